@@ -1,0 +1,141 @@
+"""The user's cache: a folder an asset, complete or absent, built once however many processes ask for it."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.assets.pins import Asset
+from lsm_probe.errors import InputError
+
+SEAL = "asset.json"
+
+
+def cache_root() -> Path:
+    """Where converted assets live: `$LSM_PROBE_CACHE`, else `lsm-probe` in the user's cache folder."""
+    if chosen := os.environ.get("LSM_PROBE_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "lsm-probe"
+
+
+def obtain(asset: Asset, build: Callable[[Path, Path], None]) -> Path:
+    """The asset's ready folder, built first where it is missing, damaged or made from another pin.
+
+    `build(scratch, target)` fills the empty folder `target` and may leave what it likes in `scratch`, which
+    is deleted. Nobody sees `target` before it is complete and sealed: it is made beside the final folder and
+    renamed into place. Processes that ask at the same time wait for the first one.
+
+    Raises:
+        InputError: the asset cannot be had, or the cache cannot be written.
+    """
+    folder = cache_root() / asset.name
+    if is_ready(folder, asset):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, asset):
+            # Another process may have finished while this one waited.
+            if not is_ready(folder, asset):
+                _build_beside(folder, asset, build)
+    except OSError as error:
+        if error.strerror is None:
+            # Not the operating system's word: transformers raises OSError for faults of its own.
+            raise
+        raise _unusable(folder, asset, error.strerror) from error
+    return folder
+
+
+def is_ready(folder: Path, asset: Asset) -> bool:
+    """Whether `folder` is complete, undamaged and made from exactly this pin and converter version.
+
+    Takes milliseconds: a file is read again only where its modification time is not the one recorded.
+    """
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return seal["pin"] == _pin(asset) and all(_unchanged(folder / f["name"], f) for f in seal["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unusable(folder: Path, asset: Asset, reason: str) -> InputError:
+    return InputError(
+        f"cannot prepare {asset.title} in {folder.parent}: {reason}; "
+        "make room there or set LSM_PROBE_CACHE to a folder that can be written"
+    )
+
+
+def _pin(asset: Asset) -> dict[str, Any]:
+    pin: dict[str, Any] = json.loads(json.dumps(asdict(asset)))
+    # These do not change what is in the folder.
+    del pin["title"], pin["way_out"], pin["room_megabytes"]
+    return pin
+
+
+def _unchanged(path: Path, recorded: dict[str, Any]) -> bool:
+    stat = path.stat()
+    if stat.st_size != recorded["size"]:
+        return False
+    # A cache that was copied has new times but the same bytes.
+    return stat.st_mtime_ns == recorded["mtime_ns"] or sha256(path) == recorded["sha256"]
+
+
+@contextmanager
+def _alone(folder: Path, asset: Asset) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    from lsm_probe.assets.notice import tell
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with tell(f"waiting for another process that is preparing {asset.title}"):
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build_beside(folder: Path, asset: Asset, build: Callable[[Path, Path], None]) -> None:
+    prefix = f".{folder.name}.building-"
+    # Left by a process that was killed; the lock is ours, so nobody is working there.
+    for stale in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    # Asked first, because the libraries that write the weights report a full disk each in its own way.
+    if shutil.disk_usage(folder.parent).free < asset.room_megabytes * 1_000_000:
+        raise _unusable(folder, asset, f"needs {asset.room_megabytes} MB of free disk")
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        scratch, target = Path(temporary, "scratch"), Path(temporary, "target")
+        scratch.mkdir()
+        target.mkdir()
+        build(scratch, target)
+        _seal(target, asset)
+        if os.path.lexists(folder):
+            folder.rename(Path(temporary, "replaced"))
+        target.rename(folder)
+
+
+def _seal(target: Path, asset: Asset) -> None:
+    files = []
+    for path in sorted(p for p in target.rglob("*") if p.is_file()):
+        # safetensors writes for the owner alone; a cache may be shared.
+        path.chmod(0o644)
+        stat = path.stat()
+        name = path.relative_to(target).as_posix()
+        files.append({"name": name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(path)})
+    text = json.dumps({"pin": _pin(asset), "files": files}, indent=2) + "\n"
+    (target / SEAL).write_text(text, encoding="utf-8")

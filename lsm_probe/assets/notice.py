@@ -1,0 +1,38 @@
+"""What the user sees while an asset is prepared: one line on stderr, nothing from the libraries at work."""
+
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+
+@contextmanager
+def tell(message: str) -> Iterator[None]:
+    """Shows `message` on stderr: as a spinner on a terminal, as one plain line elsewhere."""
+    from rich.console import Console
+
+    # The stream as it is now: `quiet_libraries` may take sys.stderr away while the spinner turns.
+    console = Console(file=sys.stderr, highlight=False)
+    if console.is_terminal:
+        with console.status(message):
+            yield
+    else:
+        console.print(message, soft_wrap=True)
+        yield
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silences transformers' log lines, all progress bars and Python warnings, and restores them after."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        # The GGUF reader's bar obeys no switch but the stream it writes to.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
