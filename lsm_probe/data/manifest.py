@@ -1,0 +1,176 @@
+"""Our manifest: plain JSONL, one sample a line, audio paths relative to the manifest's folder."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lsm_probe.data.sample import Sample, one_line, regular_file_bytes
+from lsm_probe.errors import InputError
+
+_BUILTIN = "builtin:"
+
+
+def builtin_manifest() -> Path:
+    """Path of the packaged probe set, `data/builtin_probe/manifest.jsonl`."""
+    return Path(str(resources.files("lsm_probe") / "data" / "builtin_probe" / "manifest.jsonl"))
+
+
+def read_manifest(path: str | Path) -> list[Sample]:
+    """Reads a JSONL manifest (UTF-8, blank lines and a byte order mark allowed), in its order.
+
+    `id`, `instruction` and `audio` or `text` are required; `target`, `start` and `duration` (seconds),
+    `task`, `language` and `context` are optional, and null means left out. Other keys are left out with one
+    UserWarning. Relative audio paths start at the manifest's folder. The files named must exist; they are not
+    opened.
+
+    Args:
+        path: The manifest, or "builtin:probe" for the packaged one.
+
+    Raises:
+        InputError: The manifest cannot be read or holds no sample, or lines of it are unusable. The message
+            names file and line of the first and counts the rest.
+    """
+    manifest = _locate(path)
+    folder = manifest.parent.absolute()
+    samples: list[Sample] = []
+    line_of: dict[str, int] = {}
+    unknown: dict[str, int] = {}  # key -> the line it was first seen on
+    bad: list[str] = []
+    for number, line in _lines(manifest):
+        try:
+            values = _parse_object(line)
+            sample = _to_sample(values, folder)
+            if sample.id in line_of:
+                raise InputError(f"sample {sample.id!r}: the id is taken by line {line_of[sample.id]}; ids must differ")
+        except InputError as error:
+            bad.append(f"{manifest}, line {number}: {error}")
+            continue
+        line_of[sample.id] = number
+        samples.append(sample)
+        for key in values.keys() - Sample.model_fields.keys():
+            unknown.setdefault(key, number)
+    if bad:
+        raise InputError(one_line(bad[0] + _and_more(len(bad) - 1)))
+    if not samples:
+        raise InputError(one_line(f"{manifest}: holds no sample; write one JSON object a line"))
+    if unknown:
+        keys = ", ".join(f"{key!r} (line {unknown[key]})" for key in sorted(unknown))
+        warnings.warn(one_line(f"{manifest}: unknown keys are left out: {keys}"), stacklevel=2)
+    return samples
+
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """sha256 (hexadecimal) of what the samples hold, in their order, wherever their files lie on disk.
+
+    It covers id, instruction, text, target, context, start, duration and the bytes of each sound file: two
+    results with one fingerprint come from the same data.
+
+    Raises:
+        InputError: A sound file cannot be read; names the sample.
+    """
+    total = hashlib.sha256()
+    audio_hashes: dict[Path, str] = {}  # many instructions share an utterance
+    for sample in samples:
+        content: dict[str, Any] = sample.model_dump(
+            include={"id", "instruction", "text", "target", "context", "start", "duration"}
+        )
+        content["audio"] = None
+        if sample.audio is not None:
+            if sample.audio not in audio_hashes:
+                audio_hashes[sample.audio] = _file_sha256(sample)
+            content["audio"] = audio_hashes[sample.audio]
+        total.update(json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _locate(path: str | Path) -> Path:
+    if str(path).startswith(_BUILTIN):
+        if str(path) != _BUILTIN + "probe":
+            raise InputError(one_line(f"{path} is not built in; use builtin:probe or the path of a manifest"))
+        path = builtin_manifest()
+    try:
+        regular_file_bytes(Path(path))
+    except InputError as error:
+        raise InputError(one_line(f"manifest {error}")) from None
+    return Path(path)
+
+
+def _lines(manifest: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank. Bytes, since JSON strings may hold U+2028, which str splits at."""
+    try:
+        with manifest.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(one_line(f"manifest {manifest} cannot be read ({error.strerror})")) from None
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"byte {error.start + 1} is not UTF-8; save the manifest as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON ({error.msg}, column {error.colno}); write one JSON object a line") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or brackets nested as deep
+        raise InputError("holds JSON too deep or a number too long to read; write plain values") from None
+    if not isinstance(values, dict):
+        raise InputError(f"is a JSON {type(values).__name__}; write one JSON object a line")
+    return values
+
+
+def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
+    where = f"sample {values['id']!r}: " if isinstance(values.get("id"), str) else ""
+    # Tables exported to JSON write null for a value left out.
+    known = {key: values[key] for key in Sample.model_fields if values.get(key) is not None}
+    try:
+        sample = Sample.model_validate(known)
+        if sample.audio is None:
+            return sample
+        # Joined after the check: "folder/https://..." would no longer look like a URL.
+        audio = folder / sample.audio
+        regular_file_bytes(audio)
+    except ValidationError as error:
+        raise InputError(where + _explain(error)) from None
+    except InputError as error:
+        raise InputError(f"{where}audio {error}") from None
+    return sample.model_copy(update={"audio": audio})
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong with a sample, in our words where pydantic's do not say how to mend it."""
+    first = error.errors(include_url=False)[0]
+    key = f"{first['loc'][0]!r} " if first["loc"] else ""
+    if first["type"] == "missing":
+        return f"{key}is missing; add it"
+    if first["type"] == "value_error":
+        return f"{key}{first['ctx']['error']}"
+    given = repr(first["input"])
+    given = given if len(given) <= 40 else given[:37] + "..."
+    return f"{key}is {given}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _file_sha256(sample: Sample) -> str:
+    assert sample.audio is not None
+    try:
+        regular_file_bytes(sample.audio)
+        with sample.audio.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except InputError as error:
+        raise InputError(one_line(f"sample {sample.id!r}: audio {error}")) from None
+    except OSError as error:
+        message = f"sample {sample.id!r}: audio {sample.audio} cannot be read ({error.strerror})"
+        raise InputError(one_line(message)) from None
+
+
+def _and_more(count: int) -> str:
+    return f" (and {count} more bad line{'s' if count > 1 else ''})" if count else ""

@@ -1,0 +1,132 @@
+"""One sample: an instruction together with speech, a transcript, or both."""
+
+import hashlib
+import re
+import stat
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from lsm_probe.errors import InputError
+
+# Two letters at least, so that a Windows drive ("C:\\...") is not taken for a scheme.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON may hold half a surrogate pair ("\ud800"), which no tokenizer and no UTF-8 file takes.
+        raise ValueError("holds half a surrogate pair, which is not Unicode text; write it as UTF-8") from None
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty or blank; fill it in or leave the key out")
+    return text
+
+
+def _plain_path(value: object) -> object:
+    """Refuses all but the path of a local file: other readers run commands and fetch URLs from here."""
+    if value is None:
+        return value
+    if not isinstance(value, str | Path):
+        raise ValueError(f"must be a plain path in a string, not {type(value).__name__}; name a local file")
+    path = _not_blank(_encodable(str(value)))
+    if path.strip().startswith("|") or path.strip().endswith("|"):
+        raise ValueError(f"{path!r} is a pipe, which is never run; name a local file")
+    if _SCHEME.match(path.strip()):
+        raise ValueError(f"{path!r} is a URL, which is never fetched; name a local file")
+    if "\0" in path:
+        raise ValueError(f"{path!r} holds a NUL character; name a local file")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Words = Annotated[Text, AfterValidator(_not_blank)]
+# Strict: a number, not a string or a boolean that looks like one.
+Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class Sample(BaseModel):
+    """An instruction and the source it speaks of. Immutable.
+
+    Args:
+        id: Name of the sample, unique in its manifest.
+        instruction: The text instruction.
+        audio: A local sound file. `audio` or `text` is required.
+        text: The transcript.
+        target: The reference response.
+        start: Where the section begins in `audio`, seconds.
+        duration: Length of the section, seconds; None reads to the end.
+        task: Name of the task, for example "asr".
+        language: Language of the speech.
+        context: Further text for the prompt.
+
+    Raises:
+        pydantic.ValidationError: A value is missing, blank, not finite or out of range, or `audio` is
+            anything but a plain path. That the file exists is checked by whoever reads it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Words
+    instruction: Words
+    audio: Annotated[Path | None, BeforeValidator(_plain_path)] = None
+    text: Words | None = None
+    target: Text | None = None
+    start: Annotated[Seconds, Field(ge=0)] = 0.0
+    duration: Annotated[Seconds, Field(gt=0)] | None = None
+    task: Text | None = None
+    language: Text | None = None
+    context: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_source(self) -> "Sample":
+        if self.audio is None and self.text is None:
+            raise ValueError("names neither 'audio' nor 'text'; give one of them")
+        return self
+
+    @property
+    def utterance(self) -> str:
+        """Cluster key of the bootstrap: one for the same file, start and duration, or text if no audio.
+
+        A digest, so that results may hold it without telling where the file lay. Files are compared by their
+        resolved path; `duration=None` and the same length in seconds are two keys.
+        """
+        if self.audio is None:
+            return _digest("text", self.text)
+        return _digest("audio", self.audio.resolve(), self.start, self.duration)
+
+
+def _digest(kind: str, *parts: object) -> str:
+    return f"{kind}-{hashlib.sha256(repr(list(map(str, parts))).encode()).hexdigest()[:16]}"
+
+
+def regular_file_bytes(path: Path) -> int:
+    """Size of a regular file in bytes, by `stat` alone: a fifo or a device would block or never end.
+
+    Raises:
+        InputError: `path` does not exist, cannot be looked at, or is no regular file.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None
+    except ValueError as error:  # a NUL character, or half a surrogate pair
+        raise InputError(f"{str(path)!r} is no path ({error}); check it") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a directory; name a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe, socket or device; name a regular file")
+    return status.st_size
+
+
+def one_line(message: str) -> str:
+    """`message` without line breaks, which ids and file names may hold."""
+    return " ".join(message.splitlines())

@@ -1,0 +1,256 @@
+"""Manifests: what is read, and that every mistake is one line with file and line number (F11)."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lsm_probe.data.manifest import builtin_manifest, fingerprint, read_manifest
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+
+GOOD = {"id": "good", "instruction": "Repeat.", "text": "hello"}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a manifest of the lines given: objects as JSON, str and bytes as they are."""
+
+    def _write(*lines: dict[str, Any] | str | bytes, start: bytes = b"") -> Path:
+        def to_bytes(line: dict[str, Any] | str | bytes) -> bytes:
+            if isinstance(line, dict):
+                line = json.dumps(line)
+            return line if isinstance(line, bytes) else line.encode()
+
+        path = tmp_path / "manifest.jsonl"
+        path.write_bytes(start + b"\n".join(map(to_bytes, lines)))
+        return path
+
+    return _write
+
+
+def refusal(path: str | Path) -> str:
+    """The message of the InputError, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    return message
+
+
+def test_reads_in_order_with_blank_lines_bom_and_crlf(write: Write) -> None:
+    lines = ["", json.dumps(GOOD | {"id": "b"}) + "\r", "  \r", json.dumps(GOOD | {"id": "a"}), ""]
+    path = write(*lines, start=b"\xef\xbb\xbf")
+    assert [sample.id for sample in read_manifest(path)] == ["b", "a"]
+
+
+def test_every_key_arrives(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"x")
+    values = GOOD | {
+        "audio": "x.wav",
+        "target": "hallo",
+        "start": 1,
+        "duration": 2.5,
+        "task": "translation",
+        "language": "de",
+        "context": "A greeting.",
+    }
+    (sample,) = read_manifest(write(values))
+    assert sample == Sample.model_validate(values | {"audio": tmp_path / "x.wav"})
+
+
+def test_line_separators_inside_strings_are_kept(write: Write) -> None:
+    text = "one\u2028two\u0085three"
+    (sample,) = read_manifest(write(json.dumps(GOOD | {"text": text}, ensure_ascii=False)))
+    assert sample.text == text
+
+
+def test_null_means_left_out(write: Write) -> None:
+    (sample,) = read_manifest(write(GOOD | {"start": None, "duration": None, "audio": None}))
+    assert (sample.start, sample.duration, sample.audio) == (0.0, None, None)
+
+
+def test_relative_audio_starts_at_the_manifest(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flac").mkdir()
+    (tmp_path / "flac" / "x.flac").write_bytes(b"x")
+    write(GOOD | {"audio": "flac/x.flac"})
+    monkeypatch.chdir(tmp_path)
+    (sample,) = read_manifest("manifest.jsonl")
+    monkeypatch.chdir(tmp_path.parent)
+    assert sample.audio == tmp_path / "flac" / "x.flac"
+
+
+def test_absolute_audio_outside_the_folder(write: Write, tmp_path_factory: pytest.TempPathFactory) -> None:
+    audio = tmp_path_factory.mktemp("elsewhere") / "x.wav"
+    audio.write_bytes(b"x")
+    (sample,) = read_manifest(write(GOOD | {"audio": str(audio)}))
+    assert sample.audio == audio
+
+
+def test_name_with_a_colon_is_reached_with_a_dot(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "take:1.wav").write_bytes(b"x")
+    (sample,) = read_manifest(write(GOOD | {"audio": "./take:1.wav"}))
+    assert sample.audio == tmp_path / "take:1.wav"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{not json}", "is not JSON"),
+        ('{"id": "x"', "is not JSON"),
+        ("[" * 100_000, "too deep"),
+        ('{"id": "x", "start": ' + "9" * 5000 + "}", "too long"),
+        ("[1, 2]", "is a JSON list"),
+        ('"text"', "is a JSON str"),
+        (b'{"id": "\xff"}', "byte 9 is not UTF-8"),
+        ({"instruction": "Repeat.", "text": "hello"}, "'id' is missing"),
+        ({"id": "x", "text": "hello"}, "sample 'x': 'instruction' is missing"),
+        ({"id": "x", "instruction": "Repeat."}, "sample 'x': names neither 'audio' nor 'text'"),
+        (GOOD | {"id": ""}, "'id' is empty or blank"),
+        (GOOD | {"id": 5}, "'id' is 5; input should be a valid string"),
+        (GOOD | {"instruction": "  "}, "'instruction' is empty or blank"),
+        (GOOD | {"text": ""}, "'text' is empty or blank"),
+        (GOOD | {"text": "\ud800"}, "'text' holds half a surrogate pair"),
+        (GOOD | {"start": -1}, "'start' is -1; input should be greater than or equal to 0"),
+        (GOOD | {"start": "x\n" * 99}, "'start' is 'x\\nx\\n"),
+        ('{"id": "x", "instruction": "i", "text": "t", "start": NaN}', "'start' is nan"),
+        ('{"id": "x", "instruction": "i", "text": "t", "duration": Infinity}', "'duration' is inf"),
+        (GOOD | {"duration": 0}, "'duration' is 0; input should be greater than 0"),
+        (GOOD | {"audio": "absent.wav"}, "absent.wav does not exist"),
+        (GOOD | {"audio": "ab\nsent.wav"}, "does not exist"),
+        (GOOD | {"audio": "x" * 5000}, "cannot be read"),
+        (GOOD | {"audio": "."}, "is a directory"),
+        (GOOD | {"audio": "/dev/zero"}, "is a pipe, socket or device"),
+        (GOOD | {"audio": {"type": "command", "source": "touch owned"}}, "must be a plain path"),
+        (GOOD | {"audio": ["x.wav"]}, "must be a plain path"),
+        (GOOD | {"audio": "touch owned |"}, "is a pipe"),
+        (GOOD | {"audio": "| touch owned"}, "is a pipe"),
+        (GOOD | {"audio": "https://example.org/x.wav"}, "is a URL"),
+        (GOOD | {"audio": "file:x.wav"}, "is a URL"),
+    ],
+)
+def test_bad_line_is_named_with_its_number(
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: dict[str, Any] | str | bytes,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(GOOD | {"id": "first"}, "", line, GOOD | {"id": "last"})
+    message = refusal(path)
+    assert message.startswith(f"{path}, line 3: ")
+    assert said in message
+    assert "more bad line" not in message
+    assert not (tmp_path / "owned").exists()
+
+
+def test_fifo_as_audio_does_not_block(write: Write, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.wav")
+    assert "line 1: sample 'good': audio" in refusal(write(GOOD | {"audio": "fifo.wav"}))
+
+
+def test_duplicate_id_names_both_lines(write: Write) -> None:
+    message = refusal(write(GOOD, "", GOOD | {"id": "other"}, GOOD))
+    assert "line 4: sample 'good'" in message
+    assert "taken by line 1" in message
+
+
+@pytest.mark.parametrize(("bad", "said"), [(1, "(and 1 more bad line)"), (3, "(and 3 more bad lines)")])
+def test_further_bad_lines_are_counted(write: Write, bad: int, said: str) -> None:
+    message = refusal(write(GOOD, "{}", *["nonsense"] * bad))
+    assert "line 2: 'id' is missing" in message
+    assert message.endswith(said)
+
+
+def test_unusable_manifests(tmp_path: Path, write: Write) -> None:
+    absent = tmp_path / "absent.jsonl"
+    assert refusal(absent) == f"manifest {absent} does not exist; check the path"
+    assert "is a directory" in refusal(tmp_path)
+    assert "holds no sample" in refusal(write())
+    assert "holds no sample" in refusal(write("", "  ", ""))
+    assert "line 1: byte 1 is not UTF-8" in refusal(write(json.dumps(GOOD).encode("utf-16")))
+    os.mkfifo(tmp_path / "fifo")
+    assert "is a pipe" in refusal(tmp_path / "fifo")
+    assert "NUL" in refusal("a\0b") or "null" in refusal("a\0b")
+    assert "does not exist" in refusal(tmp_path / "line\nbreak")
+
+
+def test_unknown_keys_are_named_once(write: Write) -> None:
+    path = write(GOOD, GOOD | {"id": "b", "speaker": 1}, GOOD | {"id": "c", "speaker": 2, "emotion": "x"})
+    with pytest.warns(UserWarning, match="unknown keys") as caught:
+        samples = read_manifest(path)
+    (warning,) = caught
+    assert f"{path}: unknown keys are left out: 'emotion' (line 3), 'speaker' (line 2)" in str(warning.message)
+    assert warning.filename == __file__
+    assert len(samples) == 3
+
+
+def test_known_keys_do_not_warn(write: Write) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_manifest(write(GOOD))
+
+
+def test_builtin_name(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    assert builtin_manifest().parts[-4:] == ("lsm_probe", "data", "builtin_probe", "manifest.jsonl")
+    path = write(GOOD)
+    monkeypatch.setattr("lsm_probe.data.manifest.builtin_manifest", lambda: path)
+    assert read_manifest("builtin:probe")[0].id == "good"
+    assert "builtin:probes is not built in; use builtin:probe" in refusal("builtin:probes")
+
+
+@pytest.fixture
+def spoken(tmp_path: Path) -> Path:
+    """A folder with a manifest of two instructions on one sound file."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "x.wav").write_bytes(b"sound")
+    lines = [{"id": i, "instruction": i, "audio": "x.wav", "text": "hello", "start": 0.5} for i in ("a", "b")]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_fingerprint_does_not_see_the_folder(spoken: Path, tmp_path: Path) -> None:
+    before = fingerprint(read_manifest(spoken / "manifest.jsonl"))
+    assert len(before) == 64
+    moved = shutil.copytree(spoken, tmp_path / "two")
+    (moved / "x.wav").rename(moved / "renamed.wav")
+    text = (moved / "manifest.jsonl").read_text().replace("x.wav", "renamed.wav")
+    (moved / "manifest.jsonl").write_text(text)
+    assert fingerprint(read_manifest(moved / "manifest.jsonl")) == before
+
+
+def test_fingerprint_sees_the_content(spoken: Path) -> None:
+    first, second = read_manifest(spoken / "manifest.jsonl")
+    seen = {fingerprint([first, second]), fingerprint([second, first]), fingerprint([first])}
+    changes: list[dict[str, Any]] = [
+        {"id": "c"},
+        {"instruction": "Other."},
+        {"text": "other"},
+        {"text": None},
+        {"target": "other"},
+        {"context": "other"},
+        {"start": 0.25},
+        {"duration": 1.0},
+        {"audio": None},
+    ]
+    for change in changes:
+        seen.add(fingerprint([first.model_copy(update=change), second]))
+    (spoken / "x.wav").write_bytes(b"Sound")
+    seen.add(fingerprint([first, second]))
+    assert len(seen) == 3 + len(changes) + 1
+
+
+def test_fingerprint_of_a_file_gone_names_the_sample(spoken: Path) -> None:
+    samples = read_manifest(spoken / "manifest.jsonl")
+    (spoken / "x.wav").unlink()
+    with pytest.raises(InputError, match=r"sample 'a': audio .*x\.wav does not exist"):
+        fingerprint(samples)
