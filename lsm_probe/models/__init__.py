@@ -1,0 +1,13 @@
+"""Models: the large speech-text model, its processor, and loading of whatever the probes look into."""
+
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
+
+from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
+from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.processing_lsm import LsmProcessor
+
+AutoConfig.register(LsmConfig.model_type, LsmConfig)
+AutoModelForMultimodalLM.register(LsmConfig, LsmForConditionalGeneration)
+AutoProcessor.register(LsmConfig, LsmProcessor)
+
+__all__ = ["LsmConfig", "LsmForConditionalGeneration", "LsmProcessor", "LsmProjectorConfig"]

@@ -1,0 +1,139 @@
+"""One object for whatever the probes look into: an LSM, or a text LLM whose source is the transcript."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.processing_lsm import LsmProcessor
+from lsm_probe.models.prompts import Prompt, encode_prompt
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model with what is needed to put prompts to it.
+
+    Attributes:
+        name: how the user called it.
+        model: the LSM, or the text LLM itself.
+        tokenizer: the LLM's fast tokenizer.
+        template: name of the prompt template.
+        processor: the LSM's processor; None for a text LLM.
+        identity: where the weights came from and their hashes; stored with every result.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    processor: LsmProcessor | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Literal["speech", "text"]:
+        """What stands in the source slot."""
+        return "speech" if self.processor is not None else "text"
+
+    @property
+    def llm(self) -> PreTrainedModel:
+        """The causal LM: the model itself, or the one inside the LSM."""
+        model: Any = self.model
+        return model.language_model if isinstance(model, LsmForConditionalGeneration) else model
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and response together, where the LLM's configuration names a limit."""
+        return getattr(self.llm.config, "max_position_embeddings", None)
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        if eos is None:
+            eos = self.tokenizer.eos_token_id
+        return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+    def encode(
+        self, instruction: str, source: str | NDArray[np.float32], *, source_length: int | None = None
+    ) -> Prompt:
+        """Tokenises one prompt, each token with its segment.
+
+        Args:
+            instruction: what the model is told to do.
+            source: the waveform (mono, 16 kHz) for an LSM, the transcript for a text LLM.
+            source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
+
+        Raises:
+            InputError: if instruction or source tokenise to nothing.
+        """
+        if self.processor is not None:
+            assert not isinstance(source, str)
+            return self.processor.encode(instruction, source)
+        assert isinstance(source, str)
+        return encode_prompt(self.tokenizer, self.template, instruction, source, source_length=source_length)
+
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text."""
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*ids, *self.eos_token_ids[:1]] if ids else []
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    @torch.no_grad()
+    def embed(self, prompts: list[Prompt]) -> list[Tensor]:
+        """Embeds prompts for the LLM, speech encoded once: one `[tokens, llm_dim]` for each prompt."""
+        model: Any = self.model
+        device = model.device
+        embedded = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt.input_ids], device=device)
+            if prompt.input_features is None or prompt.input_features_mask is None:
+                embedded.append(self.llm.get_input_embeddings()(ids)[0])
+            else:
+                features = prompt.input_features.to(device)
+                embedded.append(model.embed(ids, features, prompt.input_features_mask.to(device))[0])
+        return embedded
+
+    @torch.no_grad()
+    def generate(self, embedded: list[Tensor], *, max_new_tokens: int) -> list[list[int]]:
+        """Answers embedded prompts greedily: the new token ids of each, EOS included where it was produced."""
+        longest = max(len(e) for e in embedded)
+        inputs = torch.stack([torch.nn.functional.pad(e, (0, 0, longest - len(e), 0)) for e in embedded])
+        mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
+        eos = self.eos_token_ids
+        llm: Any = self.llm
+        new_ids = llm.generate(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos or None,
+            pad_token_id=eos[0] if eos else 0,
+        )
+        return [_until_eos(row, eos) for row in new_ids.tolist()]
+
+    def check_length(self, prompt: Prompt, response_tokens: int) -> None:
+        """Refuses what does not fit the LLM's context.
+
+        Raises:
+            InputError: if prompt and response together are longer than the context.
+        """
+        limit = self.context_length
+        if limit is not None and len(prompt) + response_tokens > limit:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} exceed the context of "
+                f"{limit} tokens of {self.name}: shorten the source or lower --max-new-tokens"
+            )
+
+
+def _until_eos(ids: list[int], eos: list[int]) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(ids) if token in eos), len(ids))
+    return ids[:end]

@@ -1,0 +1,177 @@
+"""Loading: a folder, a hub name or a built-in name to a [`Checkpoint`]."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+from lsm_probe import assets
+from lsm_probe.errors import InputError
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.templates import TEMPLATES, default_template
+
+BUILTIN = ("builtin:llm", "builtin:untrained")
+
+
+def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", template: str | None = None) -> Checkpoint:
+    """Loads a checkpoint to look into.
+
+    Args:
+        name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM) or `builtin:untrained` (the
+            embedded encoder and LLM with a seeded, untrained connector).
+        device: a torch device; `auto` takes CUDA where there is one.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU and bfloat16 elsewhere.
+        template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM.
+
+    Raises:
+        InputError: if there is no such checkpoint, or it is of a kind that cannot be probed.
+    """
+    name = str(name)
+    torch_device, torch_dtype = resolve_device(device), None
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    if template is not None and template not in TEMPLATES:
+        raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
+    if name == "builtin:untrained":
+        checkpoint = build_lsm(assets.speech_encoder(), assets.language_model(), dtype=torch_dtype, template=template)
+        checkpoint.name = name
+    elif name.startswith("builtin:") and name not in BUILTIN:
+        raise InputError(f"--ckpt {name} is unknown; built-in checkpoints are: {', '.join(BUILTIN)}")
+    else:
+        folder = str(assets.language_model()) if name == "builtin:llm" else name
+        checkpoint = _load_pretrained(name, folder, torch_dtype, template)
+    checkpoint.model.to(torch_device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its type
+    return checkpoint
+
+
+def build_lsm(
+    encoder: str | Path,
+    llm: str | Path,
+    *,
+    projector: LsmProjectorConfig | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    template: str | None = None,
+) -> Checkpoint:
+    """Puts a pretrained Whisper encoder and a pretrained LLM together with a new, seeded connector.
+
+    Args:
+        encoder: folder or hub name of a Whisper model of any size.
+        llm: folder or hub name of a decoder-only causal LM.
+        projector: the connector's configuration.
+        seed: seeds the connector's weights.
+        dtype: of all weights.
+        template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
+
+    Raises:
+        InputError: if either part cannot be loaded.
+    """
+    tokenizer = _pretrained(AutoTokenizer, llm)
+    language_model = _pretrained(AutoModelForCausalLM, llm, dtype=dtype)
+    whisper = _pretrained(WhisperModel, encoder, dtype=dtype)
+    config = LsmConfig(
+        audio_config=whisper.config,
+        projector_config=projector or LsmProjectorConfig(),
+        text_config=language_model.config,
+    )
+    config.dtype = dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LsmForConditionalGeneration(config)
+    model.to(dtype)  # type: ignore[arg-type]
+    model.audio_tower.load_state_dict(whisper.encoder.state_dict())
+    model.language_model.load_state_dict(language_model.state_dict())
+    model.generation_config = language_model.generation_config
+    processor = LsmProcessor.for_model(config, _pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
+    identity = {
+        "model_type": config.model_type,
+        "encoder": _identity(encoder),
+        "llm": _identity(llm),
+        "connector": {**processor.projector, "seed": seed, "trained": False},
+    }
+    return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity)
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {device} cannot be used here ({reason}): try --device auto") from error
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise InputError(f"--dtype {dtype!r} is unknown; choose one of: auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
+    config = _pretrained(AutoConfig, folder)
+    if isinstance(config, LsmConfig):
+        processor = _pretrained(AutoProcessor, folder)
+        processor.template = template or processor.template
+        model = _pretrained(LsmForConditionalGeneration, folder, dtype=dtype)
+        return Checkpoint(name, model, processor.tokenizer, processor.template, processor, _identity(folder, config))
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"--ckpt {name} is a {config.model_type!r} model, which is neither an LSM of ours nor a causal text LLM"
+        )
+    tokenizer = _pretrained(AutoTokenizer, folder)
+    model = _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attn_implementation="sdpa")
+    return Checkpoint(name, model, tokenizer, template or default_template(tokenizer), None, _identity(folder, config))
+
+
+def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
+    """`auto_class.from_pretrained`, never running code from the checkpoint, with one line for what can go wrong."""
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"{name} is no checkpoint: the folder has no config.json")
+    try:
+        return auto_class.from_pretrained(str(name), trust_remote_code=False, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{name} cannot be loaded: {reason}") from error
+
+
+def _identity(folder: str | Path, config: PreTrainedConfig | None = None) -> dict[str, Any]:
+    """What tells one checkpoint from another: kind, hub revision where it has one, sha256 of its weights."""
+    identity: dict[str, Any] = {}
+    if config is not None:
+        identity["model_type"] = config.model_type
+        revision = getattr(config, "_commit_hash", None)
+        if revision:
+            identity["revision"] = revision
+    weights = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    if weights:
+        identity["weights_sha256"] = {path.name: _sha256(path) for path in weights}
+    return identity
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["BUILTIN", "Checkpoint", "PreTrainedModel", "build_lsm", "load"]

@@ -1,0 +1,132 @@
+"""The processor: instruction text and waveforms to model inputs, segments recorded on the way."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AddedToken, BatchFeature, ProcessorMixin
+
+from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
+from lsm_probe.models.connectors import num_speech_tokens
+from lsm_probe.models.prompts import Prompt, encode_prompt
+from lsm_probe.models.segments import Segment
+from lsm_probe.models.templates import AUDIO_TOKEN, default_template
+
+
+class LsmProcessor(ProcessorMixin):
+    """A Whisper feature extractor and an LLM's tokenizer with a prompt template between them.
+
+    Args:
+        feature_extractor: a `WhisperFeatureExtractor`.
+        tokenizer: the LLM's fast tokenizer. The placeholder `<|audio|>` is added to it as a special token.
+        audio_token_id: the id that placeholder becomes in `input_ids` (the model's, not the tokenizer's).
+        projector: the connector's configuration as a dictionary: it decides how many speech tokens there are.
+        template: name of the prompt template; the tokenizer's own chat template where it has one.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        audio_token_id: int = 0,
+        projector: dict[str, Any] | None = None,
+        template: str | None = None,
+        chat_template: str | None = None,
+    ):
+        tokenizer.add_tokens([AddedToken(AUDIO_TOKEN, special=True, normalized=False)], special_tokens=True)
+        self.audio_token_id = audio_token_id
+        self.projector = projector or {}
+        self.template = template or default_template(tokenizer)
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def for_model(
+        cls, config: LsmConfig, feature_extractor: Any, tokenizer: Any, template: str | None = None
+    ) -> LsmProcessor:
+        """The processor that fits a model of this configuration."""
+        projector = {
+            k: v
+            for k, v in config.projector_config.to_diff_dict().items()
+            if k not in ("transformers_version", "model_type")
+        }
+        return cls(feature_extractor, tokenizer, config.audio_token_id or 0, projector, template)
+
+    def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
+        """Encodes one instruction about one utterance.
+
+        Args:
+            instruction: what the model is told to do.
+            audio: mono waveform at the feature extractor's rate (16 kHz), `[samples]`. More than 30 s becomes
+                several pieces, each encoded by itself; nothing is cut off.
+        """
+        features, mask = self._extract(audio)
+        config = LsmProjectorConfig(**self.projector)
+        # The encoder halves the mel frame rate and keeps a last odd frame.
+        tokens = sum(num_speech_tokens(config, (int(n) + 1) // 2) for n in mask.sum(-1))
+        prompt = encode_prompt(
+            self.tokenizer,
+            self.template,
+            instruction,
+            AUDIO_TOKEN,
+            source_length=tokens,
+            audio_token_id=self.audio_token_id,
+        )
+        return Prompt(prompt.input_ids, prompt.segments, features, mask)
+
+    def __call__(
+        self,
+        instruction: str | list[str] | None = None,
+        audio: NDArray[np.float32] | list[NDArray[np.float32]] | None = None,
+        *,
+        padding_side: Literal["left", "right"] = "left",
+        return_segments: bool = False,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Encodes a batch for `model(**inputs)` and `model.generate(**inputs)`.
+
+        Returns:
+            `input_ids` and `attention_mask` `[batch, tokens]`, `input_features` `[pieces, mel_bins, 3000]`,
+            `input_features_mask` `[pieces, 3000]`, and `segments` `[batch, tokens]` if asked for.
+        """
+        instructions = [instruction] if isinstance(instruction, str) else instruction
+        audios = [audio] if isinstance(audio, np.ndarray) else audio
+        if not instructions or not audios or len(instructions) != len(audios):
+            raise ValueError("give as many instructions as waveforms, and at least one")
+        prompts = [self.encode(i, a) for i, a in zip(instructions, audios, strict=True)]
+        pad_id = self.tokenizer.pad_token_id or 0
+        inputs = {
+            "input_ids": pad([p.input_ids for p in prompts], pad_id, padding_side),
+            "attention_mask": pad([[1] * len(p) for p in prompts], 0, padding_side),
+            "input_features": torch.cat([p.input_features for p in prompts if p.input_features is not None]),
+            "input_features_mask": torch.cat(
+                [p.input_features_mask for p in prompts if p.input_features_mask is not None]
+            ),
+        }
+        if return_segments:
+            inputs["segments"] = pad([[int(s) for s in p.segments] for p in prompts], Segment.PADDING, padding_side)
+        return BatchFeature(inputs)
+
+    def _extract(self, audio: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """Log-mel features of 30 s pieces and the mask of the frames that are speech."""
+        extractor = self.feature_extractor
+        pieces = [audio[i : i + extractor.n_samples] for i in range(0, len(audio), extractor.n_samples)]
+        features = extractor(
+            pieces, sampling_rate=extractor.sampling_rate, padding="max_length", return_tensors="pt"
+        ).input_features
+        # Counted here: the extractor's own mask is a frame off unless the length divides by the hop.
+        lengths = torch.tensor([-(-len(piece) // extractor.hop_length) for piece in pieces])
+        return features, (torch.arange(features.shape[-1]) < lengths[:, None]).long()
+
+
+def pad(rows: list[list[int]], value: int, side: Literal["left", "right"]) -> Tensor:
+    """Pads lists of integers to `[rows, longest]`."""
+    longest = max(len(row) for row in rows)
+    filler = [[value] * (longest - len(row)) for row in rows]
+    return torch.tensor(
+        [f + row if side == "left" else row + f for row, f in zip(rows, filler, strict=True)],
+        dtype=torch.long,
+    )

@@ -1,0 +1,42 @@
+"""Segments: what each token of a prompt is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+
+class Segment(IntEnum):
+    """What a token is. Stored values: part of the file format of results."""
+
+    PADDING = 0
+    SYSTEM = 1
+    TEMPLATE = 2
+    """Role words, delimiters, BOS, chat markup."""
+    INSTRUCTION = 3
+    SOURCE = 4
+    """Speech tokens, or the transcript for a text LLM."""
+    RESPONSE = 5
+
+
+Piece = tuple[Segment, str]
+"""A stretch of the prompt's text and what it is."""
+
+
+def token_segments(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) -> list[Segment]:
+    """Says of each token which segment it belongs to.
+
+    A token that straddles two pieces belongs to the one holding its first non-space character; a token of spaces
+    alone to the one holding its first character.
+
+    Args:
+        pieces: the text, cut into segments; the tokeniser saw their concatenation.
+        offsets: first and past-the-end character of each token in the concatenation.
+    """
+    text = "".join(piece for _, piece in pieces)
+    owner = [segment for segment, piece in pieces for _ in piece]
+    segments = []
+    for start, end in offsets:
+        first = next((i for i in range(start, end) if not text[i].isspace()), min(start, len(owner) - 1))
+        segments.append(owner[first])
+    return segments
