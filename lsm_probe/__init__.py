@@ -1,0 +1,50 @@
+"""lsm-probe: shows, locates and measures speech anchor bias in large speech-text models.
+
+import lsm_probe
+
+model = lsm_probe.load("builtin:untrained")
+result = lsm_probe.attention(model, lsm_probe.read_manifest("builtin:probe"))
+result.save("runs/untrained")
+result.plot()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsm_probe.data.manifest import read_manifest
+    from lsm_probe.data.sample import Sample
+    from lsm_probe.errors import InputError
+    from lsm_probe.models.loading import build_lsm, load
+    from lsm_probe.probes.attention import attention
+    from lsm_probe.probes.comparison import compare
+    from lsm_probe.probes.result import AttentionResult
+
+_HOMES = {
+    "AttentionResult": "probes.result",
+    "InputError": "errors",
+    "Sample": "data.sample",
+    "attention": "probes.attention",
+    "build_lsm": "models.loading",
+    "compare": "probes.comparison",
+    "load": "models.loading",
+    "read_manifest": "data.manifest",
+}
+
+__all__ = [
+    "AttentionResult",
+    "InputError",
+    "Sample",
+    "attention",
+    "build_lsm",
+    "compare",
+    "load",
+    "read_manifest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `lsm-probe --help` need not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lsm_probe' has no attribute {name!r}")
+    return getattr(import_module(f"lsm_probe.{_HOMES[name]}"), name)

@@ -1,0 +1,300 @@
+"""Capture: the one place that looks inside attention modules.
+
+A function registered with transformers' `AttentionInterface` calls the stock sdpa attention for the output, so the
+model's numbers do not change by a bit, and shows query, key and value to whoever is capturing. Every captured layer
+checks itself: alpha, v and W_O must reproduce what the attention module put out, or the numbers are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lsm_probe.errors import InputError
+from lsm_probe.probes.norms import attention_weights, recompose
+
+IMPLEMENTATION = "lsm_probe"
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+
+_active: ContextVar[Capture | None] = ContextVar("lsm_probe_capture", default=None)
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One self-attention module of an LLM and its output projection."""
+
+    index: int
+    name: str
+    module: nn.Module
+    projection: nn.Module
+
+    def output_weight(self, heads: int) -> tuple[Tensor, Tensor | None]:
+        """The effective W_O `[heads, head_dim, d]` and output bias `[d]`.
+
+        Read as `projection(I) - projection(0)` unless the projection is a plain linear layer: adapters and
+        quantised layers are then what they really do, not what their `.weight` says.
+        """
+        projection = self.projection
+        if type(projection) is nn.Linear:
+            return projection.weight.t().unflatten(0, (heads, -1)), projection.bias
+        weight = next(p for p in projection.parameters() if p.is_floating_point())
+        width = getattr(projection, "in_features", None) or weight.shape[0]  # GPT-2's Conv1D is [in, out]
+        identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
+        bias = projection(identity.new_zeros(1, width))
+        return (projection(identity) - bias).unflatten(0, (heads, -1)), bias[0]
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What one layer's attention did at the probed rows.
+
+    Attributes:
+        layer: index of the layer.
+        alpha: attention probabilities, `[batch, heads, rows, keys]`, float32.
+        value: `[batch, kv_heads, keys, head_dim]`, in the model's dtype.
+        w_o: effective output projection, `[heads, head_dim, d]`.
+    """
+
+    layer: int
+    alpha: Tensor
+    value: Tensor
+    w_o: Tensor
+
+
+def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """Largest median and largest worst-row relative error of the self-check accepted.
+
+    In half precision the bounds are the attention module's own rounding, measured.
+    """
+    return (1e-5, 1e-5) if dtype in (torch.float32, torch.float64) else (5e-3, 2e-2)
+
+
+def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Median and worst self-check error over all layers and rows, with the bounds they were held to.
+
+    Args:
+        errors: relative errors `|recomposed - output| / |output|`, any shapes.
+        dtype: the model's.
+    """
+    flat = torch.cat([e.flatten() for e in errors])
+    median_bound, worst_bound = error_bounds(dtype)
+    return {
+        "median": flat.median().item(),
+        "worst": flat.max().item(),
+        "median_bound": median_bound,
+        "worst_bound": worst_bound,
+    }
+
+
+class Capture:
+    """Shows each layer's attention at given rows to `visit`, and checks it. Made by [`capture`].
+
+    Args:
+        layers: the LLM's attention modules.
+        visit: called once for each layer of a captured forward pass.
+        dtype: the model's; sets the bounds of the self-check.
+    """
+
+    def __init__(self, layers: list[AttentionLayer], visit: Callable[[LayerAttention], None], dtype: torch.dtype):
+        self.layers = {id(layer.module): layer for layer in layers}
+        self.visit = visit
+        self.bounds = error_bounds(dtype)
+        self._rows = self._row_mask = torch.empty(0)
+        self._expected: dict[int, Tensor] = {}
+        self._errors: dict[int, Tensor] = {}
+        self._last_output: tuple[AttentionLayer, Tensor] | None = None
+
+    @contextmanager
+    def at_rows(self, rows: Tensor, row_mask: Tensor) -> Iterator[None]:
+        """Captures the forward pass inside the block.
+
+        Args:
+            rows: query positions to look at, `[batch, rows]`.
+            row_mask: `[batch, rows]`, False for padding among them; a padded row must name a real position.
+
+        Raises:
+            InputError: if a layer's attention cannot be measured exactly; the line names the module.
+        """
+        self._rows, self._row_mask = rows, row_mask
+        self._errors.clear()
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+            self._expected.clear()
+            self._last_output = None
+        for layer in self.layers.values():
+            if layer.index not in self._errors:
+                raise _refusal(layer, "it does not go through transformers' attention interface")
+
+    def errors_by_sample(self) -> list[Tensor]:
+        """The self-check's relative errors in the last captured pass: `[layers, rows]` for each sample."""
+        errors = torch.stack([self._errors[i] for i in sorted(self._errors)], 1).cpu()
+        return [e[:, m] for e, m in zip(errors, self._row_mask.cpu(), strict=True)]
+
+    def see(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Called by the registered attention function of every attention module of the model."""
+        layer = self.layers.get(id(module))
+        if layer is None:
+            return
+        _refuse_variants(layer, kwargs)
+        is_causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        scaling = kwargs.get("scaling")
+        alpha = attention_weights(
+            query,
+            key,
+            self._rows,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            mask=mask,
+            causal=causal and query.shape[2] > 1,
+        )
+        w_o, bias = layer.output_weight(query.shape[1])
+        self._expected[layer.index] = recompose(alpha, value, w_o, bias)
+        self.visit(LayerAttention(layer.index, alpha, value, w_o))
+
+    def compare(self, layer: AttentionLayer, output: Tensor) -> None:
+        """Holds the module's own output `[batch, tokens, d]` against what was recomposed.
+
+        Raises:
+            InputError: if they differ by more than rounding.
+        """
+        expected = self._expected.pop(layer.index, None)
+        if expected is None:
+            return
+        self._last_output = (layer, output)
+        actual = output.gather(1, self._rows[:, :, None].expand(-1, -1, output.shape[-1])).to(expected.dtype)
+        errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1)
+        real = errors[self._row_mask]
+        median_bound, worst_bound = self.bounds
+        # Written so that NaN is refused too.
+        if not (real.median() <= median_bound and real.max() <= worst_bound):
+            raise _refusal(
+                layer,
+                f"alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
+                f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so it computes something else",
+            )
+        self._errors[layer.index] = errors
+
+    def watch_sibling(self, name: str, args: tuple[Any, ...]) -> None:
+        """Refuses a layer whose attention output goes through another module before it joins the residual stream."""
+        if self._last_output is not None and args and args[0] is self._last_output[1]:
+            raise _refusal(self._last_output[0], f"its output passes through {name} before the residual stream")
+
+
+@contextmanager
+def capture(model: PreTrainedModel, visit: Callable[[LayerAttention], None]) -> Iterator[Capture]:
+    """Prepares a causal LM for capturing, and puts everything back after, errors included.
+
+    Inside the block, `with captured.at_rows(rows, row_mask): model(...)` shows every layer to `visit`.
+
+    Args:
+        model: a causal LM in evaluation mode that runs `sdpa` attention.
+        visit: called once for each layer of each forward pass.
+
+    Raises:
+        InputError: if the model runs another attention implementation, is in training mode, or has attention this
+            capture does not support exactly; the line names the module.
+    """
+    if model.config._attn_implementation != "sdpa":
+        raise InputError(
+            f"{type(model).__name__} runs attn_implementation={model.config._attn_implementation!r}, which cannot be "
+            'captured exactly: call model.set_attn_implementation("sdpa") first'
+        )
+    if model.training:
+        raise InputError(f"{type(model).__name__} is in training mode (dropout would be measured): call model.eval()")
+    layers = find_attention_layers(model)
+    captured = Capture(layers, visit, model.dtype)
+    with ExitStack() as stack:
+        for layer in layers:
+            for hook in _hooks(model, layer, captured):
+                stack.callback(hook.remove)
+        stack.callback(model.set_attn_implementation, "sdpa")
+        model.set_attn_implementation(IMPLEMENTATION)
+        yield captured
+
+
+def find_attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
+    """The self-attention modules of a causal LM in layer order.
+
+    Raises:
+        InputError: if there is not exactly one for each of the model's layers.
+    """
+    layers = []
+    for name, module in model.named_modules():
+        if not hasattr(module, "layer_idx") or "Attention" not in type(module).__name__:
+            continue
+        projection = next((p for p in OUTPUT_PROJECTIONS if isinstance(getattr(module, p, None), nn.Module)), None)
+        if projection is not None:
+            layers.append(AttentionLayer(module.layer_idx, name, module, getattr(module, projection)))
+    expected = model.config.get_text_config().num_hidden_layers
+    if sorted(layer.index for layer in layers) != list(range(expected)):
+        raise InputError(
+            f"{type(model).__name__} has {len(layers)} attention modules with a known output projection for "
+            f"{expected} layers: its attention cannot be captured"
+        )
+    return sorted(layers, key=lambda layer: layer.index)
+
+
+def _hooks(model: PreTrainedModel, layer: AttentionLayer, captured: Capture) -> Iterator[Any]:
+    def compare(module: nn.Module, args: Any, output: Any) -> None:
+        captured.compare(layer, output[0] if isinstance(output, tuple) else output)
+
+    def watch(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        captured.watch_sibling(name, args)
+
+    yield layer.module.register_forward_hook(compare)
+    parent = layer.name.rpartition(".")[0]
+    for name, sibling in model.get_submodule(parent).named_children():
+        # Dropout does nothing in evaluation mode.
+        if sibling is not layer.module and not isinstance(sibling, nn.Dropout | nn.Identity):
+            yield sibling.register_forward_pre_hook(partial(watch, f"{parent}.{name}"))
+
+
+def _refuse_variants(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
+    variants = {
+        "softcap": "a softcap on its scores",
+        "s_aux": "attention sinks",
+        "position_bias": "a position bias",
+    }
+    for key, what in variants.items():
+        if kwargs.get(key) is not None:
+            raise _refusal(layer, f"it uses {what}, which is not supported")
+
+
+def _refusal(layer: AttentionLayer, reason: str) -> InputError:
+    return InputError(f"attention of layer {layer.index} ({layer.name}) cannot be measured: {reason}")
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    output = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    captured = _active.get()
+    if captured is not None:
+        captured.see(module, query, key, value, attention_mask, kwargs)
+    return output
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+# Without a mask function of the same name, transformers would hand over no mask at all: silently non-causal.
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

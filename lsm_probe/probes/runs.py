@@ -1,0 +1,124 @@
+"""A run of the attention probe over one or several checkpoints: folders, resuming, control, comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.loading import load
+from lsm_probe.probes.attention import attention
+from lsm_probe.probes.comparison import compare
+from lsm_probe.probes.result import AttentionResult, write_json
+
+OnProgress = Callable[[str, int, int], None]
+
+
+def run_attention(
+    names: Sequence[str],
+    samples: Sequence[Sample],
+    out: Path,
+    *,
+    loading: dict[str, Any],
+    probing: dict[str, Any],
+    resume: bool = False,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> list[AttentionResult]:
+    """Probes checkpoints one after another on the same samples and writes everything into a folder.
+
+    One checkpoint writes `result.json`, `arrays.npz` and `samples.jsonl` into `out`; several write them into a folder
+    each and `comparison.json` beside. A text LLM beside a speech checkpoint is probed once more with its transcript
+    at the speech's length: same responses, same positions, so that only the kind of source differs.
+
+    Args:
+        names: what [`load`] takes.
+        samples: the samples.
+        out: output folder.
+        loading: keyword arguments of [`load`].
+        probing: keyword arguments of [`attention`].
+        resume: go on from an interrupted run in the same folder.
+        on_progress: called with the checkpoint's name, samples done and samples in all.
+
+    Raises:
+        InputError: if a checkpoint or sample cannot be used, or another process writes to `out`.
+    """
+    if len(set(names)) < len(names):
+        raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
+    with _alone_in(out):
+        progress = out / "progress"
+        if not resume:
+            _remove(progress)
+
+        def probe(checkpoint: Checkpoint, chosen: Sequence[Sample], **changes: Any) -> AttentionResult:
+            name = checkpoint.name
+            result = attention(
+                checkpoint,
+                chosen,
+                progress_folder=progress / slug(name),
+                on_progress=lambda done: on_progress(name, done, len(chosen)),
+                **{**probing, **changes},
+            )
+            result.save(out / slug(name) if len(names) > 1 else out)
+            return result
+
+        results = [probe(load(name, **loading), samples) for name in names]
+        results += [
+            probe(checkpoint, chosen, responses=text.responses(), source_lengths=lengths)
+            for text, checkpoint, chosen, lengths in _controls(results, samples, loading)
+        ]
+        if len(results) > 1:
+            write_json(out / "comparison.json", compare(results))
+        _remove(progress)
+    return results
+
+
+def slug(name: str) -> str:
+    """A checkpoint's name as a folder name: the last part of a path, without the characters folders dislike."""
+    last = name if name.startswith("builtin:") else Path(name).name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "checkpoint"
+
+
+def _controls(
+    results: Sequence[AttentionResult], samples: Sequence[Sample], loading: dict[str, Any]
+) -> Iterator[tuple[AttentionResult, Checkpoint, list[Sample], dict[str, int]]]:
+    """The length-matched controls that a comparison of text and speech needs: each text LLM at each speech's length."""
+    for speech in (r for r in results if r.checkpoint["source"] == "speech"):
+        lengths = speech.source_lengths()
+        for text in (r for r in results if r.checkpoint["source"] == "text"):
+            shared = set(text.ids) & set(lengths)
+            if all(text.source_lengths()[i] == lengths[i] for i in shared):
+                continue
+            checkpoint = load(text.name, **loading)
+            checkpoint = replace(checkpoint, name=f"{text.name} at the length of {speech.name}")
+            yield text, checkpoint, [s for s in samples if s.id in shared], lengths
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    lock = filelock.FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(f"another process is writing to {out}: wait for it or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
