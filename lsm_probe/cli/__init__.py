@@ -1,0 +1,45 @@
+"""The command line: one module for each command, no logic of its own."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from lsm_probe.cli.attention import attention
+from lsm_probe.cli.demo import demo
+from lsm_probe.errors import InputError
+
+app = typer.Typer(
+    name="lsm-probe",
+    help="Shows, locates and measures speech anchor bias in large speech-text models (arXiv 2410.03798).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command()(attention)
+app.command()(demo)
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from importlib.metadata import version as package_version
+
+        print(package_version("lsm-probe"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
+        sys.exit(130)

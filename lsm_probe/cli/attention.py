@@ -1,0 +1,100 @@
+"""`lsm-probe attention`: eta by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsm_probe.cli import options as opt
+from lsm_probe.errors import InputError
+
+EXAMPLES = """
+Measures, layer by layer, how much of the norm-based attention of the response goes to the instruction and how much
+to the speech: eta = S_instruction / (S_instruction + S_source). 0.5 is balanced, low is speech anchor bias.
+
+Examples:
+
+    lsm-probe attention --ckpt my-lsm --data clips.jsonl
+
+    lsm-probe attention --ckpt builtin:llm --ckpt builtin:untrained --out runs/first
+
+    lsm-probe attention --ckpt my-lsm --heads mean_of_norms --response reference --json
+
+Writes result.json, arrays.npz, samples.jsonl, eta.png, eta.svg, eta.csv; with several checkpoints comparison.json.
+"""
+
+
+def attention(
+    ckpt: opt.Ckpt,
+    data: opt.Data = "builtin:probe",
+    out: opt.Out = None,
+    template: opt.Template = None,
+    max_new_tokens: opt.MaxNewTokens = 128,
+    responses: Annotated[
+        Path | None, typer.Option(help="Take the responses stored in this result folder instead of generating.")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Store the score of every prompt token too.")] = False,
+    heads: Annotated[
+        str, typer.Option(help="sum_then_norm or mean_of_norms.", rich_help_panel=opt.NUMBERS)
+    ] = "sum_then_norm",
+    segment: Annotated[str, typer.Option(help="mean or sum over tokens.", rich_help_panel=opt.NUMBERS)] = "mean",
+    aggregate: Annotated[
+        str, typer.Option(help="mean_of_ratios or ratio_of_means.", rich_help_panel=opt.NUMBERS)
+    ] = "mean_of_ratios",
+    span: Annotated[
+        str, typer.Option(help="instruction or instruction+template.", rich_help_panel=opt.NUMBERS)
+    ] = "instruction",
+    response: Annotated[str, typer.Option(help="generated or reference.", rich_help_panel=opt.NUMBERS)] = "generated",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    batch_size: opt.BatchSize = "auto",
+    seed: opt.Seed = 0,
+    limit: opt.Limit = None,
+    resume: opt.Resume = False,
+    on_error: opt.OnError = "fail",
+    json: opt.Json = False,
+) -> None:
+    from lsm_probe.cli.run import probe_and_report
+
+    probe_and_report(
+        ckpt,
+        data,
+        out,
+        command="attention",
+        loading={"device": device, "dtype": dtype, "template": template},
+        probing={
+            "heads": heads,
+            "segment": segment,
+            "aggregate": aggregate,
+            "span": span,
+            "response": response,
+            "max_new_tokens": max_new_tokens,
+            "tokens": tokens,
+            "seed": seed,
+            "on_error": _one_of("--on-error", on_error, "fail", "skip"),
+            **_batch_size(batch_size),
+        },
+        responses=responses,
+        limit=limit,
+        resume=resume,
+        as_json=json,
+    )
+
+
+attention.__doc__ = EXAMPLES
+
+
+def _one_of(option: str, value: str, *allowed: str) -> str:
+    if value not in allowed:
+        raise InputError(f"{option} {value!r} is unknown; choose one of: {', '.join(allowed)}")
+    return value
+
+
+def _batch_size(value: str) -> dict[str, int]:
+    if value == "auto":
+        return {}
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(f"--batch-size {value!r} is neither `auto` nor a positive number")
+    return {"batch_size": int(value)}

@@ -1,0 +1,107 @@
+"""What the commands of the attention probe have in common: progress on stderr, table or JSON on stdout, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from lsm_probe.data.manifest import read_manifest
+from lsm_probe.plots.eta import save_eta
+from lsm_probe.probes.attention import describe_data
+from lsm_probe.probes.comparison import compare
+from lsm_probe.probes.result import SEGMENTS, AttentionResult
+from lsm_probe.probes.runs import OnProgress, run_attention, slug
+
+
+def probe_and_report(
+    names: Sequence[str],
+    data: str,
+    out: Path | None,
+    *,
+    command: str,
+    loading: dict[str, Any],
+    probing: dict[str, Any],
+    responses: Path | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Runs the attention probe on checkpoints and shows what came out."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    samples = read_manifest(data)[:limit]
+    out = out or Path("runs") / command / "+".join(slug(name) for name in names)
+    probing = {**probing, "data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
+    if responses is not None:
+        probing["responses"] = AttentionResult.load(responses).responses()
+    with _progress() as on_progress:
+        results = run_attention(
+            names, samples, out, loading=loading, probing=probing, resume=resume, on_progress=on_progress
+        )
+    save_eta(results, out)
+    comparison = compare(results) if len(results) > 1 else None
+    if as_json:
+        print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
+    else:
+        _show(results, comparison, out)
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield on_progress
+
+
+def _show(results: Sequence[AttentionResult], comparison: dict[str, Any] | None, out: Path) -> None:
+    console = Console(soft_wrap=True)
+    console.print(_table(results))
+    for result in results:
+        check = result.self_check
+        left_out = sum(len(ids) for ids in result.excluded.values())
+        console.print(
+            f"{result.name}: {len(result.samples)} samples, {left_out} left out; alpha, v and W_O reproduce the "
+            f"attention output to {check['worst']:.0e} (bound {check['worst_bound']:.0e})",
+            highlight=False,
+        )
+    for pair in comparison["pairs"] if comparison else []:
+        if pair["warning"]:
+            Console(stderr=True, soft_wrap=True).print(f"warning: {pair['warning']}", highlight=False)
+    console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
+
+
+def _table(results: Sequence[AttentionResult]) -> Table:
+    """Eta averaged over six groups of layers: a row for each checkpoint and segment convention."""
+    table = Table(title="instruction proportion η by layers (0.5 balanced, low = speech anchor bias)")
+    table.add_column("checkpoint")
+    table.add_column("source tokens", justify="right")
+    table.add_column("segment")
+    for group in results[0].eta_groups():
+        table.add_column("–".join(str(layer) for layer in sorted(set(group["layers"]))), justify="right")
+    for result in results:
+        tokens = f"{result.tokens[:, SEGMENTS.index('source')].mean():.1f}"
+        for segment in ("mean", "sum"):
+            groups = result.with_conventions(segment=segment).eta_groups()
+            table.add_row(result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
+    return table

@@ -1,0 +1,100 @@
+"""Eta by layer: the curve, its interval, and the numbers behind the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lsm_probe.files import replacing
+from lsm_probe.probes.result import SEGMENTS, AttentionResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style: Any) -> Axes:
+    """Draws eta by layer for each result, with its 95 % bootstrap interval as a band; controls are dashed.
+
+    Args:
+        results: read under their own conventions.
+        ax: axes to draw on; new ones if None.
+        style: passed on to every `Axes.plot`.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    palette = sns.color_palette("colorblind", len(results))
+    markers = "osD^vPX"
+    for i, (result, color) in enumerate(zip(results, palette, strict=True)):
+        frame = result.to_frame()
+        line = "--" if "control" in result.checkpoint else "-"
+        look = {"color": color, "linestyle": line, "marker": markers[i % len(markers)], "markersize": 3} | style
+        ax.plot(frame["layer"], frame["eta"], label=_label(result), **look)
+        ax.fill_between(frame["layer"], frame["ci_low"], frame["ci_high"], color=color, alpha=0.15, linewidth=0)
+    ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(
+        xlabel="layer",
+        ylabel="instruction proportion η (0.5 = balanced)",
+        ylim=(0, 1),
+        xlim=(-0.5, results[0].n_layers - 0.5),
+    )
+    return ax
+
+
+def eta_figure(results: Sequence[AttentionResult]) -> Figure:
+    """Eta under both `segment` conventions side by side, since source length moves them in opposite directions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    with sns.axes_style("ticks"), plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"}):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+        for ax, segment in zip(axes, ("mean", "sum"), strict=True):
+            plot_eta([r.with_conventions(segment=segment) for r in results], ax=ax)
+            ax.set_title(f"segment = {segment}", fontsize=10)
+            sns.despine(ax=ax)
+        axes[1].set_ylabel("")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+def save_eta(results: Sequence[AttentionResult], out: Path) -> list[Path]:
+    """Writes `eta.png`, `eta.svg` and `eta.csv` (a row for each checkpoint, segment convention and layer)."""
+    import matplotlib.pyplot as plt
+
+    paths = [out / f"eta.{suffix}" for suffix in ("png", "svg", "csv")]
+    figure = eta_figure(results)
+    for path in paths[:2]:
+        with replacing(path) as temporary:
+            # No date in the file: the same numbers give the same bytes.
+            figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+    with replacing(paths[2]) as temporary:
+        eta_frame(results).to_csv(temporary, index=False, float_format="%.6f")
+    return paths
+
+
+def eta_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
+    """The numbers behind [`eta_figure`]: a row for each checkpoint, `segment` convention and layer."""
+    frames = []
+    for result in results:
+        for segment in ("mean", "sum"):
+            frame = result.with_conventions(segment=segment).to_frame()
+            frame.insert(1, "segment", segment)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _label(result: AttentionResult) -> str:
+    source = result.tokens[:, SEGMENTS.index("source")].mean()
+    kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+    return f"{result.name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)"
