@@ -23,13 +23,19 @@ app.command()(attention)
 app.command()(demo)
 
 
-@app.callback()
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    if version:
-        from importlib.metadata import version as package_version
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-        print(package_version("lsm-probe"))
+        print(version("lsm-probe"))
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version, help="Print the version."),
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -40,6 +46,3 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
-        sys.exit(130)

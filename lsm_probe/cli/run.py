@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -42,10 +44,14 @@ def probe_and_report(
     probing = {**probing, "data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
     if responses is not None:
         probing["responses"] = AttentionResult.load(responses).responses()
-    with _progress() as on_progress:
-        results = run_attention(
-            names, samples, out, loading=loading, probing=probing, resume=resume, on_progress=on_progress
-        )
+    try:
+        with _progress() as on_progress:
+            results = run_attention(
+                names, samples, out, loading=loading, probing=probing, resume=resume, on_progress=on_progress
+            )
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
     save_eta(results, out)
     comparison = compare(results) if len(results) > 1 else None
     if as_json:
@@ -75,7 +81,8 @@ def _progress() -> Iterator[OnProgress]:
 
 
 def _show(results: Sequence[AttentionResult], comparison: dict[str, Any] | None, out: Path) -> None:
-    console = Console(soft_wrap=True)
+    # Wide enough for the table where the output goes into a file.
+    console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=120)
     console.print(_table(results))
     for result in results:
         check = result.self_check
@@ -85,17 +92,21 @@ def _show(results: Sequence[AttentionResult], comparison: dict[str, Any] | None,
             f"attention output to {check['worst']:.0e} (bound {check['worst_bound']:.0e})",
             highlight=False,
         )
+    controls = {result.name for result in results if "control" in result.checkpoint}
     for pair in comparison["pairs"] if comparison else []:
-        if pair["warning"]:
-            Console(stderr=True, soft_wrap=True).print(f"warning: {pair['warning']}", highlight=False)
+        if pair["warning"] and not controls & {pair["first"], pair["second"]}:
+            print(f"warning: {pair['warning']}", file=sys.stderr)
     console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
 
 
 def _table(results: Sequence[AttentionResult]) -> Table:
     """Eta averaged over six groups of layers: a row for each checkpoint and segment convention."""
-    table = Table(title="instruction proportion η by layers (0.5 balanced, low = speech anchor bias)")
-    table.add_column("checkpoint")
-    table.add_column("source tokens", justify="right")
+    table = Table(
+        title="instruction proportion η by layers: 0.5 is balanced, low is speech anchor bias",
+        caption="tokens: source tokens, mean over samples; segment: mean or sum over a segment's tokens",
+    )
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("tokens", justify="right")
     table.add_column("segment")
     for group in results[0].eta_groups():
         table.add_column("–".join(str(layer) for layer in sorted(set(group["layers"]))), justify="right")

@@ -139,7 +139,7 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
             f"--ckpt {name} is a {config.model_type!r} model, which is neither an LSM of ours nor a causal text LLM"
         )
     tokenizer = _pretrained(AutoTokenizer, folder)
-    model = _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attn_implementation="sdpa")
+    model = _pretrained(AutoModelForCausalLM, folder, dtype=dtype)
     return Checkpoint(name, model, tokenizer, template or default_template(tokenizer), None, _identity(folder, config))
 
 

@@ -61,21 +61,31 @@ def chat(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> l
             "choose --template vicuna or llama3"
         )
     user = {"role": "user", "content": f"{_INSTRUCTION}\n{_SOURCE}"}
-    rendered = _apply(tokenizer, [user])
-    if rendered.count(_INSTRUCTION) != 1 or rendered.count(_SOURCE) != 1:
+    said = {"role": "user", "content": f"{instruction}\n{source}"}
+    try:
+        rendered, expected = _apply(tokenizer, [user]), _apply(tokenizer, [said])
+    except TemplateError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"template 'chat': the tokenizer's chat template fails ({reason}); choose --template vicuna or llama3"
+        ) from error
+    pieces: list[Piece] = []
+    if rendered.count(_INSTRUCTION) == rendered.count(_SOURCE) == 1:
+        head, rest = rendered.split(_INSTRUCTION)
+        between, _, tail = rest.partition(_SOURCE)
+        pieces = [
+            *_split_system(tokenizer, head, user),
+            (Segment.INSTRUCTION, instruction),
+            (Segment.TEMPLATE, between),
+            (Segment.SOURCE, source),
+            (Segment.TEMPLATE, tail),
+        ]
+    if "".join(text for _, text in pieces) != expected:
         raise InputError(
             "template 'chat': the tokenizer's chat template rewrites the user's words; "
             "choose --template vicuna or llama3"
         )
-    head, rest = rendered.split(_INSTRUCTION)
-    between, tail = rest.split(_SOURCE)
-    return [
-        *_split_system(tokenizer, head, user),
-        (Segment.INSTRUCTION, instruction),
-        (Segment.TEMPLATE, between),
-        (Segment.SOURCE, source),
-        (Segment.TEMPLATE, tail),
-    ]
+    return pieces
 
 
 TEMPLATES: dict[str, Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]] = {

@@ -183,7 +183,9 @@ class Capture:
             return
         self._last_output = (layer, output)
         actual = output.gather(1, self._rows[:, :, None].expand(-1, -1, output.shape[-1])).to(expected.dtype)
-        errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1)
+        # An attention that puts out nothing at all is reproduced by nothing, not by 0 / 0.
+        tiny = torch.finfo(expected.dtype).tiny
+        errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(tiny)
         real = errors[self._row_mask]
         median_bound, worst_bound = self.bounds
         # Written so that NaN is refused too.
@@ -215,6 +217,11 @@ def capture(model: PreTrainedModel, visit: Callable[[LayerAttention], None]) -> 
         InputError: if the model runs another attention implementation, is in training mode, or has attention this
             capture does not support exactly; the line names the module.
     """
+    if not model._supports_sdpa:
+        raise InputError(
+            f"{type(model).__name__} cannot run sdpa attention (as models with softcaps or attention sinks cannot): "
+            "its attention cannot be measured exactly"
+        )
     if model.config._attn_implementation != "sdpa":
         raise InputError(
             f"{type(model).__name__} runs attn_implementation={model.config._attn_implementation!r}, which cannot be "
@@ -288,11 +295,10 @@ def _refusal(layer: AttentionLayer, reason: str) -> InputError:
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    output = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     captured = _active.get()
     if captured is not None:
         captured.see(module, query, key, value, attention_mask, kwargs)
-    return output
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -256,7 +257,7 @@ class AttentionResult:
             lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
             with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BadZipFile) as error:
             raise InputError(f"{folder} holds no readable result of the attention probe: {error}") from error
         if summary.get("schema") != SCHEMA:
             raise InputError(f"{folder}/result.json has schema {summary.get('schema')!r}, not {SCHEMA!r}")

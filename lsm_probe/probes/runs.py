@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,20 @@ def run_attention(
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
     with _alone_in(out):
         progress = out / "progress"
+        folders = _Folders()
         if not resume:
-            _remove(progress)
+            shutil.rmtree(progress, ignore_errors=True)
 
         def probe(checkpoint: Checkpoint, chosen: Sequence[Sample], **changes: Any) -> AttentionResult:
-            name = checkpoint.name
+            name, folder = checkpoint.name, folders.name(checkpoint.name)
             result = attention(
                 checkpoint,
                 chosen,
-                progress_folder=progress / slug(name),
+                progress_folder=progress / folder,
                 on_progress=lambda done: on_progress(name, done, len(chosen)),
                 **{**probing, **changes},
             )
-            result.save(out / slug(name) if len(names) > 1 else out)
+            result.save(out / folder if len(names) > 1 else out)
             return result
 
         results = [probe(load(name, **loading), samples) for name in names]
@@ -76,7 +79,7 @@ def run_attention(
         ]
         if len(results) > 1:
             write_json(out / "comparison.json", compare(results))
-        _remove(progress)
+        shutil.rmtree(progress, ignore_errors=True)
     return results
 
 
@@ -84,6 +87,20 @@ def slug(name: str) -> str:
     """A checkpoint's name as a folder name: the last part of a path, without the characters folders dislike."""
     last = name if name.startswith("builtin:") else Path(name).name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "checkpoint"
+
+
+class _Folders:
+    """Gives each checkpoint a folder name of its own, also where two paths end alike."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def name(self, checkpoint: str) -> str:
+        plain = slug(checkpoint)
+        candidates = (plain if i == 1 else f"{plain}-{i}" for i in count(1))
+        chosen = next(c for c in candidates if c not in self._taken)
+        self._taken.add(chosen)
+        return chosen
 
 
 def _controls(
@@ -97,7 +114,7 @@ def _controls(
             if all(text.source_lengths()[i] == lengths[i] for i in shared):
                 continue
             checkpoint = load(text.name, **loading)
-            checkpoint = replace(checkpoint, name=f"{text.name} at the length of {speech.name}")
+            checkpoint = replace(checkpoint, name=f"{text.name} at length of {slug(speech.name)}")
             yield text, checkpoint, [s for s in samples if s.id in shared], lengths
 
 
@@ -116,9 +133,3 @@ def _alone_in(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
