@@ -77,8 +77,8 @@ def test_logits_are_bit_identical_with_the_probe_on_and_off(checkpoint, samples)
         plain = checkpoint.llm(inputs_embeds=inputs, attention_mask=mask).logits
         rows, row_mask = generating_rows([len(p) - 3 for p in prompts], [3, 3])
         with (
-            capture(checkpoint.llm, SegmentSums(prompts, row_mask, False)) as captured,
-            captured.at_rows(rows, row_mask),
+            capture(checkpoint.llm) as captured,
+            captured.at_rows(rows, row_mask, SegmentSums(prompts, row_mask, False)),
         ):
             probed = checkpoint.llm(inputs_embeds=inputs, attention_mask=mask).logits
     assert torch.equal(plain, probed)

@@ -24,7 +24,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.capture import LayerAttention, capture, error_summary
+from lsm_probe.probes.capture import Capture, LayerAttention, capture, error_summary
 from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.norms import norm_attention
 from lsm_probe.probes.progress import Progress
@@ -118,10 +118,12 @@ def attention(
         {"checkpoint": description, "data": data, "settings": vars(settings), "batch_size": batch_size},
     )
     records: list[Record] = []
-    for first in range(0, len(samples), batch_size):
-        batch = samples[first : first + batch_size]
-        records += progress.get(first) or progress.put(first, _run(checkpoint, batch, settings, on_error))
-        on_progress(len(records))
+    with capture(checkpoint.llm) as captured:
+        for first in range(0, len(samples), batch_size):
+            batch = samples[first : first + batch_size]
+            done = progress.get(first)
+            records += done or progress.put(first, _run(checkpoint, captured, batch, settings, on_error))
+            on_progress(len(records))
     return _collect(records, description, data, conventions, seed)
 
 
@@ -158,10 +160,12 @@ def _check_samples(checkpoint: Checkpoint, samples: Sequence[Sample], settings: 
         raise InputError("only a text LLM's source can be made another length")
 
 
-def _run(checkpoint: Checkpoint, batch: Sequence[Sample], settings: Settings, on_error: str) -> list[Record]:
+def _run(
+    checkpoint: Checkpoint, captured: Capture, batch: Sequence[Sample], settings: Settings, on_error: str
+) -> list[Record]:
     """Runs a batch, in halves where memory runs out."""
     try:
-        return _run_batch(checkpoint, batch, settings, on_error)
+        return _run_batch(checkpoint, captured, batch, settings, on_error)
     except (RuntimeError, MemoryError) as error:
         if not should_reduce_batch_size(error):
             raise
@@ -169,12 +173,14 @@ def _run(checkpoint: Checkpoint, batch: Sequence[Sample], settings: Settings, on
             raise InputError(f"sample {batch[0].id} alone does not fit into memory: shorten it") from error
     half = len(batch) // 2
     return [
-        *_run(checkpoint, batch[:half], settings, on_error),
-        *_run(checkpoint, batch[half:], settings, on_error),
+        *_run(checkpoint, captured, batch[:half], settings, on_error),
+        *_run(checkpoint, captured, batch[half:], settings, on_error),
     ]
 
 
-def _run_batch(checkpoint: Checkpoint, batch: Sequence[Sample], settings: Settings, on_error: str) -> list[Record]:
+def _run_batch(
+    checkpoint: Checkpoint, captured: Capture, batch: Sequence[Sample], settings: Settings, on_error: str
+) -> list[Record]:
     prompts: dict[str, Prompt] = {}
     excluded: dict[str, str] = {}
     for sample in batch:
@@ -190,6 +196,7 @@ def _run_batch(checkpoint: Checkpoint, batch: Sequence[Sample], settings: Settin
     measured = [i for i in prompts if i not in excluded]
     arrays = _measure(
         checkpoint,
+        captured,
         [prompts[i] for i in measured],
         [embedded[i] for i in measured],
         [responses[i] for i in measured],
@@ -245,6 +252,7 @@ def _respond(
 @torch.no_grad()
 def _measure(
     checkpoint: Checkpoint,
+    captured: Capture,
     prompts: Sequence[Prompt],
     embedded: Sequence[Tensor],
     responses: Sequence[list[int]],
@@ -264,7 +272,7 @@ def _measure(
     mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).to(device)
     rows, row_mask = generating_rows([len(p) for p in prompts], [len(r) for r in responses])
     sums = SegmentSums(prompts, row_mask.to(device), keep_tokens)
-    with capture(llm, sums) as captured, captured.at_rows(rows.to(device), row_mask.to(device)):
+    with captured.at_rows(rows.to(device), row_mask.to(device), sums):
         llm(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
     arrays = sums.by_sample()
     for array, errors in zip(arrays, captured.errors_by_sample(), strict=True):
@@ -310,7 +318,7 @@ class SegmentSums:
         a, a_heads = norm_attention(
             layer.alpha[..., :keys],
             layer.value[:, :, :keys],
-            layer.w_o,
+            layer.metric,
             self.row_weight,
             self.segments != Segment.PADDING,
         )

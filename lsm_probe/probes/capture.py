@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.norms import attention_weights, recompose
+from lsm_probe.probes.norms import attention_weights, output_metric, recompose
 
 IMPLEMENTATION = "lsm_probe"
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo")
@@ -62,13 +62,17 @@ class LayerAttention:
         layer: index of the layer.
         alpha: attention probabilities, `[batch, heads, rows, keys]`, float32.
         value: `[batch, kv_heads, keys, head_dim]`, in the model's dtype.
-        w_o: effective output projection, `[heads, head_dim, d]`.
+        metric: [`output_metric`] of the effective output projection.
     """
 
     layer: int
     alpha: Tensor
     value: Tensor
-    w_o: Tensor
+    metric: list[Tensor]
+
+
+Visit = Callable[[LayerAttention], None]
+"""Called once for each layer of a captured forward pass."""
 
 
 def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
@@ -97,35 +101,36 @@ def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any
 
 
 class Capture:
-    """Shows each layer's attention at given rows to `visit`, and checks it. Made by [`capture`].
+    """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`].
 
     Args:
         layers: the LLM's attention modules.
-        visit: called once for each layer of a captured forward pass.
         dtype: the model's; sets the bounds of the self-check.
     """
 
-    def __init__(self, layers: list[AttentionLayer], visit: Callable[[LayerAttention], None], dtype: torch.dtype):
+    def __init__(self, layers: list[AttentionLayer], dtype: torch.dtype):
         self.layers = {id(layer.module): layer for layer in layers}
-        self.visit = visit
         self.bounds = error_bounds(dtype)
+        self._visit: Visit = lambda layer: None
+        self._metrics: dict[int, list[Tensor]] = {}
         self._rows = self._row_mask = torch.empty(0)
         self._expected: dict[int, Tensor] = {}
         self._errors: dict[int, Tensor] = {}
         self._last_output: tuple[AttentionLayer, Tensor] | None = None
 
     @contextmanager
-    def at_rows(self, rows: Tensor, row_mask: Tensor) -> Iterator[None]:
-        """Captures the forward pass inside the block.
+    def at_rows(self, rows: Tensor, row_mask: Tensor, visit: Visit) -> Iterator[None]:
+        """Captures the one forward pass inside the block.
 
         Args:
             rows: query positions to look at, `[batch, rows]`.
             row_mask: `[batch, rows]`, False for padding among them; a padded row must name a real position.
+            visit: shown every layer.
 
         Raises:
             InputError: if a layer's attention cannot be measured exactly; the line names the module.
         """
-        self._rows, self._row_mask = rows, row_mask
+        self._rows, self._row_mask, self._visit = rows, row_mask, visit
         self._errors.clear()
         token = _active.set(self)
         try:
@@ -170,7 +175,9 @@ class Capture:
         )
         w_o, bias = layer.output_weight(query.shape[1])
         self._expected[layer.index] = recompose(alpha, value, w_o, bias)
-        self.visit(LayerAttention(layer.index, alpha, value, w_o))
+        if layer.index not in self._metrics:
+            self._metrics[layer.index] = output_metric(w_o, value.shape[1])
+        self._visit(LayerAttention(layer.index, alpha, value, self._metrics[layer.index]))
 
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:
         """Holds the module's own output `[batch, tokens, d]` against what was recomposed.
@@ -204,14 +211,14 @@ class Capture:
 
 
 @contextmanager
-def capture(model: PreTrainedModel, visit: Callable[[LayerAttention], None]) -> Iterator[Capture]:
+def capture(model: PreTrainedModel) -> Iterator[Capture]:
     """Prepares a causal LM for capturing, and puts everything back after, errors included.
 
-    Inside the block, `with captured.at_rows(rows, row_mask): model(...)` shows every layer to `visit`.
+    Inside the block, `with captured.at_rows(rows, row_mask, visit): model(...)` shows every layer to `visit`; other
+    passes run as they always do. The weights must not change inside the block: products of them are kept.
 
     Args:
         model: a causal LM in evaluation mode that runs `sdpa` attention.
-        visit: called once for each layer of each forward pass.
 
     Raises:
         InputError: if the model runs another attention implementation, is in training mode, or has attention this
@@ -230,7 +237,7 @@ def capture(model: PreTrainedModel, visit: Callable[[LayerAttention], None]) -> 
     if model.training:
         raise InputError(f"{type(model).__name__} is in training mode (dropout would be measured): call model.eval()")
     layers = find_attention_layers(model)
-    captured = Capture(layers, visit, model.dtype)
+    captured = Capture(layers, model.dtype)
     with ExitStack() as stack:
         for layer in layers:
             for hook in _hooks(model, layer, captured):

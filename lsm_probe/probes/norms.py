@@ -4,15 +4,18 @@ Definition (Kobayashi et al., EMNLP 2020, arXiv 2004.10102, section 3; arXiv 241
 sends to row `m` is the vector `sum_h alpha^h_mj f^h(x_j)` with `f^h(x_j) = v^h(x_j) W_O^h`, the value bias inside `v`
 and the output bias left out. `a(m, j)` is its Euclidean norm.
 
-Building the vectors would take `[heads, rows, keys, d]`. Instead, for each key, `F_j = [f^h(x_j)]_h` (heads x d) and
-`G_j = F_j F_j^T` (heads x heads) give `a(m, j)^2 = alpha_mj^T G_j alpha_mj`, exactly, and the square roots of
-`G_j`'s diagonal are the norms of the single heads.
+Building the vectors would take `[heads, rows, keys, d]`. But `a(m, j)^2 = alpha_mj^T G_j alpha_mj` with the small
+Gram matrix `G_j[h, i] = f^h(x_j) f^i(x_j)^T = v^h(x_j) (W_O^h W_O^i^T) v^i(x_j)^T`, exactly, and the square roots of
+`G_j`'s diagonal are the norms of the single heads. The products of the weights are made once; G being symmetric, half
+of them do, so that a key costs about `d^2 / 2` multiply-adds a layer, where the layer itself costs some `12 d^2`.
 
 Axis names: B batch, H query heads, R rows (query positions), K keys (key positions), e head width, d model width.
 All sums are accumulated in float32 (float64 for float64 input).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -51,18 +54,37 @@ def attention_weights(
     return scores.softmax(-1)
 
 
+def output_metric(w_o: Tensor, kv_heads: int) -> list[Tensor]:
+    """The products `W_O^h W_O^i^T` that turn values into Gram matrices; worth keeping, they depend on weights alone.
+
+    Args:
+        w_o: output projection, `[H, e, d]`, one matrix for each *query* head.
+        kv_heads: number of groups of query heads that share a value.
+
+    Returns:
+        A matrix for each group g, `[e, (g + 1) * q * q * e]` with `q = H / kv_heads`: the heads of g against the heads
+        of groups 0 to g. float32 (float64 for float64 input), multiplied in float64.
+    """
+    w = w_o.double().unflatten(0, (kv_heads, -1))  # [G, q, e, d]
+    blocks = []
+    for g in range(kv_heads):
+        block = torch.einsum("qed,gpfd->egqpf", w[g], w[: g + 1])
+        blocks.append(block.flatten(1).to(_compute_dtype(w_o)))
+    return blocks
+
+
 def norm_attention(
-    alpha: Tensor, value: Tensor, w_o: Tensor, row_weight: Tensor, key_mask: Tensor, *, chunk: int = 256
+    alpha: Tensor, value: Tensor, metric: list[Tensor], row_weight: Tensor, key_mask: Tensor, *, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
     """A_j: norm-based attention to each key, averaged over rows (arXiv 2410.03798, equations 6 and 7).
 
     Args:
         alpha: attention probabilities, `[B, H, R, K]`.
         value: `[B, H_kv, K, e]`, before it is repeated over the query heads of a group.
-        w_o: output projection, `[H, e, d]`, one matrix for each *query* head.
+        metric: [`output_metric`] of the output projection.
         row_weight: `[B, R]`, weights of the rows, summing to 1 over the real rows of a sample, 0 for padding.
         key_mask: `[B, K]`, True for the keys wanted; the others come back as 0 and cost nothing.
-        chunk: keys worked on at a time; bounds the memory at `chunk * H * (d + H + 2 R)` numbers.
+        chunk: keys worked on at a time; bounds the memory at about `chunk * H * (q * e + H + 2 R)` numbers.
 
     Returns:
         `(a, a_heads)`: `[B, K]`, the norm of the sum over heads; and `[B, H, K]`, the norm of each head.
@@ -71,14 +93,13 @@ def norm_attention(
     keys_alpha = alpha.permute(0, 3, 1, 2)[key_mask]  # [N, H, R], N = all wanted keys of the batch
     keys_value = value.transpose(1, 2)[key_mask].to(dtype)  # [N, H_kv, e]
     weights = row_weight.to(dtype)[key_mask.nonzero()[:, 0]]  # [N, R]
-    w_group = _by_group(w_o.to(dtype), value.shape[1])
     summed, by_head = [], []
     for a_HR, v_Ge, w_R in zip(keys_alpha.split(chunk), keys_value.split(chunk), weights.split(chunk), strict=True):
-        gram = _gram(v_Ge, w_group)
+        gram = _gram(v_Ge, metric)
         squares = (a_HR * (gram @ a_HR)).sum(1)  # [n, R]
         summed.append((squares.clamp_min_(0).sqrt_() * w_R).sum(-1))
         head_norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-        by_head.append((a_HR @ w_R.unsqueeze(-1)).squeeze(-1) * head_norms)
+        by_head.append((a_HR * w_R[:, None]).sum(-1) * head_norms)
     a = alpha.new_zeros(key_mask.shape)
     a_heads = alpha.new_zeros(*key_mask.shape, alpha.shape[1])
     if summed:
@@ -111,13 +132,14 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _by_group(w_o: Tensor, kv_heads: int) -> Tensor:
-    """`[H, e, d]` to `[H_kv, e, H / H_kv, d]`: the matrices that meet the same value side by side."""
-    return w_o.unflatten(0, (kv_heads, -1)).transpose(1, 2).contiguous()
-
-
-def _gram(value: Tensor, w_group: Tensor) -> Tensor:
-    """`G_j = F_j F_j^T` for keys `value [n, H_kv, e]`: `[n, H, H]`."""
-    f = (value.transpose(0, 1) @ w_group.flatten(2)).unflatten(2, w_group.shape[2:])  # [H_kv, n, H / H_kv, d]
-    f = f.transpose(0, 1).flatten(1, 2)  # [n, H, d]
-    return f @ f.transpose(1, 2)
+def _gram(value: Tensor, metric: list[Tensor]) -> Tensor:
+    """`G_j` for keys `value [n, G, e]`: `[n, H, H]`."""
+    n, groups, width = value.shape
+    q = math.isqrt(metric[0].shape[1] // width)  # query heads of a group
+    gram = value.new_empty(n, groups, q, groups, q)
+    for g, block in enumerate(metric):
+        half = (value[:, g] @ block).view(n, g + 1, q * q, width)
+        products = half.mul_(value[:, : g + 1, None]).sum(-1).view(n, g + 1, q, q)
+        gram[:, g, :, : g + 1] = products.transpose(1, 2)
+        gram[:, :g, :, g] = products[:, :g].transpose(2, 3)
+    return gram.view(n, groups * q, groups * q)

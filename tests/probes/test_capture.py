@@ -72,10 +72,12 @@ def measured(model, inputs, rows=ROWS):
 
     def visit(layer):
         found.append(
-            norm_attention(layer.alpha, layer.value, layer.w_o, REAL / REAL.sum(1, True), inputs["attention_mask"] > 0)
+            norm_attention(
+                layer.alpha, layer.value, layer.metric, REAL / REAL.sum(1, True), inputs["attention_mask"] > 0
+            )
         )
 
-    with torch.no_grad(), capture(model, visit) as captured, captured.at_rows(rows, REAL):
+    with torch.no_grad(), capture(model) as captured, captured.at_rows(rows, REAL, visit):
         logits = model(**inputs).logits
     return torch.stack([a for a, _ in found]), torch.stack([h for _, h in found]), logits, captured
 
@@ -261,8 +263,8 @@ def test_an_error_in_the_visitor_leaves_the_model_as_it_was():
     with (
         pytest.raises(KeyboardInterrupt),
         torch.no_grad(),
-        capture(model, visit) as captured,
-        captured.at_rows(ROWS, REAL),
+        capture(model) as captured,
+        captured.at_rows(ROWS, REAL, visit),
     ):
         model(**inputs)
     assert model.config._attn_implementation == "sdpa"
@@ -274,7 +276,7 @@ def test_an_error_in_the_visitor_leaves_the_model_as_it_was():
 def test_other_models_running_inside_the_block_are_not_captured():
     model, other, inputs = build("grouped"), build("conv1d"), batch("none")
     seen = []
-    with torch.no_grad(), capture(model, seen.append) as captured, captured.at_rows(ROWS, REAL):
+    with torch.no_grad(), capture(model) as captured, captured.at_rows(ROWS, REAL, seen.append):
         other(**inputs)
         model(**inputs)
     assert [layer.layer for layer in seen] == [0, 1, 2]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lsm_probe.probes.norms import attention_weights, norm_attention, recompose
+from lsm_probe.probes.norms import attention_weights, norm_attention, output_metric, recompose
 
 
 def brute_force(alpha, value, w_o):
@@ -20,6 +20,10 @@ def brute_force(alpha, value, w_o):
                 a[b, m, j] = sum(vectors).norm()
                 a_heads[b, :, m, j] = torch.stack([v.norm() for v in vectors])
     return a, a_heads
+
+
+def norms(alpha, value, w_o, row_weight, key_mask, **options):
+    return norm_attention(alpha, value, output_metric(w_o, value.shape[1]), row_weight, key_mask, **options)
 
 
 def random_case(heads=6, kv_heads=2, rows=4, keys=9, width=5, d=17, batch=2, seed=0):
@@ -40,7 +44,7 @@ def everything(alpha):
 @pytest.mark.parametrize("chunk", [1, 4, 256])
 def test_equals_brute_force(heads, kv_heads, chunk):
     alpha, value, w_o = random_case(heads, kv_heads)
-    a, a_heads = norm_attention(alpha, value, w_o, *everything(alpha), chunk=chunk)
+    a, a_heads = norms(alpha, value, w_o, *everything(alpha), chunk=chunk)
     expected, expected_heads = brute_force(alpha, value, w_o)
     torch.testing.assert_close(a.double(), expected.mean(1), rtol=1e-5, atol=0)
     torch.testing.assert_close(a_heads.double(), expected_heads.mean(2), rtol=1e-5, atol=0)
@@ -49,7 +53,7 @@ def test_equals_brute_force(heads, kv_heads, chunk):
 def test_is_exact_in_float64():
     alpha, value, w_o = (t.double() for t in random_case())
     row_weight, key_mask = everything(alpha)
-    a, _ = norm_attention(alpha, value, w_o, row_weight.double(), key_mask)
+    a, _ = norms(alpha, value, w_o, row_weight.double(), key_mask)
     torch.testing.assert_close(a, brute_force(alpha, value, w_o)[0].mean(1), rtol=1e-12, atol=0)
 
 
@@ -58,7 +62,7 @@ def test_masked_keys_and_rows_of_weight_zero_do_not_count():
     row_weight = torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
     key_mask = torch.ones(2, 9, dtype=torch.bool)
     key_mask[0, 6:] = False
-    a, a_heads = norm_attention(alpha, value, w_o, row_weight, key_mask)
+    a, a_heads = norms(alpha, value, w_o, row_weight, key_mask)
     expected, expected_heads = brute_force(alpha, value, w_o)
     torch.testing.assert_close(a[0, :6].double(), expected[0, :2, :6].mean(0), rtol=1e-5, atol=0)
     torch.testing.assert_close(a_heads[1].double(), expected_heads[1].mean(1), rtol=1e-5, atol=0)
@@ -68,14 +72,14 @@ def test_masked_keys_and_rows_of_weight_zero_do_not_count():
 
 def test_one_head_gives_alpha_times_the_norm_of_the_value():
     alpha, value, w_o = random_case(heads=1, kv_heads=1)
-    a, _ = norm_attention(alpha, value, w_o, *everything(alpha))
+    a, _ = norms(alpha, value, w_o, *everything(alpha))
     expected = alpha[:, 0].mean(1) * (value[:, 0] @ w_o[0]).norm(dim=-1)
     torch.testing.assert_close(a, expected)
 
 
 def test_sum_over_heads_is_at_most_the_sum_of_the_heads_norms():
     alpha, value, w_o = random_case()
-    a, a_heads = norm_attention(alpha, value, w_o, *everything(alpha))
+    a, a_heads = norms(alpha, value, w_o, *everything(alpha))
     assert (a <= a_heads.sum(1) * (1 + 1e-6)).all()
     assert (a < a_heads.sum(1) * 0.99).any()  # heads do point in different directions
 
@@ -83,15 +87,15 @@ def test_sum_over_heads_is_at_most_the_sum_of_the_heads_norms():
 def test_permuting_heads_changes_nothing():
     alpha, value, w_o = random_case(heads=4, kv_heads=4)
     order = torch.tensor([2, 0, 3, 1])
-    straight, _ = norm_attention(alpha, value, w_o, *everything(alpha))
-    permuted, _ = norm_attention(alpha[:, order], value[:, order], w_o[order], *everything(alpha))
+    straight, _ = norms(alpha, value, w_o, *everything(alpha))
+    permuted, _ = norms(alpha[:, order], value[:, order], w_o[order], *everything(alpha))
     torch.testing.assert_close(straight, permuted)
 
 
 def test_grouped_query_attention_equals_repeated_values():
     alpha, value, w_o = random_case(heads=6, kv_heads=2)
-    grouped, _ = norm_attention(alpha, value, w_o, *everything(alpha))
-    repeated, _ = norm_attention(alpha, value.repeat_interleave(3, 1), w_o, *everything(alpha))
+    grouped, _ = norms(alpha, value, w_o, *everything(alpha))
+    repeated, _ = norms(alpha, value.repeat_interleave(3, 1), w_o, *everything(alpha))
     torch.testing.assert_close(grouped, repeated)
 
 
