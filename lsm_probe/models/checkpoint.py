@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
@@ -110,14 +110,20 @@ class Checkpoint:
         mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
         eos = self.eos_token_ids
         llm: Any = self.llm
-        new_ids = llm.generate(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos or None,
-            pad_token_id=eos[0] if eos else 0,
-        )
+        # A checkpoint's own settings (repetition penalties, ...) would make a text LLM and the LSM round it answer by
+        # different rules; generate() takes from them whatever it is not given.
+        own, llm.generation_config = llm.generation_config, GenerationConfig()
+        try:
+            new_ids = llm.generate(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=eos or None,
+                pad_token_id=eos[0] if eos else 0,
+            )
+        finally:
+            llm.generation_config = own
         return [_until_eos(row, eos) for row in new_ids.tolist()]
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:

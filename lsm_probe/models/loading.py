@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -81,8 +83,8 @@ def build_lsm(
         InputError: if either part cannot be loaded.
     """
     tokenizer = _pretrained(AutoTokenizer, llm)
-    language_model = _pretrained(AutoModelForCausalLM, llm, dtype=dtype)
-    whisper = _pretrained(WhisperModel, encoder, dtype=dtype)
+    language_model = _causal_llm(str(llm), llm, dtype)
+    whisper = _speech_encoder(encoder, dtype)
     config = LsmConfig(
         audio_config=whisper.config,
         projector_config=projector or LsmProjectorConfig(),
@@ -132,15 +134,42 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
     if isinstance(config, LsmConfig):
         processor = _pretrained(AutoProcessor, folder)
         processor.template = template or processor.template
-        model = _pretrained(LsmForConditionalGeneration, folder, dtype=dtype)
+        model = _pretrained_model(LsmForConditionalGeneration, folder, dtype)
         return Checkpoint(name, model, processor.tokenizer, processor.template, processor, _identity(folder, config))
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(
-            f"--ckpt {name} is a {config.model_type!r} model, which is neither an LSM of ours nor a causal text LLM"
-        )
+    model = _causal_llm(f"--ckpt {name}", folder, dtype)
     tokenizer = _pretrained(AutoTokenizer, folder)
-    model = _pretrained(AutoModelForCausalLM, folder, dtype=dtype)
     return Checkpoint(name, model, tokenizer, template or default_template(tokenizer), None, _identity(folder, config))
+
+
+def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    config = _pretrained(AutoConfig, name)
+    refusal = f"{label} is a {config.model_type!r} model, which is neither an LSM of ours nor a causal text LLM"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+        raise InputError(refusal)
+    model = _pretrained_model(AutoModelForCausalLM, name, dtype)
+    # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
+    with torch.no_grad():
+        first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
+    if (first[0] - first[1]).abs().max() > 0.01 * first.abs().max():
+        raise InputError(f"{refusal}: its tokens see what follows them")
+    return model
+
+
+def _speech_encoder(name: str | Path, dtype: torch.dtype) -> Any:
+    config = _pretrained(AutoConfig, name)
+    if config.model_type != "whisper":
+        raise InputError(f"--encoder {name} is a {config.model_type!r} model: give a Whisper model of any size")
+    return _pretrained_model(WhisperModel, name, dtype, part="encoder.")
+
+
+def _pretrained_model(auto_class: Any, name: str | Path, dtype: torch.dtype, part: str = "") -> PreTrainedModel:
+    """A model with all its weights (those whose names start with `part`): transformers would draw missing ones."""
+    model: PreTrainedModel
+    model, loaded = _pretrained(auto_class, name, dtype=dtype, output_loading_info=True)
+    missing = sorted(key for key in loaded["missing_keys"] if key.startswith(part))
+    if missing:
+        raise InputError(f"{name} cannot be loaded: its weights lack {len(missing)} tensors, one of them {missing[0]}")
+    return model
 
 
 def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
@@ -150,7 +179,9 @@ def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except UnpicklingError as error:
+        raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{name} cannot be loaded: {reason}") from error
 

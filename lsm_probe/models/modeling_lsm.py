@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lsm_probe.models.configuration_lsm import LsmConfig
-from lsm_probe.models.connectors import CONNECTORS, WindowQFormer
+from lsm_probe.models.connectors import CONNECTORS, WindowQFormer, num_speech_tokens
 
 
 class LsmPreTrainedModel(PreTrainedModel):
@@ -127,10 +128,14 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the LLM on text and speech; `kwargs` (labels, past_key_values, ...) go to it unchanged.
+
+        Positions count the tokens that are not padding, so that an LLM with learned positions (GPT-2) sees the same
+        prompt however it is padded.
 
         Returns:
             The LLM's own output: `logits` `[batch, tokens, vocab_size]`, and `loss` if `labels` were given.
@@ -139,6 +144,10 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, input_features, input_features_mask)
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        if "position_ids" in signature(self.language_model.forward).parameters:
+            kwargs["position_ids"] = position_ids
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the speech inputs are keyword-only, as everywhere
@@ -158,3 +167,28 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
             inputs["input_features"] = input_features
             inputs["input_features_mask"] = input_features_mask
         return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Any = None,
+        input_features: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeats each prompt for beams or several answers, and the pieces of its speech as one block.
+
+        transformers would repeat each piece by itself, which mixes up the pieces of speech longer than 30 s.
+        """
+        if input_features is not None and input_features_mask is not None and expand_size > 1:
+            config = self.config.projector_config
+            made = [num_speech_tokens(config, (int(n) + 1) // 2) for n in input_features_mask.sum(-1)]
+            wanted = (input_ids == self.config.audio_token_id).sum(-1).cumsum(0)
+            prompt = torch.searchsorted(wanted, torch.tensor(made, device=wanted.device).cumsum(0))
+            order = torch.cat([(prompt == i).nonzero()[:, 0].repeat(expand_size) for i in range(len(wanted))])
+            input_features, input_features_mask = input_features[order], input_features_mask[order]
+        input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # as above
+            expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs | {"input_features": input_features, "input_features_mask": input_features_mask}

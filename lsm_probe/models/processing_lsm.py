@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
+from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import num_speech_tokens
 from lsm_probe.models.prompts import Prompt, encode_prompt
@@ -62,7 +63,12 @@ class LsmProcessor(ProcessorMixin):
             instruction: what the model is told to do.
             audio: mono waveform at the feature extractor's rate (16 kHz), `[samples]`. More than 30 s becomes
                 several pieces, each encoded by itself; nothing is cut off.
+
+        Raises:
+            InputError: if there is no speech, or more than one channel.
         """
+        if audio.ndim != 1 or not len(audio):
+            raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
         features, mask = self._extract(audio)
         config = LsmProjectorConfig(**self.projector)
         # The encoder halves the mel frame rate and keeps a last odd frame.

@@ -63,7 +63,7 @@ def encode_prompt(
     if template not in TEMPLATES:
         raise InputError(f"template '{template}' is unknown; choose one of: {', '.join(TEMPLATES)}")
     instruction, source = instruction.strip(), source.strip()
-    if source == AUDIO_TOKEN and AUDIO_TOKEN in instruction:
+    if audio_token_id is not None and AUDIO_TOKEN in instruction:
         raise InputError(f"the instruction holds {AUDIO_TOKEN}, which stands for the speech: take it out")
     ids, segments = _tokenise(tokenizer, TEMPLATES[template](tokenizer, instruction, source))
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
@@ -71,7 +71,7 @@ def encode_prompt(
             name = segment.name.lower()
             raise InputError(f"the {name} {instruction if name == 'instruction' else source!r} has no tokens")
     if source_length is not None:
-        spelled = [audio_token_id] if source == AUDIO_TOKEN else None
+        spelled = None if audio_token_id is None else [audio_token_id]
         ids, segments = _resize_source(ids, segments, source_length, spelled)
     return Prompt(ids, segments)
 
@@ -87,13 +87,13 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[
 
 
 def _resize_source(
-    ids: list[int], segments: list[Segment], length: int, replacement: list[int | None] | None
+    ids: list[int], segments: list[Segment], length: int, replacement: list[int] | None
 ) -> tuple[list[int], list[Segment]]:
     """Repeats the source's tokens (or `replacement`) in a cycle up to `length` tokens."""
     positions = [i for i, segment in enumerate(segments) if segment is Segment.SOURCE]
     first, past = positions[0], positions[-1] + 1
     tokens = list(islice(cycle(replacement or ids[first:past]), length))
     return (
-        [*ids[:first], *tokens, *ids[past:]],  # type: ignore[list-item]
+        [*ids[:first], *tokens, *ids[past:]],
         [*segments[:first], *[Segment.SOURCE] * length, *segments[past:]],
     )

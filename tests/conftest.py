@@ -1,0 +1,220 @@
+"""Tiny random models with a real tokenizer, saved and loaded back through the public doors.
+
+The LLM is Llama with grouped-query attention and tied embeddings; its vocabulary is wider than the tokenizer, as in
+many real checkpoints, so that the model's `audio_token_id` and the tokenizer's id of `<|audio|>` differ.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+import lsm_probe
+from lsm_probe.models import LsmProjectorConfig
+from lsm_probe.models.checkpoint import Checkpoint
+
+Waveform = Callable[..., NDArray[np.float32]]
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads over matrices this small only wait for each other: on a busy machine one is 15 times as fast as two.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes the tests start: the same sums in the same order
+
+RATE = 16_000
+VOCAB_SIZE = 448
+DEFAULT_SYSTEM = "You are a helpful assistant."
+SENTENCES = [
+    "Continue writing the text.",
+    "Translate the speech into German.",
+    "Answer the question about the speech in one word.",
+    "Write down what the speaker says, and repeat it twice.",
+    "The quick brown fox jumps over the lazy dog while the rain falls softly on the old town.",
+    "She sells sea shells by the sea shore; nobody knows how many she has sold this year.",
+    "My favourite colour is green, because it reminds me of the forest in early spring.",
+    "You are a helpful assistant. USER: SPEECH: ASSISTANT: user assistant system",
+]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + DEFAULT_SYSTEM + "<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of about 380 tokens, trained on a few sentences."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def save_llm(folder: Path, *, seed: int = 0, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+    """Saves a random Llama (3 layers, 48 wide, 6 heads of which 2 keep keys and values) with its tokenizer."""
+    tokenizer = make_tokenizer(chat_template)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        # Wide enough for attention that prefers some tokens over others.
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """Saves a random Whisper (2 encoder layers, 32 wide) with the real feature extractor."""
+    config = WhisperConfig(
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        init_std=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def tiny_projector(**changes: int) -> LsmProjectorConfig:
+    """A window Q-Former 32 wide."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64} | changes
+    return LsmProjectorConfig(**sizes, initializer_range=0.2)
+
+
+# The makers above, for tests that need a variant: `tests` is no package to import from.
+
+
+@pytest.fixture(scope="session", name="make_tokenizer")
+def make_tokenizer_fixture() -> Callable[..., PreTrainedTokenizerFast]:
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session", name="save_llm")
+def save_llm_fixture() -> Callable[..., Path]:
+    return save_llm
+
+
+@pytest.fixture(scope="session", name="save_encoder")
+def save_encoder_fixture() -> Callable[..., Path]:
+    return save_encoder
+
+
+@pytest.fixture(scope="session", name="tiny_projector")
+def tiny_projector_fixture() -> Callable[..., LsmProjectorConfig]:
+    return tiny_projector
+
+
+@pytest.fixture(scope="session")
+def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved text LLM; do not write into it."""
+    return save_llm(tmp_path_factory.mktemp("tiny") / "llm")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Whisper; do not write into it."""
+    return save_encoder(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+@pytest.fixture(scope="session")
+def tiny_lsm_folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path, tiny_llm_folder: Path) -> Path:
+    """A saved LSM with its processor; do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny") / "lsm"
+    checkpoint = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector())
+    assert checkpoint.processor is not None
+    checkpoint.model.save_pretrained(folder)
+    checkpoint.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_lsm(tiny_lsm_folder: Path) -> Checkpoint:
+    """A fresh LSM, on CPU in float32: a test may change it."""
+    return lsm_probe.load(tiny_lsm_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny_llm(tiny_llm_folder: Path) -> Checkpoint:
+    """A fresh text LLM, on CPU in float32: a test may change it."""
+    return lsm_probe.load(tiny_llm_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny_tokenizer(tiny_llm_folder: Path) -> PreTrainedTokenizerFast:
+    """The tiny models' tokenizer, loaded back from its folder."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_folder)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def waveform() -> Waveform:
+    """`waveform(seconds, seed=0)`: pink-ish noise and three tones that come and go, float32 at 16 kHz."""
+
+    def make(seconds: float, seed: int = 0) -> NDArray[np.float32]:
+        rng = np.random.default_rng(seed)
+        samples = round(seconds * RATE)
+        time = np.arange(samples) / RATE
+        spectrum = np.fft.rfft(rng.normal(size=samples))
+        noise = np.fft.irfft(spectrum / np.sqrt(1 + np.arange(len(spectrum))), samples)
+        audio = 0.05 * noise / (np.abs(noise).max() + 1e-12)
+        for frequency, rate, phase in zip(
+            rng.uniform(120, 3000, 3), rng.uniform(1, 4, 3), rng.uniform(0, 6, 3), strict=True
+        ):
+            audio += 0.1 * np.sin(2 * np.pi * frequency * time) * (1 + np.sin(2 * np.pi * rate * time + phase)) / 2
+        return audio.astype(np.float32)
+
+    return make

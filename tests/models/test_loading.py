@@ -1,0 +1,274 @@
+"""Loading: what cannot be probed is refused in one line that names it, and nothing from outside is executed."""
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, ViTConfig
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(params=["llm", "lsm"])
+def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the tiny text LLM, and of the tiny LSM, to damage."""
+    return shutil.copytree(request.getfixturevalue(f"tiny_{request.param}_folder"), tmp_path / request.param)
+
+
+@pytest.fixture
+def llm_copy(tiny_llm_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_llm_folder, tmp_path / "llm")
+
+
+def refusal(*names: str, **options: Any) -> str:
+    """The one line `load` refuses with; it holds each of `names`."""
+    with pytest.raises(InputError) as error:
+        lsm_probe.load(**options)
+    line = str(error.value)
+    assert "\n" not in line
+    assert len(line) < 600
+    for name in names:
+        assert name in line, line
+    return line
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class TestRefusals:
+    def test_folder_without_a_config(self, tmp_path: Path) -> None:
+        refusal(str(tmp_path), "config.json", name=tmp_path)
+
+    def test_missing_folder_or_hub_name_offline(self, tmp_path: Path) -> None:
+        refusal(str(tmp_path / "nowhere"), name=tmp_path / "nowhere")
+        refusal("nobody/no-such-model", name="nobody/no-such-model")
+
+    def test_unknown_builtin(self) -> None:
+        refusal("builtin:gpt", "builtin:llm", "builtin:untrained", name="builtin:gpt")
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("dtype", "float8"),
+            ("dtype", "double"),
+            ("device", "abacus"),
+            ("device", "cuda:99"),
+            ("template", "alpaca"),
+        ],
+    )
+    def test_unknown_option(self, tiny_llm_folder: Path, option: str, value: str) -> None:
+        refusal(f"--{option}", value, name=tiny_llm_folder, **{option: value})
+
+    def test_model_that_is_no_causal_llm(self, tmp_path: Path) -> None:
+        ViTConfig().save_pretrained(tmp_path)
+        refusal(str(tmp_path), "vit", name=tmp_path)
+
+    def test_encoder_that_sees_what_follows(
+        self, tmp_path: Path, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+    ) -> None:
+        # transformers lists BERT among the causal LMs: it is one only with is_decoder, which encoders do not set.
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        for is_decoder in (True, False):
+            config = BertConfig(vocab_size=448, is_decoder=is_decoder, initializer_range=0.2, **sizes)
+            BertLMHeadModel(config).save_pretrained(tmp_path)
+            make_tokenizer().save_pretrained(tmp_path)
+            if is_decoder:
+                lsm_probe.load(tmp_path, device="cpu")
+            else:
+                refusal(str(tmp_path), "bert", "causal", name=tmp_path)
+
+    def test_whisper_by_itself(
+        self, tmp_path: Path, tiny_encoder_folder: Path, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+    ) -> None:
+        folder = shutil.copytree(tiny_encoder_folder, tmp_path / "whisper")
+        make_tokenizer().save_pretrained(folder)
+        refusal(str(folder), "whisper", name=folder)
+
+    def test_config_that_is_no_json(self, copy: Path) -> None:
+        (copy / "config.json").write_text("{ not json")
+        refusal(str(copy), name=copy)
+
+    def test_unknown_kind_of_model(self, copy: Path) -> None:
+        edit_config(copy, model_type="perceptron2000")
+        refusal(str(copy), "perceptron2000", name=copy)
+
+    @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+    def test_missing_file(self, copy: Path, file: str) -> None:
+        (copy / file).unlink()
+        refusal(str(copy), name=copy)
+
+    def test_missing_processor_of_an_lsm(self, tiny_lsm_folder: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_lsm_folder, tmp_path / "lsm")
+        (folder / "processor_config.json").unlink()
+        refusal(str(folder), name=folder)
+
+    @pytest.mark.parametrize("kept", [0, 4, 100, -1])
+    def test_truncated_weights(self, copy: Path, kept: int) -> None:
+        path = copy / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:kept])
+        refusal(str(copy), name=copy)
+
+    def test_garbage_for_weights(self, copy: Path) -> None:
+        (copy / "model.safetensors").write_bytes(b"\xff" * 5000)
+        refusal(str(copy), name=copy)
+
+    def test_weights_that_lack_a_tensor(self, copy: Path) -> None:
+        # transformers would draw it at random and only warn.
+        path = copy / "model.safetensors"
+        weights = load_file(path)
+        lost = next(name for name in weights if name.endswith("layers.1.self_attn.v_proj.weight"))
+        del weights[lost]
+        save_file(weights, path, metadata={"format": "pt"})
+        refusal(str(copy), lost.split("model.")[-1], name=copy)
+
+    def test_weights_of_another_size(self, copy: Path) -> None:
+        path = copy / "model.safetensors"
+        weights = load_file(path)
+        other = next(name for name in weights if name.endswith("layers.1.self_attn.v_proj.weight"))
+        weights[other] = weights[other][:3].contiguous()
+        save_file(weights, path, metadata={"format": "pt"})
+        refusal(str(copy), name=copy)
+
+    def test_parts_in_each_others_place(
+        self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Callable[..., LsmProjectorConfig]
+    ) -> None:
+        for encoder, llm in (
+            (tiny_llm_folder, tiny_llm_folder),
+            (tiny_encoder_folder, tiny_encoder_folder),
+            (tiny_llm_folder, tiny_encoder_folder),
+        ):
+            with pytest.raises(InputError) as error:
+                lsm_probe.build_lsm(encoder, llm, projector=tiny_projector())
+            assert "\n" not in str(error.value)
+            assert str(encoder) in str(error.value) or str(llm) in str(error.value)
+
+
+class TestNothingIsExecuted:
+    @pytest.fixture
+    def marker(self, tmp_path: Path) -> Path:
+        return tmp_path / "executed"
+
+    @pytest.mark.parametrize("model_type", ["own", None])
+    def test_code_in_a_checkpoint(self, copy: Path, marker: Path, model_type: str | None) -> None:
+        """A new kind of model is refused; a known kind is loaded by transformers' own code."""
+        code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Own: pass\n"
+        (copy / "own.py").write_text(code)
+        names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor")
+        auto_map: dict[str, Any] = dict.fromkeys(names, "own.Own")
+        edit_config(copy, auto_map=auto_map, **({"model_type": model_type} if model_type else {}))
+        path = copy / "tokenizer_config.json"
+        tokenizer_map = {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | tokenizer_map))
+        if model_type:
+            refusal(str(copy), name=copy)
+        else:
+            lsm_probe.load(copy, device="cpu")
+        assert not marker.exists()
+
+    def test_pickle_in_place_of_safetensors(self, copy: Path, marker: Path) -> None:
+        class Bomb:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (marker,)
+
+        (copy / "model.safetensors").unlink()
+        torch.save({"lm_head.weight": Bomb()}, copy / "pytorch_model.bin")
+        with (copy / "pytorch_model.bin").open("rb") as file, pytest.raises(pickle.UnpicklingError):
+            torch.load(file, weights_only=True)
+        refusal(str(copy), name=copy)
+        assert not marker.exists()
+
+
+class TestOptions:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    def test_dtype(self, copy: Path, dtype: str) -> None:
+        model = lsm_probe.load(copy, device="cpu", dtype=dtype).model
+        assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+
+    def test_auto_is_float32_on_cpu_and_the_model_does_not_drop_out(self, copy: Path) -> None:
+        model = lsm_probe.load(copy, device="cpu").model
+        assert model.dtype == torch.float32
+        assert not any(module.training for module in model.modules())
+
+    def test_template_is_the_tokenizers_or_vicuna(
+        self, tmp_path: Path, tiny_llm_folder: Path, save_llm: Callable[..., Path]
+    ) -> None:
+        assert lsm_probe.load(tiny_llm_folder).template == "chat"
+        plain = save_llm(tmp_path / "plain", chat_template=None)
+        checkpoint = lsm_probe.load(plain)
+        assert checkpoint.template == "vicuna"
+        prompt = checkpoint.encode("Repeat.", "the rain")
+        assert "USER:" in checkpoint.decode(prompt.input_ids)
+
+    def test_a_named_template_is_used(self, copy: Path, waveform: Callable[..., Any]) -> None:
+        checkpoint = lsm_probe.load(copy, template="vicuna")
+        source = waveform(1) if checkpoint.source == "speech" else "the rain"
+        assert checkpoint.template == "vicuna"
+        assert "ASSISTANT:" in checkpoint.decode(checkpoint.encode("Repeat.", source).input_ids)
+
+    def test_an_lsm_keeps_the_template_it_was_built_with(
+        self,
+        tmp_path: Path,
+        tiny_encoder_folder: Path,
+        tiny_llm_folder: Path,
+        tiny_projector: Callable[..., LsmProjectorConfig],
+    ) -> None:
+        built = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), template="llama3")
+        assert built.processor is not None
+        built.model.save_pretrained(tmp_path)
+        built.processor.save_pretrained(tmp_path)
+        assert lsm_probe.load(tmp_path).template == "llama3"
+
+    def test_kinds_are_told_apart(self, tiny_llm_folder: Path, tiny_lsm_folder: Path) -> None:
+        text, speech = lsm_probe.load(tiny_llm_folder), lsm_probe.load(str(tiny_lsm_folder))
+        assert (text.source, speech.source) == ("text", "speech")
+        assert text.llm is text.model
+        assert isinstance(speech.model, LsmForConditionalGeneration)
+        assert speech.llm is speech.model.language_model
+        assert text.context_length == speech.context_length == 1024
+        assert text.eos_token_ids == speech.eos_token_ids == [text.tokenizer.eos_token_id]
+
+
+class TestIdentity:
+    def test_it_holds_the_weights_sha256(self, copy: Path) -> None:
+        identity = lsm_probe.load(copy).identity
+        expected = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
+        assert identity["weights_sha256"] == {"model.safetensors": expected}
+        assert identity["model_type"] == ("lsm" if copy.name == "lsm" else "llama")
+
+    def test_other_weights_have_another_identity(self, copy: Path) -> None:
+        before = lsm_probe.load(copy).identity
+        path = copy / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        assert lsm_probe.load(copy).identity != before
+
+    def test_a_built_lsm_names_its_parts_and_its_seed(
+        self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Callable[..., LsmProjectorConfig]
+    ) -> None:
+        identity = lsm_probe.build_lsm(
+            tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), seed=5
+        ).identity
+        for part, folder in (("encoder", tiny_encoder_folder), ("llm", tiny_llm_folder)):
+            sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+            assert identity[part]["weights_sha256"] == {"model.safetensors": sha256}
+        assert identity["connector"]["seed"] == 5
+        assert identity["connector"]["hidden_size"] == 32
+        json.dumps(identity)

@@ -1,0 +1,352 @@
+"""Segments: every token of a prompt is labelled, and the prompt is what the chat template makes of the same words."""
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+
+from lsm_probe import assets
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt, encode_prompt
+from lsm_probe.models.segments import Segment, token_segments
+from lsm_probe.models.templates import AUDIO_TOKEN, default_template
+
+SYSTEM, TEMPLATE, INSTRUCTION, SOURCE = Segment.SYSTEM, Segment.TEMPLATE, Segment.INSTRUCTION, Segment.SOURCE
+
+MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
+
+DEFAULT_SYSTEM = "You are a helpful assistant."  # of the tiny tokenizer's chat template
+WORDS = ("Continue writing the text.", "The quick brown fox")
+UNUSUAL_WORDS = [
+    ("Übersetze ins Deutsche 🇩🇪!", "naïve café — “déjà vu”"),
+    ("翻译成中文。", "你好,世界 ありがとう"),
+    ("Say it 👩‍👩‍👧 twice", "😀😀"),
+    ("two  spaces\tand tabs", "a line\n\nand another"),
+    ("x", "y"),
+]
+
+
+def stretches(tokenizer: Any, prompt: Prompt) -> list[tuple[Segment, str]]:
+    """Runs of one segment, each with the text of its tokens."""
+    labelled = zip(prompt.segments, prompt.input_ids, strict=True)
+    return [
+        (segment, tokenizer.decode([token for _, token in run], skip_special_tokens=False))
+        for segment, run in groupby(labelled, key=lambda pair: pair[0])
+    ]
+
+
+def chatml(system: str | None) -> list[tuple[Segment, str]]:
+    """Markup up to the user's words, as ChatML lays it out."""
+    if system is None:
+        return [(TEMPLATE, "<s><|im_start|>user\n")]
+    return [
+        (TEMPLATE, "<s><|im_start|>system\n"),
+        (SYSTEM, system),
+        (TEMPLATE, "<|im_end|>\n<|im_start|>user\n"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    return AutoTokenizer.from_pretrained(assets.language_model())
+
+
+class TestRule:
+    """A straddling token belongs to the segment of its first non-space character."""
+
+    PIECES = ((TEMPLATE, "USER: "), (INSTRUCTION, "Go on"), (TEMPLATE, "\n"), (SOURCE, "hi you"))
+    #          0123456            6789(10)             11                12..17
+
+    @pytest.mark.parametrize(
+        ("offset", "expected"),
+        [
+            pytest.param((0, 4), TEMPLATE, id="inside the first piece"),
+            pytest.param((4, 6), TEMPLATE, id="colon and space"),
+            pytest.param((5, 8), INSTRUCTION, id="template's space, instruction's word"),
+            pytest.param((4, 8), TEMPLATE, id="template's colon comes first"),
+            pytest.param((5, 6), TEMPLATE, id="space alone"),
+            pytest.param((8, 11), INSTRUCTION, id="space inside the instruction"),
+            pytest.param((8, 9), INSTRUCTION, id="space alone inside the instruction"),
+            pytest.param((11, 14), SOURCE, id="newline of the template, source's word"),
+            pytest.param((11, 12), TEMPLATE, id="newline alone"),
+            pytest.param((10, 14), INSTRUCTION, id="last letter of the instruction to the source"),
+            pytest.param((14, 15), SOURCE, id="space alone inside the source"),
+        ],
+    )
+    def test_first_non_space_character_decides(self, offset: tuple[int, int], expected: Segment) -> None:
+        assert token_segments(self.PIECES, [offset]) == [expected]
+
+    def test_spaces_across_two_pieces_belong_to_the_first(self) -> None:
+        assert token_segments([(INSTRUCTION, "a "), (TEMPLATE, " b")], [(0, 1), (1, 3), (3, 4)]) == [
+            INSTRUCTION,
+            INSTRUCTION,
+            TEMPLATE,
+        ]
+
+    def test_white_space_keeps_its_segment_when_the_tokenizer_trims_offsets(
+        self, make_tokenizer: MakeTokenizer
+    ) -> None:
+        # Byte-level tokenizers with trim_offsets report a white-space token as an empty span at its end.
+        tokenizer = make_tokenizer()
+        tokenizer._tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+        plain = make_tokenizer()
+        for template in ("vicuna", "llama3", "chat"):
+            trimmed = encode_prompt(tokenizer, template, *WORDS)
+            assert trimmed.segments == encode_prompt(plain, template, *WORDS).segments, template
+
+
+class TestTemplates:
+    """Hand-labelled prompts."""
+
+    def test_vicuna(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+        prompt = encode_prompt(tiny_tokenizer, "vicuna", "repeat the speech", "the rain falls")
+        assert stretches(tiny_tokenizer, prompt) == [
+            (TEMPLATE, "<s>"),
+            (
+                SYSTEM,
+                "A chat between a curious user and an artificial intelligence assistant. "
+                "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+            ),
+            (TEMPLATE, " \n\nUSER:"),
+            (INSTRUCTION, " repeat the speech"),
+            (TEMPLATE, "\nSPEECH:"),
+            (SOURCE, " the rain falls"),
+            (TEMPLATE, "\nASSISTANT:"),
+        ]
+
+    def test_llama3(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+        markup = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+        tiny_tokenizer.add_tokens(markup, special_tokens=True)
+        prompt = encode_prompt(tiny_tokenizer, "llama3", *WORDS)
+        assert stretches(tiny_tokenizer, prompt) == [
+            (TEMPLATE, "<s><|start_header_id|>user<|end_header_id|>\n\n"),
+            (INSTRUCTION, "Continue writing the text."),
+            (TEMPLATE, "\n"),
+            (SOURCE, "The quick brown fox"),
+            (TEMPLATE, "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ]
+
+    def test_chat_with_a_default_system_text(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+        prompt = encode_prompt(tiny_tokenizer, "chat", *WORDS)
+        assert stretches(tiny_tokenizer, prompt) == [
+            *chatml(DEFAULT_SYSTEM),
+            (INSTRUCTION, "Continue writing the text."),
+            (TEMPLATE, "\n"),
+            (SOURCE, "The quick brown fox"),
+            (TEMPLATE, "<|im_end|>\n<|im_start|>assistant\n"),
+        ]
+
+    @pytest.mark.parametrize(
+        "system_role",
+        [
+            pytest.param("", id="no default system text"),
+            pytest.param(
+                "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}",
+                id="system role refused",
+            ),
+        ],
+    )
+    def test_chat_without_a_system_text(self, make_tokenizer: MakeTokenizer, system_role: str) -> None:
+        chat_template = make_tokenizer().chat_template
+        assert isinstance(chat_template, str)
+        without_default = chat_template.replace("{% if messages[0]['role'] != 'system' %}", "{% if false %}")
+        tokenizer = make_tokenizer(system_role + without_default)
+        prompt = encode_prompt(tokenizer, "chat", *WORDS)
+        assert stretches(tokenizer, prompt)[:2] == [*chatml(None), (INSTRUCTION, "Continue writing the text.")]
+        assert SYSTEM not in prompt.segments
+
+    def test_words_of_a_system_prompt_in_the_instruction_stay_instruction(
+        self, tiny_tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        prompt = encode_prompt(tiny_tokenizer, "chat", DEFAULT_SYSTEM, "system user assistant")
+        assert stretches(tiny_tokenizer, prompt)[3:6] == [
+            (INSTRUCTION, DEFAULT_SYSTEM),
+            (TEMPLATE, "\n"),
+            (SOURCE, "system user assistant"),
+        ]
+
+    @pytest.mark.parametrize(("instruction", "source"), UNUSUAL_WORDS)
+    @pytest.mark.parametrize("template", ["vicuna", "llama3", "chat"])
+    def test_emoji_cjk_and_white_space_keep_their_segments(
+        self, tiny_tokenizer: PreTrainedTokenizerFast, template: str, instruction: str, source: str
+    ) -> None:
+        prompt = encode_prompt(tiny_tokenizer, template, instruction, source)
+        found = {s: text.strip() for s, text in stretches(tiny_tokenizer, prompt) if s in (INSTRUCTION, SOURCE)}
+        assert found == {INSTRUCTION: instruction, SOURCE: source}
+
+    def test_words_marked_by_a_sentencepiece_underscore_are_labelled_like_any(self) -> None:
+        pieces = Tokenizer(models.BPE(byte_fallback=True))
+        pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+        sentences = ["repeat the words and repeat the rain", "A chat USER SPEECH: ASSISTANT repeat the rain\n."]
+        trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<s>"], show_progress=False)
+        pieces.train_from_iterator(sentences, trainer)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>")
+        prompt = encode_prompt(tokenizer, "vicuna", "repeat", "the rain")
+        tokens = tokenizer.convert_ids_to_tokens(prompt.input_ids)
+        named = {
+            segment: "".join(t for t, s in zip(tokens, prompt.segments, strict=True) if s is segment)
+            for segment in (INSTRUCTION, SOURCE)
+        }
+        assert named == {INSTRUCTION: "▁repeat", SOURCE: "▁the▁rain"}
+
+    @pytest.mark.real
+    def test_chat_of_smollm2(self, smollm2: Any) -> None:
+        prompt = encode_prompt(smollm2, "chat", *WORDS)
+        assert stretches(smollm2, prompt) == [
+            (TEMPLATE, "<|im_start|>system\n"),
+            (SYSTEM, "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+            (TEMPLATE, "<|im_end|>\n<|im_start|>user\n"),
+            (INSTRUCTION, "Continue writing the text."),
+            (TEMPLATE, "\n"),
+            (SOURCE, "The quick brown fox"),
+            (TEMPLATE, "<|im_end|>\n<|im_start|>assistant\n"),
+        ]
+
+
+class TestRendering:
+    """The prompt of `chat` is, id by id, what transformers makes of the same messages."""
+
+    @staticmethod
+    def stock(tokenizer: Any, instruction: str, source: str) -> list[int]:
+        messages = [{"role": "user", "content": f"{instruction}\n{source}"}]
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+    @pytest.mark.parametrize(("instruction", "source"), [WORDS, *UNUSUAL_WORDS])
+    def test_equals_apply_chat_template(
+        self, tiny_tokenizer: PreTrainedTokenizerFast, instruction: str, source: str
+    ) -> None:
+        prompt = encode_prompt(tiny_tokenizer, "chat", instruction, source)
+        assert prompt.input_ids == self.stock(tiny_tokenizer, instruction, source)
+
+    def test_equals_apply_chat_template_with_one_placeholder_for_each_speech_token(
+        self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]
+    ) -> None:
+        prompt = tiny_lsm.encode(WORDS[0], waveform(2))
+        placeholder = tiny_lsm.tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+        stock = self.stock(tiny_lsm.tokenizer, WORDS[0], AUDIO_TOKEN)
+        at = stock.index(placeholder)
+        audio = [tiny_lsm.model.config.audio_token_id] * prompt.count(SOURCE)
+        assert prompt.count(SOURCE) > 1
+        assert prompt.input_ids == [*stock[:at], *audio, *stock[at + 1 :]]
+
+    @pytest.mark.real
+    @pytest.mark.parametrize(("instruction", "source"), [WORDS, *UNUSUAL_WORDS])
+    def test_equals_apply_chat_template_of_smollm2(self, smollm2: Any, instruction: str, source: str) -> None:
+        prompt = encode_prompt(smollm2, "chat", instruction, source)
+        assert prompt.input_ids == self.stock(smollm2, instruction, source)
+
+    def test_a_tokenizer_that_adds_bos_by_itself_adds_none(self, make_tokenizer: MakeTokenizer) -> None:
+        # Llama's tokenizer puts a BOS before any text: the template's own would be doubled.
+        tokenizer = make_tokenizer()
+        bos = tokenizer.bos_token_id
+        tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", bos)]
+        )
+        assert tokenizer("x")["input_ids"][0] == bos
+        for template in ("vicuna", "llama3", "chat"):
+            assert encode_prompt(tokenizer, template, *WORDS).input_ids.count(bos) == 1, template
+
+
+class TestSourceLength:
+    """`source_length` changes the source's tokens and nothing else."""
+
+    @pytest.mark.parametrize("template", ["vicuna", "chat"])
+    @pytest.mark.parametrize("length", [1, 3, 7, 50])
+    def test_repeats_or_cuts_exactly(self, tiny_tokenizer: PreTrainedTokenizerFast, template: str, length: int) -> None:
+        plain = encode_prompt(tiny_tokenizer, template, *WORDS)
+        sized = encode_prompt(tiny_tokenizer, template, *WORDS, source_length=length)
+        first = plain.segments.index(SOURCE)
+        count = plain.count(SOURCE)
+        source = plain.input_ids[first : first + count]
+        assert 3 < count < 50
+        assert sized.input_ids[first : first + length] == (source * 50)[:length]
+        assert sized.segments[first : first + length] == [SOURCE] * length
+        assert sized.count(SOURCE) == length
+        assert sized.input_ids[:first] == plain.input_ids[:first]
+        assert sized.segments[:first] == plain.segments[:first]
+        assert sized.input_ids[first + length :] == plain.input_ids[first + count :]
+        assert sized.segments[first + length :] == plain.segments[first + count :]
+
+    def test_its_own_length_changes_nothing(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+        plain = encode_prompt(tiny_tokenizer, "chat", *WORDS)
+        assert encode_prompt(tiny_tokenizer, "chat", *WORDS, source_length=plain.count(SOURCE)) == plain
+
+
+class TestRefusals:
+    """What cannot be labelled is refused in one line."""
+
+    @pytest.mark.parametrize("template", ["vicuna", "llama3", "chat"])
+    @pytest.mark.parametrize(
+        ("instruction", "source", "named"),
+        [("", "hello", "instruction"), (" \n", "x", "instruction"), ("x", "\t", "source")],
+    )
+    def test_nothing_to_say(
+        self, tiny_tokenizer: PreTrainedTokenizerFast, template: str, instruction: str, source: str, named: str
+    ) -> None:
+        with pytest.raises(InputError, match=f"the {named} .*has no tokens"):
+            encode_prompt(tiny_tokenizer, template, instruction, source)
+
+    def test_placeholder_in_the_instruction(self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]) -> None:
+        with pytest.raises(InputError, match="instruction holds") as refusal:
+            tiny_lsm.encode(f"Repeat {AUDIO_TOKEN} twice", waveform(1))
+        assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize("shape", [(0,), (16_000, 2)])
+    def test_no_speech_or_two_channels(self, tiny_lsm: Checkpoint, shape: tuple[int, ...]) -> None:
+        with pytest.raises(InputError, match="give a mono waveform of at least one sample"):
+            tiny_lsm.encode("Repeat.", np.zeros(shape, dtype=np.float32))
+
+    def test_a_text_llm_has_no_placeholder(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+        prompt = encode_prompt(tiny_tokenizer, "chat", f"Spell {AUDIO_TOKEN}", AUDIO_TOKEN, source_length=12)
+        assert prompt.count(SOURCE) == 12
+        assert all(0 <= token < len(tiny_tokenizer) for token in prompt.input_ids)
+
+    def test_tokenizer_without_offsets(self) -> None:
+        with pytest.raises(InputError, match="ByT5Tokenizer gives no character offsets"):
+            encode_prompt(ByT5Tokenizer(), "vicuna", *WORDS)
+
+    def test_unknown_template(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+        with pytest.raises(InputError, match="'alpaca' is unknown; choose one of: vicuna, llama3, chat"):
+            encode_prompt(tiny_tokenizer, "alpaca", *WORDS)
+
+    def test_chat_without_a_chat_template(self, make_tokenizer: MakeTokenizer) -> None:
+        tokenizer = make_tokenizer(chat_template=None)
+        assert default_template(tokenizer) == "vicuna"
+        with pytest.raises(InputError, match="has no chat template"):
+            encode_prompt(tokenizer, "chat", *WORDS)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param("message['content'] | upper", id="upper case"),
+            pytest.param("message['content'] | replace('quick ', '')", id="words dropped"),
+            pytest.param("message['content'] + message['content']", id="said twice"),
+            pytest.param("message['content'].split('\\n')[0]", id="first line only"),
+            pytest.param("'hello'", id="replaced"),
+        ],
+    )
+    def test_chat_template_that_rewrites_the_users_words(self, make_tokenizer: MakeTokenizer, content: str) -> None:
+        chat_template = make_tokenizer().chat_template
+        assert isinstance(chat_template, str)
+        tokenizer = make_tokenizer(chat_template.replace("message['content']", content))
+        with pytest.raises(InputError, match="rewrites the user's words") as refusal:
+            encode_prompt(tokenizer, "chat", *WORDS)
+        assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize(
+        "chat_template",
+        [
+            pytest.param("{% for message in messages %}{{ message", id="syntax error"),
+            pytest.param("{{ raise_exception('only for\nassistants') }}", id="refuses a lone user turn"),
+            pytest.param("{{ messages[0]['content'][0]['text']['x'] }}", id="wants content in parts"),
+        ],
+    )
+    def test_chat_template_that_fails(self, make_tokenizer: MakeTokenizer, chat_template: str) -> None:
+        with pytest.raises(InputError, match="chat template") as refusal:
+            encode_prompt(make_tokenizer(chat_template), "chat", *WORDS)
+        assert "\n" not in str(refusal.value)
