@@ -22,7 +22,8 @@ Examples:
 
     lsm-probe attention --ckpt my-lsm --heads mean_of_norms --response reference --json
 
-Writes result.json, arrays.npz, samples.jsonl, eta.png, eta.svg, eta.csv; with several checkpoints comparison.json.
+Writes result.json, arrays.npz, samples.jsonl, eta.png, eta.svg, eta.csv and eta_heads.csv; with several checkpoints
+comparison.json too.
 """
 
 

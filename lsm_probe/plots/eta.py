@@ -55,7 +55,7 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    with sns.axes_style("ticks"), plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"}):
+    with sns.axes_style("ticks"):
         figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
         for ax, segment in zip(axes, ("mean", "sum"), strict=True):
             plot_eta([r.with_conventions(segment=segment) for r in results], ax=ax)
@@ -68,18 +68,22 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
 
 
 def save_eta(results: Sequence[AttentionResult], out: Path) -> list[Path]:
-    """Writes `eta.png`, `eta.svg` and `eta.csv` (a row for each checkpoint, segment convention and layer)."""
+    """Writes `eta.png`, `eta.svg`, `eta.csv` (a row for each checkpoint, segment convention and layer) and
+    `eta_heads.csv` (a row for each checkpoint, layer and head, under the results' own conventions)."""
     import matplotlib.pyplot as plt
 
-    paths = [out / f"eta.{suffix}" for suffix in ("png", "svg", "csv")]
+    paths = [out / name for name in ("eta.png", "eta.svg", "eta.csv", "eta_heads.csv")]
     figure = eta_figure(results)
     for path in paths[:2]:
-        with replacing(path) as temporary:
-            # No date in the file: the same numbers give the same bytes.
+        # Text stays text, and without date or random ids the same numbers give the same bytes.
+        svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
+        with svg, replacing(path) as temporary:
             figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
-    with replacing(paths[2]) as temporary:
-        eta_frame(results).to_csv(temporary, index=False, float_format="%.6f")
+    heads = pd.concat([result.head_frame() for result in results], ignore_index=True)
+    for path, frame in zip(paths[2:], (eta_frame(results), heads), strict=True):
+        with replacing(path) as temporary:
+            frame.to_csv(temporary, index=False, float_format="%.6f")
     return paths
 
 

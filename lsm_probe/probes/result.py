@@ -196,6 +196,21 @@ class AttentionResult:
             }
         )
 
+    def head_frame(self) -> pd.DataFrame:
+        """A row for each layer and head: its own eta, S_instruction and S_source (means over samples)."""
+        instruction, source = self.head_scores()
+        layers, heads = instruction.shape[1:]
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "layer": np.repeat(np.arange(layers), heads),
+                "head": np.tile(np.arange(heads), layers),
+                "eta": self.head_eta().ravel(),
+                "S_instruction": instruction.mean(0).ravel(),
+                "S_source": source.mean(0).ravel(),
+            }
+        )
+
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draws eta by layer with its interval; see [`lsm_probe.plots.eta.plot_eta`]."""
         from lsm_probe.plots.eta import plot_eta

@@ -52,7 +52,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(lsm_probe_command, tin
         "attention", "--ckpt", tiny_lsm_folder, "--data", manifest, "--out", out, *QUICK
     )
     assert code == 0
-    files = {"result.json", "arrays.npz", "samples.jsonl", "eta.png", "eta.svg", "eta.csv"}
+    files = {"result.json", "arrays.npz", "samples.jsonl", "eta.png", "eta.svg", "eta.csv", "eta_heads.csv"}
     assert {path.name for path in out.iterdir() if path.name != ".lock"} == files
     result = AttentionResult.load(out)
     assert len(result.samples) == 4
@@ -61,6 +61,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(lsm_probe_command, tin
     assert (out / "eta.png").read_bytes().startswith(b"\x89PNG")
     csv = (out / "eta.csv").read_text().splitlines()
     assert len(csv) == 1 + 2 * result.n_layers
+    assert len((out / "eta_heads.csv").read_text().splitlines()) == 1 + result.head_norms[0, :, :, 0].size
 
 
 def test_text_and_speech_are_compared_with_the_length_matched_control(

@@ -225,7 +225,7 @@ def test_a_norm_after_attention_is_refused_by_name():
 def test_a_softcap_is_refused_by_name(monkeypatch):
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(Gemma2Config(num_key_value_heads=2, head_dim=8, **SIZE)).eval()
-    with pytest.raises(InputError, match="cannot run sdpa attention|softcap"):
+    with pytest.raises(InputError, match=r"cannot run sdpa attention|softcap"):
         measured(model, batch("none"))
     monkeypatch.setattr(Gemma2ForCausalLM, "_supports_sdpa", True)
     monkeypatch.setattr(type(model.model), "_supports_sdpa", True)

@@ -158,6 +158,9 @@ def test_head_eta_equals_its_definition():
     other = sums[..., SOURCE] / result.tokens[:, SOURCE, None, None]
     np.testing.assert_allclose(result.head_eta(), (one / (one + other)).mean(0), rtol=1e-6)
     assert result.head_eta().shape == (7, 3)
+    frame = result.head_frame().set_index(["layer", "head"])
+    assert frame.loc[(5, 2), "eta"] == pytest.approx(result.head_eta()[5, 2])
+    assert frame.loc[(5, 2), "S_source"] == pytest.approx(other.mean(0)[5, 2])
 
 
 def test_saving_and_loading_loses_nothing(tmp_path):
