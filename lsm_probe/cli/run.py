@@ -108,8 +108,11 @@ def _table(results: Sequence[AttentionResult]) -> Table:
     table.add_column("checkpoint", overflow="fold")
     table.add_column("tokens", justify="right")
     table.add_column("segment")
-    for group in results[0].eta_groups():
-        table.add_column("–".join(str(layer) for layer in sorted(set(group["layers"]))), justify="right")
+    groups = results[0].eta_groups()
+    same_layers = len({result.n_layers for result in results}) == 1
+    for i, group in enumerate(groups, start=1):
+        layers = "–".join(str(layer) for layer in sorted(set(group["layers"])))
+        table.add_column(layers if same_layers else f"{i}/{len(groups)}", justify="right")
     for result in results:
         tokens = f"{result.tokens[:, SEGMENTS.index('source')].mean():.1f}"
         for segment in ("mean", "sum"):

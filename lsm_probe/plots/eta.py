@@ -42,7 +42,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
         xlabel="layer",
         ylabel="instruction proportion η (0.5 = balanced)",
         ylim=(0, 1),
-        xlim=(-0.5, results[0].n_layers - 0.5),
+        xlim=(-0.5, max(r.n_layers for r in results) - 0.5),
     )
     return ax
 

@@ -19,7 +19,7 @@ def compare(results: Sequence[AttentionResult]) -> dict[str, Any]:
     """What `comparison.json` holds: for each pair, second minus first, on the samples both have.
 
     Raises:
-        InputError: if two results come from other data, conventions or layer counts.
+        InputError: if two results come from other data or conventions.
     """
     return {
         "schema": SCHEMA,
@@ -59,24 +59,29 @@ def _pair(first: AttentionResult, second: AttentionResult) -> dict[str, Any]:
     for what in ("sha256", "n_samples"):
         if first.data[what] != second.data[what]:
             raise InputError(f"{first.name} and {second.name} were probed on different data: they cannot be paired")
-    if first.n_layers != second.n_layers:
-        raise InputError(f"{first.name} has {first.n_layers} layers and {second.name} {second.n_layers}: no comparison")
     if first.conventions != second.conventions:
         raise InputError(f"{first.name} and {second.name} are read under different conventions: no comparison")
     other = set(second.ids)
     shared = [sample for sample in first.ids if sample in other]
+    if not shared:
+        raise InputError(f"{first.name} and {second.name} have no measured sample in common: no comparison")
     first, second = first.subset(shared), second.subset(shared)
+    warning = length_warning(first, second)
+    if first.n_layers != second.n_layers:
+        warning = (
+            f"{first.name} has {first.n_layers} layers and {second.name} {second.n_layers}: no differences by layer"
+        )
     return {
         "first": first.name,
         "second": second.name,
         "n_samples": len(shared),
-        "eta_difference": {
-            segment: eta_difference(
-                first.with_conventions(segment=segment), second.with_conventions(segment=segment)
-            ).to_dict()
-            for segment in ("mean", "sum")
-        },
+        "eta_difference": _differences(first, second) if first.n_layers == second.n_layers else None,
         "source_tokens": [round(float(r.tokens[:, SEGMENTS.index("source")].mean()), 3) for r in (first, second)],
         "same_lengths": bool(np.array_equal(first.tokens, second.tokens)),
-        "warning": length_warning(first, second),
+        "warning": warning,
     }
+
+
+def _differences(first: AttentionResult, second: AttentionResult) -> dict[str, Any]:
+    both = {s: [r.with_conventions(segment=s) for r in (first, second)] for s in ("mean", "sum")}
+    return {segment: eta_difference(*pair).to_dict() for segment, pair in both.items()}

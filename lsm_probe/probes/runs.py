@@ -77,6 +77,7 @@ def run_attention(
             probe(checkpoint, chosen, responses=text.responses(), source_lengths=lengths)
             for text, checkpoint, chosen, lengths in _controls(results, samples, loading)
         ]
+        (out / "comparison.json").unlink(missing_ok=True)  # of an earlier run
         if len(results) > 1:
             write_json(out / "comparison.json", compare(results))
         shutil.rmtree(progress, ignore_errors=True)

@@ -269,13 +269,17 @@ def test_other_source_lengths_are_warned_about():
     assert "lay their prompts out differently" in compare([first, laid_out])["pairs"][0]["warning"]
 
 
-@pytest.mark.parametrize("change", ["data", "layers", "conventions"])
+def test_models_of_other_depth_have_no_differences_by_layer():
+    pair = compare([make(), make(name="second", layers=6)])["pairs"][0]
+    assert pair["eta_difference"] is None
+    assert "has 7 layers and second 6" in pair["warning"]
+
+
+@pytest.mark.parametrize("change", ["data", "conventions"])
 def test_what_cannot_be_paired_is_refused(change):
     first, second = make(), make(name="second")
     if change == "data":
         second = replace(second, data={**second.data, "sha256": "other"})
-    if change == "layers":
-        second = make(name="second", layers=6)
     if change == "conventions":
         second = second.with_conventions(segment="sum")
     with pytest.raises(InputError):
