@@ -29,7 +29,7 @@ Dtype = Annotated[
 BatchSize = Annotated[
     str, typer.Option(help="Samples run together; halved where memory runs out.", rich_help_panel=RUN)
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=RUN)]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0, rich_help_panel=RUN)]
 Limit = Annotated[int | None, typer.Option(help="Only the first N samples.", min=1, rich_help_panel=RUN)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.", rich_help_panel=RUN)]
 OnError = Annotated[

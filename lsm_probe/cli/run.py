@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -18,9 +19,8 @@ from transformers.utils import logging as transformers_logging
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.plots.eta import save_eta
 from lsm_probe.probes.attention import describe_data
-from lsm_probe.probes.comparison import compare
 from lsm_probe.probes.result import SEGMENTS, AttentionResult
-from lsm_probe.probes.runs import OnProgress, run_attention, slug
+from lsm_probe.probes.runs import CONTROL, OnProgress, run_attention, slug
 
 
 def probe_and_report(
@@ -46,14 +46,13 @@ def probe_and_report(
         probing["responses"] = AttentionResult.load(responses).responses()
     try:
         with _progress() as on_progress:
-            results = run_attention(
+            results, comparison = run_attention(
                 names, samples, out, loading=loading, probing=probing, resume=resume, on_progress=on_progress
             )
     except KeyboardInterrupt:
         print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
     save_eta(results, out)
-    comparison = compare(results) if len(results) > 1 else None
     if as_json:
         print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
     else:
@@ -74,7 +73,7 @@ def _progress() -> Iterator[OnProgress]:
 
         def on_progress(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
+                tasks[name] = bars.add_task(escape(name), total=total)
             bars.update(tasks[name], completed=done)
 
         yield on_progress
@@ -82,7 +81,8 @@ def _progress() -> Iterator[OnProgress]:
 
 def _show(results: Sequence[AttentionResult], comparison: dict[str, Any] | None, out: Path) -> None:
     # Wide enough for the table where the output goes into a file.
-    console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=120)
+    options: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 120}
+    console = Console(soft_wrap=True, markup=False, **options)
     console.print(_table(results))
     for result in results:
         check = result.self_check
@@ -92,9 +92,9 @@ def _show(results: Sequence[AttentionResult], comparison: dict[str, Any] | None,
             f"attention output to {check['worst']:.0e} (bound {check['worst_bound']:.0e})",
             highlight=False,
         )
-    controls = {result.name for result in results if "control" in result.checkpoint}
     for pair in comparison["pairs"] if comparison else []:
-        if pair["warning"] and not controls & {pair["first"], pair["second"]}:
+        with_own_control = pair["second"].startswith(pair["first"] + CONTROL)
+        if pair["warning"] and not with_own_control:
             print(f"warning: {pair['warning']}", file=sys.stderr)
     console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
 
@@ -117,5 +117,5 @@ def _table(results: Sequence[AttentionResult]) -> Table:
         tokens = f"{result.tokens[:, SEGMENTS.index('source')].mean():.1f}"
         for segment in ("mean", "sum"):
             groups = result.with_conventions(segment=segment).eta_groups()
-            table.add_row(result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
+            table.add_row(escape(result.name), tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
     return table

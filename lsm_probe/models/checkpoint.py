@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -82,10 +83,18 @@ class Checkpoint:
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, *self.eos_token_ids[:1]] if ids else []
+        eos, own = self.eos_token_ids, self.tokenizer.eos_token_id
+        # Where there are several, the tokenizer's is the one that ends a turn (Llama 3's <|eot_id|>).
+        end = [own] if own in eos else eos[:1]
+        return [*ids, *end] if ids else []
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def save(self, folder: str | Path) -> None:
+        """Saves model and processor (or tokenizer) so that [`load`] takes the folder."""
+        self.model.save_pretrained(folder)
+        (self.processor or self.tokenizer).save_pretrained(folder)
 
     @torch.no_grad()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:

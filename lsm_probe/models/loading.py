@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -44,7 +45,7 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
         InputError: if there is no such checkpoint, or it is of a kind that cannot be probed.
     """
     name = str(name)
-    torch_device, torch_dtype = resolve_device(device), None
+    torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     if template is not None and template not in TEMPLATES:
         raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
@@ -56,7 +57,11 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
     else:
         folder = str(assets.language_model()) if name == "builtin:llm" else name
         checkpoint = _load_pretrained(name, folder, torch_dtype, template)
-    checkpoint.model.to(torch_device).eval()  # type: ignore[arg-type]  # transformers wraps `to` without its type
+    try:
+        checkpoint.model.to(torch_device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{name} does not fit on {torch_device}: try --device cpu or --dtype bfloat16") from error
+    checkpoint.model.eval()
     return checkpoint
 
 
@@ -91,7 +96,7 @@ def build_lsm(
         text_config=language_model.config,
     )
     config.dtype = dtype
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LsmForConditionalGeneration(config)
     model.to(dtype)  # type: ignore[arg-type]
@@ -101,8 +106,8 @@ def build_lsm(
     processor = LsmProcessor.for_model(config, _pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
     identity = {
         "model_type": config.model_type,
-        "encoder": _identity(encoder),
-        "llm": _identity(llm),
+        "encoder": _identity(encoder, whisper.config),
+        "llm": _identity(llm, language_model.config),
         "connector": {**processor.projector, "seed": seed, "trained": False},
     }
     return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity)
@@ -181,12 +186,13 @@ def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **kwargs)
     except UnpicklingError as error:
         raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        # A bare KeyError says only the key.
+        reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:300]
         raise InputError(f"{name} cannot be loaded: {reason}") from error
 
 
-def _identity(folder: str | Path, config: PreTrainedConfig | None = None) -> dict[str, Any]:
+def _identity(folder: str | Path, config: PreTrainedConfig) -> dict[str, Any]:
     """What tells one checkpoint from another: kind, hub revision where it has one, sha256 of its weights."""
     identity: dict[str, Any] = {}
     if config is not None:

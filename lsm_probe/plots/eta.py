@@ -34,9 +34,16 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     for i, (result, color) in enumerate(zip(results, palette, strict=True)):
         frame = result.to_frame()
         line = "--" if "control" in result.checkpoint else "-"
-        look = {"color": color, "linestyle": line, "marker": markers[i % len(markers)], "markersize": 3} | style
-        ax.plot(frame["layer"], frame["eta"], label=_label(result), **look)
-        ax.fill_between(frame["layer"], frame["ci_low"], frame["ci_high"], color=color, alpha=0.15, linewidth=0)
+        look = {
+            "color": color,
+            "linestyle": line,
+            "marker": markers[i % len(markers)],
+            "markersize": 3,
+            "label": _label(result),
+        } | style
+        ax.plot(frame["layer"], frame["eta"], **look)
+        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(frame["layer"], frame["ci_low"], frame["ci_high"], **band)
     ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     ax.set(
         xlabel="layer",
@@ -49,14 +56,13 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
 
 def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     """Eta under both `segment` conventions side by side, since source length moves them in opposite directions."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.figure import Figure
 
     with sns.axes_style("ticks"):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
         for ax, segment in zip(axes, ("mean", "sum"), strict=True):
             plot_eta([r.with_conventions(segment=segment) for r in results], ax=ax)
             ax.set_title(f"segment = {segment}", fontsize=10)
@@ -79,7 +85,6 @@ def save_eta(results: Sequence[AttentionResult], out: Path) -> list[Path]:
         svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
         with svg, replacing(path) as temporary:
             figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
     heads = pd.concat([result.head_frame() for result in results], ignore_index=True)
     for path, frame in zip(paths[2:], (eta_frame(results), heads), strict=True):
         with replacing(path) as temporary:

@@ -29,7 +29,7 @@ from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.norms import norm_attention
 from lsm_probe.probes.progress import Progress
 from lsm_probe.probes.record import Record
-from lsm_probe.probes.result import SEGMENTS, AttentionResult, TokenScores
+from lsm_probe.probes.result import SEGMENTS, AttentionResult, TokenScores, package_versions
 
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 128
@@ -81,13 +81,15 @@ def attention(
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
         heads, segment, aggregate, span: how the result reads itself; see [`Conventions`]. They can be changed later
             at no cost with `result.with_conventions`.
-        response: `generated` answers greedily with at most `max_new_tokens`; `reference` takes the sample's target.
+        response: `generated` answers greedily with at most `max_new_tokens` (an EOS alone is a response of one token);
+            `reference` takes the sample's target, closed with EOS.
         max_new_tokens: longest generated response, in tokens.
         responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
         source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With
             another checkpoint's `result.source_lengths()` this is the length- and position-matched control.
         tokens: keep the scores of single prompt tokens too.
-        batch_size: samples run together; halved where memory runs out. It does not change the numbers.
+        batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
+            rounding alone: 1e-5 relative in float32.
         seed: of the bootstrap.
         on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
         data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
@@ -110,12 +112,20 @@ def attention(
         "source": checkpoint.source,
         "template": checkpoint.template,
         "dtype": str(checkpoint.llm.dtype).removeprefix("torch."),
+        "max_new_tokens": max_new_tokens,
+        **({} if responses is None else {"responses": "given"}),
         **({} if source_lengths is None else {"control": "transcript repeated or cut to given lengths"}),
         **checkpoint.identity,
     }
     progress = Progress(
         progress_folder,
-        {"checkpoint": description, "data": data, "settings": vars(settings), "batch_size": batch_size},
+        {
+            "checkpoint": description,
+            "data": data,
+            "settings": vars(settings),
+            "batch_size": batch_size,
+            "versions": package_versions(),
+        },
     )
     records: list[Record] = []
     with capture(checkpoint.llm) as captured:
@@ -128,7 +138,7 @@ def attention(
 
 
 def describe_data(samples: Sequence[Sample], name: str = "samples") -> dict[str, Any]:
-    """What a result stores about its data: name, sha256 of everything the samples hold, number of samples."""
+    """What a result stores about its data: name, sha256 of what goes into prompts and targets, number of samples."""
     return {"name": name, "sha256": fingerprint(samples), "n_samples": len(samples)}
 
 
@@ -136,6 +146,8 @@ def _check_samples(checkpoint: Checkpoint, samples: Sequence[Sample], settings: 
     """Refuses at once what would otherwise fail hours into a run."""
     if not samples:
         raise InputError("there are no samples to probe: the manifest, or what --limit leaves of it, is empty")
+    if len({sample.id for sample in samples}) < len(samples):
+        raise InputError("two samples have the same id: ids must differ")
     needed = {"audio" if checkpoint.source == "speech" else "text"}
     if settings.response == "reference" and settings.responses is None:
         needed.add("target")
@@ -156,8 +168,15 @@ def _check_samples(checkpoint: Checkpoint, samples: Sequence[Sample], settings: 
         without = [sample.id for sample in samples if sample.id not in settings.responses]
         if without:
             raise InputError(f"the given responses hold none for {len(without)} samples (first: {without[0]})")
-    if settings.source_lengths is not None and checkpoint.source == "speech":
-        raise InputError("only a text LLM's source can be made another length")
+        vocabulary: int = checkpoint.llm.config.get_text_config().vocab_size
+        if any(not 0 <= token < vocabulary for sample in samples for token in settings.responses[sample.id]):
+            raise InputError(f"the given responses hold tokens {checkpoint.name} does not have: another tokenizer's?")
+    if settings.source_lengths is not None:
+        if checkpoint.source == "speech":
+            raise InputError("only a text LLM's source can be made another length")
+        without = [sample.id for sample in samples if settings.source_lengths.get(sample.id, 0) < 1]
+        if without:
+            raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")
 
 
 def _run(
@@ -166,9 +185,11 @@ def _run(
     """Runs a batch, in halves where memory runs out."""
     try:
         return _run_batch(checkpoint, captured, batch, settings, on_error)
-    except (RuntimeError, MemoryError) as error:
+    except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
+        if len(batch) == 1 and on_error == "skip":
+            return [Record({"id": batch[0].id}, batch[0].utterance, {}, "does not fit into memory")]
         if len(batch) == 1:
             raise InputError(f"sample {batch[0].id} alone does not fit into memory: shorten it") from error
     half = len(batch) // 2

@@ -38,8 +38,8 @@ class AttentionLayer:
     module: nn.Module
     projection: nn.Module
 
-    def output_weight(self, heads: int) -> tuple[Tensor, Tensor | None]:
-        """The effective W_O `[heads, head_dim, d]` and output bias `[d]`.
+    def output_weight(self, heads: int, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The effective W_O `[heads, head_dim, d]` and output bias `[d]`, for values `[..., head_dim]`.
 
         Read as `projection(I) - projection(0)` unless the projection is a plain linear layer: adapters and
         quantised layers are then what they really do, not what their `.weight` says.
@@ -47,10 +47,8 @@ class AttentionLayer:
         projection = self.projection
         if type(projection) is nn.Linear:
             return projection.weight.t().unflatten(0, (heads, -1)), projection.bias
-        weight = next(p for p in projection.parameters() if p.is_floating_point())
-        width = getattr(projection, "in_features", None) or weight.shape[0]  # GPT-2's Conv1D is [in, out]
-        identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
-        bias = projection(identity.new_zeros(1, width))
+        identity = torch.eye(heads * value.shape[-1], dtype=value.dtype, device=value.device)
+        bias = projection(torch.zeros_like(identity[:1]))
         return (projection(identity) - bias).unflatten(0, (heads, -1)), bias[0]
 
 
@@ -173,7 +171,7 @@ class Capture:
             mask=mask,
             causal=causal and query.shape[2] > 1,
         )
-        w_o, bias = layer.output_weight(query.shape[1])
+        w_o, bias = layer.output_weight(query.shape[1], value)
         self._expected[layer.index] = recompose(alpha, value, w_o, bias)
         if layer.index not in self._metrics:
             self._metrics[layer.index] = output_metric(w_o, value.shape[1])
@@ -200,7 +198,8 @@ class Capture:
             raise _refusal(
                 layer,
                 f"alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
-                f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so it computes something else",
+                f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so it computes something "
+                "else (or, in half precision, rounds too coarsely: try --dtype float32)",
             )
         self._errors[layer.index] = errors
 

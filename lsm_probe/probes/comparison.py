@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -65,12 +66,14 @@ def _pair(first: AttentionResult, second: AttentionResult) -> dict[str, Any]:
     shared = [sample for sample in first.ids if sample in other]
     if not shared:
         raise InputError(f"{first.name} and {second.name} have no measured sample in common: no comparison")
-    first, second = first.subset(shared), second.subset(shared)
+    # Paired: the same utterances are drawn for both.
+    first, second = first.subset(shared), replace(second.subset(shared), seed=first.seed)
     warning = length_warning(first, second)
     if first.n_layers != second.n_layers:
-        warning = (
+        depths = (
             f"{first.name} has {first.n_layers} layers and {second.name} {second.n_layers}: no differences by layer"
         )
+        warning = depths if warning is None else f"{depths}; {warning}"
     return {
         "first": first.name,
         "second": second.name,

@@ -63,13 +63,12 @@ def output_metric(w_o: Tensor, kv_heads: int) -> list[Tensor]:
 
     Returns:
         A matrix for each group g, `[e, (g + 1) * q * q * e]` with `q = H / kv_heads`: the heads of g against the heads
-        of groups 0 to g. float32 (float64 for float64 input), multiplied in float64.
+        of groups 0 to g. float32 (float64 for float64 input).
     """
-    w = w_o.double().unflatten(0, (kv_heads, -1))  # [G, q, e, d]
+    w = w_o.to(_compute_dtype(w_o)).unflatten(0, (kv_heads, -1))  # [G, q, e, d]
     blocks = []
     for g in range(kv_heads):
-        block = torch.einsum("qed,gpfd->egqpf", w[g], w[: g + 1])
-        blocks.append(block.flatten(1).to(_compute_dtype(w_o)))
+        blocks.append(torch.einsum("qed,gpfd->egqpf", w[g], w[: g + 1]).flatten(1))
     return blocks
 
 

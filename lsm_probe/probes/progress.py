@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -43,12 +43,15 @@ class Progress:
         path = self._path(batch)
         if path is None or not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            described = json.loads(str(stored["records"]))
-            return [
-                Record(**about, arrays={name: stored[f"{i}/{name}"] for name in names})
-                for i, (about, names) in enumerate(described)
-            ]
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                described = json.loads(str(stored["records"]))
+                return [
+                    Record(**about, arrays={name: stored[f"{i}/{name}"] for name in names})
+                    for i, (about, names) in enumerate(described)
+                ]
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return None  # damaged, by a crash of the machine say: run the batch again
 
     def put(self, batch: int, records: list[Record]) -> list[Record]:
         """Keeps the records of a batch; they appear whole or not at all. Returns them."""
@@ -64,11 +67,6 @@ class Progress:
         with replacing(path) as temporary:
             np.savez(temporary, records=np.array(json.dumps(described)), allow_pickle=False, **arrays)
         return records
-
-    def clear(self) -> None:
-        """Forgets the progress, once the result is written or when starting afresh."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, batch: int) -> Path | None:
         return None if self.folder is None else self.folder / f"batch-{batch:06d}.npz"

@@ -241,6 +241,8 @@ class AttentionResult:
     def save(self, folder: str | Path) -> Path:
         """Writes `result.json`, `arrays.npz` and `samples.jsonl`; each appears whole or not at all."""
         folder = Path(folder)
+        # A folder with a result.json has everything that belongs to it: gone first, written last.
+        (folder / "result.json").unlink(missing_ok=True)
         arrays: dict[str, Any] = {
             "norms": self.norms,
             "head_norms": self.head_norms,
@@ -255,7 +257,6 @@ class AttentionResult:
         with replacing(folder / "samples.jsonl") as path:
             lines = [json.dumps(sample, ensure_ascii=False) for sample in self.samples]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        # Last: a folder with a result.json has everything.
         write_json(folder / "result.json", self.to_dict())
         return folder
 
@@ -269,21 +270,24 @@ class AttentionResult:
         folder = Path(folder)
         try:
             summary = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+            # Not splitlines(), which also cuts at characters that JSON strings may hold.
+            lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+            samples = [json.loads(line) for line in lines]
             with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, BadZipFile) as error:
-            raise InputError(f"{folder} holds no readable result of the attention probe: {error}") from error
-        if summary.get("schema") != SCHEMA:
-            raise InputError(f"{folder}/result.json has schema {summary.get('schema')!r}, not {SCHEMA!r}")
-        scores = {name: arrays.pop(f"token_{name}") for name in _TOKEN_FIELDS if f"token_{name}" in arrays}
-        return cls(
-            **arrays,
-            samples=[json.loads(line) for line in lines],
-            conventions=Conventions(**summary["conventions"]),
-            token_scores=TokenScores(**scores) if scores else None,
-            **{k: summary[k] for k in ("checkpoint", "data", "self_check", "excluded", "seed", "versions")},
-        )
+            if summary["schema"] != SCHEMA:
+                raise InputError(f"{folder}/result.json has schema {summary['schema']!r}, not {SCHEMA!r}")
+            scores = {name: arrays.pop(f"token_{name}") for name in _TOKEN_FIELDS if f"token_{name}" in arrays}
+            return cls(
+                **arrays,
+                samples=samples,
+                conventions=Conventions(**summary["conventions"]),
+                token_scores=TokenScores(**scores) if scores else None,
+                **{k: summary[k] for k in ("checkpoint", "data", "self_check", "excluded", "seed", "versions")},
+            )
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{folder} holds no readable result of the attention probe: {reason}") from error
 
     def _instruction_and_source(self, norms: Floats) -> tuple[Floats, Floats]:
         """Both scores from sums `[samples, x, segments]` under the conventions `span` and `segment`."""
@@ -306,7 +310,8 @@ class AttentionResult:
         return drawn / (drawn + weights @ source)
 
     def _segment_summary(self) -> dict[str, Any]:
-        means = self.norms.astype(np.float64).mean(0)
+        norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
+        means = norms.astype(np.float64).mean(0)
         return {
             name: {
                 "tokens": {

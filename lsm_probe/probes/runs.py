@@ -21,6 +21,14 @@ from lsm_probe.probes.attention import attention
 from lsm_probe.probes.comparison import compare
 from lsm_probe.probes.result import AttentionResult, write_json
 
+CONTROL = " at length of "
+"""Stands in a control's name between the text LLM and the speech checkpoint."""
+OUTPUTS = (
+    *("result.json", "arrays.npz", "samples.jsonl", "comparison.json"),
+    *("eta.png", "eta.svg", "eta.csv", "eta_heads.csv"),
+)
+"""What a run leaves in its folder; that of an earlier run goes first, so that nothing is ever mixed."""
+
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -33,7 +41,7 @@ def run_attention(
     probing: dict[str, Any],
     resume: bool = False,
     on_progress: OnProgress = lambda name, done, total: None,
-) -> list[AttentionResult]:
+) -> tuple[list[AttentionResult], dict[str, Any] | None]:
     """Probes checkpoints one after another on the same samples and writes everything into a folder.
 
     One checkpoint writes `result.json`, `arrays.npz` and `samples.jsonl` into `out`; several write them into a folder
@@ -49,6 +57,9 @@ def run_attention(
         resume: go on from an interrupted run in the same folder.
         on_progress: called with the checkpoint's name, samples done and samples in all.
 
+    Returns:
+        The results, controls last, and what `comparison.json` holds (None for a single result).
+
     Raises:
         InputError: if a checkpoint or sample cannot be used, or another process writes to `out`.
     """
@@ -56,6 +67,8 @@ def run_attention(
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
     with _alone_in(out):
         progress = out / "progress"
+        for stale in OUTPUTS:
+            (out / stale).unlink(missing_ok=True)
         folders = _Folders()
         if not resume:
             shutil.rmtree(progress, ignore_errors=True)
@@ -77,15 +90,17 @@ def run_attention(
             probe(checkpoint, chosen, responses=text.responses(), source_lengths=lengths)
             for text, checkpoint, chosen, lengths in _controls(results, samples, loading)
         ]
-        (out / "comparison.json").unlink(missing_ok=True)  # of an earlier run
-        if len(results) > 1:
-            write_json(out / "comparison.json", compare(results))
+        comparison = compare(results) if len(results) > 1 else None
+        if comparison is not None:
+            write_json(out / "comparison.json", comparison)
         shutil.rmtree(progress, ignore_errors=True)
-    return results
+    return results, comparison
 
 
 def slug(name: str) -> str:
     """A checkpoint's name as a folder name: the last part of a path, without the characters folders dislike."""
+    if CONTROL in name:
+        return "-at-length-of-".join(slug(part) for part in name.split(CONTROL))
     last = name if name.startswith("builtin:") else Path(name).name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "checkpoint"
 
@@ -115,7 +130,7 @@ def _controls(
             if all(text.source_lengths()[i] == lengths[i] for i in shared):
                 continue
             checkpoint = load(text.name, **loading)
-            checkpoint = replace(checkpoint, name=f"{text.name} at length of {slug(speech.name)}")
+            checkpoint = replace(checkpoint, name=f"{text.name}{CONTROL}{speech.name}")
             yield text, checkpoint, [s for s in samples if s.id in shared], lengths
 
 
@@ -130,6 +145,8 @@ def _alone_in(out: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise InputError(f"another process is writing to {out}: wait for it or choose another --out") from error
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written to: {error.strerror}") from error
     try:
         yield
     finally:

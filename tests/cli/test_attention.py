@@ -75,7 +75,7 @@ def test_text_and_speech_are_compared_with_the_length_matched_control(
     comparison = json.loads((out / "comparison.json").read_text())
     assert [pair["same_lengths"] for pair in comparison["pairs"]] == [False, False, True]
     assert "source lengths differ" in stderr
-    assert f"{tiny_llm_folder} at length of lsm: 4 samples" in stdout
+    assert f"{tiny_llm_folder} at length of {tiny_lsm_folder}: 4 samples" in stdout
     control = AttentionResult.load(out / "llm-at-length-of-lsm")
     speech = AttentionResult.load(out / "lsm")
     np.testing.assert_array_equal(control.tokens, speech.tokens)

@@ -45,7 +45,7 @@ def test_each_curve_is_the_results_eta_with_its_band(results):
 
 def test_result_plot_draws_on_the_axes_it_is_given(results):
     figure, ax = plt.subplots()
-    assert results[0].plot(ax, color="red") is ax
+    assert results[0].plot(ax, color="red", label="mine") is ax
     assert ax.lines[0].get_color() == "red"
     plt.close(figure)
 
@@ -59,7 +59,6 @@ def test_both_segment_conventions_are_shown(results):
     assert "speech model (5 samples" in labels[0]
     assert "speech tokens" in labels[0]
     assert "transcript tokens" in labels[1]
-    plt.close(figure)
 
 
 def test_the_same_numbers_give_the_same_files(results, tmp_path):

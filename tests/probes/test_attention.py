@@ -138,6 +138,27 @@ def test_one_sample_that_does_not_fit_is_named(tiny_llm, samples, monkeypatch):
         probe(tiny_llm, samples)
 
 
+def test_a_sample_that_does_not_fit_can_be_skipped(tiny_llm, samples, monkeypatch):
+    embed, first = type(tiny_llm).embed, len(tiny_llm.encode(samples[0].instruction, samples[0].text))
+
+    def scarce(self, prompts):
+        if any(len(prompt) == first for prompt in prompts):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return embed(self, prompts)
+
+    monkeypatch.setattr(type(tiny_llm), "embed", scarce)
+    result = probe(tiny_llm, samples, on_error="skip")
+    assert result.excluded == {"does not fit into memory": ["s0"]}
+    assert len(result.samples) == 7
+
+
+def test_a_damaged_batch_is_run_again(tiny_llm, samples, tmp_path):
+    whole = probe(tiny_llm, samples, batch_size=4, progress_folder=tmp_path)
+    damaged = tmp_path / "batch-000004.npz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert probe(tiny_llm, samples, batch_size=4, progress_folder=tmp_path).to_dict() == whole.to_dict()
+
+
 class Interrupt(Exception):
     pass
 
@@ -220,6 +241,9 @@ def bad(sample, **changes):
         ("text", {}, {"aggregate": "max"}, "aggregate 'max' is unknown"),
         ("text", {}, {"span": "max"}, "span 'max' is unknown"),
         ("text", {}, {"responses": {}}, "the given responses hold none for 8 samples"),
+        ("text", {}, {"responses": {f"s{i}": [10**6] for i in range(8)}}, "another tokenizer's"),
+        ("text", {"id": "s0"}, {}, "ids must differ"),
+        ("text", {}, {"source_lengths": {"s0": 0}}, "gives no length for 8 samples"),
         ("speech", {}, {"source_lengths": {}}, "only a text LLM's source"),
     ],
 )

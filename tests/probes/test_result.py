@@ -189,17 +189,24 @@ def test_result_json_is_small_and_diffs_by_line(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "result.json", "samples.jsonl"]
 
 
-def test_a_failed_save_leaves_the_old_result_as_it_was(tmp_path):
+def test_a_failed_save_leaves_no_result_that_could_be_taken_for_whole(tmp_path):
     make().save(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     broken = replace(make(seed=1), samples=[{"id": object()}])
     with pytest.raises(TypeError):
         broken.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(before)
-    assert (tmp_path / "result.json").read_bytes() == before["result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arrays.npz", "samples.jsonl"]
+    with pytest.raises(InputError):
+        AttentionResult.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "schema"])
+def test_responses_may_hold_any_character(tmp_path):
+    strange = "a\u2028b\u2029c\u0085d\ne"
+    result = make()
+    result = replace(result, samples=[{**sample, "response": strange} for sample in result.samples])
+    assert AttentionResult.load(result.save(tmp_path)).samples == result.samples
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "schema", "samples", "keys", "no object"])
 def test_what_is_no_result_is_refused(tmp_path, damage):
     make().save(tmp_path)
     if damage == "missing":
@@ -209,6 +216,12 @@ def test_what_is_no_result_is_refused(tmp_path, damage):
     if damage == "schema":
         text = (tmp_path / "result.json").read_text()
         (tmp_path / "result.json").write_text(text.replace("attention/1", "attention/99"))
+    if damage == "samples":
+        (tmp_path / "samples.jsonl").write_text("{oops\n")
+    if damage == "keys":
+        (tmp_path / "result.json").write_text('{"schema": "lsm-probe/attention/1"}')
+    if damage == "no object":
+        (tmp_path / "result.json").write_text("[]")
     with pytest.raises(InputError) as info:
         AttentionResult.load(tmp_path)
     assert "\n" not in str(info.value)
@@ -229,6 +242,13 @@ def test_a_result_compared_with_itself_does_not_differ():
     difference = eta_difference(result, replace(result, checkpoint={**result.checkpoint, "name": "twin"}))
     for values in (difference.mean, difference.ci_low, difference.ci_high):
         np.testing.assert_array_equal(values, 0)
+
+
+def test_pairs_share_their_draws_whatever_seeds_the_results_carry():
+    first = make(samples=20)
+    twin = replace(first, seed=7, checkpoint={**first.checkpoint, "name": "twin"})
+    pair = compare([first, twin])["pairs"][0]["eta_difference"]["mean"]
+    assert set(pair["ci_low"]) == set(pair["ci_high"]) == {0.0}
 
 
 def test_differences_are_paired():
