@@ -1,0 +1,438 @@
+"""What the attention probe costs in time and memory, beside the same numbers obtained by other means.
+
+python analyses/performance/attention_overhead.py                      # everything, CPU, float32
+python analyses/performance/attention_overhead.py --device cuda --dtype bfloat16
+python analyses/performance/attention_overhead.py --lengths 128 --curve --repeats 3     # a quick look
+
+All methods see the same tokens and are timed in turn, round after round, in one process, so that a machine that
+slows down slows all of them. Memory is measured in a fresh process for each method and length. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from methods import METHODS, ROWS, SEGMENTS, Inputs, Outcome, load, make_inputs
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lsm_probe.assets import language_model
+from lsm_probe.files import replacing
+
+HERE = Path(__file__).parent
+MB = 1e6
+LINUX = sys.platform == "linux"
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # bf16: eager rounds alpha itself to bf16
+CURVE_METHODS = ("plain", "probe", "eager")
+PACKAGES = ("lsm-probe", "torch", "transformers", "transformer-lens", "nnsight", "numpy")
+
+Row = dict[str, Any]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, default=None, help="folder of a text LLM; default the embedded SmolLM2-135M-Instruct")
+    add("--device", default="cpu")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add("--lengths", type=int, nargs="*", default=[128, 512, 1024], help=f"prompt + {ROWS} rows, for all methods")
+    add("--curve", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096], help="for the growth plot")
+    add("--repeats", type=int, default=7, help="timed rounds, after one that is not")
+    add("--curve-repeats", type=int, default=3, help="timed rounds at lengths that only the growth plot has")
+    add("--method-seconds", type=float, default=5, help="a method that took longer at a length sits out later rounds")
+    add("--pass-seconds", type=float, default=30, help="a pass expected to take longer is not run")
+    add("--memory-budget", type=float, default=None, help="GB a method may need; default 60 %% of the device's memory")
+    add("--out", type=Path, default=HERE / "attention_overhead.json")
+    add("--figure", type=Path, default=HERE.parents[1] / "figures" / "attention_overhead.png")
+    add("--memory-of", choices=METHODS, help=argparse.SUPPRESS)  # how this script calls itself
+    options = parser.parse_args()
+    if min([*options.lengths, *options.curve, 4 * ROWS]) <= ROWS:
+        parser.error(f"a length counts prompt and {ROWS} response tokens: it must be above {ROWS}")
+    options.model = options.model or Path(language_model())
+    if options.memory_budget is None:
+        options.memory_budget = 0.6e-9 * device_memory(options.device)
+    return options
+
+
+def device_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+class Runner:
+    """Prepares each method on its own copy of the model, on first use, and runs it within its budgets."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.dtype = getattr(torch, options.dtype)
+        self.prepared: dict[str, Any] = {}
+        self.config: Any = None
+        self.stopped: dict[str, str] = {}
+        """Methods that failed; they would fail at greater lengths too."""
+        self.seconds: dict[str, tuple[int, float]] = {}
+        """Length last run and least time of a pass there (others may use the machine), to foresee the next."""
+
+    def prepare(self, name: str) -> Any:
+        if name not in self.prepared:
+            model = load(self.options.model, self.dtype, self.options.device)
+            self.config = model.config
+            self.prepared[name] = METHODS[name].prepare(model, self.options.model)
+        return self.prepared[name]
+
+    def obstacle(self, name: str, tokens: int) -> str | None:
+        """Why a method cannot be run at this length."""
+        method = METHODS[name]
+        if not method.installed:
+            return "not installed"
+        if name in self.stopped:
+            return self.stopped[name]
+        self.prepare(name)
+        need = method.bytes_needed(self.config, tokens, self.dtype.itemsize) / 1e9
+        if need > self.options.memory_budget:
+            return f"over the memory budget (needs {need:.1f} GB of {self.options.memory_budget:.1f})"
+        if name in self.seconds:
+            before, took = self.seconds[name]
+            expected = took * tokens / before
+            if expected > self.options.pass_seconds:
+                return f"over the time budget (at least {expected:.0f} s a pass of {self.options.pass_seconds:.0f})"
+        return None
+
+    def run(self, name: str, inputs: Inputs) -> tuple[Outcome | None, float]:
+        """One pass and its seconds; None, with the reason in `stopped`, where memory runs out."""
+        prepared = self.prepare(name)
+        gc.collect()
+        synchronize(self.options.device)
+        start = time.perf_counter()
+        try:
+            outcome = METHODS[name].run(prepared, inputs)
+        except (RuntimeError, MemoryError) as error:
+            if not should_reduce_batch_size(error):
+                raise
+            self.stopped[name] = f"out of memory at {inputs.ids.shape[1]} tokens"
+            return None, 0.0
+        synchronize(self.options.device)
+        took = time.perf_counter() - start
+        tokens = inputs.ids.shape[1]
+        before, least = self.seconds.get(name, (0, 0.0))
+        self.seconds[name] = (tokens, min(least, took) if before == tokens else took)
+        return outcome, took
+
+
+def measure(
+    runner: Runner, names: Sequence[str], tokens: int, repeats: int, reference: torch.Tensor | None, say: Say
+) -> list[Row]:
+    """Times methods at one length in turn: a row for each.
+
+    Args:
+        reference: sums `[layers, 4]` to hold the others against; the first direct computation's where None.
+    """
+    options = runner.options
+    inputs = make_inputs(options.model, tokens, options.device)
+    rows: dict[str, Row] = {name: {"tokens": tokens, "method": name} for name in names}
+    logits: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
+    active: list[str] = []
+    for name in names:
+        say(f"{tokens} tokens: {escape(METHODS[name].label)}")
+        reason = runner.obstacle(name, tokens)
+        outcome, took = (None, 0.0) if reason else runner.run(name, inputs)
+        if outcome is None:
+            rows[name]["status"] = reason or runner.stopped[name]
+            continue
+        active.append(name)
+        rows[name]["first_s"] = took
+        logits[name] = outcome.logits
+        if outcome.sums is not None:
+            sums[name] = outcome.sums
+    if "probe" in logits and not torch.equal(logits["plain"], logits["probe"]):
+        raise SystemExit(f"{tokens} tokens: the probe changed the model's logits")
+    logits.clear()
+    against = reference if reference is not None else next((s for n, s in sums.items() if n != "probe"), None)
+    for name, found in sums.items():
+        if against is not None:
+            difference = (found.double() / against.double() - 1).abs().max().item()
+            rows[name]["difference"] = difference
+            if not difference <= TOLERANCE[runner.dtype]:
+                raise SystemExit(f"{tokens} tokens: {METHODS[name].label} is off by {difference:.1e} relative")
+    times: dict[str, list[float]] = {name: [] for name in active}
+    ratios: dict[str, list[float]] = {name: [] for name in active}
+    slow = [n for n in active if rows[n]["first_s"] > options.method_seconds and n not in ("plain", "probe")]
+    for turn in range(repeats):
+        say(f"{tokens} tokens: round {turn + 1} of {repeats}")
+        for name in active:
+            if name in slow or (name not in ("plain", "probe") and sum(times[name]) > options.method_seconds):
+                continue
+            outcome, took = runner.run(name, inputs)
+            if outcome is not None:
+                times[name].append(took)
+                ratios[name].append(took / times["plain"][-1])
+    for name in slow:  # the first pass must do
+        times[name].append(rows[name]["first_s"])
+        ratios[name].append(times[name][0] / median(times["plain"]))
+    for name in active:
+        seconds, ratio = times[name], ratios[name]
+        rows[name] |= {
+            "rounds": len(seconds),
+            "median_s": median(seconds),
+            "min_s": min(seconds),
+            "ratio": median(ratio),
+            "ratio_min": min(ratio),
+            "ratio_max": max(ratio),
+            "seconds": seconds,
+        }
+    return list(rows.values())
+
+
+def float64_reference(options: argparse.Namespace, tokens: int) -> torch.Tensor:
+    """The definition written out, model and all in float64: `[layers, 4]`."""
+    model = load(options.model, torch.float64, options.device)
+    method = METHODS["eager"]
+    sums = method.run(method.prepare(model, options.model), make_inputs(options.model, tokens, options.device)).sums
+    assert sums is not None
+    return sums
+
+
+# Memory: a fresh process for each method and length.
+
+
+def report_memory(options: argparse.Namespace) -> None:
+    """In the child: runs one method once, prints peak and loaded memory in bytes as JSON."""
+    tokens = options.lengths[0]
+    model = load(options.model, getattr(torch, options.dtype), options.device)
+    prepared = METHODS[options.memory_of].prepare(model, options.model)
+    inputs = make_inputs(options.model, tokens, options.device)
+    gc.collect()
+    if options.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        loaded = torch.cuda.memory_allocated()
+        METHODS[options.memory_of].run(prepared, inputs)
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # Loading peaks too (the file and its converted copy), which would hide what a short pass needs: where the
+        # system allows it (Linux), the high-water mark starts anew here.
+        if LINUX:
+            with suppress(AttributeError):  # not glibc
+                ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        loaded = psutil.Process().memory_info().rss
+        METHODS[options.memory_of].run(prepared, inputs)
+        peak = resident_peak()
+    print(json.dumps({"peak": peak, "loaded": loaded}))
+
+
+def resident_peak() -> int:
+    """The most memory this process ever held, in bytes."""
+    if LINUX:
+        # Not ru_maxrss: a process started by a larger one inherits that one's mark (fork and exec carry it over).
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_of(options: argparse.Namespace, row: Row) -> dict[str, Any]:
+    """Runs a row's method in a process of its own: `peak` and `loaded` in bytes, or `memory_status`."""
+    command = [sys.executable, __file__, "--memory-of", row["method"], "--lengths", str(row["tokens"])]
+    command += ["--model", str(options.model), "--device", options.device, "--dtype", options.dtype]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two at a time, and no hundred buffers where there are many
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+    if not done.returncode:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode < 0 or "memory" in done.stderr.lower():
+        return {"memory_status": "out of memory alone in a process"}
+    raise SystemExit(done.stderr)
+
+
+def add_memory(options: argparse.Namespace, rows: list[Row]) -> None:
+    """Adds to each measured row the peak of a process that does nothing else, and what it took above the model."""
+    measured = [row for row in rows if "status" not in row]
+    with ThreadPoolExecutor(1 if options.device.startswith("cuda") else 2) as pool:
+        found = list(pool.map(lambda row: memory_of(options, row), measured))
+    plain_peak = {r["tokens"]: f["peak"] for r, f in zip(measured, found, strict=True) if r["method"] == "plain"}
+    for row, memory in zip(measured, found, strict=True):
+        if "peak" not in memory:
+            row |= memory
+            continue
+        row["peak_mb"] = memory["peak"] / MB
+        row["above_model_mb"] = (memory["peak"] - memory["loaded"]) / MB
+        row["peak_ratio"] = memory["peak"] / plain_peak[row["tokens"]]
+
+
+# Showing it.
+
+Say = Callable[[str], None]
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    shown = Table(title=title)
+    shown.add_column("tokens", justify="right")
+    shown.add_column("method", overflow="fold")
+    for name in ("median s", "min s", "x plain (min..max)", "rounds", "peak MB", "x plain", "above model MB", "off by"):
+        shown.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        start = [str(row["tokens"]), escape(METHODS[row["method"]].label)]
+        if "status" in row:
+            shown.add_row(*start, row["status"])
+            continue
+        shown.add_row(
+            *start,
+            f"{row['median_s']:.3f}",
+            f"{row['min_s']:.3f}",
+            f"{row['ratio']:.2f} ({row['ratio_min']:.2f}..{row['ratio_max']:.2f})",
+            str(row["rounds"]),
+            f"{row['peak_mb']:.0f}" if "peak_mb" in row else row.get("memory_status", ""),
+            f"{row['peak_ratio']:.2f}" if "peak_ratio" in row else "",
+            f"{row['above_model_mb']:.0f}" if "above_model_mb" in row else "",
+            f"{row['difference']:.0e}" if "difference" in row else "",
+        )
+    return shown
+
+
+def draw(rows: Sequence[Row], path: Path, subtitle: str) -> None:
+    """Time by length for each method, and the probe's ratio to the plain forward pass; the numbers as CSV beside."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    frame = pd.DataFrame([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    with replacing(path.with_suffix(".csv")) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.5g")
+    if "median_s" not in frame:
+        return
+    timed = frame[frame["median_s"].notna()]
+    with sns.axes_style("ticks"):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+        palette = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS)), strict=True))
+        for (name, method), marker in zip(METHODS.items(), "osD^vP", strict=True):
+            one = timed[timed["method"] == name].sort_values("tokens")
+            if not one.empty:
+                left.plot(one["tokens"], one["median_s"], marker=marker, color=palette[name], label=method.label)
+        left.set(xscale="log", yscale="log", ylabel="seconds a pass (median)")
+        left.legend(frameon=False, fontsize=8)
+        one = timed[timed["method"] == "probe"].sort_values("tokens")
+        right.errorbar(
+            one["tokens"],
+            one["ratio"],
+            yerr=[one["ratio"] - one["ratio_min"], one["ratio_max"] - one["ratio"]],
+            marker="s",
+            capsize=3,
+            color=palette["probe"],
+        )
+        right.axhline(1, color="0.6", linewidth=0.8)
+        right.set(xscale="log", ylabel="time with lsm-probe / plain forward pass", ylim=(0.95, None))
+        right.set_title("median of paired rounds, least to greatest", fontsize=9)
+        for ax in (left, right):
+            ticks = sorted(set(timed["tokens"]))
+            ax.set_xticks(ticks, [str(t) for t in ticks])
+            ax.minorticks_off()
+            ax.set_xlabel(f"prompt and {ROWS} response tokens")
+            sns.despine(ax=ax)
+        figure.suptitle(subtitle, fontsize=9)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200)
+        plt.close(figure)
+
+
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "gpu": torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    options = arguments()
+    warnings.filterwarnings("ignore")
+    if options.memory_of:
+        report_memory(options)
+        return
+    console, progress = Console(), Console(stderr=True)
+    console = console if console.is_terminal else Console(width=150)
+    machine = environment(options)
+    machine["load_average_at_start"] = [round(x, 2) for x in os.getloadavg()]
+    runner = Runner(options)
+    lengths, others = sorted(options.lengths), sorted(set(options.curve) - set(options.lengths))
+    with progress.status("") as status:
+        reference = None
+        if lengths and runner.dtype == torch.float32:
+            status.update("reference in float64")
+            reference = float64_reference(options, lengths[0])
+        rows: list[Row] = []
+        for tokens in lengths:
+            rows += measure(runner, list(METHODS), tokens, options.repeats, reference, status.update)
+            reference = None
+        status.update("memory, a process for each method and length")
+        add_memory(options, rows)
+        for name in set(METHODS) - set(CURVE_METHODS):
+            runner.prepared.pop(name, None)
+        growth: list[Row] = []
+        for tokens in others:
+            growth += measure(runner, CURVE_METHODS, tokens, options.curve_repeats, None, status.update)
+    machine["load_average_at_end"] = [round(x, 2) for x in os.getloadavg()]
+    what = f"{options.model.name}, {options.dtype}, {machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
+    if rows:
+        console.print(table(rows, what))
+    if growth:
+        console.print(table(growth, "growth"))
+    settings = {"model": options.model.name, "device": options.device, "dtype": options.dtype, "rows": ROWS}
+    settings |= {"segments": [s.name.lower() for s in SEGMENTS], "repeats": options.repeats}
+    settings |= {"method_seconds": options.method_seconds, "pass_seconds": options.pass_seconds}
+    settings |= {"memory_budget_gb": round(options.memory_budget, 1)}
+    with replacing(options.out) as temporary:
+        content = {"environment": machine, "settings": settings, "measured": rows, "growth": growth}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    curve = [row for row in rows + growth if row["tokens"] in options.curve]
+    if curve:
+        draw(curve, options.figure, what)
+
+
+if __name__ == "__main__":
+    main()
