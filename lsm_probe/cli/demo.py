@@ -10,7 +10,7 @@ import typer
 from lsm_probe.cli import options as opt
 
 EXPLANATION = """
-Runs the main job once with the embedded models (fetched on first use, 163 MB) on 25 spoken sentences.
+Runs the main job once with the embedded models (fetched on first use, 164 MB) on 25 spoken sentences.
 
 It compares `builtin:llm`, a text LLM that reads the transcripts, with `builtin:untrained`, the same LLM behind a
 Whisper encoder and an untrained connector, and adds the length-matched control. The same by hand:
