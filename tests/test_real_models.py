@@ -123,7 +123,7 @@ def test_the_demo_ends_with_table_picture_and_results(capsys, monkeypatch, tmp_p
     assert [pair["same_lengths"] for pair in pairs][-1]
     text = AttentionResult.load(tmp_path / "builtin-llm")
     untrained = AttentionResult.load(tmp_path / "builtin-untrained")
-    # What the demo shows, on any seed of the connector tried: an untrained connector says nothing worth reading.
+    # What the demo shows: an untrained connector says nothing worth reading.
     assert (untrained.eta().mean > text.eta().mean).mean() > 0.8
 
 
