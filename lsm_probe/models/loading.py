@@ -163,7 +163,7 @@ def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedM
 def _speech_encoder(name: str | Path, dtype: torch.dtype) -> Any:
     config = _pretrained(AutoConfig, name)
     if config.model_type != "whisper":
-        raise InputError(f"--encoder {name} is a {config.model_type!r} model: give a Whisper model of any size")
+        raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
     return _pretrained_model(WhisperModel, name, dtype, part="encoder.")
 
 
@@ -209,6 +209,3 @@ def _identity(folder: str | Path, config: PreTrainedConfig) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["BUILTIN", "Checkpoint", "PreTrainedModel", "build_lsm", "load"]

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lsm_probe.models.configuration_lsm import LsmConfig
-from lsm_probe.models.connectors import CONNECTORS, WindowQFormer, num_speech_tokens
+from lsm_probe.models.connectors import CONNECTORS, WindowQFormer, encoder_frames, num_speech_tokens
 
 
 class LsmPreTrainedModel(PreTrainedModel):
@@ -83,8 +83,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         """
         dtype = self.audio_tower.conv1.weight.dtype
         frames = self.audio_tower(input_features.to(dtype)).last_hidden_state
-        # The encoder's second convolution halves the frame rate and keeps a last odd frame.
-        lengths = (input_features_mask.sum(-1) + 1) // 2
+        lengths = encoder_frames(input_features_mask.sum(-1))
         return self.multi_modal_projector(frames, lengths)
 
     def get_placeholder_mask(self, input_ids: Tensor, audio_features: Tensor) -> Tensor:
@@ -183,7 +182,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         """
         if input_features is not None and input_features_mask is not None and expand_size > 1:
             config = self.config.projector_config
-            made = [num_speech_tokens(config, (int(n) + 1) // 2) for n in input_features_mask.sum(-1)]
+            made = [num_speech_tokens(config, int(n)) for n in encoder_frames(input_features_mask.sum(-1))]
             wanted = (input_ids == self.config.audio_token_id).sum(-1).cumsum(0)
             prompt = torch.searchsorted(wanted, torch.tensor(made, device=wanted.device).cumsum(0))
             order = torch.cat([(prompt == i).nonzero()[:, 0].repeat(expand_size) for i in range(len(wanted))])

@@ -12,7 +12,7 @@ from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
-from lsm_probe.models.connectors import num_speech_tokens
+from lsm_probe.models.connectors import encoder_frames, num_speech_tokens
 from lsm_probe.models.prompts import Prompt, encode_prompt
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.templates import AUDIO_TOKEN, default_template
@@ -71,8 +71,7 @@ class LsmProcessor(ProcessorMixin):
             raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
         features, mask = self._extract(audio)
         config = LsmProjectorConfig(**self.projector)
-        # The encoder halves the mel frame rate and keeps a last odd frame.
-        tokens = sum(num_speech_tokens(config, (int(n) + 1) // 2) for n in mask.sum(-1))
+        tokens = sum(num_speech_tokens(config, int(n)) for n in encoder_frames(mask.sum(-1)))
         prompt = encode_prompt(
             self.tokenizer,
             self.template,
