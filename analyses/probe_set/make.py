@@ -18,6 +18,7 @@ import soxr
 import yaml
 
 from lsm_probe.assets import speak
+from lsm_probe.data.pools import read_pool
 
 RATE = 16_000  # Hz, what Whisper reads
 SEED = 0
@@ -28,15 +29,20 @@ TARGET = DATA / "builtin_probe"
 def rows() -> list[dict[str, Any]]:
     """The manifest's rows, the probing instructions given to the sentences in turn."""
     sentences = yaml.safe_load(Path(__file__).with_name("sentences.yaml").read_text(encoding="utf-8"))
-    probing = yaml.safe_load((DATA / "instructions" / "probing.yaml").read_text(encoding="utf-8"))["tasks"]
+    probing = read_pool("probing").tasks
     made = []
     for number, sentence in enumerate(sentences):
         turn = probing[number % len(probing)]
-        if sentence["task"] != turn["task"]:
-            raise SystemExit(f"sentence {number}: task {sentence['task']} where it is the turn of {turn['task']}")
+        if sentence["task"] != turn.task:
+            raise SystemExit(f"sentence {number}: task {sentence['task']} where it is the turn of {turn.task}")
         name = f"probe-{number:02d}"
-        made.append({"id": name, "audio": f"{name}.flac", "text": sentence["text"], **turn})
-        made[-1] |= {"language": "en", "target": sentence["target"]}
+        made.append({"id": name, "audio": f"{name}.flac", "text": sentence["text"]})
+        made[-1] |= {
+            "task": turn.task,
+            "instruction": turn.instructions[0],
+            "language": "en",
+            "target": sentence["target"],
+        }
     return made
 
 

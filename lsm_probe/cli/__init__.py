@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 
 import typer
 
 from lsm_probe.cli.attention import attention
+from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.errors import InputError
 
@@ -21,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(attention)
 app.command()(demo)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,10 +42,17 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command line. Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted."""
+    """Runs the command line. Exit codes: 0 done, 1 failed (disk full), 2 bad input, 130 interrupted; one line each."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # What was being written has been taken back; what was finished before is whole.
+        place = f" at {error.filename}" if error.filename else ""
+        print(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", file=sys.stderr)
+        sys.exit(1)

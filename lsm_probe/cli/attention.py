@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from lsm_probe.cli import options as opt
-from lsm_probe.errors import InputError
 
 EXAMPLES = """
 Measures, layer by layer, how much of the norm-based attention of the response goes to the instruction and how much
@@ -74,8 +73,8 @@ def attention(
             "max_new_tokens": max_new_tokens,
             "tokens": tokens,
             "seed": seed,
-            "on_error": _one_of("--on-error", on_error, "fail", "skip"),
-            **_batch_size(batch_size),
+            "on_error": opt.one_of("--on-error", on_error, "fail", "skip"),
+            **opt.batch_size(batch_size),
         },
         responses=responses,
         limit=limit,
@@ -85,17 +84,3 @@ def attention(
 
 
 attention.__doc__ = EXAMPLES
-
-
-def _one_of(option: str, value: str, *allowed: str) -> str:
-    if value not in allowed:
-        raise InputError(f"{option} {value!r} is unknown; choose one of: {', '.join(allowed)}")
-    return value
-
-
-def _batch_size(value: str) -> dict[str, int]:
-    if value == "auto":
-        return {}
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"--batch-size {value!r} is neither `auto` nor a positive number")
-    return {"batch_size": int(value)}

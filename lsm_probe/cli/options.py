@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from lsm_probe.errors import InputError
 
 RUN, NUMBERS = "Running", "Conventions"
 
@@ -30,6 +32,14 @@ BatchSize = Annotated[
     str, typer.Option(help="Samples run together; halved where memory runs out.", rich_help_panel=RUN)
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0, rich_help_panel=RUN)]
+DrawSeed = Annotated[int, typer.Option(help="Seed of every draw.", min=0, rich_help_panel=RUN)]
+Instructions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Instruction pool: a built-in name or a YAML file of the same shape. Repeat it to join several.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first N samples.", min=1, rich_help_panel=RUN)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.", rich_help_panel=RUN)]
 OnError = Annotated[
@@ -37,3 +47,19 @@ OnError = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN)]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
+
+
+def one_of(option: str, value: str, *allowed: str) -> Any:
+    """`value`, if it is one of those allowed."""
+    if value not in allowed:
+        raise InputError(f"{option} {value!r} is unknown; choose one of: {', '.join(allowed)}")
+    return value
+
+
+def batch_size(value: str) -> dict[str, int]:
+    """As the keyword argument of a probe; `auto` leaves it to the probe."""
+    if value == "auto":
+        return {}
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(f"--batch-size {value!r} is neither `auto` nor a positive number")
+    return {"batch_size": int(value)}

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from lsm_probe.cli.progress import progress
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.plots.eta import save_eta
 from lsm_probe.probes.attention import describe_data
 from lsm_probe.probes.result import SEGMENTS, AttentionResult
-from lsm_probe.probes.runs import CONTROL, OnProgress, run_attention, slug
+from lsm_probe.probes.runs import CONTROL, run_attention, slug
 
 
 def probe_and_report(
@@ -39,13 +38,13 @@ def probe_and_report(
     """Runs the attention probe on checkpoints and shows what came out."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    samples = read_manifest(data)[:limit]
+    samples = read_manifest(data, on_error=probing.get("on_error", "fail"))[:limit]
     out = out or Path("runs") / command / "+".join(slug(name) for name in names)
     probing = {**probing, "data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
     if responses is not None:
         probing["responses"] = AttentionResult.load(responses).responses()
     try:
-        with _progress() as on_progress:
+        with progress() as on_progress:
             results, comparison = run_attention(
                 names, samples, out, loading=loading, probing=probing, resume=resume, on_progress=on_progress
             )
@@ -57,26 +56,6 @@ def probe_and_report(
         print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
     else:
         _show(results, comparison, out)
-
-
-@contextmanager
-def _progress() -> Iterator[OnProgress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def on_progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(escape(name), total=total)
-            bars.update(tasks[name], completed=done)
-
-        yield on_progress
 
 
 def _show(results: Sequence[AttentionResult], comparison: dict[str, Any] | None, out: Path) -> None:

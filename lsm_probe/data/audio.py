@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,22 @@ def read_audio_file(
     return _read(Path(path), start, duration, sampling_rate, "")
 
 
+def check_audio_file(path: str | Path, start: float = 0.0, duration: float | None = None) -> float:
+    """Checks what can be known of a section of a sound file from its header alone, without decoding a frame.
+
+    Returns:
+        Length of the section, seconds.
+
+    Raises:
+        InputError: The file is missing, not regular, empty or not audio, its header cannot be true, or the section
+            does not lie in it; as `read_audio_file`. Damage further on shows only when it is read.
+    """
+    path = Path(path)
+    with _reported(path, "") as file:
+        first, stop = _section(file, start, duration)
+        return (stop - first) / file.samplerate
+
+
 class _Sequential(soundfile.SoundFile):
     """Reads on without the seek that soundfile adds after each read: in MP3 it alters the samples."""
 
@@ -84,21 +101,10 @@ class _Sequential(soundfile.SoundFile):
 
 
 def _read(path: Path, start: float, duration: float | None, sampling_rate: int, who: str) -> np.ndarray:
-    try:
-        file_bytes = regular_file_bytes(path)
-    except InputError as error:
-        raise InputError(one_line(f"{who}{error}")) from None
     where = f"{who}{path}"
-    try:
-        with _open(path, file_bytes) as file:
-            _check_header(file, file_bytes)
-            first, stop = _section(file, start, duration)
-            audio = _resample(_mono_blocks(file, first, stop), file.samplerate, sampling_rate)
-    except InputError as error:
-        raise InputError(one_line(f"{where}: {error}")) from None
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.strip().rstrip(".")
-        raise InputError(one_line(f"{where}: cannot be decoded ({reason}); replace the file")) from None
+    with _reported(path, who) as file:
+        first, stop = _section(file, start, duration)
+        audio = _resample(_mono_blocks(file, first, stop), file.samplerate, sampling_rate)
     if not audio.size:
         raise InputError(one_line(f"{where}: the section is too short for one sample; lengthen it"))
     peak = float(np.abs(audio).max())
@@ -107,6 +113,25 @@ def _read(path: Path, start: float, duration: float | None, sampling_rate: int, 
     if peak < SILENCE_PEAK:
         warnings.warn(one_line(f"{where}: is silent (peak {peak:.1e})"), stacklevel=3)
     return audio
+
+
+@contextmanager
+def _reported(path: Path, who: str) -> Iterator[_Sequential]:
+    """The file, open, its header checked; what goes wrong with it in the block becomes one line that names it."""
+    try:
+        file_bytes = regular_file_bytes(path)
+    except InputError as error:
+        raise InputError(one_line(f"{who}{error}")) from None
+    where = f"{who}{path}"
+    try:
+        with _open(path, file_bytes) as file:
+            _check_header(file, file_bytes)
+            yield file
+    except InputError as error:
+        raise InputError(one_line(f"{where}: {error}")) from None
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.strip().rstrip(".")
+        raise InputError(one_line(f"{where}: cannot be decoded ({reason}); replace the file")) from None
 
 
 def _open(path: Path, file_bytes: int) -> _Sequential:

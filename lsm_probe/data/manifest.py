@@ -3,15 +3,18 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample, one_line, regular_file_bytes
 from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
 
 _BUILTIN = "builtin:"
 
@@ -21,7 +24,7 @@ def builtin_manifest() -> Path:
     return Path(str(resources.files("lsm_probe") / "data" / "builtin_probe" / "manifest.jsonl"))
 
 
-def read_manifest(path: str | Path) -> list[Sample]:
+def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sample]:
     """Reads a JSONL manifest (UTF-8, blank lines and a byte order mark allowed), in its order.
 
     `id`, `instruction` and `audio` or `text` are required; `target`, `start` and `duration` (seconds),
@@ -31,38 +34,64 @@ def read_manifest(path: str | Path) -> list[Sample]:
 
     Args:
         path: The manifest, or "builtin:probe" for the packaged one.
+        on_error: At lines that are unusable: "fail", or "skip" them with one UserWarning that counts them.
 
     Raises:
-        InputError: The manifest cannot be read or holds no sample, or lines of it are unusable. The message
-            names file and line of the first and counts the rest.
+        InputError: The manifest cannot be read or holds no usable sample, or lines of it are unusable. The
+            message names file and line of the first and counts the rest.
+    """
+    problems = Problems()
+    samples = list(scan_manifest(path, problems))
+    problems.settle(on_error)
+    if not samples:
+        raise InputError(one_line(f"{_locate(path)}: holds no usable sample; write one JSON object a line"))
+    return samples
+
+
+def scan_manifest(path: str | Path, problems: Problems) -> Iterator[Sample]:
+    """Yields the usable samples of a manifest and puts a line into `problems` for every other; see `read_manifest`.
+
+    Raises:
+        InputError: The manifest itself cannot be read.
     """
     manifest = _locate(path)
     folder = manifest.parent.absolute()
-    samples: list[Sample] = []
     line_of: dict[str, int] = {}
     unknown: dict[str, int] = {}  # key -> the line it was first seen on
-    bad: list[str] = []
     for number, line in _lines(manifest):
-        try:
+        with problems.catching(f"{manifest}, line {number}"):
             values = _parse_object(line)
             sample = _to_sample(values, folder)
             if sample.id in line_of:
                 raise InputError(f"sample {sample.id!r}: the id is taken by line {line_of[sample.id]}; ids must differ")
-        except InputError as error:
-            bad.append(f"{manifest}, line {number}: {error}")
-            continue
-        line_of[sample.id] = number
-        samples.append(sample)
-        for key in values.keys() - Sample.model_fields.keys():
-            unknown.setdefault(key, number)
-    if bad:
-        raise InputError(one_line(bad[0] + _and_more(len(bad) - 1)))
-    if not samples:
-        raise InputError(one_line(f"{manifest}: holds no sample; write one JSON object a line"))
+            line_of[sample.id] = number
+            for key in values.keys() - Sample.model_fields.keys():
+                unknown.setdefault(key, number)
+            yield sample
     if unknown:
         keys = ", ".join(f"{key!r} (line {unknown[key]})" for key in sorted(unknown))
-        warnings.warn(one_line(f"{manifest}: unknown keys are left out: {keys}"), stacklevel=2)
-    return samples
+        warnings.warn(one_line(f"{manifest}: unknown keys are left out: {keys}"), stacklevel=3)
+
+
+@contextmanager
+def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
+    """Gives a function that writes one sample; the manifest is there, whole, when the block ends well.
+
+    Audio paths below the manifest's folder are written relative to it, so that the folder can be moved; others
+    absolute.
+    """
+    path = Path(path)
+    folder = path.parent.resolve()
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+
+        def write(sample: Sample) -> None:
+            values = sample.model_dump(exclude_defaults=True, mode="json")
+            if sample.audio is not None:
+                audio = sample.audio.resolve()
+                values["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+        yield write
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -140,13 +169,13 @@ def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
         audio = folder / sample.audio
         regular_file_bytes(audio)
     except ValidationError as error:
-        raise InputError(where + _explain(error)) from None
+        raise InputError(where + explain(error)) from None
     except InputError as error:
         raise InputError(f"{where}audio {error}") from None
     return sample.model_copy(update={"audio": audio})
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """The first thing wrong with a sample, in our words where pydantic's do not say how to mend it."""
     first = error.errors(include_url=False)[0]
     key = f"{first['loc'][0]!r} " if first["loc"] else ""
@@ -170,7 +199,3 @@ def _file_sha256(sample: Sample) -> str:
     except OSError as error:
         message = f"sample {sample.id!r}: audio {sample.audio} cannot be read ({error.strerror})"
         raise InputError(one_line(message)) from None
-
-
-def _and_more(count: int) -> str:
-    return f" (and {count} more bad line{'s' if count > 1 else ''})" if count else ""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.folders import alone_in
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.loading import load
 from lsm_probe.probes.attention import attention
@@ -65,7 +63,7 @@ def run_attention(
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
-    with _alone_in(out):
+    with alone_in(out):
         progress = out / "progress"
         for stale in OUTPUTS:
             (out / stale).unlink(missing_ok=True)
@@ -132,22 +130,3 @@ def _controls(
             checkpoint = load(text.name, **loading)
             checkpoint = replace(checkpoint, name=f"{text.name}{CONTROL}{speech.name}")
             yield text, checkpoint, [s for s in samples if s.id in shared], lengths
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be made a folder: {error.strerror}") from error
-    lock = filelock.FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise InputError(f"another process is writing to {out}: wait for it or choose another --out") from error
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()

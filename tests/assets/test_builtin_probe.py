@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import yaml
+
+from lsm_probe.data.pools import Task, read_pool
 
 DATA = Path(str(files("lsm_probe.data")))
 FOLDER = DATA / "builtin_probe"
@@ -22,25 +23,23 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def probing() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((DATA / "instructions" / "probing.yaml").read_text(encoding="utf-8"))
-    return loaded
+def probing() -> tuple[Task, ...]:
+    return read_pool("probing").tasks
 
 
-def test_five_probing_instructions_of_similar_length(probing: dict[str, Any]) -> None:
-    assert probing["pool"] == "probing"
-    tasks = [task["task"] for task in probing["tasks"]]
-    assert tasks == ["translation", "transcription", "summary", "keywords", "question"]
-    assert all(10 <= len(task["instruction"].split()) <= 16 for task in probing["tasks"])
+def test_five_probing_instructions_of_similar_length(probing: tuple[Task, ...]) -> None:
+    assert [task.task for task in probing] == ["translation", "transcription", "summary", "keywords", "question"]
+    assert all(len(task.instructions) == 1 for task in probing)
+    assert all(10 <= len(task.instructions[0].split()) <= 16 for task in probing)
 
 
-def test_enough_utterances_with_the_instructions_in_turn(rows: list[dict[str, Any]], probing: dict[str, Any]) -> None:
+def test_enough_utterances_with_the_instructions_in_turn(rows: list[dict[str, Any]], probing: tuple[Task, ...]) -> None:
     assert len(rows) >= 24
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({row["text"] for row in rows}) == len(rows)
     for number, row in enumerate(rows):
-        turn = probing["tasks"][number % len(probing["tasks"])]
-        assert (row["task"], row["instruction"]) == (turn["task"], turn["instruction"])
+        turn = probing[number % len(probing)]
+        assert (row["task"], row["instruction"]) == (turn.task, turn.instructions[0])
     counts = Counter(row["task"] for row in rows)
     assert max(counts.values()) - min(counts.values()) <= 1
 

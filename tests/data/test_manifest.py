@@ -148,7 +148,7 @@ def test_bad_line_is_named_with_its_number(
     message = refusal(path)
     assert message.startswith(f"{path}, line 3: ")
     assert said in message
-    assert "more bad line" not in message
+    assert "more)" not in message
     assert not (tmp_path / "owned").exists()
 
 
@@ -163,7 +163,7 @@ def test_duplicate_id_names_both_lines(write: Write) -> None:
     assert "taken by line 1" in message
 
 
-@pytest.mark.parametrize(("bad", "said"), [(1, "(and 1 more bad line)"), (3, "(and 3 more bad lines)")])
+@pytest.mark.parametrize(("bad", "said"), [(1, "(and 1 more)"), (3, "(and 3 more)")])
 def test_further_bad_lines_are_counted(write: Write, bad: int, said: str) -> None:
     message = refusal(write(GOOD, "{}", *["nonsense"] * bad))
     assert "line 2: 'id' is missing" in message
@@ -174,8 +174,8 @@ def test_unusable_manifests(tmp_path: Path, write: Write) -> None:
     absent = tmp_path / "absent.jsonl"
     assert refusal(absent) == f"manifest {absent} does not exist; check the path"
     assert "is a directory" in refusal(tmp_path)
-    assert "holds no sample" in refusal(write())
-    assert "holds no sample" in refusal(write("", "  ", ""))
+    assert "holds no usable sample" in refusal(write())
+    assert "holds no usable sample" in refusal(write("", "  ", ""))
     assert "line 1: byte 1 is not UTF-8" in refusal(write(json.dumps(GOOD).encode("utf-16")))
     os.mkfifo(tmp_path / "fifo")
     assert "is a pipe" in refusal(tmp_path / "fifo")

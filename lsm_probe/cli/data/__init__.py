@@ -1,0 +1,16 @@
+"""`lsm-probe data`: manifests from corpora, from text spoken here, and a check of manifests."""
+
+from __future__ import annotations
+
+import typer
+
+from lsm_probe.cli.data.corpus import add_corpora
+from lsm_probe.cli.data.validate import validate
+
+app = typer.Typer(
+    help="Manifests: from corpora, from text spoken here, and a check of any manifest.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.command()(validate)
+add_corpora(app)

@@ -1,0 +1,49 @@
+"""The report of `lsm-probe data validate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import typer
+
+from lsm_probe.cli.progress import progress
+from lsm_probe.data.audio import check_audio_file, read_audio
+from lsm_probe.data.manifest import scan_manifest
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.sample import Sample
+
+
+def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None:
+    """Prints every problem of a manifest on stderr, what is well on stdout."""
+    problems, tasks = Problems(), Counter[str]()
+    samples = list(scan_manifest(manifest, problems))
+    with progress() as on_progress:
+        for done, sample in enumerate(samples, start=1):
+            before = len(problems.found)
+            with problems.catching():
+                _check(sample, headers)
+            if len(problems.found) == before:
+                tasks[sample.task or "no task"] += 1
+            on_progress(str(manifest), done, len(samples))
+    if as_json:
+        print(json.dumps({"usable": sum(tasks.values()), "tasks": tasks, "problems": problems.found}))
+    else:
+        for line in problems.found:
+            print(line, file=sys.stderr)
+        print(f"{manifest}: {sum(tasks.values())} samples usable, {len(problems.found)} not")
+        for task, count in sorted(tasks.items()):
+            print(f"  {task}: {count}")
+    if problems.found or not samples:
+        raise typer.Exit(2)
+
+
+def _check(sample: Sample, headers: bool) -> None:
+    if sample.audio is None:
+        return
+    if headers:
+        check_audio_file(sample.audio, sample.start, sample.duration)
+    else:
+        read_audio(sample)

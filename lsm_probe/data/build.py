@@ -1,0 +1,126 @@
+"""From utterances to manifests: for each task its instruction and the right answer, every clip's header checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lsm_probe.data.audio import check_audio_file
+from lsm_probe.data.manifest import explain, manifest_writer
+from lsm_probe.data.pools import Pool
+from lsm_probe.data.problems import OnError, Problems
+from lsm_probe.data.sample import Sample, one_line
+from lsm_probe.data.utterance import Utterance
+from lsm_probe.errors import InputError
+
+_AT_ONCE = 1_000
+"""Utterances whose clips are opened side by side; the wait for a disk far away is longer than the work."""
+
+
+def build_manifests(
+    utterances: Iterable[Utterance],
+    out: Path,
+    tasks: Sequence[str],
+    pool: Pool,
+    *,
+    seed: int = 0,
+    problems: Problems,
+    on_error: OnError = "fail",
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, int]:
+    """Writes `{split}.{task}.jsonl` into a folder for every split and task, all of them or none.
+
+    A sample is left out, with a line in `problems`, where its clip's header cannot be right, its transcript or answer
+    is missing or empty, or its id is taken.
+
+    Args:
+        utterances: of a corpus.
+        out: the folder.
+        tasks: names of tasks in `pool`.
+        pool: where each sample's instruction is drawn from.
+        seed: of the draw.
+        problems: what the reader of `utterances` has met goes here too.
+        on_error: "fail" writes nothing if there is any problem.
+        on_progress: called with the number of utterances done.
+
+    Returns:
+        File name -> number of samples.
+
+    Raises:
+        InputError: there are problems and `on_error` is "fail", a task is not in the pool, or nothing is left.
+    """
+    pools = {task: pool.only([task]) for task in tasks}
+    counts: dict[str, int] = {}
+    writers: dict[str, Callable[[Sample], None]] = {}
+    taken: dict[str, set[str]] = {}
+    with ExitStack() as files:
+        for utterance in _playable(utterances, problems, on_progress):
+            for task, one_task in pools.items():
+                name = f"{utterance.split}.{task}.jsonl"
+                with problems.catching(f"{utterance.split}, {utterance.id}"):
+                    sample = _to_sample(utterance, one_task, seed)
+                    ids = taken.setdefault(name, set())
+                    if sample.id in ids:
+                        raise InputError("the id is taken by an utterance before it; ids must differ in a split")
+                    ids.add(sample.id)
+                    if name not in writers:
+                        writers[name] = files.enter_context(manifest_writer(out / name))
+                    writers[name](sample)
+                    counts[name] = counts.get(name, 0) + 1
+        problems.settle(on_error)
+        if not counts:
+            raise InputError(f"nothing was found for {out}: check --root, --split and --task")
+    return counts
+
+
+def _playable(
+    utterances: Iterable[Utterance], problems: Problems, on_progress: Callable[[int], None]
+) -> Iterator[Utterance]:
+    """Those whose clip's header can be right."""
+    source, done = iter(utterances), 0
+    with ThreadPoolExecutor() as threads:
+        while chunk := list(islice(source, _AT_ONCE)):
+            for utterance, problem in zip(chunk, threads.map(_header_problem, chunk), strict=True):
+                if problem:
+                    problems.add(f"{utterance.split}, {utterance.id}", problem)
+                else:
+                    yield utterance
+            on_progress(done := done + len(chunk))
+
+
+def _header_problem(utterance: Utterance) -> str | None:
+    if utterance.audio is None:
+        return None
+    try:
+        check_audio_file(utterance.audio, utterance.start, utterance.duration)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _to_sample(utterance: Utterance, pool: Pool, seed: int) -> Sample:
+    draw = pool.draw(seed, utterance.id, language=utterance.target_language)
+    target = utterance.answer(draw.task)
+    if not target or not target.strip():
+        what = "its transcript" if draw.task == "transcription" else f"the answer to task {draw.task!r}"
+        raise InputError(f"{what} is missing or empty; mend the corpus's own file")
+    try:
+        return Sample(
+            id=utterance.id,
+            instruction=draw.instruction,
+            audio=utterance.audio,
+            text=utterance.text,
+            target=target,
+            start=utterance.start,
+            duration=utterance.duration,
+            task=draw.task,
+            language=utterance.language,
+            context=utterance.context,
+        )
+    except ValidationError as error:
+        raise InputError(one_line(explain(error))) from None

@@ -1,0 +1,53 @@
+"""What was wrong with the input: collected while reading, settled once, so that nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lsm_probe.data.sample import one_line
+from lsm_probe.errors import InputError
+
+OnError = Literal["fail", "skip"]
+
+
+@dataclass
+class Problems:
+    """The entries of some input that cannot be used, each as one line saying where, what, and how to mend it.
+
+    Attributes:
+        found: the lines, in the order they were met.
+    """
+
+    found: list[str] = field(default_factory=list)
+
+    def add(self, where: str, reason: object) -> None:
+        self.found.append(one_line(f"{where}: {reason}" if where else str(reason)))
+
+    @contextmanager
+    def catching(self, where: str = "") -> Iterator[None]:
+        """Turns an InputError of its block into a line here; the block's entry is then left out."""
+        try:
+            yield
+        except InputError as error:
+            self.add(where, error)
+
+    def settle(self, on_error: OnError) -> None:
+        """Fails at the first problem, or says how many entries were left out.
+
+        Raises:
+            InputError: there are problems and `on_error` is "fail"; names the first and counts the rest.
+
+        Warns:
+            UserWarning: there are problems and `on_error` is "skip".
+        """
+        if not self.found:
+            return
+        more = len(self.found) - 1
+        first = self.found[0] + (f" (and {more} more)" if more else "")
+        if on_error == "fail":
+            raise InputError(first)
+        warnings.warn(f"left out {len(self.found)}: {first}", stacklevel=3)

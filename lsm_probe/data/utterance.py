@@ -1,0 +1,39 @@
+"""One utterance of a corpus, before any instruction: what was said, where it lies, and what is true of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What a corpus reader yields.
+
+    Attributes:
+        id: unique in its split.
+        split: the corpus's own name of the part it belongs to, for example "test-clean".
+        text: the transcript; None where the corpus has none.
+        audio: the sound file; None where the text has yet to be spoken.
+        start: where the utterance begins in `audio`, seconds.
+        duration: its length, seconds; None reads to the end.
+        language: of the speech, ISO 639-1.
+        target_language: that `answers["translation"]` is in, by its English name.
+        context: further text the question is about.
+        answers: task -> right answer; a corpus's own tasks only, transcription is always possible.
+    """
+
+    id: str
+    split: str
+    text: str | None
+    audio: Path | None = None
+    start: float = 0.0
+    duration: float | None = None
+    language: str = "en"
+    target_language: str | None = None
+    context: str | None = None
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def answer(self, task: str) -> str | None:
+        """The right answer to a task, or None: the transcript for "transcription"."""
+        return self.text if task == "transcription" else self.answers.get(task)

@@ -1,0 +1,84 @@
+"""Output folders that one process at a time fills, and that an interrupted run can go on in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+
+CONFIG = "config.yaml"
+_LOCK = ".lock"
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes from writing to it.
+
+    Raises:
+        InputError: the folder cannot be made or written to, or another process holds it.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be made a folder: {error.strerror}") from error
+    lock = filelock.FileLock(out / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(f"another process is writing to {out}: wait for it or choose another --out") from error
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written to: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def work_folder(out: Path, config: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """A folder whose contents `config` decides, filled piece by piece; the pieces there are never mixed with others.
+
+    Writes `config.yaml` on entry. What is already made is kept for `resume`, and only under the same config.
+
+    Args:
+        out: the folder.
+        config: everything that decides what is written, of plain values.
+        resume: go on in a folder that holds something.
+
+    Raises:
+        InputError: the folder cannot be used, is not empty (without `resume`), or was begun with another config.
+    """
+    config = json.loads(json.dumps(config))  # as YAML gives it back: no tuples
+    with alone_in(out):
+        path = out / CONFIG
+        begun = path.exists()
+        if not resume and any(entry.name != _LOCK for entry in out.iterdir()):
+            way_out = "go on with --resume" if begun else "it is not empty"
+            raise InputError(f"--out {out} holds files already: {way_out}, or choose another folder")
+        if begun and (changed := _changed(path, config)):
+            raise InputError(
+                f"{out} was begun with other settings ({', '.join(changed)}): repeat those, or choose another --out"
+            )
+        if not begun:
+            with replacing(path) as temporary:
+                temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        yield
+
+
+def _changed(path: Path, config: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ from those written in `path`."""
+    try:
+        earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: choose another --out") from error
+    if not isinstance(earlier, dict):
+        raise InputError(f"{path} is not what this command writes: choose another --out")
+    return sorted(key for key in earlier.keys() | config.keys() if earlier.get(key) != config.get(key))
