@@ -9,6 +9,7 @@ import warnings
 import typer
 
 from lsm_probe.cli.attention import attention
+from lsm_probe.cli.augment import augment
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.errors import InputError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(attention)
 app.command()(demo)
+app.command()(augment)
 app.add_typer(data, name="data")
 
 

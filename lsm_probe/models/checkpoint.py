@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt
@@ -111,29 +112,9 @@ class Checkpoint:
                 embedded.append(model.embed(ids, features, prompt.input_features_mask.to(device))[0])
         return embedded
 
-    @torch.no_grad()
     def generate(self, embedded: list[Tensor], *, max_new_tokens: int) -> list[list[int]]:
         """Answers embedded prompts greedily: the new token ids of each, EOS included where it was produced."""
-        longest = max(len(e) for e in embedded)
-        inputs = torch.stack([torch.nn.functional.pad(e, (0, 0, longest - len(e), 0)) for e in embedded])
-        mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
-        eos = self.eos_token_ids
-        llm: Any = self.llm
-        # A checkpoint's own settings (repetition penalties, ...) would make a text LLM and the LSM round it answer by
-        # different rules; generate() takes from them whatever it is not given.
-        own, llm.generation_config = llm.generation_config, GenerationConfig()
-        try:
-            new_ids = llm.generate(
-                inputs_embeds=inputs,
-                attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=eos or None,
-                pad_token_id=eos[0] if eos else 0,
-            )
-        finally:
-            llm.generation_config = own
-        return [_until_eos(row, eos) for row in new_ids.tolist()]
+        return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
         """Refuses what does not fit the LLM's context.
@@ -147,8 +128,3 @@ class Checkpoint:
                 f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} exceed the context of "
                 f"{limit} tokens of {self.name}: shorten the source or lower --max-new-tokens"
             )
-
-
-def _until_eos(ids: list[int], eos: list[int]) -> list[int]:
-    end = next((i + 1 for i, token in enumerate(ids) if token in eos), len(ids))
-    return ids[:end]

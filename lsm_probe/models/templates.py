@@ -38,6 +38,17 @@ def vicuna(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) ->
     ]
 
 
+def vicuna_text(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
+    """What the paper's released code puts to the text LLM to make self-powered data: no SPEECH, one line."""
+    return [
+        *vicuna(tokenizer, instruction, source)[:3],
+        (Segment.INSTRUCTION, instruction),
+        (Segment.TEMPLATE, ": "),
+        (Segment.SOURCE, source),
+        (Segment.TEMPLATE, " \nASSISTANT:"),
+    ]
+
+
 def llama3(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
     """Llama 3's documented chat markup without a system message; user turn = instruction, newline, source."""
     return [
@@ -90,6 +101,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> l
 
 TEMPLATES: dict[str, Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]] = {
     "vicuna": vicuna,
+    "vicuna_text": vicuna_text,
     "llama3": llama3,
     "chat": chat,
 }

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,6 +20,7 @@ from lsm_probe.data.audio import read_audio
 from lsm_probe.data.manifest import fingerprint
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
@@ -183,20 +183,13 @@ def _run(
     checkpoint: Checkpoint, captured: Capture, batch: Sequence[Sample], settings: Settings, on_error: str
 ) -> list[Record]:
     """Runs a batch, in halves where memory runs out."""
-    try:
-        return _run_batch(checkpoint, captured, batch, settings, on_error)
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        if len(batch) == 1 and on_error == "skip":
-            return [Record({"id": batch[0].id}, batch[0].utterance, {}, "does not fit into memory")]
-        if len(batch) == 1:
-            raise InputError(f"sample {batch[0].id} alone does not fit into memory: shorten it") from error
-    half = len(batch) // 2
-    return [
-        *_run(checkpoint, captured, batch[:half], settings, on_error),
-        *_run(checkpoint, captured, batch[half:], settings, on_error),
-    ]
+
+    def alone(sample: Sample, error: RuntimeError) -> Record:
+        if on_error == "skip":
+            return Record({"id": sample.id}, sample.utterance, {}, "does not fit into memory")
+        raise InputError(f"sample {sample.id} alone does not fit into memory: shorten it") from error
+
+    return run_in_halves(lambda part: _run_batch(checkpoint, captured, part, settings, on_error), batch, alone)
 
 
 def _run_batch(

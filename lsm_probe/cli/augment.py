@@ -1,0 +1,79 @@
+"""`lsm-probe augment`: self-powered data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsm_probe.cli import options as opt
+
+EXAMPLES = """
+Makes self-powered training data: for each transcript a task and an instruction are drawn, and what the text LLM answers
+becomes the target of the speech. One part in seven is speech recognition, whose target is the transcript itself.
+
+Examples:
+
+    lsm-probe augment --data spoken/manifest.jsonl --out self-powered
+
+    lsm-probe augment --data clips.jsonl --llm lmsys/vicuna-7b-v1.5 --template vicuna_text --out self-powered
+
+    lsm-probe augment --data clips.jsonl --task continuation --out continuation-only
+
+    lsm-probe augment --data clips.jsonl --instructions continuation --max-new-tokens 64 --max-prompt-tokens 191
+    --out blsp
+
+Writes manifest.jsonl (the samples kept), report.json (counts, what was dropped and why, examples), config.yaml and
+shards/*.parquet (every sample).
+"""
+
+
+def augment(
+    data: Annotated[str, typer.Option(help="JSONL manifest with transcripts (`text`).", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    llm: Annotated[str, typer.Option(help="The text LLM: a folder, a hub name or `builtin:llm`.")] = "builtin:llm",
+    template: Annotated[
+        str | None,
+        typer.Option(help="Prompt template: vicuna, vicuna_text, llama3 or chat.  [default: the LLM's own]"),
+    ] = None,
+    instructions: opt.Instructions = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task of the pool. Repeat it for several.", show_default=False)
+    ] = None,
+    max_new_tokens: opt.MaxNewTokens = 225,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Samples with a longer prompt are dropped.", min=1)] = 149,
+    keep: Annotated[
+        str, typer.Option(help="Answers kept: ending in `punctuation`, `finished` by the LLM, or `all`.")
+    ] = "punctuation",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    batch_size: Annotated[
+        int,
+        typer.Option(help="Prompts answered together; halved where memory runs out.", min=1, rich_help_panel=opt.RUN),
+    ] = 16,
+    seed: opt.DrawSeed = 0,
+    limit: opt.Limit = None,
+    resume: opt.Resume = False,
+    on_error: opt.OnError = "fail",
+    json: opt.Json = False,
+) -> None:
+    from lsm_probe.cli.augmentation import augment_and_report
+
+    augment_and_report(
+        data,
+        out,
+        llm,
+        loading={"device": device, "dtype": dtype, "template": template},
+        instructions=instructions,
+        tasks=task,
+        recipe={"seed": seed, "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "keep": keep},
+        batch_size=batch_size,
+        limit=limit,
+        resume=resume,
+        on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+        as_json=json,
+    )
+
+
+augment.__doc__ = EXAMPLES

@@ -1,0 +1,92 @@
+"""What `lsm-probe augment` shows: progress with tokens per second, then counts by task."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from lsm_probe.cli.progress import progress
+from lsm_probe.data.augmentation.recipe import POOLS, Recipe
+from lsm_probe.data.augmentation.run import augment
+from lsm_probe.data.manifest import read_manifest
+from lsm_probe.data.pools import read_pool
+from lsm_probe.data.problems import OnError
+from lsm_probe.models.loading import load
+
+
+def augment_and_report(
+    data: str,
+    out: Path,
+    llm: str,
+    *,
+    loading: dict[str, Any],
+    instructions: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    recipe: dict[str, Any],
+    batch_size: int,
+    limit: int | None,
+    resume: bool,
+    on_error: OnError,
+    as_json: bool,
+) -> None:
+    """Makes self-powered data and shows the report."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    pool = read_pool(*(instructions or POOLS))
+    settings = Recipe(pool=pool.only(tasks) if tasks else pool, **recipe)
+    samples = read_manifest(data, on_error=on_error)[:limit]
+    checkpoint = load(llm, **loading)
+    try:
+        with progress() as on_progress:
+
+            def show(done: int, tokens: int, seconds: float, total: int) -> None:
+                rate = f"{tokens / seconds:.0f} tokens/s" if seconds else ""
+                on_progress(llm, done, total, rate)
+
+            report = augment(
+                checkpoint,
+                samples,
+                out,
+                settings,
+                batch_size=batch_size,
+                resume=resume,
+                on_error=on_error,
+                on_progress=show,
+            )
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _show(report, out)
+
+
+def _show(report: dict[str, Any], out: Path) -> None:
+    table = Table(title="self-powered data by task")
+    reasons = sorted(report["dropped"])
+    for heading in ("task", "samples", "kept", *(f"dropped: {reason}" for reason in reasons), "tokens"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for name, counts in [*report["tasks"].items(), ("all", report)]:
+        mean = counts["mean_response_tokens"]
+        dropped = [str(counts["dropped"].get(reason, 0)) for reason in reasons]
+        table.add_row(
+            name, str(counts["samples"]), str(counts["kept"]), *dropped, "" if mean is None else f"{mean:.0f}"
+        )
+    console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    if report["tokens_per_second"]:
+        console.print(
+            f"{report['response_tokens']} answer tokens in {report['seconds']:.0f} s: "
+            f"{report['tokens_per_second']:.0f} tokens/s",
+            highlight=False,
+        )
+    console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")

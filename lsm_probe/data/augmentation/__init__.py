@@ -1,0 +1,8 @@
+"""Self-powered data: the text LLM's own answers, given the transcript, become the targets for the speech.
+
+For a transcript t and a drawn instruction i the target is argmax P(t̂ | t, i; θ_LLM) (arXiv 2410.03798, section 4.1),
+found greedily. One part of the mix, speech recognition, has the transcript itself for target.
+
+`plan` draws and tokenises, `local` generates with transformers, `at_scale` through datatrove; both leave the same
+Parquet `shards`, which `collect` turns into the training manifest and the report. `recipe` holds what decides all this.
+"""

@@ -1,0 +1,83 @@
+"""Generation in this process with transformers: batches of like length, a shard at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.data.augmentation.plan import Job
+from lsm_probe.data.augmentation.recipe import Recipe
+from lsm_probe.data.augmentation.shards import is_whole, write_shard
+from lsm_probe.errors import InputError
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt
+
+SHARD_ROWS = 128
+"""Rows of a shard: what a kill can cost."""
+
+
+def generate_shards(
+    checkpoint: Checkpoint,
+    jobs: Sequence[Job],
+    folder: Path,
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    on_progress: Callable[[int, int, float], None],
+) -> None:
+    """Answers the jobs greedily and writes them into `folder` as `00000.parquet`, ...; shards that are there stay.
+
+    Args:
+        checkpoint: the text LLM.
+        jobs: the work, whole also when part of it is done: which job belongs to which shard follows from it.
+        folder: of the shards.
+        recipe: its limits and filter.
+        batch_size: prompts answered together; halved where memory runs out. It changes the numbers by rounding alone.
+        on_progress: called with jobs done, answer tokens and seconds of this run.
+
+    Raises:
+        InputError: a prompt does not fit into memory even alone.
+    """
+    # Neighbours share a task, whose answers are alike in length, and a prompt length: least padding of both kinds.
+    ordered = sorted(jobs, key=lambda job: (job.draw.task, len(job.prompt), job.number))
+    tokens, seconds = 0, 0.0
+    for number, start in enumerate(range(0, len(ordered), SHARD_ROWS)):
+        shard = ordered[start : start + SHARD_ROWS]
+        path = folder / f"{number:05d}.parquet"
+        if not is_whole(path):
+            began = time.monotonic()
+            rows = [job.row_without_generation(recipe) for job in shard if not job.generates]
+            generating = [job for job in shard if job.generates]
+            for first in range(0, len(generating), batch_size):
+                batch = generating[first : first + batch_size]
+                rows += answer(checkpoint, batch, recipe)
+                elapsed = seconds + time.monotonic() - began
+                on_progress(start + len(rows), tokens + sum(row["response_tokens"] for row in rows), elapsed)
+            tokens += sum(row["response_tokens"] for row in rows)
+            seconds += time.monotonic() - began
+            write_shard(path, rows, time.monotonic() - began)
+        on_progress(start + len(shard), tokens, seconds)
+
+
+def answer(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> list[dict[str, Any]]:
+    """Rows of jobs answered together, left-padded, greedily."""
+
+    def run(batch: Sequence[Job]) -> list[dict[str, Any]]:
+        prompts = [Prompt(job.prompt, []) for job in batch]
+        answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=recipe.max_new_tokens)
+        return [_row(checkpoint, job, ids, recipe) for job, ids in zip(batch, answers, strict=True)]
+
+    def alone(job: Job, error: RuntimeError) -> dict[str, Any]:
+        raise InputError(
+            f"sample {job.sample.id!r} alone does not fit into memory: lower --max-prompt-tokens or --max-new-tokens"
+        ) from error
+
+    return run_in_halves(run, jobs, alone)
+
+
+def _row(checkpoint: Checkpoint, job: Job, ids: list[int], recipe: Recipe) -> dict[str, Any]:
+    finish_reason = "stop" if ids and ids[-1] in checkpoint.eos_token_ids else "length"
+    return job.row(recipe, checkpoint.decode(ids), finish_reason, len(ids))

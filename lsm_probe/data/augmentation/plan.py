@@ -1,0 +1,95 @@
+"""What is to be done for each sample: its task, its instruction, and the LLM's prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lsm_probe.data.augmentation.recipe import Recipe
+from lsm_probe.data.pools import Draw
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample's part of the work.
+
+    Attributes:
+        number: its place in the data.
+        sample: the sample; its own instruction and target play no part.
+        draw: what fell to it.
+        prompt: token ids that the LLM is to answer.
+        drop_reason: why it is left out before anything is generated, or None.
+    """
+
+    number: int
+    sample: Sample
+    draw: Draw
+    prompt: list[int]
+    drop_reason: str | None = None
+
+    @property
+    def generates(self) -> bool:
+        return self.draw.answer == "llm" and self.drop_reason is None
+
+    def row(self, recipe: Recipe, response: str, finish_reason: str, response_tokens: int) -> dict[str, Any]:
+        """The job with its answer as a row of a shard."""
+        sample, draw = self.sample, self.draw
+        reason = self.drop_reason
+        if self.generates:
+            reason = recipe.drop_reason(response, finish_reason)
+        return {
+            "number": self.number,
+            "sample_id": sample.id,
+            "audio": None if sample.audio is None else str(sample.audio.resolve()),
+            "start": sample.start,
+            "duration": sample.duration,
+            "language": sample.language,
+            "text": sample.text,
+            "task": draw.task,
+            "instruction_id": draw.instruction_id,
+            "instruction": draw.instruction,
+            "response": response,
+            "finish_reason": finish_reason,
+            "prompt_tokens": len(self.prompt),
+            "response_tokens": response_tokens,
+            "keep": reason is None,
+            "drop_reason": reason,
+            "prompt_sha256": hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()[:16],
+        }
+
+    def row_without_generation(self, recipe: Recipe) -> dict[str, Any]:
+        """The row of a job whose answer is the transcript, or that is dropped."""
+        if self.drop_reason is not None:
+            return self.row(recipe, "", "", 0)
+        assert self.sample.text is not None
+        return self.row(recipe, self.sample.text, "transcript", 0)
+
+
+def plan(checkpoint: Checkpoint, samples: Sequence[Sample], recipe: Recipe, problems: Problems) -> Iterator[Job]:
+    """Yields a job for every sample with a transcript, in order; the others go into `problems`."""
+    for number, sample in enumerate(samples):
+        with problems.catching(f"sample {sample.id!r}"):
+            if sample.text is None:
+                raise InputError("has no transcript; add 'text' to it")
+            draw = recipe.pool.draw(recipe.seed, sample.id)
+            if draw.answer == "transcript":
+                yield Job(number, sample, draw, [])
+                continue
+            prompt = checkpoint.encode(draw.instruction, sample.text).input_ids
+            too_long = len(prompt) > recipe.max_prompt_tokens
+            yield Job(number, sample, draw, prompt, "prompt too long" if too_long else None)
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """sha256 (hexadecimal) of the ids and transcripts, in order: what the text LLM gets to see."""
+    total = hashlib.sha256()
+    for sample in samples:
+        total.update(json.dumps([sample.id, sample.text]).encode() + b"\n")
+    return total.hexdigest()

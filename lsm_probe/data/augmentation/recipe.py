@@ -1,0 +1,64 @@
+"""What decides a self-powered data set, and the filter on its answers."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from lsm_probe.data.pools import Pool, read_pool
+from lsm_probe.errors import InputError
+
+Keep = Literal["punctuation", "finished", "all"]
+
+POOLS = ("generation", "transcription")
+"""The paper's mix: six tasks answered by the LLM and one by the transcript, in equal parts."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a self-powered data set; the defaults are those of the paper's released code.
+
+    Args:
+        pool: instructions to draw from; a sample gets one task, each task as often as any other.
+        seed: of the draw.
+        max_new_tokens: longest answer, tokens.
+        max_prompt_tokens: longest prompt, tokens; samples with a longer one are dropped.
+        keep: which answers stay. `punctuation`: those whose last character is punctuation (any script's), as the
+            paper filters; `finished`: those that the model ended itself; `all`: those that are not empty.
+
+    Raises:
+        InputError: a length is not positive or `keep` is unknown.
+    """
+
+    pool: Pool = field(default_factory=lambda: read_pool(*POOLS))
+    seed: int = 0
+    max_new_tokens: int = 225
+    max_prompt_tokens: int = 149
+    keep: Keep = "punctuation"
+
+    def __post_init__(self) -> None:
+        if self.keep not in get_args(Keep):
+            raise InputError(f"--keep {self.keep!r} is unknown; choose one of: {', '.join(get_args(Keep))}")
+        if self.max_new_tokens < 1 or self.max_prompt_tokens < 1:
+            raise InputError("--max-new-tokens and --max-prompt-tokens must be at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the output folder's config."""
+        return {**asdict(self), "pool": [task.model_dump(exclude_defaults=True) for task in self.pool.tasks]}
+
+    def drop_reason(self, response: str, finish_reason: str) -> str | None:
+        """Why an answer is left out of the data, or None.
+
+        Args:
+            response: the answer.
+            finish_reason: `stop` where the model ended it, `length` where the limit did.
+        """
+        response = response.strip()
+        if not response:
+            return "empty"
+        if self.keep == "punctuation" and not unicodedata.category(response[-1]).startswith("P"):
+            return "no final punctuation"
+        if self.keep == "finished" and finish_reason != "stop":
+            return "unfinished"
+        return None

@@ -1,0 +1,76 @@
+"""A self-powered data set from a manifest, in one folder, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.data.augmentation.collect import SHARDS, collect
+from lsm_probe.data.augmentation.local import generate_shards
+from lsm_probe.data.augmentation.plan import digest, plan
+from lsm_probe.data.augmentation.recipe import Recipe
+from lsm_probe.data.problems import OnError, Problems
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.folders import work_folder
+from lsm_probe.models.checkpoint import Checkpoint
+
+
+def augment(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    batch_size: int = 48,
+    resume: bool = False,
+    on_error: OnError = "fail",
+    on_progress: Callable[[int, int, float, int], None] = lambda done, tokens, seconds, total: None,
+) -> dict[str, Any]:
+    """Makes self-powered data: each sample gets a task and an instruction, and the text LLM's answer for target.
+
+    Writes `manifest.jsonl` (the samples kept, for training), `report.json`, `config.yaml` and `shards/*.parquet` (every
+    sample, kept or dropped, with its prompt's hash, finish reason and token counts).
+
+    Args:
+        checkpoint: a text LLM; the LSM to be trained should be built on the same.
+        samples: with transcripts; their own instructions and targets play no part.
+        out: the output folder.
+        recipe: what to ask for and what to keep; the paper's by default.
+        batch_size: prompts answered together; halved where memory runs out.
+        resume: go on in a folder that an interrupted run left.
+        on_error: at a sample without a transcript `fail`, or `skip` and count it.
+        on_progress: called with samples done, answer tokens and seconds of this run, samples in all.
+
+    Returns:
+        The report; see [`collect`].
+
+    Raises:
+        InputError: the checkpoint is no text LLM, samples cannot be used, or the folder cannot.
+    """
+    out, recipe = Path(out), recipe or Recipe()
+    if checkpoint.source != "text":
+        raise InputError(f"{checkpoint.name} is an LSM; give the text LLM whose answers are to be the targets")
+    problems = Problems()
+    jobs = list(plan(checkpoint, samples, recipe, problems))
+    problems.settle(on_error)
+    if not jobs:
+        raise InputError("no sample has a transcript to work from; add 'text' to the manifest")
+    config = {
+        "command": "augment",
+        "llm": {"name": checkpoint.name, "template": checkpoint.template, **checkpoint.identity},
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+        "data_sha256": digest([job.sample for job in jobs]),
+        "recipe": recipe.to_dict(),
+    }
+    with work_folder(out, config, resume=resume):
+        generate_shards(
+            checkpoint,
+            jobs,
+            out / SHARDS,
+            recipe,
+            batch_size=batch_size,
+            on_progress=lambda done, tokens, seconds: on_progress(done, tokens, seconds, len(jobs)),
+        )
+        return collect(out, [job.sample.id for job in jobs]) | {"left_out": problems.found}

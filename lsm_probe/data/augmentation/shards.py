@@ -1,0 +1,73 @@
+"""Parquet shards: a row for every sample, kept or dropped, with all that led to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+
+SCHEMA = pa.schema(
+    [
+        ("number", pa.int64()),  # place of the sample in the data
+        ("sample_id", pa.string()),
+        ("audio", pa.string()),
+        ("start", pa.float64()),  # seconds
+        ("duration", pa.float64()),  # seconds
+        ("language", pa.string()),
+        ("text", pa.string()),  # the transcript
+        ("task", pa.string()),
+        ("instruction_id", pa.string()),
+        ("instruction", pa.string()),
+        ("response", pa.string()),
+        ("finish_reason", pa.string()),  # stop, length or transcript; empty where nothing was generated
+        ("prompt_tokens", pa.int32()),
+        ("response_tokens", pa.int32()),  # EOS included
+        ("keep", pa.bool_()),
+        ("drop_reason", pa.string()),
+        ("prompt_sha256", pa.string()),  # of the prompt's token ids, first 16 digits
+    ]
+)
+
+_SECONDS = b"seconds"
+
+
+def write_shard(path: Path, rows: Sequence[dict[str, Any]], seconds: float) -> None:
+    """Writes a shard, whole or not at all, with the time its generation took."""
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata({_SECONDS: repr(seconds).encode()}))
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and can be read."""
+    try:
+        pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def read_shards(folder: Path) -> tuple[pa.Table, float]:
+    """All rows in the order of the data, and the seconds their generation took.
+
+    Raises:
+        InputError: a shard cannot be read.
+    """
+    tables, seconds = [], 0.0
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            table = pq.read_table(path, schema=SCHEMA)
+            metadata = pq.read_schema(path).metadata or {}
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path} cannot be read ({reason}): delete it and go on with --resume") from error
+        seconds += float(metadata.get(_SECONDS, b"0"))
+        tables.append(table)
+    rows = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return rows.sort_by("number"), seconds

@@ -1,0 +1,77 @@
+"""Greedy answers of a batch, whose rows leave it when they have ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+_STAGE_TOKENS = 8
+"""New tokens between two looks at which rows have ended: of 4 to 32 the fastest for answers of 10 to 225 tokens."""
+
+
+@torch.no_grad()
+def generate_greedily(
+    llm: PreTrainedModel, embedded: list[Tensor], *, max_new_tokens: int, eos_token_ids: list[int]
+) -> list[list[int]]:
+    """Answers embedded prompts greedily, left-padded.
+
+    In a plain batch every row computes until the longest answer ends. Here `llm.generate` runs a few tokens at a time
+    and rows that have ended are taken out of the key-value cache: the same answers, in less than half the time where
+    their lengths differ much.
+
+    Args:
+        llm: the causal LM.
+        embedded: one `[tokens, llm_dim]` for each prompt.
+        max_new_tokens: longest answer.
+        eos_token_ids: what ends an answer.
+
+    Returns:
+        The new token ids of each prompt, EOS included where it was produced.
+    """
+    model: Any = llm
+    longest = max(len(e) for e in embedded)
+    inputs = torch.stack([torch.nn.functional.pad(e, (0, 0, longest - len(e), 0)) for e in embedded])
+    mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
+    answers: list[list[int]] = [[] for _ in embedded]
+    rows = list(range(len(embedded)))  # those in the batch still
+    given: dict[str, Any] = {"inputs_embeds": inputs}
+    made = 0
+    # A checkpoint's own settings (repetition penalties, ...) would make a text LLM and the LSM round it answer by
+    # different rules; generate() takes from them whatever it is not given.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        while True:
+            output = model.generate(
+                **given,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=min(_STAGE_TOKENS, max_new_tokens - made),
+                eos_token_id=eos_token_ids or None,
+                pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
+                return_dict_in_generate=True,
+            )
+            new = output.sequences[:, given["input_ids"].shape[1] if "input_ids" in given else 0 :]
+            made += new.shape[1]
+            for row, ids in zip(rows, new.tolist(), strict=True):
+                answers[row] += _until_eos(ids, eos_token_ids)
+            going = [i for i, row in enumerate(rows) if answers[row][-1] not in eos_token_ids]
+            if not going or made >= max_new_tokens:
+                return answers
+            rows, kept = [rows[i] for i in going], torch.tensor(going, device=inputs.device)
+            cache = output.past_key_values
+            cache.batch_select_indices(kept)
+            mask = torch.cat([mask[kept], mask.new_ones(len(going), new.shape[1])], dim=1)
+            # Of these ids only the last, which is not in the cache yet, is looked at.
+            ids = torch.zeros_like(mask)
+            ids[:, -1] = new[kept, -1]
+            given = {"input_ids": ids, "past_key_values": cache}
+    finally:
+        model.generation_config = own
+
+
+def _until_eos(ids: list[int], eos: list[int]) -> list[int]:
+    end = next((i + 1 for i, token in enumerate(ids) if token in eos), len(ids))
+    return ids[:end]

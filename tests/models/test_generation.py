@@ -1,0 +1,41 @@
+"""Answers in a batch whose rows leave it: the same as each prompt's own, by transformers alone."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from lsm_probe.models.checkpoint import Checkpoint
+
+TEXTS = ["the quick brown fox", "rain", "she sells sea shells by the sea shore", "my favourite colour is green", "old"]
+
+
+def alone(checkpoint: Checkpoint, ids: list[int], limit: int, eos: list[int]) -> list[int]:
+    """One prompt, unpadded, through transformers' generate from its token ids."""
+    checkpoint.llm.generation_config = GenerationConfig()
+    made = checkpoint.llm.generate(
+        input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=limit, eos_token_id=eos, pad_token_id=eos[0]
+    )
+    return list(made[0, len(ids) :].tolist())
+
+
+@pytest.mark.parametrize("limit", [1, 7, 8, 9, 40])
+def test_a_batch_answers_as_each_prompt_does_alone(tiny_llm: Checkpoint, limit: int) -> None:
+    prompts = [tiny_llm.encode("Continue writing the text.", text) for text in TEXTS]
+    # Tokens that these answers really hold, at different places: some rows end early, some never.
+    free = [alone(tiny_llm, prompt.input_ids, 40, [0]) for prompt in prompts]
+    ends = [free[0][2], free[2][11]]
+    tiny_llm.model.generation_config.eos_token_id = ends
+    expected = [alone(tiny_llm, prompt.input_ids, limit, ends) for prompt in prompts]
+    tiny_llm.model.generation_config.eos_token_id = ends
+    assert tiny_llm.generate(tiny_llm.embed(prompts), max_new_tokens=limit) == expected
+    if limit == 40:
+        assert len({len(answer) for answer in expected}) > 1
+
+
+def test_the_model_keeps_its_own_generation_settings(tiny_llm: Checkpoint) -> None:
+    own = tiny_llm.llm.generation_config
+    own.repetition_penalty = 1.7
+    prompts = [tiny_llm.encode("Continue writing the text.", text) for text in TEXTS[:2]]
+    tiny_llm.generate(tiny_llm.embed(prompts), max_new_tokens=9)
+    assert tiny_llm.llm.generation_config is own
+    assert own.repetition_penalty == 1.7
