@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lsm_probe.data.draws import hashed
 from lsm_probe.data.sample import Words, one_line, regular_file_bytes
 from lsm_probe.errors import InputError
 
@@ -102,12 +102,12 @@ class Pool:
             sample_id: the sample.
             language: fixes the language instead of drawing it.
         """
-        task = self.tasks[_hash(seed, sample_id, "task") % len(self.tasks)]
+        task = self.tasks[hashed(seed, "task", sample_id) % len(self.tasks)]
         if language is None and task.languages:
-            language = task.languages[_hash(seed, sample_id, "language") % len(task.languages)]
+            language = task.languages[hashed(seed, "language", sample_id) % len(task.languages)]
         elif not task.languages:
             language = None
-        number = _hash(seed, sample_id, "instruction") % len(task.instructions)
+        number = hashed(seed, "instruction", sample_id) % len(task.instructions)
         instruction = task.instructions[number].replace(_LANGUAGE, language or "")
         instruction = instruction.replace(_LABELS, ", ".join(repr(label) for label in task.labels))
         name = "/".join([task.task, *([language] if language else []), str(number)])
@@ -187,8 +187,3 @@ def _join(one: Task, other: Task, source: str | Path) -> Task:
 
 def _folder() -> Path:
     return Path(str(resources.files("lsm_probe") / "data" / "instructions"))
-
-
-def _hash(seed: int, sample_id: str, purpose: str) -> int:
-    # Half a surrogate pair never gets here: ids are checked to be Unicode text.
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}\0{sample_id}".encode()).digest())

@@ -22,9 +22,10 @@ Task = Annotated[
 
 
 def add_corpora(app: typer.Typer) -> None:
-    """Adds a command for each corpus."""
+    """Adds a command for each corpus that has sound."""
     for name, corpus in CORPORA.items():
-        app.command(name, help=_help(name, corpus), rich_help_panel="Corpora")(_command(name, corpus))
+        if corpus.spoken:
+            app.command(name, help=_help(name, corpus), rich_help_panel="Corpora")(_command(name, corpus))
 
 
 def _help(name: str, corpus: Corpus) -> str:

@@ -34,7 +34,7 @@ def corpus_to_manifests(
     """Reads a corpus and writes its manifests."""
     check_tasks(corpus, tasks)
     pool, problems = read_pool(*instructions), Problems()
-    utterances = (u for u in corpus.read(root, problems) if not splits or u.split in splits)
+    utterances = corpus.read(root, problems, splits)
     with alone_in(out), progress() as on_progress:
         counts = build_manifests(
             utterances,

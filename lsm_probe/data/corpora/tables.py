@@ -1,17 +1,45 @@
-"""Lines and rows of the text files that corpora come with, each with the place it stands at."""
+"""Lines, rows and objects of the text files that corpora come with, each with the place it stands at."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from lsm_probe.data.manifest import explain
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.sample import regular_file_bytes
 from lsm_probe.errors import InputError
 
+Wanted = Callable[[str], bool]
+"""Whether a split is asked for."""
 
-def lines_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, line) for every line that is not blank, without its line break.
+TABS: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+"""Dialect of tables with tabs, in which a quotation mark is a character like any other."""
+
+_LONGEST_LINE = 2**26
+"""Bytes; a few kilobytes of gzip can hold a line of gigabytes."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def at(path: Path, number: int) -> str:
+    """The place of a line."""
+    return f"{path}, line {number}"
+
+
+def lines_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """(place, line) for every line, without its line break.
+
+    Args:
+        path: the file.
+        blank: gives blank lines too, for files whose lines belong together by number.
 
     Raises:
         InputError: the file does not exist or is not UTF-8.
@@ -19,20 +47,21 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", line.rstrip("\r\n")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check --root") from None
+                if blank or line.strip():
+                    yield at(path, number), line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); check the file") from None
+        raise _unreadable(path, error) from None
 
 
-def rows_of(path: Path, columns: Sequence[str], **dialect: Any) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) for every row of a table with a header.
+def rows_of(
+    path: Path, columns: Sequence[str], problems: Problems, **dialect: Any
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) for every row of a table with a header; a row of another length goes into `problems`.
 
     Args:
         path: the table.
         columns: those that must be there.
+        problems: where bad rows go.
         dialect: as `csv.DictReader` takes it; commas and double quotes without.
 
     Raises:
@@ -40,13 +69,92 @@ def rows_of(path: Path, columns: Sequence[str], **dialect: Any) -> Iterator[tupl
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", **dialect)
+            reader = csv.DictReader(file, **dialect)
             missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
                 raise InputError(f"{path} has no column {missing[0]!r}; check that it is the corpus's own file")
             for row in reader:
-                yield f"{path}, line {reader.line_num}", row
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check --root") from None
+                place = at(path, reader.line_num)
+                if None in row or None in row.values():
+                    problems.add(place, "has more or fewer fields than the header; mend the row")
+                else:
+                    yield place, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}); check the file") from None
+        raise _unreadable(path, error) from None
+
+
+def objects_of(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) for every line of a JSONL file, `.gz` or plain; other lines go into `problems`.
+
+    Raises:
+        InputError: the file cannot be read, or holds a line above 64 MiB.
+    """
+    regular_file_bytes(path)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+                if len(line) == _LONGEST_LINE:
+                    raise InputError(f"{at(path, number)}: is longer than {_LONGEST_LINE} bytes; check the file")
+                if line.strip():
+                    with problems.catching(at(path, number)):
+                        yield number, _object(line)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+
+
+def object_in(path: Path) -> dict[str, Any]:
+    """The one object of a small JSON file.
+
+    Raises:
+        InputError: the file does not exist or holds something else; names it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        return _object(content)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+
+
+def parsed(model: type[_Model], values: object) -> _Model:
+    """`values` as a `model`.
+
+    Raises:
+        InputError: a value is missing or of another type; names the first.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of `folder`: names come out of archives, so none may lead elsewhere.
+
+    By the name alone. A folder that is a link to another disk is the user's own doing.
+
+    Raises:
+        InputError: `name` is empty, absolute, or goes up.
+    """
+    path = Path(name)
+    if not path.name or path.is_absolute() or path.drive or ".." in path.parts:
+        raise InputError(f"{name!r} names no file inside {folder}, which the corpus's own files always do; mend it")
+    return folder / path
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not JSON ({error}); check that it is the corpus's own file") from None
+    if not isinstance(value, dict):
+        raise InputError(f"is a JSON {type(value).__name__}, not an object; check that it is the corpus's own file")
+    return value
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path} does not exist; check --root")
+    return InputError(f"{path} cannot be read ({error}); check the file")

@@ -1,0 +1,31 @@
+"""Common Voice, release 4.0 and later: `clips/*.mp3`, and a table for each part with columns `path` and `sentence`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lsm_probe.data.corpora.languages import base
+from lsm_probe.data.corpora.tables import TABS, Wanted, inside, rows_of
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.utterance import Utterance
+from lsm_probe.errors import InputError
+
+_PARTS = ("train", "dev", "test", "validated", "other", "invalidated")
+_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)*")
+
+
+def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+    """A split for each table. "validated" holds train, dev and test again, "invalidated" what listeners refused."""
+    code = root.resolve().name
+    if not _CODE.fullmatch(code):
+        raise InputError(f"--root {root} is not named by its language; give the folder 'en' or alike of the release")
+    tables = {part: root / f"{part}.tsv" for part in _PARTS if (root / f"{part}.tsv").exists()}
+    if not tables:
+        raise InputError(f"{root} holds none of {', '.join(f'{part}.tsv' for part in _PARTS)}; check --root")
+    for part, table in tables.items():
+        for where, row in rows_of(table, ["path", "sentence"], problems, **TABS) if wanted(part) else ():
+            with problems.catching(where):
+                clip = inside(root / "clips", row["path"])
+                yield Utterance(clip.stem, part, row["sentence"], audio=clip, language=base(code))

@@ -1,0 +1,221 @@
+"""`lsm-probe data NAME` through its own door: manifests that read back, and exit codes for all that can be wrong."""
+
+import json
+import sys
+
+import pytest
+import soundfile
+
+from lsm_probe import cli
+from lsm_probe.data.corpora import CORPORA
+from lsm_probe.data.manifest import read_manifest
+
+
+@pytest.fixture
+def data(capsys, monkeypatch):
+    """Runs `lsm-probe data ...` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lsm-probe", "data", *map(str, arguments)])
+        with pytest.raises(SystemExit) as info:
+            cli.main()
+        captured = capsys.readouterr()
+        return info.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def clip(waveform):
+    def write(path, seconds=0.5, **how):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, waveform(seconds), 16_000, **how)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def librispeech(clip, tmp_path):
+    """Two parts with three good utterances."""
+    for part, texts in {"test-clean": ["ALSO A", "HARANGUE"], "dev-clean": ["LOBSTERS"]}.items():
+        chapter = tmp_path / "LibriSpeech" / part / "1" / "2"
+        for i in range(len(texts)):
+            clip(chapter / f"1-2-000{i}.flac", 0.5 + i)
+        (chapter / "1-2.trans.txt").write_text("".join(f"1-2-000{i} {text}\n" for i, text in enumerate(texts)))
+    return tmp_path / "LibriSpeech"
+
+
+def said(stderr):
+    """What is on stderr besides the progress bar."""
+    return [line for line in stderr.splitlines() if line.strip() and "━" not in line]
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_a_good_corpus(data, librispeech, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out)
+    assert (code, said(stderr)) == (0, [])
+    assert names(out) == {"test-clean.transcription.jsonl", "dev-clean.transcription.jsonl"}
+    assert f"{out}/test-clean.transcription.jsonl: 2 samples" in stdout
+    first = read_manifest(out / "test-clean.transcription.jsonl")[0]
+    assert first.audio.resolve() == librispeech / "test-clean" / "1" / "2" / "1-2-0000.flac"
+    assert (first.id, first.text, first.target, first.task, first.language) == (
+        "1-2-0000",
+        "ALSO A",
+        "ALSO A",
+        "transcription",
+        "en",
+    )
+    assert first.instruction == "Transcribe the speech."
+
+
+def test_one_split_of_it(data, librispeech, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, _ = data("librispeech", "--root", librispeech, "--out", out, "--split", "dev-clean", "--json")
+    assert code == 0
+    assert names(out) == {"dev-clean.transcription.jsonl"}
+    assert json.loads(stdout) == {
+        "out": str(out),
+        "samples": {"dev-clean.transcription.jsonl": 1},
+        "left_out": 0,
+    }
+
+
+def damage(librispeech, kind):
+    """Damages the corpus in one place; what the message must say of it."""
+    chapter = librispeech / "test-clean" / "1" / "2"
+    transcript = chapter / "1-2.trans.txt"
+    if kind == "corrupt clip":
+        (chapter / "1-2-0001.flac").write_bytes(b"not audio at all")
+        return "1-2-0001.flac: cannot be decoded"
+    if kind == "missing clip":
+        (chapter / "1-2-0001.flac").unlink()
+        return "1-2-0001.flac does not exist"
+    if kind == "empty clip":
+        (chapter / "1-2-0001.flac").write_bytes(b"")
+        return "1-2-0001.flac: is empty"
+    if kind == "empty transcript":
+        transcript.write_text("1-2-0000 ALSO A\n1-2-0001 \n")
+        return "test-clean, 1-2-0001: its transcript is missing or empty"
+    if kind == "id taken":
+        transcript.write_text("1-2-0000 ALSO A\n1-2-0000 HARANGUE\n")
+        return "test-clean, 1-2-0000: the id is taken"
+    transcript.write_text("1-2-0000 ALSO A\n../../../../../etc/passwd HARANGUE\n")
+    return "1-2.trans.txt, line 2: '../../../../../etc/passwd.flac' names no file inside"
+
+
+@pytest.mark.parametrize(
+    "kind", ["corrupt clip", "missing clip", "empty clip", "empty transcript", "id taken", "path that leaves the root"]
+)
+def test_a_bad_entry_fails_and_writes_nothing_or_is_left_out_and_counted(data, librispeech, tmp_path, kind):
+    message, out = damage(librispeech, kind), tmp_path / "out"
+    code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out)
+    assert (code, stdout) == (2, "")
+    assert message in stderr
+    assert len(said(stderr)) == 1
+    assert names(out) == set()
+    code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out, "--on-error", "skip")
+    assert code == 0
+    assert "left out 1" in stderr
+    assert f"left out: 1, each with its reason in {out}/left_out.txt" in stdout
+    lines = (out / "left_out.txt").read_text().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert [s.id for s in read_manifest(out / "test-clean.transcription.jsonl")] == ["1-2-0000"]
+
+
+def test_a_missing_root_or_column_and_nothing_found(data, tmp_path):
+    out = tmp_path / "out"
+    code, _, stderr = data("mustc", "--root", tmp_path / "gone", "--out", out)
+    assert (code, len(said(stderr))) == (2, 1)
+    assert "gone does not exist; give the folder with en-de/" in stderr
+    table = tmp_path / "meld" / "test_sent_emo.csv"
+    table.parent.mkdir()
+    table.write_text("Utterance,Dialogue_ID,Utterance_ID\nHi,0,0\n")
+    code, _, stderr = data("meld", "--root", table.parent, "--out", out)
+    assert (code, len(said(stderr))) == (2, 1)
+    assert "test_sent_emo.csv has no column 'Emotion'" in stderr
+    code, _, stderr = data("meld", "--root", table.parent, "--out", out, "--task", "intent")
+    assert code == 2
+    assert "--task 'intent' is none of MELD; choose from: emotion, transcription" in stderr
+
+
+def test_common_voice_mp3_and_its_translation(data, clip, tmp_path):
+    root, out = tmp_path / "en", tmp_path / "out"
+    clip(root / "clips" / "common_voice_en_1.mp3", format="MP3")
+    (root / "test.tsv").write_text("client_id\tpath\tsentence\nc\tcommon_voice_en_1.mp3\tGood morning.\n")
+    (root / "covost_v2.en_de.test.tsv").write_text(
+        "path\tsentence\ttranslation\tclient_id\ncommon_voice_en_1.mp3\tGood morning.\tGuten Morgen.\tc\n"
+    )
+    assert data("common-voice", "--root", root, "--out", out)[0] == 0
+    assert read_manifest(out / "test.transcription.jsonl")[0].target == "Good morning."
+    code, _, _ = data("covost2", "--root", root, "--out", out, "--task", "translation", "--task", "transcription")
+    assert code == 0
+    sample = read_manifest(out / "en_de.test.translation.jsonl")[0]
+    assert sample.target == "Guten Morgen."
+    assert "from English into German" in sample.instruction
+    assert read_manifest(out / "en_de.test.transcription.jsonl")[0].target == "Good morning."
+
+
+def test_sections_of_a_long_opus_file(data, clip, tmp_path):
+    root, out = tmp_path / "gigaspeech", tmp_path / "out"
+    clip(root / "audio" / "youtube" / "Y1.opus", 5.0, format="OGG", subtype="OPUS")
+    segments = [
+        {"sid": f"Y1_{i}", "begin_time": i, "end_time": i + 1.5, "text_tn": f"W{i} <PERIOD>", "subsets": ["{L}"]}
+        for i in (0, 2, 4)
+    ]
+    content = {"audios": [{"aid": "Y1", "path": "audio/youtube/Y1.opus", "segments": segments}]}
+    (root / "GigaSpeech.json").write_text(json.dumps(content))
+    code, _, stderr = data("gigaspeech", "--root", root, "--out", out, "--on-error", "skip")
+    assert code == 0
+    assert "left out 1: L, Y1_4: " in stderr  # its section ends after the file
+    samples = read_manifest(out / "L.transcription.jsonl")
+    assert [(s.id, s.target, s.start, s.duration) for s in samples] == [
+        ("Y1_0", "W0.", 0, 1.5),
+        ("Y1_2", "W2.", 2, 1.5),
+    ]
+
+
+def test_labels_and_what_is_not_of_the_task(data, clip, tmp_path):
+    root, out = tmp_path / "lights", tmp_path / "out"
+    intents = {
+        "SwitchLightOn": [{"data": [{"text": "on in the "}, {"text": "kitchen", "slot_name": "room"}]}],
+        "SetLightColor": [{"data": [{"text": "make it red"}]}],
+    }
+    clip(root / "speech_corpus" / "audio" / "0.wav")
+    (root / "dataset.json").write_text(json.dumps({"intents": {k: {"utterances": v} for k, v in intents.items()}}))
+    texts = enumerate(["on in the kitchen", "make it red"])
+    metadata = {str(i): {"text": text, "filename": f"{i}.wav"} for i, text in texts}
+    (root / "speech_corpus" / "metadata.json").write_text(json.dumps(metadata))
+    code, _, stderr = data("snips-lights", "--root", root, "--out", out)
+    assert code == 0
+    assert [line.split(str(root))[0] for line in said(stderr)] == ["warning: 1 recordings of "]
+    sample = read_manifest(out / "all.keywords-lights.jsonl")[0]
+    assert (sample.text, sample.target) == ("on in the kitchen", "['turn on', 'kitchen']")
+
+
+def test_a_command_in_a_manifest_of_lhotse_is_refused(data, tmp_path):
+    """Fault test F11."""
+    ran = tmp_path / "ran"
+    recording = {"id": "r", "sources": [{"type": "command", "channels": [0], "source": f"touch {ran}"}]}
+    supervision = {"id": "s", "recording_id": "r", "start": 0, "duration": 1, "channel": 0, "text": "T."}
+    (tmp_path / "recordings.jsonl").write_text(json.dumps(recording) + "\n")
+    (tmp_path / "supervisions.jsonl").write_text(json.dumps(supervision) + "\n")
+    for on_error in ("fail", "skip"):
+        code, stdout, stderr = data("lhotse", "--root", tmp_path, "--out", tmp_path / "out", "--on-error", on_error)
+        assert (code, stdout) == (2, "")
+        assert "recordings.jsonl, line 1: recording 'r': its source is a shell command, which is never run" in stderr
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", [name for name, corpus in CORPORA.items() if corpus.spoken])
+def test_every_corpus_with_sound_has_a_command_that_explains_itself(data, name):
+    code, stdout, _ = data(name, "--help")
+    assert code == 0
+    words = " ".join(stdout.replace("│", " ").split())
+    assert CORPORA[name].root.split(",")[0].split("*")[0] in words
+    assert all(task in words for task in CORPORA[name].tasks)
