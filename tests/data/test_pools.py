@@ -98,7 +98,7 @@ def test_a_language_can_be_given() -> None:
 def test_pools_join_and_extend(tmp_path: Path) -> None:
     mine = write(
         tmp_path / "mine.yaml",
-        "tasks:\n- {task: sentiment, instructions: ['How does the text feel?']}\n- {task: rhyme, instructions: [Rhyme.]}",
+        "tasks:\n- {task: sentiment, instructions: ['How does it feel?']}\n- {task: rhyme, instructions: [Rhyme.]}",
     )
     tasks = {task.task: task.instructions for task in read_pool("generation", mine).tasks}
     assert len(tasks["sentiment"]) == 6
@@ -138,7 +138,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_missing_file_names_the_built_in_pools(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist.*built in are: .*generation"):
+    with pytest.raises(InputError, match=r"does not exist.*built in are: .*generation"):
         read_pool(tmp_path / "nowhere.yaml")
     with pytest.raises(InputError, match="is a directory"):
         read_pool(tmp_path)

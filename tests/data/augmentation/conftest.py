@@ -4,7 +4,10 @@ import pytest
 
 from lsm_probe.data.sample import Sample
 
-WORDS = "the quick brown fox jumps over a lazy dog while rain falls softly on old town".split()
+WORDS = [
+    *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"),
+    *("while", "rain", "falls", "softly", "on", "old", "town"),
+]
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def test_every_answer_is_the_llms_own_to_instruction_and_transcript(tiny_llm, tr
     samples, settings = transcripts(40), recipe()
     augment(tiny_llm, samples, tmp_path / "out", settings, batch_size=7)
     rows = rows_of(tmp_path / "out")
-    assert list(sorted(rows)) == sorted(sample.id for sample in samples)
+    assert sorted(rows) == sorted(sample.id for sample in samples)
     eos = tiny_llm.eos_token_ids
     tiny_llm.llm.generation_config = GenerationConfig()
     for sample in samples:
