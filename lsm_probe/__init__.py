@@ -12,7 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lsm_probe.data.augmentation.recipe import Recipe
+    from lsm_probe.data.augmentation.run import augment
     from lsm_probe.data.manifest import read_manifest
+    from lsm_probe.data.pools import read_pool
     from lsm_probe.data.sample import Sample
     from lsm_probe.errors import InputError
     from lsm_probe.models.loading import build_lsm, load
@@ -23,23 +26,29 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttentionResult": "probes.result",
     "InputError": "errors",
+    "Recipe": "data.augmentation.recipe",
     "Sample": "data.sample",
     "attention": "probes.attention",
+    "augment": "data.augmentation.run",
     "build_lsm": "models.loading",
     "compare": "probes.comparison",
     "load": "models.loading",
     "read_manifest": "data.manifest",
+    "read_pool": "data.pools",
 }
 
 __all__ = [
     "AttentionResult",
     "InputError",
+    "Recipe",
     "Sample",
     "attention",
+    "augment",
     "build_lsm",
     "compare",
     "load",
     "read_manifest",
+    "read_pool",
 ]
 
 

@@ -21,7 +21,8 @@ Ckpt = Annotated[
 Data = Annotated[str, typer.Option(help="JSONL manifest with `id`, `instruction` and `audio` or `text`.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/<command>/<checkpoint>]")]
 Template = Annotated[
-    str | None, typer.Option(help="Prompt template: vicuna, llama3 or chat.  [default: the checkpoint's own]")
+    str | None,
+    typer.Option(help="Prompt template: vicuna, vicuna_text, llama3 or chat.  [default: the checkpoint's own]"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... `auto` takes a GPU if any.", rich_help_panel=RUN)]
 Dtype = Annotated[

@@ -10,22 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from lsm_probe import cli
 from lsm_probe.probes.result import AttentionResult
-
-
-def run(capsys, monkeypatch, *arguments):
-    """Runs `lsm-probe` in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["lsm-probe", *map(str, arguments)])
-    with pytest.raises(SystemExit) as info:
-        cli.main()
-    captured = capsys.readouterr()
-    return info.value.code or 0, captured.out, captured.err
-
-
-@pytest.fixture
-def lsm_probe_command(capsys, monkeypatch):
-    return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
 @pytest.fixture
@@ -172,7 +157,7 @@ MISTAKES = {
     "empty audio": (lambda m, out: ["--data", sound(m, b"")], "broken.wav"),
     "unknown heads": (lambda m, out: ["--data", m, "--heads", "max"], "sum_then_norm, mean_of_norms"),
     "unknown span": (lambda m, out: ["--data", m, "--span", "all"], "instruction+template"),
-    "unknown template": (lambda m, out: ["--data", m, "--template", "alpaca"], "vicuna, llama3, chat"),
+    "unknown template": (lambda m, out: ["--data", m, "--template", "alpaca"], "vicuna, vicuna_text, llama3, chat"),
     "unknown device": (lambda m, out: ["--data", m, "--device", "abacus"], "--device abacus"),
     "unknown dtype": (lambda m, out: ["--data", m, "--dtype", "int3"], "--dtype 'int3'"),
     "unknown on-error": (lambda m, out: ["--data", m, "--on-error", "hope"], "fail, skip"),

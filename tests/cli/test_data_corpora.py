@@ -1,28 +1,12 @@
 """`lsm-probe data NAME` through its own door: manifests that read back, and exit codes for all that can be wrong."""
 
 import json
-import sys
 
 import pytest
 import soundfile
 
-from lsm_probe import cli
 from lsm_probe.data.corpora import CORPORA
 from lsm_probe.data.manifest import read_manifest
-
-
-@pytest.fixture
-def data(capsys, monkeypatch):
-    """Runs `lsm-probe data ...` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lsm-probe", "data", *map(str, arguments)])
-        with pytest.raises(SystemExit) as info:
-            cli.main()
-        captured = capsys.readouterr()
-        return info.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

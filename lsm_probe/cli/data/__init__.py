@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from lsm_probe.cli.data.commands import commands
 from lsm_probe.cli.data.corpus import add_corpora
+from lsm_probe.cli.data.questions import add_question_sets
+from lsm_probe.cli.data.speak import speak
 from lsm_probe.cli.data.validate import validate
 
 app = typer.Typer(
@@ -13,4 +16,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(validate)
+app.command()(speak)
+app.command()(commands)
 add_corpora(app)
+add_question_sets(app)

@@ -1,0 +1,51 @@
+"""`lsm-probe data commands`: a closed world of spoken commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsm_probe.cli import options as opt
+from lsm_probe.cli.data.delivery import Speed, Voice, Workers, delivery
+
+
+def commands(
+    out: Annotated[Path, typer.Option(help="Folder for the sound files and the manifests.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many sentences, 240 to 10,400.")] = 2_000,
+    voice: Voice = None,
+    speed: Speed = None,
+    instructions: opt.Instructions = None,
+    seed: opt.DrawSeed = 0,
+    workers: Workers = None,
+    resume: opt.Resume = False,
+    on_error: opt.OnError = "fail",
+    json: opt.Json = False,
+) -> None:
+    """Speaks household commands ("Could you switch on the lamp in the kitchen, please?") whose meaning is known.
+
+    Writes `<split>.<task>.jsonl` for splits train, validation and test (80, 10 and 10 in a hundred, no sentence in
+    two of them) and tasks transcription, intent, keywords, device, place and capitals. A small model can learn them.
+
+    Example:
+
+        lsm-probe data commands --out commands --count 2000
+    """
+    from lsm_probe.cli.data.spoken import speak_to_manifests
+    from lsm_probe.data.commands import TASKS, command_utterances
+    from lsm_probe.data.problems import Problems
+
+    speak_to_manifests(
+        out,
+        command_utterances(count, seed),
+        delivery(voice, speed, seed),
+        command="data commands",
+        tasks=TASKS,
+        instructions=instructions or ["commands"],
+        workers=workers,
+        resume=resume,
+        problems=Problems(),
+        on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+        as_json=json,
+    )

@@ -1,0 +1,71 @@
+"""`lsm-probe data NAME` for question sets: text that is spoken here, with its context and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+import typer
+
+from lsm_probe.cli import options as opt
+from lsm_probe.cli.data.corpus import Out, Root, Task
+from lsm_probe.cli.data.delivery import Speed, Voice, Workers, delivery
+from lsm_probe.data.corpora import Corpus, question_sets
+
+
+def add_question_sets(app: typer.Typer) -> None:
+    """Adds a command for each question set."""
+    for name, corpus in question_sets().items():
+        app.command(name, help=_help(name, corpus), rich_help_panel="Question sets")(_command(name, corpus))
+
+
+def _help(name: str, corpus: Corpus) -> str:
+    tasks = ", ".join(dict.fromkeys([*corpus.tasks, "transcription"]))
+    return f"""{corpus.title} spoken, to manifests. --root: {corpus.root}. Tasks: {tasks}.
+
+Speaks each question and writes `<file>.<task>.jsonl` for each task, with the evaluation instruction of the
+task and the right answer as target.
+
+Example:
+
+    lsm-probe data {name} --root {name}.jsonl --out spoken/{name}
+"""
+
+
+def _command(name: str, corpus: Corpus) -> Callable[..., None]:
+    def command(
+        root: Root,
+        out: Out,
+        task: Task = None,
+        voice: Voice = None,
+        speed: Speed = None,
+        instructions: opt.Instructions = None,
+        seed: opt.DrawSeed = 0,
+        workers: Workers = None,
+        limit: opt.Limit = None,
+        resume: opt.Resume = False,
+        on_error: opt.OnError = "fail",
+        json: opt.Json = False,
+    ) -> None:
+        from lsm_probe.cli.data.run import check_tasks
+        from lsm_probe.cli.data.spoken import speak_to_manifests
+        from lsm_probe.data.problems import Problems
+
+        tasks, problems = task or list(corpus.tasks[:1]), Problems()
+        check_tasks(corpus, tasks)
+        speak_to_manifests(
+            out,
+            list(islice(corpus.read(root, problems), limit)),
+            delivery(voice, speed, seed),
+            command=f"data {name}",
+            tasks=tasks,
+            instructions=instructions or ["evaluation"],
+            workers=workers,
+            resume=resume,
+            problems=problems,
+            on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+            as_json=json,
+        )
+
+    command.__name__ = name
+    return command

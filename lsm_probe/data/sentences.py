@@ -1,0 +1,141 @@
+"""Sentences to be spoken: a text file with one a line, or JSONL rows that may bring their own instruction."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from lsm_probe.data.manifest import explain
+from lsm_probe.data.pools import Pool
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.sample import Sample, Text, Words, one_line, regular_file_bytes
+from lsm_probe.data.utterance import Utterance
+from lsm_probe.errors import InputError
+
+_TASK = "transcription"
+
+
+class _Row(BaseModel):
+    """A line of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    text: Words
+    id: Words | None = None
+    instruction: Words | None = None
+    target: Text | None = None
+    task: Text | None = None
+    language: Text | None = None
+    context: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_instruction_for_its_target(self) -> _Row:
+        if self.instruction is None and (self.target is not None or self.task is not None):
+            raise ValueError("brings a 'target' or 'task' without an 'instruction'; add it, or leave both out")
+        return self
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A text to be spoken and what is to be asked about it.
+
+    Attributes:
+        utterance: id, text, language and context; no audio yet.
+        instruction: None for a transcription instruction of a pool.
+        target: the right answer to `instruction`.
+        task: its name.
+    """
+
+    utterance: Utterance
+    instruction: str | None = None
+    target: str | None = None
+    task: str | None = None
+
+    def sample(self, audio: Path | None, pool: Pool, seed: int) -> Sample:
+        """The sample; without an instruction of its own, one is drawn for it, and its text is the target.
+
+        Args:
+            audio: the text, spoken.
+            pool: has the task transcription.
+            seed: of the draw.
+        """
+        said = self.utterance
+        instruction, target, task = self.instruction, self.target, self.task
+        if instruction is None:
+            instruction, target, task = pool.only([_TASK]).draw(seed, said.id).instruction, said.text, _TASK
+        return Sample(
+            id=said.id,
+            instruction=instruction,
+            audio=audio,
+            text=said.text,
+            target=target,
+            task=task,
+            language=said.language,
+            context=said.context,
+        )
+
+
+def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
+    """Yields the sentences of a file; every unusable line goes into `problems`.
+
+    A name that ends in `.jsonl` is read as JSON, one object a line, with `text` and optionally `id`, `instruction`,
+    `target`, `task`, `language` and `context`; any other as plain text. Blank lines are passed over. A line without
+    an id is named `<file>-<line number>`.
+
+    Raises:
+        InputError: the file cannot be read.
+
+    Warns:
+        UserWarning: rows have other keys; these are left out.
+    """
+    unknown: dict[str, int] = {}  # key -> the line it was first seen on
+    line_of: dict[str, int] = {}
+    for number, line in _lines(path):
+        with problems.catching(f"{path}, line {number}"):
+            row = _parse(line, is_json=path.suffix == ".jsonl")
+            for key in row.model_extra or {}:
+                unknown.setdefault(key, number)
+            sentence = _to_sentence(row, row.id or f"{_safe(path.stem)}-{number:06}")
+            if (name := sentence.utterance.id) in line_of:
+                raise InputError(f"the id {name!r} is taken by line {line_of[name]}; ids must differ")
+            line_of[name] = number
+            yield sentence
+    if unknown:
+        keys = ", ".join(f"{key!r} (line {number})" for key, number in sorted(unknown.items()))
+        warnings.warn(one_line(f"{path}: unknown keys are left out: {keys}"), stacklevel=3)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank, without a byte order mark."""
+    regular_file_bytes(path)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(one_line(f"{path} cannot be read ({error.strerror}); check the file")) from None
+
+
+def _parse(line: bytes, *, is_json: bool) -> _Row:
+    try:
+        return _Row.model_validate_json(line) if is_json else _Row(text=line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    except ValidationError as error:
+        raise InputError(one_line(explain(error))) from None
+
+
+def _to_sentence(row: _Row, name: str) -> Sentence:
+    utterance = Utterance(id=name, split="", text=row.text.strip(), language=row.language or "en", context=row.context)
+    return Sentence(utterance, row.instruction, row.target, row.task)
+
+
+def _safe(stem: str) -> str:
+    """A file's name may hold bytes that are no Unicode text; an id may not."""
+    return re.sub(r"[^\w.-]+", "-", stem)

@@ -1,0 +1,272 @@
+"""Utterances spoken into a folder of FLAC files: by several processes, the same bytes however many, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from lsm_probe.data.draws import hashed
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.utterance import Utterance
+from lsm_probe.data.voices import DEFAULT_VOICE, FASTEST, SLOWEST, check_voice, say
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+
+RATE = 16_000
+"""Of the files, Hz: what Whisper reads."""
+
+_AT_ONCE = 8
+"""Texts handed to a process together: under a second of work."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How texts are spoken: a voice, a speed and the seed of the voice's noise are drawn for each.
+
+    Attributes:
+        voices: to draw from, of [`lsm_probe.data.voices.available_voices`].
+        speeds: to draw from, 1.0 is a voice's own pace.
+        seed: of the draw.
+
+    Raises:
+        InputError: a voice is not here, or a speed is not between `SLOWEST` and `FASTEST`.
+    """
+
+    voices: tuple[str, ...] = (DEFAULT_VOICE,)
+    speeds: tuple[float, ...] = (1.0,)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for voice in self.voices:
+            check_voice(voice)
+        for speed in self.speeds:
+            if not SLOWEST <= speed <= FASTEST:
+                raise InputError(f"--speed {speed} is not between {SLOWEST} and {FASTEST}; 1.0 is a voice's own pace")
+
+    def draw(self, sample_id: str) -> tuple[str, float, int]:
+        """Voice, speed and seed for a sample."""
+        voice = self.voices[hashed(self.seed, "voice", sample_id) % len(self.voices)]
+        speed = self.speeds[hashed(self.seed, "speed", sample_id) % len(self.speeds)]
+        return voice, speed, hashed(self.seed, "noise", sample_id) % 2**32
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What `speak` made.
+
+    Attributes:
+        utterances: those that have their `audio`, in the order given.
+        new: how many were spoken in this run; the others were there already.
+        seconds: of speech made in this run.
+        wall_seconds: that this took.
+    """
+
+    utterances: list[Utterance]
+    new: int
+    seconds: float
+    wall_seconds: float
+
+    @property
+    def already(self) -> int:
+        return len(self.utterances) - self.new
+
+    @property
+    def times_real_time(self) -> float:
+        return self.seconds / self.wall_seconds
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One text to be spoken into one file."""
+
+    path: Path
+    text: str
+    voice: str
+    speed: float
+    seed: int
+
+
+def texts_sha256(utterances: Iterable[Utterance]) -> str:
+    """Of all ids and texts in their order: what an output folder may hold audio for."""
+    total = hashlib.sha256()
+    for utterance in utterances:
+        total.update(json.dumps([utterance.split, utterance.id, utterance.text]).encode() + b"\n")
+    return total.hexdigest()
+
+
+def speak(
+    utterances: Sequence[Utterance],
+    folder: Path,
+    delivery: Delivery,
+    *,
+    workers: int | None = None,
+    problems: Problems,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Spoken:
+    """Speaks each utterance's text into `folder/<2 hex>/<name>.flac`, 16 kHz mono, 16 bits.
+
+    A file that is there is taken as it is, so the caller must keep other texts and deliveries out of the folder
+    ([`lsm_probe.folders.work_folder`] with `texts_sha256`). Files appear whole or not at all. An utterance that
+    cannot be spoken, or whose id is taken in its split, is left out, with a line in `problems`.
+
+    Args:
+        utterances: with text.
+        folder: for the files; only one process may fill it.
+        delivery: how they are spoken.
+        workers: processes, a core each; None takes one for each core. 1 works in this process; with more, a script
+            that calls this must guard its entry by `if __name__ == "__main__"`.
+        on_progress: called with the number of texts done in this run and before.
+
+    Raises:
+        InputError: a working process was killed from outside.
+        OSError: the folder cannot be written to; ENOSPC if the disk is full.
+    """
+    begun = time.monotonic()
+    _remove_leftovers(folder)
+    files = _files(utterances, folder, problems)
+    orders = [
+        _Order(path, utterance.text or "", *delivery.draw(utterance.id))
+        for path, utterance in files.items()
+        if not path.is_file()
+    ]
+    failed, seconds, done = {}, 0.0, len(files) - len(orders)
+    try:
+        with closing(_outcomes(orders, workers or os.cpu_count() or 1)) as outcomes:
+            for order, outcome in outcomes:
+                if isinstance(outcome, str):
+                    failed[order.path] = outcome
+                else:
+                    seconds += outcome
+                on_progress(done := done + 1)
+    finally:
+        _remove_leftovers(folder)
+    for path, reason in failed.items():
+        problems.add(f"{files[path].split}, {files[path].id}", reason)
+    spoken = [replace(utterance, audio=path) for path, utterance in files.items() if path not in failed]
+    return Spoken(spoken, len(orders) - len(failed), seconds, time.monotonic() - begun)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed process was writing."""
+    for leftover in folder.glob("??/.*.flac"):
+        leftover.unlink()
+
+
+def _files(utterances: Iterable[Utterance], folder: Path, problems: Problems) -> dict[Path, Utterance]:
+    files: dict[Path, Utterance] = {}
+    for utterance in utterances:
+        path = folder / _relative_path(utterance)
+        if path in files:
+            problems.add(f"{utterance.split}, {utterance.id}", "the id is taken by an utterance before it")
+        else:
+            files[path] = utterance
+    return files
+
+
+def _relative_path(utterance: Utterance) -> Path:
+    """Readable, and safe whatever the id holds; the digest keeps ids apart, also where a disk ignores case."""
+    digest = hashlib.sha256(json.dumps([utterance.split, utterance.id]).encode()).hexdigest()[:16]
+    readable = re.sub("[^a-z0-9_]+", "-", utterance.id.lower()).strip("-")[:40]
+    return Path(digest[:2]) / f"{readable}-{digest}.flac"
+
+
+def _outcomes(orders: Sequence[_Order], workers: int) -> Generator[tuple[_Order, float | str]]:
+    """Each order with the seconds of its speech, or why there is none."""
+    chunks = [orders[i : i + _AT_ONCE] for i in range(0, len(orders), _AT_ONCE)]
+    with _processes(min(workers, len(chunks))) as spread:
+        for chunk, outcomes in zip(chunks, spread(_carry_out, chunks), strict=True):
+            yield from zip(chunk, outcomes, strict=True)
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Callable[..., Iterable[list[float | str]]]]:
+    """A `map` over this many processes."""
+    if count <= 1:
+        yield map
+        return
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_work)
+
+    def spread(work: Callable[..., list[float | str]], chunks: Sequence[Sequence[_Order]]) -> Iterator[Any]:
+        with _interrupts_held():  # the processes start here
+            return pool.map(work, chunks)
+
+    try:
+        yield spread
+    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for the rest
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that speaks was killed, perhaps for memory: take fewer --workers and go on with --resume"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Interrupts wait for the end of the block; processes started in it leave them to the parent for good."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_work() -> None:
+    """In a new process: ends it with its parent, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _carry_out(orders: Sequence[_Order]) -> list[float | str]:
+    return [_speak_one(order) for order in orders]
+
+
+def _speak_one(order: _Order) -> float | str:
+    try:
+        samples, rate = say(order.text, order.voice, speed=order.speed, seed=order.seed)
+    except InputError as error:
+        return str(error)
+    samples = soxr.resample(samples, rate, RATE, quality="VHQ")
+    # Encoded in memory and written by Python, whose errors tell a full disk; libsndfile's do not.
+    encoded = io.BytesIO()
+    soundfile.write(encoded, _sixteen_bits(samples), RATE, format="FLAC", subtype="PCM_16")
+    with replacing(order.path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
+    return len(samples) / RATE
+
+
+def _sixteen_bits(samples: np.ndarray) -> np.ndarray:
+    """int16; softer as a whole where resampling went over full scale, since clipping distorts."""
+    peak = max(1.0, float(np.abs(samples).max()))
+    return np.rint(samples * (32_767 / peak)).astype(np.int16)

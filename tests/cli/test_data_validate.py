@@ -1,0 +1,114 @@
+"""`lsm-probe data validate`: every bad line and every bad clip, by number and cause."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+GOOD = {"id": "good", "instruction": "Say it.", "audio": "good.wav", "task": "asr"}
+
+
+@pytest.fixture
+def folder(tmp_path, waveform):
+    soundfile.write(tmp_path / "good.wav", waveform(1.0), 16_000)
+    return tmp_path
+
+
+def write(folder, *lines):
+    path = folder / "clips.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_a_good_manifest(lsm_probe_command, folder):
+    path = write(folder, GOOD, GOOD | {"id": "second"}, {"id": "text", "instruction": "Say it.", "text": "Hello."})
+    code, stdout, _ = lsm_probe_command("data", "validate", path)
+    assert code == 0
+    assert "3 samples usable, 0 not" in stdout
+    assert "asr: 2" in stdout
+
+
+def test_every_bad_line_is_named_with_its_cause(lsm_probe_command, folder):
+    path = write(
+        folder,
+        GOOD,
+        "{not json",
+        GOOD,
+        {"id": "x", "instruction": "Say it."},
+        {"id": "y", "instruction": " ", "text": "t"},
+        GOOD | {"id": "z", "audio": "touch hacked |"},
+        GOOD | {"id": "u", "audio": "https://example.org/a.wav"},
+        GOOD | {"id": "c", "audio": {"type": "command", "source": "touch hacked"}},
+        GOOD | {"id": "w", "audio": "nowhere.wav"},
+    )
+    code, stdout, stderr = lsm_probe_command("data", "validate", path)
+    assert code == 2
+    assert "1 samples usable, 8 not" in stdout
+    causes = [
+        (2, "is not JSON"),
+        (3, "the id is taken by line 1"),
+        (4, "names neither 'audio' nor 'text'"),
+        (5, "is empty or blank"),
+        (6, "is a pipe, which is never run"),
+        (7, "is a URL, which is never fetched"),
+        (8, "must be a plain path"),
+        (9, "does not exist"),
+    ]
+    lines = [line for line in stderr.splitlines() if f"{path}, line" in line]
+    assert len(lines) == len(causes)
+    for line, (number, cause) in zip(lines, causes, strict=True):
+        assert f"{path}, line {number}: " in line
+        assert cause in line
+    assert not (folder / "hacked").exists()
+
+
+def bad_clips(folder, waveform):
+    """Name of each damaged clip to what is said of it."""
+    whole = (folder / "good.wav").read_bytes()
+    (folder / "empty.wav").touch()
+    (folder / "cut.wav").write_bytes(whole[:5_000])
+    (folder / "garbage.wav").write_bytes(bytes(range(256)) * 40)
+    soundfile.write(folder / "nan.wav", np.array([0.1, np.nan, 0.2] * 1_000), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
+    os.mkfifo(folder / "pipe.wav")
+    soundfile.write(folder / "cut.flac", np.tile(waveform(1.0), 20), 16_000)
+    flac = (folder / "cut.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    return {
+        "empty.wav": "is empty (0 bytes)",
+        "cut.wav": "is truncated",
+        "garbage.wav": "cannot be decoded",
+        "nan.wav": "holds NaN or infinite samples",
+        "none.wav": "holds no audio (0 frames)",
+        "pipe.wav": "is a pipe, socket or device",
+        "cut.flac": "",
+    }
+
+
+def test_every_bad_clip_is_named_with_its_cause(lsm_probe_command, folder, waveform):
+    said = bad_clips(folder, waveform)
+    path = write(folder, GOOD, *(GOOD | {"id": name, "audio": name} for name in said))
+    code, stdout, _ = lsm_probe_command("data", "validate", path, "--json")
+    assert code == 2
+    report = json.loads(stdout)
+    assert report["usable"] == 1
+    for name, cause in said.items():
+        (line,) = (problem for problem in report["problems"] if name in problem)
+        assert cause in line
+
+
+def test_headers_alone_find_less_but_open_nothing_more(lsm_probe_command, folder, waveform):
+    bad_clips(folder, waveform)
+    path = write(folder, GOOD, GOOD | {"id": "nan", "audio": "nan.wav"}, GOOD | {"id": "cut", "audio": "cut.wav"})
+    code, stdout, stderr = lsm_probe_command("data", "validate", path, "--headers")
+    assert code == 2
+    assert "2 samples usable, 1 not" in stdout
+    assert "cut.wav: is truncated" in stderr
+
+
+def test_a_manifest_that_cannot_be_read_is_one_line(lsm_probe_command, tmp_path):
+    code, _, stderr = lsm_probe_command("data", "validate", tmp_path / "none.jsonl")
+    assert code == 2
+    assert stderr.strip() == f"error: manifest {tmp_path / 'none.jsonl'} does not exist; check the path"
