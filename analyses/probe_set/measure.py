@@ -1,34 +1,20 @@
 """Listens to the built-in probe set by proxy: length, level, silence, and what Whisper tiny.en hears."""
 
 import json
-import re
 from typing import Any
 
+import jiwer
 import numpy as np
 import soundfile
 import torch
 from make import RATE, TARGET
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from whisper_normalizer.english import EnglishTextNormalizer
 
 from lsm_probe.assets import speech_encoder
 
 FRAME = RATE // 100  # samples in 10 ms
 QUIET = -50.0  # dB below full scale: a frame under this counts as silence
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased words without punctuation; numbers are left as they are."""
-    return re.sub(r"[^\w\s']", " ", text.lower()).split()
-
-
-def word_errors(reference: list[str], heard: list[str]) -> int:
-    """Levenshtein distance in words."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(reference, 1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
-    return row[-1]
 
 
 def decibels(value: float) -> float:
@@ -54,6 +40,7 @@ def main() -> None:
     folder = speech_encoder()
     model: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     processor: Any = WhisperProcessor.from_pretrained(folder)
+    normalise = EnglishTextNormalizer()
     wrong = total = 0
     levels = []
     for line in (TARGET / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
@@ -63,8 +50,9 @@ def main() -> None:
         assert samples.ndim == 1
         features = processor(samples, sampling_rate=rate, return_tensors="pt").input_features
         heard = processor.batch_decode(model.generate(features), skip_special_tokens=True)[0]
-        errors = word_errors(words(row["text"]), words(heard))
-        wrong, total = wrong + errors, total + len(words(row["text"]))
+        counts = jiwer.process_words(normalise(row["text"]), normalise(heard))
+        errors = counts.substitutions + counts.deletions + counts.insertions
+        wrong, total = wrong + errors, total + counts.hits + counts.substitutions + counts.deletions
         levels.append(level(samples))
         print(row["id"], *(f"{name} {value:.2f}" for name, value in levels[-1].items()), sep="  ")
         if errors:

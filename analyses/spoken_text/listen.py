@@ -1,0 +1,134 @@
+"""What Whisper tiny.en hears in text that `lsm-probe data speak` or `data commands` has spoken: word error rates.
+
+python analyses/spoken_text/listen.py spoken/manifest.jsonl commands/test.transcription.jsonl --limit 300
+
+For each manifest the corpus word error rate (all errors over all words, jiwer) after Whisper's English normaliser on
+both sides, in all and by voice and speed, on an even sample of `--limit` utterances; the worst sentences are printed.
+Writes listen.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import torch
+import yaml
+from rich.progress import track
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging as transformers_logging
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from lsm_probe.assets import speech_encoder
+from lsm_probe.data.audio import read_audio
+from lsm_probe.data.manifest import read_manifest
+from lsm_probe.data.sample import Sample
+from lsm_probe.data.speech import Delivery
+from lsm_probe.files import replacing
+
+HERE = Path(__file__).parent
+Pair = tuple[str, str]  # said, heard
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifests", nargs="+", type=Path)
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--worst", type=int, default=5, help="sentences to print")
+    return parser.parse_args()
+
+
+def hear(samples: list[Sample], batch_size: int) -> list[str]:
+    """Greedy transcripts."""
+    folder = speech_encoder()
+    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    processor: Any = WhisperProcessor.from_pretrained(folder)
+    heard: list[str] = []
+    for start in track(range(0, len(samples), batch_size), description="listening"):
+        clips = [read_audio(sample) for sample in samples[start : start + batch_size]]
+        features = processor(clips, sampling_rate=16_000, return_tensors="pt").input_features
+        heard += processor.batch_decode(model.generate(features), skip_special_tokens=True)
+    return heard
+
+
+def error_rate(pairs: Iterable[Pair]) -> dict[str, Any]:
+    """Corpus word error rate of normalised pairs."""
+    said, heard = map(list, zip(*pairs, strict=True))
+    counts = jiwer.process_words(said, heard)
+    words = counts.hits + counts.substitutions + counts.deletions
+    return {
+        "utterances": len(said),
+        "words": words,
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+        "wer": round(counts.wer, 4),
+    }
+
+
+def delivered(manifest: Path) -> Delivery | None:
+    """How the folder's texts were spoken, as its config.yaml says."""
+    path = manifest.parent / "config.yaml"
+    if not path.exists():
+        return None
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return Delivery(tuple(config["voices"]), tuple(config["speeds"]), config["seed"])
+
+
+def measure(manifest: Path, limit: int, batch_size: int, worst: int) -> dict[str, Any]:
+    samples = read_manifest(manifest)
+    samples = samples[:: max(1, len(samples) // limit)][:limit]
+    normalise, delivery = EnglishTextNormalizer(), delivered(manifest)
+    pairs: dict[str, Pair] = {}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for sample, text in zip(samples, hear(samples, batch_size), strict=True):
+        assert sample.text is not None
+        pairs[sample.id] = (normalise(_unbracketed(sample.text)), normalise(_unbracketed(text)))
+        if delivery is not None:
+            voice, speed, _ = delivery.draw(sample.id)
+            groups[voice].append(sample.id)
+            groups[f"speed {speed}"].append(sample.id)
+    by_errors = sorted(pairs, key=lambda i: -jiwer.process_words(*pairs[i]).wer)
+    for name in by_errors[:worst]:
+        print(f"{name}\n  said  {pairs[name][0]}\n  heard {pairs[name][1]}")
+    parts = {name: error_rate(pairs[i] for i in ids) for name, ids in sorted(groups.items())}
+    return {"of": len(read_manifest(manifest)), "all": error_rate(pairs.values()), **parts}
+
+
+def _unbracketed(text: str) -> str:
+    """The text without brackets: Whisper's normaliser takes what they hold for no speech and deletes it."""
+    return text.translate(str.maketrans("()[]", "    "))
+
+
+def main() -> None:
+    transformers_logging.set_verbosity_error()
+    options = arguments()
+    found = {
+        f"{path.parent.name}/{path.name}": measure(path, options.limit, options.batch_size, options.worst)
+        for path in options.manifests
+    }
+    packages = ("transformers", "torch", "jiwer", "whisper-normalizer", "hibari-tts")
+    report = {
+        "date": date.today().isoformat(),
+        "listener": "Whisper tiny.en, greedy",
+        "versions": {name: version(name) for name in packages},
+        "manifests": found,
+    }
+    with replacing(HERE / "listen.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, parts in found.items():
+        for part, counts in parts.items():
+            if isinstance(counts, dict):
+                print(f"{name}  {part}: {100 * counts['wer']:.2f} % of {counts['words']} words")
+
+
+if __name__ == "__main__":
+    main()
