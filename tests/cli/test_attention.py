@@ -268,3 +268,13 @@ def test_help_and_version_wait_for_nothing_heavy(arguments):
 def test_the_command_is_installed():
     command = Path(sys.executable).with_name("lsm-probe")
     assert command.exists() or shutil.which("lsm-probe")
+
+
+def test_bad_lines_are_skipped_and_counted_if_asked(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+    manifest.write_text(manifest.read_text() + "{not json\n")
+    run = ("attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out", *QUICK)
+    assert lsm_probe_command(*run)[0] == 2
+    code, _, stderr = lsm_probe_command(*run, "--on-error", "skip")
+    assert code == 0
+    assert f"left out 1: {manifest}, line 5: is not JSON" in stderr
+    assert len(AttentionResult.load(tmp_path / "out").samples) == 4

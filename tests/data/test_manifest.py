@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lsm_probe.data.manifest import builtin_manifest, fingerprint, read_manifest
+from lsm_probe.data.manifest import builtin_manifest, fingerprint, manifest_writer, read_manifest, scan_manifest
+from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 
@@ -254,3 +255,56 @@ def test_fingerprint_of_a_file_gone_names_the_sample(spoken: Path) -> None:
     (spoken / "x.wav").unlink()
     with pytest.raises(InputError, match=r"sample 'a': audio .*x\.wav does not exist"):
         fingerprint(samples)
+
+
+def test_bad_lines_can_be_skipped_and_are_counted(write: Write) -> None:
+    path = write(GOOD, "{", GOOD | {"id": "b"}, GOOD, GOOD | {"id": "c", "text": ""})
+    with pytest.warns(UserWarning, match="left out 3: .*, line 2: is not JSON") as caught:
+        samples = read_manifest(path, on_error="skip")
+    assert [sample.id for sample in samples] == ["good", "b"]
+    assert "(and 2 more)" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+def test_nothing_left_is_an_error_also_when_skipping(write: Write) -> None:
+    with pytest.warns(UserWarning, match="left out 1"), pytest.raises(InputError, match="holds no usable sample"):
+        read_manifest(write("{"), on_error="skip")
+
+
+def test_every_problem_is_found_in_one_reading(write: Write) -> None:
+    path, problems = write("{", GOOD, GOOD, {"id": "x"}), Problems()
+    assert [sample.id for sample in scan_manifest(path, problems)] == ["good"]
+    assert [line.split(":")[0].rpartition(" ")[2] for line in problems.found] == ["1", "3", "4"]
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    inside, outside = tmp_path / "in" / "a b.wav", tmp_path / "é.wav"
+    for audio in (inside, outside):
+        audio.write_bytes(b"x")
+    samples = [
+        Sample(id="a", instruction="Say\nit.", audio=inside, start=1.5, duration=2.0, target="这是。", task="t"),
+        Sample(id="b", instruction="Say it.", audio=outside, text="x\u2028y", language="de", context="c"),
+        Sample(id="c", instruction="Say it.", text="only"),
+    ]
+    with manifest_writer(tmp_path / "in" / "m.jsonl") as write_sample:
+        for sample in samples:
+            write_sample(sample)
+    assert read_manifest(tmp_path / "in" / "m.jsonl") == samples
+    # The folder can be moved: what lies in it is named relative to it.
+    assert '"audio": "a b.wav"' in (tmp_path / "in" / "m.jsonl").read_text(encoding="utf-8")
+
+
+def test_an_error_while_writing_leaves_the_old_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("old")
+
+    def write_one_and_fail() -> None:
+        with manifest_writer(path) as write_sample:
+            write_sample(Sample(id="a", instruction="x", text="y"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_one_and_fail()
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.jsonl"]
