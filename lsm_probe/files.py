@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def plain_name(name: str) -> str:
+    """A file's name as an id or the name of a split: names may hold bytes that are no Unicode text."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".") or "data"
 
 
 @contextmanager

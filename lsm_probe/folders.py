@@ -43,34 +43,44 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def work_folder(out: Path, config: dict[str, Any], *, resume: bool) -> Iterator[None]:
+def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> Iterator[None]:
     """A folder whose contents `config` decides, filled piece by piece; the pieces there are never mixed with others.
 
-    Writes `config.yaml` on entry. What is already made is kept for `resume`, and only under the same config.
+    `config.yaml` is written on entry, by work that cannot go on at the end. What is already made is kept for `resume`,
+    and only under the same config.
 
     Args:
         out: the folder.
         config: everything that decides what is written, of plain values.
-        resume: go on in a folder that holds something.
+        resume: go on in a folder that was begun with this config; None for work that cannot go on.
 
     Raises:
-        InputError: the folder cannot be used, is not empty (without `resume`), or was begun with another config.
+        InputError: the folder cannot be used, holds files (without `resume`), or was begun with another config, or with
+            none.
     """
     config = json.loads(json.dumps(config))  # as YAML gives it back: no tuples
     with alone_in(out):
         path = out / CONFIG
         begun = path.exists()
-        if not resume and any(entry.name != _LOCK for entry in out.iterdir()):
-            way_out = "go on with --resume" if begun else "it is not empty"
-            raise InputError(f"--out {out} holds files already: {way_out}, or choose another folder")
+        # Hidden files are the lock and what a killed process was writing.
+        if not (resume and begun) and any(not entry.name.startswith(".") for entry in out.iterdir()):
+            way_out = "go on with --resume, or " if begun and resume is not None else ""
+            raise InputError(f"--out {out} holds files already: {way_out}choose another folder")
         if begun and (changed := _changed(path, config)):
             raise InputError(
-                f"{out} was begun with other settings ({', '.join(changed)}): repeat those, or choose another --out"
+                f"{out} was begun with other settings or data ({', '.join(changed)}): repeat those, or choose another "
+                "--out"
             )
-        if not begun:
-            with replacing(path) as temporary:
-                temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if not begun and resume is not None:
+            _write(path, config)
         yield
+        if not begun and resume is None:
+            _write(path, config)
+
+
+def _write(path: Path, config: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _changed(path: Path, config: dict[str, Any]) -> list[str]:

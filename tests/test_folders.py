@@ -26,7 +26,7 @@ def test_the_config_is_written_and_read_back(tmp_path: Path) -> None:
 def test_the_same_config_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     enter(tmp_path, {**CONFIG, "speeds": (1.0, 2.0)}, resume=False)
     enter(tmp_path, {**CONFIG, "speeds": (1.0, 2.0)}, resume=True)
-    with pytest.raises(InputError, match=r"other settings \(extra, seed\)"):
+    with pytest.raises(InputError, match=r"other settings or data \(extra, seed\)"):
         enter(tmp_path, {**CONFIG, "speeds": (1.0, 2.0), "seed": 2, "extra": 1}, resume=True)
 
 
@@ -36,7 +36,7 @@ def test_a_folder_that_holds_something_needs_resume(tmp_path: Path) -> None:
         enter(tmp_path, CONFIG, resume=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(InputError, match="it is not empty"):
+    with pytest.raises(InputError, match="holds files already: choose another folder"):
         enter(tmp_path / "other", CONFIG, resume=False)
 
 
@@ -72,3 +72,29 @@ def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(InputError, match="cannot be written to"):
         enter(tmp_path, CONFIG, resume=False)
+
+
+def test_resume_never_goes_into_a_folder_that_was_not_begun_here(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="holds files already: choose another folder"):
+        enter(tmp_path, CONFIG, resume=True)
+    # Hidden: what a kill at the very beginning leaves.
+    (tmp_path / "notes.txt").rename(tmp_path / ".config.1234.yaml")
+    enter(tmp_path, CONFIG, resume=True)
+
+
+def test_work_that_cannot_go_on_says_its_config_when_it_is_done(tmp_path: Path) -> None:
+    def fail() -> None:
+        with work_folder(tmp_path, CONFIG, resume=None):
+            raise InputError("bad data")
+
+    with pytest.raises(InputError, match="bad data"):
+        fail()
+    with work_folder(tmp_path, CONFIG, resume=None):
+        assert not (tmp_path / "config.yaml").exists()
+    assert (tmp_path / "config.yaml").exists()
+    with (
+        pytest.raises(InputError, match="holds files already: choose another folder"),
+        work_folder(tmp_path, CONFIG, resume=None),
+    ):
+        pass

@@ -21,6 +21,9 @@ from lsm_probe.errors import InputError
 _AT_ONCE = 1_000
 """Utterances whose clips are opened side by side; the wait for a disk far away is longer than the work."""
 
+_MOST_FILES = 500
+"""Manifests written at once: systems let a process open about a thousand files."""
+
 
 def build_manifests(
     utterances: Iterable[Utterance],
@@ -29,6 +32,7 @@ def build_manifests(
     pool: Pool,
     *,
     seed: int = 0,
+    splits: Sequence[str] = (),
     problems: Problems,
     on_error: OnError = "fail",
     on_progress: Callable[[int], None] = lambda done: None,
@@ -44,6 +48,7 @@ def build_manifests(
         tasks: names of tasks in `pool`.
         pool: where each sample's instruction is drawn from.
         seed: of the draw.
+        splits: those that were asked for, which must then be there.
         problems: what the reader of `utterances` has met goes here too.
         on_error: "fail" writes nothing if there is any problem.
         on_progress: called with the number of utterances done.
@@ -52,7 +57,8 @@ def build_manifests(
         File name -> number of samples.
 
     Raises:
-        InputError: there are problems and `on_error` is "fail", a task is not in the pool, or nothing is left.
+        InputError: there are problems and `on_error` is "fail", a task is not in the pool, a split is not there, there
+            are too many of them, or nothing is left.
     """
     pools = {task: pool.only([task]) for task in tasks}
     counts: dict[str, int] = {}
@@ -62,7 +68,9 @@ def build_manifests(
         for utterance in _playable(utterances, problems, on_progress):
             for task, one_task in pools.items():
                 name = f"{utterance.split}.{task}.jsonl"
-                with problems.catching(f"{utterance.split}, {utterance.id}"):
+                if name not in writers and len(writers) == _MOST_FILES:
+                    raise InputError(f"there are more than {_MOST_FILES} splits and tasks; choose some with --split")
+                with problems.catching(utterance.place):
                     sample = _to_sample(utterance, one_task, seed)
                     ids = taken.setdefault(name, set())
                     if sample.id in ids:
@@ -73,6 +81,9 @@ def build_manifests(
                     writers[name](sample)
                     counts[name] = counts.get(name, 0) + 1
         problems.settle(on_error)
+        for split in splits:
+            if not any(name.startswith(f"{split}.") for name in counts):
+                raise InputError(f"--split {split!r} was not found, or nothing in it can be used; check its name")
         if not counts:
             raise InputError(f"nothing was found for {out}: check --root, --split and --task")
     return counts
@@ -87,7 +98,7 @@ def _playable(
         while chunk := list(islice(source, _AT_ONCE)):
             for utterance, problem in zip(chunk, threads.map(_header_problem, chunk), strict=True):
                 if problem:
-                    problems.add(f"{utterance.split}, {utterance.id}", problem)
+                    problems.add(utterance.place, problem)
                 else:
                     yield utterance
             on_progress(done := done + len(chunk))

@@ -41,15 +41,17 @@ def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sampl
             message names file and line of the first and counts the rest.
     """
     problems = Problems()
-    samples = list(scan_manifest(path, problems))
+    found = list(scan_manifest(path, problems))
     problems.settle(on_error)
-    if not samples:
+    if not found:
         raise InputError(one_line(f"{_locate(path)}: holds no usable sample; write one JSON object a line"))
-    return samples
+    return [sample for _, sample in found]
 
 
-def scan_manifest(path: str | Path, problems: Problems) -> Iterator[Sample]:
-    """Yields the usable samples of a manifest and puts a line into `problems` for every other; see `read_manifest`.
+def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, Sample]]:
+    """Yields the usable samples of a manifest with their places; every other line goes into `problems`.
+
+    See [`read_manifest`].
 
     Raises:
         InputError: The manifest itself cannot be read.
@@ -59,7 +61,8 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[Sample]:
     line_of: dict[str, int] = {}
     unknown: dict[str, int] = {}  # key -> the line it was first seen on
     for number, line in _lines(manifest):
-        with problems.catching(f"{manifest}, line {number}"):
+        place = f"{manifest}, line {number}"
+        with problems.catching(place):
             values = _parse_object(line)
             sample = _to_sample(values, folder)
             if sample.id in line_of:
@@ -67,7 +70,7 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[Sample]:
             line_of[sample.id] = number
             for key in values.keys() - Sample.model_fields.keys():
                 unknown.setdefault(key, number)
-            yield sample
+            yield place, sample
     if unknown:
         keys = ", ".join(f"{key!r} (line {unknown[key]})" for key in sorted(unknown))
         warnings.warn(one_line(f"{manifest}: unknown keys are left out: {keys}"), stacklevel=3)
@@ -88,7 +91,9 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
             values = sample.model_dump(exclude_defaults=True, mode="json")
             if sample.audio is not None:
                 audio = sample.audio.resolve()
-                values["audio"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
+                inside = audio.is_relative_to(folder)
+                # Under "./" a name with a colon is not taken for a URL when it is read back.
+                values["audio"] = f"./{audio.relative_to(folder)}" if inside else str(audio)
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
         yield write

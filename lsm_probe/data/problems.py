@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from lsm_probe.data.sample import one_line
 from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
 
 OnError = Literal["fail", "skip"]
+
+LEFT_OUT = "left_out.txt"
 
 
 @dataclass
@@ -25,7 +29,18 @@ class Problems:
     found: list[str] = field(default_factory=list)
 
     def add(self, where: str, reason: object) -> None:
-        self.found.append(one_line(f"{where}: {reason}" if where else str(reason)))
+        line = one_line(f"{where}: {reason}" if where else str(reason))
+        if line not in self.found[-1:]:  # an utterance with several tasks meets the same problem in each
+            self.found.append(line)
+
+    def write(self, folder: Path) -> None:
+        """Puts all lines into `left_out.txt`; no file where there are none."""
+        path = folder / LEFT_OUT
+        if not self.found:
+            path.unlink(missing_ok=True)
+            return
+        with replacing(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in self.found), encoding="utf-8")
 
     @contextmanager
     def catching(self, where: str = "") -> Iterator[None]:

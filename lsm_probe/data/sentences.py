@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample, Text, Words, one_line, regular_file_bytes
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.files import plain_name
 
 _TASK = "transcription"
+_NOT_TEXT = {".json", ".gz", ".zip", ".csv", ".tsv", ".yaml", ".docx", ".pdf"}
+"""Files whose lines are not sentences, which would be spoken all the same."""
 
 
 class _Row(BaseModel):
@@ -100,7 +102,7 @@ def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
             row = _parse(line, is_json=path.suffix == ".jsonl")
             for key in row.model_extra or {}:
                 unknown.setdefault(key, number)
-            sentence = _to_sentence(row, row.id or f"{_safe(path.stem)}-{number:06}")
+            sentence = _to_sentence(row, row.id or f"{plain_name(path.stem)}-{number:06}")
             if (name := sentence.utterance.id) in line_of:
                 raise InputError(f"the id {name!r} is taken by line {line_of[name]}; ids must differ")
             line_of[name] = number
@@ -113,6 +115,8 @@ def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines that are not blank, without a byte order mark."""
     regular_file_bytes(path)
+    if path.suffix.lower() in _NOT_TEXT:
+        raise InputError(f"{path} is neither a text file nor .jsonl; convert it to one of them")
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -134,8 +138,3 @@ def _parse(line: bytes, *, is_json: bool) -> _Row:
 def _to_sentence(row: _Row, name: str) -> Sentence:
     utterance = Utterance(id=name, split="", text=row.text.strip(), language=row.language or "en", context=row.context)
     return Sentence(utterance, row.instruction, row.target, row.task)
-
-
-def _safe(stem: str) -> str:
-    """A file's name may hold bytes that are no Unicode text; an id may not."""
-    return re.sub(r"[^\w.-]+", "-", stem)

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from lsm_probe.data.audio import check_audio_file
 from lsm_probe.data.draws import hashed
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
@@ -123,9 +124,9 @@ def speak(
 ) -> Spoken:
     """Speaks each utterance's text into `folder/<2 hex>/<name>.flac`, 16 kHz mono, 16 bits.
 
-    A file that is there is taken as it is, so the caller must keep other texts and deliveries out of the folder
-    ([`lsm_probe.folders.work_folder`] with `texts_sha256`). Files appear whole or not at all. An utterance that
-    cannot be spoken, or whose id is taken in its split, is left out, with a line in `problems`.
+    A file that is there, with a header that can be right, is taken as it is, so the caller must keep other texts and
+    deliveries out of the folder ([`lsm_probe.folders.work_folder`] with `texts_sha256`). Files appear whole or not at
+    all. An utterance that cannot be spoken, or whose id is taken in its split, is left out, with a line in `problems`.
 
     Args:
         utterances: with text.
@@ -145,7 +146,7 @@ def speak(
     orders = [
         _Order(path, utterance.text or "", *delivery.draw(utterance.id))
         for path, utterance in files.items()
-        if not path.is_file()
+        if not _is_spoken(path)
     ]
     failed, seconds, done = {}, 0.0, len(files) - len(orders)
     try:
@@ -159,9 +160,18 @@ def speak(
     finally:
         _remove_leftovers(folder)
     for path, reason in failed.items():
-        problems.add(f"{files[path].split}, {files[path].id}", reason)
+        problems.add(files[path].place, reason)
     spoken = [replace(utterance, audio=path) for path, utterance in files.items() if path not in failed]
     return Spoken(spoken, len(orders) - len(failed), seconds, time.monotonic() - begun)
+
+
+def _is_spoken(path: Path) -> bool:
+    """Whether the file is there and no crash of the machine has left it empty or cut."""
+    try:
+        check_audio_file(path)
+    except InputError:
+        return False
+    return True
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -175,7 +185,7 @@ def _files(utterances: Iterable[Utterance], folder: Path, problems: Problems) ->
     for utterance in utterances:
         path = folder / _relative_path(utterance)
         if path in files:
-            problems.add(f"{utterance.split}, {utterance.id}", "the id is taken by an utterance before it")
+            problems.add(utterance.place, "the id is taken by an utterance before it")
         else:
             files[path] = utterance
     return files

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lsm_probe.errors import InputError
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -33,6 +35,22 @@ class Utterance:
     target_language: str | None = None
     context: str | None = None
     answers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            InputError: id or split is no Unicode text, as JSON may hold.
+        """
+        for name in (self.id, self.split):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"the id {name!r} holds half a surrogate pair; write it as Unicode text") from None
+
+    @property
+    def place(self) -> str:
+        """How messages name it."""
+        return f"{self.split}, {self.id}" if self.split else self.id
 
     def answer(self, task: str) -> str | None:
         """The right answer to a task, or None: the transcript for "transcription"."""

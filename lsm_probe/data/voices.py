@@ -60,7 +60,7 @@ def say(text: str, voice: str, *, speed: float = 1.0, seed: int = 0) -> tuple[np
         InputError: the voice is not here, or the text is too long, not in Latin letters, or has nothing to be spoken.
     """
     check_voice(voice)
-    text = _speakable(text)
+    text = check_text(text)
     engine, name = voice.split(":")
     samples, rate = _hibari(text, speed, seed) if engine == "hibari" else _flite(text, name, speed)
     if not samples.size or np.abs(samples).max() < SILENCE_PEAK:
@@ -68,8 +68,13 @@ def say(text: str, voice: str, *, speed: float = 1.0, seed: int = 0) -> tuple[np
     return samples, rate
 
 
-def _speakable(text: str) -> str:
-    """The text without control characters; refuses what a voice would pass over or spell out symbol by symbol."""
+def check_text(text: str) -> str:
+    """The text without control characters.
+
+    Raises:
+        InputError: it is one that a voice would pass over or spell out symbol by symbol: too long, without a word, or
+            not in Latin letters.
+    """
     text = "".join(character if character.isprintable() else " " for character in text).strip()
     if not any(character.isalnum() for character in text):
         raise InputError(f"no word to speak in {_shortened(text)}; give English words")

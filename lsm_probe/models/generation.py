@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from lsm_probe.errors import InputError
+
 _STAGE_TOKENS = 8
 """New tokens between two looks at which rows have ended: of 4 to 32 the fastest for answers of 10 to 225 tokens."""
 
@@ -30,6 +32,9 @@ def generate_greedily(
 
     Returns:
         The new token ids of each prompt, EOS included where it was produced.
+
+    Raises:
+        InputError: the model is of a kind (linear attention, state space) whose cache does not keep rows apart.
     """
     model: Any = llm
     longest = max(len(e) for e in embedded)
@@ -62,6 +67,8 @@ def generate_greedily(
                 return answers
             rows, kept = [rows[i] for i in going], torch.tensor(going, device=inputs.device)
             cache = output.past_key_values
+            if not all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [cache])):
+                raise InputError(f"{type(model).__name__} has a cache whose rows cannot be chosen: give another LLM")
             cache.batch_select_indices(kept)
             mask = torch.cat([mask[kept], mask.new_ones(len(going), new.shape[1])], dim=1)
             # Of these ids only the last, which is not in the cache yet, is looked at.

@@ -43,7 +43,7 @@ def test_a_good_corpus(data, librispeech, tmp_path):
     out = tmp_path / "out"
     code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out)
     assert (code, said(stderr)) == (0, [])
-    assert names(out) == {"test-clean.transcription.jsonl", "dev-clean.transcription.jsonl"}
+    assert names(out) == {"test-clean.transcription.jsonl", "dev-clean.transcription.jsonl", "config.yaml"}
     assert f"{out}/test-clean.transcription.jsonl: 2 samples" in stdout
     first = read_manifest(out / "test-clean.transcription.jsonl")[0]
     assert first.audio.resolve() == librispeech / "test-clean" / "1" / "2" / "1-2-0000.flac"
@@ -61,7 +61,7 @@ def test_one_split_of_it(data, librispeech, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = data("librispeech", "--root", librispeech, "--out", out, "--split", "dev-clean", "--json")
     assert code == 0
-    assert names(out) == {"dev-clean.transcription.jsonl"}
+    assert names(out) == {"dev-clean.transcription.jsonl", "config.yaml"}
     assert json.loads(stdout) == {
         "out": str(out),
         "samples": {"dev-clean.transcription.jsonl": 1},
@@ -137,8 +137,13 @@ def test_common_voice_mp3_and_its_translation(data, clip, tmp_path):
     )
     assert data("common-voice", "--root", root, "--out", out)[0] == 0
     assert read_manifest(out / "test.transcription.jsonl")[0].target == "Good morning."
-    code, _, _ = data("covost2", "--root", root, "--out", out, "--task", "translation", "--task", "transcription")
-    assert code == 0
+    # One command, one folder: nothing is overwritten or mixed.
+    run = ("covost2", "--root", root, "--task", "translation", "--task", "transcription")
+    code, _, stderr = data(*run, "--out", out)
+    assert code == 2
+    assert "holds files already: choose another folder" in stderr
+    out = tmp_path / "translated"
+    assert data(*run, "--out", out)[0] == 0
     sample = read_manifest(out / "en_de.test.translation.jsonl")[0]
     assert sample.target == "Guten Morgen."
     assert "from English into German" in sample.instruction
@@ -203,3 +208,57 @@ def test_every_corpus_with_sound_has_a_command_that_explains_itself(data, name):
     words = " ".join(stdout.replace("│", " ").split())
     assert CORPORA[name].root.split(",")[0].split("*")[0] in words
     assert all(task in words for task in CORPORA[name].tasks)
+
+
+def test_a_split_that_is_not_there_is_named(data, librispeech, tmp_path):
+    run = ("librispeech", "--root", librispeech, "--out", tmp_path / "out", "--split", "dev-clean", "--split")
+    code, _, stderr = data(*run, "test-claen")
+    assert code == 2
+    assert "--split 'test-claen' was not found" in stderr
+    assert names(tmp_path / "out") == set()
+    assert data(*run, "test-clean")[0] == 0
+
+
+def test_pipes_and_devices_of_an_archive_are_not_read(data, librispeech, tmp_path):
+    (tmp_path / "metadata.csv").symlink_to("/dev/zero")
+    code, _, stderr = data("ljspeech", "--root", tmp_path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "metadata.csv is a pipe, socket or device" in stderr
+
+
+def test_a_recording_that_is_there_twice_is_refused(data, clip, tmp_path):
+    root = tmp_path / "lhotse"
+    for name in ("a", "b"):
+        clip(root / f"{name}.wav")
+    recording = {"id": "r", "sampling_rate": 16_000, "num_samples": 8_000, "duration": 0.5}
+    sources = [[{"type": "file", "channels": [0], "source": str(root / f"{name}.wav")}] for name in ("a", "b")]
+    lines = [json.dumps(recording | {"sources": source}) for source in sources]
+    (root / "x_recordings_dev.jsonl").write_text("\n".join(lines))
+    said_of = {"id": "s", "recording_id": "r", "start": 0, "duration": 0.5, "channel": 0, "text": "a"}
+    (root / "x_supervisions_dev.jsonl").write_text(json.dumps(said_of))
+    code, _, stderr = data("lhotse", "--root", root, "--out", tmp_path / "out")
+    assert code == 2
+    assert "x_recordings_dev.jsonl, line 2: recording 'r' is there before" in stderr
+
+
+def test_half_a_surrogate_pair_is_one_line(data, clip, tmp_path):
+    clip(tmp_path / "lhotse" / "a.wav")
+    recording = {
+        "id": "r",
+        "sources": [{"type": "file", "channels": [0], "source": str(tmp_path / "lhotse" / "a.wav")}],
+    }
+    (tmp_path / "lhotse" / "recordings.jsonl").write_text(json.dumps(recording))
+    said_of = {"id": "s\ud800", "recording_id": "r", "start": 0, "duration": 0.5, "channel": 0, "text": "a"}
+    (tmp_path / "lhotse" / "supervisions.jsonl").write_text(json.dumps(said_of))
+    code, _, stderr = data("lhotse", "--root", tmp_path / "lhotse", "--out", tmp_path / "out")
+    assert code == 2
+    assert "half a surrogate pair" in stderr
+
+
+def test_a_folder_with_a_colon_reads_back(data, librispeech, tmp_path):
+    root = librispeech.rename(tmp_path / "corpus:v1")
+    assert data("librispeech", "--root", root, "--out", tmp_path / "manifests")[0] == 0
+    inside = tmp_path / "manifests" / "dev-clean.transcription.jsonl"
+    (tmp_path / "here.jsonl").write_text(inside.read_text().replace(f'"{tmp_path}/', '"./'))
+    assert data("validate", inside)[0] == 0
+    assert data("validate", tmp_path / "here.jsonl")[0] == 0

@@ -108,4 +108,4 @@ def test_an_earlier_manifest_survives_a_failed_run(tmp_path, clip):
 
 def test_clips_below_the_manifest_are_named_relative_to_it(tmp_path, clip):
     build([Utterance("a", "s", "Good.", clip)], clip.parent, "transcription")
-    assert '"audio": "a.wav"' in (clip.parent / "s.transcription.jsonl").read_text()
+    assert '"audio": "./a.wav"' in (clip.parent / "s.transcription.jsonl").read_text()

@@ -273,7 +273,7 @@ def test_nothing_left_is_an_error_also_when_skipping(write: Write) -> None:
 
 def test_every_problem_is_found_in_one_reading(write: Write) -> None:
     path, problems = write("{", GOOD, GOOD, {"id": "x"}), Problems()
-    assert [sample.id for sample in scan_manifest(path, problems)] == ["good"]
+    assert [sample.id for _, sample in scan_manifest(path, problems)] == ["good"]
     assert [line.split(":")[0].rpartition(" ")[2] for line in problems.found] == ["1", "3", "4"]
 
 
@@ -292,7 +292,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
             write_sample(sample)
     assert read_manifest(tmp_path / "in" / "m.jsonl") == samples
     # The folder can be moved: what lies in it is named relative to it.
-    assert '"audio": "a b.wav"' in (tmp_path / "in" / "m.jsonl").read_text(encoding="utf-8")
+    assert '"audio": "./a b.wav"' in (tmp_path / "in" / "m.jsonl").read_text(encoding="utf-8")
 
 
 def test_an_error_while_writing_leaves_the_old_manifest(tmp_path: Path) -> None:

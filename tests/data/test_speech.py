@@ -104,7 +104,7 @@ def test_a_text_that_cannot_be_spoken_is_counted(tmp_path, tones):
     problems = Problems()
     spoken = speak(said("Yes.", "", "No.", " "), tmp_path, Delivery(), workers=1, problems=problems)
     assert [u.id for u in spoken.utterances] == ["s0", "s2"]
-    assert [line.split(": ")[0] for line in problems.found] == [", s1", ", s3"]
+    assert [line.split(": ")[0] for line in problems.found] == ["s1", "s3"]
     assert len(contents(tmp_path)) == 2
 
 

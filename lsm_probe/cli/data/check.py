@@ -14,6 +14,7 @@ from lsm_probe.data.audio import check_audio_file, read_audio
 from lsm_probe.data.manifest import scan_manifest
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
 
 
 def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None:
@@ -21,9 +22,9 @@ def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None
     problems, tasks = Problems(), Counter[str]()
     samples = list(scan_manifest(manifest, problems))
     with progress() as on_progress:
-        for done, sample in enumerate(samples, start=1):
+        for done, (place, sample) in enumerate(samples, start=1):
             before = len(problems.found)
-            with problems.catching():
+            with problems.catching(place):
                 _check(sample, headers)
             if len(problems.found) == before:
                 tasks[sample.task or "no task"] += 1
@@ -36,7 +37,9 @@ def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None
         print(f"{manifest}: {sum(tasks.values())} samples usable, {len(problems.found)} not")
         for task, count in sorted(tasks.items()):
             print(f"  {task}: {count}")
-    if problems.found or not samples:
+    if not samples and not problems.found:
+        raise InputError(f"{manifest} holds no sample; write one JSON object a line")
+    if problems.found:
         raise typer.Exit(2)
 
 

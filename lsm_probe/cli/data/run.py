@@ -11,12 +11,9 @@ from lsm_probe.cli.progress import progress
 from lsm_probe.data.build import build_manifests
 from lsm_probe.data.corpora import Corpus
 from lsm_probe.data.pools import read_pool
-from lsm_probe.data.problems import OnError, Problems
+from lsm_probe.data.problems import LEFT_OUT, OnError, Problems
 from lsm_probe.errors import InputError
-from lsm_probe.files import replacing
-from lsm_probe.folders import alone_in
-
-LEFT_OUT = "left_out.txt"
+from lsm_probe.folders import work_folder
 
 
 def corpus_to_manifests(
@@ -33,20 +30,30 @@ def corpus_to_manifests(
 ) -> None:
     """Reads a corpus and writes its manifests."""
     check_tasks(corpus, tasks)
-    pool, problems = read_pool(*instructions), Problems()
+    pool, problems = read_pool(*instructions).only(tasks), Problems()
     utterances = corpus.read(root, problems, splits)
-    with alone_in(out), progress() as on_progress:
+    config = {
+        "command": f"data {corpus.module}",
+        "root": str(root.absolute()),
+        "splits": splits,
+        "tasks": tasks,
+        "instructions": instructions,
+        "seed": seed,
+    }
+    # Always from the start: it takes a corpus's tables minutes at most.
+    with work_folder(out, config, resume=None), progress() as on_progress:
         counts = build_manifests(
             utterances,
             out,
             tasks,
             pool,
             seed=seed,
+            splits=splits or (),
             problems=problems,
             on_error=on_error,
             on_progress=lambda done: on_progress(corpus.title, done, None),
         )
-        write_left_out(out, problems)
+        problems.write(out)
     show_counts(out, counts, problems, as_json=as_json)
 
 
@@ -55,16 +62,6 @@ def check_tasks(corpus: Corpus, tasks: Sequence[str]) -> None:
     for task in tasks:
         if task not in known:
             raise InputError(f"--task {task!r} is none of {corpus.title}; choose from: {', '.join(known)}")
-
-
-def write_left_out(out: Path, problems: Problems) -> None:
-    """Every entry that was left out, a line each; no file where there is none."""
-    path = out / LEFT_OUT
-    if not problems.found:
-        path.unlink(missing_ok=True)
-        return
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in problems.found), encoding="utf-8")
 
 
 def show_counts(out: Path, counts: dict[str, int], problems: Problems, *, as_json: bool, **more: Any) -> None:

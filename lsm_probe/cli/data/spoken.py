@@ -11,13 +11,14 @@ from typing import Any
 
 import typer
 
-from lsm_probe.cli.data.run import show_counts, write_left_out
+from lsm_probe.cli.data.run import show_counts
 from lsm_probe.cli.progress import progress
 from lsm_probe.data.build import build_manifests
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.speech import Delivery, Spoken, speak, texts_sha256
 from lsm_probe.data.utterance import Utterance
+from lsm_probe.data.voices import check_text
 from lsm_probe.folders import work_folder
 
 
@@ -37,9 +38,13 @@ def spoken_in(
 
     Args:
         settings: of the command, that decide what is written; a folder begun with others is refused.
-        problems: those there are already; with `on_error` "fail" nothing is spoken if there are any.
+        problems: those there are already; with `on_error` "fail" nothing is spoken if there are any, or if a text
+            cannot be spoken.
     """
     if on_error == "fail":
+        for utterance in utterances:
+            with problems.catching(utterance.place):
+                check_text(utterance.text or "")
         problems.settle("fail")
     config = {**settings, **asdict(delivery), "texts": texts_sha256(utterances)}
     try:
@@ -54,7 +59,7 @@ def spoken_in(
                     on_progress=lambda done: on_progress("speech", done, len(utterances)),
                 )
             yield spoken
-            write_left_out(out, problems)
+            problems.write(out)
     except KeyboardInterrupt:
         print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -43,8 +43,12 @@ class Corpus:
         Raises:
             InputError: `root` does not hold the corpus.
         """
-        if not root.exists():
-            raise InputError(f"--root {root} does not exist; give {self.root}")
+        try:
+            root.stat()
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            reason = "does not exist" if missing else f"cannot be read ({getattr(error, 'strerror', error)})"
+            raise InputError(f"--root {root} {reason}; give {self.root}") from None
         if root.is_dir() != self.spoken:
             raise InputError(f"--root {root} is a {'file' if self.spoken else 'folder'}; give {self.root}")
         reader = import_module(f"{__name__}.{self.module}")

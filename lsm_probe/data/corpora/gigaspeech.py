@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lsm_probe.data.corpora.tables import Wanted, inside, parsed
+from lsm_probe.data.corpora.tables import Wanted, inside, opened, parsed
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
@@ -83,7 +83,7 @@ def _audios(path: Path) -> Iterator[object]:
     """The entries of the list `audios`, each parsed on its own: the whole file as objects would take tens of GB."""
     decoder, buffer, position = json.JSONDecoder(), "", 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with opened(path) as file:
             while not (start := re.search(r'"audios"\s*:\s*\[', buffer)):
                 if not (more := file.read(_CHUNK)):
                     raise InputError(f"{path} has no list 'audios'; check that it is the corpus's own file")
@@ -105,5 +105,5 @@ def _audios(path: Path) -> Iterator[object]:
                     yield value
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); check --root") from None
-    except RecursionError:
-        raise InputError(f"{path} holds JSON too deep to read; fetch the file again") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or brackets nested as deep
+        raise InputError(f"{path} holds JSON too deep or a number too long; fetch the file again") from None

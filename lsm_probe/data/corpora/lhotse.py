@@ -90,6 +90,8 @@ def _pair(split: str, files: dict[str, Path], problems: Problems) -> Iterator[Ut
     for number, values in objects_of(files["recordings"], problems):
         with problems.catching(at(files["recordings"], number)):
             recording = parsed(_Recording, values)
+            if str(recording.id) in sounds:
+                raise InputError(f"recording {str(recording.id)!r} is there before; ids must differ")
             sounds[str(recording.id)] = _sound(recording)
     unused = set(sounds)
     for number, values in objects_of(files["supervisions"], problems):

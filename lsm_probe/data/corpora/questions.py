@@ -10,6 +10,7 @@ from lsm_probe.data.corpora.tables import Wanted, at, objects_of
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.files import plain_name
 
 Parse = Callable[[dict[str, Any]], tuple[str, str | None]]
 """A line's (answer, context)."""
@@ -17,7 +18,7 @@ Parse = Callable[[dict[str, Any]], tuple[str, str | None]]
 
 def read_questions(file: Path, problems: Problems, wanted: Wanted, task: str, parse: Parse) -> Iterator[Utterance]:
     """The questions as a split of the file's name, with ids of its name and the line: `dev-17`."""
-    split = file.name.removesuffix(".gz").removesuffix(".jsonl")
+    split = plain_name(file.name.removesuffix(".gz").removesuffix(".jsonl"))
     for number, values in objects_of(file, problems) if wanted(split) else ():
         with problems.catching(at(file, number)):
             answer, context = parse(values)

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,12 +26,27 @@ TABS: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 _LONGEST_LINE = 2**26
 """Bytes; a few kilobytes of gzip can hold a line of gigabytes."""
 
+_LONGEST_NAME = 255
+"""Characters, on the disks there are."""
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def at(path: Path, number: int) -> str:
     """The place of a line."""
     return f"{path}, line {number}"
+
+
+def opened(path: Path, newline: str | None = None) -> TextIO:
+    """A text file, if it is a regular one: a pipe or device that an archive brought would never end.
+
+    Raises:
+        InputError: it is not.
+        OSError: it cannot be opened.
+    """
+    if path.exists():
+        regular_file_bytes(path)
+    return path.open(encoding="utf-8-sig", newline=newline)
 
 
 def lines_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, str]]:
@@ -45,7 +60,7 @@ def lines_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, str]]:
         InputError: the file does not exist or is not UTF-8.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
+        with opened(path, newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 if blank or line.strip():
                     yield at(path, number), line.rstrip("\r\n")
@@ -68,7 +83,7 @@ def rows_of(
         InputError: the file does not exist, is not UTF-8, or lacks a column.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with opened(path, newline="") as file:
             reader = csv.DictReader(file, **dialect)
             missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
@@ -109,8 +124,9 @@ def object_in(path: Path) -> dict[str, Any]:
         InputError: the file does not exist or holds something else; names it.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        with opened(path) as file:
+            content = file.read().encode()
+    except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     try:
         return _object(content)
@@ -136,10 +152,11 @@ def inside(folder: Path, name: str) -> Path:
     By the name alone. A folder that is a link to another disk is the user's own doing.
 
     Raises:
-        InputError: `name` is empty, absolute, or goes up.
+        InputError: `name` is empty, absolute, too long for a disk, or goes up.
     """
     path = Path(name)
-    if not path.name or path.is_absolute() or path.drive or ".." in path.parts:
+    too_long = any(len(part) > _LONGEST_NAME for part in path.parts)
+    if not path.name or path.is_absolute() or path.drive or ".." in path.parts or too_long:
         raise InputError(f"{name!r} names no file inside {folder}, which the corpus's own files always do; mend it")
     return folder / path
 
