@@ -24,8 +24,13 @@ Examples:
     lsm-probe augment --data clips.jsonl --instructions continuation --max-new-tokens 64 --max-prompt-tokens 191
     --out blsp
 
+    lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server vllm --out self-powered
+
+    lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server http://localhost:8000 --workers 4
+    --out self-powered
+
 Writes manifest.jsonl (the samples kept), report.json (counts, what was dropped and why, examples), config.yaml and
-shards/*.parquet (every sample).
+shards/*.parquet (every sample). With --server also samples.jsonl, checkpoints/ and logs/.
 """
 
 
@@ -49,9 +54,25 @@ def augment(
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts answered together; halved where memory runs out.  [default: 48, with --server 256]",
+            min=1,
+            rich_help_panel=opt.RUN,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer through `vllm`, started here, or a running OpenAI-compatible server (http://localhost:8000) "
+            "that takes prompts of token ids.  [default: transformers in this process]",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = None,
+    workers: Annotated[
         int,
-        typer.Option(help="Prompts answered together; halved where memory runs out.", min=1, rich_help_panel=opt.RUN),
-    ] = 16,
+        typer.Option(help="Processes that send prompts to a running server.", min=1, rich_help_panel=opt.RUN),
+    ] = 1,
     seed: opt.DrawSeed = 0,
     limit: opt.Limit = None,
     resume: opt.Resume = False,
@@ -69,6 +90,8 @@ def augment(
         tasks=task,
         recipe={"seed": seed, "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "keep": keep},
         batch_size=batch_size,
+        server=server,
+        workers=workers,
         limit=limit,
         resume=resume,
         on_error=opt.one_of("--on-error", on_error, "fail", "skip"),

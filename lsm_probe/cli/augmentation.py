@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from lsm_probe.cli.progress import progress
+from lsm_probe.data.augmentation.at_scale import augment_at_scale, require_datatrove
+from lsm_probe.data.augmentation.local import BATCH_SIZE
 from lsm_probe.data.augmentation.recipe import POOLS, Recipe
 from lsm_probe.data.augmentation.run import augment
-from lsm_probe.data.manifest import read_manifest
+from lsm_probe.data.augmentation.servers import IN_FLIGHT, find_server
+from lsm_probe.data.manifest import scan_manifest
 from lsm_probe.data.pools import read_pool
-from lsm_probe.data.problems import OnError
-from lsm_probe.models.loading import load
+from lsm_probe.data.problems import LEFT_OUT, OnError, Problems
+from lsm_probe.errors import InputError
+from lsm_probe.models.loading import load, load_prompter
 
 
 def augment_and_report(
@@ -31,7 +36,9 @@ def augment_and_report(
     instructions: Sequence[str] | None,
     tasks: Sequence[str] | None,
     recipe: dict[str, Any],
-    batch_size: int,
+    batch_size: int | None,
+    server: str | None,
+    workers: int,
     limit: int | None,
     resume: bool,
     on_error: OnError,
@@ -42,8 +49,15 @@ def augment_and_report(
     transformers_logging.disable_progress_bar()
     pool = read_pool(*(instructions or POOLS))
     settings = Recipe(pool=pool.only(tasks) if tasks else pool, **recipe)
-    samples = read_manifest(data, on_error=on_error)[:limit]
-    checkpoint = load(llm, **loading)
+    if server is None and workers > 1:
+        raise InputError("--workers is for --server URL; in this process raise --batch-size instead")
+    problems = Problems()
+    samples = [sample for _, sample in list(scan_manifest(data, problems))[:limit]]
+    make: Callable[..., dict[str, Any]]
+    if server is None:
+        make = partial(augment, load(llm, **loading), batch_size=batch_size or BATCH_SIZE)
+    else:
+        make = _at_scale(llm, server, loading, workers=workers, in_flight=batch_size or IN_FLIGHT)
     try:
         with progress() as on_progress:
 
@@ -51,16 +65,7 @@ def augment_and_report(
                 rate = f"{tokens / seconds:.0f} tokens/s" if seconds else ""
                 on_progress(llm, done, total, rate)
 
-            report = augment(
-                checkpoint,
-                samples,
-                out,
-                settings,
-                batch_size=batch_size,
-                resume=resume,
-                on_error=on_error,
-                on_progress=show,
-            )
+            report = make(samples, out, settings, resume=resume, on_error=on_error, problems=problems, on_progress=show)
     except KeyboardInterrupt:
         print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -68,6 +73,26 @@ def augment_and_report(
         print(json.dumps(report, ensure_ascii=False))
     else:
         _show(report, out)
+
+
+def _at_scale(
+    llm: str, server: str, loading: dict[str, Any], *, workers: int, in_flight: int
+) -> Callable[..., dict[str, Any]]:
+    """`augment` with the answers coming from a server, which is tried out at once."""
+    if loading["device"] != "auto":
+        raise InputError("--device is for generation in this process; CUDA_VISIBLE_DEVICES chooses for --server vllm")
+    require_datatrove()
+    prompter = load_prompter(llm, template=loading["template"])
+    found = find_server(server, prompter, dtype=loading["dtype"])
+
+    def make(*data: Any, on_progress: Callable[[int, int, float, int], None], **given: Any) -> dict[str, Any]:
+        given |= {"server": found, "workers": workers, "in_flight": in_flight}
+        # Tokens, and the seconds they take, are the server's.
+        return augment_at_scale(
+            prompter, *data, on_progress=lambda done, total: on_progress(done, 0, 0.0, total), **given
+        )
+
+    return make
 
 
 def _show(report: dict[str, Any], out: Path) -> None:
@@ -89,4 +114,6 @@ def _show(report: dict[str, Any], out: Path) -> None:
             f"{report['tokens_per_second']:.0f} tokens/s",
             highlight=False,
         )
+    if report["left_out"]:
+        console.print(f"left out: {len(report['left_out'])}, each with its reason in {out / LEFT_OUT}", highlight=False)
     console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")

@@ -26,6 +26,7 @@ from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompter import Prompter
 from lsm_probe.models.templates import TEMPLATES, default_template
 
 BUILTIN = ("builtin:llm", "builtin:untrained")
@@ -47,8 +48,7 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
     name = str(name)
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
-    if template is not None and template not in TEMPLATES:
-        raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
+    _check_template(template)
     if name == "builtin:untrained":
         checkpoint = build_lsm(assets.speech_encoder(), assets.language_model(), dtype=torch_dtype, template=template)
         checkpoint.name = name
@@ -63,6 +63,28 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
         raise InputError(f"{name} does not fit on {torch_device}: try --device cpu or --dtype bfloat16") from error
     checkpoint.model.eval()
     return checkpoint
+
+
+def load_prompter(name: str | Path, *, template: str | None = None) -> Prompter:
+    """Loads what writes a text LLM's prompts, its weights left where they are.
+
+    Args:
+        name: a folder, a name on the model hub, or `builtin:llm`.
+        template: prompt template; by default `chat` / `vicuna`, as [`load`] has it.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is no text LLM.
+    """
+    name = str(name)
+    _check_template(template)
+    folder = str(assets.language_model()) if name == "builtin:llm" else name
+    if folder.startswith("builtin:"):
+        raise InputError(f"{name} is no text LLM; the built-in one is builtin:llm")
+    config = _pretrained(AutoConfig, folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
+    tokenizer = _pretrained(AutoTokenizer, folder)
+    return Prompter(name, folder, tokenizer, template or default_template(tokenizer), _identity(folder, config))
 
 
 def build_lsm(
@@ -132,6 +154,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in known:
         raise InputError(f"--dtype {dtype!r} is unknown; choose one of: auto, {', '.join(known)}")
     return known[dtype]
+
+
+def _check_template(template: str | None) -> None:
+    if template is not None and template not in TEMPLATES:
+        raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
 
 
 def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None) -> Checkpoint:

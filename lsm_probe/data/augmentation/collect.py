@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
         sample_ids: of all the jobs, in order.
 
     Returns:
-        The report: samples drawn, kept and dropped by task and reason, answer tokens, seconds of generation, tokens
-        per second, and examples.
+        The report: samples drawn, kept and dropped by task and reason, answer tokens, seconds of generation and
+        tokens per second (None where no shard tells them), and examples.
 
     Raises:
         InputError: the shards do not hold every job exactly once.
@@ -48,6 +49,8 @@ def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
             for row in batch.to_pylist():
                 write(_to_sample(row))
     report = _report(rows, seconds)
+    if not report["kept"]:
+        warnings.warn(f"no answer was kept: {out / REPORT} says why", stacklevel=3)
     with replacing(out / REPORT) as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
@@ -73,7 +76,7 @@ def _report(rows: pa.Table, seconds: float) -> dict[str, Any]:
     return {
         **_counts(rows),
         "response_tokens": tokens,
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 1) if seconds else None,
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
         "tasks": {task: _counts(of_task) for task, of_task in by_task.items()},
         "examples": {task: _examples(of_task) for task, of_task in by_task.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,20 +76,35 @@ def plan(checkpoint: Checkpoint, samples: Sequence[Sample], recipe: Recipe, prob
     """Yields a job for every sample with a transcript, in order; the others go into `problems`."""
     for number, sample in enumerate(samples):
         with problems.catching(f"sample {sample.id!r}"):
-            if sample.text is None:
-                raise InputError("has no transcript; add 'text' to it")
-            draw = recipe.pool.draw(recipe.seed, sample.id)
-            if draw.answer == "transcript":
-                yield Job(number, sample, draw, [])
-                continue
-            prompt = checkpoint.encode(draw.instruction, sample.text).input_ids
-            too_long = len(prompt) > recipe.max_prompt_tokens
-            yield Job(number, sample, draw, prompt, "prompt too long" if too_long else None)
+            yield make_job(lambda *texts: checkpoint.encode(*texts).input_ids, number, sample, recipe)
+
+
+def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sample, recipe: Recipe) -> Job:
+    """Draws and tokenises one sample's part.
+
+    Args:
+        encode: gives the token ids of the prompt for an instruction and a transcript.
+        number: the sample's place in the data.
+        sample: with a transcript.
+        recipe: what to draw from, and the longest prompt.
+
+    Raises:
+        InputError: the sample has no transcript, or it tokenises to nothing.
+    """
+    if sample.text is None:
+        raise InputError("has no transcript; add 'text' to it")
+    draw = recipe.pool.draw(recipe.seed, sample.id)
+    if draw.answer == "transcript":
+        return Job(number, sample, draw, [])
+    prompt = encode(draw.instruction, sample.text)
+    too_long = len(prompt) > recipe.max_prompt_tokens
+    return Job(number, sample, draw, prompt, "prompt too long" if too_long else None)
 
 
 def digest(samples: Sequence[Sample]) -> str:
-    """sha256 (hexadecimal) of the ids and transcripts, in order: what the text LLM gets to see."""
+    """sha256 (hexadecimal) of all that goes from the samples into the data set, in order; sound files by their path."""
     total = hashlib.sha256()
     for sample in samples:
-        total.update(json.dumps([sample.id, sample.text]).encode() + b"\n")
+        values = sample.model_dump(mode="json", exclude={"instruction", "target", "task", "context"})
+        total.update(json.dumps(values, sort_keys=True).encode() + b"\n")
     return total.hexdigest()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lsm_probe.data.augmentation.collect import SHARDS, collect
-from lsm_probe.data.augmentation.local import generate_shards
-from lsm_probe.data.augmentation.plan import digest, plan
+from lsm_probe.data.augmentation.local import BATCH_SIZE, generate_shards
+from lsm_probe.data.augmentation.plan import Job, digest, plan
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
@@ -23,9 +23,10 @@ def augment(
     out: str | Path,
     recipe: Recipe | None = None,
     *,
-    batch_size: int = 48,
+    batch_size: int = BATCH_SIZE,
     resume: bool = False,
     on_error: OnError = "fail",
+    problems: Problems | None = None,
     on_progress: Callable[[int, int, float, int], None] = lambda done, tokens, seconds, total: None,
 ) -> dict[str, Any]:
     """Makes self-powered data: each sample gets a task and an instruction, and the text LLM's answer for target.
@@ -35,28 +36,31 @@ def augment(
 
     Args:
         checkpoint: a text LLM; the LSM to be trained should be built on the same.
-        samples: with transcripts; their own instructions and targets play no part.
+        samples: with transcripts; their own instructions, targets and contexts play no part.
         out: the output folder.
         recipe: what to ask for and what to keep; the paper's by default.
         batch_size: prompts answered together; halved where memory runs out.
         resume: go on in a folder that an interrupted run left.
         on_error: at a sample without a transcript `fail`, or `skip` and count it.
+        problems: what was wrong with the data before, to be settled and listed together with what is found here.
         on_progress: called with samples done, answer tokens and seconds of this run, samples in all.
 
     Returns:
         The report; see [`collect`].
 
     Raises:
-        InputError: the checkpoint is no text LLM, samples cannot be used, or the folder cannot.
+        InputError: the checkpoint is no text LLM, prompts and answers may exceed its context, samples cannot be used,
+            or the folder cannot.
     """
     out, recipe = Path(out), recipe or Recipe()
     if checkpoint.source != "text":
         raise InputError(f"{checkpoint.name} is an LSM; give the text LLM whose answers are to be the targets")
-    problems = Problems()
+    problems = problems or Problems()
     jobs = list(plan(checkpoint, samples, recipe, problems))
     problems.settle(on_error)
     if not jobs:
         raise InputError("no sample has a transcript to work from; add 'text' to the manifest")
+    _check_context(checkpoint, jobs, recipe)
     config = {
         "command": "augment",
         "llm": {"name": checkpoint.name, "template": checkpoint.template, **checkpoint.identity},
@@ -73,4 +77,14 @@ def augment(
             batch_size=batch_size,
             on_progress=lambda done, tokens, seconds: on_progress(done, tokens, seconds, len(jobs)),
         )
+        problems.write(out)
         return collect(out, [job.sample.id for job in jobs]) | {"left_out": problems.found}
+
+
+def _check_context(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> None:
+    limit, longest = checkpoint.context_length, max(len(job.prompt) for job in jobs)
+    if limit is not None and min(longest, recipe.max_prompt_tokens) + recipe.max_new_tokens > limit:
+        raise InputError(
+            f"prompts of up to {min(longest, recipe.max_prompt_tokens)} tokens and answers of {recipe.max_new_tokens} "
+            f"exceed the context of {limit} tokens of {checkpoint.name}: lower --max-prompt-tokens or --max-new-tokens"
+        )

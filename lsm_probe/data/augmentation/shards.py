@@ -12,25 +12,26 @@ import pyarrow.parquet as pq
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 
+# Large strings: the columns of a million samples together exceed the 2 GiB that plain ones can hold.
 SCHEMA = pa.schema(
     [
         ("number", pa.int64()),  # place of the sample in the data
-        ("sample_id", pa.string()),
-        ("audio", pa.string()),
+        ("sample_id", pa.large_string()),
+        ("audio", pa.large_string()),
         ("start", pa.float64()),  # seconds
         ("duration", pa.float64()),  # seconds
-        ("language", pa.string()),
-        ("text", pa.string()),  # the transcript
-        ("task", pa.string()),
-        ("instruction_id", pa.string()),
-        ("instruction", pa.string()),
-        ("response", pa.string()),
-        ("finish_reason", pa.string()),  # stop, length or transcript; empty where nothing was generated
+        ("language", pa.large_string()),
+        ("text", pa.large_string()),  # the transcript
+        ("task", pa.large_string()),
+        ("instruction_id", pa.large_string()),
+        ("instruction", pa.large_string()),
+        ("response", pa.large_string()),
+        ("finish_reason", pa.large_string()),  # stop, length or transcript; empty where nothing was generated
         ("prompt_tokens", pa.int32()),
         ("response_tokens", pa.int32()),  # EOS included
         ("keep", pa.bool_()),
-        ("drop_reason", pa.string()),
-        ("prompt_sha256", pa.string()),  # of the prompt's token ids, first 16 digits
+        ("drop_reason", pa.large_string()),
+        ("prompt_sha256", pa.large_string()),  # of the prompt's token ids, first 16 digits
     ]
 )
 
@@ -42,6 +43,12 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]], seconds: float) -> N
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata({_SECONDS: repr(seconds).encode()}))
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process was writing."""
+    for leftover in folder.glob(".*.parquet"):
+        leftover.unlink()
 
 
 def is_whole(path: Path) -> bool:
@@ -60,7 +67,7 @@ def read_shards(folder: Path) -> tuple[pa.Table, float]:
         InputError: a shard cannot be read.
     """
     tables, seconds = [], 0.0
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.glob("[!.]*.parquet")):
         try:
             table = pq.read_table(path, schema=SCHEMA)
             metadata = pq.read_schema(path).metadata or {}

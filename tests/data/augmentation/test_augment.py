@@ -168,13 +168,13 @@ def test_a_damaged_shard_is_made_again(tiny_llm, transcripts, tmp_path, monkeypa
 )
 def test_resuming_under_another_recipe_is_refused(tiny_llm, transcripts, tmp_path, changes):
     augment(tiny_llm, transcripts(4), tmp_path / "out", recipe())
-    with pytest.raises(InputError, match=r"other settings \(recipe\)"):
+    with pytest.raises(InputError, match=r"other settings or data \(recipe\)"):
         augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(**changes), resume=True)
 
 
 def test_resuming_with_other_data_is_refused(tiny_llm, transcripts, tmp_path):
     augment(tiny_llm, transcripts(4), tmp_path / "out", recipe())
-    with pytest.raises(InputError, match=r"other settings \(data_sha256\)"):
+    with pytest.raises(InputError, match=r"other settings or data \(data_sha256\)"):
         augment(tiny_llm, transcripts(5), tmp_path / "out", recipe(), resume=True)
 
 

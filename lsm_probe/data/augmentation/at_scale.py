@@ -1,0 +1,335 @@
+"""Generation at scale: datatrove's `InferenceRunner` over vLLM or any OpenAI-compatible server, to the same shards.
+
+The data is split into ranks, each with its own checkpoint: a killed run goes on without losing, repeating or tearing a
+row. Prompts go out as token ids, those of the in-process engine, since servers add tokens of their own to text.
+
+With `VLLM_BATCH_INVARIANT=1` (beta; GPUs of compute capability 8.0 or higher) vLLM's answers do not depend on which
+prompts happen to be batched together; without it another run gives other roundings, and now and then another answer.
+
+On a cluster the steps go to an executor of datatrove's own:
+
+    out, llm, samples = Path("out"), load_prompter("lmsys/vicuna-7b-v1.5"), read_manifest("clips.jsonl")
+    write_samples(out, samples)
+    steps = generation_steps(out, llm, Recipe(), find_server("vllm", llm))
+    SlurmPipelineExecutor(steps, tasks=16, logging_dir="out/logs", time="20:00:00", partition="gpu").run()
+    ...
+    collect(out, [sample.id for sample in samples])  # when the tasks are done
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from lsm_probe.data.augmentation import ranks
+from lsm_probe.data.augmentation.collect import SHARDS, collect
+from lsm_probe.data.augmentation.plan import Job, digest, make_job
+from lsm_probe.data.augmentation.ranks import CHECKPOINTS, LOGS, SHARD_NAME, split
+from lsm_probe.data.augmentation.recipe import Recipe
+from lsm_probe.data.augmentation.servers import IN_FLIGHT, Server
+from lsm_probe.data.augmentation.shards import SCHEMA
+from lsm_probe.data.manifest import manifest_writer
+from lsm_probe.data.problems import OnError, Problems
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.folders import work_folder
+from lsm_probe.models.prompter import Prompter
+
+if TYPE_CHECKING:
+    from datatrove.data import Document
+
+SAMPLES = "samples.jsonl"
+"""The samples to be answered, in the output folder: each rank reads its own lines of it."""
+
+REFUSED = "refused by the server"
+"""Drop reason of prompts that the server calls a bad request."""
+
+
+def augment_at_scale(
+    llm: Prompter,
+    samples: Sequence[Sample],
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    server: Server,
+    workers: int = 1,
+    in_flight: int = IN_FLIGHT,
+    resume: bool = False,
+    on_error: OnError = "fail",
+    problems: Problems | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Makes self-powered data as [`augment`] does, the answers coming from a server.
+
+    Writes what `augment` writes, and `samples.jsonl`, `checkpoints/` and `logs/`. Prompts that the server refuses are
+    dropped and counted.
+
+    Args:
+        llm: the text LLM that the server runs.
+        samples: with transcripts; their own instructions, targets and contexts play no part.
+        out: the output folder.
+        recipe: what to ask for and what to keep; the paper's by default.
+        server: what answers; see [`find_server`].
+        workers: processes that send prompts side by side; a run goes on with as many as it was begun with.
+        in_flight: requests of each under way at once.
+        resume: go on in a folder that an interrupted run left.
+        on_error: at a sample without a transcript `fail`, or `skip` and count it.
+        problems: what was wrong with the data before, to be settled and listed together with what is found here.
+        on_progress: called every second with rows done and rows in all.
+
+    Returns:
+        The report; see [`collect`]. Its seconds are None: nobody measured the server.
+
+    Raises:
+        InputError: datatrove is not installed, samples or folder cannot be used, or the server failed.
+    """
+    require_datatrove()
+    out, recipe = Path(out), recipe or Recipe()
+    if server.url is None and workers > 1:
+        raise InputError(
+            "--workers is for a running server; for several GPUs start one, `vllm serve LLM --generation-config vllm "
+            "--data-parallel-size N`, and give --server http://localhost:8000"
+        )
+    problems = problems or Problems()
+    for sample in samples:
+        if sample.text is None:
+            problems.add(f"sample {sample.id!r}", "has no transcript; add 'text' to it")
+    problems.settle(on_error)
+    samples = [sample for sample in samples if sample.text is not None]
+    if not samples:
+        raise InputError("no sample has a transcript to work from; add 'text' to the manifest")
+    config = {
+        "command": "augment",
+        "engine": {
+            "name": "datatrove",
+            **server.to_dict(),
+            "workers": workers,
+            "shard_rows": ranks.SHARD_ROWS,
+        },
+        "llm": {"name": llm.name, "template": llm.template, **llm.identity},
+        "data_sha256": digest(samples),
+        "recipe": recipe.to_dict(),
+    }
+    with work_folder(out, config, resume=resume):
+        parts = split(out, len(samples), workers, ranks.SHARD_ROWS)
+        unfinished = [part for part in parts if not part.is_finished]
+        if unfinished:
+            for part in unfinished:  # datatrove marks a rank complete also where a row could not be saved
+                part.completion_marker.unlink(missing_ok=True)
+            write_samples(out, samples)
+            steps = partial(
+                generation_steps, out, llm, recipe, server, in_flight=in_flight, shard_rows=ranks.SHARD_ROWS
+            )
+            _run(steps, out, workers, lambda: on_progress(sum(part.rows_done() for part in parts), len(samples)))
+        on_progress(len(samples), len(samples))
+        problems.write(out)
+        return collect(out, [sample.id for sample in samples]) | {"left_out": problems.found}
+
+
+def require_datatrove() -> None:
+    """
+    Raises:
+        InputError: datatrove or one of its companions is not installed.
+    """
+    try:
+        for package in ("datatrove", "aiofiles", "aiosqlite", "httpx", "orjson", "xxhash"):
+            version(package)
+    except PackageNotFoundError as error:
+        raise InputError(
+            f"--server needs {error.name}, which is not installed: pip install 'lsm-probe[scale]'"
+        ) from None
+
+
+def write_samples(out: Path, samples: Sequence[Sample]) -> None:
+    """Puts the samples, all with transcripts, where the ranks read them."""
+    with manifest_writer(out / SAMPLES) as write:
+        for sample in samples:
+            write(sample)
+
+
+def generation_steps(
+    out: str | Path,
+    llm: Prompter,
+    recipe: Recipe,
+    server: Server,
+    *,
+    in_flight: int = IN_FLIGHT,
+    shard_rows: int = ranks.SHARD_ROWS,
+) -> list[Any]:
+    """The pipeline for an executor of datatrove's, whose `logging_dir` should be `out/logs`.
+
+    Args:
+        out: the output folder, on a disk of this machine or a shared one, with `samples.jsonl`.
+        llm: writes the prompts.
+        recipe: what to ask for and what to keep.
+        server: what answers.
+        in_flight: requests of each rank under way at once.
+        shard_rows: rows of a shard.
+    """
+    from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
+    from datatrove.pipeline.writers.parquet import ParquetWriter
+
+    out = Path(out).absolute()
+    writer = ParquetWriter(
+        str(out / SHARDS),
+        SHARD_NAME,
+        adapter=_row_of,
+        schema=SCHEMA,
+        max_file_size=-1,
+        use_content_defined_chunking=False,
+    )
+    config = InferenceConfig(
+        **server.inference(llm, recipe, in_flight=in_flight, log_folder=str(out / LOGS / "server"))
+    )
+    runner = InferenceRunner(
+        answer,
+        config,
+        writer,
+        shared_context={"llm": llm, "recipe": recipe},
+        checkpoints_local_dir=str(out / CHECKPOINTS),
+        records_per_chunk=shard_rows,
+    )
+    return [Transcripts(out, shard_rows), runner]
+
+
+class Transcripts:
+    """First step of the pipeline: a rank's samples, every `world_size`-th, in order.
+
+    Raises, when called:
+        InputError: another process is writing the same rank.
+    """
+
+    def __init__(self, out: Path, shard_rows: int) -> None:
+        self.out, self.shard_rows = out, shard_rows
+        self._lock: filelock.BaseFileLock | None = None
+
+    def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Mends what a kill left of this rank, at once, since the next step looks at it before it asks for samples."""
+        with (self.out / SAMPLES).open("rb") as file:
+            rows = sum(1 for _ in file)
+        part = split(self.out, rows, world_size, self.shard_rows)[rank]
+        path = self.out / CHECKPOINTS / f"{rank:05d}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(path, timeout=0)  # held as long as this step lives
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise InputError(f"another process is still at part {rank} of {self.out}: wait for it, or end it") from None
+        part.mend()
+        return self._documents(rank, world_size)
+
+    def _documents(self, rank: int, world_size: int) -> Iterator[Document]:
+        from datatrove.data import Document
+
+        with (self.out / SAMPLES).open("rb") as file:
+            for number, line in enumerate(file):
+                if number % world_size == rank:
+                    sample = Sample.model_validate_json(line)
+                    if sample.audio is not None:
+                        sample = sample.model_copy(update={"audio": self.out / sample.audio})
+                    assert sample.text is not None
+                    yield Document(text=sample.text, id=sample.id, metadata={"number": number, "sample": sample})
+
+
+async def answer(
+    document: Document, generate: Callable[[dict[str, Any]], Awaitable[Any]], *, llm: Prompter, recipe: Recipe
+) -> dict[str, Any]:
+    """The row of one sample; datatrove calls it with `generate`, which sends a request to the server."""
+    from datatrove.pipeline.inference.types import InferenceError
+
+    # Popped: what stays in the metadata is written to the checkpoint.
+    number, sample = document.metadata.pop("number"), document.metadata.pop("sample")
+    try:
+        job = make_job(llm.encode, number, sample, recipe)
+    except InputError:
+        job = Job(number, sample, recipe.pool.draw(recipe.seed, sample.id), [], "no tokens")
+    if not job.generates:
+        return job.row_without_generation(recipe)
+    request = {"prompt": job.prompt, "max_tokens": recipe.max_new_tokens, "temperature": 0.0}
+    try:
+        result = await generate(request)
+    except InferenceError as error:
+        if "BadRequestError" not in str(error.error):  # datatrove's word for status 400
+            raise
+        return replace(job, drop_reason=REFUSED).row_without_generation(recipe)
+    return job.row(recipe, result.text.strip(), result.finish_reason, result.usage["completion_tokens"])
+
+
+def _row_of(writer: object, document: Document) -> dict[str, Any]:
+    row: dict[str, Any] = document.metadata["rollout_results"][0]
+    return row
+
+
+def _run(steps: Callable[[], list[Any]], out: Path, workers: int, on_tick: Callable[[], None]) -> None:
+    """Makes and runs the steps in a process of their own: here their logs would run through the terminal."""
+    log = out / LOGS / "run.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(steps, str(out / LOGS), workers, log, sender))
+    process.start()
+    sender.close()
+    try:
+        while process.exitcode is None:
+            process.join(1)
+            on_tick()
+    finally:
+        _stop(process)
+    if process.exitcode != 0:
+        try:
+            reason = receiver.recv()
+        except EOFError:
+            reason = f"its process ended with {process.exitcode}"
+        raise InputError(f"generation stopped: {reason}; {log} tells more; mend it and go on with --resume")
+
+
+def _work(steps: Callable[[], list[Any]], logs: str, workers: int, log: Path, sender: Connection) -> None:
+    """In the new process."""
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    try:
+        from datatrove.executor.local import LocalPipelineExecutor
+
+        LocalPipelineExecutor(steps(), tasks=workers, workers=workers, logging_dir=logs).run()
+    except Exception as error:
+        sender.send(_reason(error))
+        raise
+
+
+def _end_with_the_parent() -> None:
+    """Ends this process, and with it the server that it started, when the parent is killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _stop(process: Any) -> None:
+    """Ends a process that an interrupted parent leaves; a Ctrl-C at the terminal reaches it too."""
+    process.join(5 if process.exitcode is None else None)
+    if process.exitcode is None:
+        os.kill(process.pid, signal.SIGINT)
+        process.join(30)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line: datatrove wraps errors in errors that repeat the whole request."""
+    while isinstance(inner := getattr(error, "error", None), BaseException):
+        error = inner
+    return " ".join(str(getattr(error, "error", None) or error or type(error).__name__).split())[:300]
