@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
 def make_prompts(checkpoint: Checkpoint, recipe: Recipe, count: int, seed: int) -> list[tuple[str, Prompt]]:
     """(task, prompt) of the first `count` sentences that fall to the LLM."""
     prompts = []
-    for utterance in command_utterances(2 * count, seed):
+    for utterance in command_utterances(max(240, 2 * count), seed):
         draw = recipe.pool.draw(seed, utterance.id)
         if draw.answer == "llm":
             prompts.append((draw.task, checkpoint.encode(draw.instruction, utterance.text)))

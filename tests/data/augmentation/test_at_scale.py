@@ -139,7 +139,7 @@ def test_the_manifest_is_byte_for_byte_the_same_and_a_second_run_asks_nothing(
     assert {path: path.stat().st_mtime_ns for path in written} == written
     with pytest.raises(InputError, match=r"other settings or data \(engine\)"):
         run(kills, prompter, samples, made, resume=True, workers=2)
-    with pytest.raises(InputError, match=r"other settings \(dtype, engine\)"):
+    with pytest.raises(InputError, match=r"other settings or data \(dtype, engine\)"):
         augment(tiny_llm, samples, made, recipe(), resume=True)
 
 

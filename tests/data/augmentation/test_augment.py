@@ -228,3 +228,75 @@ def test_a_full_disk_leaves_whole_shards_only(tiny_llm, transcripts, tmp_path, m
     assert [path.name for path in (tmp_path / "out" / "shards").iterdir()] == ["00000.parquet"]
     monkeypatch.setattr(pq, "write_table", write_table)
     assert augment(tiny_llm, samples, tmp_path / "out", recipe(), resume=True)["samples"] == 20
+
+
+def test_what_a_killed_process_was_writing_is_removed_not_read(tiny_llm, transcripts, tmp_path):
+    samples = transcripts(4)
+    augment(tiny_llm, samples, tmp_path / "out", recipe())
+    shard = tmp_path / "out" / "shards" / "00000.parquet"
+    for leftover, content in ((".00000.999.parquet", shard.read_bytes()), (".00001.999.parquet", b"PAR1")):
+        (shard.parent / leftover).write_bytes(content)
+    assert augment(tiny_llm, samples, tmp_path / "out", recipe(), resume=True)["samples"] == 4
+    assert [path.name for path in shard.parent.iterdir()] == ["00000.parquet"]
+
+
+def test_a_shard_too_many_is_refused(tiny_llm, transcripts, tmp_path):
+    augment(tiny_llm, transcripts(4), tmp_path / "out", recipe())
+    shard = tmp_path / "out" / "shards" / "00000.parquet"
+    (shard.parent / "00007.parquet").write_bytes(shard.read_bytes())
+    with pytest.raises(InputError, match="does not hold each of the 4 samples once"):
+        augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(), resume=True)
+
+
+@pytest.mark.parametrize("change", [{"text": "other words"}, {"language": "de"}, {"id": "other"}])
+def test_resuming_with_changed_samples_is_refused(tiny_llm, transcripts, tmp_path, change):
+    samples = transcripts(4)
+    augment(tiny_llm, samples, tmp_path / "out", recipe())
+    changed = [samples[0].model_copy(update=change), *samples[1:]]
+    with pytest.raises(InputError, match="data_sha256"):
+        augment(tiny_llm, changed, tmp_path / "out", recipe(), resume=True)
+
+
+def test_resuming_in_another_precision_is_refused(tiny_llm, transcripts, tmp_path):
+    augment(tiny_llm, transcripts(4), tmp_path / "out", recipe())
+    tiny_llm.model.to(torch.bfloat16)
+    with pytest.raises(InputError, match="dtype"):
+        augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(), resume=True)
+
+
+def test_seconds_are_those_of_all_shards(tiny_llm, transcripts, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "SHARD_ROWS", 4)
+    report = augment(tiny_llm, transcripts(20), tmp_path / "out", recipe())
+    shards = sorted((tmp_path / "out" / "shards").iterdir())
+    seconds = [float(pq.read_schema(shard).metadata[b"seconds"]) for shard in shards]
+    assert len(seconds) == 5
+    assert report["seconds"] == pytest.approx(sum(seconds), abs=0.051)
+
+
+def test_the_checkpoints_own_generation_settings_play_no_part(tiny_llm, transcripts, tmp_path):
+    augment(tiny_llm, transcripts(12), tmp_path / "plain", recipe())
+    tiny_llm.model.generation_config.repetition_penalty = 5.0
+    augment(tiny_llm, transcripts(12), tmp_path / "penalised", recipe())
+    assert rows_of(tmp_path / "plain") == rows_of(tmp_path / "penalised")
+
+
+def test_more_than_the_context_is_refused_before_anything_is_made(tiny_llm, transcripts, tmp_path):
+    with pytest.raises(InputError, match="exceed the context of 1024 tokens"):
+        augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(max_new_tokens=1_000))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_left_out_is_listed(tiny_llm, transcripts, tmp_path):
+    (tmp_path / "a.wav").touch()
+    samples = [*transcripts(2), *(Sample(id=f"mute{i}", instruction="x", audio=tmp_path / "a.wav") for i in range(2))]
+    with pytest.warns(UserWarning, match="left out 2"):
+        augment(tiny_llm, samples, tmp_path / "out", recipe(), on_error="skip")
+    lines = (tmp_path / "out" / "left_out.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["sample 'mute0'", "sample 'mute1'"]
+
+
+def test_keeping_nothing_is_said(tiny_llm, transcripts, tmp_path):
+    settings = recipe(max_prompt_tokens=1, pool=read_pool("continuation"))
+    with pytest.warns(UserWarning, match=r"no answer was kept: .*report\.json"):
+        report = augment(tiny_llm, transcripts(3), tmp_path / "out", settings)
+    assert report["dropped"] == {"prompt too long": 3}
