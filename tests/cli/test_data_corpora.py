@@ -262,3 +262,10 @@ def test_a_folder_with_a_colon_reads_back(data, librispeech, tmp_path):
     (tmp_path / "here.jsonl").write_text(inside.read_text().replace(f'"{tmp_path}/', '"./'))
     assert data("validate", inside)[0] == 0
     assert data("validate", tmp_path / "here.jsonl")[0] == 0
+
+
+def test_limit_takes_the_first_utterances(data, librispeech, tmp_path):
+    out = tmp_path / "out"
+    code, stdout, _ = data("librispeech", "--root", librispeech, "--out", out, "--limit", 2, "--json")
+    assert code == 0
+    assert sum(json.loads(stdout)["samples"].values()) == 2

@@ -49,6 +49,7 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
         task: Task = None,
         instructions: opt.Instructions = None,
         seed: opt.DrawSeed = 0,
+        limit: opt.Limit = None,
         on_error: opt.OnError = "fail",
         json: opt.Json = False,
     ) -> None:
@@ -62,6 +63,7 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
             tasks=task or list(corpus.tasks[:1]),
             instructions=instructions or ["evaluation"],
             seed=seed,
+            limit=limit,
             on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
             as_json=json,
         )

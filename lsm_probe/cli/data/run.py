@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ def corpus_to_manifests(
     tasks: Sequence[str],
     instructions: Sequence[str],
     seed: int,
+    limit: int | None,
     on_error: OnError,
     as_json: bool,
 ) -> None:
     """Reads a corpus and writes its manifests."""
     check_tasks(corpus, tasks)
     pool, problems = read_pool(*instructions).only(tasks), Problems()
-    utterances = corpus.read(root, problems, splits)
+    utterances = islice(corpus.read(root, problems, splits), limit)
     config = {
         "command": f"data {corpus.module}",
         "root": str(root.absolute()),
@@ -39,6 +41,7 @@ def corpus_to_manifests(
         "tasks": tasks,
         "instructions": instructions,
         "seed": seed,
+        "limit": limit,
     }
     # Always from the start: it takes a corpus's tables minutes at most.
     with work_folder(out, config, resume=None), progress() as on_progress:
