@@ -13,6 +13,10 @@ from lsm_probe.models.segments import Piece, Segment, token_segments
 from lsm_probe.models.templates import AUDIO_TOKEN, TEMPLATES
 
 
+class NoTokens(InputError):
+    """An instruction or a source that a tokenizer has no token for."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One tokenised prompt, up to the position that predicts the first response token.
@@ -69,7 +73,7 @@ def encode_prompt(
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
         if segment not in segments:
             name = segment.name.lower()
-            raise InputError(f"the {name} {instruction if name == 'instruction' else source!r} has no tokens")
+            raise NoTokens(f"the {name} {instruction if name == 'instruction' else source!r} has no tokens")
     if source_length is not None:
         spelled = None if audio_token_id is None else [audio_token_id]
         ids, segments = _resize_source(ids, segments, source_length, spelled)

@@ -34,7 +34,7 @@ import filelock
 
 from lsm_probe.data.augmentation import ranks
 from lsm_probe.data.augmentation.collect import SHARDS, collect
-from lsm_probe.data.augmentation.plan import Job, digest, make_job
+from lsm_probe.data.augmentation.plan import digest, make_job
 from lsm_probe.data.augmentation.ranks import CHECKPOINTS, LOGS, SHARD_NAME, split
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.augmentation.servers import IN_FLIGHT, Server
@@ -250,10 +250,7 @@ async def answer(
 
     # Popped: what stays in the metadata is written to the checkpoint.
     number, sample = document.metadata.pop("number"), document.metadata.pop("sample")
-    try:
-        job = make_job(llm.encode, number, sample, recipe)
-    except InputError:
-        job = Job(number, sample, recipe.pool.draw(recipe.seed, sample.id), [], "no tokens")
+    job = make_job(llm.encode, number, sample, recipe)
     if not job.generates:
         return job.row_without_generation(recipe)
     request = {"prompt": job.prompt, "max_tokens": recipe.max_new_tokens, "temperature": 0.0}

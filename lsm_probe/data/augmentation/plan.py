@@ -14,6 +14,7 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import NoTokens
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,17 @@ def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sampl
         recipe: what to draw from, and the longest prompt.
 
     Raises:
-        InputError: the sample has no transcript, or it tokenises to nothing.
+        InputError: the sample has no transcript.
     """
     if sample.text is None:
         raise InputError("has no transcript; add 'text' to it")
     draw = recipe.pool.draw(recipe.seed, sample.id)
     if draw.answer == "transcript":
         return Job(number, sample, draw, [])
-    prompt = encode(draw.instruction, sample.text)
+    try:
+        prompt = encode(draw.instruction, sample.text)
+    except NoTokens:
+        return Job(number, sample, draw, [], "no tokens")
     too_long = len(prompt) > recipe.max_prompt_tokens
     return Job(number, sample, draw, prompt, "prompt too long" if too_long else None)
 

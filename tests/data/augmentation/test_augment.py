@@ -15,6 +15,7 @@ from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.models.prompts import NoTokens
 
 
 def rows_of(out):
@@ -300,3 +301,24 @@ def test_keeping_nothing_is_said(tiny_llm, transcripts, tmp_path):
     with pytest.warns(UserWarning, match=r"no answer was kept: .*report\.json"):
         report = augment(tiny_llm, transcripts(3), tmp_path / "out", settings)
     assert report["dropped"] == {"prompt too long": 3}
+
+
+def test_a_transcript_without_tokens_is_dropped_and_counted_and_a_bad_template_is_an_error(
+    tiny_llm, transcripts, tmp_path, monkeypatch
+):
+    encode = tiny_llm.encode
+
+    def without_b(instruction, text):
+        if text == "b":
+            raise NoTokens("the source 'b' has no tokens")
+        return encode(instruction, text)
+
+    monkeypatch.setattr(tiny_llm, "encode", without_b)
+    settings = recipe(pool=read_pool("continuation"))
+    samples = [*transcripts(2), Sample(id="b", instruction="x", text="b")]
+    report = augment(tiny_llm, samples, tmp_path / "out", settings)
+    assert report["dropped"] == {"no tokens": 1}
+    monkeypatch.undo()
+    tiny_llm.tokenizer.chat_template = None
+    with pytest.raises(InputError, match="has no chat template"):
+        augment(tiny_llm, samples, tmp_path / "other", settings)
