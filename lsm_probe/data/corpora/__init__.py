@@ -89,7 +89,7 @@ CORPORA = {
     "covost2": Corpus(
         module="covost2",
         title="CoVoST 2",
-        root="the folder of Common Voice 4.0 that has clips/, with covost_v2.<from>_<to>.tsv in it",
+        root="the folder of Common Voice 4.0 that has clips/, with covost_v2.en_de.tsv or that of another pair",
         tasks=("translation",),
     ),
     "mustc": Corpus(
