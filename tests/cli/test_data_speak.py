@@ -285,3 +285,16 @@ def test_an_interrupt_of_all_processes_ends_at_once_without_a_traceback(talk, tm
     assert process.returncode == 130
     assert "--resume" in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_file_that_a_crash_left_empty_is_spoken_again(data, sentences, tmp_path):
+    out = tmp_path / "out"
+    run = ("speak", sentences, "--out", out, "--workers", 1)
+    assert data(*run)[0] == 0
+    whole = contents(out)
+    damaged = sorted(out.glob("audio/??/*.flac"))[0]
+    damaged.write_bytes(b"")
+    code, stdout, _ = data(*run, "--resume")
+    assert code == 0
+    assert "spoken: 1 texts" in stdout
+    assert contents(out) == whole

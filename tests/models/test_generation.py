@@ -1,9 +1,15 @@
 """Answers in a batch whose rows leave it: the same as each prompt's own, by transformers alone."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
+import lsm_probe
+from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 
 TEXTS = ["the quick brown fox", "rain", "she sells sea shells by the sea shore", "my favourite colour is green", "old"]
@@ -39,3 +45,14 @@ def test_the_model_keeps_its_own_generation_settings(tiny_llm: Checkpoint) -> No
     tiny_llm.generate(tiny_llm.embed(prompts), max_new_tokens=9)
     assert tiny_llm.llm.generation_config is own
     assert own.repetition_penalty == 1.7
+
+
+def test_a_cache_whose_rows_cannot_be_chosen_is_refused(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:
+    tokenizer = make_tokenizer()
+    config = MambaConfig(vocab_size=448, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    mamba = lsm_probe.load(tmp_path, device="cpu")
+    prompts = [mamba.encode("Continue.", text) for text in TEXTS[:2]]
+    with pytest.raises(InputError, match="MambaForCausalLM has a cache whose rows cannot be chosen"):
+        mamba.generate(mamba.embed(prompts), max_new_tokens=20)
