@@ -32,20 +32,22 @@ def commands(
 
         lsm-probe data commands --out commands --count 2000
     """
-    from lsm_probe.cli.data.spoken import speak_to_manifests
-    from lsm_probe.data.commands import TASKS, command_utterances
-    from lsm_probe.data.problems import Problems
+    from functools import partial
 
-    speak_to_manifests(
-        out,
+    from lsm_probe.cli.data.show import prepare_and_show
+    from lsm_probe.data.commands import TASKS, command_utterances
+    from lsm_probe.data.prepare import prepare_utterances
+
+    prepare = partial(
+        prepare_utterances,
         command_utterances(count, seed),
+        out,
         delivery(voice, speed, seed),
-        command="data commands",
+        name="data commands",
         tasks=TASKS,
         instructions=instructions or ["commands"],
         workers=workers,
         resume=resume,
-        problems=Problems(),
         on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
-        as_json=json,
     )
+    prepare_and_show(prepare, out, resumable=True, as_json=json)

@@ -53,20 +53,24 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
         on_error: opt.OnError = "fail",
         json: opt.Json = False,
     ) -> None:
-        from lsm_probe.cli.data.run import corpus_to_manifests
+        from functools import partial
 
-        corpus_to_manifests(
+        from lsm_probe.cli.data.show import prepare_and_show
+        from lsm_probe.data.prepare import prepare_corpus
+
+        prepare = partial(
+            prepare_corpus,
             corpus,
             root,
             out,
-            splits=split,
             tasks=task or list(corpus.tasks[:1]),
+            splits=split,
             instructions=instructions or ["evaluation"],
             seed=seed,
             limit=limit,
             on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
-            as_json=json,
         )
+        prepare_and_show(prepare, out, resumable=False, as_json=json)
 
     command.__name__ = name
     return command

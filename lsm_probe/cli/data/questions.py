@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 
 import typer
 
@@ -47,25 +46,25 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
         on_error: opt.OnError = "fail",
         json: opt.Json = False,
     ) -> None:
-        from lsm_probe.cli.data.run import check_tasks
-        from lsm_probe.cli.data.spoken import speak_to_manifests
-        from lsm_probe.data.problems import Problems
+        from functools import partial
 
-        tasks, problems = task or list(corpus.tasks[:1]), Problems()
-        check_tasks(corpus, tasks)
-        speak_to_manifests(
+        from lsm_probe.cli.data.show import prepare_and_show
+        from lsm_probe.data.prepare import prepare_questions
+
+        prepare = partial(
+            prepare_questions,
+            corpus,
+            root,
             out,
-            list(islice(corpus.read(root, problems), limit)),
             delivery(voice, speed, seed),
-            command=f"data {name}",
-            tasks=tasks,
+            tasks=task or list(corpus.tasks[:1]),
+            limit=limit,
             instructions=instructions or ["evaluation"],
             workers=workers,
             resume=resume,
-            problems=problems,
             on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
-            as_json=json,
         )
+        prepare_and_show(prepare, out, resumable=True, as_json=json)
 
     command.__name__ = name
     return command

@@ -39,9 +39,13 @@ def speak(
 
         lsm-probe data speak sentences.txt --out spoken --voice hibari:heart --voice flite:slt --speed 0.9 --speed 1.1
     """
-    from lsm_probe.cli.data.sentences import speak_sentences
+    from functools import partial
 
-    speak_sentences(
+    from lsm_probe.cli.data.show import prepare_and_show
+    from lsm_probe.data.prepare import prepare_sentences
+
+    prepare = partial(
+        prepare_sentences,
         sentences,
         out,
         delivery(voice, speed, seed),
@@ -50,5 +54,5 @@ def speak(
         limit=limit,
         resume=resume,
         on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
-        as_json=json,
     )
+    prepare_and_show(prepare, out, resumable=True, as_json=json)

@@ -1,0 +1,51 @@
+"""What the commands that write manifests show: a bar on stderr, then the manifests and what was left out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from lsm_probe.cli.progress import progress
+from lsm_probe.data.prepare import Prepared
+from lsm_probe.data.problems import LEFT_OUT
+
+
+def prepare_and_show(prepare: Callable[..., Prepared], out: Path, *, resumable: bool, as_json: bool) -> None:
+    """Calls `prepare(on_progress=...)` and shows what came of it."""
+    try:
+        with progress() as on_progress:
+            prepared = prepare(on_progress=on_progress)
+    except KeyboardInterrupt:
+        way_on = ": the same command with --resume goes on from here" if resumable else ""
+        print(f"interrupted{way_on}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        left_out = {"left_out": len(prepared.left_out)}
+        print(json.dumps({"out": str(out), "samples": prepared.samples, **left_out, **_speed(prepared)}))
+        return
+    for name, count in sorted(prepared.samples.items()):
+        print(f"{out / name}: {count} samples")
+    if prepared.left_out:
+        print(f"left out: {len(prepared.left_out)}, each with its reason in {out / LEFT_OUT}")
+    if spoken := prepared.spoken:
+        print(
+            f"spoken: {spoken.new} texts, {spoken.seconds:.0f} s of speech in {spoken.wall_seconds:.0f} s, "
+            f"{spoken.times_real_time:.0f} times real time; {spoken.already} were there already"
+        )
+
+
+def _speed(prepared: Prepared) -> dict[str, float]:
+    spoken = prepared.spoken
+    if spoken is None:
+        return {}
+    return {
+        "spoken": spoken.new,
+        "already": spoken.already,
+        "seconds": round(spoken.seconds, 3),
+        "wall_seconds": round(spoken.wall_seconds, 3),
+        "times_real_time": round(spoken.times_real_time, 1),
+    }

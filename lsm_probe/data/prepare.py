@@ -1,0 +1,242 @@
+"""A folder of manifests from a corpus, a question set, the commands world or a file of sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.data.build import build_manifests
+from lsm_probe.data.corpora import Corpus
+from lsm_probe.data.manifest import manifest_writer
+from lsm_probe.data.pools import read_pool
+from lsm_probe.data.problems import OnError, Problems
+from lsm_probe.data.sentences import read_sentences
+from lsm_probe.data.speech import Delivery, Spoken, speak, texts_sha256
+from lsm_probe.data.utterance import Utterance
+from lsm_probe.data.voices import check_text
+from lsm_probe.errors import InputError
+from lsm_probe.folders import work_folder
+
+MANIFEST = "manifest.jsonl"
+
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much of it is, and of how much (None: not known)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a folder was filled with.
+
+    Attributes:
+        samples: name of each manifest and its number of samples.
+        left_out: a line for every entry that could not be used; `left_out.txt` holds them too.
+        spoken: the speech made, None for a corpus that has its own.
+    """
+
+    samples: dict[str, int]
+    left_out: list[str]
+    spoken: Spoken | None = None
+
+
+def prepare_corpus(
+    corpus: Corpus,
+    root: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str],
+    splits: Sequence[str] | None = None,
+    instructions: Sequence[str] = ("evaluation",),
+    seed: int = 0,
+    limit: int | None = None,
+    on_error: OnError = "fail",
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Prepared:
+    """Reads a corpus in place and writes `{split}.{task}.jsonl` into an empty folder.
+
+    Args:
+        corpus: one of `CORPORA` that is spoken.
+        root: where it lies.
+        out: the folder.
+        tasks: what to ask for.
+        splits: only these; all if none are named.
+        instructions: names or files of the pools that instructions are drawn from.
+        seed: of the draw.
+        limit: only the first utterances.
+        on_error: at an entry that cannot be used `fail`, with nothing written, or `skip` and count it.
+        on_progress: see [`OnProgress`].
+
+    Raises:
+        InputError: root, tasks, splits, instructions or the folder cannot be used, or entries cannot and `on_error` is
+            "fail".
+    """
+    _check_tasks(corpus, tasks)
+    pool, problems = read_pool(*instructions).only(tasks), Problems()
+    utterances = islice(corpus.read(root, problems, splits), limit)
+    config = {
+        "command": f"data {corpus.module}",
+        "root": str(root.absolute()),
+        "splits": splits,
+        "tasks": tasks,
+        "instructions": [str(name) for name in instructions],
+        "seed": seed,
+        "limit": limit,
+    }
+    # Always from the start: it takes minutes at most.
+    with work_folder(out, config, resume=None):
+        counts = build_manifests(
+            utterances,
+            out,
+            tasks,
+            pool,
+            seed=seed,
+            splits=splits or (),
+            problems=problems,
+            on_error=on_error,
+            on_progress=lambda done: on_progress(corpus.title, done, None),
+        )
+        problems.write(out)
+    return Prepared(counts, problems.found)
+
+
+def prepare_questions(
+    corpus: Corpus,
+    root: Path,
+    out: Path,
+    delivery: Delivery,
+    *,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    **how: Any,
+) -> Prepared:
+    """Speaks the questions of a set and writes `{file}.{task}.jsonl`; see [`prepare_utterances`].
+
+    Raises:
+        InputError: as `prepare_corpus` and `prepare_utterances`.
+    """
+    _check_tasks(corpus, tasks)
+    problems = Problems()
+    questions = list(islice(corpus.read(root, problems), limit))
+    return prepare_utterances(
+        questions, out, delivery, name=f"data {corpus.module}", tasks=tasks, problems=problems, **how
+    )
+
+
+def prepare_utterances(
+    utterances: Sequence[Utterance],
+    out: Path,
+    delivery: Delivery,
+    *,
+    name: str,
+    tasks: Sequence[str],
+    instructions: Sequence[str] = ("evaluation",),
+    workers: int | None = None,
+    resume: bool = False,
+    problems: Problems | None = None,
+    on_error: OnError = "fail",
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Prepared:
+    """Speaks utterances whose answers are known into `out/audio` and writes `{split}.{task}.jsonl`.
+
+    Args:
+        utterances: with text, without audio.
+        out: the folder.
+        delivery: how they are spoken; its seed is that of the instructions too.
+        name: of what they are, for `config.yaml`.
+        tasks: what to ask for.
+        instructions: names or files of the pools that instructions are drawn from.
+        workers: processes that speak; None takes one for each core.
+        resume: go on in a folder that an interrupted run left.
+        problems: those there are already; with `on_error` "fail" nothing is spoken if there are any.
+        on_error: at a text that cannot be spoken `fail`, before any is, or `skip` and count it.
+        on_progress: see [`OnProgress`].
+
+    Raises:
+        InputError: tasks, instructions, texts or the folder cannot be used.
+    """
+    pool, problems = read_pool(*instructions).only(tasks), problems or Problems()
+    settings = {"command": name, "tasks": list(tasks), "instructions": [str(source) for source in instructions]}
+    with _spoken_in(out, utterances, delivery, settings, workers, resume, problems, on_error, on_progress) as spoken:
+        counts = build_manifests(
+            spoken.utterances, out, tasks, pool, seed=delivery.seed, problems=problems, on_error=on_error
+        )
+    return Prepared(counts, problems.found, spoken)
+
+
+def prepare_sentences(
+    path: Path,
+    out: Path,
+    delivery: Delivery,
+    *,
+    instructions: Sequence[str] = ("transcription",),
+    workers: int | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    on_error: OnError = "fail",
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Prepared:
+    """Speaks the sentences of a file into `out/audio` and writes `manifest.jsonl`.
+
+    Args:
+        path: see [`read_sentences`].
+        instructions: names or files of the pools that the transcription instructions are drawn from, for sentences
+            without one of their own.
+        limit: only the first sentences.
+        out, delivery, workers, resume, on_error, on_progress: as in [`prepare_utterances`].
+
+    Raises:
+        InputError: the file, its lines, the instructions or the folder cannot be used.
+    """
+    pool, problems = read_pool(*instructions).only(["transcription"]), Problems()
+    sentences = {sentence.utterance.id: sentence for sentence in islice(read_sentences(path, problems), limit)}
+    utterances = [sentence.utterance for sentence in sentences.values()]
+    settings = {"command": "data speak", "instructions": [str(source) for source in instructions]}
+    with _spoken_in(out, utterances, delivery, settings, workers, resume, problems, on_error, on_progress) as spoken:
+        problems.settle(on_error)
+        if not spoken.utterances:
+            raise InputError(f"{path} holds no sentence that can be spoken; write one on each line")
+        with manifest_writer(out / MANIFEST) as write:
+            for utterance in spoken.utterances:
+                write(sentences[utterance.id].sample(utterance.audio, pool, delivery.seed))
+    return Prepared({MANIFEST: len(spoken.utterances)}, problems.found, spoken)
+
+
+@contextmanager
+def _spoken_in(
+    out: Path,
+    utterances: Sequence[Utterance],
+    delivery: Delivery,
+    settings: dict[str, Any],
+    workers: int | None,
+    resume: bool,
+    problems: Problems,
+    on_error: OnError,
+    on_progress: OnProgress,
+) -> Iterator[Spoken]:
+    """Speaks utterances into `out/audio` and gives what came of it, to be written beside while the folder is ours."""
+    if on_error == "fail":
+        for utterance in utterances:
+            with problems.catching(utterance.place):
+                check_text(utterance.text or "")
+        problems.settle("fail")
+    config = {**settings, **asdict(delivery), "texts": texts_sha256(utterances)}
+    with work_folder(out, config, resume=resume):
+        yield speak(
+            utterances,
+            out / "audio",
+            delivery,
+            workers=workers,
+            problems=problems,
+            on_progress=lambda done: on_progress("speech", done, len(utterances)),
+        )
+        problems.write(out)
+
+
+def _check_tasks(corpus: Corpus, tasks: Sequence[str]) -> None:
+    known = list(dict.fromkeys([*corpus.tasks, "transcription"]))
+    for task in tasks:
+        if task not in known:
+            raise InputError(f"--task {task!r} is none of {corpus.title}; choose from: {', '.join(known)}")
