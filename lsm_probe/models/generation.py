@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from lsm_probe.errors import InputError
 
 _STAGE_TOKENS = 8
-"""New tokens between two looks at which rows have ended: of 4 to 32 the fastest for answers of 10 to 225 tokens."""
+"""New tokens between two looks at which rows have ended; 16 took 9 to 24 % longer for answers of 13 to 225 tokens."""
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def generate_greedily(
     """Answers embedded prompts greedily, left-padded.
 
     In a plain batch every row computes until the longest answer ends. Here `llm.generate` runs a few tokens at a time
-    and rows that have ended are taken out of the key-value cache: the same answers, in less than half the time where
-    their lengths differ much.
+    and rows that have ended are taken out of the key-value cache: the same answers, in half the time of a plain batch
+    of 48 whose answers differ much in length.
 
     Args:
         llm: the causal LM.

@@ -26,7 +26,7 @@ def commands(
     """Speaks household commands ("Could you switch on the lamp in the kitchen, please?") whose meaning is known.
 
     Writes `<split>.<task>.jsonl` for splits train, validation and test (80, 10 and 10 in a hundred, no sentence in
-    two of them) and tasks transcription, intent, keywords, device, place and capitals. A small model can learn them.
+    two of them) and tasks transcription, intent, keywords, device, place and capitals. Words are few.
 
     Example:
 

@@ -16,7 +16,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 
 BATCH_SIZE = 48
-"""Prompts answered together: on two CPU cores the fastest of 16, 48 and 96."""
+"""Prompts answered together: on one CPU core 1.8 times as fast as 16 (`analyses/performance/generation.json`)."""
 
 SHARD_ROWS = 128
 """Rows of a shard: what a kill can cost."""
