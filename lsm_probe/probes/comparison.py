@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lsm_probe.bootstrap import interval
 from lsm_probe.errors import InputError
-from lsm_probe.probes.bootstrap import interval
 from lsm_probe.probes.result import SEGMENTS, AttentionResult, Curve
 
 SCHEMA = "lsm-probe/comparison/1"

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lsm_probe.bootstrap import cluster_weights, interval
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
-from lsm_probe.probes.bootstrap import cluster_weights, interval
 from lsm_probe.probes.conventions import Conventions
 
 if TYPE_CHECKING:
