@@ -1,0 +1,129 @@
+"""Checksums of a checkpoint folder, written last: a folder that has them is complete, and damage to it is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing, sync
+
+CHECKSUMS = "checksums.json"
+_UNVERIFIED = f"or delete {CHECKSUMS} to load the folder unverified"
+_WAY_OUT = f"take it from a good copy, {_UNVERIFIED}"
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes size and sha256 of every file below `folder` into its `checksums.json`.
+
+    All of it is on the disk before `checksums.json` appears. Left out are hidden files and `README.md`, which people
+    write by hand; loading reads neither.
+
+    Raises:
+        InputError: the folder holds links or other things that are no files.
+    """
+    files = {}
+    for name in sorted(name for name in _entries(folder) if not _is_free(name)):
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise InputError(f"{path} is no regular file: put the file itself there")
+        sync(path)
+        files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    for parent in sorted({parent for name in files for parent in Path(name).parents}):
+        sync(folder / parent)
+    with replacing(folder / CHECKSUMS) as temporary:
+        temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+        sync(temporary)
+    sync(folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder has been written to its end; [`verify`] says whether it is still what was written."""
+    return os.path.lexists(folder / CHECKSUMS)
+
+
+def verify(folder: Path) -> bool:
+    """Whether the folder has checksums, all of which hold.
+
+    Raises:
+        InputError: a file is missing, changed, not listed, or lies elsewhere (a link), or `checksums.json` itself is
+            damaged or lists files outside of the folder.
+    """
+    if not is_complete(folder):
+        return False
+    listed = read_checksums(folder)
+    present = set(_entries(folder))
+    for name in sorted(present - listed.keys()):
+        if not _is_free(name):
+            raise InputError(f"{folder / name} is not listed in {CHECKSUMS}: remove it, {_UNVERIFIED}")
+    for name in listed:
+        if name not in present:
+            raise InputError(f"{folder / name} is missing: {_WAY_OUT}")
+        path = _own_file(folder, name)
+        if (size := path.stat().st_size) != listed[name]["size"]:
+            raise InputError(f"{path} has {size:,} bytes instead of {listed[name]['size']:,}: {_WAY_OUT}")
+    for name in listed:
+        if _sha256(folder / name) != listed[name]["sha256"]:
+            raise InputError(f"{folder / name} is damaged or was changed (its sha256 differs): {_WAY_OUT}")
+    return True
+
+
+def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `checksums.json` says: `size` and `sha256` by name, in the order of names.
+
+    Raises:
+        InputError: it is damaged, or names files outside of the folder.
+    """
+    path = _own_file(folder, CHECKSUMS)
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"].items()
+        listed = {name: {"size": int(file["size"]), "sha256": str(file["sha256"])} for name, file in files}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {_WAY_OUT}") from error
+    for name in listed:
+        if leads_outside(name):
+            raise InputError(f"{path} lists {name!r}, which lies outside of the folder: use no such checkpoint")
+    return dict(sorted(listed.items()))
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a file's name, as another file of the same folder tells it, may lead out of that folder."""
+    return bool(Path(name).anchor) or ".." in Path(name).parts
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """The path of a regular file that really lies in the folder."""
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{path} is a link out of the folder: put the file itself there")
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise InputError(f"{path} cannot be followed: put the file itself there") from error
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file: put the file itself there")
+    return path
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    """The name of everything below the folder that is no folder, relative to it; links are not followed."""
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        yield from (Path(root, name).relative_to(folder).as_posix() for name in (*files, *links))
+
+
+def _is_free(name: str) -> bool:
+    """Whether a file may come, go and change: loading does not read it."""
+    *_, last = parts = name.split("/")
+    return name == CHECKSUMS or last == "README.md" or any(part.startswith(".") for part in parts)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
