@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lsm_probe.checksums import write_checksums
 from lsm_probe.errors import InputError
+from lsm_probe.files import new_folder
 from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
@@ -92,10 +94,21 @@ class Checkpoint:
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    def save(self, folder: str | Path) -> None:
-        """Saves model and processor (or tokenizer) so that [`load`] takes the folder."""
-        self.model.save_pretrained(folder)
-        (self.processor or self.tokenizer).save_pretrained(folder)
+    def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Saves model and processor (or tokenizer) so that [`load`] takes the folder; all of it appears or nothing.
+
+        Args:
+            folder: empty, or not there yet.
+            state_dict: the weights, where the model itself holds only a share of them; its own if None.
+
+        Raises:
+            InputError: the folder is not empty.
+            OSError: the disk is full, or the folder cannot be written.
+        """
+        with new_folder(folder) as temporary:
+            self.model.save_pretrained(temporary, state_dict=state_dict)
+            (self.processor or self.tokenizer).save_pretrained(temporary)
+            write_checksums(temporary)
 
     @torch.no_grad()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:

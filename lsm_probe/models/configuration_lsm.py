@@ -1,4 +1,4 @@
-"""Configuration of a large speech-text model: Whisper encoder, connector, decoder-only LLM."""
+"""Configuration of a large speech-text model: Whisper, connector, decoder-only LLM."""
 
 from __future__ import annotations
 
@@ -6,44 +6,90 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperConfig
 
+from lsm_probe.errors import InputError
+
+CONNECTOR_SIZES: dict[str, dict[str, int]] = {
+    "window_qformer": {"window": 17, "hidden_size": 768},
+    "frame_stack": {"window": 5, "hidden_size": 2048},
+    "conv": {"hidden_size": 512},
+    "linear": {},
+}
+"""The connectors by name, each with the sizes its paper gives it."""
+
+ENCODER_CONTEXTS = ("full", "trimmed")
+
+
+class UnusableConfig(InputError, ValueError):
+    """A configuration no model can be made of. A ValueError too: who reads it from a folder can name the folder."""
+
 
 class LsmProjectorConfig(PreTrainedConfig):
     """The connector between encoder and LLM.
 
     Args:
-        connector: name of the connector; `window_qformer` is the one of arXiv 2410.03798.
-        window: encoder frames (20 ms each) read by one window; 17 frames are 0.34 s.
-        num_queries: speech tokens made from one window.
-        hidden_size: width of the Q-Former.
+        connector: its name. `window_qformer` is the one of arXiv 2410.03798, `frame_stack` LLaMA-Omni's, `conv`
+            BLSP's, `linear` LLaSM's.
+        window: states read by one window, 20 ms each where they are the encoder's. `window_qformer`: 17 (0.34 s);
+            `frame_stack`: 5 (0.1 s). The others have no windows.
+        hidden_size: width of the Q-Former (768), of the layer between `frame_stack`'s two linears (2048), or of
+            `conv`'s bottleneck (512).
+        num_queries: speech tokens `window_qformer` makes from one window.
         num_hidden_layers: Q-Former blocks, each with cross-attention.
         num_attention_heads: heads of each block.
         intermediate_size: width of each block's feed-forward layer.
-        dropout: dropout in training, on hidden states and attention probabilities.
+        dropout: dropout in training, on the Q-Former's hidden states and attention probabilities.
+        initializer_range: standard deviation of the Q-Former's weights.
+
+    Raises:
+        UnusableConfig: an unknown connector, or a size below 1.
     """
 
     model_type = "lsm_projector"
 
     connector: str = "window_qformer"
-    window: int = 17
+    # None takes the connector's own; it stays where the connector has no such size.
+    window: int = None  # type: ignore[assignment]
     num_queries: int = 1
-    hidden_size: int = 768
+    hidden_size: int = None  # type: ignore[assignment]
     num_hidden_layers: int = 2
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     dropout: float = 0.1
     initializer_range: float = 0.02
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.connector not in CONNECTOR_SIZES:
+            raise UnusableConfig(
+                f"connector {self.connector!r} is unknown; choose one of: {', '.join(CONNECTOR_SIZES)}"
+            )
+        for name, size in CONNECTOR_SIZES[self.connector].items():
+            if getattr(self, name) is None:
+                setattr(self, name, size)
+        for name in ("window", "hidden_size", "num_queries"):
+            _check_count(f"connector {self.connector!r}: {name}", getattr(self, name))
+        super().__post_init__(**kwargs)
+
 
 class LsmConfig(PreTrainedConfig):
     """Configuration of [`LsmForConditionalGeneration`].
 
     Args:
-        audio_config: a `WhisperConfig`; only the encoder is built.
+        audio_config: a `WhisperConfig`.
         projector_config: an [`LsmProjectorConfig`].
         text_config: the configuration of any decoder-only causal LM in transformers.
         audio_token_id: id that stands for one speech token in `input_ids`. It defaults to the LLM's vocabulary
             size, an id no text token has, and is replaced before the embedding: the LLM's weights and the width
             of its logits never change.
+        decoder_states: None: the audio tower is Whisper's encoder, and its states go to the connector. A number: it
+            is the whole of Whisper, whose decoder reads so many start tokens and hands on its last hidden states,
+            as many for any length of speech (LLaSM: 64).
+        encoder_context: what the encoder sees of a piece of speech. `full`: 30 s, filled up with silence, as Whisper
+            was trained; `trimmed`: the speech alone, which is faster on a CPU (pieces of different lengths do not run
+            together).
+
+    Raises:
+        UnusableConfig: an unknown context, a number of states the decoder has no positions for, or a decoder after
+            a trimmed encoder.
     """
 
     model_type = "lsm"
@@ -56,7 +102,9 @@ class LsmConfig(PreTrainedConfig):
     audio_config: Any = None
     projector_config: Any = None
     text_config: Any = None
-    audio_token_id: int | None = None
+    audio_token_id: int = None  # type: ignore[assignment]  # None takes the LLM's vocabulary size
+    decoder_states: int | None = None
+    encoder_context: str = "full"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.audio_config is None or isinstance(self.audio_config, dict):
@@ -68,6 +116,30 @@ class LsmConfig(PreTrainedConfig):
             self.text_config = CONFIG_MAPPING[text_config.pop("model_type", "llama")](**text_config)
         if self.audio_token_id is None:
             self.audio_token_id = self.text_config.vocab_size
+        self._check_audio_tower()
         # The LLM ties (or does not tie) its own embeddings; there is nothing to tie at this level.
         self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
+
+    def _check_audio_tower(self) -> None:
+        if self.encoder_context not in ENCODER_CONTEXTS:
+            raise UnusableConfig(
+                f"encoder_context {self.encoder_context!r} is unknown; choose one of: {', '.join(ENCODER_CONTEXTS)}"
+            )
+        if self.decoder_states is None:
+            return
+        _check_count("decoder_states", self.decoder_states)
+        positions = self.audio_config.max_target_positions
+        if self.decoder_states > positions:
+            raise UnusableConfig(
+                f"decoder_states {self.decoder_states}: this Whisper's decoder has {positions} positions"
+            )
+        if self.encoder_context == "trimmed":
+            raise UnusableConfig(
+                "encoder_context 'trimmed' and decoder_states exclude each other (it reads 30 s): leave out one"
+            )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise UnusableConfig(f"{name} is {value!r}: give a whole number of at least 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +24,8 @@ from transformers import (
 )
 
 from lsm_probe import assets
+from lsm_probe.assets.cache import SEAL
+from lsm_probe.checksums import leads_outside, read_checksums, verify
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
@@ -43,7 +46,7 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
         template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM.
 
     Raises:
-        InputError: if there is no such checkpoint, or it is of a kind that cannot be probed.
+        InputError: if there is no such checkpoint, its checksums do not hold, or it is of a kind that cannot be probed.
     """
     name = str(name)
     torch_device = resolve_device(device)
@@ -73,18 +76,20 @@ def load_prompter(name: str | Path, *, template: str | None = None) -> Prompter:
         template: prompt template; by default `chat` / `vicuna`, as [`load`] has it.
 
     Raises:
-        InputError: there is no such checkpoint, or it is no text LLM.
+        InputError: there is no such checkpoint, its checksums do not hold, or it is no text LLM.
     """
     name = str(name)
     _check_template(template)
     folder = str(assets.language_model()) if name == "builtin:llm" else name
     if folder.startswith("builtin:"):
         raise InputError(f"{name} is no text LLM; the built-in one is builtin:llm")
+    checksums = _checksums(folder)
     config = _pretrained(AutoConfig, folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
     tokenizer = _pretrained(AutoTokenizer, folder)
-    return Prompter(name, folder, tokenizer, template or default_template(tokenizer), _identity(folder, config))
+    identity = _identity(folder, config, checksums)
+    return Prompter(name, folder, tokenizer, template or default_template(tokenizer), identity)
 
 
 def build_lsm(
@@ -92,43 +97,52 @@ def build_lsm(
     llm: str | Path,
     *,
     projector: LsmProjectorConfig | None = None,
+    encoder_context: str = "full",
+    decoder_states: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     template: str | None = None,
 ) -> Checkpoint:
-    """Puts a pretrained Whisper encoder and a pretrained LLM together with a new, seeded connector.
+    """Puts a pretrained Whisper and a pretrained LLM together with a new, seeded connector.
+
+    Only the connector's weights are drawn; those of the others are in memory once.
 
     Args:
         encoder: folder or hub name of a Whisper model of any size.
         llm: folder or hub name of a decoder-only causal LM.
         projector: the connector's configuration.
-        seed: seeds the connector's weights.
+        encoder_context: what the encoder sees of a piece of speech, `full` or `trimmed`: see [`LsmConfig`].
+        decoder_states: states taken from Whisper's decoder (LLaSM: 64); None takes its encoder's.
+        seed: seeds the connector's weights, and nothing else decides them.
         dtype: of all weights.
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
 
     Raises:
-        InputError: if either part cannot be loaded.
+        InputError: if either part cannot be loaded, or the parts cannot be put together as asked.
     """
     tokenizer = _pretrained(AutoTokenizer, llm)
     language_model = _causal_llm(str(llm), llm, dtype)
-    whisper = _speech_encoder(encoder, dtype)
+    whisper = _whisper(encoder, dtype, part="encoder." if decoder_states is None else "")
     config = LsmConfig(
         audio_config=whisper.config,
         projector_config=projector or LsmProjectorConfig(),
         text_config=language_model.config,
+        decoder_states=decoder_states,
+        encoder_context=encoder_context,
     )
     config.dtype = dtype
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.device("meta"):  # a skeleton: no memory, nothing drawn
         model = LsmForConditionalGeneration(config)
-    model.to(dtype)  # type: ignore[arg-type]
-    model.audio_tower.load_state_dict(whisper.encoder.state_dict())
-    model.language_model.load_state_dict(language_model.state_dict())
+    tower = whisper.encoder if decoder_states is None else whisper
+    model.audio_tower.load_state_dict(tower.state_dict(), assign=True)
+    model.language_model = language_model
+    model.draw_connector(seed)
+    model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
     processor = LsmProcessor.for_model(config, _pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
     identity = {
         "model_type": config.model_type,
-        "encoder": _identity(encoder, whisper.config),
+        "encoder": _identity(encoder, whisper.config) | {"context": encoder_context, "decoder_states": decoder_states},
         "llm": _identity(llm, language_model.config),
         "connector": {**processor.projector, "seed": seed, "trained": False},
     }
@@ -162,15 +176,19 @@ def _check_template(template: str | None) -> None:
 
 
 def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
+    checksums = _checksums(folder)
     config = _pretrained(AutoConfig, folder)
     if isinstance(config, LsmConfig):
         processor = _pretrained(AutoProcessor, folder)
         processor.template = template or processor.template
         model = _pretrained_model(LsmForConditionalGeneration, folder, dtype)
-        return Checkpoint(name, model, processor.tokenizer, processor.template, processor, _identity(folder, config))
-    model = _causal_llm(f"--ckpt {name}", folder, dtype)
-    tokenizer = _pretrained(AutoTokenizer, folder)
-    return Checkpoint(name, model, tokenizer, template or default_template(tokenizer), None, _identity(folder, config))
+        checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor)
+    else:
+        model = _causal_llm(f"--ckpt {name}", folder, dtype)
+        tokenizer = _pretrained(AutoTokenizer, folder)
+        checkpoint = Checkpoint(name, model, tokenizer, template or default_template(tokenizer))
+    checkpoint.identity = _identity(folder, config, checksums)
+    return checkpoint
 
 
 def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -187,15 +205,16 @@ def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedM
     return model
 
 
-def _speech_encoder(name: str | Path, dtype: torch.dtype) -> Any:
+def _whisper(name: str | Path, dtype: torch.dtype, part: str) -> Any:
     config = _pretrained(AutoConfig, name)
     if config.model_type != "whisper":
         raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
-    return _pretrained_model(WhisperModel, name, dtype, part="encoder.")
+    return _pretrained_model(WhisperModel, name, dtype, part)
 
 
 def _pretrained_model(auto_class: Any, name: str | Path, dtype: torch.dtype, part: str = "") -> PreTrainedModel:
     """A model with all its weights (those whose names start with `part`): transformers would draw missing ones."""
+    _check_indices(Path(name))
     model: PreTrainedModel
     model, loaded = _pretrained(auto_class, name, dtype=dtype, output_loading_info=True)
     missing = sorted(key for key in loaded["missing_keys"] if key.startswith(part))
@@ -207,6 +226,8 @@ def _pretrained_model(auto_class: Any, name: str | Path, dtype: torch.dtype, par
 def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     """`auto_class.from_pretrained`, never running code from the checkpoint, with one line for what can go wrong."""
     path = Path(name)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")
     try:
@@ -219,17 +240,55 @@ def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
         raise InputError(f"{name} cannot be loaded: {reason}") from error
 
 
-def _identity(folder: str | Path, config: PreTrainedConfig) -> dict[str, Any]:
-    """What tells one checkpoint from another: kind, hub revision where it has one, sha256 of its weights."""
+def _check_indices(folder: Path) -> None:
+    """Refuses weights that an index places outside of the folder: transformers would read them."""
+    for path in sorted(folder.glob("*.index.json")):
+        try:
+            files = {str(file) for file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is no index of weights: take it from a good copy of the checkpoint") from error
+        for file in sorted(files):
+            if leads_outside(file):
+                raise InputError(f"{path} names {file!r}, which lies outside of the folder: use no such checkpoint")
+
+
+def _checksums(folder: str | Path) -> str | None:
+    """Verifies a local folder before anything of it is read.
+
+    Returns:
+        `verified`, or `unverified` for a folder without checksums; None where something else vouches for the files: a
+        hub name's revision, a built-in checkpoint's pin.
+
+    Raises:
+        InputError: the checksums do not hold.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        return None
+    if verify(path):
+        return "verified"
+    return None if (path / SEAL).is_file() else "unverified"
+
+
+def _identity(folder: str | Path, config: PreTrainedConfig, checksums: str | None = None) -> dict[str, Any]:
+    """What tells one checkpoint from another: kind, hub revision where it has one, sha256 of its weights.
+
+    `checksums` is what [`_checksums`] said of the folder.
+    """
     identity: dict[str, Any] = {}
     if config is not None:
         identity["model_type"] = config.model_type
         revision = getattr(config, "_commit_hash", None)
         if revision:
             identity["revision"] = revision
+    if checksums is not None:
+        identity["checksums"] = checksums
     weights = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
     if weights:
-        identity["weights_sha256"] = {path.name: _sha256(path) for path in weights}
+        known = read_checksums(Path(folder)) if checksums == "verified" else {}  # read once, not twice
+        identity["weights_sha256"] = {
+            path.name: known[path.name]["sha256"] if path.name in known else _sha256(path) for path in weights
+        }
     return identity
 
 

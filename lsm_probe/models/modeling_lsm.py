@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lsm_probe.models.configuration_lsm import LsmConfig
-from lsm_probe.models.connectors import CONNECTORS, WindowQFormer, encoder_frames, num_speech_tokens
+from lsm_probe.models.connectors import WindowQFormer, make_connector, num_speech_tokens
+from lsm_probe.models.speech_encoder import make_audio_tower, num_states, run_audio_tower
+
+_SPEECH_INPUTS = ("input_features", "input_features_mask", "speech_states", "speech_lengths")
 
 
 class LsmPreTrainedModel(PreTrainedModel):
+    config: LsmConfig
     config_class = LsmConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ["audio", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules = ["WhisperEncoderLayer"]  # noqa: RUF012  # a plain list is transformers' protocol
+    _no_split_modules: set[str] | list[str] = ["WhisperEncoderLayer"]  # noqa: RUF012  # transformers' protocol
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -39,21 +42,41 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
 
     `input_ids` holds `config.audio_token_id` once for each speech token. The speech comes as log-mel features of
     30 s pieces (`input_features`, `[pieces, mel_bins, 3000]`, all utterances of the batch one after another) with
-    `input_features_mask` (`[pieces, 3000]`, 1 for the 10 ms mel frames that are speech and not padding).
+    `input_features_mask` (`[pieces, 3000]`, 1 for the 10 ms mel frames that are speech and not padding); or as what
+    the audio tower made of them (`speech_states`, `[pieces, max_states, d]`, with `speech_lengths`, `[pieces]`), which
+    training with a frozen tower computes once: see [`encode_speech`].
+
+    An audio tower of which no parameter requires a gradient stays in evaluation mode in training, and builds no graph.
 
     The LLM is a whole causal LM, head included, so that whatever it does to its logits (scaling, caps) is kept.
     """
 
     def __init__(self, config: LsmConfig):
         super().__init__(config)
-        self.audio_tower = WhisperEncoder(config.audio_config)
-        self.multi_modal_projector = CONNECTORS[config.projector_config.connector](
-            config.projector_config,
-            encoder_dim=config.audio_config.d_model,
-            llm_dim=config.text_config.hidden_size,
-        )
+        self.audio_tower = make_audio_tower(config)
+        self.multi_modal_projector = make_connector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
+        # post_init gathers what the parts name, Whisper's decoder layer too where only the encoder is there, and
+        # Accelerate's FSDP refuses a model that lacks a layer it names.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = present.intersection(self._no_split_modules)
+
+    def draw_connector(self, seed: int) -> None:
+        """Puts a new connector in place of the present one, its weights drawn from `seed` alone (float32, CPU)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.multi_modal_projector = make_connector(self.config)
+            self.multi_modal_projector.apply(self._initialize_weights)
+
+    def train(self, mode: bool = True) -> LsmForConditionalGeneration:
+        super().train(mode)
+        if not self._tower_learns():
+            self.audio_tower.eval()
+        return self
+
+    def _tower_learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.audio_tower.parameters())
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.language_model.get_input_embeddings()
@@ -79,12 +102,31 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
 
         Returns:
             `[tokens, llm_dim]`, the tokens of all pieces in order; how many each piece gives is
-            [`num_speech_tokens`] of its valid encoder frames.
+            [`num_speech_tokens`] of its valid states.
         """
-        dtype = self.audio_tower.conv1.weight.dtype
-        frames = self.audio_tower(input_features.to(dtype)).last_hidden_state
-        lengths = encoder_frames(input_features_mask.sum(-1))
-        return self.multi_modal_projector(frames, lengths)
+        return self._connect(*self.encode_speech(input_features, input_features_mask))
+
+    def encode_speech(self, input_features: Tensor, input_features_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the audio tower: the part of [`get_audio_features`] before the connector.
+
+        Args:
+            input_features: log-mel features, `[pieces, mel_bins, 3000]`.
+            input_features_mask: `[pieces, 3000]`, 1 where a mel frame is speech.
+
+        Returns:
+            `speech_states` `[pieces, max_states, d]` and `speech_lengths` `[pieces]`. States beyond a piece's length
+            mean nothing and may be left out.
+        """
+        mel_frames = input_features_mask.sum(-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._tower_learns()):
+            states = run_audio_tower(
+                self.audio_tower, self.config, input_features.to(self.audio_tower.dtype), mel_frames
+            )
+        return states, num_states(mel_frames, self.config.decoder_states)
+
+    def _connect(self, speech_states: Tensor, speech_lengths: Tensor) -> Tensor:
+        dtype = next(self.multi_modal_projector.parameters()).dtype
+        return self.multi_modal_projector(speech_states.to(dtype), speech_lengths)
 
     def get_placeholder_mask(self, input_ids: Tensor, audio_features: Tensor) -> Tensor:
         """Marks the positions of speech tokens, `[batch, tokens]`.
@@ -104,20 +146,27 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         input_features: Tensor | None = None,
         input_features_mask: Tensor | None = None,
+        speech_states: Tensor | None = None,
+        speech_lengths: Tensor | None = None,
     ) -> Tensor:
         """Embeds text and speech for the LLM: `[batch, tokens, llm_dim]`.
 
-        Without `input_features` every token must be a text token.
+        The speech is given as `input_features` or as `speech_states`, each with its lengths. Without either, every
+        token must be a text token.
+
+        Raises:
+            ValueError: both were given, or one without its lengths.
         """
         # The placeholder is outside the vocabulary: any token may stand in for it before it is overwritten.
         text_ids = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
         embeds: Tensor = self.get_input_embeddings()(text_ids)
-        if input_features is None:
-            audio = embeds.new_empty(0, embeds.shape[-1])
-        else:
-            if input_features_mask is None:
-                raise ValueError("input_features needs its input_features_mask: padding is not speech")
+        _check_speech(input_features, input_features_mask, speech_states, speech_lengths)
+        if input_features is not None and input_features_mask is not None:
             audio = self.get_audio_features(input_features, input_features_mask)
+        elif speech_states is not None and speech_lengths is not None:
+            audio = self._connect(speech_states, speech_lengths)
+        else:
+            audio = embeds.new_empty(0, embeds.shape[-1])
         mask = self.get_placeholder_mask(input_ids, audio).unsqueeze(-1)
         return embeds.masked_scatter(mask, audio.to(embeds.dtype))
 
@@ -129,6 +178,8 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        speech_states: Tensor | None = None,
+        speech_lengths: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the LLM on text and speech; `kwargs` (labels, past_key_values, ...) go to it unchanged.
@@ -142,7 +193,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, input_features, input_features_mask)
+            inputs_embeds = self.embed(input_ids, input_features, input_features_mask, speech_states, speech_lengths)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         if "position_ids" in signature(self.language_model.forward).parameters:
@@ -153,18 +204,16 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         self,
         input_ids: Any,
         *,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        speech = {name: kwargs.pop(name, None) for name in _SPEECH_INPUTS}
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, which mypy can't see
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
             # Later steps read the speech from the key-value cache.
-            inputs["input_features"] = input_features
-            inputs["input_features_mask"] = input_features_mask
+            inputs |= speech
         return inputs
 
     def _expand_inputs_for_generation(
@@ -172,22 +221,41 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
         input_ids: Any = None,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Repeats each prompt for beams or several answers, and the pieces of its speech as one block.
 
         transformers would repeat each piece by itself, which mixes up the pieces of speech longer than 30 s.
         """
-        if input_features is not None and input_features_mask is not None and expand_size > 1:
-            config = self.config.projector_config
-            made = [num_speech_tokens(config, int(n)) for n in encoder_frames(input_features_mask.sum(-1))]
-            wanted = (input_ids == self.config.audio_token_id).sum(-1).cumsum(0)
-            prompt = torch.searchsorted(wanted, torch.tensor(made, device=wanted.device).cumsum(0))
-            order = torch.cat([(prompt == i).nonzero()[:, 0].repeat(expand_size) for i in range(len(wanted))])
-            input_features, input_features_mask = input_features[order], input_features_mask[order]
+        speech = {name: kwargs.pop(name, None) for name in _SPEECH_INPUTS}
+        if expand_size > 1:
+            speech = self._repeat_speech(input_ids, speech, expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # as above
             expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return input_ids, kwargs | {"input_features": input_features, "input_features_mask": input_features_mask}
+        return input_ids, kwargs | speech
+
+    def _repeat_speech(
+        self, input_ids: Tensor, speech: dict[str, Tensor | None], times: int
+    ) -> dict[str, Tensor | None]:
+        lengths, mask = speech["speech_lengths"], speech["input_features_mask"]
+        if lengths is None and mask is not None:
+            lengths = num_states(mask.sum(-1), self.config.decoder_states)
+        if lengths is None:
+            return speech
+        made = [num_speech_tokens(self.config.projector_config, length) for length in lengths.tolist()]
+        wanted = (input_ids == self.config.audio_token_id).sum(-1).cumsum(0)
+        prompt = torch.searchsorted(wanted, torch.tensor(made, device=wanted.device).cumsum(0))
+        order = torch.cat([(prompt == i).nonzero()[:, 0].repeat(times) for i in range(len(wanted))])
+        return {name: None if tensor is None else tensor[order] for name, tensor in speech.items()}
+
+
+def _check_speech(
+    features: Tensor | None, features_mask: Tensor | None, states: Tensor | None, lengths: Tensor | None
+) -> None:
+    if features is not None and states is not None:
+        raise ValueError("give input_features or speech_states, not both")
+    if (features is None) != (features_mask is None):
+        raise ValueError("give input_features and input_features_mask together: padding is not speech")
+    if (states is None) != (lengths is None):
+        raise ValueError("give speech_states and speech_lengths together: padding is not speech")

@@ -12,9 +12,10 @@ from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
-from lsm_probe.models.connectors import encoder_frames, num_speech_tokens
+from lsm_probe.models.connectors import num_speech_tokens
 from lsm_probe.models.prompts import Prompt, encode_prompt
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.models.templates import AUDIO_TOKEN, default_template
 
 
@@ -27,6 +28,7 @@ class LsmProcessor(ProcessorMixin):
         audio_token_id: the id that placeholder becomes in `input_ids` (the model's, not the tokenizer's).
         projector: the connector's configuration as a dictionary: it decides how many speech tokens there are.
         template: name of the prompt template; the tokenizer's own chat template where it has one.
+        decoder_states: the model's, which also decides how many speech tokens there are.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class LsmProcessor(ProcessorMixin):
         projector: dict[str, Any] | None = None,
         template: str | None = None,
         chat_template: str | None = None,
+        decoder_states: int | None = None,
     ):
         tokenizer.add_tokens([AddedToken(AUDIO_TOKEN, special=True, normalized=False)], special_tokens=True)
         self.audio_token_id = audio_token_id
         self.projector = projector or {}
         self.template = template or default_template(tokenizer)
+        self.decoder_states = decoder_states
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -54,7 +58,14 @@ class LsmProcessor(ProcessorMixin):
             for k, v in config.projector_config.to_diff_dict().items()
             if k not in ("transformers_version", "model_type")
         }
-        return cls(feature_extractor, tokenizer, config.audio_token_id or 0, projector, template)
+        return cls(
+            feature_extractor,
+            tokenizer,
+            config.audio_token_id,
+            projector,
+            template,
+            decoder_states=config.decoder_states,
+        )
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
         """Encodes one instruction about one utterance.
@@ -67,17 +78,13 @@ class LsmProcessor(ProcessorMixin):
         Raises:
             InputError: if there is no speech, or more than one channel.
         """
-        if audio.ndim != 1 or not len(audio):
-            raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
-        features, mask = self._extract(audio)
-        config = LsmProjectorConfig(**self.projector)
-        tokens = sum(num_speech_tokens(config, int(n)) for n in encoder_frames(mask.sum(-1)))
+        features, mask = self.extract(audio)
         prompt = encode_prompt(
             self.tokenizer,
             self.template,
             instruction,
             AUDIO_TOKEN,
-            source_length=tokens,
+            source_length=self.count_speech_tokens(len(audio)),
             audio_token_id=self.audio_token_id,
         )
         return Prompt(prompt.input_ids, prompt.segments, features, mask)
@@ -115,16 +122,34 @@ class LsmProcessor(ProcessorMixin):
             inputs["segments"] = pad([[int(s) for s in p.segments] for p in prompts], Segment.PADDING, padding_side)
         return BatchFeature(inputs)
 
-    def _extract(self, audio: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """Log-mel features of 30 s pieces and the mask of the frames that are speech."""
+    def extract(self, audio: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """Log-mel features of 30 s pieces, `[pieces, mel_bins, 3000]`, and the mask `[pieces, 3000]` of what is speech.
+
+        Raises:
+            InputError: if there is no speech, or more than one channel.
+        """
+        if audio.ndim != 1 or not len(audio):
+            raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
         extractor = self.feature_extractor
         pieces = [audio[i : i + extractor.n_samples] for i in range(0, len(audio), extractor.n_samples)]
         features = extractor(
             pieces, sampling_rate=extractor.sampling_rate, padding="max_length", return_tensors="pt"
         ).input_features
+        mel_frames = self._mel_frames(len(audio))
+        return features, (torch.arange(features.shape[-1]) < mel_frames[:, None]).long()
+
+    def count_speech_tokens(self, num_samples: int) -> int:
+        """Speech tokens that an utterance of `num_samples` (at 16 kHz) becomes."""
+        config = LsmProjectorConfig(**self.projector)
+        lengths = num_states(self._mel_frames(num_samples), self.decoder_states)
+        return sum(num_speech_tokens(config, length) for length in lengths.tolist())
+
+    def _mel_frames(self, num_samples: int) -> Tensor:
+        """Mel frames (10 ms) that are speech, of each 30 s piece."""
+        extractor = self.feature_extractor
+        pieces = [min(extractor.n_samples, num_samples - i) for i in range(0, num_samples, extractor.n_samples)]
         # Counted here: the extractor's own mask is a frame off unless the length divides by the hop.
-        lengths = torch.tensor([-(-len(piece) // extractor.hop_length) for piece in pieces])
-        return features, (torch.arange(features.shape[-1]) < lengths[:, None]).long()
+        return torch.tensor([-(-piece // extractor.hop_length) for piece in pieces])
 
 
 def pad(rows: list[list[int]], value: int, side: Literal["left", "right"]) -> Tensor:

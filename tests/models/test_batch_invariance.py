@@ -93,6 +93,30 @@ def test_embeddings_and_logits(
     assert_same(logits[row, batch.positions], model(**alone).logits[0])
 
 
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@torch.no_grad()
+def test_every_connector_and_tower(
+    shape: Checkpoint, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
+) -> None:
+    processor, model = shape.processor, shape.model
+    assert processor is not None
+    assert isinstance(model, LsmForConditionalGeneration)
+    alone = dict(processor(INSTRUCTION, waveform(SECONDS)))
+    # Longer ones, a shorter one, two pieces, and one of our own length.
+    audios = [waveform(s, seed) for seed, s in enumerate([6.0, SECONDS, 31.0, 0.3, SECONDS])]
+    audios[1] = waveform(SECONDS)
+    instructions = [f"{INSTRUCTION} {'Say it again. ' * n}" for n in (2, 0, 3, 1, 1)]
+    batch = Batch(dict(processor(instructions, audios, padding_side=padding_side)), 1)
+    speech = ("input_features", "input_features_mask")
+    states, lengths = model.encode_speech(*(batch.inputs[key] for key in speech))
+    expected, [length] = model.encode_speech(*(alone[key] for key in speech))
+    assert lengths[1] == length
+    assert_same(states[1, :length], expected[0, :length])
+    embedded = model.embed(batch.inputs["input_ids"], *(batch.inputs[key] for key in speech))
+    assert_same(embedded[1, batch.positions], model.embed(alone["input_ids"], *(alone[key] for key in speech))[0])
+    assert_same(model(**batch.inputs).logits[1, batch.positions], model(**alone).logits[0])
+
+
 @pytest.fixture
 def gpt2_lsm(
     tmp_path: Path,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +10,18 @@ import torch
 
 from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.connectors import WindowQFormer, num_speech_tokens
+from lsm_probe.models.connectors import CONNECTORS, Connector, Conv, FrameStack, WindowQFormer, num_speech_tokens
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.speech_encoder import num_states
 
 RATE = 16_000
 Projector = Callable[..., LsmProjectorConfig]
 
 
-def make_connector(config: LsmProjectorConfig) -> WindowQFormer:
-    """A connector of 32-wide frames to 48-wide tokens with every weight drawn, biases and layer norms too."""
+def make_connector(config: LsmProjectorConfig) -> Any:
+    """A connector of 32-wide states to 48-wide tokens with every weight drawn, biases and layer norms too."""
     torch.manual_seed(0)
-    connector = WindowQFormer(config, encoder_dim=32, llm_dim=48).eval()
+    connector = CONNECTORS[config.connector](config, encoder_dim=32, llm_dim=48).eval()
     for parameter in connector.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.2)
     return connector
@@ -53,6 +55,103 @@ def test_each_window_gives_its_queries_and_sees_only_its_own_valid_frames(
     torch.testing.assert_close(tokens, slow_reference(connector, frames, lengths, window), rtol=1e-5, atol=1e-5)
 
 
+def stacked_by_hand(connector: FrameStack, states: np.ndarray, stack: int) -> np.ndarray:
+    """One stack at a time, in numpy, of the valid states of one piece."""
+    first, second = connector.linear_1, connector.linear_2
+    tokens = []
+    for start in range(0, len(states), stack):
+        side_by_side = np.zeros(stack * 32)
+        seen = states[start : start + stack].reshape(-1)
+        side_by_side[: len(seen)] = seen
+        hidden = np.maximum(array(first.weight) @ side_by_side + array(first.bias), 0)
+        tokens.append(array(second.weight) @ hidden + array(second.bias))
+    return np.array(tokens)
+
+
+def convolved_by_hand(connector: Conv, states: np.ndarray) -> np.ndarray:
+    """The sums written out, in numpy, over the valid states of one piece and no others."""
+    for conv in connector.convs:
+        weight, bias = array(conv.weight), array(conv.bias)  # [out, in, 5]
+        made = []
+        for centre in range(0, len(states), 2):
+            seen = [i for i in range(centre - 2, centre + 3) if 0 <= i < len(states)]
+            both = bias + sum(weight[:, :, i - centre + 2] @ states[i] for i in seen)
+            value, gate = np.split(both, 2)
+            made.append(value / (1 + np.exp(-gate)))
+        states = np.array(made)
+    hidden = states @ array(connector.down.weight).T
+    gelu = np.array([[h * (1 + math.erf(h / math.sqrt(2))) / 2 for h in row] for row in hidden])
+    total = states + gelu @ array(connector.up.weight).T
+    normed = (total - total.mean(1, keepdims=True)) / np.sqrt(total.var(1, keepdims=True) + 1e-5)
+    return normed * array(connector.layer_norm.weight) + array(connector.layer_norm.bias)
+
+
+def array(parameter: torch.Tensor) -> np.ndarray:
+    return parameter.detach().double().numpy()
+
+
+# 24 and 25 states: the conv's last token whole, and of a single state.
+LENGTHS = [1, 2, 4, 5, 6, 8, 9, 24, 25, 59, 60]
+
+
+@pytest.mark.parametrize("window", [5, 3, 1])
+@torch.no_grad()
+def test_a_stack_is_its_states_side_by_side(window: int) -> None:
+    connector = make_connector(LsmProjectorConfig(connector="frame_stack", window=window, hidden_size=40))
+    states = draw_frames(len(LENGTHS), 60)
+    expected = [stacked_by_hand(connector, array(s[:n]), window) for s, n in zip(states, LENGTHS, strict=True)]
+    tokens = connector(states, torch.tensor(LENGTHS))
+    np.testing.assert_allclose(tokens.numpy(), np.concatenate(expected), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_convolutions_see_the_valid_states_alone() -> None:
+    connector = make_connector(LsmProjectorConfig(connector="conv", hidden_size=24))
+    states = draw_frames(len(LENGTHS), 60)
+    expected = [convolved_by_hand(connector, array(s[:n])) for s, n in zip(states, LENGTHS, strict=True)]
+    tokens = connector(states, torch.tensor(LENGTHS))
+    np.testing.assert_allclose(tokens.numpy(), np.concatenate(expected), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_linear_makes_each_state_a_token() -> None:
+    connector = make_connector(LsmProjectorConfig(connector="linear"))
+    states, lengths = draw_frames(3, 60), [40, 1, 60]
+    valid = torch.cat([s[:n] for s, n in zip(states, lengths, strict=True)])
+    expected = valid @ connector.linear.weight.T + connector.linear.bias
+    torch.testing.assert_close(connector(states, torch.tensor(lengths)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("connector", "decoder_states", "after_10_s", "after_30_s"),
+    [
+        ("window_qformer", None, 30, 89),  # ceil(500 / 17), ceil(1500 / 17)
+        ("frame_stack", None, 100, 300),
+        ("conv", None, 63, 188),  # 500 -> 250 -> 125 -> 63 and 1500 -> 750 -> 375 -> 188
+        ("linear", None, 500, 1500),
+        ("linear", 64, 64, 64),  # LLaSM
+        ("window_qformer", 64, 4, 4),
+    ],
+)
+def test_speech_tokens_of_10_and_30_s(
+    connector: str, decoder_states: int | None, after_10_s: int, after_30_s: int
+) -> None:
+    config = LsmProjectorConfig(connector=connector)
+    states = num_states(torch.tensor([1000, 3000]), decoder_states).tolist()
+    assert [num_speech_tokens(config, n) for n in states] == [after_10_s, after_30_s]
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
+@torch.no_grad()
+def test_every_connector_makes_the_predicted_number_of_tokens(tiny_projector: Projector, name: str) -> None:
+    config = tiny_projector(connector=name)
+    connector = make_connector(config)
+    states = draw_frames(1, 120)
+    for length in [*range(1, 40), 64, 119, 120]:
+        made = connector(states, torch.tensor([length]))
+        assert made.shape == (num_speech_tokens(config, length), 48)
+
+
 @pytest.mark.parametrize("frames", [1, 16, 17, 18, 34, 35, 1499, 1500])
 @pytest.mark.parametrize(("window", "queries"), [(17, 1), (17, 2), (50, 4)])
 def test_the_predicted_number_of_tokens_is_the_made_one(
@@ -63,29 +162,45 @@ def test_the_predicted_number_of_tokens_is_the_made_one(
     assert num_speech_tokens(config, frames) == len(made) == math.ceil(frames / window) * queries
 
 
-@torch.no_grad()
-def test_frames_beyond_the_valid_length_change_no_bit(tiny_projector: Projector) -> None:
-    connector = make_connector(tiny_projector())
-    lengths = torch.tensor([20, 34, 5])
-    frames = draw_frames(3, 60)
-    disturbed = frames.clone()
-    for piece, length in zip(disturbed, lengths.tolist(), strict=True):
-        piece[length:] = 1e4 * draw_frames(1, 60 - length, seed=2)[0]
-    assert torch.equal(connector(frames, lengths), connector(disturbed, lengths))
-    # The last valid frame, in a window of three, does count.
-    frames[0, 19] += 1
-    assert not torch.equal(connector(frames, lengths)[1], connector(disturbed, lengths)[1])
+class TestEveryConnector:
+    @pytest.fixture(params=CONNECTORS)
+    def connector(self, request: pytest.FixtureRequest, tiny_projector: Projector) -> Connector:
+        return make_connector(tiny_projector(connector=request.param))
 
+    @pytest.mark.parametrize("beyond", [1e4, 1e38, math.inf, math.nan])
+    @torch.no_grad()
+    def test_what_stands_beyond_the_valid_states_changes_no_bit(self, connector: Connector, beyond: float) -> None:
+        lengths = torch.tensor([20, 34, 5])
+        states = draw_frames(3, 60)
+        disturbed = states.clone()
+        for piece, length in zip(disturbed, lengths.tolist(), strict=True):
+            piece[length:] = beyond * (draw_frames(1, 60 - length, seed=2)[0] if beyond == 1e4 else 1)
+        assert torch.equal(connector(states, lengths), connector(disturbed, lengths))
+        # The last valid state, which shares its token with others, does count.
+        states[0, 19] += torch.linspace(-1, 1, 32)
+        assert not torch.equal(connector(states, lengths), connector(disturbed, lengths))
 
-@torch.no_grad()
-def test_pieces_keep_their_order_and_do_not_see_each_other(tiny_projector: Projector) -> None:
-    connector = make_connector(tiny_projector())
-    frames, lengths = draw_frames(3, 60), torch.tensor([40, 10, 60])
-    together = connector(frames, lengths)
-    apart = [connector(frames[[i]], lengths[[i]]) for i in range(3)]
-    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-5, atol=1e-6)
-    swapped = connector(frames[[2, 0, 1]], lengths[[2, 0, 1]])
-    torch.testing.assert_close(swapped, torch.cat([apart[2], apart[0], apart[1]]), rtol=1e-5, atol=1e-6)
+    @torch.no_grad()
+    def test_pieces_keep_their_order_and_do_not_see_each_other(self, connector: Connector) -> None:
+        states, lengths = draw_frames(3, 60), torch.tensor([40, 10, 60])
+        together = connector(states, lengths)
+        # Alone, without the padding that the longest of the batch needs.
+        apart = [connector(states[[i], :n], lengths[[i]]) for i, n in enumerate(lengths.tolist())]
+        torch.testing.assert_close(together, torch.cat(apart), rtol=1e-5, atol=1e-5)
+        swapped = connector(states[[2, 0, 1]], lengths[[2, 0, 1]])
+        torch.testing.assert_close(swapped, torch.cat([apart[2], apart[0], apart[1]]), rtol=1e-5, atol=1e-5)
+
+    def test_no_gradient_comes_from_beyond_the_valid_states(self, connector: Connector) -> None:
+        lengths = torch.tensor([20, 34, 5])
+        states = draw_frames(3, 60)
+        for piece, length in zip(states, lengths.tolist(), strict=True):
+            piece[length:] = math.nan
+        states.requires_grad_()
+        connector(states, lengths).square().sum().backward()
+        assert states.grad is not None
+        assert all((piece[n:] == 0).all() for piece, n in zip(states.grad, lengths.tolist(), strict=True))
+        assert states.grad.isfinite().all()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in connector.parameters())
 
 
 class TestSpeech:

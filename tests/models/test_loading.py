@@ -3,15 +3,17 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, ViTConfig
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, ViTConfig
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -55,6 +57,14 @@ def edit_config(folder: Path, **changes: Any) -> None:
 class TestRefusals:
     def test_folder_without_a_config(self, tmp_path: Path) -> None:
         refusal(str(tmp_path), "config.json", name=tmp_path)
+
+    @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+    def test_folder_of_an_adapter(self, copy: Path, tmp_path: Path, weights: str) -> None:
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(copy)}))
+        (folder / weights).touch()
+        refusal(str(folder), "only an adapter", "merged", name=folder)
 
     def test_missing_folder_or_hub_name_offline(self, tmp_path: Path) -> None:
         refusal(str(tmp_path / "nowhere"), name=tmp_path / "nowhere")
@@ -146,6 +156,22 @@ class TestRefusals:
         save_file(weights, path, metadata={"format": "pt"})
         refusal(str(copy), name=copy)
 
+    @pytest.mark.parametrize("file", ["../outside.safetensors", "{folder}/outside.safetensors"])
+    def test_an_index_of_weights_that_lie_elsewhere(self, copy: Path, file: str) -> None:
+        # transformers would read them, and the identity would not tell of them.
+        file = file.format(folder=copy.parent)
+        (copy / "model.safetensors").rename(copy.parent / "outside.safetensors")
+        weight_map = dict.fromkeys(load_file(copy.parent / "outside.safetensors"), file)
+        index = copy / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        refusal(str(index), file, "outside of the folder", name=copy)
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', "\x00"])
+    def test_a_damaged_index(self, copy: Path, content: str) -> None:
+        (copy / "model.safetensors").unlink()
+        (copy / "model.safetensors.index.json").write_text(content)
+        refusal(str(copy / "model.safetensors.index.json"), name=copy)
+
     def test_parts_in_each_others_place(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Callable[..., LsmProjectorConfig]
     ) -> None:
@@ -182,17 +208,81 @@ class TestNothingIsExecuted:
             lsm_probe.load(copy, device="cpu")
         assert not marker.exists()
 
-    def test_pickle_in_place_of_safetensors(self, copy: Path, marker: Path) -> None:
+    @pytest.fixture
+    def bomb(self, marker: Path) -> Any:
         class Bomb:
             def __reduce__(self) -> tuple[Any, ...]:
                 return Path.touch, (marker,)
 
+        return Bomb()
+
+    def test_pickle_in_place_of_safetensors(self, copy: Path, marker: Path, bomb: Any) -> None:
         (copy / "model.safetensors").unlink()
-        torch.save({"lm_head.weight": Bomb()}, copy / "pytorch_model.bin")
+        torch.save({"lm_head.weight": bomb}, copy / "pytorch_model.bin")
         with (copy / "pytorch_model.bin").open("rb") as file, pytest.raises(pickle.UnpicklingError):
             torch.load(file, weights_only=True)
         refusal(str(copy), name=copy)
         assert not marker.exists()
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_pickle_in_place_of_a_shard(self, copy: Path, marker: Path, bomb: Any, legacy: bool) -> None:
+        weights = load_file(copy / "model.safetensors")
+        (copy / "model.safetensors").unlink()
+        shard = "pytorch_model-00001-of-00001.bin"
+        # Legacy files are bare pickles, which run whole on loading.
+        torch.save({**weights, "bomb": bomb}, copy / shard, _use_new_zipfile_serialization=not legacy)
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
+        (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        refusal(str(copy), name=copy)
+        assert not marker.exists()
+
+    def test_pickle_in_place_of_an_adapter(self, llm_copy: Path, marker: Path, bomb: Any) -> None:
+        """F10: transformers takes up an adapter that lies beside a whole model."""
+        model = AutoModelForCausalLM.from_pretrained(llm_copy)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+        peft.get_peft_model(model, config).save_pretrained(llm_copy)
+        (llm_copy / "adapter_model.safetensors").unlink()
+        torch.save({"bomb": bomb}, llm_copy / "adapter_model.bin")
+        refusal(str(llm_copy), name=llm_copy)
+        assert not marker.exists()
+
+    def test_weights_of_torch_alone_are_read_as_tensors_only(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = lsm_probe.load(copy).model.state_dict()
+        torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+        (copy / "model.safetensors").unlink()
+        torch_load, calls = torch.load, []
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            calls.append(kwargs["weights_only"])
+            return torch_load(*args, **kwargs)
+
+        monkeypatch.setattr(torch, "load", spy)
+        loaded = lsm_probe.load(copy).model.state_dict()
+        assert calls
+        assert all(calls)
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+    @pytest.mark.parametrize(
+        "banned",
+        [
+            r"weights_only\W+False",
+            r"trust_remote_code\W+True",
+            r"allow_pickle\W+True",
+            r"pickle\.(load|loads|Unpickler)\b",
+            r"^\s*import .*pickle|from pickle import (?!UnpicklingError$)",
+        ],
+    )
+    def test_the_package_never_asks_for_it(self, banned: str) -> None:
+        sources = sorted(Path(lsm_probe.__file__).parent.rglob("*.py"))
+        assert len(sources) > 50
+        found = [
+            f"{path}:{number}: {line.strip()}"
+            for path in sources
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+            if re.search(banned, line)
+        ]
+        assert not found
 
 
 class TestOptions:

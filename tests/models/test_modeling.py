@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, WhisperModel
 
 import lsm_probe
-from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig, loading
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.segments import Segment
 
@@ -122,6 +122,81 @@ class TestBuilding:
         for part, own in ((model.language_model, llm), (model.audio_tower, encoder)):
             assert part.state_dict().keys() == own.state_dict().keys()
             assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in part.state_dict().items())
+
+    @pytest.mark.parametrize("decoder_states", [None, 7])
+    def test_each_weight_is_in_memory_once(
+        self,
+        tiny_encoder_folder: Path,
+        tiny_llm_folder: Path,
+        tiny_projector: Projector,
+        monkeypatch: pytest.MonkeyPatch,
+        decoder_states: int | None,
+    ) -> None:
+        parts: dict[str, Any] = {}
+
+        def keep(name: str, load: Callable[..., Any]) -> None:
+            def loading_and_keeping(*args: Any, **kwargs: Any) -> Any:
+                parts[name] = load(*args, **kwargs)
+                return parts[name]
+
+            monkeypatch.setattr(loading, name, loading_and_keeping)
+
+        keep("_causal_llm", loading._causal_llm)
+        keep("_whisper", loading._whisper)
+        options: dict[str, Any] = {"projector": tiny_projector(), "decoder_states": decoder_states}
+        model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, **options).model
+        assert model.language_model is parts["_causal_llm"]
+        whisper = parts["_whisper"] if decoder_states else parts["_whisper"].encoder
+        places = {name: tensor.data_ptr() for name, tensor in whisper.state_dict().items()}
+        assert {name: tensor.data_ptr() for name, tensor in model.audio_tower.state_dict().items()} == places
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        assert not [name for name, tensor in tensors.items() if tensor.is_meta]
+        frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+        assert all(name.endswith("embed_positions.weight") for name in frozen)  # as transformers has it
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+    def test_the_rotary_frequencies_are_the_llms(
+        self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Projector
+    ) -> None:
+        model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector()).model
+        own = dict(AutoModelForCausalLM.from_pretrained(tiny_llm_folder).named_buffers())
+        buffers = dict(model.language_model.named_buffers())
+        assert buffers.keys() == own.keys()
+        assert any("inv_freq" in name for name in own)
+        assert all(torch.equal(tensor, buffers[name]) for name, tensor in own.items())
+
+    def test_the_connector_does_not_depend_on_what_it_stands_between(
+        self,
+        tmp_path: Path,
+        tiny_encoder_folder: Path,
+        tiny_llm_folder: Path,
+        tiny_projector: Projector,
+        save_llm: Callable[..., Path],
+    ) -> None:
+        other = save_llm(tmp_path / "llm", seed=1)
+        first, second = (
+            lsm_probe.build_lsm(tiny_encoder_folder, llm, projector=tiny_projector(), encoder_context=context).model
+            for llm, context in ((tiny_llm_folder, "full"), (other, "trimmed"))
+        )
+        connector = second.multi_modal_projector.state_dict()
+        for name, tensor in first.multi_modal_projector.state_dict().items():
+            assert torch.equal(tensor, connector[name])
+        assert not torch.equal(first.get_input_embeddings().weight, second.get_input_embeddings().weight)
+
+    @pytest.mark.parametrize("projector", [{}, {"connector": "frame_stack"}, {"connector": "conv"}])
+    def test_a_new_connectors_weights_have_the_spread_they_are_given(
+        self, tiny_encoder_folder: Path, tiny_llm_folder: Path, projector: dict[str, Any]
+    ) -> None:
+        config = LsmProjectorConfig(**projector)
+        model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=config).model
+        for name, parameter in model.multi_modal_projector.named_parameters():
+            if "bias" in name:
+                assert not parameter.any(), name
+            elif "norm" in name.lower():
+                assert (parameter == 1).all(), name
+            else:  # the Q-Former's own; the tiny LLM's, 0.2, elsewhere
+                spread = 0.02 if "qformer" in name or name == "query" else 0.2
+                assert parameter.std().item() == pytest.approx(spread, rel=0.1), name
 
     def test_the_llms_stop_tokens_are_kept(
         self, tmp_path: Path, tiny_encoder_folder: Path, tiny_llm: Checkpoint, tiny_projector: Projector
@@ -286,6 +361,7 @@ class TestTraining:
         own = model.language_model(
             inputs_embeds=model.embed(batch["input_ids"], batch["input_features"], batch["input_features_mask"]),
             attention_mask=batch["attention_mask"],
+            position_ids=(batch["attention_mask"].cumsum(-1) - 1).clamp(min=0),
             labels=labels,
         )
         torch.testing.assert_close(out.loss, own.loss, rtol=0, atol=0)

@@ -93,3 +93,27 @@ def test_seed_0_is_the_built_in_one(untrained: Checkpoint) -> None:
     again = lsm_probe.build_lsm(assets.speech_encoder(), assets.language_model(), seed=0).model.state_dict()
     state = untrained.model.state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+
+
+def test_how_much_the_silence_after_the_speech_changes_the_encoders_states(untrained: Checkpoint) -> None:
+    """Whisper was trained on 30 s: without the silence that fills them up its states are near, and not the same."""
+    trimmed = lsm_probe.build_lsm(assets.speech_encoder(), assets.language_model(), encoder_context="trimmed")
+    relative, cosine, seconds = [], [], {"full": 0.0, "trimmed": 0.0}
+    for sample in lsm_probe.read_manifest("builtin:probe"):
+        prompt = untrained.encode(sample.instruction, read_audio(sample))
+        states = {}
+        for name, checkpoint in (("full", untrained), ("trimmed", trimmed)):
+            start = time.perf_counter()
+            with torch.no_grad():
+                states[name] = checkpoint.model.encode_speech(prompt.input_features, prompt.input_features_mask)[0][0]
+            seconds[name] += time.perf_counter() - start
+        full, cut = states["full"], states["trimmed"]
+        assert full.shape == cut.shape
+        relative.append(((full - cut).norm() / full.norm()).item())
+        cosine.append(torch.nn.functional.cosine_similarity(full, cut).mean().item())
+    print(f"relative difference: median {np.median(relative):.3f}, {min(relative):.3f} to {max(relative):.3f}")
+    print(f"cosine: median {np.median(cosine):.3f}, {min(cosine):.3f} to {max(cosine):.3f}")
+    print(f"seconds: {seconds['full']:.2f} full, {seconds['trimmed']:.2f} trimmed")
+    assert max(relative) < 0.8
+    assert min(cosine) > 0.7
+    assert min(relative) > 1e-3

@@ -1,0 +1,43 @@
+"""BLSP's connector: strided convolutions."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from lsm_probe.models.configuration_lsm import LsmProjectorConfig
+from lsm_probe.models.connectors.base import Connector, blank_padding, valid_states
+
+
+class Conv(Connector):
+    """Three convolutions that halve the rate, a bottleneck and a layer norm: eight states a token (BLSP).
+
+    Each convolution (kernel 5, stride 2, padding 2) makes twice the channels, which a gated linear unit halves; the
+    last ends at the LLM's width. The bottleneck (`hidden_size` wide, GELU, no biases) adds to what it reads.
+
+    Every convolution sees zeros beyond the valid states, as it would at the end of the piece alone.
+    """
+
+    def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
+        super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
+        widths = [encoder_dim, encoder_dim, encoder_dim, llm_dim]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(read, 2 * made, kernel_size=5, stride=2, padding=2) for read, made in pairwise(widths)
+        )
+        self.down = nn.Linear(llm_dim, config.hidden_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, llm_dim, bias=False)
+        self.layer_norm = nn.LayerNorm(llm_dim)
+
+    @staticmethod
+    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
+        return -(-num_states // 8)
+
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
+        for conv in self.convs:
+            channels = conv(blank_padding(states, lengths).transpose(1, 2))
+            states = nn.functional.glu(channels, dim=1).transpose(1, 2)
+            lengths = (lengths + 1) // 2
+        tokens = states[valid_states(states, lengths)]
+        normed: Tensor = self.layer_norm(tokens + self.up(nn.functional.gelu(self.down(tokens))))
+        return normed

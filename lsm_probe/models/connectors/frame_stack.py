@@ -1,0 +1,30 @@
+"""LLaMA-Omni's connector: neighbouring states side by side."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lsm_probe.models.configuration_lsm import LsmProjectorConfig
+from lsm_probe.models.connectors.base import Connector, cut_windows
+
+
+class FrameStack(Connector):
+    """`window` states stacked into one vector, then two linear layers with a ReLU between (LLaMA-Omni).
+
+    The original drops the states of a last stack that is not full; here they are kept, with zeros for the missing.
+    """
+
+    def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
+        super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
+        self.window = config.window
+        self.linear_1 = nn.Linear(config.window * encoder_dim, config.hidden_size)
+        self.linear_2 = nn.Linear(config.hidden_size, llm_dim)
+
+    @staticmethod
+    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
+        return -(-num_states // config.window)
+
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
+        stacks, _ = cut_windows(states, lengths, self.window)
+        tokens: Tensor = self.linear_2(nn.functional.relu(self.linear_1(stacks.flatten(1))))
+        return tokens

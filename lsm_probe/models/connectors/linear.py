@@ -1,0 +1,24 @@
+"""LLaSM's connector: a token a state."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lsm_probe.models.configuration_lsm import LsmProjectorConfig
+from lsm_probe.models.connectors.base import Connector, valid_states
+
+
+class Linear(Connector):
+    """One linear layer on every state (LLaSM, whose states are those of Whisper's decoder)."""
+
+    def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
+        super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
+        self.linear = nn.Linear(encoder_dim, llm_dim)
+
+    @staticmethod
+    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
+        return num_states
+
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
+        tokens: Tensor = self.linear(states[valid_states(states, lengths)])
+        return tokens

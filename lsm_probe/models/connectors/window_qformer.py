@@ -1,0 +1,52 @@
+"""The connector of arXiv 2410.03798: a Q-Former over windows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from lsm_probe.models.configuration_lsm import LsmProjectorConfig
+from lsm_probe.models.connectors.base import Connector, cut_windows
+
+
+class WindowQFormer(Connector):
+    """A BERT-style Q-Former over fixed windows of states (arXiv 2410.03798, section 3.1; SALMONN).
+
+    Layer norm on the states, `num_queries` learned queries cross-attending to each window of `window` states,
+    a linear layer after. Windows do not overlap; the last partial window is kept and its missing states masked.
+    """
+
+    def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
+        super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
+        self.window = config.window
+        self.layer_norm = nn.LayerNorm(encoder_dim)
+        self.query = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size))
+        self.qformer = Blip2QFormerModel(
+            Blip2QFormerConfig(
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                intermediate_size=config.intermediate_size,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+                initializer_range=config.initializer_range,
+                encoder_hidden_size=encoder_dim,
+                cross_attention_frequency=1,
+            )
+        )
+        self.linear = nn.Linear(config.hidden_size, llm_dim)
+
+    @staticmethod
+    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
+        return -(-num_states // config.window) * config.num_queries
+
+    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
+        windows, mask = cut_windows(states, lengths, self.window)
+        output = self.qformer(
+            query_embeds=self.query.expand(len(windows), -1, -1),
+            encoder_hidden_states=self.layer_norm(windows),
+            encoder_attention_mask=mask,
+        ).last_hidden_state
+        tokens: Tensor = self.linear(output.to(states.dtype))
+        return tokens.flatten(0, 1)
