@@ -13,6 +13,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import replacing, sync
 
 CHECKSUMS = "checksums.json"
+_TORCH_INDEX = ".metadata"  # of a checkpoint in shards, which torch reads though it is hidden
 _UNVERIFIED = f"or delete {CHECKSUMS} to load the folder unverified"
 _WAY_OUT = f"take it from a good copy, {_UNVERIFIED}"
 
@@ -118,7 +119,8 @@ def _entries(folder: Path) -> Iterator[str]:
 def _is_free(name: str) -> bool:
     """Whether a file may come, go and change: loading does not read it."""
     *_, last = parts = name.split("/")
-    return name == CHECKSUMS or last == "README.md" or any(part.startswith(".") for part in parts)
+    hidden = any(part.startswith(".") and part != _TORCH_INDEX for part in parts)
+    return name == CHECKSUMS or last == "README.md" or hidden
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""The exceptions that end a command with one line instead of a traceback."""
 
 
 class InputError(Exception):
@@ -7,3 +7,11 @@ class InputError(Exception):
     The message is one line that says what is wrong, where, and how to mend it; the command line prints it
     without a traceback and exits with code 2.
     """
+
+
+class WorkFailed(Exception):
+    """The input was usable, but the work came to no good end. One line; exit code 1."""
+
+
+class Terminated(Exception):
+    """The work was told to stop (SIGTERM) and has saved what it had. One line; exit code 143."""

@@ -181,11 +181,13 @@ def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing wrong with a sample, in our words where pydantic's do not say how to mend it."""
+    """The first thing wrong with a sample or a config, in our words where pydantic's do not say how to mend it."""
     first = error.errors(include_url=False)[0]
-    key = f"{first['loc'][0]!r} " if first["loc"] else ""
+    key = f"{'.'.join(map(str, first['loc']))!r} " if first["loc"] else ""
     if first["type"] == "missing":
         return f"{key}is missing; add it"
+    if first["type"] == "extra_forbidden":
+        return f"{key}is no setting; look at its spelling"
     if first["type"] == "value_error":
         return f"{key}{first['ctx']['error']}"
     given = repr(first["input"])

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from lsm_probe.errors import InputError
 from lsm_probe.bootstrap import cluster_weights
+from lsm_probe.errors import InputError
 from lsm_probe.probes.comparison import compare, eta_difference
 from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.result import SEGMENTS, AttentionResult, TokenScores

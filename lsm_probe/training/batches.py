@@ -1,0 +1,49 @@
+"""How samples make optimizer steps."""
+
+from __future__ import annotations
+
+import math
+
+from lsm_probe.errors import InputError
+from lsm_probe.training.config import Machine, Stage
+
+
+def accumulation(stage: Stage, machine: Machine, world: int) -> int:
+    """Forward passes that each of `world` processes makes for one optimizer step.
+
+    Raises:
+        InputError: the stage's batch is no whole number of such passes.
+    """
+    together = machine.per_device_batch_size * world
+    if stage.batch_size % together == 0:
+        return stage.batch_size // together
+    split = f"{machine.per_device_batch_size} samples on each of {world} processes"
+    if stage.batch_size % world:
+        mend = f"batch_size={together * math.ceil(stage.batch_size / together)}"
+    else:
+        mend = f"machine.per_device_batch_size={_largest_divisor(stage.batch_size // world, together // world)}"
+    raise InputError(f"stage {stage.name}: a batch of {stage.batch_size} cannot be made of {split}; set {mend}")
+
+
+def optimizer_steps(stage: Stage, samples: int) -> int:
+    """Optimizer steps of a stage on so many samples, as transformers' Trainer counts them.
+
+    The last batch of an epoch may be smaller than the others.
+    """
+    if stage.max_steps is not None:
+        return stage.max_steps
+    return math.ceil(stage.epochs * math.ceil(samples / stage.batch_size))
+
+
+def warmup_steps(stage: Stage, steps: int) -> int:
+    """Steps of `steps` in which the learning rate rises."""
+    return math.ceil(stage.warmup * steps) if stage.warmup < 1 else int(stage.warmup)
+
+
+def smaller_pass(stage: Stage, machine: Machine) -> int:
+    """The largest pass of at most half the size that divides a step of one process."""
+    return _largest_divisor(stage.batch_size, machine.per_device_batch_size // 2)
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next(divisor for divisor in range(min(number, at_most), 0, -1) if number % divisor == 0)

@@ -1,0 +1,245 @@
+"""The settings of a training run: YAML, presets and `key=value`, resolved into one typed object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lsm_probe.data.manifest import explain
+from lsm_probe.errors import InputError
+from lsm_probe.models import LsmProjectorConfig
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Manifests = Annotated[list[Path], BeforeValidator(_as_list)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Settings):
+    """Which model is trained.
+
+    Args:
+        start: an LSM to go on from (a folder or hub name); encoder, llm and what follows are then left alone.
+        encoder: a Whisper of any size: folder, hub name, or `builtin:encoder` (tiny.en).
+        llm: a decoder-only causal LM: folder, hub name, or `builtin:llm` (SmolLM2-135M-Instruct).
+        template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
+        connector: settings of [`LsmProjectorConfig`], its `connector` the kind.
+        encoder_context: `full` (Whisper's 30 s, padded) or `trimmed` (the utterance alone).
+        decoder_states: LLaSM's tower: states of Whisper's decoder over this many start tokens.
+    """
+
+    start: str | None = None
+    encoder: str = "builtin:encoder"
+    llm: str = "builtin:llm"
+    template: str | None = None
+    connector: dict[str, Any] = {}
+    encoder_context: Literal["full", "trimmed"] = "full"
+    decoder_states: Annotated[int, Field(gt=0)] | None = None
+
+    @field_validator("connector")
+    @classmethod
+    def _known(cls, connector: dict[str, Any]) -> dict[str, Any]:
+        known = inspect.get_annotations(LsmProjectorConfig)
+        if unknown := sorted(connector.keys() - known.keys()):
+            raise ValueError(f"has no setting {unknown[0]!r}; its settings are: {', '.join(known)}")
+        return connector
+
+
+class LoraSettings(_Settings):
+    """Adapters on all linear layers of the LLM's attention and MLP; alpha is twice the rank."""
+
+    rank: Annotated[int, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Stage(_Settings):
+    """One stage: what is trained, on what, how fast.
+
+    Args:
+        name: of the stage's folder, where there are several.
+        train: manifests whose samples have `audio` and `target`.
+        eval: manifests of held-out samples.
+        tasks: use only samples of these tasks.
+        limit: use only the first samples of each set.
+        strategy: `full` (connector and LLM), `frozen_llm` (connector alone) or `lora` (connector, and adapters in
+            the LLM). The encoder is frozen in all of them.
+        epochs: passes over the training set, unless `max_steps` says when to end.
+        max_steps: optimizer steps.
+        batch_size: samples in one optimizer step, over all processes and accumulation.
+        learning_rate: peak; of the LLM, and of the connector unless `connector_learning_rate` is given.
+        weight_decay: of weight matrices; biases and norms have none.
+        warmup: linear warm-up: steps, or below 1 the share of all steps.
+        schedule: after warm-up: `linear` or `cosine` to 0, or `constant`.
+        max_grad_norm: gradients are scaled down to this norm.
+    """
+
+    name: str = Field("train", pattern=r"^[\w-]+$")
+    train: Manifests = []
+    eval: Manifests = []
+    tasks: list[str] | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    eval_limit: Annotated[int, Field(gt=0)] | None = None
+    strategy: Literal["full", "frozen_llm", "lora"] = "full"
+    lora: LoraSettings = LoraSettings()
+    epochs: Positive = 1.0
+    max_steps: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 8
+    learning_rate: Positive = 2e-5
+    connector_learning_rate: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Annotated[float, Field(ge=0)] = 100
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: Positive = 1.0
+
+
+class Machine(_Settings):
+    """What changes how fast a run goes but not what it computes (up to rounding); it may differ when a run goes on.
+
+    Args:
+        device: `auto` takes CUDA where there is one, `cpu` never.
+        devices: processes the launch line of `--dry-run` starts and its memory is estimated for.
+        sharding: with several GPUs `fsdp` shards weights, gradients and optimizer, `ddp` copies them.
+        per_device_batch_size: samples in one forward pass; halved where memory runs out.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        workers: processes that read data; 0 reads in the training process.
+        log_steps, save_steps: optimizer steps between two log lines and between two checkpoints.
+        report_to: trackers by transformers' names.
+    """
+
+    device: Literal["auto", "cpu"] = "auto"
+    devices: Annotated[int, Field(gt=0)] = 1
+    sharding: Literal["fsdp", "ddp"] = "fsdp"
+    per_device_batch_size: Annotated[int, Field(gt=0)] = 8
+    gradient_checkpointing: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    log_steps: Annotated[int, Field(gt=0)] = 10
+    save_steps: Annotated[int, Field(gt=0)] = 500
+    report_to: list[str] = ["tensorboard"]
+
+
+class TrainConfig(Stage):
+    """A whole run. The settings of a stage hold for all `stages`, each of which may change some.
+
+    Args:
+        precision: `bf16` computes in bfloat16 and keeps weights, gradients and optimizer in float32; `float32`
+            computes in it too. `auto`: bf16 on CUDA, float32 elsewhere.
+        cache_features: encode each utterance once and keep the frozen encoder's states on disk.
+        eval_steps: optimizer steps between two evaluations; one is made before the first step and one after the last.
+        seed: of the connector's first weights, the order of the data, and dropout.
+        expected_samples: size of the training set, for `--dry-run` where it is not at hand.
+    """
+
+    model: ModelSettings = ModelSettings()
+    stages: list[dict[str, Any]] = []
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    cache_features: bool = False
+    eval_steps: Annotated[int, Field(gt=0)] = 500
+    seed: Annotated[int, Field(ge=0)] = 0
+    expected_samples: Annotated[int, Field(gt=0)] | None = None
+    machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _stages_are_valid(self) -> TrainConfig:
+        names = [stage.name for stage in self.resolved_stages()]
+        if len(names) != len(set(names)):
+            raise ValueError(f"lists stages of one name ({', '.join(names)}); give each its own 'name'")
+        return self
+
+    def resolved_stages(self) -> list[Stage]:
+        """The stages in order, each with all its settings; one where none are listed."""
+        common = {key: getattr(self, key) for key in Stage.model_fields}
+        stages = []
+        for changed in self.stages or [{}]:
+            try:
+                stages.append(Stage.model_validate(common | changed))
+            except ValidationError as error:
+                raise ValueError(f"stage {changed.get('name', '')!r}: {explain(error)}") from None
+        return stages
+
+    def deciding(self) -> dict[str, Any]:
+        """Everything that decides what comes out, of plain values: what a run that goes on must not change."""
+        return self.model_dump(mode="json", exclude={"machine", "expected_samples"})
+
+
+def presets() -> list[str]:
+    """Names of the configs that come with the package."""
+    root = _preset_folder()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def read_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a config: a preset or a YAML file, then `key=value` on top.
+
+    A file may name another in `base` and hold only what differs from it. Keys of nested settings are joined with
+    dots (`machine.workers=2`, `stages.align.epochs=3`), values are YAML.
+
+    Raises:
+        InputError: no such preset or file, it is not YAML, or a setting is unknown or out of range.
+    """
+    values = _read(str(name), seen=())
+    for override in overrides:
+        _set(values, override)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"config {name}: {explain(error)}") from None
+
+
+def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise InputError(f"config {name}: is its own base ({' -> '.join([*seen, name])})")
+    preset = _preset_folder() / f"{name}.yaml"
+    path = preset if name in presets() else Path(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config {name}: no such file, nor a preset; presets are: {', '.join(presets())}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"config {name} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"config {name}: holds no settings; write `key: value` lines")
+    base = values.pop("base", None)
+    return values if base is None else _merged(_read(str(base), (*seen, name)), values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = [key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)]
+    return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, found, value = override.partition("=")
+    if not found or not key:
+        raise InputError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    place: Any = values
+    for parent in parents:
+        if isinstance(place, list):  # of stages
+            place = next((entry for entry in place if isinstance(entry, dict) and entry.get("name") == parent), None)
+        else:
+            place = place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
+            raise InputError(f"override {override!r}: {parent!r} holds no settings of its own")
+    if isinstance(place, list):
+        raise InputError(f"override {override!r}: name the stage and one of its settings, stages.NAME.KEY=VALUE")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not YAML; put it in quotes") from None
+
+
+def _preset_folder() -> Path:
+    return Path(str(resources.files("lsm_probe") / "training" / "presets"))

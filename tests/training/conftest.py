@@ -1,0 +1,156 @@
+"""A training set that trains in seconds: noise and a few sentences, an LSM of tiny parts."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import soundfile
+import yaml
+
+from lsm_probe import cli
+from lsm_probe.training.config import TrainConfig, read_config
+from lsm_probe.training.run import train
+
+KILLS = Path(__file__).parents[2] / "analyses" / "fault_tests" / "train_kills.py"
+
+TASKS = {"translate": "Translate the speech into German.", "repeat": "Write down what the speaker says."}
+SOUNDS = 12  # of 0.4, 0.8 or 1.2 s; each in every task
+HELD_OUT = 4
+
+
+@pytest.fixture(scope="session")
+def training_folder(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path, tiny_encoder_folder: Path, waveform
+) -> Path:
+    """`train.jsonl` (20 samples), `eval.jsonl` (4), their sound, and `tiny.yaml`; do not write into it."""
+    folder = tmp_path_factory.mktemp("training")
+    rows = []
+    for i in range(SOUNDS):
+        soundfile.write(folder / f"{i}.wav", waveform(0.4 * (1 + i % 3), seed=i), 16_000)
+        target = "the old town " * (1 + i % 4)
+        shared = {"audio": f"{i}.wav", "target": target.strip()}
+        rows += [{"id": f"{task}-{i}", "task": task, "instruction": TASKS[task], **shared} for task in TASKS]
+    for name, part in (("train", rows[:-HELD_OUT]), ("eval", rows[-HELD_OUT:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    connector = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    model = {"encoder": str(tiny_encoder_folder), "llm": str(tiny_llm_folder), "encoder_context": "trimmed"}
+    settings = {
+        "model": model | {"connector": connector | {"dropout": 0.1}},
+        "train": str(folder / "train.jsonl"),
+        "batch_size": 4,
+        "max_steps": 9,  # an epoch has 5
+        "learning_rate": 1e-3,
+        "warmup": 1,
+        "machine": {
+            "device": "cpu",
+            "per_device_batch_size": 4,
+            "save_steps": 2,
+            "log_steps": 1,
+            "report_to": [],
+        },
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def training_config(training_folder: Path) -> Callable[..., TrainConfig]:
+    """`training_config("key=value", ...)`: 9 steps of 4 samples, dropout in the connector, every second step saved."""
+    return lambda *overrides: read_config(training_folder / "tiny.yaml", overrides)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(training_config, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`uninterrupted("key=value", ...)`: what such a run leaves; trained once, do not write into it."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def trained(*overrides: str) -> Path:
+        if overrides not in made:
+            made[overrides] = tmp_path_factory.mktemp("uninterrupted") / "out"
+            train(training_config(*overrides), made[overrides])
+        return made[overrides]
+
+    return trained
+
+
+class Stopped(BaseException):
+    """Ends a run in the tests, where a kill of its own process would take seconds; it leaves what a kill leaves."""
+
+
+@pytest.fixture(scope="session")
+def stop_at() -> Callable[[int], Callable[..., None]]:
+    """`stop_at(step)`: an `on_progress` that raises `Stopped` after the update of that step, before it is saved."""
+
+    def on_progress_until(step: int) -> Callable[..., None]:
+        def on_progress(_: str, done: int, *__: object) -> None:
+            if done == step:
+                raise Stopped(f"step {step}")
+
+        return on_progress
+
+    return on_progress_until
+
+
+@pytest.fixture
+def stopped_run(training_config, stop_at, tmp_path: Path) -> Callable[..., Path]:
+    """`stopped_run(step, "key=value", ...)`: the folder of a run that ended in that step."""
+
+    def begin(step: int, *overrides: str) -> Path:
+        with pytest.raises(Stopped):
+            train(training_config(*overrides), tmp_path / "stopped", on_progress=stop_at(step))
+        return tmp_path / "stopped"
+
+    return begin
+
+
+@pytest.fixture
+def finished_run(uninterrupted, tmp_path: Path) -> Callable[..., Path]:
+    """`finished_run("key=value", ...)`: a copy of what an uninterrupted run leaves."""
+    return lambda *overrides: shutil.copytree(uninterrupted(*overrides), tmp_path / "finished")
+
+
+@pytest.fixture
+def train_command(training_folder: Path, capsys, monkeypatch) -> Callable[..., tuple[int, list[str]]]:
+    """`train_command(*arguments)` runs `lsm-probe train tiny.yaml` here: exit code, lines on stderr but for the bar."""
+
+    def run(*arguments: Any) -> tuple[int, list[str]]:
+        command = ["lsm-probe", "train", training_folder / "tiny.yaml", *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, [line for line in capsys.readouterr().err.splitlines() if line and "tok/s" not in line]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def kills() -> ModuleType:
+    """The script that kills training at random."""
+    spec = importlib.util.spec_from_file_location("train_kills", KILLS)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_kills"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def launcher(kills) -> Iterator[Any]:
+    """Starts `lsm-probe` in processes that can be killed."""
+    with kills.Launcher() as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
+def model_sha256(kills) -> Callable[[Path], str]:
+    """Of the weights in the model that a run left in its folder."""
+    return kills.model_sha256
