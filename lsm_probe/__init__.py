@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lsm_probe.probes.attention import attention
     from lsm_probe.probes.comparison import compare
     from lsm_probe.probes.result import AttentionResult
+    from lsm_probe.training.config import read_config
+    from lsm_probe.training.run import train
 
 _HOMES = {
     "AttentionResult": "probes.result",
@@ -33,8 +35,10 @@ _HOMES = {
     "build_lsm": "models.loading",
     "compare": "probes.comparison",
     "load": "models.loading",
+    "read_config": "training.config",
     "read_manifest": "data.manifest",
     "read_pool": "data.pools",
+    "train": "training.run",
 }
 
 __all__ = [
@@ -47,8 +51,10 @@ __all__ = [
     "build_lsm",
     "compare",
     "load",
+    "read_config",
     "read_manifest",
     "read_pool",
+    "train",
 ]
 
 

@@ -12,7 +12,8 @@ from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
-from lsm_probe.errors import InputError
+from lsm_probe.cli.train import train
+from lsm_probe.errors import InputError, Terminated, WorkFailed
 
 app = typer.Typer(
     name="lsm-probe",
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(attention)
 app.command()(demo)
 app.command()(augment)
+app.command()(train)
 app.add_typer(data, name="data")
 
 
@@ -44,13 +46,22 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command line. Exit codes: 0 done, 1 failed (disk full), 2 bad input, 130 interrupted; one line each."""
+    """Runs the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
+
+    All but the first come with one line on stderr.
+    """
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except WorkFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Terminated as error:
+        print(error, file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,0 +1,68 @@
+"""Losses over training: the training loss, and the held-out loss with true, other speech and other instructions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lsm_probe.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CURVES = {
+    "loss": "training",
+    "eval_loss": "held out",
+    "eval_loss_speech_shuffled": "held out, speech of another",
+    "eval_loss_instruction_shuffled": "held out, instruction of another",
+}
+
+
+def history_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """The losses that a run logged: a row for each step, a column for each curve, nats per response token."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in entries:
+        rows.setdefault(entry["step"], {}).update({key: entry[key] for key in _CURVES if key in entry})
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(_CURVES)).sort_index()
+    return frame.dropna(axis=0, how="all").rename_axis("step")
+
+
+def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws the curves of [`history_frame`] over optimizer steps."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    palette = sns.color_palette("colorblind", len(_CURVES))
+    for (key, label), color in zip(_CURVES.items(), palette, strict=True):
+        curve = frame[key].dropna()
+        if len(curve):
+            plain = key == "loss"
+            ax.plot(
+                curve.index, curve, label=label, color=color, alpha=0.6 if plain else 1, marker="" if plain else "o"
+            )
+    ax.set(xlabel="optimizer step", ylabel="loss (nats per response token)", ylim=(0, None))
+    if ax.lines:
+        ax.legend(frameon=False)
+    return ax
+
+
+def save_history(path: Path) -> None:
+    """Writes `history.png`, `.svg` and `.csv` beside a `history.json`."""
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
+    frame = history_frame(json.loads(path.read_text(encoding="utf-8")))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    plot_history(frame, figure.add_subplot())
+    for suffix in (".png", ".svg"):
+        # Text stays text, and without date or random ids the same numbers give the same bytes.
+        svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
+        with svg, replacing(path.with_suffix(suffix)) as temporary:
+            figure.savefig(temporary, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+    with replacing(path.with_suffix(".csv")) as temporary:
+        frame.to_csv(temporary)

@@ -1,0 +1,118 @@
+"""The Trainer of a stage, with its arguments and what watches it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, TrainingArguments
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.training.batches import accumulation
+from lsm_probe.training.checkpoints import SealCheckpoints
+from lsm_probe.training.dataset import TrainingSet, collate
+from lsm_probe.training.order import LengthGrouped
+from lsm_probe.training.trainer import LsmTrainer
+
+if TYPE_CHECKING:
+    from lsm_probe.training.stage import StageRun
+
+
+def make_trainer(
+    run: StageRun,
+    checkpoint: Checkpoint,
+    model: Any,
+    train_set: TrainingSet,
+    held_out: dict[str, TrainingSet],
+    *,
+    resumed: bool,
+) -> LsmTrainer:
+    """The trainer, its arguments those of the run's stage and machine."""
+    assert checkpoint.processor is not None
+    arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
+    # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    trainer = LsmTrainer(
+        stage=run.stage,
+        order=LengthGrouped(train_set.lengths, run.stage.batch_size, run.config.seed),
+        held_out=held_out,
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        data_collator=partial(collate, pad_id=checkpoint.tokenizer.pad_token_id or 0),
+        processing_class=checkpoint.processor,
+    )
+    trainer.remove_callback(PrinterCallback)
+    for callback in (
+        run.stop,
+        run.progress,
+        SealCheckpoints(),
+        *_tensorboard(run),
+    ):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def _arguments(run: StageRun, checkpoint: Checkpoint, *, evaluates: bool, resumed: bool) -> TrainingArguments:
+    config, stage, machine = run.config, run.stage, run.machine
+    return TrainingArguments(
+        output_dir=str(run.folder),
+        per_device_train_batch_size=machine.per_device_batch_size,
+        per_device_eval_batch_size=machine.per_device_batch_size,
+        gradient_accumulation_steps=accumulation(stage, machine, run.state.num_processes),
+        num_train_epochs=stage.epochs,
+        max_steps=stage.max_steps or -1,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        warmup_steps=stage.warmup,
+        lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=run.precision == "bf16",
+        use_cpu=run.state.device.type == "cpu",
+        seed=config.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.eval_steps,
+        eval_on_start=evaluates and not resumed,
+        save_strategy="steps",
+        save_steps=machine.save_steps,
+        logging_steps=machine.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would log a diverged run as one that learns
+        include_num_input_tokens_seen="non_padding",
+        report_to=[name for name in machine.report_to if name != "tensorboard"],
+        dataloader_num_workers=machine.workers,
+        dataloader_pin_memory=run.state.device.type == "cuda",
+        remove_unused_columns=False,
+        label_names=["shift_labels"],
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        **_sharding(run, checkpoint),
+    )
+
+
+def _sharding(run: StageRun, checkpoint: Checkpoint) -> dict[str, Any]:
+    """FSDP2, each decoder layer a unit of its own. On CPU accelerate knows none and copies the model."""
+    if run.state.num_processes == 1 or run.state.device.type != "cuda" or run.machine.sharding == "ddp":
+        return {}
+    if run.config.model.encoder_context == "trimmed" and not run.config.cache_features:
+        # The encoder runs once for each length in a pass, which differ between processes: they would wait for ever.
+        raise InputError("a sharded encoder cannot run trimmed: add cache_features=true, or machine.sharding=ddp")
+    layers = sorted(set(checkpoint.model._no_split_modules or []))
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "transformer_layer_cls_to_wrap": layers,
+            "state_dict_type": "SHARDED_STATE_DICT",
+        },
+    }
+
+
+def _tensorboard(run: StageRun) -> list[Any]:
+    if "tensorboard" not in run.machine.report_to or not run.state.is_main_process:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(run.folder / "tensorboard")))]

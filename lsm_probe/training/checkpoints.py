@@ -1,0 +1,138 @@
+"""A run's checkpoints: only a whole one is ever gone on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
+
+from lsm_probe.checksums import is_complete, verify, write_checksums
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+
+_PREFIX = "checkpoint-"
+_KEPT = 2
+_DATA = "data.json"
+
+
+class SealCheckpoints(TrainerCallback):
+    """Writes `checksums.json` into a checkpoint as its last file: one without it was never finished.
+
+    Only then is an older one removed, by its step: the Trainer goes by the times of folders, which a copy or a clock
+    set back turn round, so that it may remove the one it has just written.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        # The Trainer would log and save as often as the run it goes on with, whatever is asked for now.
+        state.compute_steps(args, state.max_steps)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        _wait_for_all()
+        if state.is_world_process_zero:
+            run = Path(args.output_dir or ".")
+            folder = run / f"{_PREFIX}{state.global_step}"
+            # A pickle that nothing needs: config.yaml says it all.
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            write_checksums(folder)
+            for old in _by_step(run)[:-_KEPT]:
+                shutil.rmtree(old)
+        _wait_for_all()
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest finished checkpoint of a run; None where there is none.
+
+    Raises:
+        InputError: a file of it is not as it was written, or not what a run writes; names the file.
+    """
+    whole = [checkpoint for checkpoint in _by_step(folder) if is_complete(checkpoint)]
+    if not whole:
+        return None
+    way_out = f"delete {whole[-1]}, and --resume goes on from the checkpoint before it"
+    try:
+        verify(whole[-1])
+    except InputError as error:
+        what, _, _ = str(error).rpartition(": ")  # what it advises is for a model, not for a run
+        raise InputError(f"{what}: {way_out}") from error
+    for path in sorted(whole[-1].rglob("*")):
+        try:
+            _check_readable(path)
+        except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is not what a run writes: {way_out}") from error
+    return whole[-1]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what a killed or failed save left."""
+    for checkpoint in _by_step(folder):
+        if not is_complete(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def keep_data(folder: Path, samples: Sequence[Sample], *, resumed: bool) -> None:
+    """Writes down what a run is trained on, or sees to it that a resumed one is trained on the same.
+
+    Raises:
+        InputError: the samples are others than those the run was begun with.
+    """
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.model_dump_json().encode() + b"\n")
+    data = {"samples": len(samples), "sha256": digest.hexdigest()}
+    path = folder / _DATA
+    if not resumed:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
+        return
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: choose another --out") from error
+    if begun != data:
+        raise InputError(
+            f"{folder} was begun with other samples than the manifests hold now: bring those back, or choose another "
+            "--out"
+        )
+
+
+def _check_readable(path: Path) -> None:
+    """Fails where a file of a checkpoint would not load. Its tensors stay on the disk, and no code in it is run."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt"):
+            pass
+    elif path.suffix in (".pt", ".pth"):
+        with safe_globals():  # numpy's arrays, in the state of its generator
+            torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    elif path.suffix in (".bin", ".pkl"):
+        raise ValueError("a pickle")
+    elif path.name == "trainer_state.json" and _step_in(path) != step_of(path.parent):
+        raise ValueError("of another step")
+
+
+def _step_in(state: Path) -> int:
+    return int(TrainerState.load_from_json(str(state)).global_step)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def _wait_for_all() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,162 @@
+"""From samples to batches: prompts padded left, responses right, labels on the response alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from lsm_probe.data.audio import read_audio
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.connectors import num_speech_tokens
+from lsm_probe.models.processing_lsm import pad
+from lsm_probe.models.prompts import encode_prompt
+from lsm_probe.models.templates import AUDIO_TOKEN
+from lsm_probe.training.samples import seconds
+from lsm_probe.training.states import SpeechStates
+
+IGNORED = -100
+"""The label of a position that is not learned."""
+
+
+class UnusableSpeech(InputError):
+    """Speech that only its reading showed to be unusable.
+
+    A loader's worker process raises its errors anew, with the traceback as the message: the last line is ours.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+class TrainingSet(Dataset):
+    """Samples as token ids and speech. An item depends on nothing but its index, so that a run can go on anywhere.
+
+    Args:
+        samples: with `audio` and `target` each.
+        checkpoint: the LSM, for its processor and what ends an answer.
+        states: the frozen encoder's states; None encodes in the model, at every step.
+
+    Raises:
+        InputError: there are no samples, a target has no tokens, a sound file's header is unusable, or a sample exceeds
+            the LLM's context.
+    """
+
+    def __init__(self, samples: Sequence[Sample], checkpoint: Checkpoint, states: SpeechStates | None = None):
+        assert checkpoint.processor is not None
+        if not samples:
+            raise InputError("no usable sample is left: look at what was left out")
+        self.samples = samples
+        self.processor = checkpoint.processor
+        self.projector = checkpoint.model.config.projector_config
+        self.states = states
+        self.responses = [np.array(checkpoint.encode_response(s.target or ""), dtype=np.int32) for s in samples]
+        self.lengths = self._lengths(checkpoint)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`prompt` and `response` as token ids, `index`, and the speech: `speech_states`, one `[states, encoder_dim]`
+        for each piece, or `input_features` and `input_features_mask` as the processor makes them.
+
+        Raises:
+            UnusableSpeech: the sound or its states are damaged.
+        """
+        sample = self.samples[index]
+        item = {"index": index, "response": self.responses[index].tolist()}
+        try:
+            return item | (
+                self._with_features(sample) if self.states is None else self._with_states(sample, self.states)
+            )
+        except InputError as error:
+            raise UnusableSpeech(str(error)) from error
+
+    def _with_features(self, sample: Sample) -> dict[str, Any]:
+        prompt = self.processor.encode(sample.instruction, read_audio(sample))
+        return {
+            "prompt": prompt.input_ids,
+            "input_features": prompt.input_features,
+            "input_features_mask": prompt.input_features_mask,
+        }
+
+    def _with_states(self, sample: Sample, states: SpeechStates) -> dict[str, Any]:
+        pieces = states.read(sample)
+        tokens = sum(num_speech_tokens(self.projector, len(piece)) for piece in pieces)
+        return {"prompt": self._prompt_ids(sample.instruction, tokens), "speech_states": pieces}
+
+    def _prompt_ids(self, instruction: str, speech_tokens: int) -> list[int]:
+        return encode_prompt(
+            self.processor.tokenizer,
+            self.processor.template,
+            instruction,
+            AUDIO_TOKEN,
+            source_length=speech_tokens,
+            audio_token_id=self.processor.audio_token_id,
+        ).input_ids
+
+    def _lengths(self, checkpoint: Checkpoint) -> NDArray[np.int32]:
+        """Tokens of each sample, known from its text and the length of its speech."""
+        prompt_length = cache(lambda instruction: len(self._prompt_ids(instruction, 0)))  # the same for many samples
+        rate = self.processor.feature_extractor.sampling_rate
+        limit = checkpoint.context_length
+        lengths = np.empty(len(self.samples), dtype=np.int32)
+        for i, (sample, response) in enumerate(zip(self.samples, self.responses, strict=True)):
+            if not len(response):
+                raise InputError(f"sample {sample.id!r}: the target {sample.target!r} has no tokens")
+            assert sample.audio is not None
+            duration = seconds(sample.audio, sample.start, sample.duration)
+            speech = self.processor.count_speech_tokens(round(duration * rate))
+            lengths[i] = prompt_length(sample.instruction) + speech + len(response)
+            if limit is not None and lengths[i] > limit:
+                raise InputError(
+                    f"sample {sample.id!r}: its {lengths[i]} tokens exceed the LLM's context of {limit}; shorten it"
+                )
+        return lengths
+
+
+def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor]:
+    """Makes a batch whose padding nothing can see.
+
+    Prompts are padded left and responses right, so that in every row the response begins in the same column and the
+    LLM's head runs on those columns alone (`logits_to_keep`).
+
+    Returns:
+        `input_ids` and `attention_mask` `[batch, prompt + response]`; `labels` of the same shape and `shift_labels`
+        `[batch, response]`, the labels of the columns that predict them, both -100 wherever nothing is learned;
+        `logits_to_keep` `[response]`, those columns; `index` `[batch]`; and the speech.
+    """
+    prompts, responses = [item["prompt"] for item in items], [item["response"] for item in items]
+    start = max(map(len, prompts))
+    longest = max(map(len, responses))
+    shift_labels = pad(responses, IGNORED, "right")
+    batch = {
+        "input_ids": torch.cat([pad(prompts, pad_id, "left"), pad(responses, pad_id, "right")], dim=1),
+        "attention_mask": torch.cat(
+            [pad([[1] * len(p) for p in prompts], 0, "left"), pad([[1] * len(r) for r in responses], 0, "right")], dim=1
+        ),
+        "labels": torch.cat([torch.full((len(items), start), IGNORED), shift_labels], dim=1),
+        "shift_labels": shift_labels,
+        "logits_to_keep": torch.arange(start - 1, start - 1 + longest),
+        "index": torch.tensor([item["index"] for item in items]),
+    }
+    return batch | _speech(items)
+
+
+def _speech(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    if "speech_states" not in items[0]:
+        return {key: torch.cat([item[key] for item in items]) for key in ("input_features", "input_features_mask")}
+    pieces = [piece for item in items for piece in item["speech_states"]]
+    return {
+        "speech_states": pad_sequence(pieces, batch_first=True),
+        "speech_lengths": torch.tensor([len(piece) for piece in pieces]),
+    }

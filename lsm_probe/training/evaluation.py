@@ -1,0 +1,70 @@
+"""The held-out loss, and what it loses when the speech or the instruction is another sample's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsm_probe.bootstrap import cluster_weights, interval
+from lsm_probe.data.sample import Sample
+from lsm_probe.training.dataset import IGNORED
+
+CONTROLS = ("speech", "instruction")
+"""What is shuffled between samples."""
+
+
+def sample_losses(logits: Tensor, shift_labels: Tensor) -> Tensor:
+    """Negative log-likelihood and token count of each response, `[batch, 2]`, accumulated in float32.
+
+    Args:
+        logits: `[batch, response, vocab_size]`.
+        shift_labels: `[batch, response]`, the token each position predicts, -100 for none.
+    """
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), shift_labels, ignore_index=IGNORED, reduction="none"
+    )
+    return torch.stack([losses.sum(-1), (shift_labels != IGNORED).sum(-1)], dim=-1)
+
+
+def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample], seed: int) -> dict[str, float]:
+    """Losses in nats per response token, with paired bootstrap intervals (95 %, over utterances) of the differences.
+
+    Args:
+        losses: `[samples, 2]` of [`sample_losses`] under `true` and, where it could be made, each of [`CONTROLS`].
+        samples: the held-out samples, in the same order.
+        seed: of the resamples.
+
+    Returns:
+        `eval_loss`; for each control `eval_loss_{control}_shuffled` and `eval_{control}_gain`, how much the loss
+        rises when that input is another's, with `_low` and `_high`; and where there are several tasks
+        `eval_loss_task_{task}`.
+    """
+    utterances = np.unique([sample.utterance for sample in samples], return_inverse=True)[1]
+    weights = cluster_weights(utterances, seed)
+    true = losses["true"].astype(np.float64)
+    metrics = {"eval_loss": _per_token(true)}
+    for control in CONTROLS:
+        if control in losses:
+            shuffled = losses[control].astype(np.float64)
+            metrics[f"eval_loss_{control}_shuffled"] = _per_token(shuffled)
+            metrics[f"eval_{control}_gain"] = _per_token(shuffled) - _per_token(true)
+            low, high = interval(_resampled(weights, shuffled) - _resampled(weights, true))
+            metrics |= {f"eval_{control}_gain_low": float(low), f"eval_{control}_gain_high": float(high)}
+    tasks = np.array([sample.task or "" for sample in samples])
+    names = sorted(set(tasks.tolist()))
+    if len(names) > 1:
+        metrics |= {f"eval_loss_task_{name or 'none'}": _per_token(true[tasks == name]) for name in names}
+    return metrics
+
+
+def _per_token(losses: NDArray[np.float64]) -> float:
+    return float(losses[:, 0].sum() / losses[:, 1].sum())
+
+
+def _resampled(weights: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (weights @ losses[:, 0]) / (weights @ losses[:, 1])

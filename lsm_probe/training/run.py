@@ -1,0 +1,82 @@
+"""A training run: stage after stage, from a config to a checkpoint that the probes take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from lsm_probe.checksums import is_complete
+from lsm_probe.data.problems import OnError
+from lsm_probe.errors import InputError
+from lsm_probe.folders import work_folder
+from lsm_probe.training.callbacks import OnProgress
+from lsm_probe.training.config import TrainConfig
+from lsm_probe.training.processes import join_processes
+from lsm_probe.training.stage import StageRun
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_error: OnError = "fail",
+    on_progress: OnProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Trains as `config` says; under `torchrun` in several processes, each of which calls this.
+
+    `out/model` is the trained checkpoint; `checkpoint-*` are what an interrupted run goes on from, `history.json` the
+    losses, `report.json` what is returned, `data.json` a digest of the samples, `tensorboard/` the log. With several
+    stages, each has a folder of its own.
+
+    Args:
+        config: see [`read_config`].
+        out: the folder; empty, unless `resume`.
+        resume: go on in a folder that was begun with the same config. On CPU the weights come out as if nothing had
+            happened, bit for bit.
+        on_error: at samples that cannot be used: "fail", or "skip" and count them.
+        on_progress: called with (name, done, total, note).
+
+    Returns:
+        For each stage: steps, samples, trained and all parameters, seconds, tokens per second, the last evaluation.
+
+    Raises:
+        InputError: config, data, model or folder cannot be used.
+        WorkFailed: loss or gradient is not finite, or memory does not do for one sample.
+        Terminated: SIGTERM came; everything is saved.
+    """
+    out = Path(out)
+    state = join_processes(config.machine)
+    stages = config.resolved_stages()
+    for stage in stages:
+        if not stage.train:
+            raise InputError("the config names no training data: add train=MANIFEST.jsonl")
+    report: dict[str, Any] = {"model": str(out / "model"), "stages": []}
+    with _own_folder(out, config, resume, state):
+        start: Path | None = None
+        for number, stage in enumerate(stages, start=1):
+            folder = out if len(stages) == 1 else out / f"{number}-{stage.name}"
+            target = out / "model" if number == len(stages) else folder / "model"
+            if not is_complete(target):
+                run = StageRun(config, stage, start, folder, target, on_error, on_progress)
+                run.until_done()
+            report["stages"].append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+            start = target
+    return report
+
+
+@contextmanager
+def _own_folder(out: Path, config: TrainConfig, resume: bool, state: PartialState) -> Iterator[None]:
+    """The main process holds the folder; the others begin when it has it."""
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield
+        return
+    with work_folder(out, config.deciding(), resume=resume):
+        state.wait_for_everyone()
+        yield

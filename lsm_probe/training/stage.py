@@ -1,0 +1,218 @@
+"""One stage of a run: from data and a model to a trained model, through whatever stops it on the way."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers import set_seed
+
+from lsm_probe.assets.cache import cache_root
+from lsm_probe.data.problems import OnError, Problems
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError, Terminated, WorkFailed
+from lsm_probe.files import replacing
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.training.assembly import make_trainer
+from lsm_probe.training.batches import optimizer_steps, smaller_pass
+from lsm_probe.training.callbacks import OnProgress, ShowProgress, StopOnTerm
+from lsm_probe.training.checkpoints import keep_data, last_whole, remove_unfinished, step_of
+from lsm_probe.training.config import Stage, TrainConfig
+from lsm_probe.training.dataset import TrainingSet
+from lsm_probe.training.disk import disk_full_as_oserror
+from lsm_probe.training.finish import restore, save_model
+from lsm_probe.training.parameters import prepare_model, used_parameters
+from lsm_probe.training.samples import read_samples, with_instructions_shuffled, with_speech_shuffled
+from lsm_probe.training.start import start_model
+from lsm_probe.training.states import SpeechStates
+
+
+class StageRun:
+    """One stage of a run.
+
+    Args:
+        config: of the run.
+        stage: of this stage.
+        start: the LSM that the stage before made; None for the first.
+        folder: of the stage's checkpoints and logs.
+        target: of the model it makes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: Stage,
+        start: Path | None,
+        folder: Path,
+        target: Path,
+        on_error: OnError,
+        on_progress: OnProgress,
+    ):
+        self.config, self.stage, self.start, self.folder, self.target = config, stage, start, folder, target
+        self.machine = config.machine
+        self.on_error, self.on_progress = on_error, on_progress
+        self.progress = ShowProgress(stage.name, on_progress)
+        self.state = PartialState()
+        self.stop = StopOnTerm()
+        self.precision = _precision(config, self.state.device)
+
+    def until_done(self) -> None:
+        """Trains and saves. Where memory runs out, goes on from the last checkpoint with smaller passes and more of
+        them in a step, so that what is computed stays the same."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                with disk_full_as_oserror(self.folder):
+                    return self._attempt()
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                # Other processes wait for this one's part of the step: together they cannot go back.
+                if self.state.num_processes > 1 or self.machine.per_device_batch_size == 1:
+                    raise WorkFailed(self._out_of_memory()) from error
+            self._halve()
+
+    def _out_of_memory(self) -> str:
+        size = self.machine.per_device_batch_size
+        smaller = f"machine.per_device_batch_size={size // 2}" if size > 1 else "machine.gradient_checkpointing=true"
+        return f"memory ran out with {size} samples in a pass: go on with --resume and {smaller}"
+
+    def _halve(self) -> None:
+        before = self.machine.per_device_batch_size
+        smaller = smaller_pass(self.stage, self.machine)
+        self.machine = self.machine.model_copy(update={"per_device_batch_size": smaller})
+        gc.collect()
+        clear_device_cache()
+        warnings.warn(
+            f"memory ran out with {before} samples in a pass: going on with {smaller}; a step keeps its "
+            f"{self.stage.batch_size}",
+            stacklevel=2,
+        )
+
+    def _attempt(self) -> None:
+        if self.state.is_main_process:
+            remove_unfinished(self.folder)
+        self.state.wait_for_everyone()
+        last = last_whole(self.folder)
+        checkpoint = start_model(self.config.model, self.start, self.config.seed)
+        checkpoint.model.to(self.state.device)
+        if self.machine.gradient_checkpointing:
+            checkpoint.model.gradient_checkpointing_enable({"use_reentrant": False})
+        train_set, held_out = self._data(checkpoint)
+        set_seed(self.config.seed)  # for the first weights of adapters
+        model = prepare_model(checkpoint.model, self.stage)
+        total = optimizer_steps(self.stage, len(train_set))
+        if self.state.is_main_process:
+            keep_data(self.folder, train_set.samples, resumed=last is not None)
+        trainer = make_trainer(self, checkpoint, model, train_set, held_out, resumed=last is not None)
+        began = time.monotonic()
+        if last is not None and step_of(last) >= total:
+            # Trained to the end, but killed before the model was written. The Trainer would make a step too many.
+            if trainer.is_fsdp_enabled:
+                raise InputError(f"{last} is trained to the end, but a sharded run goes on from before it: delete it")
+            restore(trainer, last)
+        else:
+            with self.stop:
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if self.stop.stopped and trainer.state.global_step < total:
+            raise Terminated(
+                f"stopped by SIGTERM and saved at step {trainer.state.global_step} of {total}: the same command with "
+                "--resume goes on"
+            )
+        metrics = _last_evaluation(trainer)
+        report = self._report(trainer, model, len(train_set), time.monotonic() - began, metrics)
+        if self.state.is_main_process:
+            _write_json(self.folder / "history.json", trainer.state.log_history)
+            _write_json(self.folder / "report.json", report)
+        save_model(trainer, checkpoint, self.target)
+        self.state.wait_for_everyone()  # the others read what the main process has written
+
+    def _data(self, checkpoint: Checkpoint) -> tuple[TrainingSet, dict[str, TrainingSet]]:
+        stage, seed = self.stage, self.config.seed
+        given: dict[str, Any] = {"tasks": stage.tasks, "on_error": self.on_error}
+        train = read_samples(stage.train, limit=stage.limit, **given)
+        held_out = read_samples(stage.eval, limit=stage.eval_limit, **given) if stage.eval else []
+        states = None
+        if self.config.cache_features:
+            states = SpeechStates(cache_root() / "states", checkpoint, _dtype(self.precision))
+            train, held_out = self._encode(states, checkpoint, train, held_out)
+        views: dict[str, list[Sample] | None] = {}
+        if held_out:
+            views = {
+                "true": held_out,
+                "speech": with_speech_shuffled(held_out, seed),
+                "instruction": with_instructions_shuffled(held_out, seed),
+            }
+        sets = {name: TrainingSet(view, checkpoint, states) for name, view in views.items() if view}
+        return TrainingSet(train, checkpoint, states), sets
+
+    def _encode(
+        self, states: SpeechStates, checkpoint: Checkpoint, *sets: list[Sample]
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Fills the cache, every process its share, and leaves out what could not be encoded."""
+        problems = Problems()
+        missing = states.missing([sample for samples in sets for sample in samples])
+        share = missing[self.state.process_index :: self.state.num_processes]
+        states.fill(checkpoint, share, problems, on_progress=self.on_progress)
+        problems.settle(self.on_error)
+        self.state.wait_for_everyone()
+        train, held_out = ([sample for sample in samples if sample in states] for samples in sets)
+        return train, held_out
+
+    def _report(
+        self, trainer: Any, model: Any, samples: int, seconds: float, metrics: dict[str, float]
+    ) -> dict[str, Any]:
+        parameters = [parameter for _, parameter in used_parameters(model)]
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        return {
+            "stage": self.stage.name,
+            "steps": trainer.state.global_step,
+            "samples": samples,
+            "parameters": {"all": sum(p.numel() for p in parameters), "trained": trained},
+            "precision": self.precision,
+            "processes": self.state.num_processes,
+            "per_device_batch_size": self.machine.per_device_batch_size,
+            "gradient_accumulation": trainer.args.gradient_accumulation_steps,
+            "tokens": int(trainer.state.num_input_tokens_seen),
+            "seconds": round(seconds, 1),
+            "tokens_per_second": round(self.progress.tokens_per_second, 1),
+            "evaluation": metrics,
+            "device": str(self.state.device),
+            "versions": {name: version(name) for name in ("lsm-probe", "torch", "transformers", "accelerate", "peft")}
+            | {"python": platform.python_version()},
+        }
+
+
+def _precision(config: TrainConfig, device: torch.device) -> str:
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" else "float32"
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _last_evaluation(trainer: Any) -> dict[str, float]:
+    """The evaluation of the trained model, made now unless the last step ended with one."""
+    if not trainer.held_out:
+        return {}
+    done = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if not done or done[-1]["step"] != trainer.state.global_step:
+        trainer.evaluate()
+        done = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return {key: value for key, value in done[-1].items() if key.startswith("eval_")}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,41 @@
+"""The model a stage begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsm_probe import assets
+from lsm_probe.errors import InputError
+from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.loading import build_lsm, load
+from lsm_probe.training.config import ModelSettings
+
+
+def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Checkpoint:
+    """The LSM a stage begins with, on CPU in float32: the stage before's, one given, or a new one from parts.
+
+    Raises:
+        InputError: it cannot be loaded or built.
+    """
+    name = start or settings.start
+    if name is not None:
+        checkpoint = load(name, device="cpu", dtype="float32", template=settings.template)
+        if not isinstance(checkpoint.model, LsmForConditionalGeneration):
+            raise InputError(f"model.start={name} is no LSM of ours: give one, or model.encoder and model.llm")
+        return checkpoint
+    builtin = {"builtin:encoder": assets.speech_encoder, "builtin:llm": assets.language_model}
+    encoder, llm = (builtin[part]() if part in builtin else part for part in (settings.encoder, settings.llm))
+    try:
+        projector = LsmProjectorConfig(**settings.connector)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model.connector: {' '.join(str(error).split())[:200]}") from error
+    return build_lsm(
+        encoder,
+        llm,
+        projector=projector,
+        encoder_context=settings.encoder_context,
+        decoder_states=settings.decoder_states,
+        seed=seed,
+        template=settings.template,
+    )

@@ -1,0 +1,128 @@
+"""The frozen encoder's states on disk: an utterance is encoded once, for all epochs and all runs with that encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lsm_probe.data.audio import read_audio
+from lsm_probe.data.problems import Problems
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.training.samples import file_state
+
+BATCH_SIZE = 8
+"""Utterances encoded together."""
+
+
+class SpeechStates:
+    """Encoder states by utterance, in a folder named by everything they depend on but the utterance itself.
+
+    A file holds one utterance's pieces (`0`, `1`, ...), `[states, encoder_dim]` each, padding left out.
+
+    Args:
+        root: the folder above.
+        checkpoint: the LSM whose encoder is asked.
+        dtype: what is computed in and stored; bfloat16 under autocast.
+    """
+
+    def __init__(self, root: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32):
+        lsm: Any = checkpoint.model
+        config = lsm.config
+        made_by = {
+            "encoder": _weights_sha256(lsm.audio_tower),
+            "encoder_context": config.encoder_context,
+            "decoder_states": config.decoder_states,
+            "dtype": str(dtype),
+        }
+        self.folder = root / hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
+        self.dtype = dtype
+
+    def __contains__(self, sample: Sample) -> bool:
+        return self._path(sample).exists()
+
+    def missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        """One sample for each utterance that is not encoded yet."""
+        return [sample for path, sample in {self._path(s): s for s in samples}.items() if not path.exists()]
+
+    def fill(
+        self,
+        checkpoint: Checkpoint,
+        samples: Sequence[Sample],
+        problems: Problems,
+        *,
+        on_progress: Callable[[str, int, int | None], None],
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Encodes the speech of `samples`; sound that cannot be used goes into `problems`."""
+        assert checkpoint.processor is not None
+        batch: list[tuple[Sample, Tensor, Tensor]] = []
+        for done, sample in enumerate(samples, start=1):
+            with problems.catching(""):
+                batch.append((sample, *checkpoint.processor.extract(read_audio(sample))))
+            if len(batch) == batch_size or done == len(samples):
+                self._encode(checkpoint, batch)
+                batch = []
+            on_progress("encoding speech", done, len(samples))
+
+    def _encode(self, checkpoint: Checkpoint, batch: Sequence[tuple[Sample, Tensor, Tensor]]) -> None:
+        if not batch:
+            return
+        lsm: Any = checkpoint.model
+        device = lsm.device
+        features, masks = (torch.cat(tensors).to(device) for tensors in list(zip(*batch, strict=True))[1:])
+        with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            states, lengths = lsm.encode_speech(features, masks)
+        pieces = [piece[:length].to(self.dtype).cpu() for piece, length in zip(states, lengths.tolist(), strict=True)]
+        for sample, sample_features, _ in batch:
+            own, pieces = pieces[: len(sample_features)], pieces[len(sample_features) :]
+            with replacing(self._path(sample)) as temporary:
+                save_file({str(i): piece.contiguous() for i, piece in enumerate(own)}, temporary)
+
+    def read(self, sample: Sample) -> list[Tensor]:
+        """The states of a sample's pieces, `[states, encoder_dim]` each.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self._path(sample)
+        try:
+            pieces = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}): delete it and go on with --resume") from error
+        return [pieces[str(i)] for i in range(len(pieces))]
+
+    def _path(self, sample: Sample) -> Path:
+        assert sample.audio is not None
+        content = f"{_file_sha256(sample.audio, file_state(sample.audio))} {sample.start} {sample.duration}"
+        name = hashlib.sha256(content.encode()).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+@cache
+def _file_sha256(path: Path, _: object) -> str:
+    """Of a file's bytes, which are read again when the second argument says that they have changed."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _weights_sha256(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

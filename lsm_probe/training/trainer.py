@@ -1,0 +1,124 @@
+"""transformers' Trainer, extended through its public hooks alone (and the one that gives the order of the data)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer
+
+from lsm_probe.errors import WorkFailed
+from lsm_probe.training.callbacks import outlive_sigterm
+from lsm_probe.training.config import Stage
+from lsm_probe.training.dataset import TrainingSet
+from lsm_probe.training.evaluation import sample_losses, summarise
+from lsm_probe.training.order import LengthGrouped
+from lsm_probe.training.parameters import parameter_groups
+
+
+class LsmTrainer(Trainer):
+    """Trains an LSM on a [`TrainingSet`] and evaluates it with its inputs shuffled.
+
+    Args:
+        stage: learning rates and weight decay of the parts.
+        order: which sample comes when.
+        held_out: the held-out samples under `true`, and under `speech` and `instruction` the controls.
+        kwargs: of `Trainer`.
+    """
+
+    def __init__(self, *, stage: Stage, order: LengthGrouped, held_out: dict[str, TrainingSet], **kwargs: Any):
+        self.stage = stage
+        self.order = order
+        self.held_out = held_out
+        self._step_indices: list[int] = []  # of the samples of this step so far, in this process
+        super().__init__(
+            eval_dataset=held_out.get("true"), preprocess_logits_for_metrics=sample_losses, callbacks=[order], **kwargs
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = model or self.model
+            optimizer, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer(
+                parameter_groups(model, self.get_decay_parameter_names(model), self.stage), **kwargs
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.order
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return _with_steady_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        return _with_steady_workers(super().get_eval_dataloader(eval_dataset))
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's pass forward and back.
+
+        Raises:
+            WorkFailed: it is the last pass of a step, and the step's gradient is not finite; names step and samples.
+                Nothing has been updated with it. (Clipping would make zeros of an infinite one, and hide it.)
+        """
+        self._step_indices += inputs["index"].tolist()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            if not torch.nn.utils.get_total_norm(gradients).isfinite():
+                raise self._not_finite("the gradient is not finite", self._step_indices)
+            self._step_indices = []
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The Trainer's loss.
+
+        Raises:
+            WorkFailed: in training, the loss is not finite; names step and samples. Nothing has been updated with it.
+        """
+        index = inputs["index"]
+        inputs = {key: value for key, value in inputs.items() if key != "index"} | {"use_cache": False}
+        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if model.training and not loss.isfinite():
+            raise self._not_finite(f"the loss is {loss.item()}", index.tolist())
+        return result
+
+    def _not_finite(self, what: str, indices: list[int]) -> WorkFailed:
+        assert isinstance(self.train_dataset, TrainingSet)
+        ids = [self.train_dataset.samples[i].id for i in indices]
+        names = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        return WorkFailed(
+            f"step {self.state.global_step + 1}: {what}; samples: {names}. Nothing was updated; look at them, or lower "
+            "the learning rate"
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out loss with the true inputs and with each control's; see [`summarise`]."""
+        # A loader draws its workers' seed from the global generator: training must not go on otherwise for it.
+        with torch.random.fork_rng(devices=[]):
+            losses = {name: self._losses(view) for name, view in self.held_out.items()}
+        metrics = summarise(losses, self.held_out["true"].samples, self.args.seed)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _losses(self, view: TrainingSet) -> NDArray[np.float32]:
+        output = self.evaluation_loop(
+            self.get_eval_dataloader(view), description="Evaluation", prediction_loss_only=False
+        )
+        assert isinstance(output.predictions, np.ndarray)
+        return output.predictions
+
+
+def _with_steady_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    inner = getattr(loader, "base_dataloader", loader)  # Accelerate's is a shell round a loader
+    inner.worker_init_fn = outlive_sigterm  # in place of the Trainer's seeds, which no item asks for
+    return loader

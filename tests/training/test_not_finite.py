@@ -1,0 +1,70 @@
+"""Steps that come to nothing: they stop the run before they can spoil it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.training import dataset
+from lsm_probe.training.run import train
+
+UNEVEN = "limit=18"  # the fifth step has 2 samples
+
+
+def gradients_times(monkeypatch, factor: float, *, step: int) -> None:
+    """Multiplies the gradients of one step, of one pass; its loss stays what it is."""
+    forward = LsmForConditionalGeneration.forward
+    passes = []
+
+    def disturbed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if self.training:
+            passes.append(step)
+            if len(passes) == step:
+                output.loss.register_hook(lambda gradient: gradient * factor)
+        return output
+
+    monkeypatch.setattr(LsmForConditionalGeneration, "forward", disturbed)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e30])  # 1e30: each number is finite, their norm is not
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
+    train_command, training_config, uninterrupted, model_sha256, tmp_path, monkeypatch, factor
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        gradients_times(patched, factor, step=5)
+        code, lines = train_command(UNEVEN, "--out", out)
+    assert (code, len(lines)) == (1, 1), lines
+    assert lines[0].startswith("error: step 5: the gradient is not finite; samples: ")
+    assert lines[0].count("translate-") + lines[0].count("repeat-") == 2
+    check_whole(out, logged=4)
+    train(training_config(UNEVEN), out, resume=True)
+    assert model_sha256(out) == model_sha256(uninterrupted(UNEVEN))
+
+
+def test_a_loss_that_is_not_a_number_names_its_samples(train_command, tmp_path, monkeypatch) -> None:
+    read = dataset.read_audio
+
+    def spoilt(sample):
+        return np.full_like(read(sample), math.nan) if sample.id == "repeat-7" else read(sample)
+
+    monkeypatch.setattr(dataset, "read_audio", spoilt)
+    code, lines = train_command("machine.save_steps=1", "--out", tmp_path / "out")
+    assert (code, len(lines)) == (1, 1), lines
+    assert "the loss is nan" in lines[0]
+    assert "repeat-7" in lines[0]
+    step = int(lines[0].removeprefix("error: step ").split(":")[0])
+    check_whole(tmp_path / "out", logged=step - 1)
+
+
+def check_whole(out, *, logged: int) -> None:
+    """What the run left is finite: the weights, and every loss that was logged."""
+    last = out / f"checkpoint-{logged}"
+    assert all(tensor.isfinite().all() for tensor in load_file(last / "model.safetensors").values())
+    logs = [entry for entry in json.loads((last / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in logs] == list(range(1, logged + 1))
+    assert all(math.isfinite(entry["loss"]) and entry["loss"] > 0 for entry in logs)
