@@ -83,7 +83,10 @@ def test_the_trainer_takes_it_however_steps_are_divided(
     for size in (4,) if workers else (8, 2):
         seen.clear()
         overrides = [f"machine.per_device_batch_size={size}", f"machine.workers={workers}", "batch_size=8"]
-        train(training_config(*overrides, "max_steps=6", "machine.save_steps=100"), tmp_path / f"{size}")
+        train(
+            training_config(*overrides, "max_steps=6", "machine.save_steps=100", "machine.log_steps=100"),
+            tmp_path / f"{size}",
+        )
         assert all(len(indices) <= size for indices in seen)
         orders.append([i for indices in seen for i in indices])
     assert len(orders[0]) == 40  # two epochs of 20, the last step of each only 4
