@@ -83,7 +83,7 @@ class Stage(_Settings):
         weight_decay: of weight matrices; biases and norms have none.
         warmup: linear warm-up: steps, or below 1 the share of all steps.
         schedule: after warm-up: `linear` or `cosine` to 0, or `constant`.
-        max_grad_norm: gradients are scaled down to this norm.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
     """
 
     name: str = Field("train", pattern=r"^[\w-]+$")
@@ -102,7 +102,7 @@ class Stage(_Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Annotated[float, Field(ge=0)] = 100
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class Machine(_Settings):

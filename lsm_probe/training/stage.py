@@ -106,7 +106,9 @@ class StageRun:
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
         checkpoint.model.to(self.state.device)
         if self.machine.gradient_checkpointing:
-            checkpoint.model.gradient_checkpointing_enable({"use_reentrant": False})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # its new name is unknown to the older transformers
+                checkpoint.model.gradient_checkpointing_enable({"use_reentrant": False})
         train_set, held_out = self._data(checkpoint)
         set_seed(self.config.seed)  # for the first weights of adapters
         model = prepare_model(checkpoint.model, self.stage)
