@@ -22,7 +22,7 @@ Examples:
 
     lsm-probe train mini/vanilla_asr --out runs/vanilla
 
-    lsm-probe train mini/true_answers strategy=lora connector_learning_rate=1e-3 --out runs/lora
+    lsm-probe train mini/commands strategy=lora connector_learning_rate=1e-3 --out runs/lora
 
     lsm-probe train self_powered --dry-run
 
@@ -52,7 +52,7 @@ def train(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.training.config import read_config
+    from lsm_probe.training.config import presets, read_config
 
     settings = read_config(config, overrides or [])
     if dry_run:
@@ -66,7 +66,7 @@ def train(
 
     train_and_report(
         settings,
-        out or Path("runs") / "train" / Path(config).stem,
+        out or Path("runs") / "train" / (config if config in presets() else Path(config).stem),
         resume=resume,
         on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
         as_json=json,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, TrainingArguments
 
 from lsm_probe.errors import InputError
@@ -33,6 +35,11 @@ def make_trainer(
     arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
     # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if arguments.fsdp and run.precision == "bf16":
+        # accelerate would also add up gradients in bfloat16, over passes and processes.
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
     trainer = LsmTrainer(
         stage=run.stage,
         order=LengthGrouped(train_set.lengths, run.stage.batch_size, run.config.seed),
@@ -106,6 +113,8 @@ def _sharding(run: StageRun, checkpoint: Checkpoint) -> dict[str, Any]:
             "transformer_layer_cls_to_wrap": layers,
             "state_dict_type": "SHARDED_STATE_DICT",
         },
+        # Else every device would hold the whole gradient from one pass to the next.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
 
 

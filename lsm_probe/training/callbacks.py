@@ -95,7 +95,7 @@ class ShowProgress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._first_tokens = int(state.num_input_tokens_seen)
-        self._since = time.monotonic()
+        self._since, self._spent = time.monotonic(), 0.0
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()

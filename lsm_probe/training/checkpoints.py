@@ -53,6 +53,9 @@ class SealCheckpoints(TrainerCallback):
 def last_whole(folder: Path) -> Path | None:
     """The newest finished checkpoint of a run; None where there is none.
 
+    No code in its files is run, but for those of a sharded run: torch reads the `.metadata` of such a checkpoint as a
+    pickle. Checksums tell damage, not intent: go on only from sharded checkpoints of your own.
+
     Raises:
         InputError: a file of it is not as it was written, or not what a run writes; names the file.
     """

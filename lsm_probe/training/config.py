@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lsm_probe.data.manifest import explain
@@ -21,6 +22,7 @@ def _as_list(value: Any) -> Any:
 
 
 Manifests = Annotated[list[Path], BeforeValidator(_as_list)]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -55,7 +57,19 @@ class ModelSettings(_Settings):
         known = inspect.get_annotations(LsmProjectorConfig)
         if unknown := sorted(connector.keys() - known.keys()):
             raise ValueError(f"has no setting {unknown[0]!r}; its settings are: {', '.join(known)}")
-        return connector
+        of_type = {"int": int, "float": float, "str": str}  # YAML takes 1e-2 for text
+        return {key: value if value is None else of_type[known[key]](value) for key, value in connector.items()}
+
+    def projector(self) -> LsmProjectorConfig:
+        """The connector's configuration.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        try:
+            return LsmProjectorConfig(**self.connector)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise InputError(f"model.connector: {' '.join(str(error).split())[:200]}") from error
 
 
 class LoraSettings(_Settings):
@@ -116,7 +130,7 @@ class Machine(_Settings):
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         workers: processes that read data; 0 reads in the training process.
         log_steps, save_steps: optimizer steps between two log lines and between two checkpoints.
-        report_to: trackers by transformers' names.
+        report_to: where losses are sent beside `history.json`.
     """
 
     device: Literal["auto", "cpu"] = "auto"
@@ -127,15 +141,18 @@ class Machine(_Settings):
     workers: Annotated[int, Field(ge=0)] = 0
     log_steps: Annotated[int, Field(gt=0)] = 10
     save_steps: Annotated[int, Field(gt=0)] = 500
-    report_to: list[str] = ["tensorboard"]
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]] = [
+        "tensorboard"
+    ]
 
 
 class TrainConfig(Stage):
     """A whole run. The settings of a stage hold for all `stages`, each of which may change some.
 
     Args:
-        precision: `bf16` computes in bfloat16 and keeps weights, gradients and optimizer in float32; `float32`
-            computes in it too. `auto`: bf16 on CUDA, float32 elsewhere.
+        precision: `bf16` computes in bfloat16 and keeps weights, gradients and optimizer in float32 (autocast; with
+            sharding the weights are cast, so that norms too compute in bfloat16); `float32` computes in it too. `auto`:
+            bf16 on CUDA, float32 elsewhere.
         cache_features: encode each utterance once and keep the frozen encoder's states on disk.
         eval_steps: optimizer steps between two evaluations; one is made before the first step and one after the last.
         seed: of the connector's first weights, the order of the data, and dropout.

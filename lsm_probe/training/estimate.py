@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from lsm_probe.data.sample import one_line
 from lsm_probe.errors import InputError
-from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProjectorConfig
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
 from lsm_probe.models.connectors import num_speech_tokens
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.training.batches import accumulation, optimizer_steps, warmup_steps
@@ -151,7 +151,7 @@ def _lsm_config(config: TrainConfig) -> LsmConfig:
         raise InputError(f"model.llm {model.llm} is a {llm.model_type!r} model: give a causal text LLM")
     return LsmConfig(
         audio_config=encoder,
-        projector_config=LsmProjectorConfig(**model.connector),
+        projector_config=model.projector(),
         text_config=llm,
         encoder_context=model.encoder_context,
         decoder_states=model.decoder_states,

@@ -31,12 +31,13 @@ def restore(trainer: Any, checkpoint: Path) -> None:
 
 def save_model(trainer: Any, checkpoint: Checkpoint, folder: Path) -> None:
     """Writes the trained LSM, in float32; every process calls this, the main one writes."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # in every process: of shards each has a part
+    state = trainer.accelerator.get_state_dict(model)
     if not trainer.is_world_process_zero():
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-        state = None
+    for tied in getattr(model, "all_tied_weights_keys", {}):
+        state.pop(tied, None)  # gathered from shards it is a copy, which safetensors would write a second time
     checkpoint.model = model
     checkpoint.save(folder, state_dict=state)

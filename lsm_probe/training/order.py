@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers import TrainerCallback, TrainerState
 
 
 class LengthGrouped(Sampler[int], TrainerCallback):
-    """Draws every sample once an epoch: random optimizer steps, each sorted by length.
+    """Draws every sample once an epoch: random optimizer steps, each sorted by length. What the last step of an epoch
+    lacks is taken from its first once more, so that every step is whole.
 
     The passes that a step is divided into, and the processes that share them, so get samples of about one length and
     little padding, while every step stays a random draw. (Grouping whole steps by length, as the Trainer does, would
@@ -35,11 +37,11 @@ class LengthGrouped(Sampler[int], TrainerCallback):
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + -len(self.lengths) % self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = list(islice(cycle(torch.randperm(len(self.lengths), generator=generator).tolist()), len(self)))
         for start in range(0, len(order), self.batch_size):
             yield from sorted(order[start : start + self.batch_size], key=lambda i: -self.lengths[i])
 

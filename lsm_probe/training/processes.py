@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 
 from lsm_probe.training.config import Machine
@@ -14,4 +15,5 @@ _PATIENCE = timedelta(hours=3)
 
 def join_processes(machine: Machine) -> PartialState:
     """Which process this is, of how many, on which device; the first call makes them a group."""
-    return PartialState(cpu=machine.device == "cpu", timeout=_PATIENCE)
+    cpu = machine.device == "cpu" or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=_PATIENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ def train(
         out: the folder; empty, unless `resume`.
         resume: go on in a folder that was begun with the same config. On CPU the weights come out as if nothing had
             happened, bit for bit.
-        on_error: at samples that cannot be used: "fail", or "skip" and count them.
+        on_error: at samples that cannot be used: "fail", or "skip" and count them. Without `cache_features` only the
+            headers of sound files are read beforehand: one that is damaged further on ends the run when it is met.
         on_progress: called with (name, done, total, note).
 
     Returns:
@@ -56,6 +58,12 @@ def train(
     for stage in stages:
         if not stage.train:
             raise InputError("the config names no training data: add train=MANIFEST.jsonl")
+    if state.is_main_process and state.num_processes != config.machine.devices:
+        warnings.warn(
+            f"the config is meant for machine.devices={config.machine.devices}, this run has {state.num_processes}: "
+            "see the launch line of --dry-run",
+            stacklevel=2,
+        )
     report: dict[str, Any] = {"model": str(out / "model"), "stages": []}
     with _own_folder(out, config, resume, state):
         start: Path | None = None

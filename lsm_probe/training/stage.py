@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import set_seed
 
@@ -102,7 +103,7 @@ class StageRun:
         if self.state.is_main_process:
             remove_unfinished(self.folder)
         self.state.wait_for_everyone()
-        last = last_whole(self.folder)
+        [last] = broadcast_object_list([last_whole(self.folder) if self.state.is_main_process else None])
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
         checkpoint.model.to(self.state.device)
         if self.machine.gradient_checkpointing:
@@ -116,11 +117,15 @@ class StageRun:
         if self.state.is_main_process:
             keep_data(self.folder, train_set.samples, resumed=last is not None)
         trainer = make_trainer(self, checkpoint, model, train_set, held_out, resumed=last is not None)
+        if last is not None and trainer.is_fsdp_enabled != (last / "pytorch_model_fsdp_0").is_dir():
+            raise InputError(f"{last} was written with another sharding: go on with as many devices, sharded as before")
         began = time.monotonic()
         if last is not None and step_of(last) >= total:
             # Trained to the end, but killed before the model was written. The Trainer would make a step too many.
             if trainer.is_fsdp_enabled:
-                raise InputError(f"{last} is trained to the end, but a sharded run goes on from before it: delete it")
+                raise InputError(
+                    f"{last} is trained to the end, but a sharded run can only go on from before that: delete it"
+                )
             restore(trainer, last)
         else:
             with self.stop:
@@ -165,8 +170,12 @@ class StageRun:
         missing = states.missing([sample for samples in sets for sample in samples])
         share = missing[self.state.process_index :: self.state.num_processes]
         states.fill(checkpoint, share, problems, on_progress=self.on_progress)
+        problems.found = gather_object(problems.found)
         problems.settle(self.on_error)
-        self.state.wait_for_everyone()
+        if len(states.missing(missing)) > len(problems.found):
+            raise InputError(
+                f"{states.folder} is not one folder for all processes: set LSM_PROBE_CACHE to a shared one"
+            )
         train, held_out = ([sample for sample in samples if sample in states] for samples in sets)
         return train, held_out
 

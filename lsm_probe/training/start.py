@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lsm_probe import assets
 from lsm_probe.errors import InputError
-from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
+from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.loading import build_lsm, load
 from lsm_probe.training.config import ModelSettings
@@ -26,14 +26,10 @@ def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Check
         return checkpoint
     builtin = {"builtin:encoder": assets.speech_encoder, "builtin:llm": assets.language_model}
     encoder, llm = (builtin[part]() if part in builtin else part for part in (settings.encoder, settings.llm))
-    try:
-        projector = LsmProjectorConfig(**settings.connector)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model.connector: {' '.join(str(error).split())[:200]}") from error
     return build_lsm(
         encoder,
         llm,
-        projector=projector,
+        projector=settings.projector(),
         encoder_context=settings.encoder_context,
         decoder_states=settings.decoder_states,
         seed=seed,

@@ -11,7 +11,7 @@ from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.training import dataset
 from lsm_probe.training.run import train
 
-UNEVEN = "limit=18"  # the fifth step has 2 samples
+UNEVEN = "limit=18"  # the fifth step is filled up from the first
 
 
 def gradients_times(monkeypatch, factor: float, *, step: int) -> None:
@@ -40,7 +40,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
         code, lines = train_command(UNEVEN, "--out", out)
     assert (code, len(lines)) == (1, 1), lines
     assert lines[0].startswith("error: step 5: the gradient is not finite; samples: ")
-    assert lines[0].count("translate-") + lines[0].count("repeat-") == 2
+    assert lines[0].count("translate-") + lines[0].count("repeat-") == 4
     check_whole(out, logged=4)
     train(training_config(UNEVEN), out, resume=True)
     assert model_sha256(out) == model_sha256(uninterrupted(UNEVEN))

@@ -15,7 +15,7 @@ from lsm_probe.training.trainer import LsmTrainer
 LORA = ("strategy=lora", "lora.dropout=0.1")
 PASSES_OF_2 = "machine.per_device_batch_size=2"
 WITHOUT_DROPOUT = "model.connector.dropout=0.0"  # what it draws depends on the passes
-UNEVEN = "limit=18"  # the last step of an epoch has 2 samples
+UNEVEN = "limit=18"  # the last step of an epoch is filled up
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,8 @@ def test_the_report_counts_each_parameter_once(
     everything = sum(p.numel() for p in model.parameters())
     connector, llm = (sum(p.numel() for p in part.parameters()) for part in (model.multi_modal_projector, start.llm))
     adapters = 3 * 3 * (48 * 4 + 16 * 2 + 48 * 2 + (48 + 96) * 3)  # rank x layers x (inputs + outputs of each linear)
-    report = train(configure(f"strategy={strategy}", "lora.rank=3", "max_steps=2", "limit=6"), tmp_path / "out")
+    settings = [f"strategy={strategy}", "lora.rank=3", "max_steps=2", "limit=6", "batch_size=6"]
+    report = train(configure(*settings, "machine.per_device_batch_size=6"), tmp_path / "out")
     [stage] = report["stages"]
     expected = {
         "full": {"all": everything, "trained": connector + llm},
@@ -282,7 +283,8 @@ def test_the_report_counts_each_parameter_once(
     }
     assert stage["parameters"] == expected[strategy]
     assert (stage["steps"], stage["samples"], stage["gradient_accumulation"]) == (2, 6, 1)
-    assert stage["tokens"] == TrainingSet(read_manifest(training_folder / "train.jsonl")[:6], start).lengths.sum()
+    tokens = TrainingSet(read_manifest(training_folder / "train.jsonl")[:6], start).lengths.sum()
+    assert stage["tokens"] == 2 * tokens
 
 
 def test_the_second_stage_begins_where_the_first_ended(
