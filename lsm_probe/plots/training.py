@@ -37,14 +37,18 @@ def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    palette = sns.color_palette("colorblind", len(_CURVES))
-    for (key, label), color in zip(_CURVES.items(), palette, strict=True):
+    blue, _, green, red = sns.color_palette("colorblind", 4)
+    # A control that changes nothing lies on the true curve: both stay visible.
+    looks: dict[str, dict[str, Any]] = {
+        "loss": {"color": "0.75", "linewidth": 1},
+        "eval_loss": {"color": blue, "linewidth": 3, "marker": "o"},
+        "eval_loss_speech_shuffled": {"color": green, "marker": "s", "markersize": 4},
+        "eval_loss_instruction_shuffled": {"color": red, "marker": "^", "markersize": 4, "linestyle": "--"},
+    }
+    for key, label in _CURVES.items():
         curve = frame[key].dropna()
         if len(curve):
-            plain = key == "loss"
-            ax.plot(
-                curve.index, curve, label=label, color=color, alpha=0.6 if plain else 1, marker="" if plain else "o"
-            )
+            ax.plot(curve.index, curve, label=label, **looks[key])
     ax.set(xlabel="optimizer step", ylabel="loss (nats per response token)", ylim=(0, None))
     if ax.lines:
         ax.legend(frameon=False)
