@@ -4,8 +4,9 @@ The LLM is Llama with grouped-query attention and tied embeddings; its vocabular
 many real checkpoints, so that the model's `audio_token_id` and the tokenizer's id of `<|audio|>` differ.
 """
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,11 @@ def waveform() -> Waveform:
         return audio.astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def small_garbage() -> Iterator[None]:
+    """Every training run collects garbage: a quarter of a second each, were it to look through all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

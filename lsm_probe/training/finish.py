@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from transformers import TrainerState
+from transformers.trainer_utils import load_sharded_checkpoint
 
 from lsm_probe.models.checkpoint import Checkpoint
 
@@ -19,8 +20,6 @@ def restore(trainer: Any, checkpoint: Path) -> None:
 
         set_peft_model_state_dict(trainer.model, load_file(adapter))
     else:
-        from transformers.trainer_utils import load_sharded_checkpoint
-
         single = checkpoint / "model.safetensors"
         if single.exists():
             trainer.model.load_state_dict(load_file(single), strict=False)  # tied weights are saved once

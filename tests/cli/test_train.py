@@ -1,8 +1,7 @@
 """`lsm-probe train` through its own door: what it writes, says and refuses, each refusal in one line."""
 
-import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,10 @@ import yaml
 import lsm_probe
 from lsm_probe.training.run import train
 
+pytestmark = pytest.mark.usefixtures("small_garbage")
+
 Command = Callable[..., tuple[int, str, list[str]]]
 TASKS = {"translate": "Translate the speech.", "repeat": "Say it again."}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_garbage() -> Iterator[None]:
-    """Every run collects garbage: a quarter of a second each, were it to look through all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Training as a whole, in tiny: the numbers it logs, what it changes and what it leaves, and that it learns."""
 
-import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,8 @@ from lsm_probe.training.run import train
 from lsm_probe.training.samples import with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model
 
+pytestmark = pytest.mark.usefixtures("small_garbage")
+
 Configure = Callable[..., TrainConfig]
 Train = Callable[..., Path]
 STRATEGIES = ["full", "frozen_llm", "lora"]
@@ -35,14 +36,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LSM_PROBE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_garbage() -> Iterator[None]:
-    """Every run collects garbage: a quarter of a second each, were it to look through all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
