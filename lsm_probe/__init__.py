@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from lsm_probe.errors import InputError
     from lsm_probe.models.loading import build_lsm, load
     from lsm_probe.probes.attention import attention
+    from lsm_probe.probes.attention_result import AttentionResult
     from lsm_probe.probes.comparison import compare
-    from lsm_probe.probes.result import AttentionResult
     from lsm_probe.training.config import read_config
     from lsm_probe.training.run import train
 
 _HOMES = {
-    "AttentionResult": "probes.result",
+    "AttentionResult": "probes.attention_result",
     "InputError": "errors",
     "Recipe": "data.augmentation.recipe",
     "Sample": "data.sample",

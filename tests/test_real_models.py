@@ -14,7 +14,7 @@ import lsm_probe
 from lsm_probe import cli
 from lsm_probe.data.audio import read_audio
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.result import SEGMENTS, AttentionResult
+from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
 
 pytestmark = pytest.mark.real
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,9 +32,7 @@ def attention(
     out: opt.Out = None,
     template: opt.Template = None,
     max_new_tokens: opt.MaxNewTokens = 128,
-    responses: Annotated[
-        Path | None, typer.Option(help="Take the responses stored in this result folder instead of generating.")
-    ] = None,
+    responses: opt.Responses = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Store the score of every prompt token too.")] = False,
     heads: Annotated[
         str, typer.Option(help="sum_then_norm or mean_of_norms.", rich_help_panel=opt.NUMBERS)
@@ -46,7 +44,7 @@ def attention(
     span: Annotated[
         str, typer.Option(help="instruction or instruction+template.", rich_help_panel=opt.NUMBERS)
     ] = "instruction",
-    response: Annotated[str, typer.Option(help="generated or reference.", rich_help_panel=opt.NUMBERS)] = "generated",
+    response: opt.Response = "generated",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = "auto",
@@ -56,14 +54,12 @@ def attention(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.run import probe_and_report
-
-    probe_and_report(
+    run(
         ckpt,
         data,
         out,
         command="attention",
-        loading={"device": device, "dtype": dtype, "template": template},
+        loading=opt.loading(device, dtype, template),
         probing={
             "heads": heads,
             "segment": segment,
@@ -72,15 +68,25 @@ def attention(
             "response": response,
             "max_new_tokens": max_new_tokens,
             "tokens": tokens,
-            "seed": seed,
-            "on_error": opt.one_of("--on-error", on_error, "fail", "skip"),
-            **opt.batch_size(batch_size),
+            **opt.probing(seed, on_error, batch_size),
         },
         responses=responses,
         limit=limit,
         resume=resume,
         as_json=json,
     )
+
+
+def run(names: list[str], data: str, out: Path | None, **options: Any) -> None:
+    """Runs the attention probe with its table, pictures and control; the demo does the same."""
+    from lsm_probe.cli.run import View, probe_and_report
+    from lsm_probe.cli.tables import attention_note, attention_table
+    from lsm_probe.plots.eta import PICTURES, save_eta
+    from lsm_probe.probes.attention import attention
+    from lsm_probe.probes.controls import length_controls
+
+    view = View(attention_table, attention_note, save_eta, PICTURES)
+    probe_and_report(attention, view, names, data, out, controls=length_controls, **options)
 
 
 attention.__doc__ = EXAMPLES

@@ -25,9 +25,9 @@ def demo(
     resume: opt.Resume = False,
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.run import probe_and_report
+    from lsm_probe.cli.attention import run
 
-    probe_and_report(
+    run(
         ["builtin:llm", "builtin:untrained"],
         "builtin:probe",
         out,

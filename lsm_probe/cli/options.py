@@ -48,6 +48,10 @@ OnError = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN)]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
+Response = Annotated[str, typer.Option(help="generated or reference.", rich_help_panel=NUMBERS)]
+Responses = Annotated[
+    Path | None, typer.Option(help="Take the responses stored in this result folder instead of generating.")
+]
 
 
 def one_of(option: str, value: str, *allowed: str) -> Any:
@@ -64,3 +68,13 @@ def batch_size(value: str) -> dict[str, int]:
     if not value.isdecimal() or int(value) < 1:
         raise InputError(f"--batch-size {value!r} is neither `auto` nor a positive number")
     return {"batch_size": int(value)}
+
+
+def loading(device: str, dtype: str, template: str | None) -> dict[str, Any]:
+    """As the keyword arguments of `load`."""
+    return {"device": device, "dtype": dtype, "template": template}
+
+
+def probing(seed: int, on_error: str, size: str) -> dict[str, Any]:
+    """What every probe takes, as its keyword arguments."""
+    return {"seed": seed, "on_error": one_of("--on-error", on_error, "fail", "skip"), **batch_size(size)}

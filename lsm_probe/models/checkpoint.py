@@ -65,13 +65,13 @@ class Checkpoint:
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
     def encode(
-        self, instruction: str, source: str | NDArray[np.float32], *, source_length: int | None = None
+        self, instruction: str, source: str | NDArray[np.float32] | Tensor, *, source_length: int | None = None
     ) -> Prompt:
         """Tokenises one prompt, each token with its segment.
 
         Args:
             instruction: what the model is told to do.
-            source: the waveform (mono, 16 kHz) for an LSM, the transcript for a text LLM.
+            source: an LSM takes the waveform (mono, 16 kHz), or what [`listen`] made of it; a text LLM the transcript.
             source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
 
         Raises:
@@ -79,6 +79,8 @@ class Checkpoint:
         """
         if self.processor is not None:
             assert not isinstance(source, str)
+            if isinstance(source, Tensor):
+                return self.processor.encode_again(instruction, source)
             return self.processor.encode(instruction, source)
         assert isinstance(source, str)
         return encode_prompt(self.tokenizer, self.template, instruction, source, source_length=source_length)
@@ -111,6 +113,15 @@ class Checkpoint:
             write_checksums(temporary)
 
     @torch.no_grad()
+    def listen(self, waveform: NDArray[np.float32]) -> Tensor:
+        """The speech tokens of an utterance, `[speech tokens, llm_dim]`, for any number of prompts about it."""
+        assert self.processor is not None
+        model: Any = self.model
+        features, mask = self.processor.extract(waveform)
+        speech: Tensor = model.get_audio_features(features.to(model.device), mask.to(model.device))
+        return speech.to(self.llm.dtype)
+
+    @torch.no_grad()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:
         """Embeds prompts for the LLM, speech encoded once: one `[tokens, llm_dim]` for each prompt."""
         model: Any = self.model
@@ -118,7 +129,9 @@ class Checkpoint:
         embedded = []
         for prompt in prompts:
             ids = torch.tensor([prompt.input_ids], device=device)
-            if prompt.input_features is None or prompt.input_features_mask is None:
+            if prompt.speech is not None:
+                embedded.append(model.embed(ids, speech=prompt.speech.to(device))[0])
+            elif prompt.input_features is None or prompt.input_features_mask is None:
                 embedded.append(self.llm.get_input_embeddings()(ids)[0])
             else:
                 features = prompt.input_features.to(device)

@@ -148,11 +148,12 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         input_features_mask: Tensor | None = None,
         speech_states: Tensor | None = None,
         speech_lengths: Tensor | None = None,
+        speech: Tensor | None = None,
     ) -> Tensor:
         """Embeds text and speech for the LLM: `[batch, tokens, llm_dim]`.
 
-        The speech is given as `input_features` or as `speech_states`, each with its lengths. Without either, every
-        token must be a text token.
+        The speech is given as `input_features` or as `speech_states`, each with its lengths, or as the speech tokens
+        themselves (`speech`, `[tokens, llm_dim]`). Without any, every token must be a text token.
 
         Raises:
             ValueError: both were given, or one without its lengths.
@@ -166,7 +167,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         elif speech_states is not None and speech_lengths is not None:
             audio = self._connect(speech_states, speech_lengths)
         else:
-            audio = embeds.new_empty(0, embeds.shape[-1])
+            audio = embeds.new_empty(0, embeds.shape[-1]) if speech is None else speech
         mask = self.get_placeholder_mask(input_ids, audio).unsqueeze(-1)
         return embeds.masked_scatter(mask, audio.to(embeds.dtype))
 

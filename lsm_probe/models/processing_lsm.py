@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -79,15 +80,27 @@ class LsmProcessor(ProcessorMixin):
             InputError: if there is no speech, or more than one channel.
         """
         features, mask = self.extract(audio)
-        prompt = encode_prompt(
+        prompt = self._encode_text(instruction, self.count_speech_tokens(len(audio)))
+        return replace(prompt, input_features=features, input_features_mask=mask)
+
+    def encode_again(self, instruction: str, speech: Tensor) -> Prompt:
+        """Encodes another instruction about an utterance whose speech tokens are there already.
+
+        Args:
+            instruction: what the model is told to do.
+            speech: the utterance's speech tokens, `[speech tokens, llm_dim]`.
+        """
+        return replace(self._encode_text(instruction, len(speech)), speech=speech)
+
+    def _encode_text(self, instruction: str, speech_tokens: int) -> Prompt:
+        return encode_prompt(
             self.tokenizer,
             self.template,
             instruction,
             AUDIO_TOKEN,
-            source_length=self.count_speech_tokens(len(audio)),
+            source_length=speech_tokens,
             audio_token_id=self.audio_token_id,
         )
-        return Prompt(prompt.input_ids, prompt.segments, features, mask)
 
     def __call__(
         self,

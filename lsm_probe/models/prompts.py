@@ -26,18 +26,24 @@ class Prompt:
         segments: what each token is, aligned with `input_ids`.
         input_features: log-mel features of the speech in 30 s pieces, `[pieces, mel_bins, 3000]`; None for text.
         input_features_mask: `[pieces, 3000]`, 1 where a mel frame is speech; None for text.
+        speech: speech tokens that were made before, `[speech tokens, llm_dim]`, in place of the features.
     """
 
     input_ids: list[int]
     segments: list[Segment]
     input_features: Tensor | None = field(default=None, repr=False)
     input_features_mask: Tensor | None = field(default=None, repr=False)
+    speech: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def count(self, segment: Segment) -> int:
         return self.segments.count(segment)
+
+    def positions(self, segment: Segment) -> list[int]:
+        """Where the tokens of a segment stand."""
+        return [i for i, own in enumerate(self.segments) if own is segment]
 
 
 def encode_prompt(
@@ -94,7 +100,7 @@ def _resize_source(
     ids: list[int], segments: list[Segment], length: int, replacement: list[int] | None
 ) -> tuple[list[int], list[Segment]]:
     """Repeats the source's tokens (or `replacement`) in a cycle up to `length` tokens."""
-    positions = [i for i, segment in enumerate(segments) if segment is Segment.SOURCE]
+    positions = Prompt(ids, segments).positions(Segment.SOURCE)
     first, past = positions[0], positions[-1] + 1
     tokens = list(islice(cycle(replacement or ids[first:past]), length))
     return (

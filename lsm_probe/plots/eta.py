@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lsm_probe.files import replacing
-from lsm_probe.probes.result import SEGMENTS, AttentionResult
+from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+PICTURES = ("eta.png", "eta.svg", "eta.csv", "eta_heads.csv")
+"""What [`save_eta`] writes."""
 
 
 def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style: Any) -> Axes:
@@ -73,23 +76,12 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     return figure
 
 
-def save_eta(results: Sequence[AttentionResult], out: Path) -> list[Path]:
-    """Writes `eta.png`, `eta.svg`, `eta.csv` (a row for each checkpoint, segment convention and layer) and
-    `eta_heads.csv` (a row for each checkpoint, layer and head, under the results' own conventions)."""
-    import matplotlib.pyplot as plt
-
-    paths = [out / name for name in ("eta.png", "eta.svg", "eta.csv", "eta_heads.csv")]
-    figure = eta_figure(results)
-    for path in paths[:2]:
-        # Text stays text, and without date or random ids the same numbers give the same bytes.
-        svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
-        with svg, replacing(path) as temporary:
-            figure.savefig(temporary, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
-    heads = pd.concat([result.head_frame() for result in results], ignore_index=True)
-    for path, frame in zip(paths[2:], (eta_frame(results), heads), strict=True):
-        with replacing(path) as temporary:
-            frame.to_csv(temporary, index=False, float_format="%.6f")
-    return paths
+def save_eta(results: Sequence[AttentionResult], out: Path) -> None:
+    """Writes `PICTURES`: the figure, its numbers (a row for each checkpoint, segment convention and layer), and those
+    of single heads (a row for each checkpoint, layer and head, under the results' own conventions)."""
+    save_figure(eta_figure(results), out / "eta")
+    save_frame(eta_frame(results), out / "eta.csv")
+    save_frame(pd.concat([result.head_frame() for result in results], ignore_index=True), out / "eta_heads.csv")
 
 
 def eta_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:

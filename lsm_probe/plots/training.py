@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lsm_probe.files import replacing
+from lsm_probe.plots.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,16 +58,11 @@ def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def save_history(path: Path) -> None:
     """Writes `history.png`, `.svg` and `.csv` beside a `history.json`."""
-    import matplotlib.pyplot as plt
     from matplotlib.figure import Figure
 
     frame = history_frame(json.loads(path.read_text(encoding="utf-8")))
     figure = Figure(figsize=(6, 4), layout="constrained")
     plot_history(frame, figure.add_subplot())
-    for suffix in (".png", ".svg"):
-        # Text stays text, and without date or random ids the same numbers give the same bytes.
-        svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
-        with svg, replacing(path.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+    save_figure(figure, path.with_suffix(""))
     with replacing(path.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary)

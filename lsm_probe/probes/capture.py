@@ -71,6 +71,8 @@ class LayerAttention:
 
 Visit = Callable[[LayerAttention], None]
 """Called once for each layer of a captured forward pass."""
+Block = Callable[[int], Tensor | None]
+"""The keys that no query may see in a layer, True in `[batch, keys]`; None where all may be seen."""
 
 
 def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
@@ -109,7 +111,8 @@ class Capture:
     def __init__(self, layers: list[AttentionLayer], dtype: torch.dtype):
         self.layers = {id(layer.module): layer for layer in layers}
         self.bounds = error_bounds(dtype)
-        self._visit: Visit = lambda layer: None
+        self._visit: Visit | None = None
+        self._block: Block = lambda layer: None
         self._metrics: dict[int, list[Tensor]] = {}
         self._rows = self._row_mask = torch.empty(0)
         self._expected: dict[int, Tensor] = {}
@@ -117,18 +120,22 @@ class Capture:
         self._last_output: tuple[AttentionLayer, Tensor] | None = None
 
     @contextmanager
-    def at_rows(self, rows: Tensor, row_mask: Tensor, visit: Visit) -> Iterator[None]:
+    def at_rows(
+        self, rows: Tensor, row_mask: Tensor, visit: Visit | None = None, block: Block = lambda layer: None
+    ) -> Iterator[None]:
         """Captures the one forward pass inside the block.
 
         Args:
             rows: query positions to look at, `[batch, rows]`.
             row_mask: `[batch, rows]`, False for padding among them; a padded row must name a real position.
             visit: shown every layer.
+            block: keys taken out of a layer's attention, for every query of the pass: what remains is normalised
+                again. Where it blocks nothing, the model's numbers do not change by a bit.
 
         Raises:
             InputError: if a layer's attention cannot be measured exactly; the line names the module.
         """
-        self._rows, self._row_mask, self._visit = rows, row_mask, visit
+        self._rows, self._row_mask, self._visit, self._block = rows, row_mask, visit, block
         self._errors.clear()
         token = _active.set(self)
         try:
@@ -154,15 +161,22 @@ class Capture:
         value: Tensor,
         mask: Tensor | None,
         kwargs: dict[str, Any],
-    ) -> None:
-        """Called by the registered attention function of every attention module of the model."""
+    ) -> Tensor | None:
+        """Called by the registered attention function of every attention module of the model.
+
+        Returns:
+            The mask to attend with: the one given, less what is blocked.
+        """
         layer = self.layers.get(id(module))
         if layer is None:
-            return
+            return mask
         _refuse_variants(layer, kwargs)
         is_causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         scaling = kwargs.get("scaling")
+        blocked = self._block(layer.index)
+        if blocked is not None:
+            mask = _without(mask, blocked, query.shape[2], key.shape[2], causal)
         alpha = attention_weights(
             query,
             key,
@@ -173,9 +187,11 @@ class Capture:
         )
         w_o, bias = layer.output_weight(query.shape[1], value)
         self._expected[layer.index] = recompose(alpha, value, w_o, bias)
-        if layer.index not in self._metrics:
-            self._metrics[layer.index] = output_metric(w_o, value.shape[1])
-        self._visit(LayerAttention(layer.index, alpha, value, self._metrics[layer.index]))
+        if self._visit is not None:
+            if layer.index not in self._metrics:
+                self._metrics[layer.index] = output_metric(w_o, value.shape[1])
+            self._visit(LayerAttention(layer.index, alpha, value, self._metrics[layer.index]))
+        return mask
 
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:
         """Holds the module's own output `[batch, tokens, d]` against what was recomposed.
@@ -283,6 +299,20 @@ def _hooks(model: PreTrainedModel, layer: AttentionLayer, captured: Capture) -> 
             yield sibling.register_forward_pre_hook(partial(watch, f"{parent}.{name}"))
 
 
+def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, causal: bool) -> Tensor:
+    """The attention mask `[batch, 1 or heads, queries, keys]` less the blocked keys.
+
+    Args:
+        mask: as in [`attention_weights`].
+        blocked: `[batch, all keys]`. Sliding layers keep the last keys of a cache alone.
+    """
+    hidden = blocked[:, None, None, -keys:]
+    if mask is None:
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=blocked.device)
+        mask = mask.tril(keys - queries) if causal else mask
+    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, -torch.inf)
+
+
 def _refuse_variants(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
     variants = {
         "softcap": "a softcap on its scores",
@@ -303,7 +333,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     captured = _active.get()
     if captured is not None:
-        captured.see(module, query, key, value, attention_mask, kwargs)
+        attention_mask = captured.see(module, query, key, value, attention_mask, kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -1,16 +1,35 @@
-"""Conventions: the choices behind an eta, by name. All but `response` are made when a result is read."""
+"""Conventions: the choices behind a number, by name, stored with every result."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from lsm_probe.errors import InputError
 
 
 @dataclass(frozen=True)
-class Conventions:
-    """How norms become an eta. The defaults come first.
+class Choices:
+    """Named choices: fields of type `Literal[...]` take the values named there alone.
+
+    Raises:
+        InputError: a value is none of those named.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value, allowed = getattr(self, field.name), get_args(hints[field.name])
+            if allowed and value not in allowed:
+                raise InputError(f"{field.name} {value!r} is unknown; choose one of: {', '.join(allowed)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Conventions(Choices):
+    """How norms become an eta. The defaults come first. All but `response` are made when a result is read.
 
     Attributes:
         heads: `sum_then_norm` takes the norm of the sum over heads (Kobayashi 2020, equation 3);
@@ -27,13 +46,3 @@ class Conventions:
     aggregate: Literal["mean_of_ratios", "ratio_of_means"] = "mean_of_ratios"
     span: Literal["instruction", "instruction+template"] = "instruction"
     response: Literal["generated", "reference"] = "generated"
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value, allowed = getattr(self, field.name), get_args(hints[field.name])
-            if value not in allowed:
-                raise InputError(f"{field.name} {value!r} is unknown; choose one of: {', '.join(allowed)}")
-
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)

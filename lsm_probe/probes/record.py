@@ -15,9 +15,7 @@ class Record:
     Attributes:
         sample: its row of `samples.jsonl`.
         utterance: key of the utterance it speaks of.
-        arrays: `norms [layers, segments]`, `head_norms [layers, heads, segments]`, `tokens [segments]`,
-            `errors [layers, rows]` (the self-check's), and, if asked for, `token_norms [layers, tokens]`,
-            `token_ids` and `token_segments [tokens]`. Empty if the sample was left out.
+        arrays: what the probe measured, by name. Empty if the sample was left out.
         excluded: why it was left out, or None.
     """
 

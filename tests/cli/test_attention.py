@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from lsm_probe.probes.result import AttentionResult
+from lsm_probe.probes.attention_result import AttentionResult
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_an_interrupt_says_how_to_go_on(lsm_probe_command, tiny_llm_folder, mani
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lsm_probe.probes.attention._run", interrupt)
+    monkeypatch.setattr("lsm_probe.probes.sampling.Round.run", interrupt)
     code, _, stderr = lsm_probe_command(
         "attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out"
     )

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lsm_probe.plots.eta import eta_figure, plot_eta, save_eta
+from lsm_probe.plots.eta import PICTURES, eta_figure, plot_eta, save_eta
+from lsm_probe.probes.attention_result import AttentionResult
 from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.result import AttentionResult
 
 
 @pytest.fixture
@@ -62,11 +62,13 @@ def test_both_segment_conventions_are_shown(results):
 
 
 def test_the_same_numbers_give_the_same_files(results, tmp_path):
-    one, two = (save_eta(results, tmp_path / name) for name in ("one", "two"))
-    assert [path.name for path in one] == ["eta.png", "eta.svg", "eta.csv", "eta_heads.csv"]
-    for a, b in zip(one, two, strict=True):
-        assert a.read_bytes() == b.read_bytes()
-    frame = pd.read_csv(one[2])
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_eta(results, tmp_path / name)
+    assert {path.name for path in (tmp_path / "one").iterdir()} == set(PICTURES)
+    for name in PICTURES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    frame = pd.read_csv(tmp_path / "one" / "eta.csv")
     assert len(frame) == 2 * 2 * 8
     row = frame[(frame["checkpoint"] == "speech model") & (frame["segment"] == "sum") & (frame["layer"] == 3)]
     expected = results[0].with_conventions(segment="sum").eta().mean[3]

@@ -12,7 +12,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention import generating_rows
-from lsm_probe.probes.result import SEGMENTS
+from lsm_probe.probes.attention_result import SEGMENTS
 
 
 @pytest.fixture(params=["speech", "text"])

@@ -9,9 +9,9 @@ import pytest
 
 from lsm_probe.bootstrap import cluster_weights
 from lsm_probe.errors import InputError
-from lsm_probe.probes.comparison import compare, eta_difference
+from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult, TokenScores, eta_difference
+from lsm_probe.probes.comparison import compare
 from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.result import SEGMENTS, AttentionResult, TokenScores
 
 SYSTEM, TEMPLATE, INSTRUCTION, SOURCE, FIRST = range(5)
 

@@ -1,0 +1,30 @@
+"""Pictures and their numbers as files: whole or not at all, and the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lsm_probe.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure beside `path` (which has no suffix) as PNG and as SVG."""
+    import matplotlib.pyplot as plt
+
+    for suffix in (".png", ".svg"):
+        # Text stays text, and without date or random ids the same numbers give the same bytes.
+        svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
+        with svg, replacing(path.with_name(path.name + suffix)) as temporary:
+            figure.savefig(temporary, dpi=200, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def save_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Writes the numbers behind a picture as CSV, six decimals."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6f")

@@ -1,0 +1,268 @@
+"""The attention probe's result: sums by sample, layer and segment, read under any convention without a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.errors import InputError
+from lsm_probe.probes.conventions import Conventions
+from lsm_probe.probes.result import Curve, Floats, ProbeResult, curve, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SEGMENTS = ("system", "template", "instruction", "source", "first")
+"""Last axis of the stored sums. `first` is position 0 where it is template, and is counted in `template` too."""
+GROUPS = 6
+"""The paper's figures average the layers into six groups."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A_j of single prompt tokens, samples one after another.
+
+    Attributes:
+        norms: `[layers, tokens]`, head form `sum_then_norm`.
+        ids: token ids, `[tokens]`.
+        segments: stored values of [`Segment`], `[tokens]`.
+        offsets: where each sample begins and the last one ends, `[samples + 1]`.
+    """
+
+    norms: Floats
+    ids: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionResult(ProbeResult):
+    """Norm-based attention of one checkpoint on one set of samples.
+
+    Norms carry the unit of the model's residual stream; only their ratios mean something across models.
+
+    Attributes:
+        norms: sums over a segment's tokens of A_j (the mean over generating rows of `|sum_h alpha v W_O|`),
+            `[samples, layers, segments]`, segments as in `SEGMENTS`, accumulated in float32.
+        head_norms: the same for the norm of each head, `[samples, layers, heads, segments]`.
+        tokens: token counts, `[samples, segments]`.
+        rows: generating rows (response tokens, EOS included where produced), `[samples]`.
+        conventions: how this object reads itself; see [`with_conventions`].
+        self_check: how well the same alpha, v and W_O reproduced the attention modules' own output.
+        token_scores: only when asked for.
+    """
+
+    PROBE: ClassVar[str] = "attention"
+    SCHEMA: ClassVar[str] = "lsm-probe/attention/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("norms", "head_norms", "tokens", "rows")
+
+    norms: Floats
+    head_norms: Floats
+    tokens: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    conventions: Conventions
+    self_check: dict[str, Any]
+    token_scores: TokenScores | None = None
+
+    @property
+    def n_layers(self) -> int:
+        return self.norms.shape[1]
+
+    def with_conventions(self, **changes: str) -> AttentionResult:
+        """The same sums read under other conventions (`heads`, `segment`, `aggregate`, `span`).
+
+        Raises:
+            InputError: for an unknown value, or for `response`, which needs another run.
+        """
+        if changes.get("response", self.conventions.response) != self.conventions.response:
+            raise InputError(
+                f"response {changes['response']!r} cannot be read from a result made with "
+                f"{self.conventions.response!r}: run the probe again"
+            )
+        return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
+
+    def scores(self) -> tuple[Floats, Floats]:
+        """S_instruction and S_source under the conventions, each `[samples, layers]` (arXiv 2410.03798, eq. 2)."""
+        norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
+        return self._instruction_and_source(norms.astype(np.float64))
+
+    def head_scores(self) -> tuple[Floats, Floats]:
+        """S_instruction and S_source of single heads, each `[samples, layers, heads]`."""
+        samples, layers, heads, segments = self.head_norms.shape
+        flat = self.head_norms.astype(np.float64).reshape(samples, layers * heads, segments)
+        instruction, source = self._instruction_and_source(flat)
+        return instruction.reshape(samples, layers, heads), source.reshape(samples, layers, heads)
+
+    def eta(self) -> Curve:
+        """Instruction proportion `S_instruction / (S_instruction + S_source)` by layer, with its interval."""
+        mean = self._aggregate(np.ones((1, len(self.samples))))[0]
+        return curve(mean, self.resampled_eta())
+
+    def resampled_eta(self) -> Floats:
+        """Eta by layer of each bootstrap resample, `[resamples, layers]`."""
+        return self._aggregate(self.weights())
+
+    def head_eta(self) -> Floats:
+        """Eta of single heads, `[layers, heads]`, under the conventions `segment`, `aggregate` and `span`."""
+        instruction, source = self.head_scores()
+        if self.conventions.aggregate == "mean_of_ratios":
+            return (instruction / (instruction + source)).mean(0)
+        return instruction.mean(0) / (instruction.mean(0) + source.mean(0))
+
+    def eta_groups(self) -> list[dict[str, Any]]:
+        """Eta averaged over `numpy.array_split(layers, 6)`, as in the paper's figures."""
+        mean = self.eta().mean
+        groups = [g for g in np.array_split(np.arange(self.n_layers), GROUPS) if len(g)]
+        return [{"layers": [int(g[0]), int(g[-1])], "eta": float(mean[g].mean())} for g in groups]
+
+    def source_lengths(self) -> dict[str, int]:
+        """Number of source tokens by sample id."""
+        return dict(zip(self.ids, self.tokens[:, SEGMENTS.index("source")].tolist(), strict=True))
+
+    def subset(self, ids: list[str]) -> AttentionResult:
+        """The result of these samples alone, in this order; single-token scores are left behind."""
+        return replace(super().subset(ids), token_scores=None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each layer: eta with its interval, S_instruction and S_source (means over samples)."""
+        instruction, source = self.scores()
+        curve = self.eta()
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "layer": np.arange(self.n_layers),
+                "eta": curve.mean,
+                "ci_low": curve.ci_low,
+                "ci_high": curve.ci_high,
+                "S_instruction": instruction.mean(0),
+                "S_source": source.mean(0),
+            }
+        )
+
+    def head_frame(self) -> pd.DataFrame:
+        """A row for each layer and head: its own eta, S_instruction and S_source (means over samples)."""
+        instruction, source = self.head_scores()
+        layers, heads = instruction.shape[1:]
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "layer": np.repeat(np.arange(layers), heads),
+                "head": np.tile(np.arange(heads), layers),
+                "eta": self.head_eta().ravel(),
+                "S_instruction": instruction.mean(0).ravel(),
+                "S_source": source.mean(0).ravel(),
+            }
+        )
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draws eta by layer with its interval; see [`lsm_probe.plots.eta.plot_eta`]."""
+        from lsm_probe.plots.eta import plot_eta
+
+        return plot_eta([self], ax=ax, **style)
+
+    def summary(self) -> dict[str, Any]:
+        by_segment = {s: self.with_conventions(segment=s).eta().mean for s in ("mean", "sum")}
+        return {
+            "self_check": self.self_check,
+            "layers": list(range(self.n_layers)),
+            "eta": self.eta().to_dict(),
+            "eta_groups": [{**group, "eta": round(group["eta"], 6)} for group in self.eta_groups()],
+            "eta_by_segment_convention": {segment: rounded(eta) for segment, eta in by_segment.items()},
+            "segments": self._segment_summary(),
+        }
+
+    def differences(self, other: AttentionResult) -> dict[str, Any]:
+        source = SEGMENTS.index("source")
+        differences = None
+        if self.n_layers == other.n_layers:
+            both = {s: [r.with_conventions(segment=s) for r in (self, other)] for s in ("mean", "sum")}
+            differences = {segment: eta_difference(*pair).to_dict() for segment, pair in both.items()}
+        return {
+            "eta_difference": differences,
+            "source_tokens": [round(float(r.tokens[:, source].mean()), 3) for r in (self, other)],
+            "same_lengths": bool(np.array_equal(self.tokens, other.tokens)),
+        }
+
+    def warning(self, other: AttentionResult) -> str | None:
+        """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
+        falls as the source gets longer."""
+        warnings = []
+        if self.n_layers != other.n_layers:
+            warnings.append(
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
+            )
+        source = SEGMENTS.index("source")
+        if not np.array_equal(np.delete(self.tokens, source, 1), np.delete(other.tokens, source, 1)):
+            warnings.append(
+                f"{self.name} and {other.name} lay their prompts out differently, which moves eta by itself"
+            )
+        elif not np.array_equal(self.tokens, other.tokens):
+            means = [f"{r.name} {r.tokens[:, source].mean():.1f}" for r in (self, other)]
+            warnings.append(
+                f"source lengths differ ({means[0]}, {means[1]} tokens on average), which moves eta by itself: read "
+                "`mean` and `sum` together, and compare with a length-matched control"
+            )
+        return "; ".join(warnings) or None
+
+    def _arrays(self) -> dict[str, Any]:
+        tokens = {} if self.token_scores is None else vars(self.token_scores)
+        return super()._arrays() | {f"token_{name}": values for name, values in tokens.items()}
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {name: values for name, values in arrays.items() if not name.startswith("token_")}
+        tokens = {name.removeprefix("token_"): values for name, values in arrays.items() if name.startswith("token_")}
+        return {
+            **plain,
+            "conventions": Conventions(**summary["conventions"]),
+            "self_check": summary["self_check"],
+            "token_scores": TokenScores(**tokens) if tokens else None,
+        }
+
+    def _instruction_and_source(self, norms: Floats) -> tuple[Floats, Floats]:
+        """Both scores from sums `[samples, x, segments]` under the conventions `span` and `segment`."""
+        column = {name: norms[..., i] for i, name in enumerate(SEGMENTS)}
+        count = {name: self.tokens[:, i, None].astype(np.float64) for i, name in enumerate(SEGMENTS)}
+        instruction, n_instruction = column["instruction"], count["instruction"]
+        if self.conventions.span == "instruction+template":
+            instruction = instruction + column["template"] - column["first"]
+            n_instruction = n_instruction + count["template"] - count["first"]
+        if self.conventions.segment == "sum":
+            return instruction, column["source"]
+        return instruction / n_instruction, column["source"] / count["source"]
+
+    def _aggregate(self, weights: NDArray[np.float64]) -> Floats:
+        """Eta by layer for each row of sample weights `[draws, samples]`: `[draws, layers]`."""
+        instruction, source = self.scores()
+        if self.conventions.aggregate == "mean_of_ratios":
+            return weights @ (instruction / (instruction + source)) / weights.sum(1, keepdims=True)
+        drawn = weights @ instruction
+        return drawn / (drawn + weights @ source)
+
+    def _segment_summary(self) -> dict[str, Any]:
+        norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
+        means = norms.astype(np.float64).mean(0)
+        return {
+            name: {
+                "tokens": {
+                    "mean": round(float(self.tokens[:, i].mean()), 3),
+                    "min": int(self.tokens[:, i].min()),
+                    "max": int(self.tokens[:, i].max()),
+                },
+                "norm_sum": rounded(means[:, i]),
+            }
+            for i, name in enumerate(SEGMENTS)
+        }
+
+
+def eta_difference(first: AttentionResult, second: AttentionResult) -> Curve:
+    """Eta of `second` minus eta of `first` by layer, with its 95 % interval over paired utterances.
+
+    Both must hold the same samples in the same order.
+    """
+    return curve(second.eta().mean - first.eta().mean, second.resampled_eta() - first.resampled_eta())

@@ -1,0 +1,172 @@
+"""The round through all samples that every probe makes: batches, progress, memory, samples that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.probes.progress import Progress
+from lsm_probe.probes.record import Record
+from lsm_probe.probes.result import package_versions
+from lsm_probe.probes.subjects import (
+    Answering,
+    Subject,
+    check_samples,
+    describe_checkpoint,
+    describe_data,
+    prepare,
+)
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Why a sample gave no numbers.
+
+    Attributes:
+        reason: what was the matter.
+        fault: whether something is broken, so that the run stops unless samples are to be skipped.
+    """
+
+    reason: str
+    fault: bool = False
+
+
+Measured = dict[str, np.ndarray] | Unusable
+MeasureBatch = Callable[[Sequence[Subject]], Sequence[Measured]]
+"""A probe's own part: the arrays of each subject of a batch."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is the same in every probe's round through the samples.
+
+    Attributes:
+        checkpoint, samples: who is measured on what.
+        answering: whose responses.
+        settings: what else decides the stored numbers; a run resumes only under the same.
+        batch_size: samples run together; halved where memory runs out.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+        needs: keys that samples must have beside those that prompt and response come from.
+    """
+
+    checkpoint: Checkpoint
+    samples: Sequence[Sample]
+    answering: Answering
+    settings: Mapping[str, Any]
+    batch_size: int
+    on_error: str
+    data: Mapping[str, Any] | None
+    progress_folder: Path | None
+    on_progress: Callable[[int], None]
+    needs: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_samples(self.checkpoint, self.samples, self.answering, self.needs)
+
+    def run(self, measure: MeasureBatch) -> tuple[list[Record], dict[str, Any]]:
+        """Measures all samples.
+
+        Returns:
+            The records of those that were measured, and what every result is made of beside its own arrays:
+            `clusters`, `samples`, `checkpoint`, `data` and `excluded`.
+
+        Raises:
+            InputError: a sample cannot be used, under `on_error="fail"`, or none is left.
+        """
+        description = describe_checkpoint(self.checkpoint, self.answering)
+        data = dict(self.data or describe_data(self.samples))
+        progress = Progress(
+            self.progress_folder,
+            {
+                "checkpoint": description,
+                "data": data,
+                "settings": {**vars(self.answering), **self.settings},
+                "batch_size": self.batch_size,
+                "versions": package_versions(),
+            },
+        )
+        records: list[Record] = []
+        for first in range(0, len(self.samples), self.batch_size):
+            batch = self.samples[first : first + self.batch_size]
+            records += progress.get(first) or progress.put(first, self._run(batch, measure))
+            self.on_progress(len(records))
+        used = [record for record in records if record.excluded is None]
+        return used, {
+            "clusters": np.unique([record.utterance for record in used], return_inverse=True)[1],
+            "samples": [record.sample for record in used],
+            "checkpoint": description,
+            "data": data,
+            "excluded": _excluded(records),
+        }
+
+    def _run(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
+        def alone(sample: Sample, error: RuntimeError) -> Record:
+            if self.on_error == "skip":
+                return Record({"id": sample.id}, sample.utterance, {}, "does not fit into memory")
+            raise InputError(f"sample {sample.id} alone does not fit into memory: shorten it") from error
+
+        return run_in_halves(lambda part: self._run_batch(part, measure), batch, alone)
+
+    def _run_batch(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
+        subjects, left_out = prepare(self.checkpoint, batch, self.answering, self.on_error)
+        if self.answering.response != "none":
+            left_out |= {s.sample.id: "empty response" for s in subjects if not s.response}
+        chosen = [subject for subject in subjects if subject.sample.id not in left_out]
+        measured = dict(zip((s.sample.id for s in chosen), measure(chosen), strict=True)) if chosen else {}
+        responses = {subject.sample.id: subject.response for subject in subjects if subject.response}
+        return [
+            self._record(sample, measured.get(sample.id, Unusable(left_out.get(sample.id, ""))), responses)
+            for sample in batch
+        ]
+
+    def _record(self, sample: Sample, measured: Measured, responses: Mapping[str, list[int]]) -> Record:
+        row: dict[str, Any] = {"id": sample.id, "task": sample.task, "instruction": sample.instruction}
+        if sample.id in responses:
+            ids = responses[sample.id]
+            row |= {"response": self.checkpoint.decode(ids), "response_ids": ids}
+        if not isinstance(measured, Unusable):
+            return Record(row, sample.utterance, measured)
+        if measured.fault and self.on_error == "fail":
+            raise InputError(f"sample {sample.id}: {measured.reason}")
+        return Record(row, sample.utterance, {}, measured.reason)
+
+
+def stack(records: Sequence[Record], *names: str) -> dict[str, Any]:
+    """The arrays of these names, samples as first axis. Shorter ones are filled up with NaN (floating point alone)."""
+    return {name: _stack([record.arrays[name] for record in records]) for name in names}
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) == 1:
+        return np.stack(arrays)
+    largest = np.max([array.shape for array in arrays], axis=0)
+    filled = np.full((len(arrays), *largest), np.nan, arrays[0].dtype)
+    for row, array in zip(filled, arrays, strict=True):
+        row[tuple(slice(n) for n in array.shape)] = array
+    return filled
+
+
+def _excluded(records: Sequence[Record]) -> dict[str, list[str]]:
+    excluded: dict[str, list[str]] = {}
+    for record in records:
+        if record.excluded is not None:
+            excluded.setdefault(record.excluded, []).append(record.sample["id"])
+    left_out = sum(len(ids) for ids in excluded.values())
+    if left_out == len(records):
+        reason, ids = next(iter(excluded.items()))
+        raise InputError(f"no sample is left to measure; {len(ids)} of {len(records)} because: {reason}")
+    return excluded

@@ -1,0 +1,208 @@
+"""What probes measure: a sample, the prompt it becomes, and the response in question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lsm_probe.data.audio import read_audio
+from lsm_probe.data.manifest import fingerprint
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt
+
+MAX_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Whose responses are measured, and to which prompts.
+
+    Attributes:
+        response: `generated` (greedily, by the checkpoint itself), `reference` (the sample's target), or `none` for
+            a probe that looks at prompts alone.
+        max_new_tokens: longest generated response.
+        responses: response token ids by sample id, taken instead of generating.
+        source_lengths: source tokens by sample id, for a length-matched text control.
+    """
+
+    response: Literal["generated", "reference", "none"] = "generated"
+    max_new_tokens: int = MAX_NEW_TOKENS
+    responses: Mapping[str, list[int]] | None = None
+    source_lengths: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A sample ready to be measured.
+
+    Attributes:
+        sample: where it comes from.
+        prompt: its tokens and their segments.
+        embedded: the prompt as the LLM reads it, `[tokens, llm_dim]`.
+        response: token ids of the response in question; empty for a probe that looks at prompts alone.
+    """
+
+    sample: Sample
+    prompt: Prompt
+    embedded: Tensor
+    response: list[int]
+
+
+def read_responses(folder: Path) -> dict[str, list[int]]:
+    """The responses that a result of any probe was measured on: token ids by sample id.
+
+    Raises:
+        InputError: if the folder holds no result with responses.
+    """
+    try:
+        lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        rows = [json.loads(line) for line in lines]
+        return {row["id"]: [int(token) for token in row["response_ids"]] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder} holds no readable result with responses: {reason}") from error
+
+
+def describe_data(samples: Sequence[Sample], name: str = "samples") -> dict[str, Any]:
+    """What a result stores about its data: name, sha256 of what goes into prompts and targets, number of samples."""
+    return {"name": name, "sha256": fingerprint(samples), "n_samples": len(samples)}
+
+
+def describe_checkpoint(checkpoint: Checkpoint, answering: Answering) -> dict[str, Any]:
+    """What a result stores about its checkpoint and the responses it was measured on."""
+    generating = {} if answering.response == "none" else {"max_new_tokens": answering.max_new_tokens}
+    return {
+        "name": checkpoint.name,
+        "source": checkpoint.source,
+        "template": checkpoint.template,
+        "dtype": str(checkpoint.llm.dtype).removeprefix("torch."),
+        **generating,
+        **({} if answering.responses is None else {"responses": "given"}),
+        **({} if answering.source_lengths is None else {"control": "transcript repeated or cut to given lengths"}),
+        **checkpoint.identity,
+    }
+
+
+def check_samples(
+    checkpoint: Checkpoint, samples: Sequence[Sample], answering: Answering, needs: Sequence[str] = ()
+) -> None:
+    """Refuses at once what would otherwise fail hours into a run.
+
+    Args:
+        needs: keys that samples must have beside those that prompt and response come from.
+
+    Raises:
+        InputError: there are no samples, two of one id, some lack a key, or what was given by id does not fit.
+    """
+    if not samples:
+        raise InputError("there are no samples to probe: the manifest, or what --limit leaves of it, is empty")
+    if len({sample.id for sample in samples}) < len(samples):
+        raise InputError("two samples have the same id: ids must differ")
+    needed = {"audio" if checkpoint.source == "speech" else "text", *needs}
+    if answering.response == "reference" and answering.responses is None:
+        needed.add("target")
+    for key in sorted(needed):
+        without = [sample.id for sample in samples if getattr(sample, key) is None]
+        if without:
+            raise InputError(
+                f"{len(without)} of {len(samples)} samples have no `{key}`, which {checkpoint.name} needs here "
+                f"(first: {without[0]}): add it to the manifest"
+            )
+    with_context = [sample.id for sample in samples if sample.context is not None]
+    if with_context:
+        raise InputError(
+            f"{len(with_context)} samples carry a `context` (first: {with_context[0]}), which the probes do not put "
+            "into the prompt: write it into the instruction, or leave it out"
+        )
+    if answering.responses is not None:
+        _check_responses(checkpoint, samples, answering.responses)
+    if answering.source_lengths is not None:
+        if checkpoint.source == "speech":
+            raise InputError("only a text LLM's source can be made another length")
+        without = [sample.id for sample in samples if answering.source_lengths.get(sample.id, 0) < 1]
+        if without:
+            raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")
+
+
+def _check_responses(checkpoint: Checkpoint, samples: Sequence[Sample], responses: Mapping[str, list[int]]) -> None:
+    without = [sample.id for sample in samples if sample.id not in responses]
+    if without:
+        raise InputError(f"the given responses hold none for {len(without)} samples (first: {without[0]})")
+    vocabulary: int = checkpoint.llm.config.get_text_config().vocab_size
+    if any(not 0 <= token < vocabulary for sample in samples for token in responses[sample.id]):
+        raise InputError(f"the given responses hold tokens {checkpoint.name} does not have: another tokenizer's?")
+
+
+def prepare(
+    checkpoint: Checkpoint, batch: Sequence[Sample], answering: Answering, on_error: str
+) -> tuple[list[Subject], dict[str, str]]:
+    """Encodes, embeds and answers a batch.
+
+    Returns:
+        The subjects, an empty response included, and the reason of each sample id that was left out.
+
+    Raises:
+        InputError: a sample cannot be used, under `on_error="fail"`.
+    """
+    prompts: dict[str, Prompt] = {}
+    left_out: dict[str, str] = {}
+    for sample in batch:
+        try:
+            prompts[sample.id] = _encode(checkpoint, sample, answering)
+        except InputError as error:
+            if on_error == "fail":
+                raise
+            left_out[sample.id] = str(error)
+    usable = [sample for sample in batch if sample.id in prompts]
+    embedded = checkpoint.embed(list(prompts.values()))
+    responses = _respond(checkpoint, usable, embedded, answering)
+    subjects = [
+        Subject(sample, prompts[sample.id], vectors, response)
+        for sample, vectors, response in zip(usable, embedded, responses, strict=True)
+    ]
+    return subjects, left_out
+
+
+def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
+    """What stands in a sample's source slot: its waveform `[samples]` at 16 kHz, or its transcript."""
+    return read_audio(sample) if checkpoint.source == "speech" else sample.text
+
+
+def _encode(checkpoint: Checkpoint, sample: Sample, answering: Answering) -> Prompt:
+    source_length = answering.source_lengths[sample.id] if answering.source_lengths is not None else None
+    source = read_source(checkpoint, sample)
+    try:
+        prompt = checkpoint.encode(sample.instruction, source, source_length=source_length)
+        checkpoint.check_length(prompt, _longest_response(checkpoint, sample, answering))
+    except InputError as error:
+        raise InputError(f"sample {sample.id}: {error}") from error
+    return prompt
+
+
+def _longest_response(checkpoint: Checkpoint, sample: Sample, answering: Answering) -> int:
+    if answering.responses is not None:
+        return len(answering.responses[sample.id])
+    if answering.response == "none":
+        return 0
+    if answering.response == "reference":
+        return len(checkpoint.encode_response(sample.target or ""))
+    return answering.max_new_tokens
+
+
+def _respond(
+    checkpoint: Checkpoint, samples: Sequence[Sample], embedded: list[Tensor], answering: Answering
+) -> list[list[int]]:
+    if answering.responses is not None:
+        return [answering.responses[sample.id] for sample in samples]
+    if answering.response == "none" or not samples:
+        return [[] for _ in samples]
+    if answering.response == "reference":
+        return [checkpoint.encode_response(sample.target or "") for sample in samples]
+    return checkpoint.generate(embedded, max_new_tokens=answering.max_new_tokens)
