@@ -22,38 +22,50 @@ if TYPE_CHECKING:
     from lsm_probe.probes.attention import attention
     from lsm_probe.probes.attention_result import AttentionResult
     from lsm_probe.probes.comparison import compare
+    from lsm_probe.probes.knockout import knockout
+    from lsm_probe.probes.knockout_result import KnockoutResult
+    from lsm_probe.probes.sensitivity import sensitivity
+    from lsm_probe.probes.sensitivity_result import SensitivityResult
     from lsm_probe.training.config import read_config
     from lsm_probe.training.run import train
 
 _HOMES = {
     "AttentionResult": "probes.attention_result",
     "InputError": "errors",
+    "KnockoutResult": "probes.knockout_result",
     "Recipe": "data.augmentation.recipe",
     "Sample": "data.sample",
+    "SensitivityResult": "probes.sensitivity_result",
     "attention": "probes.attention",
     "augment": "data.augmentation.run",
     "build_lsm": "models.loading",
     "compare": "probes.comparison",
+    "knockout": "probes.knockout",
     "load": "models.loading",
     "read_config": "training.config",
     "read_manifest": "data.manifest",
     "read_pool": "data.pools",
+    "sensitivity": "probes.sensitivity",
     "train": "training.run",
 }
 
 __all__ = [
     "AttentionResult",
     "InputError",
+    "KnockoutResult",
     "Recipe",
     "Sample",
+    "SensitivityResult",
     "attention",
     "augment",
     "build_lsm",
     "compare",
+    "knockout",
     "load",
     "read_config",
     "read_manifest",
     "read_pool",
+    "sensitivity",
     "train",
 ]
 

@@ -12,6 +12,8 @@ from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
+from lsm_probe.cli.knockout import knockout
+from lsm_probe.cli.sensitivity import sensitivity
 from lsm_probe.cli.train import train
 from lsm_probe.errors import InputError, Terminated, WorkFailed
 
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(attention)
+app.command()(sensitivity)
+app.command()(knockout)
 app.command()(demo)
 app.command()(augment)
 app.command()(train)

@@ -46,6 +46,16 @@ class Task(BaseModel):
                 raise ValueError(f"{instruction!r}: {_LABELS} and the list 'labels' go together")
         return self
 
+    def fill(self, number: int, language: str | None = None) -> str:
+        """A wording with its placeholders filled in.
+
+        Args:
+            number: which wording.
+            language: the language to answer in, for tasks that have several.
+        """
+        labels = ", ".join(repr(label) for label in self.labels)
+        return self.instructions[number].replace(_LANGUAGE, language or "").replace(_LABELS, labels)
+
 
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,10 +118,8 @@ class Pool:
         elif not task.languages:
             language = None
         number = hashed(seed, "instruction", sample_id) % len(task.instructions)
-        instruction = task.instructions[number].replace(_LANGUAGE, language or "")
-        instruction = instruction.replace(_LABELS, ", ".join(repr(label) for label in task.labels))
         name = "/".join([task.task, *([language] if language else []), str(number)])
-        return Draw(task.task, instruction, name, language, task.answer)
+        return Draw(task.task, task.fill(number, language), name, language, task.answer)
 
 
 def builtin_pools() -> list[str]:

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 
 from lsm_probe.errors import InputError
 from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.result import Curve, Floats, ProbeResult, curve, rounded
+from lsm_probe.probes.result import GROUPS, Curve, Floats, ProbeResult, curve, rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SEGMENTS = ("system", "template", "instruction", "source", "first")
 """Last axis of the stored sums. `first` is position 0 where it is template, and is counted in `template` too."""
-GROUPS = 6
-"""The paper's figures average the layers into six groups."""
 
 
 @dataclass(frozen=True)

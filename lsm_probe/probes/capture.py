@@ -209,6 +209,8 @@ class Capture:
         errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(tiny)
         real = errors[self._row_mask]
         median_bound, worst_bound = self.bounds
+        if not actual.isfinite().all():
+            raise _refusal(layer, "its output is not finite: the weights hold NaN, or the dtype overflows (try float32)")
         # Written so that NaN is refused too.
         if not (real.median() <= median_bound and real.max() <= worst_bound):
             raise _refusal(

@@ -19,6 +19,9 @@ from lsm_probe.bootstrap import cluster_weights, interval
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 
+GROUPS = 6
+"""The paper's figures average the layers into six groups."""
+
 Floats = NDArray[np.floating[Any]]
 
 

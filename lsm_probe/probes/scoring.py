@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+NOT_FINITE = (
+    "the log-probability of its response is not finite: the weights hold NaN, or the dtype overflows (try --dtype "
+    "float32 or bfloat16)"
+)
+"""Why a sample is unusable."""
+
 
 @torch.no_grad()
 def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:

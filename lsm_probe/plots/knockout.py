@@ -1,0 +1,90 @@
+"""Knockout: what the response loses without instruction or source, by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.models.segments import Segment
+from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.probes.knockout_result import KnockoutResult
+from lsm_probe.probes.result import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("knockout.png", "knockout.svg", "knockout.csv")
+"""What [`save_knockout`] writes."""
+_MARKERS = "osD^vPX"
+
+
+def plot_falls(
+    results: Sequence[KnockoutResult], segment: Segment = Segment.INSTRUCTION, ax: Axes | None = None
+) -> Axes:
+    """Draws the fall of the response's log-probability without a segment, by the window's middle layer.
+
+    Args:
+        results: of one window.
+        segment: `INSTRUCTION` or `SOURCE`.
+        ax: axes to draw on; new ones if None.
+    """
+    curves = {result.name: result.falls(segment) for result in results}
+    ax = _plot_curves(curves, ax)
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    ax.set(title=f"without the {segment.name.lower()}", ylabel="nats per response token lost")
+    return ax
+
+
+def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -> Axes:
+    """Draws causal eta by layer; it has gaps where a fall is not above 0."""
+    ax = _plot_curves({result.name: result.causal_eta() for result in results}, ax)
+    ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(title="causal η", ylabel="instruction's share of both falls", ylim=(0, 1))
+    return ax
+
+
+def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
+    """Both falls and causal eta side by side."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    with sns.axes_style("ticks"):
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(12, 4), layout="constrained")
+        first, second, third = figure.subplots(1, 3)
+        plot_falls(results, Segment.INSTRUCTION, first)
+        plot_falls(results, Segment.SOURCE, second)
+        plot_causal_eta(results, third)
+        second.set_ylabel("")
+        for ax in (first, second, third):
+            ax.set_xlabel(f"layer (middle of {results[0].conventions.window})")
+            sns.despine(ax=ax)
+        handles, labels = first.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
+    """Writes `PICTURES`: the figure, and its numbers as a row for each checkpoint and layer."""
+    save_figure(knockout_figure(results), out / "knockout")
+    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "knockout.csv")
+
+
+def _plot_curves(curves: dict[str, Curve], ax: Axes | None) -> Axes:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    for i, (name, color) in enumerate(zip(curves, sns.color_palette("colorblind", len(curves)), strict=True)):
+        found = curves[name]
+        layers = np.arange(len(found.mean))
+        look = {"color": color, "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
+        ax.plot(layers, found.mean, label=name, **look)
+        ax.fill_between(layers, found.ci_low, found.ci_high, color=color, alpha=0.15, linewidth=0)
+    return ax

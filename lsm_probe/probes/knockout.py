@@ -1,0 +1,178 @@
+"""Attention knockout: what the response loses when it may not see the instruction, or the source, in some layers.
+
+The generating rows (those whose logits predict the response) are kept from attending to a segment in a window of
+layers; attention is normalised again over what remains. The fall of the response's mean log-probability per token is
+what the segment gave it through those layers (Geva et al. 2023, arXiv 2304.14767, section 4, window of layers).
+
+What this does not show: tokens after the segment had already read it before the generating rows read them. Template
+tokens, and the speech after the instruction, pass on what they took. So a knockout of all layers (stored beside the
+windows) is a lower bound of what a segment is worth, and the rest of it leaks through other tokens.
+
+Only the generating rows change, so the prompt runs once; each knockout runs the response alone on its key-value cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.capture import Capture, capture, error_summary
+from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutConventions, KnockoutResult
+from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
+from lsm_probe.probes.scoring import NOT_FINITE, gathered_log_probabilities
+from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
+
+_ROWS = 64
+"""Knockouts run together."""
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """One way to cut the response off.
+
+    Attributes:
+        segment: the segment it may not see; None cuts nothing.
+        layers: the layers in which it may not.
+    """
+
+    segment: Segment | None
+    layers: range
+
+
+def knockout(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    window: int = 5,
+    response: Literal["generated", "reference"] = "generated",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    responses: Mapping[str, list[int]] | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> KnockoutResult:
+    """Measures what the response loses without the instruction and without the source, layer by layer.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
+        window: layers cut together, centred on each layer in turn; at the ends the window is what there is of it.
+        response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
+        max_new_tokens: longest generated response, in tokens.
+        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+        batch_size: samples answered together; halved where memory runs out.
+        seed: of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive
+            number, or the model's attention cannot be captured and cut exactly.
+    """
+    if window < 1:
+        raise InputError(f"--window {window} is no number of layers: give 1 or more")
+    measuring = Round(
+        checkpoint,
+        samples,
+        Answering(response, max_new_tokens, responses),
+        settings={"window": window},
+        batch_size=batch_size,
+        on_error=on_error,
+        data=data,
+        progress_folder=progress_folder,
+        on_progress=on_progress,
+    )
+    with capture(checkpoint.llm) as captured:
+        plan = plan_knockouts(len(captured.layers), window)
+        records, common = measuring.run(lambda subjects: [_measure(checkpoint, captured, s, plan) for s in subjects])
+    errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
+    return KnockoutResult(
+        **common,
+        **stack(records, "log_prob", "fall", "fall_all_layers"),
+        conventions=KnockoutConventions(window, response),
+        self_check=error_summary(errors, checkpoint.llm.dtype),
+        seed=seed,
+    )
+
+
+def plan_knockouts(layers: int, window: int) -> list[Knockout]:
+    """Nothing cut; each segment in each window; each segment in all layers."""
+    before = (window - 1) // 2
+    windows = [range(max(0, i - before), min(layers, i - before + window)) for i in range(layers)]
+    return [
+        Knockout(None, range(0)),
+        *(Knockout(segment, chosen) for segment in SEGMENTS for chosen in windows),
+        *(Knockout(segment, range(layers)) for segment in SEGMENTS),
+    ]
+
+
+@torch.no_grad()
+def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: Sequence[Knockout]) -> Measured:
+    llm: Any = checkpoint.llm
+    ids = torch.tensor(subject.response, device=subject.embedded.device)
+    # The generating rows: the prompt's last token, then the response but for its last.
+    rows = torch.cat([subject.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
+    before = subject.embedded[None, :-1]
+    cache = llm(inputs_embeds=before, use_cache=True, logits_to_keep=1).past_key_values
+    errors: list[np.ndarray] = []  # of the self-check: the worst row of each layer, for each knockout
+
+    def run(part: Sequence[Knockout]) -> list[Tensor]:
+        own_cache = deepcopy(cache)
+        own_cache.batch_repeat_interleave(len(part))
+        everywhere = torch.arange(len(rows), device=ids.device).expand(len(part), -1)
+        blocking = _Blocking(subject, part)
+        with captured.at_rows(everywhere, torch.ones_like(everywhere, dtype=torch.bool), block=blocking):
+            logits = llm(
+                inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own_cache, logits_to_keep=len(rows)
+            ).logits
+        errors.extend(e.amax(1).float().numpy() for e in captured.errors_by_sample())
+        return list(gathered_log_probabilities(logits, ids).mean(1))
+
+    def alone(cut: Knockout, error: RuntimeError) -> Tensor:
+        raise error
+
+    parts = (plan[first : first + _ROWS] for first in range(0, len(plan), _ROWS))
+    means = torch.stack([mean for part in parts for mean in run_in_halves(run, part, alone)]).cpu()
+    if not means.isfinite().all():
+        return Unusable(NOT_FINITE, fault=True)
+    falls = (means[0] - means[1:]).numpy()
+    layers = len(captured.layers)
+    return {
+        "log_prob": means[0].numpy(),
+        "fall": falls[: len(SEGMENTS) * layers].reshape(len(SEGMENTS), layers),
+        "fall_all_layers": falls[len(SEGMENTS) * layers :],
+        "errors": np.stack(errors),
+    }
+
+
+class _Blocking:
+    """What each knockout of a pass hides in a layer: see [`lsm_probe.probes.capture.Block`]."""
+
+    def __init__(self, subject: Subject, part: Sequence[Knockout]):
+        device = subject.embedded.device
+        keys = len(subject.prompt) + len(subject.response) - 1
+        segments = torch.zeros(keys, dtype=torch.long)
+        segments[: len(subject.prompt)] = torch.tensor(subject.prompt.segments)
+        self.part = part
+        self.hidden = torch.stack([segments == (cut.segment or -1) for cut in part]).to(device)
+
+    def __call__(self, layer: int) -> Tensor | None:
+        active = torch.tensor([layer in cut.layers for cut in self.part], device=self.hidden.device)
+        return self.hidden & active[:, None] if active.any() else None

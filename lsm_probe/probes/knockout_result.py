@@ -1,0 +1,158 @@
+"""The knockout probe's result: what each segment gave the response through each window of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.bootstrap import interval
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.conventions import Choices
+from lsm_probe.probes.result import Curve, Floats, ProbeResult, curve, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SEGMENTS = (Segment.INSTRUCTION, Segment.SOURCE)
+"""The segments that are cut off, in the order of the stored arrays."""
+
+
+@dataclass(frozen=True)
+class KnockoutConventions(Choices):
+    """What was cut, and whose response it was.
+
+    Attributes:
+        window: layers cut together.
+        response: the model's own `generated` answer or the `reference`.
+    """
+
+    window: int = 5
+    response: Literal["generated", "reference"] = "generated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoutResult(ProbeResult):
+    """The fall of the response's log-probability without the instruction, and without the source.
+
+    Attributes:
+        log_prob: mean log-probability of the response's tokens, nothing cut, `[samples]`, nats per token, float32.
+        fall: how much lower it is with a segment cut off in a window of layers, `[samples, segments, layers]`, by the
+            window's middle layer, segments as in `SEGMENTS`.
+        fall_all_layers: the same with the segment cut off in all layers, `[samples, segments]`.
+        conventions: what was cut.
+        self_check: how well alpha (with what was cut at 0), v and W_O reproduced the attention modules' own output.
+    """
+
+    PROBE: ClassVar[str] = "knockout"
+    SCHEMA: ClassVar[str] = "lsm-probe/knockout/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("log_prob", "fall", "fall_all_layers")
+
+    log_prob: Floats
+    fall: Floats
+    fall_all_layers: Floats
+    conventions: KnockoutConventions
+    self_check: dict[str, Any]
+
+    @property
+    def n_layers(self) -> int:
+        return self.fall.shape[2]
+
+    def falls(self, segment: Segment) -> Curve:
+        """Mean fall by layer with its interval, `[layers]`, nats per token."""
+        values = self._falls()[:, SEGMENTS.index(segment)]
+        return curve(values.mean(0), self._resampled(values))
+
+    def fall_in_all_layers(self, segment: Segment) -> Curve:
+        """Mean fall with the segment cut off in every layer, with its interval, nats per token."""
+        values = self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64)
+        return curve(values.mean(), self._resampled(values))
+
+    def causal_eta(self) -> Curve:
+        """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
+
+        In the interval's resamples a fall below 0 counts as 0, so that the interval then reaches to 0 or 1; those in
+        which neither is above 0 say nothing and are left out.
+        """
+        falls = self._falls().mean(0)
+        drawn = np.clip(self._resampled(self._falls()), 0, None)
+        defined = (falls > 0).all(0)
+        eta = np.full((3, self.n_layers), np.nan)
+        for layer in np.flatnonzero(defined):
+            instruction, source = drawn[:, :, layer].T
+            some = instruction + source > 0
+            share = instruction[some] / (instruction[some] + source[some])
+            eta[:, layer] = falls[0, layer] / falls[:, layer].sum(), *interval(share)
+        return Curve(*eta)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each layer: falls and causal eta with their intervals."""
+        columns: dict[str, Any] = {"checkpoint": self.name, "layer": np.arange(self.n_layers)}
+        curves = {f"fall_{s.name.lower()}": self.falls(s) for s in SEGMENTS} | {"causal_eta": self.causal_eta()}
+        for name, found in curves.items():
+            columns |= {name: found.mean, f"{name}_low": found.ci_low, f"{name}_high": found.ci_high}
+        return pd.DataFrame(columns)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws both falls by layer; see [`lsm_probe.plots.knockout.plot_falls`]."""
+        from lsm_probe.plots.knockout import plot_falls
+
+        return plot_falls([self], ax=ax)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "self_check": self.self_check,
+            "unit": "nats per response token",
+            "log_prob": rounded(self.log_prob.astype(np.float64).mean()),
+            "layers": list(range(self.n_layers)),
+            **{f"fall_{s.name.lower()}": self.falls(s).to_dict() for s in SEGMENTS},
+            "causal_eta": self.causal_eta().to_dict(),
+            "all_layers": {s.name.lower(): self.fall_in_all_layers(s).to_dict() for s in SEGMENTS},
+        }
+
+    def differences(self, other: KnockoutResult) -> dict[str, Any]:
+        same_depth = self.n_layers == other.n_layers
+        gained = other._falls() - self._falls() if same_depth else None
+        whole = (other.fall_all_layers - self.fall_all_layers).astype(np.float64)
+        return {
+            **{
+                f"fall_{s.name.lower()}_difference": (
+                    None if gained is None else curve(gained[:, i].mean(0), self._resampled(gained[:, i])).to_dict()
+                )
+                for i, s in enumerate(SEGMENTS)
+            },
+            "all_layers_difference": {
+                s.name.lower(): curve(whole[:, i].mean(), self._resampled(whole[:, i])).to_dict()
+                for i, s in enumerate(SEGMENTS)
+            },
+            "same_responses": self.responses() == other.responses(),
+        }
+
+    def warning(self, other: KnockoutResult) -> str | None:
+        warnings = []
+        if self.n_layers != other.n_layers:
+            warnings.append(
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
+            )
+        if self.responses() != other.responses():
+            warnings.append(
+                f"{self.name} and {other.name} are measured on different responses, each its own; compare also on "
+                "one's (--responses), or on the reference"
+            )
+        return "; ".join(warnings) or None
+
+    def _falls(self) -> Floats:
+        return self.fall.astype(np.float64)
+
+    def _resampled(self, values: Floats) -> Floats:
+        """The mean of each bootstrap resample: `[samples, ...]` -> `[resamples, ...]`."""
+        weights = self.weights()
+        return np.tensordot(weights, values, 1) / weights.sum(1).reshape(-1, *[1] * (values.ndim - 1))
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        conventions = KnockoutConventions(**summary["conventions"])
+        return {**arrays, "conventions": conventions, "self_check": summary["self_check"]}

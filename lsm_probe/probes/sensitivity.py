@@ -1,0 +1,187 @@
+"""Instruction sensitivity: does the response still depend on the instruction, or has `P(t|s,i)` become `P(t|s)`?
+
+No attention is involved. The response `t` of a sample (source `s`, instruction `i`) is scored after its own prompt,
+after the same source under the instructions of other tasks, and after other sources under its own instruction:
+
+    D_i = log P(t|s,i) - log mean_k P(t|s,i_k)        D_s = log P(t|s,i) - log mean_k P(t|s_k,i)
+
+in nats, both means over pools that include the own. Taken token by token (`per="token"`, the default), P is that of a
+token after those of the response before it, and D the mean over tokens. This is the claim of arXiv 2410.03798, section
+3.4, put to the test directly; D is the pointwise mutual information of response and instruction (or source) under a
+uniform pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm_probe.data.pools import Pool
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.counterfactuals import OtherSources, other_instructions, pool_of
+from lsm_probe.probes.record import Record
+from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
+from lsm_probe.probes.scoring import NOT_FINITE, log_probabilities
+from lsm_probe.probes.sensitivity_result import SensitivityConventions, SensitivityResult
+from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
+
+SHARED_BOUND, SHARED_BOUND_HALF = 1e-3, 0.1
+"""Largest mean difference between scoring with a shared beginning and without: rounding, in full and half precision."""
+
+
+def sensitivity(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    per: Literal["token", "response"] = "token",
+    pool: Literal["tasks", "paraphrases"] = "tasks",
+    instructions: Pool | None = None,
+    sources: int | None = None,
+    response: Literal["generated", "reference"] = "generated",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    responses: Mapping[str, list[int]] | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> SensitivityResult:
+    """Measures how much the response depends on the instruction and on the source, in nats.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
+        per: how the result reads itself; see [`SensitivityConventions`].
+        pool: `tasks` holds the sample's own instruction and one for each other task; `paraphrases` its own and the
+            other wordings of its task, which should change nothing: the control.
+        instructions: the pool, as [`lsm_probe.read_pool`] gives it; by default the instructions of the samples.
+        sources: size of the pool of sources, the own included; by default that of the pool of instructions.
+        response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
+        max_new_tokens: longest generated response, in tokens.
+        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+        batch_size: samples answered together; the prompts of one sample are always scored together. Halved where
+            memory runs out.
+        seed: of the draw of sources and of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, a pool holds nothing but the
+            own, or the model gives log-probabilities that are not finite.
+    """
+    conventions = SensitivityConventions(per, pool, response)
+    chosen = instructions or pool_of(samples)
+    measuring = Round(
+        checkpoint,
+        samples,
+        Answering(response, max_new_tokens, responses),
+        settings={"pool": pool, "instructions": chosen, "sources": sources, "seed": seed},
+        batch_size=batch_size,
+        on_error=on_error,
+        data=data,
+        progress_folder=progress_folder,
+        on_progress=on_progress,
+    )
+    others = OtherSources(checkpoint, samples, seed, on_error)
+    scorer = _Scorer(checkpoint, others, chosen, pool, sources)
+    records, common = measuring.run(scorer)
+    return SensitivityResult(
+        **common,
+        **stack(records, "instruction_log_probs", "source_log_probs"),
+        conventions=conventions,
+        self_check=_self_check(records, checkpoint.llm.dtype),
+        seed=seed,
+    )
+
+
+def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]:
+    """How far scoring with a shared beginning is from plain passes, nats per token.
+
+    Raises:
+        InputError: further than rounding.
+    """
+    errors = np.concatenate([record.arrays["errors"] for record in records])
+    bound = SHARED_BOUND if dtype in (torch.float32, torch.float64) else SHARED_BOUND_HALF
+    mean = float(errors.mean()) if len(errors) else 0.0
+    if not mean <= bound:
+        raise InputError(
+            f"log-probabilities after a shared beginning are off by {mean:.1e} nats a token on average (bound "
+            f"{bound:.0e}): the model's key-value cache does not keep what it computes"
+        )
+    return {"mean": mean, "bound": bound, "unit": "nats per token"}
+
+
+class _Scorer:
+    """Scores the responses of a batch after all the prompts of both pools."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        others: OtherSources,
+        pool: Pool,
+        kind: Literal["tasks", "paraphrases"],
+        sources: int | None,
+    ):
+        self.checkpoint, self.others, self.pool, self.kind, self.sources = checkpoint, others, pool, kind, sources
+
+    def __call__(self, subjects: Sequence[Subject]) -> list[Measured]:
+        # One subject of each batch is scored once more, by itself and without a shared beginning.
+        return [self._measure(subject, check=subject is subjects[0]) for subject in subjects]
+
+    def _measure(self, subject: Subject, check: bool) -> Measured:
+        try:
+            by_instruction, by_source = self._prompts(subject)
+        except InputError as error:
+            return Unusable(str(error), fault=True)
+        own = [subject.embedded]
+        instruction = self._score([*own, *self.checkpoint.embed(by_instruction)], subject.response)
+        source = torch.cat([instruction[:1], self._score(self.checkpoint.embed(by_source), subject.response)])
+        if not (instruction.isfinite().all() and source.isfinite().all()):
+            return Unusable(NOT_FINITE, fault=True)
+        errors = (self._score(own, subject.response)[0] - instruction[0]).abs() if check else instruction.new_empty(0)
+        return {
+            "instruction_log_probs": instruction.cpu().numpy(),
+            "source_log_probs": source.cpu().numpy(),
+            "errors": errors.cpu().numpy(),
+        }
+
+    def _prompts(self, subject: Subject) -> tuple[list[Prompt], list[Prompt]]:
+        """The same source under other instructions, and other sources under the same instruction."""
+        sample, encode = subject.sample, self.checkpoint.encode
+        instructions = other_instructions(sample, self.pool, self.kind)
+        number = len(instructions) if self.sources is None else self.sources - 1
+        sources = self.others.draw(sample, number)
+        own = self._own_source(subject)
+        by_instruction = [encode(instruction, own) for instruction in instructions]
+        by_source = [encode(sample.instruction, source) for source in sources]
+        for prompt in (*by_instruction, *by_source):
+            self.checkpoint.check_length(prompt, len(subject.response))
+        return by_instruction, by_source
+
+    def _own_source(self, subject: Subject) -> Any:
+        if self.checkpoint.source == "text":
+            return subject.sample.text
+        return subject.embedded[subject.prompt.positions(Segment.SOURCE)]
+
+    def _score(self, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
+        """`[prompts, response tokens]`, in as many passes as memory asks for."""
+
+        def alone(prompt: Tensor, error: RuntimeError) -> Tensor:
+            raise error
+
+        return torch.stack(
+            run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, response)), embedded, alone)
+        )
