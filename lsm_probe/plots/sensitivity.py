@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,19 +35,20 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
 
     if ax is None:
         ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
-    colors = sns.color_palette("colorblind", 2)
-    for i, (label, color) in enumerate(zip(("instruction", "source"), colors, strict=True)):
+    colors = sns.color_palette("colorblind", len(results))
+    looks: tuple[dict[str, Any], ...] = ({"color": colors}, {"color": "white", "edgecolor": colors, "hatch": "///"})
+    for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
         curves = [getattr(result, label)() for result in results]
         means = np.array([float(curve.mean) for curve in curves])
         errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T
         places = np.arange(len(results)) + (i - 0.5) * 0.38
-        ax.bar(places, means, 0.36, color=color, label=f"D of the {label}", yerr=errors, capsize=3)
+        ax.bar(places, means, 0.36, yerr=errors, capsize=3, **look)
     ceiling = max(max(result.ceilings()) for result in results)
     if results[0].conventions.per == "response":
         ax.axhline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label="most the pools allow")
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set_xticks(range(len(results)), [result.name for result in results], rotation=20, ha="right")
-    ax.set(ylabel=f"sensitivity (nats per {results[0].conventions.per})")
+    ax.set(title="solid: instruction, hatched: source", ylabel=f"sensitivity D (nats per {results[0].conventions.per})")
     return ax
 
 
@@ -65,7 +66,8 @@ def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) ->
         ax.plot(frame["token"], frame["D_instruction"], label=result.name, **look)
         ax.plot(frame["token"], frame["D_source"], linestyle="--", **look)
     ax.axhline(0, color="0.3", linewidth=0.8)
-    ax.set(xlabel="token of the response", ylabel="nats per token (solid: instruction, dashed: source)")
+    ax.set(title="solid: instruction, dashed: source", xlabel="token of the response")
+    ax.set_ylabel("sensitivity D (nats per token)")
     return ax
 
 
@@ -82,7 +84,8 @@ def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
         plot_tokens(results, tokens)
         for ax in (bars, tokens):
             sns.despine(ax=ax)
-            ax.legend(frameon=False, fontsize=8)
+        handles, labels = tokens.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return figure
 
 

@@ -34,8 +34,8 @@ from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, sta
 from lsm_probe.probes.scoring import NOT_FINITE, gathered_log_probabilities
 from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
 
-_ROWS = 64
-"""Knockouts run together."""
+_TOKENS = 2048
+"""Generating rows run together, over as many knockouts as that makes: their logits are the largest tensor."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: 
     def alone(cut: Knockout, error: RuntimeError) -> Tensor:
         raise error
 
-    parts = (plan[first : first + _ROWS] for first in range(0, len(plan), _ROWS))
+    together = max(1, _TOKENS // len(rows))
+    parts = (plan[first : first + together] for first in range(0, len(plan), together))
     means = torch.stack([mean for part in parts for mean in run_in_halves(run, part, alone)]).cpu()
     if not means.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)

@@ -133,7 +133,7 @@ def test_alone_in_a_batch_and_in_pieces_the_numbers_are_the_same(checkpoint, sam
     together = probe(checkpoint, samples)
     alone = probe(checkpoint, samples, batch_size=1, responses=together.responses())
     np.testing.assert_allclose(alone.fall, together.fall, atol=1e-5)
-    monkeypatch.setattr("lsm_probe.probes.knockout._ROWS", 3)
+    monkeypatch.setattr("lsm_probe.probes.knockout._TOKENS", 12)
     pieces = probe(checkpoint, samples, responses=together.responses())
     np.testing.assert_allclose(pieces.fall, together.fall, atol=1e-5)
 

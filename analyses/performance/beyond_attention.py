@@ -1,0 +1,227 @@
+"""What sensitivity and knockout cost against the forward passes that cannot be avoided, and against the naive way.
+
+Usage: OMP_NUM_THREADS=1 python analyses/performance/beyond_attention.py [--device cuda --dtype bfloat16] [--llm FOLDER]
+Writes beyond_attention.json. One text LLM, prompts of the built-in utterances with fixed responses; methods take turns,
+round after round, and ratios are medians over rounds. All ways must give the same numbers, or there is no result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lsm_probe
+from lsm_probe.files import replacing
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.probes.capture import capture
+from lsm_probe.probes.counterfactuals import OtherSources, other_instructions, pool_of
+from lsm_probe.probes.knockout import _TOKENS, _measure, plan_knockouts
+from lsm_probe.probes.scoring import gathered_log_probabilities, log_probabilities
+from lsm_probe.probes.subjects import Subject
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", default="builtin:llm")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--response", type=int, default=32, help="tokens of each response")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-of", nargs=2, metavar=("PROBE", "WAY"), help="used by itself, in fresh processes")
+    options = parser.parse_args()
+    checkpoint = lsm_probe.load(options.llm, device=options.device, dtype=options.dtype)
+    samples = lsm_probe.read_manifest("builtin:probe")
+    subjects = [_subject(checkpoint, sample, options.response) for sample in samples[: options.samples]]
+    pool = pool_of(samples)
+    others = OtherSources(checkpoint, samples, 0, "fail")
+    pools = [_pools(checkpoint, subject, pool, others) for subject in subjects]
+    ways = {
+        "sensitivity": _sensitivity_ways(checkpoint, subjects, pools),
+        "knockout": _knockout_ways(checkpoint, subjects),
+    }
+    if options.memory_of:
+        probe, way = options.memory_of
+        print(_peak_mib(ways[probe][way], options.device))
+        return
+    result = {
+        "settings": {key: value for key, value in vars(options).items() if key != "memory_of"},
+        "prompt_tokens": [len(subject.prompt) for subject in subjects],
+        **{probe: _compare(found, options) for probe, found in ways.items()},
+        "peak_mib_above_model": {
+            probe: {way: _in_fresh_process(probe, way) for way in found} for probe, found in ways.items()
+        },
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine(),
+        "versions": {name: version(name) for name in ("lsm-probe", "torch", "transformers")}
+        | {"python": platform.python_version()},
+    }
+    with replacing(Path(__file__).with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+def _subject(checkpoint: Checkpoint, sample: Any, tokens: int) -> Subject:
+    prompt = checkpoint.encode(sample.instruction, sample.text)
+    embedded = checkpoint.embed([prompt])
+    return Subject(sample, prompt, embedded[0], checkpoint.generate(embedded, max_new_tokens=tokens)[0])
+
+
+def _pools(checkpoint: Checkpoint, subject: Subject, pool: Any, others: OtherSources) -> list[list[Tensor]]:
+    """The embedded prompts of both pools, the own one first in each."""
+    sample = subject.sample
+    instructions = [checkpoint.encode(i, sample.text) for i in other_instructions(sample, pool, "tasks")]
+    sources = [checkpoint.encode(sample.instruction, s) for s in others.draw(sample, len(instructions))]
+    return [[subject.embedded, *checkpoint.embed(prompts)] for prompts in (instructions, sources)]
+
+
+Way = Callable[[], list[Tensor]]
+
+
+def _sensitivity_ways(
+    checkpoint: Checkpoint, subjects: Sequence[Subject], pools: Sequence[list[list[Tensor]]]
+) -> dict[str, Way]:
+    llm = checkpoint.llm
+
+    def shared() -> list[Tensor]:
+        return [log_probabilities(llm, p, s.response) for s, both in zip(subjects, pools, strict=True) for p in both]
+
+    def batched() -> list[Tensor]:
+        """The passes that cannot be avoided without sharing: each pool as one plain right-padded batch."""
+        return [_plain(llm, p, s.response) for s, both in zip(subjects, pools, strict=True) for p in both]
+
+    def naive() -> list[Tensor]:
+        """One prompt after another."""
+        return [
+            torch.cat([_plain(llm, [prompt], s.response) for prompt in p])
+            for s, both in zip(subjects, pools, strict=True)
+            for p in both
+        ]
+
+    return {"lsm-probe": shared, "plain batches": batched, "one by one": naive}
+
+
+@torch.no_grad()
+def _plain(llm: Any, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
+    ids = torch.tensor(response, device=embedded[0].device)
+    said = llm.get_input_embeddings()(ids[:-1])
+    rows = [torch.cat([prompt, said]) for prompt in embedded]
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r), dtype=torch.long) for r in rows], batch_first=True)
+    logits = llm(
+        inputs_embeds=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        attention_mask=mask.to(ids.device),
+        use_cache=False,
+    ).logits
+    ends = [len(row) for row in rows]
+    chosen = torch.stack([line[end - len(ids) : end] for line, end in zip(logits, ends, strict=True)])
+    return gathered_log_probabilities(chosen, ids)
+
+
+def _knockout_ways(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> dict[str, Way]:
+    llm: Any = checkpoint.llm
+    layers = llm.config.get_text_config().num_hidden_layers
+    plan = plan_knockouts(layers, 5)
+
+    def ours() -> list[Tensor]:
+        found = []
+        with capture(llm) as captured:
+            for subject in subjects:
+                measured = _measure(checkpoint, captured, subject, plan)
+                assert isinstance(measured, dict)
+                found.append(torch.from_numpy(measured["fall"]))
+        return found
+
+    @torch.no_grad()
+    def floor() -> list[Tensor]:
+        """The same passes on the prompt's cache with nothing cut and nothing checked."""
+        for subject in subjects:
+            ids = torch.tensor(subject.response, device=subject.embedded.device)
+            rows = torch.cat([subject.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
+            cache = llm(inputs_embeds=subject.embedded[None, :-1], use_cache=True, logits_to_keep=1).past_key_values
+            together = _TOKENS // len(rows)
+            for first in range(0, len(plan), together):
+                part = plan[first : first + together]
+                own = deepcopy(cache)
+                own.batch_repeat_interleave(len(part))
+                logits = llm(inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own).logits
+                gathered_log_probabilities(logits, ids)
+        return []
+
+    @torch.no_grad()
+    def naive() -> list[Tensor]:
+        """A whole pass over prompt and response for each knockout, batches of 8, nothing cut: the usual way."""
+        for subject in subjects:
+            for first in range(0, len(plan), 8):
+                _plain(llm, [subject.embedded] * len(plan[first : first + 8]), subject.response)
+        return []
+
+    return {"lsm-probe": ours, "same passes, nothing cut": floor, "whole passes": naive}
+
+
+def _compare(ways: dict[str, Way], options: argparse.Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, list[Tensor]] = {}
+    for turn in range(options.rounds + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            results[name] = way()
+            if options.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if turn:  # the first is the warm-up
+                seconds[name].append(time.perf_counter() - began)
+    first = results.pop("lsm-probe")
+    for name, found in results.items():
+        for a, b in zip(found, first, strict=False):
+            if not torch.allclose(a, b, atol=1e-3 if options.dtype == "float32" else 0.5):
+                raise SystemExit(f"{name} gives other numbers: no table")
+    ratios = {
+        name: [round(a / b, 3) for a, b in zip(took, seconds["lsm-probe"], strict=True)]
+        for name, took in seconds.items()
+        if name != "lsm-probe"
+    }
+    return {
+        "seconds": {name: [round(second, 3) for second in took] for name, took in seconds.items()},
+        "times_lsm_probe": {name: {"median": median(r), "rounds": r} for name, r in ratios.items()},
+    }
+
+
+def _in_fresh_process(probe: str, way: str) -> float:
+    command = [sys.executable, *sys.argv, "--memory-of", probe, way]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _peak_mib(way: Way, device: str) -> float:
+    """The most memory that `way` holds above what is there before it: MiB, of the GPU's memory on one."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        way()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
+    before = _status("VmRSS")
+    way()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+if __name__ == "__main__":
+    main()
