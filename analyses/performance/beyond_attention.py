@@ -77,9 +77,9 @@ def main() -> None:
 
 
 def _subject(checkpoint: Checkpoint, sample: Any, tokens: int) -> Subject:
-    prompt = checkpoint.encode(sample.instruction, sample.text)
-    embedded = checkpoint.embed([prompt])
-    return Subject(sample, prompt, embedded[0], checkpoint.generate(embedded, max_new_tokens=tokens)[0])
+    subject = Subject(sample, checkpoint.encode(sample.instruction, sample.text), checkpoint)
+    subject.response = checkpoint.generate([subject.embedded], max_new_tokens=tokens)[0]
+    return subject
 
 
 def _pools(checkpoint: Checkpoint, subject: Subject, pool: Any, others: OtherSources) -> list[list[Tensor]]:

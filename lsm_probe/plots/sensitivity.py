@@ -40,12 +40,14 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
     for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
         curves = [getattr(result, label)() for result in results]
         means = np.array([float(curve.mean) for curve in curves])
-        errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T
+        # Where all samples are alike, mean and interval differ by rounding.
+        errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0)
         places = np.arange(len(results)) + (i - 0.5) * 0.38
         ax.bar(places, means, 0.36, yerr=errors, capsize=3, **look)
     ceiling = max(max(result.ceilings()) for result in results)
     if results[0].conventions.per == "response":
         ax.axhline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label="most the pools allow")
+        ax.legend(frameon=False, fontsize=8)
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set_xticks(range(len(results)), [result.name for result in results], rotation=20, ha="right")
     ax.set(title="solid: instruction, hatched: source", ylabel=f"sensitivity D (nats per {results[0].conventions.per})")

@@ -210,7 +210,7 @@ class Capture:
         real = errors[self._row_mask]
         median_bound, worst_bound = self.bounds
         if not actual.isfinite().all():
-            raise _refusal(layer, "its output is not finite: the weights hold NaN, or the dtype overflows (try float32)")
+            raise _refusal(layer, "its output is not finite (NaN in the weights, or float16 overflows)")
         # Written so that NaN is refused too.
         if not (real.median() <= median_bound and real.max() <= worst_bound):
             raise _refusal(

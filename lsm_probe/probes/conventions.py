@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lsm_probe.errors import InputError
 
@@ -19,8 +19,9 @@ class Choices:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            value, allowed = getattr(self, field.name), get_args(hints[field.name])
-            if allowed and value not in allowed:
+            value, hint = getattr(self, field.name), hints[field.name]
+            allowed = get_args(hint)
+            if get_origin(hint) is Literal and value not in allowed:
                 raise InputError(f"{field.name} {value!r} is unknown; choose one of: {', '.join(allowed)}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from lsm_probe.data.pools import Pool, Task
 from lsm_probe.data.sample import Sample
@@ -19,11 +20,21 @@ _SOURCES_KEPT = 512
 
 
 def pool_of(samples: Sequence[Sample]) -> Pool:
-    """The instructions the samples carry themselves, by task; each its own task where samples name none."""
+    """The instructions the samples carry themselves, by task; each its own task where samples name none.
+
+    Raises:
+        InputError: they cannot be a pool: an instruction holds a placeholder, or a task's name is blank.
+    """
     wordings: dict[str, dict[str, None]] = {}
     for sample in samples:
         wordings.setdefault(sample.task or sample.instruction, {})[sample.instruction] = None
-    return Pool(tuple(Task(task=task, instructions=list(found)) for task, found in wordings.items()))
+    try:
+        return Pool(tuple(Task(task=task, instructions=list(found)) for task, found in wordings.items()))
+    except ValidationError as error:
+        reason = " ".join(error.errors(include_url=False)[0]["msg"].split())
+        raise InputError(
+            f"the samples' own instructions make no pool ({reason}): give one to --instructions"
+        ) from error
 
 
 def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "paraphrases"]) -> list[str]:
@@ -32,31 +43,32 @@ def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "parap
     Args:
         sample: it names its task, or is found in the pool by its words.
         pool: tasks and their wordings; the first wording and the first language of each stand for a task.
-        kind: `tasks`, one instruction for each other task; `paraphrases`, the other wordings of the sample's own.
+        kind: `tasks`, one instruction for each other task; `paraphrases`, the other wordings of the sample's own, in
+            the language it asks for.
 
     Raises:
         InputError: nothing is left to compare with.
     """
     own = sample.instruction.strip()
-    filled = {task.task: _wordings(task) for task in pool.tasks}
-    mine = [name for name, words in filled.items() if name == sample.task or own in words]
+    mine = [task for task in pool.tasks if task.task == sample.task or _language_of(own, task) is not None]
     if kind == "paraphrases":
-        others = [words for name in mine for words in filled[name] if words != own]
+        others = [words for task in mine for words in _wordings(task, _language_of(own, task)) if words != own]
+        mend = "the pool holds no other wording of its task: give one with several wordings to --instructions"
     else:
-        others = [words[0] for name, words in filled.items() if name not in mine]
+        others = [_wordings(task)[0] for task in pool.tasks if task not in mine]
+        mend = "a pool of one instruction says nothing: give one with other tasks to --instructions, such as `probing`"
     if not others:
-        raise InputError(
-            f"sample {sample.id}: the pool holds no {'other wording of its task' if mine else 'wording of its task'}: "
-            "give one with several wordings to --instructions"
-            if kind == "paraphrases"
-            else f"sample {sample.id}: a pool of one instruction says nothing: give one with other tasks to "
-            "--instructions, such as `probing`"
-        )
+        raise InputError(mend)
     return others
 
 
-def _wordings(task: Task) -> list[str]:
-    language = task.languages[0] if task.languages else None
+def _language_of(instruction: str, task: Task) -> str | None:
+    """The language in which the instruction is one of the task's wordings ("" for a task without); None if in none."""
+    return next((x for x in task.languages or [""] if instruction in _wordings(task, x)), None)
+
+
+def _wordings(task: Task, language: str | None = None) -> list[str]:
+    language = language or (task.languages[0] if task.languages else None)
     return [task.fill(number, language).strip() for number in range(len(task.instructions))]
 
 
@@ -89,15 +101,14 @@ class OtherSources:
         found = list(islice(self._usable(sample), number))
         if not found:
             raise InputError(
-                f"sample {sample.id}: no other sample speaks of another utterance, and a pool of one source says "
-                "nothing: give more samples"
+                "no other sample speaks of another utterance, and a pool of one source says nothing: give more samples"
             )
         return found
 
     def _usable(self, sample: Sample) -> Iterator[Any]:
         start = self.place[sample.utterance]
         for other in (*self.circle[start + 1 :], *self.circle[:start]):
-            if sample.text is not None and sample.text == other.text:
+            if sample.text is not None and other.text is not None and sample.text.strip() == other.text.strip():
                 continue
             try:
                 yield self.read(other)

@@ -139,8 +139,8 @@ class KnockoutResult(ProbeResult):
             )
         if self.responses() != other.responses():
             warnings.append(
-                f"{self.name} and {other.name} are measured on different responses, each its own; compare also on "
-                "one's (--responses), or on the reference"
+                f"{self.name} and {other.name} are measured on different responses: compare also on those of one "
+                "(--responses), or on the reference"
             )
         return "; ".join(warnings) or None
 

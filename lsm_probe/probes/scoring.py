@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 NOT_FINITE = (
@@ -21,8 +21,8 @@ NOT_FINITE = (
 def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
     """`log P(t_m | prompt, t_<m)` of the same response after each prompt, in nats.
 
-    The longest beginning that all prompts share runs once; its key-value cache is repeated for the rest, which is
-    padded on the left so that the response stands in the same columns for all.
+    The longest beginning that all prompts share runs once; its key-value cache is repeated for the rest, padded on the
+    right: padding before or inside a prompt would count towards the window of a model with local attention.
 
     Args:
         llm: a causal LM.
@@ -40,21 +40,21 @@ def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response
     if cache is None:
         shared = 0
     rest = [row[shared:] for row in rows]
-    longest = max(map(len, rest))
-    inputs = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rest])
-    mask = torch.tensor([[1] * shared + [0] * (longest - len(row)) + [1] * len(row) for row in rest]).to(ids.device)
+    lengths = [len(row) for row in rest]
+    mask = torch.arange(shared + max(lengths)) < shared + torch.tensor(lengths)[:, None]
     logits = llm(
-        inputs_embeds=inputs,
-        attention_mask=mask,
+        inputs_embeds=pad_sequence(rest, batch_first=True),
+        attention_mask=mask.long().to(ids.device),
         past_key_values=cache,
         use_cache=cache is not None,
-        logits_to_keep=len(response),
-        **_positions(llm, mask, longest),
+        logits_to_keep=max(lengths) - min(lengths) + len(ids),
     ).logits
-    return gathered_log_probabilities(logits, ids)
+    first = max(lengths) - logits.shape[1] + len(ids)  # a row of this length has its response in the first columns
+    chosen = [line[n - first : n - first + len(ids)] for line, n in zip(logits, lengths, strict=True)]
+    return gathered_log_probabilities(chosen, ids)
 
 
-def gathered_log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
+def gathered_log_probabilities(logits: Tensor | Sequence[Tensor], ids: Tensor) -> Tensor:
     """`log softmax(logits)[ids]`, float32: logits `[rows, tokens, vocabulary]`, ids `[tokens]` -> `[rows, tokens]`."""
     # Row by row: a float32 copy of all logits would be the largest tensor of the run.
     return torch.stack([-torch.nn.functional.cross_entropy(row.float(), ids, reduction="none") for row in logits])
@@ -72,15 +72,10 @@ def _shared_tokens(embedded: Sequence[Tensor]) -> int:
 
 def _run_shared(llm: Any, embedded: Sequence[Tensor], shared: int) -> Any | None:
     """The key-value cache of the shared beginning, repeated for each prompt; None where the model's cannot be."""
-    cache = llm(inputs_embeds=embedded[0][None, :shared], use_cache=True, logits_to_keep=1).past_key_values
-    if not all(hasattr(layer, "batch_repeat_interleave") for layer in getattr(cache, "layers", [cache])):
+    output = llm(inputs_embeds=embedded[0][None, :shared], use_cache=True, logits_to_keep=1)
+    cache: Any = getattr(output, "past_key_values", None)
+    layers = getattr(cache, "layers", [cache])
+    if not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
         return None
     cache.batch_repeat_interleave(len(embedded))
     return cache
-
-
-def _positions(llm: PreTrainedModel, mask: Tensor, columns: int) -> dict[str, Tensor]:
-    """Positions count the tokens that are not padding, for models with positions."""
-    if "position_ids" not in signature(llm.forward).parameters:
-        return {}
-    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -columns:]}

@@ -13,6 +13,7 @@ uniform pool.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -82,13 +83,15 @@ def sensitivity(
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, a pool holds nothing but the
             own, or the model gives log-probabilities that are not finite.
     """
-    conventions = SensitivityConventions(per, pool, response)
+    if sources is not None and sources < 2:
+        raise InputError(f"--sources {sources}: a pool of sources holds at least 2, the own and another")
     chosen = instructions or pool_of(samples)
+    conventions = SensitivityConventions(per, pool, response, _digest(chosen), sources)
     measuring = Round(
         checkpoint,
         samples,
         Answering(response, max_new_tokens, responses),
-        settings={"pool": pool, "instructions": chosen, "sources": sources, "seed": seed},
+        settings={**conventions.to_dict(), "per": None, "seed": seed},
         batch_size=batch_size,
         on_error=on_error,
         data=data,
@@ -105,6 +108,10 @@ def sensitivity(
         self_check=_self_check(records, checkpoint.llm.dtype),
         seed=seed,
     )
+
+
+def _digest(pool: Pool) -> str:
+    return hashlib.sha256(repr([task.model_dump() for task in pool.tasks]).encode()).hexdigest()[:16]
 
 
 def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]:

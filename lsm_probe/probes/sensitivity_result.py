@@ -30,11 +30,15 @@ class SensitivityConventions(Choices):
             apart any more.
         pool: the other instructions: one for each other `tasks`, or `paraphrases` of the sample's own.
         response: whose: the model's own `generated` answer or the `reference`.
+        instructions: digest of the pool of instructions.
+        sources: size of the pool of sources; None for that of the pool of instructions.
     """
 
     per: Literal["token", "response"] = "token"
     pool: Literal["tasks", "paraphrases"] = "tasks"
     response: Literal["generated", "reference"] = "generated"
+    instructions: str = ""
+    sources: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +66,9 @@ class SensitivityResult(ProbeResult):
         """The same log-probabilities read another way (`per`).
 
         Raises:
-            InputError: for an unknown value, or for `pool` or `response`, which need another run.
+            InputError: for an unknown value, or for what needs another run.
         """
-        for key in ("pool", "response"):
+        for key in ("pool", "response", "instructions", "sources"):
             own = getattr(self.conventions, key)
             if changes.get(key, own) != own:
                 raise InputError(f"{key} {changes[key]!r} cannot be read from a result made with {own!r}: run it again")
@@ -148,8 +152,8 @@ class SensitivityResult(ProbeResult):
         if self.responses() == other.responses():
             return None
         return (
-            f"{self.name} and {other.name} are measured on different responses, each its own: a model that says less "
-            "depends on less; compare also on one's (--responses), or on the reference"
+            f"{self.name} and {other.name} are measured on different responses: a model that says less depends on "
+            "less; compare also on those of one (--responses), or on the reference"
         )
 
     def _reading(self, per: str) -> dict[str, Any]:

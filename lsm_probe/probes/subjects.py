@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,21 +39,26 @@ class Answering:
     source_lengths: Mapping[str, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
     """A sample ready to be measured.
 
     Attributes:
         sample: where it comes from.
         prompt: its tokens and their segments.
-        embedded: the prompt as the LLM reads it, `[tokens, llm_dim]`.
+        checkpoint: whose prompt it is.
         response: token ids of the response in question; empty for a probe that looks at prompts alone.
     """
 
     sample: Sample
     prompt: Prompt
-    embedded: Tensor
-    response: list[int]
+    checkpoint: Checkpoint = field(repr=False)
+    response: list[int] = field(default_factory=list)
+
+    @cached_property
+    def embedded(self) -> Tensor:
+        """The prompt as the LLM reads it, `[tokens, llm_dim]`; made when first asked for, without gradients."""
+        return self.checkpoint.embed([self.prompt])[0]
 
 
 def read_responses(folder: Path) -> dict[str, list[int]]:
@@ -143,7 +149,7 @@ def _check_responses(checkpoint: Checkpoint, samples: Sequence[Sample], response
 def prepare(
     checkpoint: Checkpoint, batch: Sequence[Sample], answering: Answering, on_error: str
 ) -> tuple[list[Subject], dict[str, str]]:
-    """Encodes, embeds and answers a batch.
+    """Encodes and answers a batch.
 
     Returns:
         The subjects, an empty response included, and the reason of each sample id that was left out.
@@ -151,22 +157,17 @@ def prepare(
     Raises:
         InputError: a sample cannot be used, under `on_error="fail"`.
     """
-    prompts: dict[str, Prompt] = {}
+    subjects: list[Subject] = []
     left_out: dict[str, str] = {}
     for sample in batch:
         try:
-            prompts[sample.id] = _encode(checkpoint, sample, answering)
+            subjects.append(Subject(sample, _encode(checkpoint, sample, answering), checkpoint))
         except InputError as error:
             if on_error == "fail":
                 raise
             left_out[sample.id] = str(error)
-    usable = [sample for sample in batch if sample.id in prompts]
-    embedded = checkpoint.embed(list(prompts.values()))
-    responses = _respond(checkpoint, usable, embedded, answering)
-    subjects = [
-        Subject(sample, prompts[sample.id], vectors, response)
-        for sample, vectors, response in zip(usable, embedded, responses, strict=True)
-    ]
+    for subject, response in zip(subjects, _respond(checkpoint, subjects, answering), strict=True):
+        subject.response = response
     return subjects, left_out
 
 
@@ -196,13 +197,11 @@ def _longest_response(checkpoint: Checkpoint, sample: Sample, answering: Answeri
     return answering.max_new_tokens
 
 
-def _respond(
-    checkpoint: Checkpoint, samples: Sequence[Sample], embedded: list[Tensor], answering: Answering
-) -> list[list[int]]:
+def _respond(checkpoint: Checkpoint, subjects: Sequence[Subject], answering: Answering) -> list[list[int]]:
     if answering.responses is not None:
-        return [answering.responses[sample.id] for sample in samples]
-    if answering.response == "none" or not samples:
-        return [[] for _ in samples]
+        return [answering.responses[subject.sample.id] for subject in subjects]
+    if answering.response == "none" or not subjects:
+        return [[] for _ in subjects]
     if answering.response == "reference":
-        return [checkpoint.encode_response(sample.target or "") for sample in samples]
-    return checkpoint.generate(embedded, max_new_tokens=answering.max_new_tokens)
+        return [checkpoint.encode_response(subject.sample.target or "") for subject in subjects]
+    return checkpoint.generate([s.embedded for s in subjects], max_new_tokens=answering.max_new_tokens)

@@ -115,15 +115,15 @@ def test_length_matched_control_changes_the_source_alone(tiny_lsm, tiny_llm, sam
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_numbers(tiny_llm, samples, monkeypatch):
     whole = probe(tiny_llm, samples, batch_size=8)
-    embed, sizes = type(tiny_llm).embed, []
+    forward, sizes = type(tiny_llm.llm).forward, []
 
-    def scarce(self, prompts):
-        sizes.append(len(prompts))
-        if len(prompts) > 2:
+    def scarce(self, inputs_embeds, **kwargs):
+        sizes.append(len(inputs_embeds))
+        if len(inputs_embeds) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return embed(self, prompts)
+        return forward(self, inputs_embeds=inputs_embeds, **kwargs)
 
-    monkeypatch.setattr(type(tiny_llm), "embed", scarce)
+    monkeypatch.setattr(type(tiny_llm.llm), "forward", scarce)
     halved = probe(tiny_llm, samples, batch_size=8, responses=whole.responses())
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
     np.testing.assert_allclose(halved.norms, whole.norms, rtol=1e-5)
