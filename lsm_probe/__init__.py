@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lsm_probe.data.sample import Sample
     from lsm_probe.errors import InputError
     from lsm_probe.models.loading import build_lsm, load
+    from lsm_probe.probes.alignment import alignment
+    from lsm_probe.probes.alignment_result import AlignmentResult
     from lsm_probe.probes.attention import attention
     from lsm_probe.probes.attention_result import AttentionResult
     from lsm_probe.probes.comparison import compare
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from lsm_probe.training.run import train
 
 _HOMES = {
+    "AlignmentResult": "probes.alignment_result",
     "AttentionResult": "probes.attention_result",
     "InputError": "errors",
     "KnockoutResult": "probes.knockout_result",
     "Recipe": "data.augmentation.recipe",
     "Sample": "data.sample",
     "SensitivityResult": "probes.sensitivity_result",
+    "alignment": "probes.alignment",
     "attention": "probes.attention",
     "augment": "data.augmentation.run",
     "build_lsm": "models.loading",
@@ -50,12 +54,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlignmentResult",
     "AttentionResult",
     "InputError",
     "KnockoutResult",
     "Recipe",
     "Sample",
     "SensitivityResult",
+    "alignment",
     "attention",
     "augment",
     "build_lsm",

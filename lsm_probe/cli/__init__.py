@@ -8,6 +8,7 @@ import warnings
 
 import typer
 
+from lsm_probe.cli.alignment import alignment
 from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.data import app as data
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(attention)
 app.command()(sensitivity)
+app.command()(alignment)
 app.command()(knockout)
 app.command()(demo)
 app.command()(augment)

@@ -80,7 +80,7 @@ def attention(
 def run(names: list[str], data: str, out: Path | None, **options: Any) -> None:
     """Runs the attention probe with its table, pictures and control; the demo does the same."""
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables import attention_note, attention_table
+    from lsm_probe.cli.tables.attention import attention_note, attention_table
     from lsm_probe.plots.eta import PICTURES, save_eta
     from lsm_probe.probes.attention import attention
     from lsm_probe.probes.controls import length_controls

@@ -45,7 +45,7 @@ def knockout(
     json: opt.Json = False,
 ) -> None:
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables import knockout_note, knockout_table
+    from lsm_probe.cli.tables.knockout import knockout_note, knockout_table
     from lsm_probe.plots.knockout import PICTURES, save_knockout
     from lsm_probe.probes.knockout import knockout as probe
 

@@ -13,6 +13,8 @@ instructions, are not independent of each other and never count as "other" rows.
 | [`centroid_distance`] | how far apart the centres are | large to 0 |
 | [`joint_tsne`] | a picture of both sets in one plane | |
 
+[`standardised`] rows show what an offset between the sets or a few large dimensions hide from cosines and CKA.
+
 Everything is accumulated in float64, whatever the input. Every function raises InputError, in one line, where a value
 is NaN or infinite. The cosine of a zero vector with anything is taken as 0. Differences of the order of float64
 rounding count as none: see `ROUNDING`.
@@ -276,6 +278,24 @@ def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> float 
     variance[variance <= CANCELLED * second] = np.nan
     distance = np.linalg.norm(x_mean - y_mean + x_shift - y_shift, axis=1) / np.sqrt(variance / 2)
     return float(distance[0]) if weights is None else distance
+
+
+def standardised(rows: Rows) -> Floats:
+    """Each dimension with mean 0 and variance 1 over the rows, `[samples, d]`; a constant one is 0.
+
+    Two things hide what speech and transcript share, and this takes both away. The offset between the sets: where it is
+    large against the spread within them, one and the same row is the nearest to all, and retrieval is at chance
+    whatever the rest looks like. And single dimensions with "massive activations" (Sun et al., 2024, arXiv
+    2402.17762): one that holds most of a set's variance decides its cosines and its CKA alone.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    rows, _ = _finite(rows, rows)
+    centred = rows - rows.mean(0)
+    variance = np.square(centred).mean(0)
+    variance[variance <= CANCELLED * np.square(rows).mean(0)] = np.inf
+    return centred / np.sqrt(variance)
 
 
 def joint_tsne(x: Rows, y: Rows, *, perplexity: float = 30.0, seed: int = 0) -> tuple[Floats, Floats]:

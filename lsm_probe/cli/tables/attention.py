@@ -1,0 +1,37 @@
+"""Eta, as `lsm-probe attention` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from lsm_probe.cli.tables.common import attention_check
+from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
+
+
+def attention_table(results: Sequence[AttentionResult]) -> Table:
+    """Eta averaged over six groups of layers: a row for each checkpoint and segment convention."""
+    table = Table(
+        title="instruction proportion η by layers: 0.5 is balanced, low is speech anchor bias",
+        caption="tokens: source tokens, mean over samples; segment: mean or sum over a segment's tokens",
+    )
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("tokens", justify="right")
+    table.add_column("segment")
+    groups = results[0].eta_groups()
+    same_layers = len({result.n_layers for result in results}) == 1
+    for i, group in enumerate(groups, start=1):
+        layers = "–".join(str(layer) for layer in sorted(set(group["layers"])))
+        table.add_column(layers if same_layers else f"{i}/{len(groups)}", justify="right")
+    for result in results:
+        tokens = f"{result.tokens[:, SEGMENTS.index('source')].mean():.1f}"
+        for segment in ("mean", "sum"):
+            groups = result.with_conventions(segment=segment).eta_groups()
+            table.add_row(escape(result.name), tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
+    return table
+
+
+def attention_note(result: AttentionResult) -> str:
+    return attention_check(result.self_check)
