@@ -93,10 +93,15 @@ def run_probe(
 
 
 def slug(name: str) -> str:
-    """A checkpoint's name as a folder name: the last part of a path, without the characters folders dislike."""
+    """A checkpoint's name as a folder name: the last part of a path, without the characters folders dislike.
+
+    `runs/vanilla/model`, as training writes it, is told from other models by the folder before.
+    """
     if CONTROL in name:
         return "-at-length-of-".join(slug(part) for part in name.split(CONTROL))
-    last = name if name.startswith("builtin:") else Path(name).name
+    path = Path(name)
+    last = f"{path.parent.name}-model" if path.name == "model" else path.name
+    last = name if name.startswith("builtin:") else last
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "checkpoint"
 
 

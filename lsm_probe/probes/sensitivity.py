@@ -5,10 +5,12 @@ after the same source under the instructions of other tasks, and after other sou
 
     D_i = log P(t|s,i) - log mean_k P(t|s,i_k)        D_s = log P(t|s,i) - log mean_k P(t|s_k,i)
 
-in nats, both means over pools that include the own. Taken token by token (`per="token"`, the default), P is that of a
-token after those of the response before it, and D the mean over tokens. This is the claim of arXiv 2410.03798, section
-3.4, put to the test directly; D is the pointwise mutual information of response and instruction (or source) under a
-uniform pool.
+in nats, both means over pools that include the own. A pool that changes nothing gives 0; one whose members push the
+response about at random gives less than 0, since the mean of P is ruled by the highest. Taken token by token
+(`per="token"`, the default), P is that of a token after those of the response before it, and D the mean over tokens.
+
+This is the claim of arXiv 2410.03798, section 3.4, put to the test directly; D is the pointwise mutual information of
+response and instruction (or source) under a uniform pool.
 """
 
 from __future__ import annotations
