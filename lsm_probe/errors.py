@@ -9,6 +9,10 @@ class InputError(Exception):
     """
 
 
+class SampleFault(InputError):
+    """A sample, or the model on it, gives no sound numbers; another sample may."""
+
+
 class WorkFailed(Exception):
     """The input was usable, but the work came to no good end. One line; exit code 1."""
 

@@ -14,21 +14,21 @@ Result = TypeVar("Result")
 def run_in_halves(
     run: Callable[[Sequence[Item]], list[Result]],
     batch: Sequence[Item],
-    alone: Callable[[Item, RuntimeError], Result],
+    alone: Callable[[Item, RuntimeError], Result] | None = None,
 ) -> list[Result]:
     """Runs a batch, in halves where memory runs out.
 
     Args:
         run: gives a result for each item of a batch.
         batch: the items.
-        alone: gives the result of an item that does not fit even alone, or raises.
+        alone: gives the result of an item that does not fit even alone, or raises; by default what `run` raised.
     """
     try:
         return run(batch)
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not should_reduce_batch_size(error) or (len(batch) == 1 and alone is None):
             raise
-        if len(batch) == 1:
+        if len(batch) == 1 and alone is not None:
             return [alone(batch[0], error)]
     half = len(batch) // 2
     return [*run_in_halves(run, batch[:half], alone), *run_in_halves(run, batch[half:], alone)]

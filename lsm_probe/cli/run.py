@@ -17,7 +17,7 @@ from lsm_probe.cli.progress import progress
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
-from lsm_probe.probes.runs import run_probe, slug
+from lsm_probe.probes.runs import OUTPUTS, run_probe, slug
 from lsm_probe.probes.subjects import describe_data, read_responses
 
 Result = TypeVar("Result", bound=ProbeResult)
@@ -55,7 +55,7 @@ def probe_and_report(
     resume: bool = False,
     as_json: bool = False,
     **running: Any,
-) -> None:
+) -> list[Result]:
     """Runs a probe on checkpoints and shows what came out; `running` goes to [`run_probe`]."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -86,6 +86,7 @@ def probe_and_report(
         print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
     else:
         _show(view, results, comparison, out)
+    return results
 
 
 def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path) -> None:
@@ -103,4 +104,7 @@ def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, A
         with_own_control = pair["second"].startswith(pair["first"] + CONTROL)
         if pair["warning"] and not with_own_control:
             print(f"warning: {pair['warning']}", file=sys.stderr)
-    console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")
+    kept = OUTPUTS if len(results) == 1 else ("comparison.json",)
+    written = [name for name in (*kept, *view.pictures) if (out / name).exists()]
+    apart = "" if len(results) == 1 else f", and a folder for each of {len(results)} results"
+    console.print(f"written to {out}: {', '.join(written)}{apart}")

@@ -108,7 +108,7 @@ def point_frame(results: Sequence[AlignmentResult], layer: int = -1) -> pd.DataF
     frames = []
     for result in results:
         for (modality, _), points in zip(_MODALITIES, result.embed_2d(layer), strict=True):
-            about = {"checkpoint": result.name, "id": result.ids, "modality": modality, "layer": result.state(layer)}
+            about = {"checkpoint": result.name, "id": result.ids, "modality": modality, "state": result.state(layer)}
             frames.append(pd.DataFrame({**about, "x": points[:, 0], "y": points[:, 1]}))
     return pd.concat(frames, ignore_index=True)
 

@@ -33,7 +33,7 @@ def plot_falls(
         segment: `INSTRUCTION` or `SOURCE`.
         ax: axes to draw on; new ones if None.
     """
-    curves = {result.name: result.falls(segment) for result in results}
+    curves = [(result.name, result.falls(segment)) for result in results]
     ax = _plot_curves(curves, ax)
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set(title=f"without the {segment.name.lower()}", ylabel="nats per response token lost")
@@ -42,7 +42,7 @@ def plot_falls(
 
 def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -> Axes:
     """Draws causal eta by layer; it has gaps where a fall is not above 0."""
-    ax = _plot_curves({result.name: result.causal_eta() for result in results}, ax)
+    ax = _plot_curves([(result.name, result.causal_eta()) for result in results], ax)
     ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     ax.set(title="causal η", ylabel="instruction's share of both falls", ylim=(0, 1))
     return ax
@@ -75,14 +75,14 @@ def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
     save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "knockout.csv")
 
 
-def _plot_curves(curves: dict[str, Curve], ax: Axes | None) -> Axes:
+def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     if ax is None:
         ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
-    for i, (name, color) in enumerate(zip(curves, sns.color_palette("colorblind", len(curves)), strict=True)):
-        found = curves[name]
+    palette = sns.color_palette("colorblind", len(curves))
+    for i, ((name, found), color) in enumerate(zip(curves, palette, strict=True)):
         layers = np.arange(len(found.mean))
         look = {"color": color, "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
         ax.plot(layers, found.mean, label=name, **look)

@@ -76,7 +76,8 @@ class AlignmentResult(ProbeResult):
     Attributes:
         speech: mean state of the segment under speech, `[samples, states, llm_dim]`, float32.
         text: the same with the transcript in the source slot.
-        layers: which states these are: 0 is what enters the first layer, l what layer l puts out.
+        layers: which states these are: 0 is what enters layer 0, l what layer l - 1 puts out (layers are counted from
+            0, as in the other probes' results).
         perplexity: of the t-SNE.
     """
 
@@ -139,7 +140,7 @@ class AlignmentResult(ProbeResult):
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each state: all numbers, with `_low` and `_high` the ends of their intervals."""
-        columns: dict[str, Any] = {"checkpoint": self.name, "layer": self.layers}
+        columns: dict[str, Any] = {"checkpoint": self.name, "state": self.layers}
         for name, numbers in self.curves().items():
             columns |= {name: numbers.mean, f"{name}_low": numbers.ci_low, f"{name}_high": numbers.ci_high}
         columns |= {f"mmd_{name}": values for name, values in self.mmd().items()}
@@ -156,7 +157,7 @@ class AlignmentResult(ProbeResult):
         # The p-value can be no lower: swapping all utterances, or those that were not swapped, gives the same.
         least_p_value = max(1 / (1 + similarity.PERMUTATIONS), 2.0 ** (1 - self.n_utterances))
         return {
-            "layers": self.layers,
+            "states": self.layers,
             "perplexity": self.perplexity,
             "n_utterances": self.n_utterances,
             **numbers,
@@ -173,9 +174,9 @@ class AlignmentResult(ProbeResult):
     def differences(self, other: AlignmentResult) -> dict[str, Any]:
         """By state, on the same utterances in each draw; None where the results hold other states."""
         if self.layers != other.layers:
-            return {"layers": None, **dict.fromkeys(f"{name}_difference" for name in CURVES)}
+            return {"states": None, **dict.fromkeys(f"{name}_difference" for name in CURVES)}
         differences = {f"{name}_difference": values.to_dict() for name, values in self._differences(other).items()}
-        return {"layers": self.layers, **differences}
+        return {"states": self.layers, **differences}
 
     def warning(self, other: AlignmentResult) -> str | None:
         warnings = []
@@ -294,4 +295,4 @@ class AlignmentResult(ProbeResult):
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         conventions = AlignmentConventions(**summary["conventions"])
-        return {**arrays, "conventions": conventions, "layers": summary["layers"], "perplexity": summary["perplexity"]}
+        return {**arrays, "conventions": conventions, "layers": summary["states"], "perplexity": summary["perplexity"]}

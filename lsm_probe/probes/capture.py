@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.probes.norms import attention_weights, output_metric, recompose
 
 IMPLEMENTATION = "lsm_probe"
@@ -210,14 +210,18 @@ class Capture:
         real = errors[self._row_mask]
         median_bound, worst_bound = self.bounds
         if not actual.isfinite().all():
-            raise _refusal(layer, "its output is not finite (NaN in the weights, or float16 overflows)")
+            raise SampleFault(_reason(layer, "its output is not finite (NaN in the weights, or float16 overflows)"))
         # Written so that NaN is refused too.
         if not (real.median() <= median_bound and real.max() <= worst_bound):
-            raise _refusal(
-                layer,
-                f"alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
-                f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so it computes something "
-                "else (or, in half precision, rounds too coarsely: try --dtype float32)",
+            # In half precision a single sample may round too coarsely.
+            half = median_bound > error_bounds(torch.float32)[0]
+            raise (SampleFault if half else InputError)(
+                _reason(
+                    layer,
+                    f"alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
+                    f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so it computes something "
+                    "else (or, in half precision, rounds too coarsely: try --dtype float32)",
+                )
             )
         self._errors[layer.index] = errors
 
@@ -327,7 +331,11 @@ def _refuse_variants(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
 
 
 def _refusal(layer: AttentionLayer, reason: str) -> InputError:
-    return InputError(f"attention of layer {layer.index} ({layer.name}) cannot be measured: {reason}")
+    return InputError(_reason(layer, reason))
+
+
+def _reason(layer: AttentionLayer, reason: str) -> str:
+    return f"attention of layer {layer.index} ({layer.name}) cannot be measured: {reason}"
 
 
 def _attention(

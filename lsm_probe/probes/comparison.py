@@ -41,10 +41,8 @@ def _pair(first: ProbeResult, second: ProbeResult) -> dict[str, Any]:
         raise InputError(f"{first.name} and {second.name} have no measured sample in common: no comparison")
     # Paired: the same utterances are drawn for both.
     first, second = first.subset(shared), replace(second.subset(shared), seed=first.seed)
-    return {
-        "first": first.name,
-        "second": second.name,
-        "n_samples": len(shared),
-        **first.differences(second),
-        "warning": first.warning(second),
-    }
+    about = {"first": first.name, "second": second.name, "n_samples": len(shared)}
+    try:
+        return {**about, **first.differences(second), "warning": first.warning(second)}
+    except InputError as error:  # too few samples are shared: the results themselves stand
+        return {**about, "warning": f"no differences: {error}"}

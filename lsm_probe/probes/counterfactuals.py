@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.probes.subjects import read_source
 
+_LARGEST_POOL = 32
+"""Of instructions taken from the samples: every prompt of a pool is scored for every sample."""
 _SOURCES_KEPT = 512
 """Encoded sources kept in memory: 30 speech tokens of 4,096 numbers each are 0.5 MB."""
 
@@ -28,6 +30,10 @@ def pool_of(samples: Sequence[Sample]) -> Pool:
     wordings: dict[str, dict[str, None]] = {}
     for sample in samples:
         wordings.setdefault(sample.task or sample.instruction, {})[sample.instruction] = None
+    if len(wordings) > _LARGEST_POOL:
+        raise InputError(
+            f"the samples carry instructions of {len(wordings)} tasks, or name no tasks: give a pool to --instructions"
+        )
     try:
         return Pool(tuple(Task(task=task, instructions=list(found)) for task, found in wordings.items()))
     except ValidationError as error:
@@ -52,7 +58,7 @@ def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "parap
     own = sample.instruction.strip()
     mine = [task for task in pool.tasks if task.task == sample.task or _language_of(own, task) is not None]
     if kind == "paraphrases":
-        others = [words for task in mine for words in _wordings(task, _language_of(own, task)) if words != own]
+        others = [words for task in mine for words in _wordings(task, _asked_for(own, task)) if words != own]
         mend = "the pool holds no other wording of its task: give one with several wordings to --instructions"
     else:
         others = [_wordings(task)[0] for task in pool.tasks if task not in mine]
@@ -65,6 +71,22 @@ def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "parap
 def _language_of(instruction: str, task: Task) -> str | None:
     """The language in which the instruction is one of the task's wordings ("" for a task without); None if in none."""
     return next((x for x in task.languages or [""] if instruction in _wordings(task, x)), None)
+
+
+def _asked_for(instruction: str, task: Task) -> str | None:
+    """The language an instruction asks for, by the wording or by its name.
+
+    Raises:
+        InputError: the task has languages and the instruction names none of them.
+    """
+    language = _language_of(instruction, task)
+    if language is None and task.languages:
+        language = next((name for name in task.languages if name.lower() in instruction.lower()), None)
+        if language is None:
+            raise InputError(
+                f"{instruction!r} asks for none of the languages of task {task.task}: it has no paraphrase"
+            )
+    return language
 
 
 def _wordings(task: Task, language: str | None = None) -> list[str]:
@@ -82,7 +104,7 @@ class OtherSources:
         checkpoint: encodes the speech.
         samples: all samples.
         seed: of the shuffle.
-        on_error: `skip` passes over a source that cannot be read.
+        on_error: `skip` passes over a source that cannot be used.
     """
 
     def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample], seed: int, on_error: str):
@@ -92,29 +114,37 @@ class OtherSources:
         self.place = {sample.utterance: i for i, sample in enumerate(self.circle)}
         self._kept: dict[str, Any] = {}
 
-    def draw(self, sample: Sample, number: int) -> list[Any]:
+    def draw(self, sample: Sample, number: int, fits: Callable[[Any], None] = lambda source: None) -> list[Any]:
         """The sources of `number` other utterances, or of all if there are fewer: transcripts or speech tokens.
 
+        Args:
+            sample: whose source they stand in for.
+            number: how many.
+            fits: raises InputError for a source that cannot be used for this sample.
+
         Raises:
-            InputError: there is no other utterance.
+            InputError: there is no other utterance, or one cannot be used (unless such are skipped).
         """
-        found = list(islice(self._usable(sample), number))
+        found = list(islice(self._usable(sample, fits), number))
         if not found:
             raise InputError(
                 "no other sample speaks of another utterance, and a pool of one source says nothing: give more samples"
             )
         return found
 
-    def _usable(self, sample: Sample) -> Iterator[Any]:
+    def _usable(self, sample: Sample, fits: Callable[[Any], None]) -> Iterator[Any]:
         start = self.place[sample.utterance]
         for other in (*self.circle[start + 1 :], *self.circle[:start]):
             if sample.text is not None and other.text is not None and sample.text.strip() == other.text.strip():
                 continue
             try:
-                yield self.read(other)
-            except InputError:
+                source = self.read(other)
+                fits(source)
+            except InputError as error:
                 if self.on_error == "fail":
-                    raise
+                    raise InputError(f"with the source of sample {other.id}: {error}") from error
+                continue
+            yield source
 
     def read(self, sample: Sample) -> Any:
         """A sample's source as prompts take it: the transcript, or the speech tokens `[tokens, llm_dim]`."""
@@ -126,4 +156,9 @@ class OtherSources:
 
     def _encode(self, sample: Sample) -> Any:
         source = read_source(self.checkpoint, sample)
-        return source if self.checkpoint.source == "text" else self.checkpoint.listen(source)
+        if self.checkpoint.source == "text":
+            return source
+        speech = self.checkpoint.listen(source)
+        if not speech.isfinite().all():
+            raise InputError("its speech tokens are not finite")
+        return speech

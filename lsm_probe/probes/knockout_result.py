@@ -12,7 +12,7 @@ import pandas as pd
 from lsm_probe.bootstrap import interval
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.conventions import Choices
-from lsm_probe.probes.result import Curve, Floats, ProbeResult, curve, rounded
+from lsm_probe.probes.result import Curve, Floats, ProbeResult, rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,12 +64,12 @@ class KnockoutResult(ProbeResult):
     def falls(self, segment: Segment) -> Curve:
         """Mean fall by layer with its interval, `[layers]`, nats per token."""
         values = self._falls()[:, SEGMENTS.index(segment)]
-        return curve(values.mean(0), self._resampled(values))
+        return self.mean(values)
 
     def fall_in_all_layers(self, segment: Segment) -> Curve:
         """Mean fall with the segment cut off in every layer, with its interval, nats per token."""
         values = self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64)
-        return curve(values.mean(), self._resampled(values))
+        return self.mean(values)
 
     def causal_eta(self) -> Curve:
         """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
@@ -78,7 +78,7 @@ class KnockoutResult(ProbeResult):
         which neither is above 0 say nothing and are left out.
         """
         falls = self._falls().mean(0)
-        drawn = np.clip(self._resampled(self._falls()), 0, None)
+        drawn = np.clip(self.resampled(self._falls()), 0, None)
         defined = (falls > 0).all(0)
         eta = np.full((3, self.n_layers), np.nan)
         for layer in np.flatnonzero(defined):
@@ -97,7 +97,7 @@ class KnockoutResult(ProbeResult):
         return pd.DataFrame(columns)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws both falls by layer; see [`lsm_probe.plots.knockout.plot_falls`]."""
+        """Draws the fall without the instruction by layer; see [`lsm_probe.plots.knockout.plot_falls`]."""
         from lsm_probe.plots.knockout import plot_falls
 
         return plot_falls([self], ax=ax)
@@ -119,15 +119,10 @@ class KnockoutResult(ProbeResult):
         whole = (other.fall_all_layers - self.fall_all_layers).astype(np.float64)
         return {
             **{
-                f"fall_{s.name.lower()}_difference": (
-                    None if gained is None else curve(gained[:, i].mean(0), self._resampled(gained[:, i])).to_dict()
-                )
+                f"fall_{s.name.lower()}_difference": (None if gained is None else self.mean(gained[:, i]).to_dict())
                 for i, s in enumerate(SEGMENTS)
             },
-            "all_layers_difference": {
-                s.name.lower(): curve(whole[:, i].mean(), self._resampled(whole[:, i])).to_dict()
-                for i, s in enumerate(SEGMENTS)
-            },
+            "all_layers_difference": {s.name.lower(): self.mean(whole[:, i]).to_dict() for i, s in enumerate(SEGMENTS)},
             "same_responses": self.responses() == other.responses(),
         }
 
@@ -146,11 +141,6 @@ class KnockoutResult(ProbeResult):
 
     def _falls(self) -> Floats:
         return self.fall.astype(np.float64)
-
-    def _resampled(self, values: Floats) -> Floats:
-        """The mean of each bootstrap resample: `[samples, ...]` -> `[resamples, ...]`."""
-        weights = self.weights()
-        return np.tensordot(weights, values, 1) / weights.sum(1).reshape(-1, *[1] * (values.ndim - 1))
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:

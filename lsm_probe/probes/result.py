@@ -82,6 +82,15 @@ class ProbeResult(ABC):
         """How often each sample is drawn in each bootstrap resample, `[resamples, samples]`."""
         return cluster_weights(self.clusters, self.seed)
 
+    def resampled(self, values: Floats) -> Floats:
+        """The mean of each bootstrap resample: `[samples, ...]` -> `[resamples, ...]`."""
+        weights = self.weights()
+        return np.tensordot(weights, values, 1) / weights.sum(1).reshape(-1, *[1] * (values.ndim - 1))
+
+    def mean(self, values: Floats) -> Curve:
+        """The mean over samples with its interval: `[samples, ...]` -> `[...]`."""
+        return curve(values.mean(0), self.resampled(values))
+
     def subset(self, ids: list[str]) -> Self:
         """The result of these samples alone, in this order."""
         position = {sample: i for i, sample in enumerate(self.ids)}

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +20,10 @@ from lsm_probe.probes.comparison import compare
 from lsm_probe.probes.controls import CONTROL, Control
 from lsm_probe.probes.result import ProbeResult, write_json
 
-OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "comparison.json")
-"""What a run leaves in its folder; that of an earlier run goes first, so that nothing is ever mixed."""
+OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "masks.npz")
+"""What a result leaves in its folder, pictures apart."""
+RECORD = ".run.json"
+"""Says which probe wrote to a folder, and into which folders below: what the next run may take away."""
 OnProgress = Callable[[str, int, int], None]
 Result = TypeVar("Result", bound=ProbeResult)
 
@@ -63,12 +66,9 @@ def run_probe(
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
-    with alone_in(out):
-        progress = out / "progress"
-        _clear(out, probe.__name__, pictures)
+    with alone_in(out), _progress(out, resume) as progress:
+        earlier = _Earlier(out, probe.__name__, pictures)
         folders = _Folders()
-        if not resume:
-            shutil.rmtree(progress, ignore_errors=True)
 
         def measure(checkpoint: Checkpoint, chosen: Sequence[Sample], **changes: Any) -> Result:
             name, folder = checkpoint.name, folders.name(checkpoint.name)
@@ -79,17 +79,38 @@ def run_probe(
                 on_progress=lambda done: on_progress(name, done, len(chosen)),
                 **{**probing, **changes},
             )
+            earlier.remove()
+            earlier.record(folder if len(names) > 1 else ".")
             result.save(out / folder if len(names) > 1 else out)
             return result
 
         results = [measure(load(name, **loading), samples) for name in names]
-        for control in controls(results, samples):
+        # A list first: the controls are of the checkpoints alone, not of each other.
+        for control in list(controls(results, samples)):
             results.append(measure(control.load(loading), control.samples, **control.probing))
         comparison = compare(results) if len(results) > 1 else None
         if comparison is not None:
             write_json(out / "comparison.json", comparison)
         shutil.rmtree(progress, ignore_errors=True)
     return results, comparison
+
+
+@contextmanager
+def _progress(out: Path, resume: bool) -> Iterator[Path]:
+    """The folder of finished batches. Without `resume` those of an earlier run go, but not for a run that is refused
+    before it has made any itself."""
+    progress, before = out / "progress", out / ".progress-before"
+    if progress.exists() and not resume:
+        shutil.rmtree(before, ignore_errors=True)
+        progress.rename(before)
+    try:
+        yield progress
+    except InputError:
+        if before.exists() and not progress.exists():
+            before.rename(progress)
+        raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def slug(name: str) -> str:
@@ -105,22 +126,54 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "checkpoint"
 
 
-def _clear(out: Path, probe: str, pictures: Sequence[str]) -> None:
-    """Removes what an earlier run of the same probe left.
+class _Earlier:
+    """What an earlier run left in the output folder; it goes when the first new result is there to take its place.
+
+    Args:
+        out: the output folder.
+        probe: name of the probe that now writes to it.
+        pictures: names of the pictures it draws.
 
     Raises:
-        InputError: the folder holds what another probe left.
+        InputError: the folder holds files of another probe, or of no probe.
     """
-    for path in (out / "result.json", out / "comparison.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            earlier = content["probe"] if "pairs" in content else content["schema"].split("/")[1]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
-        if earlier != probe:
-            raise InputError(f"{out} holds a result of the {earlier} probe: give another folder with --out")
-    for name in (*OUTPUTS, *pictures):
-        (out / name).unlink(missing_ok=True)
+
+    def __init__(self, out: Path, probe: str, pictures: Sequence[str]):
+        self.out, self.probe = out, probe
+        self.names = (*OUTPUTS, "comparison.json", *pictures)
+        self.folders: list[str] = []
+        wrote, folders = self._read()
+        found = [name for name in self.names if (out / name).exists()]
+        if wrote is None and found:
+            raise InputError(f"{out} holds {found[0]}, which no probe wrote: give another folder with --out")
+        if wrote not in (None, probe):
+            raise InputError(f"{out} holds a result of the {wrote} probe: give another folder with --out")
+        self.stale = [out / folder / name for folder in (".", *folders) for name in self.names]
+
+    def remove(self) -> None:
+        """Removes it, once."""
+        for path in self.stale:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path in self.stale} - {self.out}:
+            with suppress(OSError):  # not there, or something else is in it
+                folder.rmdir()
+        self.stale = []
+
+    def record(self, folder: str) -> None:
+        """Notes that a result is about to be written into a folder below."""
+        self.folders.append(folder)
+        write_json(self.out / RECORD, {"probe": self.probe, "folders": self.folders})
+
+    def _read(self) -> tuple[str | None, list[str]]:
+        """Which probe wrote last, and into which folders; `(None, [])` if none did."""
+        for path in (self.out / RECORD, self.out / "result.json", self.out / "comparison.json"):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                probe = content.get("probe") or content["schema"].split("/")[1]
+                return str(probe), [Path(folder).name for folder in content.get("folders", []) if folder != "."]
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                continue
+        return None, []
 
 
 class _Folders:

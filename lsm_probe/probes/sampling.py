@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lsm_probe.data.sample import Sample
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.probes.progress import Progress
@@ -26,6 +26,8 @@ from lsm_probe.probes.subjects import (
 )
 
 BATCH_SIZE = 8
+_NOTHING_WRONG = ("empty response", "zero norms")
+"""Why a sample can be left out without anything being broken."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class Round:
     needs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.answering.max_new_tokens < 1:
+            raise InputError("batch_size and max_new_tokens are counts: give 1 or more")
+        if self.on_error not in ("fail", "skip"):
+            raise InputError(f"on_error {self.on_error!r} is unknown; choose one of: fail, skip")
+        if self.checkpoint.model.training:
+            raise InputError(f"{self.checkpoint.name} is in training mode (dropout would be measured): call .eval()")
         check_samples(self.checkpoint, self.samples, self.answering, self.needs)
 
     def run(self, measure: MeasureBatch) -> tuple[list[Record], dict[str, Any]]:
@@ -101,7 +109,10 @@ class Round:
         records: list[Record] = []
         for first in range(0, len(self.samples), self.batch_size):
             batch = self.samples[first : first + self.batch_size]
-            records += progress.get(first) or progress.put(first, self._run(batch, measure))
+            stored = progress.get(first)
+            if stored is None or self._stops_at(stored):
+                stored = progress.put(first, self._run(batch, measure))
+            records += stored
             self.on_progress(len(records))
         used = [record for record in records if record.excluded is None]
         return used, {
@@ -118,7 +129,20 @@ class Round:
                 return Record({"id": sample.id}, sample.utterance, {}, "does not fit into memory")
             raise InputError(f"sample {sample.id} alone does not fit into memory: shorten it") from error
 
-        return run_in_halves(lambda part: self._run_batch(part, measure), batch, alone)
+        try:
+            return run_in_halves(lambda part: self._run_batch(part, measure), batch, alone)
+        except SampleFault as fault:
+            if len(batch) > 1:  # find the sample
+                half = len(batch) // 2
+                return [*self._run(batch[:half], measure), *self._run(batch[half:], measure)]
+            if self.on_error == "fail":
+                raise InputError(f"sample {batch[0].id}: {fault}") from fault
+            return [Record({"id": batch[0].id}, batch[0].utterance, {}, str(fault))]
+
+    def _stops_at(self, records: Sequence[Record]) -> bool:
+        """Whether a run that went on past faulty samples left these, and this one is to stop at them."""
+        left_out = {record.excluded for record in records} - {None, *_NOTHING_WRONG}
+        return self.on_error == "fail" and bool(left_out)
 
     def _run_batch(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
         subjects, left_out = prepare(self.checkpoint, batch, self.answering, self.on_error)

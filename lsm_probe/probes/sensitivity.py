@@ -9,8 +9,8 @@ in nats, both means over pools that include the own. A pool that changes nothing
 response about at random gives less than 0, since the mean of P is ruled by the highest. Taken token by token
 (`per="token"`, the default), P is that of a token after those of the response before it, and D the mean over tokens.
 
-This is the claim of arXiv 2410.03798, section 3.4, put to the test directly; D is the pointwise mutual information of
-response and instruction (or source) under a uniform pool.
+This is the claim of arXiv 2410.03798, section 3.4, put to the test directly. D of whole responses is their pointwise
+mutual information with the instruction (or source) under a uniform pool; D of tokens does not add up to it.
 """
 
 from __future__ import annotations
@@ -88,12 +88,14 @@ def sensitivity(
     if sources is not None and sources < 2:
         raise InputError(f"--sources {sources}: a pool of sources holds at least 2, the own and another")
     chosen = instructions or pool_of(samples)
-    conventions = SensitivityConventions(per, pool, response, _digest(chosen), sources)
+    for sample in samples:
+        _check_pool(sample, chosen, pool, on_error)
+    conventions = SensitivityConventions(per, pool, response, _digest(chosen, samples), sources, seed)
     measuring = Round(
         checkpoint,
         samples,
         Answering(response, max_new_tokens, responses),
-        settings={**conventions.to_dict(), "per": None, "seed": seed},
+        settings={**conventions.to_dict(), "per": None},
         batch_size=batch_size,
         on_error=on_error,
         data=data,
@@ -112,8 +114,19 @@ def sensitivity(
     )
 
 
-def _digest(pool: Pool) -> str:
-    return hashlib.sha256(repr([task.model_dump() for task in pool.tasks]).encode()).hexdigest()[:16]
+def _digest(pool: Pool, samples: Sequence[Sample]) -> str:
+    """Of all that decides which instructions a sample is held against."""
+    deciding = [task.model_dump() for task in pool.tasks], [(sample.id, sample.task) for sample in samples]
+    return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
+
+
+def _check_pool(sample: Sample, pool: Pool, kind: Literal["tasks", "paraphrases"], on_error: str) -> None:
+    """Refuses at once a pool that has nothing for a sample."""
+    try:
+        other_instructions(sample, pool, kind)
+    except InputError as error:
+        if on_error == "fail":
+            raise InputError(f"sample {sample.id}: {error}") from error
 
 
 def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]:
@@ -124,7 +137,7 @@ def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]
     """
     errors = np.concatenate([record.arrays["errors"] for record in records])
     bound = SHARED_BOUND if dtype in (torch.float32, torch.float64) else SHARED_BOUND_HALF
-    mean = float(errors.mean()) if len(errors) else 0.0
+    mean = float(errors.mean())
     if not mean <= bound:
         raise InputError(
             f"log-probabilities after a shared beginning are off by {mean:.1e} nats a token on average (bound "
@@ -148,7 +161,10 @@ class _Scorer:
 
     def __call__(self, subjects: Sequence[Subject]) -> list[Measured]:
         # One subject of each batch is scored once more, by itself and without a shared beginning.
-        return [self._measure(subject, check=subject is subjects[0]) for subject in subjects]
+        measured: list[Measured] = []
+        for subject in subjects:
+            measured.append(self._measure(subject, check=all(isinstance(m, Unusable) for m in measured)))
+        return measured
 
     def _measure(self, subject: Subject, check: bool) -> Measured:
         try:
@@ -172,13 +188,17 @@ class _Scorer:
         sample, encode = subject.sample, self.checkpoint.encode
         instructions = other_instructions(sample, self.pool, self.kind)
         number = len(instructions) if self.sources is None else self.sources - 1
-        sources = self.others.draw(sample, number)
+        sources = self.others.draw(sample, number, lambda source: self._check_length(subject, source))
         own = self._own_source(subject)
         by_instruction = [encode(instruction, own) for instruction in instructions]
         by_source = [encode(sample.instruction, source) for source in sources]
-        for prompt in (*by_instruction, *by_source):
+        for prompt in by_instruction:
             self.checkpoint.check_length(prompt, len(subject.response))
         return by_instruction, by_source
+
+    def _check_length(self, subject: Subject, source: Any) -> None:
+        prompt = self.checkpoint.encode(subject.sample.instruction, source)
+        self.checkpoint.check_length(prompt, len(subject.response))
 
     def _own_source(self, subject: Subject) -> Any:
         if self.checkpoint.source == "text":
@@ -187,10 +207,6 @@ class _Scorer:
 
     def _score(self, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
         """`[prompts, response tokens]`, in as many passes as memory asks for."""
-
-        def alone(prompt: Tensor, error: RuntimeError) -> Tensor:
-            raise error
-
         return torch.stack(
-            run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, response)), embedded, alone)
+            run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, response)), embedded)
         )

@@ -30,8 +30,9 @@ class SensitivityConventions(Choices):
             apart any more.
         pool: the other instructions: one for each other `tasks`, or `paraphrases` of the sample's own.
         response: whose: the model's own `generated` answer or the `reference`.
-        instructions: digest of the pool of instructions.
+        instructions: digest of the pool of instructions and of the samples' tasks.
         sources: size of the pool of sources; None for that of the pool of instructions.
+        draw: seed of the draw of sources.
     """
 
     per: Literal["token", "response"] = "token"
@@ -39,6 +40,7 @@ class SensitivityConventions(Choices):
     response: Literal["generated", "reference"] = "generated"
     instructions: str = ""
     sources: int | None = None
+    draw: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class SensitivityResult(ProbeResult):
         Raises:
             InputError: for an unknown value, or for what needs another run.
         """
-        for key in ("pool", "response", "instructions", "sources"):
+        for key in ("pool", "response", "instructions", "sources", "draw"):
             own = getattr(self.conventions, key)
             if changes.get(key, own) != own:
                 raise InputError(f"{key} {changes[key]!r} cannot be read from a result made with {own!r}: run it again")
@@ -84,18 +86,18 @@ class SensitivityResult(ProbeResult):
 
     def instruction(self) -> Curve:
         """D_i: mean over samples with its interval, nats."""
-        return self._mean(self.by_sample()[0])
+        return self.mean(self.by_sample()[0])
 
     def source(self) -> Curve:
         """D_s: mean over samples with its interval, nats."""
-        return self._mean(self.by_sample()[1])
+        return self.mean(self.by_sample()[1])
 
     def info_eta(self) -> Curve | None:
         """`D_i / (D_i + D_s)` of the means, with its interval; None where an interval of either touches 0."""
         if self.instruction().ci_low <= 0 or self.source().ci_low <= 0:
             return None
         instruction, source = self.by_sample()
-        drawn_i, drawn_s = self._resampled(instruction), self._resampled(source)
+        drawn_i, drawn_s = self.resampled(instruction), self.resampled(source)
         return curve(instruction.mean() / (instruction.mean() + source.mean()), drawn_i / (drawn_i + drawn_s))
 
     def ceilings(self) -> tuple[float, float]:
@@ -142,8 +144,8 @@ class SensitivityResult(ProbeResult):
         if my_eta is not None and their_eta is not None:
             eta = curve(their_eta.mean - my_eta.mean, other._resampled_eta() - self._resampled_eta()).to_dict()
         return {
-            "instruction_difference": self._mean(theirs[0] - mine[0]).to_dict(),
-            "source_difference": self._mean(theirs[1] - mine[1]).to_dict(),
+            "instruction_difference": self.mean(theirs[0] - mine[0]).to_dict(),
+            "source_difference": self.mean(theirs[1] - mine[1]).to_dict(),
             "info_eta_difference": eta,
             "same_responses": self.responses() == other.responses(),
         }
@@ -183,15 +185,8 @@ class SensitivityResult(ProbeResult):
         whole = np.where(absent, np.nan, np.nansum(log_probs.astype(np.float64), 2))
         return _against_pool(whole[:, :, None])[:, 0]
 
-    def _mean(self, values: Floats) -> Curve:
-        return curve(values.mean(), self._resampled(values))
-
-    def _resampled(self, values: Floats) -> NDArray[np.float64]:
-        weights = self.weights()
-        return weights @ values / weights.sum(1)
-
     def _resampled_eta(self) -> NDArray[np.float64]:
-        instruction, source = (self._resampled(values) for values in self.by_sample())
+        instruction, source = (self.resampled(values) for values in self.by_sample())
         return instruction / (instruction + source)
 
     @classmethod

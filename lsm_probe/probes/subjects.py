@@ -117,9 +117,10 @@ def check_samples(
     for key in sorted(needed):
         without = [sample.id for sample in samples if getattr(sample, key) is None]
         if without:
+            mend = "add it to the manifest" + (", or take --response generated" if key == "target" else "")
             raise InputError(
                 f"{len(without)} of {len(samples)} samples have no `{key}`, which {checkpoint.name} needs here "
-                f"(first: {without[0]}): add it to the manifest"
+                f"(first: {without[0]}): {mend}"
             )
     with_context = [sample.id for sample in samples if sample.context is not None]
     if with_context:
@@ -164,7 +165,7 @@ def prepare(
             subjects.append(Subject(sample, _encode(checkpoint, sample, answering), checkpoint))
         except InputError as error:
             if on_error == "fail":
-                raise
+                raise InputError(f"sample {sample.id}: {error}") from error
             left_out[sample.id] = str(error)
     for subject, response in zip(subjects, _respond(checkpoint, subjects, answering), strict=True):
         subject.response = response
@@ -178,12 +179,8 @@ def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
 
 def _encode(checkpoint: Checkpoint, sample: Sample, answering: Answering) -> Prompt:
     source_length = answering.source_lengths[sample.id] if answering.source_lengths is not None else None
-    source = read_source(checkpoint, sample)
-    try:
-        prompt = checkpoint.encode(sample.instruction, source, source_length=source_length)
-        checkpoint.check_length(prompt, _longest_response(checkpoint, sample, answering))
-    except InputError as error:
-        raise InputError(f"sample {sample.id}: {error}") from error
+    prompt = checkpoint.encode(sample.instruction, read_source(checkpoint, sample), source_length=source_length)
+    checkpoint.check_length(prompt, _longest_response(checkpoint, sample, answering))
     return prompt
 
 

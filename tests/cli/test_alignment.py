@@ -57,11 +57,11 @@ def test_one_checkpoint_writes_everything_into_the_folder(lsm_probe_command, tin
     )
     assert code == 0, stderr
     files = {"result.json", "arrays.npz", "samples.jsonl", *PICTURES}
-    assert {path.name for path in out.iterdir() if path.name != ".lock"} == files
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == files
     result = AlignmentResult.load(out)
     assert len(result.samples) == 6
     assert result.perplexity == 4
-    assert strict((out / "result.json").read_text())["layers"] == [0, 1, 2, 3]
+    assert strict((out / "result.json").read_text())["states"] == [0, 1, 2, 3]
     assert f"{result.curves()['cka'].mean[2]:.3f}" in stdout
     assert "6 samples, 0 left out; segment source" in stdout
     assert "2 instructions, which make samples differ too" in stdout

@@ -38,7 +38,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(lsm_probe_command, tin
     )
     assert code == 0
     files = {"result.json", "arrays.npz", "samples.jsonl", "eta.png", "eta.svg", "eta.csv", "eta_heads.csv"}
-    assert {path.name for path in out.iterdir() if path.name != ".lock"} == files
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == files
     result = AttentionResult.load(out)
     assert len(result.samples) == 4
     assert "instruction proportion" in stdout
@@ -64,6 +64,18 @@ def test_text_and_speech_are_compared_with_the_length_matched_control(
     control = AttentionResult.load(out / "llm-at-length-of-lsm")
     speech = AttentionResult.load(out / "lsm")
     np.testing.assert_array_equal(control.tokens, speech.tokens)
+
+
+def test_each_speech_checkpoint_has_its_own_control(
+    lsm_probe_command, tiny_lsm_folder, tiny_llm_folder, manifest, tmp_path
+):
+    twin = tmp_path / "twin"
+    shutil.copytree(tiny_lsm_folder, twin)
+    checkpoints = [part for folder in (tiny_llm_folder, tiny_lsm_folder, twin) for part in ("--ckpt", folder)]
+    code, _, stderr = lsm_probe_command("attention", *checkpoints, "--data", manifest, "--out", tmp_path / "o", *QUICK)
+    assert code == 0, stderr
+    folders = {path.name for path in (tmp_path / "o").iterdir() if path.is_dir()}
+    assert folders == {"llm", "lsm", "twin", "llm-at-length-of-lsm", "llm-at-length-of-twin"}
 
 
 def test_json_goes_to_stdout_and_nothing_else_does(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
@@ -95,6 +107,53 @@ def test_stored_responses_are_taken_again(lsm_probe_command, tiny_llm_folder, ma
     a, b = AttentionResult.load(tmp_path / "a"), AttentionResult.load(tmp_path / "b")
     assert a.responses() == b.responses()
     np.testing.assert_array_equal(a.norms, b.norms)
+
+
+def test_a_refused_run_leaves_an_earlier_result_alone(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", out, *QUICK)
+    assert lsm_probe_command(*arguments)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    elsewhere = [tmp_path / "nowhere" if part == tiny_llm_folder else part for part in arguments]
+    for wrong in ([*arguments, "--heads", "none"], [*arguments, "--batch-size", 0], elsewhere):
+        assert lsm_probe_command(*wrong)[0] == 2
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_refused_run_leaves_the_progress_of_another_alone(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+    progress = tmp_path / "out" / "progress" / "llm"
+    progress.mkdir(parents=True)
+    (progress / "batch-000000.npz").write_bytes(b"hours of work")
+    arguments = ("attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out", *QUICK)
+    assert lsm_probe_command(*arguments, "--span", "all")[0] == 2
+    assert (progress / "batch-000000.npz").read_bytes() == b"hours of work"
+    assert lsm_probe_command(*arguments)[0] == 0
+    assert not progress.exists()
+
+
+def test_files_of_the_users_own_are_never_taken_for_results(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+    own = tmp_path / "samples.jsonl"
+    own.write_text(manifest.read_text())
+    code, _, stderr = lsm_probe_command(
+        "attention", "--ckpt", tiny_llm_folder, "--data", own, "--out", tmp_path, *QUICK
+    )
+    assert code == 2
+    assert "holds samples.jsonl, which no probe wrote" in stderr
+    assert own.read_text() == manifest.read_text()
+
+
+def test_a_later_run_takes_away_the_folders_of_an_earlier_one(
+    lsm_probe_command, tiny_lsm_folder, tiny_llm_folder, manifest, tmp_path
+):
+    out = tmp_path / "out"
+    arguments = ("attention", "--data", manifest, "--out", out, *QUICK)
+    assert lsm_probe_command(*arguments, "--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder)[0] == 0
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"llm", "lsm", "llm-at-length-of-lsm"}
+    (out / "llm" / "notes.txt").write_text("mine")
+    assert lsm_probe_command(*arguments, "--ckpt", tiny_lsm_folder)[0] == 0
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+    pictures = {"eta.png", "eta.svg", "eta.csv", "eta_heads.csv"}
+    assert left == {"result.json", "arrays.npz", "samples.jsonl", "llm/notes.txt"} | pictures
 
 
 def test_limit_takes_the_first_samples(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):

@@ -334,7 +334,7 @@ def test_constant_vectors_have_no_geometry_and_strict_json(tmp_path):
 def test_frame_has_a_row_for_each_state():
     result = made(layers=[0, 2, 5])
     frame = result.to_frame()
-    assert frame["layer"].tolist() == [0, 2, 5]
+    assert frame["state"].tolist() == [0, 2, 5]
     for name, values in result.curves().items():
         np.testing.assert_allclose(frame[name], values.mean)
         np.testing.assert_allclose(frame[f"{name}_low"], values.ci_low)

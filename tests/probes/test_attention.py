@@ -1,5 +1,6 @@
 """The attention probe end to end on tiny models: whose numbers they are, and that nothing else moves them."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -150,6 +151,39 @@ def test_a_sample_that_does_not_fit_can_be_skipped(tiny_llm, samples, monkeypatc
     result = probe(tiny_llm, samples, on_error="skip")
     assert result.excluded == {"does not fit into memory": ["s0"]}
     assert len(result.samples) == 7
+
+
+def test_a_sample_that_gives_no_sound_numbers_is_named_or_skipped(tiny_llm, samples):
+    """The token of one sample alone stands for NaN."""
+    model = copy.deepcopy(tiny_llm.llm)
+    broken = replace(tiny_llm, model=model)
+    ids = [set(tiny_llm.encode(s.instruction, s.text).input_ids) for s in samples]
+    token = next(iter(ids[3] - set().union(*(x for i, x in enumerate(ids) if i != 3))))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+        model.lm_head.weight = torch.nn.Parameter(tiny_llm.llm.get_output_embeddings().weight.clone())
+    responses = {sample.id: [5, 6] for sample in samples}
+    with pytest.raises(InputError, match=r"sample s3: attention of layer 0 .* its output is not finite"):
+        probe(broken, samples, responses=responses)
+    result = probe(broken, samples, responses=responses, on_error="skip")
+    assert list(result.excluded.values()) == [["s3"]]
+    assert len(result.samples) == 7
+
+
+def test_a_run_that_is_to_fail_does_not_go_on_past_what_another_skipped(tiny_llm, samples, tmp_path):
+    lost = [samples[0].model_copy(update={"text": "word " * 2000}), *samples[1:]]
+    probe(tiny_llm, lost, on_error="skip", progress_folder=tmp_path, batch_size=4)
+    with pytest.raises(InputError, match="sample s0"):
+        probe(tiny_llm, lost, on_error="fail", progress_folder=tmp_path, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"batch_size": 0}, "give 1 or more"), ({"max_new_tokens": 0}, "give 1 or more"), ({"on_error": "Skip"}, "Skip")],
+)
+def test_options_that_make_no_run_are_refused(tiny_llm, samples, options, says):
+    with pytest.raises(InputError, match=says):
+        probe(tiny_llm, samples, **options)
 
 
 def test_a_damaged_batch_is_run_again(tiny_llm, samples, tmp_path):

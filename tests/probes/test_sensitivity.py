@@ -1056,7 +1056,7 @@ def test_a_source_that_is_too_long_under_another_instruction_is_refused(tiny_llm
     over = len(tiny_llm.encode(long.instruction, source.text))
     assert max(fits) + 6 <= 1024 < over + 6
     message = refusal(tiny_llm, [long, source], responses={long.id: [20, 2], source.id: [20, 2]})
-    assert message.startswith(f"sample {long.id}: a prompt of {over} tokens")
+    assert message.startswith(f"sample {long.id}: with the source of sample {source.id}: a prompt of {over} ")
     assert "exceed the context of 1024 tokens" in message
 
 

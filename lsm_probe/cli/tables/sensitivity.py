@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,4 +34,8 @@ def sensitivity_table(results: Sequence[SensitivityResult]) -> Table:
 
 def sensitivity_note(result: SensitivityResult) -> str:
     check = result.self_check
-    return f"responses: {whose(result)}; scored to {check['mean']:.0e} nats a token (bound {check['bound']:.0e})"
+    pools = " and ".join(f"{round(float(np.exp(most)), 1):g}" for most in result.ceilings())
+    pool = f"pools of {pools} ({result.conventions.pool}, sources)"
+    return (
+        f"{pool}; responses: {whose(result)}; scored to {check['mean']:.0e} nats a token (bound {check['bound']:.0e})"
+    )
