@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.files import legend_height, save_figure, save_frame
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
 
     with sns.axes_style("ticks"):
         # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(9, 4), layout="constrained")
+        figure = Figure(figsize=(9, legend_height(4, results)), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, segment in zip(axes, ("mean", "sum"), strict=True):
             plot_eta([r.with_conventions(segment=segment) for r in results], ax=ax)

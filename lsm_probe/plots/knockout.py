@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.models.segments import Segment
-from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.files import legend_height, save_figure, save_frame
 from lsm_probe.probes.knockout_result import KnockoutResult
 from lsm_probe.probes.result import Curve
 
@@ -55,7 +55,7 @@ def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
 
     with sns.axes_style("ticks"):
         # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(12, 4), layout="constrained")
+        figure = Figure(figsize=(12, legend_height(4, results)), layout="constrained")
         first, second, third = figure.subplots(1, 3)
         plot_falls(results, Segment.INSTRUCTION, first)
         plot_falls(results, Segment.SOURCE, second)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.files import legend_height, save_figure, save_frame
 from lsm_probe.probes.sensitivity_result import SensitivityResult
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
 
     with sns.axes_style("ticks"):
         # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        figure = Figure(figsize=(10, legend_height(4.5, results)), layout="constrained")
         bars, tokens = figure.subplots(1, 2)
         plot_sensitivity(results, bars)
         plot_tokens(results, tokens)

@@ -1,0 +1,96 @@
+"""Do norm-based eta, sensitivity, knockout and alignment rank checkpoints alike?
+
+Usage: python analyses/beyond_attention/rank.py RUNS
+RUNS holds the folders attention, sensitivity, knockout and alignment that the commands of README.md write. Writes
+ranking.csv and ranking.json here, and figures/beyond_attention/ranking.png, .svg.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from lsm_probe.files import replacing
+from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.probes.alignment_result import AlignmentResult
+from lsm_probe.probes.attention_result import AttentionResult
+from lsm_probe.probes.knockout_result import KnockoutResult
+from lsm_probe.probes.result import ProbeResult
+from lsm_probe.probes.sensitivity_result import SensitivityResult
+
+HERE = Path(__file__).parent
+FIGURES = HERE.parent.parent / "figures" / HERE.name
+
+
+def main() -> None:
+    runs = Path(sys.argv[1])
+    measures: dict[str, dict[str, float]] = {}
+    for result in _load(AttentionResult, runs / "attention"):
+        for segment in ("mean", "sum"):
+            eta = result.with_conventions(segment=segment).eta().mean
+            measures.setdefault(_name(result), {})[f"eta ({segment}), all layers"] = float(eta.mean())
+    for result in _load(SensitivityResult, runs / "sensitivity"):
+        measures[_name(result)] |= {
+            "D_instruction": float(result.instruction().mean),
+            "D_source": float(result.source().mean),
+        }
+    for result in _load(KnockoutResult, runs / "knockout"):
+        falls = result.fall_all_layers.astype(float).mean(0)
+        measures[_name(result)] |= {"knockout: instruction": falls[0], "knockout: source": falls[1]}
+    for result in _load(AlignmentResult, runs / "alignment"):
+        last = result.to_frame().iloc[-1]  # standardised: the offset between speech and text rules the plain numbers
+        measures[_name(result)] |= {"CKA": last["standardised_cka"], "R@1": last["standardised_retrieval"]}
+    frame = pd.DataFrame(measures).T
+    save_frame(frame.reset_index(names="checkpoint"), HERE / "ranking.csv")
+    agreement = _agreement(frame)
+    with replacing(HERE / "ranking.json") as path:
+        path.write_text(json.dumps(agreement, indent=1) + "\n", encoding="utf-8")
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    save_figure(_draw(frame), FIGURES / "ranking")
+    print(frame.round(3).to_string(), json.dumps(agreement, indent=1), sep="\n")
+
+
+def _load(kind: Callable[..., Any], folder: Path) -> list[Any]:
+    """The results of a run over several checkpoints, length-matched controls left out."""
+    found = [kind.load(path.parent) for path in sorted(folder.glob("*/result.json"))]
+    return [result for result in found if "control" not in result.checkpoint]
+
+
+def _name(result: ProbeResult) -> str:
+    """`runs/vanilla/model` is called vanilla."""
+    path = Path(result.name)
+    return path.parent.name if path.name == "model" else result.name
+
+
+def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
+    """Spearman's rank correlation over the checkpoints that have both measures; None for fewer than four."""
+    table: dict[str, Any] = {}
+    for first in frame.columns:
+        for second in frame.columns:
+            both = frame[[first, second]].dropna() if first != second else pd.DataFrame()
+            if first < second and len(both) >= 4:
+                table[f"{first} ~ {second}"] = round(float(spearmanr(both[first], both[second]).statistic), 3)
+    return table
+
+
+def _draw(frame: pd.DataFrame) -> Figure:
+    figure = Figure(figsize=(2.1 * len(frame.columns), 0.45 * len(frame) + 1.8), layout="constrained")
+    for ax, column in zip(figure.subplots(1, len(frame.columns), sharey=True), frame.columns, strict=True):
+        ax.barh(np.arange(len(frame)), frame[column].fillna(0), color="0.5")
+        ax.set_yticks(np.arange(len(frame)), frame.index)
+        ax.set_title(column, fontsize=8)
+        ax.axvline(0, color="0.3", linewidth=0.8)
+        ax.invert_yaxis() if ax is figure.axes[0] else None
+    return figure
+
+
+if __name__ == "__main__":
+    main()
