@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lsm_probe.probes.attention import attention
     from lsm_probe.probes.attention_result import AttentionResult
     from lsm_probe.probes.comparison import compare
+    from lsm_probe.probes.importance import importance
+    from lsm_probe.probes.importance_result import ImportanceResult
     from lsm_probe.probes.knockout import knockout
     from lsm_probe.probes.knockout_result import KnockoutResult
     from lsm_probe.probes.sensitivity import sensitivity
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AlignmentResult": "probes.alignment_result",
     "AttentionResult": "probes.attention_result",
+    "ImportanceResult": "probes.importance_result",
     "InputError": "errors",
     "KnockoutResult": "probes.knockout_result",
     "Recipe": "data.augmentation.recipe",
@@ -44,6 +47,7 @@ _HOMES = {
     "augment": "data.augmentation.run",
     "build_lsm": "models.loading",
     "compare": "probes.comparison",
+    "importance": "probes.importance",
     "knockout": "probes.knockout",
     "load": "models.loading",
     "read_config": "training.config",
@@ -56,6 +60,7 @@ _HOMES = {
 __all__ = [
     "AlignmentResult",
     "AttentionResult",
+    "ImportanceResult",
     "InputError",
     "KnockoutResult",
     "Recipe",
@@ -66,6 +71,7 @@ __all__ = [
     "augment",
     "build_lsm",
     "compare",
+    "importance",
     "knockout",
     "load",
     "read_config",

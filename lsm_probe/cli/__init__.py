@@ -13,6 +13,7 @@ from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
+from lsm_probe.cli.importance import importance
 from lsm_probe.cli.knockout import knockout
 from lsm_probe.cli.sensitivity import sensitivity
 from lsm_probe.cli.train import train
@@ -30,6 +31,7 @@ app.command()(attention)
 app.command()(sensitivity)
 app.command()(alignment)
 app.command()(knockout)
+app.command()(importance)
 app.command()(demo)
 app.command()(augment)
 app.command()(train)

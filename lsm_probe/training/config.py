@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -19,6 +19,17 @@ from lsm_probe.models import LsmProjectorConfig
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
+
+
+def _read_rates(value: Any) -> Any:
+    """A file of `lsm-probe importance --write-lr-schedule` as the rates it holds, so that these decide the run."""
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return yaml.safe_load(Path(value).read_text(encoding="utf-8"))["rates"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{value} holds no rates ({reason}): write it with lsm-probe importance") from None
 
 
 Manifests = Annotated[list[Path], BeforeValidator(_as_list)]
@@ -88,8 +99,11 @@ class Stage(_Settings):
         eval: manifests of held-out samples.
         tasks: use only samples of these tasks.
         limit: use only the first samples of each set.
-        strategy: `full` (connector and LLM), `frozen_llm` (connector alone) or `lora` (connector, and adapters in
-            the LLM). The encoder is frozen in all of them.
+        strategy: `full` (connector and LLM), `layerwise_lr` (the same, each layer of the LLM at its own rate),
+            `frozen_llm` (connector alone) or `lora` (connector, and adapters in the LLM). The encoder is frozen in all
+            of them.
+        layer_rates: for `layerwise_lr`: what `lsm-probe importance --write-lr-schedule` wrote, or the list of rates
+            itself, as multiples of `learning_rate`; for the layers' weight matrices alone.
         epochs: passes over the training set, unless `max_steps` says when to end.
         max_steps: optimizer steps.
         batch_size: samples in one optimizer step, over all processes and accumulation.
@@ -106,7 +120,8 @@ class Stage(_Settings):
     tasks: list[str] | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     eval_limit: Annotated[int, Field(gt=0)] | None = None
-    strategy: Literal["full", "frozen_llm", "lora"] = "full"
+    strategy: Literal["full", "layerwise_lr", "frozen_llm", "lora"] = "full"
+    layer_rates: Annotated[list[Positive] | None, BeforeValidator(_read_rates)] = None
     lora: LoraSettings = LoraSettings()
     epochs: Positive = 1.0
     max_steps: Annotated[int, Field(gt=0)] | None = None
@@ -117,6 +132,12 @@ class Stage(_Settings):
     warmup: Annotated[float, Field(ge=0)] = 100
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _has_its_rates(self) -> Self:
+        if self.strategy == "layerwise_lr" and self.layer_rates is None:
+            raise ValueError("strategy=layerwise_lr needs layer_rates: a file of importance --write-lr-schedule")
+        return self
 
 
 class Machine(_Settings):
@@ -167,6 +188,11 @@ class TrainConfig(Stage):
     seed: Annotated[int, Field(ge=0)] = 0
     expected_samples: Annotated[int, Field(gt=0)] | None = None
     machine: Machine = Machine()
+
+    @field_validator("stages")
+    @classmethod
+    def _rates_are_numbers(cls, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [s | {"layer_rates": _read_rates(s["layer_rates"])} if "layer_rates" in s else s for s in stages]
 
     @model_validator(mode="after")
     def _stages_are_valid(self) -> TrainConfig:

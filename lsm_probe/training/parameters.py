@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lsm_probe.errors import InputError
+from lsm_probe.models.layers import layer_of, layers_prefix
 from lsm_probe.training.config import LoraSettings, Stage
 
 CONNECTOR = "multi_modal_projector"
@@ -22,7 +24,7 @@ def prepare_model(model: PreTrainedModel, stage: Stage) -> Any:
         return _with_lora(model, stage.lora)
     lsm: Any = model
     lsm.multi_modal_projector.requires_grad_(True)
-    if stage.strategy == "full":
+    if stage.strategy != "frozen_llm":
         lsm.language_model.requires_grad_(True)
     return model
 
@@ -66,16 +68,38 @@ def parameter_groups(model: nn.Module, decayed: Collection[str], stage: Stage) -
         model: frozen parameters are left out.
         decayed: names of the parameters with weight decay.
         stage: says the rates.
+
+    Raises:
+        InputError: the stage gives rates for another number of layers.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = _layer_rates(model, stage)
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((CONNECTOR in name, name in decayed), []).append(parameter)
+            groups.setdefault((CONNECTOR in name, name in decayed, rates(name, parameter)), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": (is_connector and stage.connector_learning_rate) or stage.learning_rate,
+            "lr": (stage.connector_learning_rate if is_connector else None) or stage.learning_rate * rate,
             "weight_decay": stage.weight_decay if is_decayed else 0.0,
         }
-        for (is_connector, is_decayed), parameters in sorted(groups.items())
+        for (is_connector, is_decayed, rate), parameters in sorted(groups.items())
     ]
+
+
+def _layer_rates(model: nn.Module, stage: Stage) -> Callable[[str, nn.Parameter], float]:
+    """The rate of a parameter as a multiple of the stage's: of weight matrices of the LLM's layers; 1 for the rest."""
+    if stage.strategy != "layerwise_lr" or stage.layer_rates is None:
+        return lambda name, parameter: 1.0
+    llm = next(module for name, module in model.named_modules() if name.split(".")[-1] == "language_model")
+    prefix = layers_prefix(llm)
+    layers = llm.config.get_text_config().num_hidden_layers
+    by_layer = stage.layer_rates
+    if len(by_layer) != layers:
+        raise InputError(f"layer_rates holds {len(by_layer)} rates, but the LLM has {layers} layers: make them of it")
+
+    def rate(name: str, parameter: nn.Parameter) -> float:
+        layer, _ = layer_of(name, f"language_model.{prefix}")
+        return 1.0 if layer is None or parameter.dim() < 2 else by_layer[layer]
+
+    return rate

@@ -129,7 +129,7 @@ def test_the_same_numbers_give_the_same_files(results, tmp_path):
 def test_the_points_table_has_a_row_for_each_vector(results):
     frame = point_frame(results, layer=3)
     assert len(frame) == 2 * 2 * 12
-    assert set(frame["layer"]) == {3}
+    assert set(frame["state"]) == {3}
     mine = frame[(frame["checkpoint"] == "runs/two/model") & (frame["modality"] == "transcript")]
     assert mine["id"].tolist() == results[1].ids
     np.testing.assert_array_equal(mine[["x", "y"]], results[1].embed_2d(3)[1])

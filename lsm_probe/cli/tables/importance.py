@@ -1,0 +1,50 @@
+"""Importance, as `lsm-probe importance` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from lsm_probe.cli.tables.common import whose
+from lsm_probe.probes.importance_result import ImportanceResult
+from lsm_probe.probes.result import GROUPS
+
+
+def importance_table(results: Sequence[ImportanceResult]) -> Table:
+    """Each module's importance in six groups of layers, as shares of all: a row for each checkpoint and module."""
+    table = Table(
+        title="importance of weights |θ · ∂L/∂θ|: shares of the importance of all layers, %",
+        caption="all: nats, summed over the weights of the layers' matrices, mean over samples",
+    )
+    for column in ("checkpoint", "module"):
+        table.add_column(column, overflow="fold")
+    same_layers = len({result.n_layers for result in results}) == 1
+    for i, group in enumerate(_groups(results[0]), start=1):
+        layers = "–".join(str(layer) for layer in sorted({group[0], group[-1]})) if len(group) else ""
+        table.add_column(layers if same_layers else f"{i}/{GROUPS}", justify="right")
+    table.add_column("all", justify="right")
+    for result in results:
+        by_module = np.nan_to_num(result.by_module())
+        rows = {"all": by_module.sum(1), **dict(zip(result.modules, by_module.T, strict=True))}
+        for name, values in rows.items():
+            cells = [f"{100 * values[group].sum() / by_module.sum():.1f}" for group in _groups(result)]
+            table.add_row(escape(result.name), escape(name), *cells, f"{values.sum():.1f}")
+    return table
+
+
+def importance_note(result: ImportanceResult) -> str:
+    note = f"responses: {whose(result)}; mode {result.conventions.mode}; peak at layer {result.distribution().argmax()}"
+    if result.ablation is not None:
+        values = result.ablation["perplexity"].items()
+        found = ", ".join(f"{which} {'out of range' if value is None else f'{value:.4g}'}" for which, value in values)
+        note += f"; perplexity with {100 * result.ablation['share']:g} % of each matrix at 0: {found}"
+    if result.not_trained:
+        note += f"; not trained, so not measured: {', '.join(result.not_trained)}"
+    return note
+
+
+def _groups(result: ImportanceResult) -> list[np.ndarray]:
+    return np.array_split(np.arange(result.n_layers), GROUPS)

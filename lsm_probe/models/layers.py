@@ -1,0 +1,34 @@
+"""Where an LLM keeps its decoder layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lsm_probe.errors import InputError
+
+
+def layers_prefix(llm: Any) -> str:
+    """What the names of the parameters of all decoder layers begin with, such as `model.layers.`; a number follows.
+
+    Raises:
+        InputError: the model has no such list.
+    """
+    expected = llm.config.get_text_config().num_hidden_layers
+    for name, module in llm.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == expected:
+            return f"{name}."
+    raise InputError(f"{type(llm).__name__} has no list of {expected} layers: nothing can be said by layer")
+
+
+def layer_of(name: str, prefix: str) -> tuple[int | None, str]:
+    """The layer a parameter belongs to, and its name within the layer; None and the whole name outside of them.
+
+    Args:
+        name: of a parameter, with whatever a wrapper puts before the LLM's own name.
+        prefix: of [`layers_prefix`].
+    """
+    _, found, rest = name.partition(prefix)
+    number, _, within = rest.partition(".")
+    return (int(number), within) if found and number.isdecimal() else (None, name)

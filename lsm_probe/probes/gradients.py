@@ -1,0 +1,73 @@
+"""First-order importance of parameters, taken as the gradients arrive: no two layers' gradients are held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lsm_probe.errors import InputError
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a model and where it stands.
+
+    Attributes:
+        name: as in the model.
+        layer: number of its decoder layer; None outside of them.
+        module: what it belongs to within its layer (`self_attn.q_proj`), or its whole module name outside.
+        tensor: the parameter.
+    """
+
+    name: str
+    layer: int | None
+    module: str
+    tensor: nn.Parameter
+
+    @property
+    def is_matrix(self) -> bool:
+        """Norms and biases are none."""
+        return self.tensor.dim() >= 2
+
+
+Take = Callable[[Parameter, Tensor], None]
+"""Called with each parameter and its gradient, which is freed afterwards."""
+
+
+@contextmanager
+def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Take) -> Iterator[None]:
+    """Inside, `loss.backward()` hands each gradient to `take` as soon as it is whole, and frees it.
+
+    A tied parameter (embedding and head) arrives once, with both its parts. Other parameters get no gradient. On
+    leaving, `requires_grad` and what `.grad` held are as they were.
+
+    Raises:
+        InputError: a parameter does not learn in this model (it is frozen, or quantised).
+    """
+    wanted = {id(parameter.tensor): parameter for parameter in parameters}
+    for parameter in parameters:
+        if not parameter.tensor.is_floating_point():
+            raise InputError(f"{parameter.name} is {parameter.tensor.dtype}, which has no gradient: load it in float32")
+    with ExitStack() as stack:
+        for tensor in model.parameters():
+            stack.callback(tensor.requires_grad_, tensor.requires_grad)
+            stack.callback(setattr, tensor, "grad", tensor.grad)
+            tensor.grad = None  # what a user left there would be added in
+            tensor.requires_grad_(id(tensor) in wanted)
+
+        def arrived(tensor: nn.Parameter) -> None:
+            gradient, tensor.grad = tensor.grad, None
+            assert gradient is not None
+            take(wanted[id(tensor)], gradient)
+
+        for parameter in parameters:
+            stack.callback(parameter.tensor.register_post_accumulate_grad_hook(arrived).remove)
+        yield
+
+
+def taylor_score(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """`|theta * dL/dtheta|`: to first order how much the loss changes when a weight is set to 0. float32."""
+    return (parameter.detach().float() * gradient.float()).abs_()

@@ -1,0 +1,314 @@
+"""Parameter importance: which weights the response's likelihood hangs on, by layer, module and matrix.
+
+For each weight `|theta * dL/dtheta|`, to first order the change of the loss when the weight is set to 0 (Molchanov et
+al. 2017, arXiv 1611.06440, equation 7; for speech LLMs arXiv 2509.23755), where L is the mean negative log-likelihood
+of a sample's response tokens, in nats. `abs` is the mean over samples of the absolute value, one sample at a time;
+`signed` adds up the gradients first, so that samples can cancel each other out (arXiv 2402.14700's code).
+
+Sums need the weights and the gradients of about one layer at a time; single weights (`signed`, masks) one float32
+number for each weight besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.layers import layer_of, layers_prefix
+from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.probes.ablation import perplexities
+from lsm_probe.probes.gradients import Parameter, gradients_taken, taylor_score
+from lsm_probe.probes.importance_result import ImportanceConventions, ImportanceResult
+from lsm_probe.probes.masks import top_masks
+from lsm_probe.probes.sampling import Measured, Round, Unusable, stack
+from lsm_probe.probes.scoring import NOT_FINITE
+from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
+
+CONNECTOR = "multi_modal_projector"
+_MEND = "the weights hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)"
+
+
+def importance(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    mode: Literal["abs", "signed"] = "abs",
+    modality: Literal["own", "text"] = "own",
+    masks: float | None = None,
+    ablate: float | None = None,
+    scratch: Path | None = None,
+    response: Literal["reference", "generated"] = "reference",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    responses: Mapping[str, list[int]] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> ImportanceResult:
+    """Measures the first-order importance of every weight that can be trained.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM or `modality="text"`; with `target` for
+            `response="reference"`.
+        mode: how the result reads itself: `abs`, or `signed`, which needs one float32 number for each weight.
+        modality: `own` is what the checkpoint reads (speech for an LSM); `text` gives an LSM's LLM the transcript
+            instead, which is *textual importance*.
+        masks: share of weights (0.05: the top 5 %) to mark in masks; needs one float32 number for each weight.
+        ablate: share of weights (0.03) to set to 0, the most important, the least important and random ones of each
+            matrix in turn, and measure the perplexity of the same responses; needs as much as `masks`.
+        scratch: a folder where the numbers for single weights are kept, memory-mapped, instead of in memory.
+        response: whose response is scored: the sample's `reference`, or the checkpoint's own `generated` one.
+        max_new_tokens: longest generated response, in tokens.
+        responses: response token ids by sample id, taken instead.
+        batch_size: samples between two notes of progress; gradients are always taken one sample at a time.
+        seed: of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept. A run that needs single weights begins afresh.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the loss is not finite, the
+            share is not between 0 and 1, or weights cannot have gradients (quantised ones).
+    """
+    conventions = ImportanceConventions(mode, modality, response)
+    for option, share in (("--masks", masks), ("--ablate", ablate)):
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"{option} {share} is no share of weights: give a number between 0 and 1, such as 0.05")
+    whole, checkpoint = checkpoint, text_side(checkpoint) if modality == "text" else checkpoint
+    single_weights = mode == "signed" or masks is not None or ablate is not None
+    scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
+    measuring = Round(
+        checkpoint,
+        samples,
+        Answering(response, max_new_tokens, responses),
+        settings={"modality": modality},
+        # What is added up by single weights cannot be taken back: a batch must not be run again in halves.
+        batch_size=1 if single_weights else batch_size,
+        on_error=on_error,
+        data=data,
+        # Sums by matrix go on from stored batches; what is added up by single weights is not stored.
+        progress_folder=None if single_weights else progress_folder,
+        on_progress=on_progress,
+    )
+    with gradients_taken(checkpoint.model, scorer.parameters, scorer.take):
+        records, common = measuring.run(scorer)
+    ablation = None
+    if ablate is not None:
+        ids = {sample["id"]: sample["response_ids"] for sample in common["samples"]}
+        again = replace(
+            measuring,
+            samples=[sample for sample in samples if sample.id in ids],
+            answering=Answering(response, max_new_tokens, ids),
+            on_progress=lambda done: None,
+        )
+        ablation = {"share": ablate, "perplexity": scorer.ablate(ablate, again, seed)}
+    return ImportanceResult(
+        **common,
+        **stack(records, "sums"),
+        parameters=[_describe(parameter) for parameter in scorer.parameters],
+        not_trained=_not_trained(whole, scorer.parameters),
+        signed=scorer.signed_sums() if mode == "signed" else None,
+        conventions=conventions,
+        seed=seed,
+        masks=None if masks is None else top_masks(scorer.layer_scores(), masks),
+        ablation=ablation,
+    )
+
+
+def text_side(checkpoint: Checkpoint) -> Checkpoint:
+    """An LSM's LLM by itself, reading transcripts; a text LLM as it is."""
+    if checkpoint.processor is None:
+        return checkpoint
+    llm = checkpoint.llm
+    llm.generation_config = checkpoint.model.generation_config  # which tokens end a turn
+    return replace(checkpoint, model=llm, processor=None)
+
+
+def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
+    """The parameters whose importance is measured: those of the LLM under their names there, and of the connector.
+
+    What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
+
+    Raises:
+        InputError: no weight matrix of a layer is left.
+    """
+    llm = checkpoint.llm
+    prefix = layers_prefix(llm)
+    own = [(name, tensor) for name, tensor in llm.named_parameters() if tensor.requires_grad and "lora_" not in name]
+    found = [_locate(name, tensor, prefix) for name, tensor in own]
+    trained = {parameter.layer for parameter in found if parameter.is_matrix} - {None}
+    frozen = sorted(set(range(llm.config.get_text_config().num_hidden_layers)) - trained)
+    if not trained:
+        raise InputError(f"{checkpoint.name} has no layer that is trained (only adapters, or all frozen): merge them")
+    if frozen:
+        raise InputError(f"{checkpoint.name}: layer {frozen[0]} is frozen, so it has no importance: let it learn")
+    if isinstance(checkpoint.model, LsmForConditionalGeneration):
+        connector: nn.Module = checkpoint.model.multi_modal_projector
+        for name, tensor in connector.named_parameters(CONNECTOR):
+            if tensor.requires_grad:
+                found.append(Parameter(name, None, CONNECTOR, tensor))
+    return found
+
+
+def _locate(name: str, tensor: nn.Parameter, prefix: str) -> Parameter:
+    layer, within = layer_of(name, prefix)
+    return Parameter(name, layer, within.removesuffix(".weight").removesuffix(".bias"), tensor)
+
+
+def _describe(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "layer": parameter.layer,
+        "module": parameter.module,
+        "shape": list(parameter.tensor.shape),
+    }
+
+
+def _not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) -> dict[str, int]:
+    """Parameters that are not trained, in numbers by part of the model: no importance is measured of them."""
+    known = {id(parameter.tensor) for parameter in measured}
+    if isinstance(checkpoint.model, LsmForConditionalGeneration):
+        connector: nn.Module = checkpoint.model.multi_modal_projector
+        known |= {id(tensor) for tensor in connector.parameters() if tensor.requires_grad}
+    counts: dict[str, int] = {}
+    for name, tensor in checkpoint.model.named_parameters():
+        if id(tensor) not in known:
+            part = name.split(".")[0]
+            counts[part] = counts.get(part, 0) + tensor.numel()
+    return counts
+
+
+class _Scorer:
+    """Scores the samples of a batch one after another; with `keep`, single weights are added up besides.
+
+    Attributes:
+        parameters: those measured.
+        kept: sums over samples by parameter, float32 on the CPU: of `|theta * gradient|`, or of the gradient.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, keep: Literal["abs", "signed"] | None, scratch: Path | None):
+        self.checkpoint, self.keep = checkpoint, keep
+        self.parameters = list_parameters(checkpoint)
+        self.position = {parameter.name: i for i, parameter in enumerate(self.parameters)}
+        self.kept = None if keep is None else [_zeros(p, scratch) for p in self.parameters]
+        self.sums = torch.zeros(len(self.parameters), dtype=torch.float64)
+        self.reached = torch.zeros(len(self.parameters), dtype=torch.bool)
+        self.samples = 0
+
+    def __call__(self, subjects: Sequence[Subject]) -> list[Measured]:
+        return [self._measure(subject) for subject in subjects]
+
+    def take(self, parameter: Parameter, gradient: Tensor) -> None:
+        score = taylor_score(parameter.tensor, gradient)
+        i = self.position[parameter.name]
+        self.sums[i] = score.sum(dtype=torch.float64)
+        self.reached[i] = True
+        if self.kept is not None:
+            self.kept[i] += (score if self.keep == "abs" else gradient.float()).cpu()
+
+    def _measure(self, subject: Subject) -> Measured:
+        self.sums.fill_(torch.nan)  # stays so for what the loss does not reach
+        self.reached.fill_(False)
+        with torch.enable_grad():
+            loss = response_loss(self.checkpoint, subject)
+            if not loss.isfinite():
+                return Unusable(NOT_FINITE, fault=True)
+            self._backward(loss, subject)
+        if self.reached.any() and not self.sums[self.reached].isfinite().all():
+            if self.kept is not None:  # and it is among the sums now
+                raise InputError(f"sample {subject.sample.id}: its importance is not finite: {_MEND}")
+            return Unusable(f"its importance is not finite: {_MEND}", fault=True)
+        self.samples += 1
+        return {"sums": self.sums.numpy().copy()}
+
+    def _backward(self, loss: Tensor, subject: Subject) -> None:
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if self.kept is None or not should_reduce_batch_size(error):
+                raise
+            raise InputError(
+                f"sample {subject.sample.id} alone does not fit into memory, and half of it is among the sums of "
+                "single weights now: leave it out, or shorten it"
+            ) from error
+
+    def scores(self) -> list[Tensor]:
+        """The importance of single weights, mean over samples, float32."""
+        assert self.kept is not None
+        if self.keep == "abs":
+            return [kept / self.samples for kept in self.kept]
+        pairs = zip(self.parameters, self.kept, strict=True)
+        return [taylor_score(p.tensor.cpu(), kept / self.samples) for p, kept in pairs]
+
+    def signed_sums(self) -> np.ndarray:
+        """The importance of each parameter, summed over its weights, samples added up first."""
+        return np.array([float(score.sum(dtype=torch.float64)) for score in self.scores()])
+
+    def layer_scores(self) -> dict[str, Tensor]:
+        """The importance of single weights of the layers' matrices, by name."""
+        pairs = zip(self.parameters, self.scores(), strict=True)
+        return {p.name: score for p, score in pairs if p.is_matrix and p.layer is not None}
+
+    def ablate(self, share: float, measuring: Round, seed: int) -> dict[str, float]:
+        """Perplexities with a share of each matrix set to 0."""
+
+        def perplexity() -> float:
+            records, _ = measuring.run(self._losses)
+            nats, tokens = np.sum([record.arrays["loss"] for record in records], axis=0)
+            return float(np.exp(nats / tokens))
+
+        weights = {parameter.name: parameter.tensor for parameter in self.parameters}
+        return perplexities(perplexity, weights, self.layer_scores(), share, seed)
+
+    def _losses(self, subjects: Sequence[Subject]) -> list[Measured]:
+        """Summed loss and number of tokens of each response."""
+        with torch.no_grad():
+            return [self._summed_loss(subject) for subject in subjects]
+
+    def _summed_loss(self, subject: Subject) -> Measured:
+        tokens = len(subject.response)
+        return {"loss": np.array([response_loss(self.checkpoint, subject).item() * tokens, tokens])}
+
+
+def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
+    if scratch is None:
+        return torch.zeros(parameter.tensor.shape)
+    path = scratch / f"{parameter.name}.f32"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"--scratch {scratch} cannot be written to: {error.strerror}") from error
+    flat = torch.from_file(str(path), shared=True, size=parameter.tensor.numel(), dtype=torch.float32)
+    return flat.zero_().view(parameter.tensor.shape)
+
+
+def response_loss(checkpoint: Checkpoint, subject: Subject) -> Tensor:
+    """Mean negative log-likelihood of the response's tokens, nats, with the graph to every parameter. float32."""
+    model: Any = checkpoint.model
+    llm: Any = checkpoint.llm
+    device = llm.device
+    prompt, response = subject.prompt, torch.tensor(subject.response, device=device)
+    ids = torch.tensor([prompt.input_ids], device=device)
+    if prompt.input_features is None or prompt.input_features_mask is None:
+        embedded = llm.get_input_embeddings()(ids)
+    else:
+        embedded = model.embed(ids, prompt.input_features.to(device), prompt.input_features_mask.to(device))
+    said = llm.get_input_embeddings()(response[None, :-1])
+    inputs = torch.cat([embedded, said], dim=1)
+    logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
+    return nn.functional.cross_entropy(logits.float(), response)
