@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lsm_probe.errors import InputError
@@ -71,3 +72,9 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
 def taylor_score(parameter: Tensor, gradient: Tensor) -> Tensor:
     """`|theta * dL/dtheta|`: to first order how much the loss changes when a weight is set to 0. float32."""
     return (parameter.detach().float() * gradient.float()).abs_()
+
+
+def absolute_sum(values: Tensor) -> Tensor:
+    """Sum of absolute values: each row in float32 (a whole matrix would lose whole per cents), rows in float64."""
+    rows = values.reshape(-1, values.shape[-1] if values.dim() else 1)
+    return torch.linalg.vector_norm(rows, 1, dim=-1, dtype=torch.float32).sum(dtype=torch.float64)

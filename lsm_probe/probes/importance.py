@@ -27,7 +27,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.layers import layer_of, layers_prefix
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.probes.ablation import perplexities
-from lsm_probe.probes.gradients import Parameter, gradients_taken, taylor_score
+from lsm_probe.probes.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
 from lsm_probe.probes.importance_result import ImportanceConventions, ImportanceResult
 from lsm_probe.probes.masks import top_masks
 from lsm_probe.probes.sampling import Measured, Round, Unusable, stack
@@ -213,12 +213,14 @@ class _Scorer:
         return [self._measure(subject) for subject in subjects]
 
     def take(self, parameter: Parameter, gradient: Tensor) -> None:
-        score = taylor_score(parameter.tensor, gradient)
         i = self.position[parameter.name]
-        self.sums[i] = score.sum(dtype=torch.float64)
+        if self.kept is not None and self.keep == "signed":
+            self.kept[i] += gradient.float().cpu()
+        product = gradient.float().mul_(parameter.tensor.detach())  # in the gradient's own memory, which is freed next
+        self.sums[i] = absolute_sum(product)
         self.reached[i] = True
-        if self.kept is not None:
-            self.kept[i] += (score if self.keep == "abs" else gradient.float()).cpu()
+        if self.kept is not None and self.keep == "abs":
+            self.kept[i] += product.abs_().cpu()
 
     def _measure(self, subject: Subject) -> Measured:
         self.sums.fill_(torch.nan)  # stays so for what the loss does not reach

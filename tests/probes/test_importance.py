@@ -306,15 +306,15 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_no_gradient_for_the_ne
     from lsm_probe.probes import importance as module
 
     whole = probe(tiny_llm, samples[:2])
-    score, calls = module.taylor_score, []
+    score, calls = module.absolute_sum, []
 
-    def scarce(parameter, gradient):
-        calls.append(parameter)
+    def scarce(values):
+        calls.append(values)
         if len(calls) == 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return score(parameter, gradient)
+        return score(values)
 
-    monkeypatch.setattr(module, "taylor_score", scarce)
+    monkeypatch.setattr(module, "absolute_sum", scarce)
     again = probe(tiny_llm, samples[:2])
     np.testing.assert_allclose(again.sums, whole.sums, rtol=1e-6)
 
@@ -324,21 +324,21 @@ def test_a_sample_that_does_not_fit_into_memory_leaves_nothing_behind(tiny_llm, 
     from lsm_probe.probes import importance as module
 
     expected = probe(tiny_llm, [samples[0], samples[2]], mode="signed")
-    loss, score, current, calls = module.response_loss, module.taylor_score, [], []
+    loss, score, current, calls = module.response_loss, module.absolute_sum, [], []
 
     def note(checkpoint, subject):
         current.append(subject.sample.id)
         calls.clear()
         return loss(checkpoint, subject)
 
-    def scarce(parameter, gradient):
-        calls.append(parameter)
+    def scarce(values):
+        calls.append(values)
         if current and current[-1] == "s1" and len(calls) == 20:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return score(parameter, gradient)
+        return score(values)
 
     monkeypatch.setattr(module, "response_loss", note)
-    monkeypatch.setattr(module, "taylor_score", scarce)
+    monkeypatch.setattr(module, "absolute_sum", scarce)
     with pytest.raises(InputError, match="sample s1 alone does not fit into memory"):
         probe(tiny_llm, samples[:3], mode="signed", batch_size=1)
     refused = ""
