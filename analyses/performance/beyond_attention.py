@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from measuring import in_fresh_process, machine, peak_mib
 from torch import Tensor
 
 import lsm_probe
@@ -56,20 +52,16 @@ def main() -> None:
     }
     if options.memory_of:
         probe, way = options.memory_of
-        print(_peak_mib(ways[probe][way], options.device))
+        print(peak_mib(ways[probe][way], options.device))
         return
     result = {
         "settings": {key: value for key, value in vars(options).items() if key != "memory_of"},
         "prompt_tokens": [len(subject.prompt) for subject in subjects],
         **{probe: _compare(found, options) for probe, found in ways.items()},
         "peak_mib_above_model": {
-            probe: {way: _in_fresh_process(probe, way) for way in found} for probe, found in ways.items()
+            probe: {way: in_fresh_process(probe, way) for way in found} for probe, found in ways.items()
         },
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine(),
-        "versions": {name: version(name) for name in ("lsm-probe", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        **machine(options.device),
     }
     with replacing(Path(__file__).with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -198,29 +190,6 @@ def _compare(ways: dict[str, Way], options: argparse.Namespace) -> dict[str, Any
         "seconds": {name: [round(second, 3) for second in took] for name, took in seconds.items()},
         "times_lsm_probe": {name: {"median": median(r), "rounds": r} for name, r in ratios.items()},
     }
-
-
-def _in_fresh_process(probe: str, way: str) -> float:
-    command = [sys.executable, *sys.argv, "--memory-of", probe, way]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def _peak_mib(way: Way, device: str) -> float:
-    """The most memory that `way` holds above what is there before it: MiB, of the GPU's memory on one."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        way()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark so far
-    before = _status("VmRSS")
-    way()
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from measuring import in_fresh_process, machine, peak_mib
 
 import lsm_probe
 from lsm_probe.data.sample import Sample
@@ -49,7 +45,7 @@ def main() -> None:
     ]
     ways = _ways(checkpoint, samples)
     if options.memory_of:
-        print(_peak_mib(ways[options.memory_of], options.device))
+        print(peak_mib(ways[options.memory_of], options.device))
         return
     seconds = _time(ways, options)
     plain = seconds["forward and backward"]
@@ -60,13 +56,9 @@ def main() -> None:
         "times_forward_and_backward": {
             way: round(median(a / b for a, b in zip(took, plain, strict=True)), 3) for way, took in seconds.items()
         },
-        "peak_mib_above_model": {way: _in_fresh_process(way) for way in ways},
+        "peak_mib_above_model": {way: in_fresh_process(way) for way in ways},
         "weights_mib": round(sum(p.numel() * p.element_size() for p in checkpoint.model.parameters()) / 2**20, 1),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine(),
-        "versions": {name: version(name) for name in ("lsm-probe", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        **machine(options.device),
     }
     with replacing(Path(__file__).with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -106,29 +98,6 @@ def _time(ways: dict[str, Way], options: argparse.Namespace) -> dict[str, list[f
             if turn:  # the first is the warm-up
                 seconds[name].append(time.perf_counter() - began)
     return seconds
-
-
-def _in_fresh_process(way: str) -> float:
-    command = [sys.executable, *sys.argv, "--memory-of", way]
-    return round(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]), 1)
-
-
-def _peak_mib(way: Way, device: str) -> float:
-    """The most memory that `way` holds above what is there before it: MiB, of the GPU's memory on one."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        way()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the highest mark so far
-    before = _status("VmRSS")
-    way()
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 if __name__ == "__main__":
