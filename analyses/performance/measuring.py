@@ -1,4 +1,4 @@
-"""What the benchmarks of the probes share: peak memory of one way in a fresh process, and what to say of the machine."""
+"""What the benchmarks of the probes share: peak memory of a way in a fresh process, and what to say of the machine."""
 
 from __future__ import annotations
 
