@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,15 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1_000
 LEVEL = 0.95
+
+
+def number_clusters(utterances: Sequence[str]) -> NDArray[np.int64]:
+    """Numbers the utterances 0, 1, ... in the order they come in, `[samples]`.
+
+    Not sorted: their keys hold paths, and the same data elsewhere would be drawn in another order.
+    """
+    numbers = {utterance: i for i, utterance in enumerate(dict.fromkeys(utterances))}
+    return np.array([numbers[utterance] for utterance in utterances], dtype=np.int64)
 
 
 def cluster_weights(clusters: NDArray[np.int64], seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.manifest import fingerprint
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
@@ -164,7 +165,7 @@ def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
     words: dict[str, str] = {}
     for sample in samples:
         words.setdefault(sample.utterance, (sample.text or "").strip())
-    return np.unique([words[sample.utterance] for sample in samples], return_inverse=True)[1]
+    return number_clusters([words[sample.utterance] for sample in samples])
 
 
 def _check_enough(samples: Sequence[Sample], perplexity: float, left_out: int = 0) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.memory import run_in_halves
@@ -116,7 +117,7 @@ class Round:
             self.on_progress(len(records))
         used = [record for record in records if record.excluded is None]
         return used, {
-            "clusters": np.unique([record.utterance for record in used], return_inverse=True)[1],
+            "clusters": number_clusters([record.utterance for record in used]),
             "samples": [record.sample for record in used],
             "checkpoint": description,
             "data": data,

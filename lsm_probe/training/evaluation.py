@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lsm_probe.bootstrap import cluster_weights, interval
+from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
 from lsm_probe.data.sample import Sample
 from lsm_probe.training.dataset import IGNORED
 
@@ -44,8 +44,7 @@ def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample], seed: 
         rises when that input is another's, with `_low` and `_high`; and where there are several tasks
         `eval_loss_task_{task}`.
     """
-    utterances = np.unique([sample.utterance for sample in samples], return_inverse=True)[1]
-    weights = cluster_weights(utterances, seed)
+    weights = cluster_weights(number_clusters([sample.utterance for sample in samples]), seed)
     true = losses["true"].astype(np.float64)
     metrics = {"eval_loss": _per_token(true)}
     for control in CONTROLS:

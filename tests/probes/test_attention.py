@@ -153,6 +153,19 @@ def test_a_sample_that_does_not_fit_can_be_skipped(tiny_llm, samples, monkeypatc
     assert len(result.samples) == 7
 
 
+def test_the_same_speech_in_another_folder_has_the_same_intervals(tiny_lsm, samples, tmp_path):
+    """What tells utterances apart holds their paths; which are drawn together must not hang on these."""
+    moved = []
+    for i, sample in enumerate(samples):
+        path = tmp_path / f"{100 - i}" / sample.audio.name
+        path.parent.mkdir()
+        path.write_bytes(sample.audio.read_bytes())
+        moved.append(sample.model_copy(update={"audio": path}))
+    here, there = (probe(tiny_lsm, chosen).eta() for chosen in (samples, moved))
+    np.testing.assert_array_equal(here.ci_low, there.ci_low)
+    np.testing.assert_array_equal(here.ci_high, there.ci_high)
+
+
 def test_a_sample_that_gives_no_sound_numbers_is_named_or_skipped(tiny_llm, samples):
     """The token of one sample alone stands for NaN."""
     model = copy.deepcopy(tiny_llm.llm)

@@ -89,8 +89,8 @@ def test_the_interval_is_the_paired_bootstrap_over_utterances() -> None:
     rng = np.random.default_rng(5)
     utterances = sorted(rng.integers(0, 9, size=30).tolist())
     samples = samples_of(utterances, [None] * 30)
-    # The bootstrap numbers utterances in the order of their keys.
-    keys = sorted({sample.utterance for sample in samples})
+    # The bootstrap numbers utterances in the order they come in: their keys hold paths.
+    keys = list(dict.fromkeys(sample.utterance for sample in samples))
     counts = rng.integers(1, 12, size=30).astype(float)
     true, speech, instruction = (np.stack([counts * rng.gamma(4, 0.5, 30), counts], axis=1) for _ in range(3))
     metrics = summarise({"true": true, "speech": speech, "instruction": instruction}, samples, seed=3)
