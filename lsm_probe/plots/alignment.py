@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.style import MARKERS
 from lsm_probe.probes.alignment_result import ALPHA, AlignmentResult
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ PICTURES = ("alignment.png", "alignment.svg", "alignment.csv", "alignment_points
 _MODALITIES = (("speech", "o"), ("transcript", "^"))
 _JOINED = 100
 """Most samples whose two points are joined by a line: more would hide the points."""
-_MARKERS = "osD^vPX"
 _LONGEST_NAME = 28
 _PALE: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": "", "solid_capstyle": "round"}
 _DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "marker": ""}
@@ -207,7 +207,7 @@ def _looks(count: int) -> list[dict[str, Any]]:
     return [
         {
             "color": colors[0 if count == 1 else 1 + i % 4],
-            "marker": _MARKERS[i % len(_MARKERS)],
+            "marker": MARKERS[i % len(MARKERS)],
             "markersize": 3,
             "linewidth": 1.2,
         }

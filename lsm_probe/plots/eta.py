@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lsm_probe.plots.files import legend_height, save_figure, save_frame
+from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.style import MARKERS, legend_height
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
 
 if TYPE_CHECKING:
@@ -33,14 +34,13 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
     palette = sns.color_palette("colorblind", len(results))
-    markers = "osD^vPX"
     for i, (result, color) in enumerate(zip(results, palette, strict=True)):
         frame = result.to_frame()
         line = "--" if "control" in result.checkpoint else "-"
         look = {
             "color": color,
             "linestyle": line,
-            "marker": markers[i % len(markers)],
+            "marker": MARKERS[i % len(MARKERS)],
             "markersize": 3,
             "label": _label(result),
         } | style

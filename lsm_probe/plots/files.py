@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,6 @@ from lsm_probe.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def legend_height(height: float, entries: Sequence[Any]) -> float:
-    """Height of a figure (inches) whose legend below has room for up to three entries, made higher for more."""
-    return height + 0.2 * max(0, len(entries) - 3)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

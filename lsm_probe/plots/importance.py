@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.style import MARKERS
 from lsm_probe.probes.importance_result import ImportanceResult
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 PICTURES = ("importance.png", "importance.svg", "importance.csv")
 """What [`save_importance`] writes."""
-_MARKERS = "osD^vPX"
 
 
 def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> Axes:
@@ -34,7 +34,7 @@ def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> 
     for i, (result, color) in enumerate(zip(results, sns.color_palette("colorblind", len(results)), strict=True)):
         share = result.share_by_layer()
         layers = np.arange(result.n_layers)
-        look = {"color": color, "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
+        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
         ax.plot(layers, share.mean, label=result.name, **look)
         ax.fill_between(layers, share.ci_low, share.ci_high, color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel="layer", ylabel="share of the importance of all layers", ylim=(0, None))

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.models.segments import Segment
-from lsm_probe.plots.files import legend_height, save_figure, save_frame
+from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.style import MARKERS, legend_height
 from lsm_probe.probes.knockout_result import KnockoutResult
 from lsm_probe.probes.result import Curve
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 PICTURES = ("knockout.png", "knockout.svg", "knockout.csv")
 """What [`save_knockout`] writes."""
-_MARKERS = "osD^vPX"
 
 
 def plot_falls(
@@ -84,7 +84,7 @@ def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes | None) -> Axes:
     palette = sns.color_palette("colorblind", len(curves))
     for i, ((name, found), color) in enumerate(zip(curves, palette, strict=True)):
         layers = np.arange(len(found.mean))
-        look = {"color": color, "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
+        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
         ax.plot(layers, found.mean, label=name, **look)
         ax.fill_between(layers, found.ci_low, found.ci_high, color=color, alpha=0.15, linewidth=0)
     return ax

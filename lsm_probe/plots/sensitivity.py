@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lsm_probe.plots.files import legend_height, save_figure, save_frame
+from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.style import MARKERS, legend_height
 from lsm_probe.probes.sensitivity_result import SensitivityResult
 
 if TYPE_CHECKING:
@@ -61,9 +62,8 @@ def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) ->
 
     if ax is None:
         ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
-    markers = "osD^vPX"
     for i, (result, color) in enumerate(zip(results, sns.color_palette("colorblind", len(results)), strict=True)):
-        look = {"color": color, "marker": markers[i % len(markers)], "markersize": 3}
+        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
         frame = token_frame([result])
         ax.plot(frame["token"], frame["D_instruction"], label=result.name, **look)
         ax.plot(frame["token"], frame["D_source"], linestyle="--", **look)

@@ -144,7 +144,7 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
     What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
 
     Raises:
-        InputError: no weight matrix of a layer is left.
+        InputError: no layer is left, or one of them has no matrix that is trained.
     """
     llm = checkpoint.llm
     prefix = layers_prefix(llm)

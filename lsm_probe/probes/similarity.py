@@ -159,18 +159,6 @@ def jackknife_cka(x: Rows, y: Rows, clusters: Clusters) -> Floats:
     return _cka(gram_x, gram_y, leave_out=True)
 
 
-def cka_interval(x: Rows, y: Rows, clusters: Clusters) -> tuple[float, float]:
-    """95 % interval of `debiased_cka(x, y, clusters)`: jackknife over utterances, cut off at -1 and 1.
-
-    Not a bootstrap: drawing with replacement brings the same row in twice, which CKA takes for likeness.
-
-    Args and raises as [`jackknife_cka`]. NaN where an estimate is.
-    """
-    gram_x, gram_y = _grams(x, y, clusters, 5)
-    low, high = jackknife_interval(_cka(gram_x, gram_y, leave_out=False)[0], _cka(gram_x, gram_y, leave_out=True))
-    return float(low.clip(-1, 1)), float(high.clip(-1, 1))
-
-
 def jackknife_interval(estimate: float | Floats, leave_one_out: Floats) -> tuple[Floats, Floats]:
     """95 % normal interval from the estimates that leave out one cluster each (Efron and Tibshirani 1993, chapter 11).
 
