@@ -245,14 +245,15 @@ def capture(model: PreTrainedModel) -> Iterator[Capture]:
         InputError: if the model runs another attention implementation, is in training mode, or has attention this
             capture does not support exactly; the line names the module.
     """
-    if not model._supports_sdpa:
+    decoder = model.get_decoder()  # of an audio LLM, the part that reads what its encoder and its tokenizer made
+    if not decoder._supports_sdpa:
         raise InputError(
             f"{type(model).__name__} cannot run sdpa attention (as models with softcaps or attention sinks cannot): "
             "its attention cannot be measured exactly"
         )
-    if model.config._attn_implementation != "sdpa":
+    if decoder.config._attn_implementation != "sdpa":
         raise InputError(
-            f"{type(model).__name__} runs attn_implementation={model.config._attn_implementation!r}, which cannot be "
+            f"{type(model).__name__} runs attn_implementation={decoder.config._attn_implementation!r}, which cannot be "
             'captured exactly: call model.set_attn_implementation("sdpa") first'
         )
     if model.training:
@@ -263,20 +264,21 @@ def capture(model: PreTrainedModel) -> Iterator[Capture]:
         for layer in layers:
             for hook in _hooks(model, layer, captured):
                 stack.callback(hook.remove)
-        stack.callback(model.set_attn_implementation, "sdpa")
-        model.set_attn_implementation(IMPLEMENTATION)
+        stack.callback(decoder.set_attn_implementation, "sdpa")
+        decoder.set_attn_implementation(IMPLEMENTATION)
         yield captured
 
 
 def find_attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
-    """The self-attention modules of a causal LM in layer order.
+    """The self-attention modules of a causal LM's decoder in layer order, by their names in the model.
 
     Raises:
         InputError: if there is not exactly one for each of the model's layers.
     """
     layers = []
+    inside = set(model.get_decoder().modules())
     for name, module in model.named_modules():
-        if not hasattr(module, "layer_idx") or "Attention" not in type(module).__name__:
+        if module not in inside or not hasattr(module, "layer_idx") or "Attention" not in type(module).__name__:
             continue
         projection = next((p for p in OUTPUT_PROJECTIONS if isinstance(getattr(module, p, None), nn.Module)), None)
         if projection is not None:
