@@ -68,6 +68,7 @@ def importance(
     from lsm_probe.plots.importance import PICTURES, save_importance
     from lsm_probe.probes.importance import importance as probe
     from lsm_probe.probes.rates import check_strength, write_rates
+    from lsm_probe.processes import is_main
 
     check_strength(strength)
     opt.not_a_folder("--write-lr-schedule", write_lr_schedule)
@@ -94,7 +95,7 @@ def importance(
         resume=resume,
         as_json=json,
     )
-    if write_lr_schedule is not None:
+    if write_lr_schedule is not None and is_main():
         write_rates(results[0], strength, write_lr_schedule)
 
 

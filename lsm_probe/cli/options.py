@@ -22,9 +22,17 @@ Data = Annotated[str, typer.Option(help="JSONL manifest with `id`, `instruction`
 Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/<command>/<checkpoint>]")]
 Template = Annotated[
     str | None,
-    typer.Option(help="Prompt template: vicuna, vicuna_text, llama3 or chat.  [default: the checkpoint's own]"),
+    typer.Option(
+        help="Prompt template: vicuna, vicuna_text, llama3, chat or chat_source_first.  [default: the checkpoint's own]"
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... `auto` takes a GPU if any.", rich_help_panel=RUN)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, cuda:1, ... `auto`: a GPU, if any, for each process; `spread`: one model over all GPUs.",
+        rich_help_panel=RUN,
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(help="float32, bfloat16, float16; `auto`: float32 on CPU, else bfloat16.", rich_help_panel=RUN),

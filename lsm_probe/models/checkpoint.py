@@ -1,4 +1,4 @@
-"""One object for whatever the probes look into: an LSM, or a text LLM whose source is the transcript."""
+"""One object for whatever the probes look into: an LSM, another audio LLM, or a text LLM that reads the transcript."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lsm_probe.checksums import write_checksums
 from lsm_probe.errors import InputError
 from lsm_probe.files import new_folder
+from lsm_probe.models.audio_llm import merged_embeddings
+from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt
+from lsm_probe.models.segments import Segment
+from lsm_probe.models.spread import input_device
 
 
 @dataclass
@@ -27,35 +31,36 @@ class Checkpoint:
 
     Attributes:
         name: how the user called it.
-        model: the LSM, or the text LLM itself.
+        model: the LSM, the audio LLM, or the text LLM itself.
         tokenizer: the LLM's fast tokenizer.
         template: name of the prompt template.
-        processor: the LSM's processor; None for a text LLM.
+        processor: writes the prompts of a model that hears; None for a text LLM.
         identity: where the weights came from and their hashes; stored with every result.
+        source: what stands in the source slot of its prompts. Of a model that hears, `text` takes the transcript there.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: str
-    processor: LsmProcessor | None = None
+    processor: LsmProcessor | AudioLlmProcessor | None = None
     identity: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def source(self) -> Literal["speech", "text"]:
-        """What stands in the source slot."""
-        return "speech" if self.processor is not None else "text"
+    source: Literal["speech", "text"] = "text"
 
     @property
     def llm(self) -> PreTrainedModel:
-        """The causal LM: the model itself, or the one inside the LSM."""
+        """What reads embeddings and answers: the causal LM inside an LSM, or the model itself.
+
+        An audio LLM of another kind is not taken apart: given embeddings, it is the LLM inside it, with whatever the
+        model does to its logits.
+        """
         model: Any = self.model
         return model.language_model if isinstance(model, LsmForConditionalGeneration) else model
 
     @property
     def context_length(self) -> int | None:
         """Most tokens of prompt and response together, where the LLM's configuration names a limit."""
-        return getattr(self.llm.config, "max_position_embeddings", None)
+        return getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -71,19 +76,21 @@ class Checkpoint:
 
         Args:
             instruction: what the model is told to do.
-            source: an LSM takes the waveform (mono, 16 kHz), or what [`listen`] made of it; a text LLM the transcript.
+            source: the transcript; of a model that hears also the waveform (mono, 16 kHz), or what [`listen`] made
+                of it.
             source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
 
         Raises:
             InputError: if instruction or source tokenise to nothing.
         """
-        if self.processor is not None:
-            assert not isinstance(source, str)
-            if isinstance(source, Tensor):
-                return self.processor.encode_again(instruction, source)
-            return self.processor.encode(instruction, source)
-        assert isinstance(source, str)
-        return encode_prompt(self.tokenizer, self.template, instruction, source, source_length=source_length)
+        if self.processor is None:
+            assert isinstance(source, str)
+            return encode_prompt(self.tokenizer, self.template, instruction, source, source_length=source_length)
+        if isinstance(source, str):
+            return self.processor.encode_text(instruction, source)
+        if isinstance(source, Tensor):
+            return self.processor.encode_again(instruction, source)
+        return self.processor.encode(instruction, source)
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text."""
@@ -112,31 +119,43 @@ class Checkpoint:
             (self.processor or self.tokenizer).save_pretrained(temporary)
             write_checksums(temporary)
 
-    @torch.no_grad()
     def listen(self, waveform: NDArray[np.float32]) -> Tensor:
         """The speech tokens of an utterance, `[speech tokens, llm_dim]`, for any number of prompts about it."""
-        assert self.processor is not None
-        model: Any = self.model
-        features, mask = self.processor.extract(waveform)
-        speech: Tensor = model.get_audio_features(features.to(model.device), mask.to(model.device))
-        return speech.to(self.llm.dtype)
+        # Its speech tokens come before the LLM reads anything: any instruction will do.
+        prompt = self.encode("Listen.", waveform)
+        return self.embed([prompt])[0][prompt.positions(Segment.SOURCE)]
 
     @torch.no_grad()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:
-        """Embeds prompts for the LLM, speech encoded once: one `[tokens, llm_dim]` for each prompt."""
-        model: Any = self.model
-        device = model.device
-        embedded = []
-        for prompt in prompts:
-            ids = torch.tensor([prompt.input_ids], device=device)
-            if prompt.speech is not None:
-                embedded.append(model.embed(ids, speech=prompt.speech.to(device))[0])
-            elif prompt.input_features is None or prompt.input_features_mask is None:
-                embedded.append(self.llm.get_input_embeddings()(ids)[0])
-            else:
-                features = prompt.input_features.to(device)
-                embedded.append(model.embed(ids, features, prompt.input_features_mask.to(device))[0])
-        return embedded
+        """Embeds prompts for the LLM: one `[tokens, llm_dim]` for each prompt."""
+        return [self.embed_prompt(prompt) for prompt in prompts]
+
+    def embed_prompt(self, prompt: Prompt) -> Tensor:
+        """Embeds a prompt for the LLM, `[tokens, llm_dim]`, with the graph to what an LSM's connector learns.
+
+        Raises:
+            InputError: the model, one of transformers' audio LLMs, hands more to its LLM than embeddings.
+        """
+        device = input_device(self.model)
+        ids = torch.tensor([prompt.input_ids], device=device)
+        features = {name: tensor.to(device) for name, tensor in prompt.features.items()}
+        if prompt.speech is not None:
+            return self._place(prompt, prompt.speech.to(device))
+        if not features:
+            embedded: Tensor = self.llm.get_input_embeddings()(ids)[0]
+            return embedded
+        if isinstance(self.model, LsmForConditionalGeneration):
+            return self.model.embed(ids, **features)[0]
+        return merged_embeddings(self.model, ids, features)
+
+    def _place(self, prompt: Prompt, speech: Tensor) -> Tensor:
+        """The embedded prompt with speech tokens in their places."""
+        positions = prompt.positions(Segment.SOURCE)
+        # The placeholder may be outside the vocabulary: any token stands in for it before it is overwritten.
+        ids = torch.tensor(prompt.input_ids, device=speech.device)
+        ids[positions] = 0
+        embedded: Tensor = self.llm.get_input_embeddings()(ids)
+        return embedded.index_copy(0, torch.tensor(positions, device=speech.device), speech.to(embedded.dtype))
 
     def generate(self, embedded: list[Tensor], *, max_new_tokens: int) -> list[list[int]]:
         """Answers embedded prompts greedily: the new token ids of each, EOS included where it was produced."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.audio_llm import forget_positions
 
 _STAGE_TOKENS = 8
 """New tokens between two looks at which rows have ended; 16 took 9 to 24 % longer for answers of 13 to 225 tokens."""
@@ -34,9 +37,12 @@ def generate_greedily(
         The new token ids of each prompt, EOS included where it was produced.
 
     Raises:
-        InputError: the model is of a kind (linear attention, state space) whose cache does not keep rows apart.
+        InputError: the model cannot generate from embeddings, or is of a kind (linear attention, state space) whose
+            cache does not keep rows apart.
     """
     model: Any = llm
+    if "inputs_embeds" not in signature(model.prepare_inputs_for_generation).parameters:
+        raise InputError(f"{type(model).__name__} cannot answer embedded prompts in transformers: give another LLM")
     longest = max(len(e) for e in embedded)
     inputs = torch.stack([torch.nn.functional.pad(e, (0, 0, longest - len(e), 0)) for e in embedded])
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
@@ -49,7 +55,9 @@ def generate_greedily(
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         while True:
-            output = model.generate(
+            # Not the model's own generate(): Granite-Speech's takes its adapter off where it is given no audio.
+            output: Any = GenerationMixin.generate(
+                model,
                 **given,
                 attention_mask=mask,
                 do_sample=False,
@@ -65,9 +73,9 @@ def generate_greedily(
             going = [i for i, row in enumerate(rows) if answers[row][-1] not in eos_token_ids]
             if not going or made >= max_new_tokens:
                 return answers
-            rows, kept = [rows[i] for i in going], torch.tensor(going, device=inputs.device)
+            rows, kept = [rows[i] for i in going], torch.tensor(going)
             cache = output.past_key_values
-            if not all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [cache])):
+            if not keeps_rows_apart(cache):
                 raise InputError(f"{type(model).__name__} has a cache whose rows cannot be chosen: give another LLM")
             cache.batch_select_indices(kept)
             mask = torch.cat([mask[kept], mask.new_ones(len(going), new.shape[1])], dim=1)
@@ -77,6 +85,17 @@ def generate_greedily(
             given = {"input_ids": ids, "past_key_values": cache}
     finally:
         model.generation_config = own
+        forget_positions(model)
+
+
+def keeps_rows_apart(cache: Any) -> bool:
+    """Whether the rows of a batch can be chosen and repeated in a cache; not where a layer keeps a state besides."""
+    layers = getattr(cache, "layers", [cache])
+    methods = ("batch_select_indices", "batch_repeat_interleave")
+    return all(
+        all(hasattr(layer, method) for method in methods) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in layers
+    )
 
 
 def _until_eos(ids: list[int], eos: list[int]) -> list[int]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError
+
+
+def find_decoder(llm: Any) -> PreTrainedModel:
+    """What holds the decoder layers: of an audio LLM, the part that reads its encoder's and its tokenizer's work."""
+    decoder = llm.get_decoder()
+    found: PreTrainedModel = decoder if isinstance(decoder, PreTrainedModel) else llm.base_model
+    return found  # ModernBERT's `decoder` is its head
 
 
 def layers_prefix(llm: Any) -> str:
@@ -16,8 +24,9 @@ def layers_prefix(llm: Any) -> str:
         InputError: the model has no such list.
     """
     expected = llm.config.get_text_config().num_hidden_layers
+    inside = set(find_decoder(llm).modules())
     for name, module in llm.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == expected:
+        if module in inside and isinstance(module, nn.ModuleList) and len(module) == expected:
             return f"{name}."
     raise InputError(f"{type(llm).__name__} has no list of {expected} layers: nothing can be said by layer")
 

@@ -28,9 +28,13 @@ from lsm_probe.assets.cache import SEAL
 from lsm_probe.checksums import leads_outside, read_checksums, verify
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
+from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.prompter import Prompter
+from lsm_probe.models.spread import SPREAD, spread
 from lsm_probe.models.templates import TEMPLATES, default_template
+from lsm_probe.processes import own_device
 
 BUILTIN = ("builtin:llm", "builtin:untrained")
 
@@ -40,10 +44,13 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
 
     Args:
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM) or `builtin:untrained` (the
-            embedded encoder and LLM with a seeded, untrained connector).
-        device: a torch device; `auto` takes CUDA where there is one.
+            embedded encoder and LLM with a seeded, untrained connector). An LSM of ours, a text LLM, or an audio LLM
+            that ships in transformers and has a placeholder token for its speech.
+        device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
+            lays the model over all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU and bfloat16 elsewhere.
-        template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM.
+        template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM; of an audio LLM
+            `chat` or `chat_source_first`.
 
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, or it is of a kind that cannot be probed.
@@ -61,9 +68,12 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
         folder = str(assets.language_model()) if name == "builtin:llm" else name
         checkpoint = _load_pretrained(name, folder, torch_dtype, template)
     try:
-        checkpoint.model.to(torch_device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
+        if device == SPREAD:
+            spread(checkpoint.model)
+        else:
+            checkpoint.model.to(torch_device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
     except torch.OutOfMemoryError as error:
-        raise InputError(f"{name} does not fit on {torch_device}: try --device cpu or --dtype bfloat16") from error
+        raise InputError(f"{name} does not fit on {torch_device}: try --device spread or --dtype bfloat16") from error
     checkpoint.model.eval()
     return checkpoint
 
@@ -146,12 +156,12 @@ def build_lsm(
         "llm": _identity(llm, language_model.config),
         "connector": {**processor.projector, "seed": seed, "trained": False},
     }
-    return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity)
+    return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity, "speech")
 
 
 def resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device in ("auto", SPREAD):
+        return own_device()
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
@@ -182,7 +192,9 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
         processor = _pretrained(AutoProcessor, folder)
         processor.template = template or processor.template
         model = _pretrained_model(LsmForConditionalGeneration, folder, dtype)
-        checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor)
+        checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
+    elif (audio_class := audio_llm_class(config)) is not None:
+        checkpoint = _load_audio_llm(name, folder, audio_class, dtype, template)
     else:
         model = _causal_llm(f"--ckpt {name}", folder, dtype)
         tokenizer = _pretrained(AutoTokenizer, folder)
@@ -191,9 +203,24 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
     return checkpoint
 
 
+def _load_audio_llm(
+    name: str, folder: str, audio_class: type[PreTrainedModel], dtype: torch.dtype, template: str | None
+) -> Checkpoint:
+    model = _pretrained_model(audio_class, folder, dtype)
+    audio_token_id = find_audio_token_id(model.config)
+    assert audio_token_id is not None  # or its class would not have been found
+    loaded = _pretrained(AutoProcessor, folder)
+    processor = audio_llm_processor(loaded, audio_token_id, template)
+    check_reads_embeddings(model.eval(), name)
+    return Checkpoint(name, model, loaded.tokenizer, processor.template, processor, source="speech")
+
+
 def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     config = _pretrained(AutoConfig, name)
-    refusal = f"{label} is a {config.model_type!r} model, which is neither an LSM of ours nor a causal text LLM"
+    refusal = (
+        f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
+        "for its speech, nor a causal text LLM"
+    )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise InputError(refusal)
     model = _pretrained_model(AutoModelForCausalLM, name, dtype)
@@ -202,6 +229,7 @@ def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedM
         first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
     if (first[0] - first[1]).abs().max() > 0.01 * first.abs().max():
         raise InputError(f"{refusal}: its tokens see what follows them")
+    check_reads_embeddings(model.eval(), label)
     return model
 
 

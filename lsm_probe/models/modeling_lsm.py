@@ -169,7 +169,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         else:
             audio = embeds.new_empty(0, embeds.shape[-1]) if speech is None else speech
         mask = self.get_placeholder_mask(input_ids, audio).unsqueeze(-1)
-        return embeds.masked_scatter(mask, audio.to(embeds.dtype))
+        return embeds.masked_scatter(mask, audio.to(embeds))
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from transformers import AddedToken, BatchFeature, ProcessorMixin
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import num_speech_tokens
-from lsm_probe.models.prompts import Prompt, encode_prompt
+from lsm_probe.models.prompts import Prompt, encode_prompt, refuse_placeholder
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.models.templates import AUDIO_TOKEN, default_template
@@ -80,8 +80,8 @@ class LsmProcessor(ProcessorMixin):
             InputError: if there is no speech, or more than one channel.
         """
         features, mask = self.extract(audio)
-        prompt = self._encode_text(instruction, self.count_speech_tokens(len(audio)))
-        return replace(prompt, input_features=features, input_features_mask=mask)
+        prompt = self._encode_speech(instruction, self.count_speech_tokens(len(audio)))
+        return replace(prompt, features={"input_features": features, "input_features_mask": mask})
 
     def encode_again(self, instruction: str, speech: Tensor) -> Prompt:
         """Encodes another instruction about an utterance whose speech tokens are there already.
@@ -90,9 +90,18 @@ class LsmProcessor(ProcessorMixin):
             instruction: what the model is told to do.
             speech: the utterance's speech tokens, `[speech tokens, llm_dim]`.
         """
-        return replace(self._encode_text(instruction, len(speech)), speech=speech)
+        return replace(self._encode_speech(instruction, len(speech)), speech=speech)
 
-    def _encode_text(self, instruction: str, speech_tokens: int) -> Prompt:
+    def encode_text(self, instruction: str, transcript: str) -> Prompt:
+        """Encodes one instruction about a transcript, which stands where the speech would.
+
+        Raises:
+            InputError: the transcript holds the audio placeholder, or tokenises to nothing.
+        """
+        refuse_placeholder("transcript", transcript, AUDIO_TOKEN)
+        return encode_prompt(self.tokenizer, self.template, instruction, transcript)
+
+    def _encode_speech(self, instruction: str, speech_tokens: int) -> Prompt:
         return encode_prompt(
             self.tokenizer,
             self.template,
@@ -126,10 +135,7 @@ class LsmProcessor(ProcessorMixin):
         inputs = {
             "input_ids": pad([p.input_ids for p in prompts], pad_id, padding_side),
             "attention_mask": pad([[1] * len(p) for p in prompts], 0, padding_side),
-            "input_features": torch.cat([p.input_features for p in prompts if p.input_features is not None]),
-            "input_features_mask": torch.cat(
-                [p.input_features_mask for p in prompts if p.input_features_mask is not None]
-            ),
+            **{name: torch.cat([p.features[name] for p in prompts]) for name in prompts[0].features},
         }
         if return_segments:
             inputs["segments"] = pad([[int(s) for s in p.segments] for p in prompts], Segment.PADDING, padding_side)

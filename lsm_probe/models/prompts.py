@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
@@ -24,15 +25,15 @@ class Prompt:
     Attributes:
         input_ids: token ids; a speech token is the model's `audio_token_id`.
         segments: what each token is, aligned with `input_ids`.
-        input_features: log-mel features of the speech in 30 s pieces, `[pieces, mel_bins, 3000]`; None for text.
-        input_features_mask: `[pieces, 3000]`, 1 where a mel frame is speech; None for text.
+        features: what the model hears, by the names of its inputs; empty for text. Of an LSM: `input_features`, log-mel
+            features of 30 s pieces, `[pieces, mel_bins, 3000]`, and `input_features_mask`, `[pieces, 3000]`, 1 where a
+            mel frame is speech.
         speech: speech tokens that were made before, `[speech tokens, llm_dim]`, in place of the features.
     """
 
     input_ids: list[int]
     segments: list[Segment]
-    input_features: Tensor | None = field(default=None, repr=False)
-    input_features_mask: Tensor | None = field(default=None, repr=False)
+    features: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     speech: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -73,20 +74,39 @@ def encode_prompt(
     if template not in TEMPLATES:
         raise InputError(f"template '{template}' is unknown; choose one of: {', '.join(TEMPLATES)}")
     instruction, source = instruction.strip(), source.strip()
-    if audio_token_id is not None and AUDIO_TOKEN in instruction:
-        raise InputError(f"the instruction holds {AUDIO_TOKEN}, which stands for the speech: take it out")
-    ids, segments = _tokenise(tokenizer, TEMPLATES[template](tokenizer, instruction, source))
+    if audio_token_id is not None:
+        refuse_placeholder("instruction", instruction, AUDIO_TOKEN)
+    pieces = TEMPLATES[template](tokenizer, instruction, source)
+    return encode_pieces(tokenizer, pieces, source_length=source_length, audio_token_id=audio_token_id)
+
+
+def encode_pieces(
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: Sequence[Piece],
+    *,
+    source_length: int | None = None,
+    audio_token_id: int | None = None,
+) -> Prompt:
+    """Tokenises a rendered prompt; arguments and errors as in [`encode_prompt`]."""
+    prompt = Prompt(*_tokenise(tokenizer, pieces))
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
-        if segment not in segments:
-            name = segment.name.lower()
-            raise NoTokens(f"the {name} {instruction if name == 'instruction' else source!r} has no tokens")
-    if source_length is not None:
-        spelled = None if audio_token_id is None else [audio_token_id]
-        ids, segments = _resize_source(ids, segments, source_length, spelled)
-    return Prompt(ids, segments)
+        if segment not in prompt.segments:
+            text = "".join(piece for own, piece in pieces if own is segment)
+            raise NoTokens(f"the {segment.name.lower()} {text!r} has no tokens")
+    return prompt if source_length is None else resize_source(prompt, source_length, audio_token_id)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[list[int], list[Segment]]:
+def refuse_placeholder(name: str, text: str, placeholder: str) -> None:
+    """Refuses a text that holds what stands for the speech.
+
+    Raises:
+        InputError: it does.
+    """
+    if placeholder in text:
+        raise InputError(f"the {name} holds {placeholder}, which stands for the speech: take it out")
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> tuple[list[int], list[Segment]]:
     if not tokenizer.is_fast:
         raise InputError(
             f"{type(tokenizer).__name__} gives no character offsets, which segments need: use its fast version"
@@ -96,14 +116,12 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[
     return list(encoded["input_ids"]), token_segments(pieces, encoded["offset_mapping"])
 
 
-def _resize_source(
-    ids: list[int], segments: list[Segment], length: int, replacement: list[int] | None
-) -> tuple[list[int], list[Segment]]:
-    """Repeats the source's tokens (or `replacement`) in a cycle up to `length` tokens."""
-    positions = Prompt(ids, segments).positions(Segment.SOURCE)
+def resize_source(prompt: Prompt, length: int, audio_token_id: int | None = None) -> Prompt:
+    """Repeats the source's tokens (or the speech token's id) in a cycle up to `length` tokens."""
+    ids, segments, positions = prompt.input_ids, prompt.segments, prompt.positions(Segment.SOURCE)
     first, past = positions[0], positions[-1] + 1
-    tokens = list(islice(cycle(replacement or ids[first:past]), length))
-    return (
-        [*ids[:first], *tokens, *ids[past:]],
+    spelled = ids[first:past] if audio_token_id is None else [audio_token_id]
+    return Prompt(
+        [*ids[:first], *islice(cycle(spelled), length), *ids[past:]],
         [*segments[:first], *[Segment.SOURCE] * length, *segments[past:]],
     )

@@ -1,11 +1,13 @@
 """Prompt templates: how instruction and source are laid out for an LLM.
 
-All put the instruction first, as the paper does, so that in a causal LLM the source can see the instruction.
+All but `chat_source_first` put the instruction first, as the paper does, so that in a causal LLM the source can see
+the instruction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +20,7 @@ AUDIO_TOKEN = "<|audio|>"
 
 # Private-use characters: no real instruction holds them, no chat template treats them specially.
 _SYSTEM, _INSTRUCTION, _SOURCE = "\ue000", "\ue001", "\ue002"
+_MEND = "choose --template vicuna or llama3"
 
 
 def vicuna(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
@@ -66,36 +69,55 @@ def chat(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> l
     Raises:
         InputError: if the tokenizer has no chat template, or one that does not keep the user's words as they are.
     """
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"template 'chat': the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
-            "choose --template vicuna or llama3"
-        )
-    user = {"role": "user", "content": f"{_INSTRUCTION}\n{_SOURCE}"}
-    said = {"role": "user", "content": f"{instruction}\n{source}"}
+    return _chat(tokenizer, lambda i, s: f"{i}\n{s}", instruction, source)
+
+
+def chat_source_first(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
+    """As [`chat`], but the source comes first, as most audio LLMs were trained: it cannot see the instruction."""
+    return _chat(tokenizer, lambda i, s: f"{s}\n{i}", instruction, source)
+
+
+def chat_pieces(
+    apply: Callable[[list[dict[str, Any]]], str],
+    say: Callable[[str, str], Any],
+    instruction: str,
+    source: str,
+    placeholder: str = _SOURCE,
+) -> list[Piece]:
+    """A chat template's rendering of one user turn, cut into segments.
+
+    Args:
+        apply: renders messages, with the opening of the assistant's turn.
+        say: the content of the user's turn, from instruction and source.
+        instruction: what the model is told to do.
+        source: what the model is to read, or what stands for the speech.
+        placeholder: what `say` is given for a source whose place is looked for; in speech the same as `source`.
+
+    Raises:
+        InputError: the template fails, or does not keep the user's words as they are.
+    """
+    user = {"role": "user", "content": say(_INSTRUCTION, placeholder)}
+    said = {"role": "user", "content": say(instruction, source)}
     try:
-        rendered, expected = _apply(tokenizer, [user]), _apply(tokenizer, [said])
-    except TemplateError as error:
+        rendered, expected = apply([user]), apply([said])
+    except (TemplateError, TypeError) as error:  # TypeError: content of a kind it does not know
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"template 'chat': the tokenizer's chat template fails ({reason}); choose --template vicuna or llama3"
-        ) from error
+        raise InputError(f"template 'chat': the chat template fails ({reason}); {_MEND}") from error
     pieces: list[Piece] = []
-    if rendered.count(_INSTRUCTION) == rendered.count(_SOURCE) == 1:
-        head, rest = rendered.split(_INSTRUCTION)
-        between, _, tail = rest.partition(_SOURCE)
+    if rendered.count(_INSTRUCTION) == rendered.count(placeholder) == 1:
+        slots = [(_INSTRUCTION, Segment.INSTRUCTION, instruction), (placeholder, Segment.SOURCE, source)]
+        slots.sort(key=lambda slot: rendered.index(slot[0]))
+        head, rest = rendered.split(slots[0][0])
+        between, tail = rest.split(slots[1][0])
         pieces = [
-            *_split_system(tokenizer, head, user),
-            (Segment.INSTRUCTION, instruction),
+            *_split_system(apply, head, user, slots[0][0]),
+            slots[0][1:],
             (Segment.TEMPLATE, between),
-            (Segment.SOURCE, source),
+            slots[1][1:],
             (Segment.TEMPLATE, tail),
         ]
     if "".join(text for _, text in pieces) != expected:
-        raise InputError(
-            "template 'chat': the tokenizer's chat template rewrites the user's words; "
-            "choose --template vicuna or llama3"
-        )
+        raise InputError(f"template 'chat': the chat template rewrites the user's words; {_MEND}")
     return pieces
 
 
@@ -104,6 +126,7 @@ TEMPLATES: dict[str, Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]]
     "vicuna_text": vicuna_text,
     "llama3": llama3,
     "chat": chat,
+    "chat_source_first": chat_source_first,
 }
 
 
@@ -116,15 +139,35 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.bos_token or "")
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def _chat(
+    tokenizer: PreTrainedTokenizerBase, say: Callable[[str, str], str], instruction: str, source: str
+) -> list[Piece]:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"template 'chat': the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; {_MEND}"
+        )
+    return chat_pieces(applied(tokenizer), say, instruction, source)
 
 
-def _split_system(tokenizer: PreTrainedTokenizerBase, head: str, user: dict[str, str]) -> list[Piece]:
-    """Tells the default system text in `head` from the markup round it, by rendering a system message of our own."""
+def applied(tokenizer: Any) -> Callable[[list[dict[str, Any]]], str]:
+    """Renders messages with the chat template of a tokenizer or processor."""
+
+    def apply(messages: list[dict[str, Any]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    return apply
+
+
+def _split_system(
+    apply: Callable[[list[dict[str, Any]]], str], head: str, user: dict[str, Any], mark: str
+) -> list[Piece]:
+    """Tells the default system text in `head` from the markup round it, by rendering a system message of our own.
+
+    `mark` is what follows the head.
+    """
     try:
-        marked = _apply(tokenizer, [{"role": "system", "content": _SYSTEM}, user]).split(_INSTRUCTION)[0]
-    except TemplateError:  # templates without a system role refuse one
+        marked = apply([{"role": "system", "content": _SYSTEM}, user]).split(mark)[0]
+    except (TemplateError, TypeError):  # templates without a system role refuse one
         marked = ""
     before, found, after = marked.partition(_SYSTEM)
     has_system = found and head.startswith(before) and head.endswith(after) and len(head) > len(before + after)

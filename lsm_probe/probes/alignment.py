@@ -24,9 +24,8 @@ from lsm_probe.data.manifest import fingerprint
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.prompts import Prompt, encode_prompt
+from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.models.templates import AUDIO_TOKEN
 from lsm_probe.probes.alignment_result import AlignmentConventions, AlignmentResult
 from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
 from lsm_probe.probes.similarity import check_perplexity
@@ -206,10 +205,8 @@ class _Reader:
         """The subject's prompt with its transcript in the place of the speech."""
         text = subject.sample.text
         assert text is not None  # the round has checked it
-        if AUDIO_TOKEN in text:
-            raise InputError(f"its transcript holds {AUDIO_TOKEN}, which stands for the speech: take it out")
         checkpoint = self.checkpoint
-        prompt = encode_prompt(checkpoint.tokenizer, checkpoint.template, subject.sample.instruction, text)
+        prompt = checkpoint.encode(subject.sample.instruction, text)
         checkpoint.check_length(prompt, len(subject.response))
         return prompt
 
@@ -247,9 +244,9 @@ class _Reader:
         ).hidden_states
         means = []
         for row, (prompt, ids) in enumerate(zip(prompts, responses, strict=True)):
-            chosen = torch.tensor(self._positions(prompt, ids), device=device)
-            vectors = torch.stack([states[layer][row, chosen] for layer in self.layers])
-            means.append(vectors.float().mean(1).cpu().numpy())
+            chosen = self._positions(prompt, ids)
+            vectors = [states[layer][row, chosen].float().mean(0).cpu() for layer in self.layers]
+            means.append(torch.stack(vectors).numpy())
         return means
 
     def _positions(self, prompt: Prompt, response: Sequence[int]) -> list[int]:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.layers import layer_of, layers_prefix
+from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.spread import is_away
 from lsm_probe.probes.ablation import perplexities
 from lsm_probe.probes.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
 from lsm_probe.probes.importance_result import ImportanceConventions, ImportanceResult
@@ -33,6 +34,7 @@ from lsm_probe.probes.masks import top_masks
 from lsm_probe.probes.sampling import Measured, Round, Unusable, stack
 from lsm_probe.probes.scoring import NOT_FINITE
 from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
+from lsm_probe.processes import own_suffix, sum_up
 
 CONNECTOR = "multi_modal_projector"
 _MEND = "the weights hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)"
@@ -88,7 +90,8 @@ def importance(
     for option, share in (("--masks", masks), ("--ablate", ablate)):
         if share is not None and not 0 < share < 1:
             raise InputError(f"{option} {share} is no share of weights: give a number between 0 and 1, such as 0.05")
-    whole, checkpoint = checkpoint, text_side(checkpoint) if modality == "text" else checkpoint
+    if modality == "text":
+        checkpoint = replace(checkpoint, source="text")
     single_weights = mode == "signed" or masks is not None or ablate is not None
     scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
     measuring = Round(
@@ -106,6 +109,7 @@ def importance(
     )
     with gradients_taken(checkpoint.model, scorer.parameters, scorer.take):
         records, common = measuring.run(scorer)
+        scorer.add_up(len(records))
     ablation = None
     if ablate is not None:
         ids = {sample["id"]: sample["response_ids"] for sample in common["samples"]}
@@ -120,7 +124,7 @@ def importance(
         **common,
         **stack(records, "sums"),
         parameters=[_describe(parameter) for parameter in scorer.parameters],
-        not_trained=_not_trained(whole, scorer.parameters),
+        not_trained=_not_trained(checkpoint, scorer.parameters),
         signed=scorer.signed_sums() if mode == "signed" else None,
         conventions=conventions,
         seed=seed,
@@ -129,26 +133,28 @@ def importance(
     )
 
 
-def text_side(checkpoint: Checkpoint) -> Checkpoint:
-    """An LSM's LLM by itself, reading transcripts; a text LLM as it is."""
-    if checkpoint.processor is None:
-        return checkpoint
-    llm = checkpoint.llm
-    llm.generation_config = checkpoint.model.generation_config  # which tokens end a turn
-    return replace(checkpoint, model=llm, processor=None)
-
-
 def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
-    """The parameters whose importance is measured: those of the LLM under their names there, and of the connector.
+    """The parameters whose importance is measured: those of the LLM under their names there, and, where an LSM of ours
+    hears, of the connector.
 
     What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
 
     Raises:
-        InputError: no layer is left, or one of them has no matrix that is trained.
+        InputError: no layer is left, one of them has no matrix that is trained, or weights are offloaded.
     """
     llm = checkpoint.llm
+    if is_away(checkpoint.model):
+        raise InputError(
+            f"{checkpoint.name} does not fit on the GPUs, and weights that come there for their layer's run alone "
+            "get no gradients: give more GPUs, --dtype bfloat16 or --device cpu"
+        )
     prefix = layers_prefix(llm)
-    own = [(name, tensor) for name, tensor in llm.named_parameters() if tensor.requires_grad and "lora_" not in name]
+    inside = {id(t) for part in (find_decoder(llm), llm.get_output_embeddings()) for t in part.parameters()}
+    own = [
+        (name, tensor)
+        for name, tensor in llm.named_parameters()
+        if id(tensor) in inside and tensor.requires_grad and "lora_" not in name
+    ]
     found = [_locate(name, tensor, prefix) for name, tensor in own]
     trained = {parameter.layer for parameter in found if parameter.is_matrix} - {None}
     frozen = sorted(set(range(llm.config.get_text_config().num_hidden_layers)) - trained)
@@ -156,7 +162,7 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
         raise InputError(f"{checkpoint.name} has no layer that is trained (only adapters, or all frozen): merge them")
     if frozen:
         raise InputError(f"{checkpoint.name}: layer {frozen[0]} is frozen, so it has no importance: let it learn")
-    if isinstance(checkpoint.model, LsmForConditionalGeneration):
+    if checkpoint.source == "speech" and isinstance(checkpoint.model, LsmForConditionalGeneration):
         connector: nn.Module = checkpoint.model.multi_modal_projector
         for name, tensor in connector.named_parameters(CONNECTOR):
             if tensor.requires_grad:
@@ -207,7 +213,7 @@ class _Scorer:
         self.kept = None if keep is None else [_zeros(p, scratch) for p in self.parameters]
         self.sums = torch.zeros(len(self.parameters), dtype=torch.float64)
         self.reached = torch.zeros(len(self.parameters), dtype=torch.bool)
-        self.samples = 0
+        self.samples = 0  # in those sums
 
     def __call__(self, subjects: Sequence[Subject]) -> list[Measured]:
         return [self._measure(subject) for subject in subjects]
@@ -234,7 +240,6 @@ class _Scorer:
             if self.kept is not None:  # and it is among the sums now
                 raise InputError(f"sample {subject.sample.id}: its importance is not finite: {_MEND}")
             return Unusable(f"its importance is not finite: {_MEND}", fault=True)
-        self.samples += 1
         return {"sums": self.sums.numpy().copy()}
 
     def _backward(self, loss: Tensor, subject: Subject) -> None:
@@ -247,6 +252,11 @@ class _Scorer:
                 f"sample {subject.sample.id} alone does not fit into memory, and half of it is among the sums of "
                 "single weights now: leave it out, or shorten it"
             ) from error
+
+    def add_up(self, samples: int) -> None:
+        """Sums what each process has kept of its samples; from then on all hold the same."""
+        sum_up(self.kept or [])
+        self.samples = samples
 
     def scores(self) -> list[Tensor]:
         """The importance of single weights, mean over samples, float32."""
@@ -289,7 +299,7 @@ class _Scorer:
 def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
     if scratch is None:
         return torch.zeros(parameter.tensor.shape)
-    path = scratch / f"{parameter.name}.f32"
+    path = scratch / f"{parameter.name}{own_suffix()}.f32"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -301,16 +311,11 @@ def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
 
 def response_loss(checkpoint: Checkpoint, subject: Subject) -> Tensor:
     """Mean negative log-likelihood of the response's tokens, nats, with the graph to every parameter. float32."""
-    model: Any = checkpoint.model
     llm: Any = checkpoint.llm
-    device = llm.device
-    prompt, response = subject.prompt, torch.tensor(subject.response, device=device)
-    ids = torch.tensor([prompt.input_ids], device=device)
-    if prompt.input_features is None or prompt.input_features_mask is None:
-        embedded = llm.get_input_embeddings()(ids)
-    else:
-        embedded = model.embed(ids, prompt.input_features.to(device), prompt.input_features_mask.to(device))
-    said = llm.get_input_embeddings()(response[None, :-1])
-    inputs = torch.cat([embedded, said], dim=1)
+    embedded = checkpoint.embed_prompt(subject.prompt)
+    response = torch.tensor(subject.response, device=embedded.device)
+    said = llm.get_input_embeddings()(response[:-1])
+    inputs = torch.cat([embedded, said])[None]
     logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
-    return nn.functional.cross_entropy(logits.float(), response)
+    logits = logits[-len(response) :]  # Qwen2-Audio keeps all
+    return nn.functional.cross_entropy(logits.float(), response.to(logits.device))

@@ -22,7 +22,14 @@ from torch import Tensor
 
 
 def attention_weights(
-    query: Tensor, key: Tensor, rows: Tensor, *, scaling: float, mask: Tensor | None, causal: bool
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None,
+    causal: bool,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Recomputes the attention probabilities of chosen rows.
 
@@ -34,6 +41,7 @@ def attention_weights(
         mask: what transformers hands to its sdpa attention: None, boolean (True = may attend) or additive,
             `[B or 1, H or 1, T, K]`.
         causal: whether a row sees only keys at or before it; used where there is no mask.
+        sinks: `[H]`, a score of each head that takes its share of the probability and has no value (gpt-oss).
 
     Returns:
         alpha, `[B, H, R, K]`, float32 (float64 for float64 input).
@@ -51,7 +59,10 @@ def attention_weights(
     elif causal:
         seen = torch.arange(keys, device=rows.device) <= rows[:, None, :, None]
         scores = scores.masked_fill_(~seen, -torch.inf)
-    return scores.softmax(-1)
+    if sinks is None:
+        return scores.softmax(-1)
+    sink = sinks.to(dtype)[:, None, None].expand(batch, -1, scores.shape[2], 1)
+    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
 
 
 def output_metric(w_o: Tensor, kv_heads: int) -> list[Tensor]:
@@ -105,6 +116,26 @@ def norm_attention(
         a[key_mask] = torch.cat(summed)
         a_heads[key_mask] = torch.cat(by_head)
     return a, a_heads.transpose(1, 2)
+
+
+def row_norms(alpha: Tensor, value: Tensor, metric: list[Tensor], *, chunk: int = 256) -> Tensor:
+    """a(m, j) itself, of every row and key: what [`norm_attention`] averages over rows.
+
+    Args:
+        alpha: `[B, H, R, K]`.
+        value: `[B, H_kv, K, e]`.
+        metric: [`output_metric`] of the output projection.
+        chunk: keys worked on at a time, over all samples.
+
+    Returns:
+        `[B, R, K]`.
+    """
+    keys_alpha = alpha.permute(0, 3, 1, 2).flatten(0, 1)  # [B * K, H, R]
+    keys_value = value.transpose(1, 2).flatten(0, 1).to(_compute_dtype(alpha))  # [B * K, H_kv, e]
+    norms = []
+    for a_HR, v_Ge in zip(keys_alpha.split(chunk), keys_value.split(chunk), strict=True):
+        norms.append((a_HR * (_gram(v_Ge, metric) @ a_HR)).sum(1).clamp_min_(0).sqrt_())
+    return torch.cat(norms).unflatten(0, (len(alpha), -1)).transpose(1, 2)
 
 
 def recompose(alpha: Tensor, value: Tensor, w_o: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from lsm_probe.models.generation import keeps_rows_apart
+
 NOT_FINITE = (
     "the log-probability of its response is not finite: the weights hold NaN, or the dtype overflows (try --dtype "
     "float32 or bfloat16)"
@@ -57,6 +59,7 @@ def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response
 def gathered_log_probabilities(logits: Tensor | Sequence[Tensor], ids: Tensor) -> Tensor:
     """`log softmax(logits)[ids]`, float32: logits `[rows, tokens, vocabulary]`, ids `[tokens]` -> `[rows, tokens]`."""
     # Row by row: a float32 copy of all logits would be the largest tensor of the run.
+    ids = ids.to(logits[0].device)  # which a model over several devices may put elsewhere than its inputs
     return torch.stack([-torch.nn.functional.cross_entropy(row.float(), ids, reduction="none") for row in logits])
 
 
@@ -74,8 +77,7 @@ def _run_shared(llm: Any, embedded: Sequence[Tensor], shared: int) -> Any | None
     """The key-value cache of the shared beginning, repeated for each prompt; None where the model's cannot be."""
     output = llm(inputs_embeds=embedded[0][None, :shared], use_cache=True, logits_to_keep=1)
     cache: Any = getattr(output, "past_key_values", None)
-    layers = getattr(cache, "layers", [cache])
-    if not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
+    if not keeps_rows_apart(cache):
         return None
     cache.batch_repeat_interleave(len(embedded))
     return cache

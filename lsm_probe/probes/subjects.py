@@ -131,7 +131,7 @@ def check_samples(
     if answering.responses is not None:
         _check_responses(checkpoint, samples, answering.responses)
     if answering.source_lengths is not None:
-        if checkpoint.source == "speech":
+        if checkpoint.processor is not None:
             raise InputError("only a text LLM's source can be made another length")
         without = [sample.id for sample in samples if answering.source_lengths.get(sample.id, 0) < 1]
         if without:

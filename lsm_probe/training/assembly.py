@@ -11,6 +11,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.training.batches import accumulation
 from lsm_probe.training.checkpoints import SealCheckpoints
 from lsm_probe.training.dataset import TrainingSet, collate
@@ -31,7 +32,7 @@ def make_trainer(
     resumed: bool,
 ) -> LsmTrainer:
     """The trainer, its arguments those of the run's stage and machine."""
-    assert checkpoint.processor is not None
+    assert isinstance(checkpoint.processor, LsmProcessor)
     arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
     # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.
     arguments._n_gpu = min(arguments.n_gpu, 1)

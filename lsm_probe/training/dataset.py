@@ -18,7 +18,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import num_speech_tokens
-from lsm_probe.models.processing_lsm import pad
+from lsm_probe.models.processing_lsm import LsmProcessor, pad
 from lsm_probe.models.prompts import encode_prompt
 from lsm_probe.models.templates import AUDIO_TOKEN
 from lsm_probe.training.samples import seconds
@@ -52,7 +52,7 @@ class TrainingSet(Dataset):
     """
 
     def __init__(self, samples: Sequence[Sample], checkpoint: Checkpoint, states: SpeechStates | None = None):
-        assert checkpoint.processor is not None
+        assert isinstance(checkpoint.processor, LsmProcessor)
         if not samples:
             raise InputError("no usable sample is left: look at what was left out")
         self.samples = samples
@@ -83,11 +83,7 @@ class TrainingSet(Dataset):
 
     def _with_features(self, sample: Sample) -> dict[str, Any]:
         prompt = self.processor.encode(sample.instruction, read_audio(sample))
-        return {
-            "prompt": prompt.input_ids,
-            "input_features": prompt.input_features,
-            "input_features_mask": prompt.input_features_mask,
-        }
+        return {"prompt": prompt.input_ids, **prompt.features}
 
     def _with_states(self, sample: Sample, states: SpeechStates) -> dict[str, Any]:
         pieces = states.read(sample)

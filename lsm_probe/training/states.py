@@ -20,6 +20,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.training.samples import file_state
 
 BATCH_SIZE = 8
@@ -66,7 +67,7 @@ class SpeechStates:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         """Encodes the speech of `samples`; sound that cannot be used goes into `problems`."""
-        assert checkpoint.processor is not None
+        assert isinstance(checkpoint.processor, LsmProcessor)
         batch: list[tuple[Sample, Tensor, Tensor]] = []
         for done, sample in enumerate(samples, start=1):
             with problems.catching(""):

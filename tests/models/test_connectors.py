@@ -223,10 +223,8 @@ class TestSpeech:
         self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray], samples: int, tokens: int
     ) -> None:
         prompt = tiny_lsm.encode("Repeat the speech.", waveform(samples / RATE))
-        assert prompt.input_features is not None
-        assert prompt.input_features_mask is not None
-        assert prompt.input_features.shape == (math.ceil(samples / (30 * RATE)), 80, 3000)
-        assert prompt.input_features_mask.sum() >= samples / 160
+        assert prompt.features["input_features"].shape == (math.ceil(samples / (30 * RATE)), 80, 3000)
+        assert prompt.features["input_features_mask"].sum() >= samples / 160
         assert prompt.count(Segment.SOURCE) == tokens
         assert tiny_lsm.embed([prompt])[0].shape == (len(prompt), 48)  # refused if the model made another number
 
@@ -249,8 +247,8 @@ class TestSpeech:
         prompt = tiny_lsm.encode("Go.", waveform(2))
         model = tiny_lsm.model
         assert isinstance(model, LsmForConditionalGeneration)
-        shorter = torch.zeros_like(prompt.input_features_mask)
+        shorter = torch.zeros_like(prompt.features["input_features_mask"])
         shorter[:, : 2 * 17 + 1] = 1  # 18 encoder frames: the convolution keeps a last odd mel frame
-        assert len(model.get_audio_features(prompt.input_features, shorter)) == 2
+        assert len(model.get_audio_features(prompt.features["input_features"], shorter)) == 2
         shorter[:, 2 * 17 :] = 0
-        assert len(model.get_audio_features(prompt.input_features, shorter)) == 1
+        assert len(model.get_audio_features(prompt.features["input_features"], shorter)) == 1

@@ -109,7 +109,7 @@ print("made:", *[type(auto.from_pretrained({str(tiny_lsm_folder)!r})).__name__ f
         assert loaded.template == "vicuna"
         assert before.count(Segment.SOURCE) == 2 * -(-50 // 9)
         assert (after.input_ids, after.segments) == (before.input_ids, before.segments)
-        assert torch.equal(after.input_features, before.input_features)
+        assert torch.equal(after.features["input_features"], before.features["input_features"])
 
 
 class TestBuilding:

@@ -105,7 +105,7 @@ def test_how_much_the_silence_after_the_speech_changes_the_encoders_states(untra
         for name, checkpoint in (("full", untrained), ("trimmed", trimmed)):
             start = time.perf_counter()
             with torch.no_grad():
-                states[name] = checkpoint.model.encode_speech(prompt.input_features, prompt.input_features_mask)[0][0]
+                states[name] = checkpoint.model.encode_speech(**prompt.features)[0][0]
             seconds[name] += time.perf_counter() - start
         full, cut = states["full"], states["trimmed"]
         assert full.shape == cut.shape

@@ -121,13 +121,10 @@ def nats_by_hand(checkpoint, model, samples, responses):
         speech = checkpoint.source == "speech"
         prompt = checkpoint.encode(sample.instruction, read_audio(sample) if speech else sample.text)
         response = responses[sample.id]
-        features = (
-            {"input_features": prompt.input_features, "input_features_mask": prompt.input_features_mask}
-            if speech
-            else {}
-        )
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([[*prompt.input_ids, *response]]), **features).logits[0].double()
+            logits = (
+                model(input_ids=torch.tensor([[*prompt.input_ids, *response]]), **prompt.features).logits[0].double()
+            )
         log_probs = logits.log_softmax(-1)
         nats -= sum(log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(response))
         tokens += len(response)

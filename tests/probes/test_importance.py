@@ -87,12 +87,7 @@ def by_hand(checkpoint, samples, responses):
         speech = checkpoint.source == "speech"
         prompt = checkpoint.encode(sample.instruction, read_audio(sample) if speech else sample.text)
         response = responses[sample.id]
-        features = (
-            {"input_features": prompt.input_features, "input_features_mask": prompt.input_features_mask}
-            if speech
-            else {}
-        )
-        logits = model(input_ids=torch.tensor([[*prompt.input_ids, *response]]), **features).logits[0]
+        logits = model(input_ids=torch.tensor([[*prompt.input_ids, *response]]), **prompt.features).logits[0]
         model.zero_grad()
         loss = 0
         for i, token in enumerate(response):

@@ -28,9 +28,22 @@ class Connector(nn.Module, ABC):
     def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
         """Speech tokens made of a piece of `num_states` valid states."""
 
+    @staticmethod
+    @abstractmethod
+    def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
+        """Which states of a piece each of its speech tokens stands for: the first, and the one after the last.
+
+        Tokens come in order and leave out no state; only tokens of one window share theirs.
+        """
+
     @abstractmethod
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Turns states into speech tokens, `[tokens, llm_dim]`."""
+
+
+def window_states(window: int, num_states: int) -> list[tuple[int, int]]:
+    """The states of each window that [`cut_windows`] makes of a piece: the first, and the one after the last."""
+    return [(first, min(first + window, num_states)) for first in range(0, num_states, window)]
 
 
 def valid_states(states: Tensor, lengths: Tensor) -> Tensor:

@@ -33,6 +33,13 @@ class Conv(Connector):
     def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
         return -(-num_states // 8)
 
+    @staticmethod
+    def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
+        """Token i sees states 8 i - 14 to 8 i + 14, so each state goes to the token in whose middle it lies nearest."""
+        middles = range(0, num_states, 8)
+        borders = [0, *(middle - 4 for middle in middles[1:]), num_states]
+        return list(pairwise(borders))
+
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         for conv in self.convs:
             channels = conv(blank_padding(states, lengths).transpose(1, 2))

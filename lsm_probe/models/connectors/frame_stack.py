@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, cut_windows
+from lsm_probe.models.connectors.base import Connector, cut_windows, window_states
 
 
 class FrameStack(Connector):
@@ -23,6 +23,10 @@ class FrameStack(Connector):
     @staticmethod
     def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
         return -(-num_states // config.window)
+
+    @staticmethod
+    def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
+        return window_states(config.window, num_states)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         stacks, _ = cut_windows(states, lengths, self.window)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, valid_states
+from lsm_probe.models.connectors.base import Connector, valid_states, window_states
 
 
 class Linear(Connector):
@@ -18,6 +18,10 @@ class Linear(Connector):
     @staticmethod
     def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
         return num_states
+
+    @staticmethod
+    def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
+        return window_states(1, num_states)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         tokens: Tensor = self.linear(states[valid_states(states, lengths)])

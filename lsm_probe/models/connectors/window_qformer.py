@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, cut_windows
+from lsm_probe.models.connectors.base import Connector, cut_windows, window_states
 
 
 class WindowQFormer(Connector):
@@ -40,6 +40,10 @@ class WindowQFormer(Connector):
     @staticmethod
     def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
         return -(-num_states // config.window) * config.num_queries
+
+    @staticmethod
+    def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
+        return [states for states in window_states(config.window, num_states) for _ in range(config.num_queries)]
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         windows, mask = cut_windows(states, lengths, self.window)

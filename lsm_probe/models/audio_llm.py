@@ -1,0 +1,142 @@
+"""Audio LLMs as transformers ships them: which classes they are, and what they hand to the LLM inside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from lsm_probe.errors import InputError
+
+THINKERS = {
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
+"""Models that hear, think and speak, by type: the class of the part that hears and thinks."""
+_ADDED_TO_TEXT = ("voxtral_realtime", "kyutai_speech_to_text", "moshi")
+"""Types whose speech runs along with the text and is added onto it."""
+_HARMLESS = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "cache_position")
+"""What the LLM inside may be given and is given alike when it reads embeddings alone."""
+
+
+def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of an audio LLM of this configuration; None if it is none that transformers ships, or one without a
+    placeholder for its speech.
+
+    Raises:
+        InputError: its speech has no positions of its own, so that there is nothing to tell apart.
+    """
+    if config.model_type in _ADDED_TO_TEXT:
+        raise InputError(
+            f"a {config.model_type!r} model adds its speech onto the positions of the text, so that neither has "
+            "positions of its own and eta is undefined: give an audio LLM with placeholder tokens for the speech"
+        )
+    names = [THINKERS[config.model_type]] if config.model_type in THINKERS else config.architectures or []
+    found = getattr(transformers, names[0], None) if names else None
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel) or not issubclass(found, GenerationMixin):
+        return None
+    hears = "audio" in (found.input_modalities or ()) and find_audio_token_id(config) is not None
+    return found if hears else None
+
+
+def find_audio_token_id(config: PreTrainedConfig) -> int | None:
+    """The id of the placeholder that stands in `input_ids` for each speech token; None if there is none."""
+    for part in (config, getattr(config, "thinker_config", None), getattr(config, "audio_config", None)):
+        token = getattr(part, "audio_token_id", None)
+        if token is not None:
+            return int(token)
+    return None
+
+
+@torch.no_grad()
+def check_reads_embeddings(model: PreTrainedModel, name: str) -> None:
+    """Makes sure that a model given a text's embeddings does what it does with the text.
+
+    Raises:
+        InputError: it does something else (as models that keep embeddings for each layer).
+    """
+    llm: Any = model
+    ids = torch.tensor([[1, 2, 3, 2]], device=model.device)
+    embedded = llm.get_input_embeddings()(ids).clone()
+    embedded[:, -1] /= 2  # no token's, as a speech token's: some models look up the ids of those that are
+    from_ids = llm(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    try:
+        from_embeddings = llm(inputs_embeds=embedded, use_cache=False).logits[:, :-1].float()
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} is a {type(model).__name__}, which reads no embeddings ({reason})") from error
+    if (from_ids - from_embeddings).abs().max() > 0.01 * from_ids.abs().max():
+        raise InputError(
+            f"{name} is a {type(model).__name__}, which makes more of its input ids than embeddings: it cannot be "
+            "measured from embeddings"
+        )
+
+
+@torch.no_grad()
+def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[str, Tensor]) -> Tensor:
+    """What an audio LLM hands to the LLM inside it: text and speech tokens, embedded. The LLM itself does not run.
+
+    Args:
+        model: the audio LLM.
+        input_ids: one prompt, `[1, tokens]`, with a placeholder for each speech token.
+        features: the model's other inputs, as its processor names them; brought to the model's dtype, since not every
+            class does so itself.
+
+    Returns:
+        `[tokens, llm_dim]`.
+
+    Raises:
+        InputError: the LLM is given more than these embeddings at these positions.
+    """
+    whole: Any = model
+    features = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in features.items()}
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached(kwargs)
+
+    hook = whole.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        whole(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **features)
+    except _Reached as reached:
+        _check_handed_over(type(model).__name__, input_ids, reached.kwargs)
+        embedded: Tensor = reached.kwargs["inputs_embeds"][0]
+        return embedded
+    finally:
+        hook.remove()
+        forget_positions(model)
+    raise InputError(f"{type(model).__name__} does not run the LLM that its get_decoder() names")
+
+
+def forget_positions(model: nn.Module) -> None:
+    """Makes a model forget where it placed the pictures of its last prompt: Qwen's omni models keep that from one pass
+    to the next, for as many prompts as that one had, and read embeddings alone by it."""
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            setattr(module, "rope_deltas", None)  # noqa: B010  # to mypy an attribute of a module is a tensor
+
+
+class _Reached(Exception):
+    """The LLM inside was reached; carries what it was given."""
+
+    def __init__(self, kwargs: dict[str, Any]):
+        super().__init__()
+        self.kwargs = kwargs
+
+
+def _check_handed_over(name: str, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
+    embedded, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
+    if embedded is None or embedded.shape[:2] != input_ids.shape:
+        raise InputError(
+            f"{name} makes another number of positions than it has input ids: its processor must put one placeholder "
+            "for each speech token"
+        )
+    others = [key for key, value in kwargs.items() if isinstance(value, Tensor) and key not in _HARMLESS]
+    if others:
+        raise InputError(f"{name} hands its LLM {others[0]} beside embeddings: it cannot be measured from these alone")
+    count = torch.arange(input_ids.shape[1], device=input_ids.device)
+    # Several rows (time, height, width) say where pictures lie; for speech all count on.
+    if positions is not None and not (positions == count).all():
+        raise InputError(f"{name} numbers its positions otherwise than one after another, which is not supported")

@@ -1,0 +1,168 @@
+"""Prompts of transformers' own audio LLMs, written by their own processors, each token with its segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.prompts import Prompt, encode_pieces, refuse_placeholder, resize_source
+from lsm_probe.models.segments import Piece, Segment
+from lsm_probe.models.templates import applied, chat_pieces
+
+_RATE = 16_000
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_LONG = 30.0
+"""Seconds. Processors that cannot take more cut it off without a word."""
+
+
+class AudioLlmProcessor:
+    """Wraps the processor of an audio LLM.
+
+    The user's turn is the instruction and then the speech, or the other way round (`chat_source_first`); the system
+    text is what the chat template puts there by itself. Features and the number of speech tokens are what the
+    processor makes; the token ids of a prompt are held against the processor's own.
+
+    Args:
+        processor: of the checkpoint, as transformers loads it.
+        audio_token_id: the id that stands in `input_ids` for each speech token.
+        template: `chat` or `chat_source_first`.
+
+    Raises:
+        InputError: the template is none of these, or the processor hears nothing.
+    """
+
+    def __init__(self, processor: Any, audio_token_id: int, template: str | None = None):
+        self.template = template or "chat"
+        if self.template not in ("chat", "chat_source_first"):
+            raise InputError(
+                f"--template {self.template}: an audio LLM has a chat template of its own; choose chat or "
+                "chat_source_first"
+            )
+        self.processor = processor
+        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self.audio_token_id = audio_token_id
+        self.audio_token = str(self.tokenizer.convert_ids_to_tokens(audio_token_id))
+        extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
+        if extractor is None:
+            raise InputError(f"{type(processor).__name__} has no feature extractor: it hears nothing")
+        self.rate = int(getattr(extractor, "sampling_rate", _RATE))
+
+    def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
+        """Encodes one instruction about one utterance.
+
+        Args:
+            instruction: what the model is told to do.
+            audio: mono waveform at 16 kHz, `[samples]`.
+
+        Raises:
+            InputError: there is no speech, the processor cuts some of it off, or it makes other tokens of the prompt
+                than its template and tokenizer say.
+        """
+        if audio.ndim != 1 or not len(audio):
+            raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
+        refuse_placeholder("instruction", instruction, self.audio_token)
+        ids, features = self._hear(instruction, self._resampled(audio))
+        if len(audio) > _LONG * _RATE:
+            self._check_whole(instruction, audio, features)
+        prompt = self._with_speech(instruction, ids.count(self.audio_token_id))
+        extra = len(ids) - len(prompt)  # such as a BOS that the tokenizer puts before everything
+        if ids[max(0, extra) :] != prompt.input_ids or not set(ids[: max(0, extra)]) <= set(self._special_ids):
+            raise InputError(
+                f"{type(self.processor).__name__} makes other tokens of this prompt than its chat template and "
+                "tokenizer do, so that nothing says which token is the instruction"
+            )
+        return replace(prompt, input_ids=ids, segments=[Segment.TEMPLATE] * extra + prompt.segments, features=features)
+
+    def encode_again(self, instruction: str, speech: Tensor) -> Prompt:
+        """Encodes another instruction about an utterance whose speech tokens are there already.
+
+        Args:
+            instruction: what the model is told to do.
+            speech: the utterance's speech tokens, `[speech tokens, llm_dim]`.
+        """
+        refuse_placeholder("instruction", instruction, self.audio_token)
+        return replace(self._with_speech(instruction, len(speech)), speech=speech)
+
+    def encode_text(self, instruction: str, transcript: str) -> Prompt:
+        """Encodes one instruction about a transcript, which stands where the speech would.
+
+        Raises:
+            InputError: it holds the audio placeholder, or tokenises to nothing.
+        """
+        refuse_placeholder("transcript", transcript, self.audio_token)
+        return self._write(instruction.strip(), transcript.strip())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.processor.save_pretrained(folder)
+
+    @property
+    def _special_ids(self) -> list[int]:
+        return list(self.tokenizer.all_special_ids)
+
+    def _resampled(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
+        return audio if self.rate == _RATE else soxr.resample(audio, _RATE, self.rate)
+
+    def _with_speech(self, instruction: str, length: int) -> Prompt:
+        return resize_source(self._write(instruction.strip(), None), length, self.audio_token_id)
+
+    def _check_whole(self, instruction: str, audio: NDArray[np.float32], features: dict[str, Tensor]) -> None:
+        _, shorter = self._hear(instruction, self._resampled(audio[: -_RATE // 2]))
+        if all(a.shape == shorter[name].shape and bool((a == shorter[name]).all()) for name, a in features.items()):
+            raise InputError(
+                f"{type(self.processor).__name__} cuts off the end of {len(audio) / _RATE:.1f} s of speech: give "
+                f"pieces of at most {_LONG:.0f} s"
+            )
+
+    def _write(self, instruction: str, transcript: str | None) -> Prompt:
+        """The prompt about a transcript, or with one placeholder for the speech."""
+        return encode_pieces(self.tokenizer, self._pieces(instruction, transcript))
+
+    def _hear(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
+        """The processor's own token ids and features of a prompt about speech."""
+        text = "".join(piece for _, piece in self._pieces(instruction.strip(), None))
+        bos = self.tokenizer.bos_token
+        own_bos = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+        inputs = dict(
+            self.processor(
+                text=[text],
+                audio=[audio],
+                audio_kwargs={"sampling_rate": self.rate},
+                text_kwargs=own_bos,
+                return_tensors="pt",
+            )
+        )
+        features = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}
+        return inputs["input_ids"][0].tolist(), features
+
+    def _pieces(self, instruction: str, transcript: str | None) -> list[Piece]:
+        if transcript is not None:
+            return chat_pieces(self._apply, self._turn, instruction, transcript)
+        placeholder = self.audio_token
+        try:
+            return chat_pieces(self._apply, self._turn_with_audio, instruction, placeholder, placeholder)
+        except InputError:  # some templates know no content but text, which then holds the placeholder
+            return chat_pieces(self._apply, self._turn, instruction, placeholder, placeholder)
+
+    @property
+    def _apply(self) -> Callable[[list[dict[str, Any]]], str]:
+        return applied(self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer)
+
+    def _turn(self, instruction: str, source: str) -> str:
+        if self.template == "chat":
+            return f"{instruction}\n{source}"
+        return f"{source}{instruction}" if source == self.audio_token else f"{source}\n{instruction}"
+
+    def _turn_with_audio(self, instruction: str, source: str) -> list[dict[str, Any]]:
+        heard = {"type": "audio", "audio": ""}
+        if self.template == "chat":
+            return [{"type": "text", "text": f"{instruction}\n"}, heard]
+        return [heard, {"type": "text", "text": instruction}]

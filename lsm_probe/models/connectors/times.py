@@ -1,0 +1,77 @@
+"""Which time of an utterance each speech token of an LSM covers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.configuration_lsm import LsmConfig
+from lsm_probe.models.connectors import CONNECTORS
+
+RATE = 16_000
+PIECE_SECONDS = 30
+FRAME_SECONDS = 0.02
+"""Of one state of Whisper's encoder: two mel frames."""
+
+Times = NDArray[np.float64]
+"""Begin and end, seconds, `[..., 2]`."""
+
+
+def frame_times(num_samples: int) -> Times:
+    """Begin and end of the encoder's frames (20 ms each, the last one of a piece perhaps less), `[frames, 2]`, seconds.
+
+    Args:
+        num_samples: of the utterance at 16 kHz; more than 30 s becomes pieces of 30 s, frames one after another.
+    """
+    spans = [(piece, state, state + 1) for piece, states in _pieces(num_samples) for state in range(states)]
+    return _seconds(spans, num_samples)
+
+
+def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
+    """Begin and end of what each speech token of an utterance stands for, `[speech tokens, 2]`, seconds.
+
+    The tokens of a piece leave out nothing of it; those that several queries make of one window share its time. The
+    encoder's states hear more than their own 20 ms, up to the whole piece: this is where a token reads, not all it may
+    know of.
+
+    Args:
+        config: the LSM's.
+        num_samples: of the utterance at 16 kHz.
+
+    Raises:
+        InputError: the tokens are made of the states of Whisper's decoder, which have no time.
+    """
+    if config.decoder_states is not None:
+        raise InputError(
+            f"the {config.decoder_states} speech tokens of a piece are made of states of Whisper's decoder, each of "
+            "which hears all of it: they have no times"
+        )
+    projector = config.projector_config
+    token_states = CONNECTORS[projector.connector].token_states
+    spans = [
+        (piece, first, past)
+        for piece, states in _pieces(num_samples)
+        for first, past in token_states(projector, states)
+    ]
+    return _seconds(spans, num_samples)
+
+
+def even_times(tokens: int, num_samples: int) -> Times:
+    """Begin and end of tokens spread evenly over an utterance at 16 kHz, `[tokens, 2]`, seconds: a stand-in where it is
+    not known what they cover."""
+    borders = np.linspace(0, num_samples / RATE, tokens + 1)
+    return np.stack([borders[:-1], borders[1:]], 1)
+
+
+def _pieces(num_samples: int) -> list[tuple[int, int]]:
+    """Number of each piece and of its valid states."""
+    step, frame = PIECE_SECONDS * RATE, round(FRAME_SECONDS * RATE)
+    return [(i, -(-min(step, num_samples - i * step) // frame)) for i in range(-(-num_samples // step))]
+
+
+def _seconds(spans: list[tuple[int, int, int]], num_samples: int) -> Times:
+    """From piece, first state and the one after the last, to seconds within the utterance."""
+    piece, first, past = np.array(spans).reshape(-1, 3).T
+    seconds = PIECE_SECONDS * piece[:, None] + FRAME_SECONDS * np.stack([first, past], 1)
+    return np.minimum(seconds, num_samples / RATE)

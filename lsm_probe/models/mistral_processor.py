@@ -1,0 +1,89 @@
+"""Prompts of Voxtral, whose tokenizer (mistral-common) writes token ids at once, with no text between."""
+
+from __future__ import annotations
+
+import base64
+import io
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
+from lsm_probe.models.prompts import NoTokens, Prompt
+from lsm_probe.models.segments import Piece, Segment, token_segments
+
+
+class MistralProcessor(AudioLlmProcessor):
+    """As [`AudioLlmProcessor`], for a processor round mistral-common's tokenizer.
+
+    Control tokens are told by their ids, the instruction's by what they spell, one after another.
+    """
+
+    def _hear(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
+        inputs = self._render(self._content(instruction.strip(), {"type": "audio", "base64": _wav(audio, self.rate)}))
+        features = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        return inputs["input_ids"][0].tolist(), features
+
+    def _write(self, instruction: str, transcript: str | None) -> Prompt:
+        if transcript is None:
+            ids, _ = self._hear(instruction, np.zeros(self.rate, np.float32))
+            pieces: list[Piece] = [(Segment.INSTRUCTION, instruction)]
+        else:
+            source_first = self.template == "chat_source_first"
+            pieces = [(Segment.INSTRUCTION, instruction), (Segment.TEMPLATE, "\n"), (Segment.SOURCE, transcript)]
+            pieces = pieces[::-1] if source_first else pieces
+            text = "".join(piece for _, piece in pieces)
+            ids = self._render([{"type": "text", "text": text}])["input_ids"][0].tolist()
+        return Prompt(ids, self._segments(ids, pieces))
+
+    def _segments(self, ids: list[int], pieces: list[Piece]) -> list[Segment]:
+        """Which segment each token belongs to, given what its tokens of text spell.
+
+        Raises:
+            InputError: they spell something else.
+        """
+        special = {*self._special_ids, self.audio_token_id}
+        words = [i for i, token in enumerate(ids) if token not in special]
+        spelled = [0, *(len(self._decode([ids[w] for w in words[: n + 1]])) for n in range(len(words)))]
+        text = "".join(piece for _, piece in pieces)
+        if not words:
+            raise NoTokens(f"the instruction {text!r} has no tokens")
+        if self._decode([ids[w] for w in words]) != text:
+            raise InputError("the tokenizer rewrites the user's words, so that nothing says which token is which")
+        owners = token_segments(pieces, list(pairwise(spelled)))
+        segments = [Segment.SOURCE if token == self.audio_token_id else Segment.TEMPLATE for token in ids]
+        for position, owner in zip(words, owners, strict=True):
+            segments[position] = owner
+        return segments
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+    def _content(self, instruction: str, heard: dict[str, str]) -> list[dict[str, str]]:
+        said = {"type": "text", "text": instruction}
+        return [said, heard] if self.template == "chat" else [heard, said]
+
+    def _render(self, content: list[dict[str, str]]) -> dict[str, Any]:
+        try:
+            return dict(self.processor.apply_chat_template([{"role": "user", "content": content}]))
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"the tokenizer refuses the prompt: {reason}") from error
+
+
+def audio_llm_processor(processor: Any, audio_token_id: int, template: str | None) -> AudioLlmProcessor:
+    """The wrapper that a processor of transformers needs."""
+    of_mistral = type(processor.tokenizer).__name__ == "MistralCommonBackend"
+    return (MistralProcessor if of_mistral else AudioLlmProcessor)(processor, audio_token_id, template)
+
+
+def _wav(audio: NDArray[np.float32], rate: int) -> str:
+    """A waveform as a file in base64, without loss."""
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate, format="WAV", subtype="FLOAT")
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,709 @@
+"""Audio LLMs of transformers' own classes, tiny and random, with their real processors round a small tokenizer.
+
+The tokenizer carries the special tokens that the real checkpoints document, and the chat templates lay a turn out as
+theirs do. Two libraries have no build for the torch that the tests run on, so two parts are stood in for: the
+mel spectrogram that Granite-Speech takes from torchaudio, and the video processor (torchvision) of Qwen2.5-Omni.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+import transformers.models.granite_speech.feature_extraction_granite_speech as granite_features
+from transformers import PreTrainedTokenizerFast, ProcessorMixin, WhisperFeatureExtractor
+
+import lsm_probe
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.segments import Segment
+
+LLM = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+}
+WHISPER = {"num_mel_bins": 16, "max_source_positions": 1500}
+CHAT = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'audio' %}AUDIO{% else %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRINGS_ALONE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] + '' }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer_with(base: PreTrainedTokenizerFast, *special: str, **named: str) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=deepcopy(base.backend_tokenizer),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        extra_special_tokens=named,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *special]})
+    return tokenizer
+
+
+def save(folder: Path, model_class: str, config: Any, processor: Any = None, eos: int = 2) -> Path:
+    torch.manual_seed(0)
+    model = getattr(transformers, model_class)(config).eval()
+    for parameter in model.parameters():  # livelier than a fresh model, so that tokens and layers tell apart
+        if parameter.dim() >= 2:
+            parameter.data.mul_(4)
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    return folder
+
+
+def qwen2_audio(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tokenizer = tokenizer_with(base, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+    config = transformers.Qwen2AudioConfig(
+        audio_config={
+            **WHISPER,
+            "d_model": 16,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+        },
+        text_config={"model_type": "qwen2", **LLM},
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    processor = transformers.Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer)
+    return save(folder, "Qwen2AudioForConditionalGeneration", config, processor)
+
+
+def audioflamingo3(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tokenizer = tokenizer_with(base, "<sound>")
+    config = transformers.AudioFlamingo3Config(
+        audio_config={
+            **WHISPER,
+            "hidden_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
+        text_config={"model_type": "qwen2", **LLM},
+        audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
+    )
+    processor = transformers.AudioFlamingo3Processor(
+        WhisperFeatureExtractor(feature_size=16), tokenizer, chat_template=CHAT.replace("AUDIO", "<sound>")
+    )
+    return save(folder, "AudioFlamingo3ForConditionalGeneration", config, processor)
+
+
+def voxtral(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from transformers.tokenization_mistral_common import MistralCommonBackend
+
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tekken.json").write_text(json.dumps(_tekken()))
+    tokenizer = MistralCommonBackend.from_pretrained(folder / "tokenizer")
+    config = transformers.VoxtralConfig(
+        audio_config={
+            **WHISPER,
+            "hidden_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+        text_config={"model_type": "llama", **LLM},
+        audio_token_id=24,
+    )
+    processor = transformers.VoxtralProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer)
+    return save(folder / "model", "VoxtralForConditionalGeneration", config, processor)
+
+
+def _tekken() -> dict[str, Any]:
+    """mistral-common's file format, with single bytes and a few words, special tokens at their documented places."""
+    names = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+        "[TOOL_CALLS]",
+        "[IMG]",
+        "<pad>",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+        "[PREFIX]",
+        "[MIDDLE]",
+        "[SUFFIX]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "[TOOL_CONTENT]",
+        "[ARGS]",
+        "[CALL_ID]",
+        "[THINK]",
+        "[/THINK]",
+        "[AUDIO]",
+        "[BEGIN_AUDIO]",
+        *(f"<SPECIAL_{i}>" for i in range(26, 34)),
+        "[TRANSCRIBE]",
+        *(f"<SPECIAL_{i}>" for i in range(35, 100)),
+    ]
+    pieces = [bytes([i]) for i in range(256)] + [w.encode() for w in ("Trans", "late", " the", " speech", " into")]
+    return {
+        "config": {
+            "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s+|[^\s\p{L}\p{N}]+",
+            "num_vocab_tokens": len(pieces),
+            "default_vocab_size": len(pieces) + 100,
+            "default_num_special_tokens": 100,
+            "version": "v7",
+        },
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(piece).decode(), "token_str": None}
+            for i, piece in enumerate(pieces)
+        ],
+        "special_tokens": [{"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(names)],
+        "audio": {
+            "sampling_rate": 16000,
+            "frame_rate": 12.5,
+            "audio_encoding_config": {"num_mel_bins": 16, "hop_length": 160, "window_size": 400},
+            "chunk_length_s": 30.0,
+        },
+    }
+
+
+def granite_speech(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(granite_features, "requires_backends", lambda *a: None)
+    torchaudio = SimpleNamespace(transforms=SimpleNamespace(MelSpectrogram=_Mel))
+    monkeypatch.setattr(granite_features, "torchaudio", torchaudio, raising=False)
+    tokenizer = tokenizer_with(base, "<|audio|>")
+    tokenizer.chat_template = STRINGS_ALONE  # as the checkpoints have it: no content but text
+    audio_token_id = tokenizer.convert_tokens_to_ids("<|audio|>")
+    config = transformers.GraniteSpeechConfig(
+        encoder_config={
+            "model_type": "granite_speech_encoder",
+            "input_dim": 160,
+            "num_layers": 2,
+            "hidden_dim": 16,
+            "num_heads": 2,
+            "dim_head": 8,
+            "output_dim": 10,
+            "context_size": 50,
+            "max_pos_emb": 64,
+            "feedforward_mult": 2,
+        },
+        projector_config={
+            "model_type": "blip_2_qformer",
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "encoder_hidden_size": 16,
+            "cross_attention_frequency": 1,
+        },
+        text_config={
+            "model_type": "granite",
+            **LLM,
+            "vocab_size": audio_token_id,  # the placeholder is outside the vocabulary
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "attention_multiplier": 0.2,
+        },
+        audio_token_index=audio_token_id,
+        window_size=15,
+        downsample_rate=5,
+        has_lora_adapter=False,
+    )
+    processor = transformers.GraniteSpeechProcessor(transformers.GraniteSpeechFeatureExtractor(), tokenizer)
+    return save(folder, "GraniteSpeechForConditionalGeneration", config, processor)
+
+
+class _Mel(torch.nn.Module):
+    """In the place of torchaudio's: a spectrogram of as many bins and frames."""
+
+    def __init__(self, **settings: Any):
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        s = self.settings
+        window = torch.hann_window(s["win_length"])
+        spectrum = torch.stft(audio, s["n_fft"], s["hop_length"], s["win_length"], window, return_complex=True)
+        return spectrum.abs().square()[..., : s["n_mels"], :]
+
+
+def qwen2_5_omni_thinker(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    names = ("image", "audio", "video")
+    named = {f"{name}_token": f"<|{name.upper()}|>" for name in names}
+    named |= {f"{name}_{end}_token": f"<|{name}_{end}|>" for name in ("vision", "audio") for end in ("bos", "eos")}
+    tokenizer = tokenizer_with(base, **named)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    config = transformers.Qwen2_5OmniThinkerConfig(
+        audio_config={
+            **WHISPER,
+            "d_model": 16,
+            "encoder_layers": 3,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "output_dim": LLM["hidden_size"],
+            "n_window": 50,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "embed_dim": 16,
+        },
+        text_config={
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+            **LLM,
+        },
+        audio_token_id=ids["audio_token"],
+        image_token_id=ids["image_token"],
+        video_token_id=ids["video_token"],
+        audio_start_token_id=ids["audio_bos_token"],
+        audio_end_token_id=ids["audio_eos_token"],
+        vision_start_token_id=ids["vision_bos_token"],
+        vision_end_token_id=ids["vision_eos_token"],
+    )
+    own = ProcessorMixin.check_argument_for_proper_class
+    monkeypatch.setattr(
+        ProcessorMixin,
+        "check_argument_for_proper_class",
+        lambda self, name, given: None if given is None else own(self, name, given),
+    )
+    processor = transformers.Qwen2_5OmniProcessor(
+        None,
+        None,
+        WhisperFeatureExtractor(feature_size=16),
+        tokenizer,
+        chat_template=CHAT.replace("AUDIO", "<|audio_bos|><|AUDIO|><|audio_eos|>"),
+    )
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *a, **k: processor)
+    return save(folder, "Qwen2_5OmniThinkerForConditionalGeneration", config)
+
+
+AUDIO_LLMS: dict[str, Callable[[Path, PreTrainedTokenizerFast, pytest.MonkeyPatch], Path]] = {
+    "qwen2_audio": qwen2_audio,
+    "audioflamingo3": audioflamingo3,
+    "voxtral": voxtral,
+    "granite_speech": granite_speech,
+    "qwen2_5_omni_thinker": qwen2_5_omni_thinker,
+}
+
+
+# Fixtures
+
+
+@pytest.fixture(params=AUDIO_LLMS)
+def folder(request, tmp_path, make_tokenizer, monkeypatch) -> Path:
+    return AUDIO_LLMS[request.param](tmp_path / request.param, make_tokenizer(None), monkeypatch)
+
+
+@pytest.fixture
+def qwen(tmp_path, make_tokenizer, monkeypatch) -> Path:
+    return qwen2_audio(tmp_path / "qwen", make_tokenizer(None), monkeypatch)
+
+
+@pytest.fixture
+def granite(tmp_path, make_tokenizer, monkeypatch) -> Path:
+    return granite_speech(tmp_path / "granite", make_tokenizer(None), monkeypatch)
+
+
+def load(folder: Path, **options: Any) -> Checkpoint:
+    return lsm_probe.load(folder, device="cpu", dtype="float32", **options)
+
+
+@pytest.fixture
+def samples(tmp_path, waveform) -> list[Sample]:
+    """Utterances of different lengths, each with an instruction of another length."""
+    instructions = ["Translate the speech into German.", "Repeat.", "Answer the question about the speech in one word."]
+    made = []
+    for i, (instruction, text) in enumerate(
+        zip(instructions * 2, ["rain", "the old town", "sea shells"] * 2, strict=True)
+    ):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, waveform(0.7 + 0.4 * i, seed=i), 16_000)
+        made.append(
+            Sample(id=f"s{i}", audio=str(path), text=f"{text} {i}", instruction=instruction, target="It rains.")
+        )
+    return made
+
+
+def spelled(checkpoint: Checkpoint, prompt: Any) -> list[tuple[str, str]]:
+    """A prompt as runs of one segment and what they spell; speech as its number of tokens."""
+    runs = []
+    for segment, group in groupby(zip(prompt.segments, prompt.input_ids, strict=True), key=lambda pair: pair[0]):
+        ids = [token for _, token in group]
+        decode = checkpoint.tokenizer.decode
+        runs.append((segment.name, f"{len(ids)}" if segment is Segment.SOURCE else decode(ids)))
+    return runs
+
+
+def whole_pass(checkpoint: Checkpoint, prompt: Any, **more: Any) -> Any:
+    ids = torch.tensor([prompt.input_ids])
+    with torch.no_grad():
+        return checkpoint.model(input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.features, **more)
+
+
+# What a prompt is, labelled by hand
+
+SYSTEM = [("TEMPLATE", "<|im_start|>system\n"), ("SYSTEM", "You are a helpful assistant.")]
+END = "<|im_end|>\n<|im_start|>assistant\n"
+USER = "<|im_end|>\n<|im_start|>user\n"
+TRANSLATE = ("INSTRUCTION", "Translate the speech into German.")
+PROMPTS = {
+    # Speech tokens of 2 s: 25 a second; Voxtral's 30 s at 12.5, whatever is in them; Granite's 3 for each 15 frames.
+    ("qwen2_audio", "chat"): [
+        *SYSTEM,
+        ("TEMPLATE", USER),
+        TRANSLATE,
+        ("TEMPLATE", "\nAudio 1: <|audio_bos|>"),
+        ("SOURCE", "50"),
+        ("TEMPLATE", "<|audio_eos|>\n" + END),
+    ],
+    ("qwen2_audio", "chat_source_first"): [
+        *SYSTEM,
+        ("TEMPLATE", USER + "Audio 1: <|audio_bos|>"),
+        ("SOURCE", "50"),
+        ("TEMPLATE", "<|audio_eos|>\n"),
+        TRANSLATE,
+        ("TEMPLATE", END),
+    ],
+    ("audioflamingo3", "chat"): [
+        *SYSTEM,
+        ("TEMPLATE", USER),
+        TRANSLATE,
+        ("TEMPLATE", "\n"),
+        ("SOURCE", "50"),
+        ("TEMPLATE", END),
+    ],
+    ("audioflamingo3", "chat_source_first"): [
+        *SYSTEM,
+        ("TEMPLATE", USER),
+        ("SOURCE", "50"),
+        TRANSLATE,
+        ("TEMPLATE", END),
+    ],
+    ("voxtral", "chat"): [
+        ("TEMPLATE", "<s>[INST]"),
+        TRANSLATE,
+        ("TEMPLATE", "[BEGIN_AUDIO]"),
+        ("SOURCE", "375"),
+        ("TEMPLATE", "[/INST]"),
+    ],
+    ("voxtral", "chat_source_first"): [
+        ("TEMPLATE", "<s>[INST][BEGIN_AUDIO]"),
+        ("SOURCE", "375"),
+        TRANSLATE,
+        ("TEMPLATE", "[/INST]"),
+    ],
+    ("granite_speech", "chat"): [
+        ("TEMPLATE", "<|im_start|>user\n"),
+        TRANSLATE,
+        ("TEMPLATE", "\n"),
+        ("SOURCE", "21"),
+        ("TEMPLATE", END),
+    ],
+    ("granite_speech", "chat_source_first"): [
+        ("TEMPLATE", "<|im_start|>user\n"),
+        ("SOURCE", "21"),
+        TRANSLATE,
+        ("TEMPLATE", END),
+    ],
+    ("qwen2_5_omni_thinker", "chat"): [
+        *SYSTEM,
+        ("TEMPLATE", USER),
+        TRANSLATE,
+        ("TEMPLATE", "\n<|audio_bos|>"),
+        ("SOURCE", "50"),
+        ("TEMPLATE", "<|audio_eos|>" + END),
+    ],
+    ("qwen2_5_omni_thinker", "chat_source_first"): [
+        *SYSTEM,
+        ("TEMPLATE", USER + "<|audio_bos|>"),
+        ("SOURCE", "50"),
+        ("TEMPLATE", "<|audio_eos|>"),
+        TRANSLATE,
+        ("TEMPLATE", END),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "template"), PROMPTS)
+def test_segments_of_a_prompt_labelled_by_hand(name, template, tmp_path, make_tokenizer, monkeypatch, waveform):
+    checkpoint = load(AUDIO_LLMS[name](tmp_path / name, make_tokenizer(None), monkeypatch), template=template)
+    prompt = checkpoint.encode(" Translate the speech into German. ", waveform(2.0))
+    assert spelled(checkpoint, prompt) == PROMPTS[name, template]
+    assert set(prompt.positions(Segment.SOURCE)) == {
+        i for i, token in enumerate(prompt.input_ids) if token == checkpoint.processor.audio_token_id
+    }
+
+
+@pytest.mark.parametrize("template", ["chat", "chat_source_first"])
+def test_a_transcript_stands_where_the_speech_would(folder, template):
+    checkpoint = load(folder, template=template)
+    prompt = checkpoint.encode("Translate the speech into German.", "the old town")
+    runs = [run for run in spelled(checkpoint, prompt) if run[0] in ("INSTRUCTION", "SOURCE")]
+    sources = checkpoint.tokenizer.decode([prompt.input_ids[i] for i in prompt.positions(Segment.SOURCE)])
+    assert sources.strip() == "the old town"
+    assert [name for name, _ in runs] == ["INSTRUCTION", "SOURCE"][:: 1 if template == "chat" else -1]
+    assert not prompt.features
+
+
+# The model is what it is
+
+
+def test_embedded_prompts_give_the_models_own_logits(folder, waveform):
+    checkpoint = load(folder)
+    prompt = checkpoint.encode("Translate the speech into German.", waveform(1.3))
+    embedded = checkpoint.embed([prompt])[0][None]
+    with torch.no_grad():
+        logits = checkpoint.llm(inputs_embeds=embedded, attention_mask=torch.ones(embedded.shape[:2])).logits
+    expected = whole_pass(checkpoint, prompt).logits
+    assert torch.equal(logits, expected)
+    silent = checkpoint.encode("Translate the speech into German.", np.zeros(len(waveform(1.3)), np.float32))
+    assert not torch.allclose(whole_pass(checkpoint, silent).logits, expected)  # and the speech counts in them
+
+
+def test_answers_are_the_models_own(folder, waveform):
+    checkpoint = load(folder)
+    prompts = [checkpoint.encode("Translate it.", waveform(s, seed=i)) for i, s in enumerate((0.6, 1.9))]
+    for prompt, answer in zip(prompts, checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=20), strict=True):
+        ids = torch.tensor([prompt.input_ids])
+        with torch.no_grad():
+            own = checkpoint.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **prompt.features,
+                do_sample=False,
+                max_new_tokens=20,
+                pad_token_id=0,
+            )
+        assert answer == own[0, len(prompt) :].tolist()
+
+
+def test_speech_heard_once_serves_every_instruction(folder, waveform):
+    checkpoint = load(folder)
+    audio = waveform(1.3)
+    again = checkpoint.encode("Repeat what was said.", checkpoint.listen(audio))
+    whole = checkpoint.encode("Repeat what was said.", audio)
+    assert again.input_ids == whole.input_ids
+    assert again.segments == whole.segments
+    assert torch.equal(checkpoint.embed([again])[0], checkpoint.embed([whole])[0])
+
+
+def test_granites_adapter_stays_on_in_generation(granite, waveform):
+    from peft import LoraConfig
+
+    checkpoint = load(granite)
+    checkpoint.model.add_adapter(LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    for name, parameter in checkpoint.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(100)
+    prompt = checkpoint.encode("Translate it.", waveform(1.0))
+    embedded = checkpoint.embed([prompt])
+    with_adapter = checkpoint.generate(embedded, max_new_tokens=12)
+    checkpoint.model.disable_adapters()
+    without = checkpoint.generate(embedded, max_new_tokens=12)
+    checkpoint.model.enable_adapters()
+    ids = torch.tensor([prompt.input_ids])
+    own = checkpoint.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.features, do_sample=False, max_new_tokens=12
+    )
+    assert with_adapter[0] == own[0, len(prompt) :].tolist()
+    assert with_adapter != without
+
+
+# Probes
+
+
+def test_attention_leaves_the_logits_and_checks_itself(folder, samples):
+    checkpoint = load(folder)
+    prompt = checkpoint.encode(samples[0].instruction, "the old town")
+    before = whole_pass(checkpoint, prompt).logits
+    result = lsm_probe.attention(checkpoint, samples, response="reference")
+    assert torch.equal(whole_pass(checkpoint, prompt).logits, before)
+    assert result.self_check["worst"] <= 1e-5
+    assert result.to_dict()["checkpoint"]["source"] == "speech"
+    assert len(result.samples) == len(samples)
+    assert np.isfinite(result.to_dict()["eta"]["mean"]).all()
+
+
+def test_attention_does_not_depend_on_the_batch(folder, samples):
+    checkpoint = load(folder)
+    alone = lsm_probe.attention(checkpoint, samples, response="reference", batch_size=1)
+    together = lsm_probe.attention(checkpoint, samples, response="reference", batch_size=len(samples))
+    np.testing.assert_allclose(together.norms, alone.norms, rtol=1e-5)
+    np.testing.assert_allclose(together.head_norms, alone.head_norms, rtol=1e-5)
+
+
+def test_attention_equals_brute_force_in_float64(folder, samples):
+    """The last layer's norms of alpha v W_O, from eager attention and the module's own weights."""
+    checkpoint = load(folder)
+    checkpoint.model.double()
+    sample = samples[2]
+    from lsm_probe.data.audio import read_audio
+
+    prompt = checkpoint.encode(sample.instruction, read_audio(sample))
+    response = checkpoint.encode_response(sample.target)
+    prompt_embedded = checkpoint.embed([prompt])[0]
+    said = checkpoint.llm.get_input_embeddings()(torch.tensor(response))
+    result = lsm_probe.attention(checkpoint, [sample], response="reference")
+    decoder = checkpoint.llm.get_decoder()
+    seen = {}
+    attention = decoder.layers[-1].self_attn
+    hook = attention.v_proj.register_forward_hook(lambda module, args, output: seen.update(value=output))
+    decoder.set_attn_implementation("eager")
+    with torch.no_grad():
+        alphas = decoder(
+            inputs_embeds=torch.cat([prompt_embedded, said])[None], output_attentions=True, use_cache=False
+        ).attentions
+    hook.remove()
+    heads, groups = LLM["num_attention_heads"], LLM["num_key_value_heads"]
+    value = seen["value"][0].unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=1)  # [keys, heads, e]
+    w_o = attention.o_proj.weight.t().unflatten(0, (heads, -1))  # [heads, e, d]
+    rows = torch.arange(len(response)) + len(prompt) - 1
+    vectors = torch.einsum("hrk,khe,hed->rkd", alphas[-1][0][:, rows], value, w_o)
+    scores = vectors.norm(dim=-1).mean(0)
+    for name, segment in (("instruction", Segment.INSTRUCTION), ("source", Segment.SOURCE)):
+        expected = scores[prompt.positions(segment)].sum().item()
+        got = result.norms[0, -1, lsm_probe.probes.attention_result.SEGMENTS.index(name)]
+        assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_probe_measures_it(folder, samples):
+    checkpoint = load(folder)
+    reference = {"response": "reference"}
+    sensitivity = lsm_probe.sensitivity(checkpoint, samples, instructions=lsm_probe.read_pool("probing"), **reference)
+    knockout = lsm_probe.knockout(checkpoint, samples[:2], window=1, **reference)
+    alignment = lsm_probe.alignment(checkpoint, samples, perplexity=1.5)
+    heard = lsm_probe.importance(checkpoint, samples[:2], **reference)
+    read = lsm_probe.importance(checkpoint, samples[:2], modality="text", **reference)
+    assert len(sensitivity.samples) == len(alignment.samples) == len(samples)
+    assert knockout.self_check["worst"] <= 1e-5
+    assert np.isfinite(knockout.fall).all()
+    assert not np.allclose(heard.sums, read.sums)
+    names = [parameter["name"] for parameter in heard.parameters]
+    assert not any("audio_tower" in name or "encoder" in name for name in names)
+    assert {parameter["layer"] for parameter in heard.parameters} == {None, 0, 1, 2}
+
+
+# Refusals: one line, what and why
+
+
+@pytest.mark.parametrize(
+    ("model_type", "model_class"),
+    [
+        ("voxtral_realtime", "VoxtralRealtimeForConditionalGeneration"),
+        ("kyutai_speech_to_text", "KyutaiSpeechToTextForConditionalGeneration"),
+    ],
+)
+def test_speech_without_positions_of_its_own_is_refused(model_type, model_class, tmp_path):
+    config = {"model_type": model_type, "architectures": [model_class]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="adds its speech onto the positions of the text") as refused:
+        load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
+    checkpoint = load(qwen)
+    checkpoint.encode("Repeat.", waveform(30.0))
+    with pytest.raises(InputError, match=r"cuts off the end of 31\.0 s of speech"):
+        checkpoint.encode("Repeat.", waveform(31.0))
+
+
+def test_long_speech_that_is_taken_whole_is_measured(tmp_path, make_tokenizer, monkeypatch, waveform):
+    checkpoint = load(audioflamingo3(tmp_path / "af3", make_tokenizer(None), monkeypatch))
+    prompt = checkpoint.encode("Repeat.", waveform(31.0))
+    assert prompt.count(Segment.SOURCE) > 750
+    embedded = checkpoint.embed([prompt])[0]
+    assert embedded.shape == (len(prompt), LLM["hidden_size"])
+
+
+@pytest.mark.parametrize("template", ["vicuna", "llama3", "vicuna_text"])
+def test_other_templates_are_refused(qwen, template):
+    with pytest.raises(InputError, match="chat or chat_source_first"):
+        load(qwen, template=template)
+
+
+def test_the_placeholder_in_the_users_words_is_refused(qwen, waveform):
+    checkpoint = load(qwen)
+    with pytest.raises(InputError, match=r"instruction holds <\|AUDIO\|>"):
+        checkpoint.encode("Repeat <|AUDIO|>.", waveform(1.0))
+    with pytest.raises(InputError, match=r"transcript holds <\|AUDIO\|>"):
+        checkpoint.encode("Repeat.", "rain <|AUDIO|>")
+
+
+def test_no_speech_is_refused(folder):
+    with pytest.raises(InputError, match="at least one sample"):
+        load(folder).encode("Repeat.", np.zeros(0, np.float32))
+
+
+def test_a_template_that_rewrites_the_instruction_is_refused(qwen, waveform):
+    checkpoint = load(qwen)
+    checkpoint.processor.processor.chat_template = checkpoint.processor.processor.chat_template.replace(
+        "{{ content['text'] }}", "{{ content['text'] | upper }}"
+    ).replace("{{ message['content'] }}", "{{ message['content'] | upper }}")
+    with pytest.raises(InputError, match="rewrites the user's words"):
+        checkpoint.encode("Repeat.", waveform(1.0))
+
+
+def test_a_model_that_lengthens_the_prompt_inside_is_refused(qwen, waveform):
+    """Qwen2-Audio's old way: one placeholder for all of the speech."""
+    checkpoint = load(qwen)
+    prompt = checkpoint.encode("Repeat.", waveform(1.0))
+    first = prompt.positions(Segment.SOURCE)[0]
+    short = [*prompt.input_ids[: first + 1], *prompt.input_ids[prompt.positions(Segment.SOURCE)[-1] + 1 :]]
+    from lsm_probe.models.audio_llm import merged_embeddings
+
+    with pytest.raises(InputError, match="one placeholder for each speech token"):
+        merged_embeddings(checkpoint.model, torch.tensor([short]), dict(prompt.features))
+
+
+def test_a_model_that_tells_its_llm_more_than_embeddings_is_refused(qwen, waveform, monkeypatch):
+    checkpoint = load(qwen)
+    prompt = checkpoint.encode("Repeat.", waveform(1.0))
+    own = type(checkpoint.llm.get_decoder()).forward
+    whole = checkpoint.model.model
+
+    def forward(**kwargs: Any) -> Any:
+        return type(whole).forward(whole, **kwargs, deepstack=torch.ones(1))
+
+    monkeypatch.setattr(whole, "forward", forward)
+    monkeypatch.setattr(
+        type(checkpoint.llm.get_decoder()), "forward", lambda self, *a, deepstack=None, **k: own(self, *a, **k)
+    )
+    with pytest.raises(InputError, match="hands its LLM deepstack beside embeddings"):
+        checkpoint.embed([prompt])
+
+
+def test_training_an_audio_llm_is_refused_by_name(qwen):
+    from lsm_probe.training.config import ModelSettings
+    from lsm_probe.training.start import start_model
+
+    with pytest.raises(InputError, match="no LSM of ours"):
+        start_model(ModelSettings(start=str(qwen)), None, 0)
