@@ -1,4 +1,4 @@
-"""Eta by layer: the curve, its interval, and the numbers behind the picture."""
+"""Eta by layer and by head: curves with intervals, maps, and the numbers behind the pictures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.heads import HeadMap, Scale, head_figure
 from lsm_probe.plots.style import MARKERS, legend_height
-from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
+from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult, head_eta_difference
+from lsm_probe.probes.heads import SIGNIFICANT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = ("eta.png", "eta.svg", "eta.csv", "eta_heads.csv")
+PICTURES = ("eta.png", "eta.svg", "eta.csv", "eta_heads.png", "eta_heads.svg", "eta_heads.csv")
 """What [`save_eta`] writes."""
 
 
@@ -76,11 +78,32 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     return figure
 
 
+def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
+    """Eta of single heads, a map for each result under its own conventions; a head's area is its share of its layer.
+
+    Two results of the same samples and heads have the map of their difference below, with a frame round the heads
+    that have changed (p below 0.05, corrected for the number of heads).
+    """
+    maps = [
+        HeadMap(_label(result), result.head_eta().mean, range(result.n_layers), result.head_share())
+        for result in results
+    ]
+    scales = [Scale("η of the head (0.5 = balanced)", 0.5, 0.5)] * len(maps)
+    if len(results) == 2 and results[0].ids == results[1].ids and maps[0].values.shape == maps[1].values.shape:
+        found = head_eta_difference(*results)
+        title = f"{results[1].name} minus {results[0].name} (framed: changed)"
+        maps.append(HeadMap(title, found.mean, maps[0].layers, outlined=found.p < SIGNIFICANT))
+        scales.append(Scale("difference of η", 0, 1))
+    xlabel = "layer (area of η's squares: the head's share of its layer)"
+    return head_figure([[shown] for shown in maps], scales, xlabel)
+
+
 def save_eta(results: Sequence[AttentionResult], out: Path) -> None:
-    """Writes `PICTURES`: the figure, its numbers (a row for each checkpoint, segment convention and layer), and those
-    of single heads (a row for each checkpoint, layer and head, under the results' own conventions)."""
+    """Writes `PICTURES`: curves and their numbers (a row for each checkpoint, segment convention and layer), maps of
+    single heads and theirs (a row for each checkpoint, layer and head, under the results' own conventions)."""
     save_figure(eta_figure(results), out / "eta")
     save_frame(eta_frame(results), out / "eta.csv")
+    save_figure(eta_heads_figure(results), out / "eta_heads")
     save_frame(pd.concat([result.head_frame() for result in results], ignore_index=True), out / "eta_heads.csv")
 
 

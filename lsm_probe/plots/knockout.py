@@ -1,4 +1,4 @@
-"""Knockout: what the response loses without instruction or source, by layer."""
+"""Knockout: what the response loses without instruction or source, by layer and by head."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pandas as pd
 
 from lsm_probe.models.segments import Segment
 from lsm_probe.plots.files import save_figure, save_frame
+from lsm_probe.plots.heads import HeadMap, Scale, head_figure
 from lsm_probe.plots.style import MARKERS, legend_height
-from lsm_probe.probes.knockout_result import KnockoutResult
+from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.result import Curve
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = ("knockout.png", "knockout.svg", "knockout.csv")
-"""What [`save_knockout`] writes."""
+HEAD_PICTURES = ("knockout_heads.png", "knockout_heads.svg", "knockout_heads.csv")
+"""What [`save_knockout`] writes; the second where single heads were knocked out."""
 
 
 def plot_falls(
@@ -69,10 +71,40 @@ def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
     return figure
 
 
+def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
+    """Falls without one head's view of a segment: a row for each result, instruction left and source right.
+
+    Framed are instruction heads on the left, source heads on the right (see [`KnockoutResult.head_kinds`]), and those
+    that are both on either side.
+    """
+    rows = []
+    for result in results:
+        kinds = result.head_kinds()
+        rows.append(
+            [
+                HeadMap(
+                    f"{result.name}, {segment.name.lower()}",
+                    result.head_falls(segment).mean,
+                    result.head_layers,
+                    outlined=(kinds == segment.name.lower()) | (kinds == "both"),
+                )
+                for segment in SEGMENTS
+            ]
+        )
+    reach = max(float(np.abs(shown.values).max()) for row in rows for shown in row)
+    scale = Scale("nats per response token lost", 0, reach, reverse=True)
+    return head_figure(rows, [scale] * len(rows), "layer (framed: heads that matter)")
+
+
 def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
-    """Writes `PICTURES`: the figure, and its numbers as a row for each checkpoint and layer."""
+    """Writes `PICTURES`: the figure, and its numbers as a row for each checkpoint and layer; where single heads were
+    knocked out `HEAD_PICTURES` too, with a row for each checkpoint, layer and head."""
     save_figure(knockout_figure(results), out / "knockout")
     save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "knockout.csv")
+    if all(result.head_layers for result in results):
+        save_figure(knockout_heads_figure(results), out / "knockout_heads")
+        frames = [result.head_frame() for result in results]
+        save_frame(pd.concat(frames, ignore_index=True), out / "knockout_heads.csv")
 
 
 def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes | None) -> Axes:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lsm_probe.errors import InputError
 from lsm_probe.probes.conventions import Conventions
+from lsm_probe.probes.heads import Tested, corrected_p
 from lsm_probe.probes.result import GROUPS, Curve, Floats, ProbeResult, curve, rounded
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class AttentionResult(ProbeResult):
         tokens: token counts, `[samples, segments]`.
         rows: generating rows (response tokens, EOS included where produced), `[samples]`.
         conventions: how this object reads itself; see [`with_conventions`].
-        self_check: how well the same alpha, v and W_O reproduced the attention modules' own output.
+        self_check: how well the same alpha, v and W_O reproduced the attention modules' own output, and whose
+            activations they were (`backend`).
         token_scores: only when asked for.
     """
 
@@ -98,19 +100,34 @@ class AttentionResult(ProbeResult):
 
     def eta(self) -> Curve:
         """Instruction proportion `S_instruction / (S_instruction + S_source)` by layer, with its interval."""
-        mean = self._aggregate(np.ones((1, len(self.samples))))[0]
+        mean = self._aggregate(self.scores(), self._all())[0]
         return curve(mean, self.resampled_eta())
 
     def resampled_eta(self) -> Floats:
         """Eta by layer of each bootstrap resample, `[resamples, layers]`."""
-        return self._aggregate(self.weights())
+        return self._aggregate(self.scores(), self.weights())
 
-    def head_eta(self) -> Floats:
-        """Eta of single heads, `[layers, heads]`, under the conventions `segment`, `aggregate` and `span`."""
-        instruction, source = self.head_scores()
+    def head_eta(self) -> Curve:
+        """Eta of single heads with its interval, `[layers, heads]`, under `segment`, `aggregate` and `span`.
+
+        NaN for a head that takes nothing from instruction and source in some sample.
+        """
+        return curve(self._aggregate(self.head_scores(), self._all())[0], self.resampled_head_eta())
+
+    def resampled_head_eta(self) -> Floats:
+        """Eta of single heads of each bootstrap resample, `[resamples, layers, heads]`."""
+        return self._aggregate(self.head_scores(), self.weights())
+
+    def head_share(self) -> Floats:
+        """Each head's part of what its layer takes from instruction and source, `[layers, heads]`.
+
+        `(S_instruction + S_source)` of the head over the sum of its layer's heads: what the head weighs in the layer's
+        eta under `mean_of_norms`. A head with a low eta and next to no share is no head that reads the source.
+        """
+        both = np.add(*self.head_scores())
         if self.conventions.aggregate == "mean_of_ratios":
-            return (instruction / (instruction + source)).mean(0)
-        return instruction.mean(0) / (instruction.mean(0) + source.mean(0))
+            return (both / both.sum(2, keepdims=True)).mean(0)
+        return both.mean(0) / both.mean(0).sum(1, keepdims=True)
 
     def eta_groups(self) -> list[dict[str, Any]]:
         """Eta averaged over `numpy.array_split(layers, 6)`, as in the paper's figures."""
@@ -143,15 +160,20 @@ class AttentionResult(ProbeResult):
         )
 
     def head_frame(self) -> pd.DataFrame:
-        """A row for each layer and head: its own eta, S_instruction and S_source (means over samples)."""
+        """A row for each layer and head: its own eta with its interval, its share of the layer (see [`head_share`]),
+        S_instruction and S_source (means over samples). `.sort_values("eta")` ranks the heads."""
         instruction, source = self.head_scores()
         layers, heads = instruction.shape[1:]
+        eta = self.head_eta()
         return pd.DataFrame(
             {
                 "checkpoint": self.name,
                 "layer": np.repeat(np.arange(layers), heads),
                 "head": np.tile(np.arange(heads), layers),
-                "eta": self.head_eta().ravel(),
+                "eta": eta.mean.ravel(),
+                "ci_low": eta.ci_low.ravel(),
+                "ci_high": eta.ci_high.ravel(),
+                "share": self.head_share().ravel(),
                 "S_instruction": instruction.mean(0).ravel(),
                 "S_source": source.mean(0).ravel(),
             }
@@ -180,8 +202,10 @@ class AttentionResult(ProbeResult):
         if self.n_layers == other.n_layers:
             both = {s: [r.with_conventions(segment=s) for r in (self, other)] for s in ("mean", "sum")}
             differences = {segment: eta_difference(*pair).to_dict() for segment, pair in both.items()}
+        same_heads = self.head_norms.shape[1:3] == other.head_norms.shape[1:3]
         return {
             "eta_difference": differences,
+            "head_eta_difference": head_eta_difference(self, other).to_dict() if same_heads else None,
             "source_tokens": [round(float(r.tokens[:, source].mean()), 3) for r in (self, other)],
             "same_lengths": bool(np.array_equal(self.tokens, other.tokens)),
         }
@@ -190,6 +214,9 @@ class AttentionResult(ProbeResult):
         """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
         falls as the source gets longer."""
         warnings = []
+        backends = [r.self_check.get("backend", "native") for r in (self, other)]
+        if backends[0] != backends[1]:
+            warnings.append(f"{self.name} was measured through {backends[0]} and {other.name} through {backends[1]}")
         if self.n_layers != other.n_layers:
             warnings.append(
                 f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
@@ -234,13 +261,27 @@ class AttentionResult(ProbeResult):
             return instruction, column["source"]
         return instruction / n_instruction, column["source"] / count["source"]
 
-    def _aggregate(self, weights: NDArray[np.float64]) -> Floats:
-        """Eta by layer for each row of sample weights `[draws, samples]`: `[draws, layers]`."""
-        instruction, source = self.scores()
-        if self.conventions.aggregate == "mean_of_ratios":
-            return weights @ (instruction / (instruction + source)) / weights.sum(1, keepdims=True)
-        drawn = weights @ instruction
-        return drawn / (drawn + weights @ source)
+    def _aggregate(self, scores: tuple[Floats, Floats], weights: NDArray[np.float64]) -> Floats:
+        """Eta of S_instruction and S_source, `[samples, ...]` each, for each row of sample weights `[draws, samples]`:
+        `[draws, ...]`."""
+        instruction, source = scores
+        # A head that takes nothing has no eta.
+        with np.errstate(invalid="ignore"):
+            if self.conventions.aggregate == "mean_of_ratios":
+                drawn = np.tensordot(weights, instruction / (instruction + source), 1)
+                return drawn / weights.sum(1).reshape(-1, *[1] * (drawn.ndim - 1))
+            drawn = np.tensordot(weights, instruction, 1)
+            return drawn / (drawn + np.tensordot(weights, source, 1))
+
+    def _head_ratios(self) -> Floats:
+        """Eta of single heads of each sample, `[samples, layers, heads]`."""
+        instruction, source = self.head_scores()
+        with np.errstate(invalid="ignore"):
+            return instruction / (instruction + source)
+
+    def _all(self) -> NDArray[np.float64]:
+        """Weights of one draw that holds each sample once, `[1, samples]`."""
+        return np.ones((1, len(self.samples)))
 
     def _segment_summary(self) -> dict[str, Any]:
         norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
@@ -264,3 +305,15 @@ def eta_difference(first: AttentionResult, second: AttentionResult) -> Curve:
     Both must hold the same samples in the same order.
     """
     return curve(second.eta().mean - first.eta().mean, second.resampled_eta() - first.resampled_eta())
+
+
+def head_eta_difference(first: AttentionResult, second: AttentionResult) -> Tested:
+    """Eta of `second` minus eta of `first` by head, `[layers, heads]`, p being of the samples' own ratios.
+
+    Both must hold the same samples in the same order, and as many heads.
+    """
+    found = curve(
+        second.head_eta().mean - first.head_eta().mean, second.resampled_head_eta() - first.resampled_head_eta()
+    )
+    ratios = [r._head_ratios() for r in (first, second)]
+    return Tested(**vars(found), p=corrected_p(ratios[1] - ratios[0], first.clusters, seed=first.seed))

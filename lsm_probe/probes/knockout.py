@@ -8,7 +8,10 @@ What this does not show: tokens after the segment had already read it before the
 tokens, and the speech after the instruction, pass on what they took, so that part of what a segment is worth leaks
 through, also when it is cut off in all layers (stored beside the windows). Attention normalised over what remains is
 not what the model was trained on either, which can make a fall larger than that worth, or negative. No bound, then.
-In bfloat16 a mean fall is off by about 0.01 nats (measured): curves want float32.
+In bfloat16 a mean fall is off by about 0.01 nats (measured): curves want float32, and single heads need it.
+
+Single heads, on request: one head of one layer may not see the segment, the other heads see everything. Heads stand in
+for each other, so that single falls are small and need not add up to what they are worth together.
 
 Only the generating rows change, so the prompt runs once; each knockout runs the response alone on its key-value cache.
 """
@@ -48,10 +51,12 @@ class Knockout:
     Attributes:
         segment: the segment it may not see; None cuts nothing.
         layers: the layers in which it may not.
+        head: the one query head that may not; None for all heads.
     """
 
     segment: Segment | None
     layers: range
+    head: int | None = None
 
 
 def knockout(
@@ -59,6 +64,8 @@ def knockout(
     samples: Sequence[Sample],
     *,
     window: int = 5,
+    heads: bool = False,
+    layers: Sequence[int] | None = None,
     response: Literal["generated", "reference"] = "generated",
     max_new_tokens: int = MAX_NEW_TOKENS,
     responses: Mapping[str, list[int]] | None = None,
@@ -76,6 +83,8 @@ def knockout(
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
         window: layers cut together round each layer in turn (an even number has one more after it); at both ends the
             window is what there is of it, which flattens the curves there.
+        heads: knock single heads out too: `2 * layers * heads` knockouts more for each sample.
+        layers: the layers whose heads are knocked out; all of them if None.
         response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
         max_new_tokens: longest generated response, in tokens.
         responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
@@ -88,15 +97,17 @@ def knockout(
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive
-            number, or the model's attention cannot be captured and cut exactly.
+            number, `layers` names none of the model's or comes without `heads`, or the model's attention cannot be
+            captured and cut exactly.
     """
     if window < 1:
         raise InputError(f"--window {window} is no number of layers: give 1 or more")
+    head_layers = _head_layers(checkpoint, heads, layers)
     measuring = Round(
         checkpoint,
         samples,
         Answering(response, max_new_tokens, responses),
-        settings={"window": window},
+        settings={"window": window, "head_layers": head_layers},
         batch_size=batch_size,
         on_error=on_error,
         data=data,
@@ -104,14 +115,15 @@ def knockout(
         on_progress=on_progress,
     )
     with capture(checkpoint.llm) as captured:
-        plan = plan_knockouts(len(captured.layers), window)
+        plan = plan_knockouts(len(captured.layers), window) + plan_heads(head_layers, _count_heads(checkpoint))
         records, common = measuring.run(lambda subjects: [_measure(checkpoint, captured, s, plan) for s in subjects])
     errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
     check = error_summary(errors, checkpoint.llm.dtype)
     check["worst"] = max(float(record.arrays["worst"]) for record in records)
     return KnockoutResult(
         **common,
-        **stack(records, "log_prob", "fall", "fall_all_layers"),
+        **stack(records, "log_prob", "fall", "fall_all_layers", "fall_heads"),
+        head_layers=head_layers,
         conventions=KnockoutConventions(window, response),
         self_check=check,
         seed=seed,
@@ -129,6 +141,36 @@ def plan_knockouts(layers: int, window: int) -> list[Knockout]:
     ]
 
 
+def plan_heads(layers: Sequence[int], heads: int) -> list[Knockout]:
+    """Each segment hidden from each head of these layers alone."""
+    return [
+        Knockout(segment, range(layer, layer + 1), head)
+        for segment in SEGMENTS
+        for layer in layers
+        for head in range(heads)
+    ]
+
+
+def _head_layers(checkpoint: Checkpoint, heads: bool, layers: Sequence[int] | None) -> list[int]:
+    """The layers whose heads are knocked out, in order."""
+    if not heads:
+        if layers is not None:
+            raise InputError("--layers chooses the layers whose heads are knocked out: give --heads too")
+        return []
+    depth = checkpoint.llm.config.get_text_config().num_hidden_layers
+    chosen = sorted(set(range(depth) if layers is None else layers))
+    beyond = [layer for layer in chosen if not 0 <= layer < depth]
+    if beyond or not chosen:
+        named = f"names layer {beyond[0]}, but" if beyond else "names no layer:"
+        raise InputError(f"--layers {named} {checkpoint.name} has layers 0 to {depth - 1}")
+    return chosen
+
+
+def _count_heads(checkpoint: Checkpoint) -> int:
+    """Query heads of a layer."""
+    return int(checkpoint.llm.config.get_text_config().num_attention_heads)
+
+
 @torch.no_grad()
 def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: Sequence[Knockout]) -> Measured:
     llm: Any = checkpoint.llm
@@ -143,7 +185,7 @@ def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: 
         own_cache = deepcopy(cache)
         own_cache.batch_repeat_interleave(len(part))
         everywhere = torch.arange(len(rows), device=ids.device).expand(len(part), -1)
-        blocking = _Blocking(subject, part)
+        blocking = _Blocking(subject, part, _count_heads(checkpoint))
         with captured.at_rows(everywhere, torch.ones_like(everywhere, dtype=torch.bool), block=blocking):
             logits = llm(
                 inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own_cache, logits_to_keep=len(rows)
@@ -157,11 +199,13 @@ def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: 
     if not means.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)
     falls = (means[0] - means[1:]).numpy()
-    layers = len(captured.layers)
+    n = len(SEGMENTS) * len(captured.layers)
+    windows, whole, single = np.split(falls, [n, n + len(SEGMENTS)])
     return {
         "log_prob": means[0].numpy(),
-        "fall": falls[: len(SEGMENTS) * layers].reshape(len(SEGMENTS), layers),
-        "fall_all_layers": falls[len(SEGMENTS) * layers :],
+        "fall": windows.reshape(len(SEGMENTS), -1),
+        "fall_all_layers": whole,
+        "fall_heads": single.reshape(len(SEGMENTS), -1, _count_heads(checkpoint)),
         "errors": errors[0],  # nothing cut
         "worst": np.max([e.max() for e in errors]),
     }
@@ -170,14 +214,17 @@ def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: 
 class _Blocking:
     """What each knockout of a pass hides in a layer: see [`lsm_probe.probes.capture.Block`]."""
 
-    def __init__(self, subject: Subject, part: Sequence[Knockout]):
+    def __init__(self, subject: Subject, part: Sequence[Knockout], heads: int):
         device = subject.embedded.device
         keys = len(subject.prompt) + len(subject.response) - 1
         segments = torch.zeros(keys, dtype=torch.long)
         segments[: len(subject.prompt)] = torch.tensor(subject.prompt.segments)
         self.part = part
         self.hidden = torch.stack([segments == (cut.segment or -1) for cut in part]).to(device)
+        # Where every head is meant, one mask does for all of them.
+        columns = range(heads if any(cut.head is not None for cut in part) else 1)
+        self.meant = torch.tensor([[cut.head in (None, head) for head in columns] for cut in part], device=device)
 
     def __call__(self, layer: int) -> Tensor | None:
         active = torch.tensor([layer in cut.layers for cut in self.part], device=self.hidden.device)
-        return self.hidden & active[:, None] if active.any() else None
+        return self.hidden[:, None] & (self.meant & active[:, None])[:, :, None] if active.any() else None

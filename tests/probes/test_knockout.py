@@ -43,8 +43,9 @@ def probe(checkpoint, samples, **options):
     return lsm_probe.knockout(checkpoint, samples, **{"max_new_tokens": 6, "window": 3, **options})
 
 
-def log_prob_by_hand(checkpoint, sample, response, segment, layers):
-    """Mean log-probability of the response, in float64: one whole eager pass, the mask of some layers edited."""
+def log_prob_by_hand(checkpoint, sample, response, segment, layers, head=None):
+    """Mean log-probability of the response, in float64: one whole eager pass, the mask of some layers edited, for one
+    of their heads or for all."""
     source = read_audio(sample) if checkpoint.source == "speech" else sample.text
     prompt = checkpoint.encode(sample.instruction, source)
     embedded = checkpoint.embed([prompt])[0].double()
@@ -56,8 +57,9 @@ def log_prob_by_hand(checkpoint, sample, response, segment, layers):
     columns = [i for i, own in enumerate(prompt.segments) if own is segment]
 
     def edit(module, args, kwargs):
-        mask = kwargs["attention_mask"].clone()
-        mask[..., first:, columns] = -torch.inf
+        mask = kwargs["attention_mask"].repeat(1, llm.config.num_attention_heads, 1, 1)
+        heads = slice(None) if head is None else slice(head, head + 1)
+        mask[:, heads, first:, columns] = -torch.inf
         return args, {**kwargs, "attention_mask": mask}
 
     modules = [m for m in llm.modules() if "Attention" in type(m).__name__ and hasattr(m, "layer_idx")]
@@ -82,11 +84,17 @@ def check_by_hand(checkpoint, samples, result, window):
                 assert result.fall[i, s, layer] == pytest.approx(fall, abs=2e-5)
             fall = base - log_prob_by_hand(checkpoint, sample, ids, segment, range(n_layers))
             assert result.fall_all_layers[i, s] == pytest.approx(fall, abs=2e-5)
+            for place, head in np.ndindex(*result.fall_heads.shape[2:]):
+                layers = [result.head_layers[place]]
+                fall = base - log_prob_by_hand(checkpoint, sample, ids, segment, layers, head)
+                assert result.fall_heads[i, s, place, head] == pytest.approx(fall, abs=2e-5)
 
 
 def test_falls_equal_a_pass_with_the_mask_edited_by_hand(checkpoint, samples):
-    result = probe(checkpoint, samples[:3])
+    result = probe(checkpoint, samples[:3], heads=True)
     assert np.abs(result.fall).max() > 1e-3
+    assert result.fall_heads.shape == (3, 2, 3, 6)
+    assert np.abs(result.fall_heads).max() > 1e-3
     check_by_hand(checkpoint, samples[:3], result, window=3)
 
 
@@ -99,8 +107,10 @@ def test_every_family_equals_the_mask_edited_by_hand(family, tiny_llm, samples):
         for parameter in model.parameters():
             parameter.mul_(3) if parameter.dim() > 1 else None
     checkpoint = replace(tiny_llm, model=model, name=family)
-    result = probe(checkpoint, samples[:2], responses={s.id: [5, 9, 300] for s in samples})
+    responses = {s.id: [5, 9, 300] for s in samples}
+    result = probe(checkpoint, samples[:2], responses=responses, heads=True, layers=[0, 2])
     assert np.abs(result.fall).max() > 1e-3
+    assert np.abs(result.fall_heads).max() > 1e-3
     check_by_hand(checkpoint, samples[:2], result, window=3)
 
 
@@ -130,12 +140,14 @@ def test_a_window_of_all_layers_is_the_knockout_of_all_layers(tiny_llm, samples)
 
 
 def test_alone_in_a_batch_and_in_pieces_the_numbers_are_the_same(checkpoint, samples, monkeypatch):
-    together = probe(checkpoint, samples)
-    alone = probe(checkpoint, samples, batch_size=1, responses=together.responses())
+    together = probe(checkpoint, samples, heads=True)
+    alone = probe(checkpoint, samples, heads=True, batch_size=1, responses=together.responses())
     np.testing.assert_allclose(alone.fall, together.fall, atol=1e-5)
+    np.testing.assert_allclose(alone.fall_heads, together.fall_heads, atol=1e-5)
     monkeypatch.setattr("lsm_probe.probes.knockout._TOKENS", 12)
-    pieces = probe(checkpoint, samples, responses=together.responses())
+    pieces = probe(checkpoint, samples, heads=True, responses=together.responses())
     np.testing.assert_allclose(pieces.fall, together.fall, atol=1e-5)
+    np.testing.assert_allclose(pieces.fall_heads, together.fall_heads, atol=1e-5)
 
 
 def test_the_model_is_as_it_was_after_an_error_and_an_interrupt(tiny_llm, samples, monkeypatch):
@@ -226,6 +238,8 @@ def make(seed=0, samples=12, layers=6, shift=(0.5, 1.0), name="model"):
         log_prob=rng.normal(size=samples).astype(np.float32),
         fall=fall,
         fall_all_layers=fall.sum(2),
+        fall_heads=np.zeros((samples, 2, 0, 4), np.float32),
+        head_layers=[],
         clusters=np.arange(samples),
         samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(samples)],
         checkpoint={"name": name, "source": "text"},

@@ -156,10 +156,10 @@ def test_head_eta_equals_its_definition():
     sums = result.head_norms.astype(float)
     one = sums[..., INSTRUCTION] / result.tokens[:, INSTRUCTION, None, None]
     other = sums[..., SOURCE] / result.tokens[:, SOURCE, None, None]
-    np.testing.assert_allclose(result.head_eta(), (one / (one + other)).mean(0), rtol=1e-6)
-    assert result.head_eta().shape == (7, 3)
+    np.testing.assert_allclose(result.head_eta().mean, (one / (one + other)).mean(0), rtol=1e-6)
+    assert result.head_eta().mean.shape == (7, 3)
     frame = result.head_frame().set_index(["layer", "head"])
-    assert frame.loc[(5, 2), "eta"] == pytest.approx(result.head_eta()[5, 2])
+    assert frame.loc[(5, 2), "eta"] == pytest.approx(result.head_eta().mean[5, 2])
     assert frame.loc[(5, 2), "S_source"] == pytest.approx(other.mean(0)[5, 2])
 
 

@@ -10,6 +10,9 @@ from rich.table import Table
 from lsm_probe.cli.tables.common import attention_check
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
 
+_SHOWN = 3
+"""Heads that the note names."""
+
 
 def attention_table(results: Sequence[AttentionResult]) -> Table:
     """Eta averaged over six groups of layers: a row for each checkpoint and segment convention."""
@@ -34,4 +37,17 @@ def attention_table(results: Sequence[AttentionResult]) -> Table:
 
 
 def attention_note(result: AttentionResult) -> str:
-    return attention_check(result.self_check)
+    return f"{attention_check(result.self_check)}; {_lowest_heads(result)}"
+
+
+def _lowest_heads(result: AttentionResult) -> str:
+    """The heads that read the source rather than the instruction, of those that carry something."""
+    frame = result.head_frame()
+    heads = frame["head"].nunique()
+    found = frame[frame["share"] >= 1 / heads].nsmallest(_SHOWN, "eta")
+    shown = [
+        f"{row['layer']}.{row['head']} ({row['eta']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}], "
+        f"{100 * row['share']:.0f} % of its layer)"
+        for row in found.to_dict("records")
+    ]
+    return f"lowest η of heads with an even share of their layer or more: {', '.join(shown)}"

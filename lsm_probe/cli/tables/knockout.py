@@ -12,6 +12,9 @@ from lsm_probe.cli.tables.common import attention_check, whose, with_interval
 from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.result import GROUPS
 
+_SHOWN = 3
+"""Heads of a kind that the note names."""
+
 
 def knockout_table(results: Sequence[KnockoutResult]) -> Table:
     """Falls averaged over six groups of layers, and with a segment cut off in all: a row for each segment."""
@@ -39,4 +42,23 @@ def knockout_table(results: Sequence[KnockoutResult]) -> Table:
 
 
 def knockout_note(result: KnockoutResult) -> str:
-    return f"responses: {whose(result)}; {attention_check(result.self_check)}"
+    note = f"responses: {whose(result)}; {attention_check(result.self_check)}"
+    return f"{note}; {_heads(result)}" if result.head_layers else note
+
+
+def _heads(result: KnockoutResult) -> str:
+    """The heads that matter, those that cost most first."""
+    frame = result.head_frame()
+    speaks = result.checkpoint["source"] == "speech"
+    names = {"source": "speech-anchor heads" if speaks else "source heads", "instruction": "instruction heads"}
+    parts = []
+    for kind, name in names.items():
+        fall = f"fall_{kind}"
+        found = frame[frame["kind"] == kind].sort_values(fall, ascending=False)
+        shown = [
+            f"{row['layer']}.{row['head']} ({row[fall]:.4f} [{row[f'{fall}_low']:.4f}, {row[f'{fall}_high']:.4f}])"
+            for row in found.head(_SHOWN).to_dict("records")
+        ]
+        parts.append(f"{name}, {len(found)}" + (f": {', '.join(shown)}" if shown else ""))
+    both = (frame["kind"] == "both").sum()
+    return f"of {len(frame)} heads {'; '.join(parts)}; both, {both}"
