@@ -21,8 +21,10 @@ Examples:
 
     lsm-probe attention --ckpt my-lsm --heads mean_of_norms --response reference --json
 
-Writes result.json, arrays.npz, samples.jsonl, eta.png, eta.svg, eta.csv and eta_heads.csv; with several checkpoints
-comparison.json too.
+    lsm-probe attention --ckpt my-lsm --backend nnsight --responses runs/attention/my-lsm --out runs/second-opinion
+
+Writes result.json, arrays.npz, samples.jsonl, and eta and eta_heads (single heads) as .png, .svg and .csv; with
+several checkpoints comparison.json too.
 """
 
 
@@ -45,6 +47,13 @@ def attention(
         str, typer.Option(help="instruction or instruction+template.", rich_help_panel=opt.NUMBERS)
     ] = "instruction",
     response: opt.Response = "generated",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Whose activations are read: native, or for a second opinion transformer-lens or nnsight.",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = "native",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = "auto",
@@ -68,6 +77,7 @@ def attention(
             "response": response,
             "max_new_tokens": max_new_tokens,
             "tokens": tokens,
+            "backend": opt.one_of("--backend", backend, "native", "transformer-lens", "nnsight"),
             **opt.probing(seed, on_error, batch_size),
         },
         responses=responses,

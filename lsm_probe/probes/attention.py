@@ -20,10 +20,12 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult, TokenScores
-from lsm_probe.probes.capture import Capture, LayerAttention, capture, error_summary
+from lsm_probe.probes.backends import RunPass, backend_versions, open_backend
+from lsm_probe.probes.capture import LayerAttention, error_summary
 from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.norms import norm_attention
 from lsm_probe.probes.record import Record
+from lsm_probe.probes.result import package_versions
 from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
 from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
 
@@ -41,6 +43,7 @@ def attention(
     responses: Mapping[str, list[int]] | None = None,
     source_lengths: Mapping[str, int] | None = None,
     tokens: bool = False,
+    backend: Literal["native", "transformer-lens", "nnsight"] = "native",
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     on_error: Literal["fail", "skip"] = "fail",
@@ -62,6 +65,9 @@ def attention(
         source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With
             another checkpoint's `result.source_lengths()` this is the length- and position-matched control.
         tokens: keep the scores of single prompt tokens too.
+        backend: whose activations are read: our own capture's, or for a second opinion TransformerLens's or nnsight's
+            (text LLMs and LSMs; `pip install "lsm-probe[interop]"`). All generate in the same way. In float32 they
+            agree to 1e-4 relative; in half precision, eager attention rounds otherwise, by several percent of a norm.
         batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
             rounding alone: 1e-5 relative in float32.
         seed: of the bootstrap.
@@ -74,42 +80,42 @@ def attention(
         An [`AttentionResult`]; every convention but `response` can be read from it.
 
     Raises:
-        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, or the model's attention
-            cannot be measured exactly.
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the backend is not installed,
+            or the model's attention cannot be measured exactly.
     """
     conventions = Conventions(heads, segment, aggregate, span, response)
     measuring = Round(
         checkpoint,
         samples,
         Answering(response, max_new_tokens, responses, source_lengths),
-        settings={"tokens": tokens},
+        settings={"tokens": tokens, "backend": backend},
         batch_size=batch_size,
         on_error=on_error,
         data=data,
         progress_folder=progress_folder,
         on_progress=on_progress,
     )
-    with capture(checkpoint.llm) as captured:
-        records, common = measuring.run(lambda subjects: _measure(checkpoint, captured, subjects, tokens))
+    with open_backend(backend, checkpoint.llm) as run_pass:
+        records, common = measuring.run(lambda subjects: _measure(checkpoint, run_pass, subjects, tokens))
     errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
     return AttentionResult(
         **common,
         **stack(records, "norms", "head_norms", "tokens"),
         rows=np.array([e.shape[1] for e in errors]),
         conventions=conventions,
-        self_check=error_summary(errors, checkpoint.llm.dtype),
+        self_check={"backend": backend, **error_summary(errors, checkpoint.llm.dtype)},
         seed=seed,
+        versions=package_versions() | backend_versions(backend),
         token_scores=_token_scores(records),
     )
 
 
 @torch.no_grad()
 def _measure(
-    checkpoint: Checkpoint, captured: Capture, subjects: Sequence[Subject], keep_tokens: bool
+    checkpoint: Checkpoint, run_pass: RunPass, subjects: Sequence[Subject], keep_tokens: bool
 ) -> list[Measured]:
     """One teacher-forced pass over prompts and responses, right-padded: the arrays of a [`Record`] for each."""
-    llm = checkpoint.llm
-    embedding = llm.get_input_embeddings()
+    embedding = checkpoint.llm.get_input_embeddings()
     device = subjects[0].embedded.device
     inputs = pad_sequence(
         [torch.cat([s.embedded, embedding(torch.tensor(s.response, device=device))]) for s in subjects],
@@ -120,11 +126,10 @@ def _measure(
     mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).to(device)
     rows, row_mask = generating_rows(prompt_lengths, response_lengths)
     sums = SegmentSums([s.prompt for s in subjects], row_mask.to(device), keep_tokens)
-    with captured.at_rows(rows.to(device), row_mask.to(device), sums):
-        llm(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
+    errors = run_pass(inputs, mask.long(), rows.to(device), row_mask.to(device), sums)
     arrays = sums.by_sample()
-    for array, errors in zip(arrays, captured.errors_by_sample(), strict=True):
-        array["errors"] = errors.float().numpy()
+    for array, error in zip(arrays, errors, strict=True):
+        array["errors"] = error.float().numpy()
     return [array if _has_norms(array["norms"]) else Unusable("zero norms") for array in arrays]
 
 
@@ -142,7 +147,7 @@ def generating_rows(prompt_lengths: Sequence[int], response_lengths: Sequence[in
 
 
 class SegmentSums:
-    """Visitor of [`capture`]: adds up each layer's norm-based attention by segment, on the device.
+    """Visitor of a captured pass: adds up each layer's norm-based attention by segment, on the device.
 
     Args:
         prompts: the batch's prompts; prompt tokens begin at position 0 (right padding).
@@ -163,18 +168,19 @@ class SegmentSums:
 
     def __call__(self, layer: LayerAttention) -> None:
         keys = self.segments.shape[1]
+        own, device = self.members.device, layer.alpha.device  # layers may lie on several
         a, a_heads = norm_attention(
             layer.alpha[..., :keys],
             layer.value[:, :, :keys],
             layer.metric,
-            self.row_weight,
-            self.segments != Segment.PADDING,
+            self.row_weight.to(device),
+            (self.segments != Segment.PADDING).to(device),
         )
-        members = self.members.to(a.dtype)
-        self.norms.append(torch.einsum("bk,bks->bs", a, members))
-        self.head_norms.append(torch.einsum("bhk,bks->bhs", a_heads, members))
+        members = self.members.to(a)
+        self.norms.append(torch.einsum("bk,bks->bs", a, members).to(own))
+        self.head_norms.append(torch.einsum("bhk,bks->bhs", a_heads, members).to(own))
         if self.keep_tokens:
-            self.token_norms.append(a)
+            self.token_norms.append(a.to(own))
 
     def by_sample(self) -> list[dict[str, np.ndarray]]:
         """The arrays of each sample, layers in order."""

@@ -28,6 +28,7 @@ def write(path, rows):
     return path
 
 
+HEADS = ("eta_heads.png", "eta_heads.svg", "eta_heads.csv")
 QUICK = ("--max-new-tokens", 4)
 
 
@@ -37,7 +38,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(lsm_probe_command, tin
         "attention", "--ckpt", tiny_lsm_folder, "--data", manifest, "--out", out, *QUICK
     )
     assert code == 0
-    files = {"result.json", "arrays.npz", "samples.jsonl", "eta.png", "eta.svg", "eta.csv", "eta_heads.csv"}
+    files = {"result.json", "arrays.npz", "samples.jsonl", "eta.png", "eta.svg", "eta.csv", *HEADS}
     assert {path.name for path in out.iterdir() if path.name[0] != "."} == files
     result = AttentionResult.load(out)
     assert len(result.samples) == 4
@@ -152,7 +153,7 @@ def test_a_later_run_takes_away_the_folders_of_an_earlier_one(
     (out / "llm" / "notes.txt").write_text("mine")
     assert lsm_probe_command(*arguments, "--ckpt", tiny_lsm_folder)[0] == 0
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
-    pictures = {"eta.png", "eta.svg", "eta.csv", "eta_heads.csv"}
+    pictures = {"eta.png", "eta.svg", "eta.csv", *HEADS}
     assert left == {"result.json", "arrays.npz", "samples.jsonl", "llm/notes.txt"} | pictures
 
 

@@ -9,7 +9,9 @@ from lsm_probe.probes.result import Curve, ProbeResult
 
 def attention_check(check: dict[str, Any]) -> str:
     """How well the captured attention reproduced the model's own."""
-    return f"alpha, v and W_O reproduce the attention output to {check['worst']:.0e} (bound {check['worst_bound']:.0e})"
+    through = f"through {check['backend']}: " if check.get("backend", "native") != "native" else ""
+    reached, bound = check["worst"], check["worst_bound"]
+    return f"{through}alpha, v and W_O reproduce the attention output to {reached:.0e} (bound {bound:.0e})"
 
 
 def whose(result: ProbeResult) -> str:

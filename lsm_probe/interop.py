@@ -1,0 +1,135 @@
+"""Hands the LLM inside a checkpoint to TransformerLens and nnsight, with spoken prompts to run through it there.
+
+    checkpoint = lsm_probe.load("builtin:untrained")
+    prompts = embed_prompts(checkpoint, lsm_probe.read_manifest("builtin:probe")[:2])
+
+    bridge = to_transformer_lens(checkpoint)
+    logits, cache = bridge.run_with_cache(prompts.inputs_embeds, attention_mask=prompts.attention_mask)
+
+    model = to_nnsight(checkpoint)
+    with model.trace(inputs_embeds=prompts.inputs_embeds, attention_mask=prompts.attention_mask):
+        middle = model.model.layers[15].output.save()
+
+Both read the prompt as embeddings: speech has no token ids. Encoder and connector have done their work by then, so what
+is patched or traced is the LLM.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.subjects import Answering, Subject, check_samples, prepare
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class EmbeddedPrompts:
+    """Prompts as the LLM reads them, right-padded: what is at position `i` is the same token in all attributes.
+
+    Attributes:
+        inputs_embeds: text and speech embedded, `[batch, tokens, llm_dim]`, in the model's dtype.
+        attention_mask: `[batch, tokens]`, 1 for real tokens.
+        segments: stored values of [`Segment`], `[batch, tokens]`; `segments == Segment.SOURCE` are the speech tokens
+            (of a text LLM, the transcript).
+        labels: the text of each token, without padding; speech tokens are `speech 0`, `speech 1`, ...
+        last: position of each prompt's last token, `[batch]`: its logits predict the first response token.
+    """
+
+    inputs_embeds: Tensor
+    attention_mask: Tensor
+    segments: Tensor
+    labels: list[list[str]]
+    last: Tensor
+
+
+def embed_prompts(checkpoint: Checkpoint, samples: Sequence[Sample]) -> EmbeddedPrompts:
+    """Encodes and embeds the prompts of samples, speech heard by the checkpoint's own encoder and connector.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM.
+
+    Raises:
+        InputError: if a sample cannot be used; the line names it.
+    """
+    answering = Answering(response="none")
+    check_samples(checkpoint, samples, answering)
+    subjects, _ = prepare(checkpoint, samples, answering, on_error="fail")
+    device = subjects[0].embedded.device
+    segments = pad_sequence([torch.tensor(s.prompt.segments) for s in subjects], batch_first=True).to(device)
+    return EmbeddedPrompts(
+        inputs_embeds=pad_sequence([s.embedded for s in subjects], batch_first=True),
+        attention_mask=(segments != Segment.PADDING).long(),
+        segments=segments,
+        labels=[_labels(subject) for subject in subjects],
+        last=torch.tensor([len(s.prompt) - 1 for s in subjects], device=device),
+    )
+
+
+def to_transformer_lens(checkpoint: Checkpoint) -> TransformerBridge:
+    """The checkpoint's LLM as a TransformerBridge, with its tokenizer, in a few milliseconds and no memory.
+
+    Embedded prompts go in where token ids would: `bridge(inputs_embeds, attention_mask=mask)`, and the same with
+    `run_with_cache`, `run_with_hooks`, `stop_at_layer`. A hook that edits should work on a clone: what enters layer 0
+    is `inputs_embeds` itself. Logits differ from the checkpoint's own by rounding, since TransformerLens computes
+    attention step by step.
+
+    The weights are shared with the checkpoint: reading and patching activations leaves it alone, and so does
+    `enable_compatibility_mode`, but training the bridge, or writing into its parameters, changes it too.
+
+    Raises:
+        InputError: if TransformerLens is not installed, or cannot take the model; audio LLMs other than our own LSM
+            are refused.
+    """
+    from lsm_probe.probes.backends.transformer_lens import bridge_over
+
+    bridge = bridge_over(checkpoint.llm)
+
+    from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
+
+    # A tokenizer given to TransformerLens would be loaded anew, from the hub if need be.
+    bridge.tokenizer = copy.deepcopy(checkpoint.tokenizer)
+    bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(bridge.tokenizer)
+    bridge.cfg.default_prepend_bos = False  # the prompt templates say where a BOS belongs
+    return bridge
+
+
+def to_nnsight(checkpoint: Checkpoint) -> NNsight:
+    """The checkpoint's LLM as an NNsight model, in a few milliseconds and no memory.
+
+    Embedded prompts go in by name: `with model.trace(inputs_embeds=..., attention_mask=...)`. Attention runs eager, so
+    that `model.model.layers[i].self_attn.source.attention_interface_1.output[1]` holds its probabilities
+    `[batch, heads, queries, keys]`; logits differ from the checkpoint's own by rounding.
+
+    The weights are shared with the checkpoint: tracing and patching activations leaves it alone, but training the
+    model, or writing into its parameters, changes it too.
+
+    Raises:
+        InputError: if nnsight is not installed; audio LLMs other than our own LSM are refused.
+    """
+    from lsm_probe.probes.backends.nnsight import wrap
+
+    return wrap(checkpoint.llm)
+
+
+def _labels(subject: Subject) -> list[str]:
+    checkpoint, prompt = subject.checkpoint, subject.prompt
+    speech = prompt.positions(Segment.SOURCE) if checkpoint.source == "speech" else []
+    number = {position: i for i, position in enumerate(speech)}
+    return [
+        f"speech {number[i]}" if i in number else str(checkpoint.tokenizer.decode([token]))
+        for i, token in enumerate(prompt.input_ids)
+    ]
