@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,10 +17,13 @@ from transformers.utils import logging as transformers_logging
 
 from lsm_probe.cli.progress import progress
 from lsm_probe.data.manifest import read_manifest
+from lsm_probe.data.problems import OnError
+from lsm_probe.data.sample import Sample
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
 from lsm_probe.probes.runs import OUTPUTS, run_probe, slug
 from lsm_probe.probes.subjects import describe_data, read_responses
+from lsm_probe.processes import is_main, join, say, several, together
 
 Result = TypeVar("Result", bound=ProbeResult)
 
@@ -56,16 +61,22 @@ def probe_and_report(
     as_json: bool = False,
     **running: Any,
 ) -> list[Result]:
-    """Runs a probe on checkpoints and shows what came out; `running` goes to [`run_probe`]."""
+    """Runs a probe on checkpoints and shows what came out; `running` goes to [`run_probe`].
+
+    Of several processes the main one writes and speaks.
+    """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    samples = read_manifest(data, on_error=probing.get("on_error", "fail"))[:limit]
+    if several():
+        join(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
+    with together():
+        samples = _read_samples(data, on_error=probing.get("on_error", "fail"))[:limit]
+        probing = {**probing, "data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
+        if responses is not None:
+            probing["responses"] = read_responses(responses)
     out = out or Path("runs") / command / "+".join(slug(name) for name in names)
-    probing = {**probing, "data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
-    if responses is not None:
-        probing["responses"] = read_responses(responses)
     try:
-        with progress() as on_progress:
+        with progress() if is_main() else nullcontext(lambda *_: None) as on_progress:
             results, comparison = run_probe(
                 probe,
                 names,
@@ -79,14 +90,29 @@ def probe_and_report(
                 **running,
             )
     except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
+        say("interrupted: the same command with --resume goes on from here")
         raise typer.Exit(130) from None
+    with together():
+        if is_main():
+            _report(view, results, comparison, out, as_json)
+    return results
+
+
+def _read_samples(data: str, on_error: OnError) -> list[Sample]:
+    with warnings.catch_warnings():
+        if not is_main():  # it reads the same
+            warnings.simplefilter("ignore")
+        return read_manifest(data, on_error=on_error)
+
+
+def _report(
+    view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path, as_json: bool
+) -> None:
     view.save(results, out)
     if as_json:
         print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
     else:
         _show(view, results, comparison, out)
-    return results
 
 
 def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path) -> None:

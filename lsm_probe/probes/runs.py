@@ -19,15 +19,18 @@ from lsm_probe.models.loading import load
 from lsm_probe.probes.comparison import compare
 from lsm_probe.probes.controls import CONTROL, Control
 from lsm_probe.probes.result import ProbeResult, write_json
+from lsm_probe.processes import exchange, is_main, together
 
 OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "masks.npz")
 """What a result leaves in its folder, pictures apart."""
 RECORD = ".run.json"
 """Says which probe wrote to a folder, and into which folders below: what the next run may take away."""
+_PROGRESS = "progress"
 OnProgress = Callable[[str, int, int], None]
 Result = TypeVar("Result", bound=ProbeResult)
 
 
+@together()
 def run_probe(
     probe: Callable[..., Result],
     names: Sequence[str],
@@ -44,7 +47,7 @@ def run_probe(
     """Probes checkpoints one after another on the same samples and writes everything into a folder.
 
     One checkpoint writes `result.json`, `arrays.npz` and `samples.jsonl` into `out`; several write them into a folder
-    each and `comparison.json` beside.
+    each and `comparison.json` beside. Under `torchrun` every process must call it; the main one writes.
 
     Args:
         probe: for example [`lsm_probe.attention`].
@@ -66,8 +69,7 @@ def run_probe(
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
-    with alone_in(out), _progress(out, resume) as progress:
-        earlier = _Earlier(out, probe.__name__, pictures)
+    with _writing(out, probe.__name__, pictures, resume) as earlier:
         folders = _Folders()
 
         def measure(checkpoint: Checkpoint, chosen: Sequence[Sample], **changes: Any) -> Result:
@@ -75,13 +77,14 @@ def run_probe(
             result = probe(
                 checkpoint,
                 chosen,
-                progress_folder=progress / folder,
+                progress_folder=out / _PROGRESS / folder,
                 on_progress=lambda done: on_progress(name, done, len(chosen)),
                 **{**probing, **changes},
             )
-            earlier.remove()
-            earlier.record(folder if len(names) > 1 else ".")
-            result.save(out / folder if len(names) > 1 else out)
+            if earlier is not None:
+                earlier.remove()
+                earlier.record(folder if len(names) > 1 else ".")
+                result.save(out / folder if len(names) > 1 else out)
             return result
 
         results = [measure(load(name, **loading), samples) for name in names]
@@ -89,17 +92,33 @@ def run_probe(
         for control in list(controls(results, samples)):
             results.append(measure(control.load(loading), control.samples, **control.probing))
         comparison = compare(results) if len(results) > 1 else None
-        if comparison is not None:
+        if comparison is not None and earlier is not None:
             write_json(out / "comparison.json", comparison)
-        shutil.rmtree(progress, ignore_errors=True)
     return results, comparison
+
+
+@contextmanager
+def _writing(out: Path, probe: str, pictures: Sequence[str], resume: bool) -> Iterator[_Earlier | None]:
+    """Holds the folder, in the main process; gives what an earlier run left there, in the others None.
+
+    Those begin when the main one has the folder. All of them keep their finished batches in it.
+    """
+    if not is_main():
+        exchange(None)
+        yield None
+        return
+    with alone_in(out), _progress(out, resume) as progress:
+        earlier = _Earlier(out, probe, pictures)
+        exchange(None)
+        yield earlier
+        shutil.rmtree(progress, ignore_errors=True)
 
 
 @contextmanager
 def _progress(out: Path, resume: bool) -> Iterator[Path]:
     """The folder of finished batches. Without `resume` those of an earlier run go, but not for a run that is refused
     before it has made any itself."""
-    progress, before = out / "progress", out / ".progress-before"
+    progress, before = out / _PROGRESS, out / ".progress-before"
     if progress.exists() and not resume:
         shutil.rmtree(before, ignore_errors=True)
         progress.rename(before)

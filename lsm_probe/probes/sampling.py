@@ -25,6 +25,7 @@ from lsm_probe.probes.subjects import (
     describe_data,
     prepare,
 )
+from lsm_probe.processes import Share, exchange, several, together
 
 BATCH_SIZE = 8
 _NOTHING_WRONG = ("empty response", "zero norms")
@@ -85,15 +86,18 @@ class Round:
             raise InputError(f"{self.checkpoint.name} is in training mode (dropout would be measured): call .eval()")
         check_samples(self.checkpoint, self.samples, self.answering, self.needs)
 
+    @together()
     def run(self, measure: MeasureBatch) -> tuple[list[Record], dict[str, Any]]:
-        """Measures all samples.
+        """Measures all samples. Under `torchrun` every process must call it: each measures its share of the batches.
+
+        Batches are what they are in a single process, and all processes return the same, in the samples' order.
 
         Returns:
             The records of those that were measured, and what every result is made of beside its own arrays:
             `clusters`, `samples`, `checkpoint`, `data` and `excluded`.
 
         Raises:
-            InputError: a sample cannot be used, under `on_error="fail"`, or none is left.
+            InputError: a sample cannot be used, under `on_error="fail"`, or none is left; in all processes.
         """
         description = describe_checkpoint(self.checkpoint, self.answering)
         data = dict(self.data or describe_data(self.samples))
@@ -107,14 +111,19 @@ class Round:
                 "versions": package_versions(),
             },
         )
-        records: list[Record] = []
-        for first in range(0, len(self.samples), self.batch_size):
+        share = Share(range(0, len(self.samples), self.batch_size))
+        own: dict[int, list[Record]] = {}
+        for first in share:
             batch = self.samples[first : first + self.batch_size]
             stored = progress.get(first)
             if stored is None or self._stops_at(stored):
                 stored = progress.put(first, self._run(batch, measure))
-            records += stored
-            self.on_progress(len(records))
+            own[first] = stored
+            self.on_progress(share.done(len(stored)))
+        all_batches = {first: records for part in exchange(own) for first, records in part.items()}
+        records = [record for first in sorted(all_batches) for record in all_batches[first]]
+        if several():
+            self.on_progress(len(records))  # of the others' last batches nothing was heard yet
         used = [record for record in records if record.excluded is None]
         return used, {
             "clusters": number_clusters([record.utterance for record in used]),

@@ -1,0 +1,117 @@
+"""Run by `torchrun`, and by the tests in a single process: every probe once, and what it takes to go on.
+
+Arguments: the LSM's folder, the manifest, the output folder. Each process writes into a folder of its own below it: the
+result of each probe, and `report.json`. There, `begun` is the progress of an earlier run, `taken` another result, and
+`damaged.wav` no sound.
+"""
+
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import lsm_probe
+from lsm_probe import processes
+from lsm_probe.data.manifest import read_manifest
+from lsm_probe.errors import InputError
+from lsm_probe.probes import sampling
+from lsm_probe.probes.runs import run_probe
+
+QUICK = {"max_new_tokens": 6, "batch_size": 2}
+PROBES = {
+    "attention": (lsm_probe.attention, {**QUICK, "tokens": True}),
+    "sensitivity": (lsm_probe.sensitivity, {**QUICK, "response": "reference"}),
+    "knockout": (lsm_probe.knockout, {**QUICK, "window": 1}),
+    "alignment": (lsm_probe.alignment, {**QUICK, "perplexity": 2.0}),
+    "importance": (lsm_probe.importance, {**QUICK, "masks": 0.05, "ablate": 0.1}),
+    "signed": (lsm_probe.importance, {**QUICK, "mode": "signed"}),
+}
+
+
+def run(lsm, manifest, out, report):
+    """Runs everything; in `report` how far the progress came and whose weights changed."""
+    samples = read_manifest(manifest)
+    checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
+    before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
+    report["done"] = {}
+    for name, (probe, options) in PROBES.items():
+        done = report["done"][name] = []
+        probe(checkpoint, samples, on_progress=done.append, **options).save(out / name)
+    weights = checkpoint.model.state_dict()
+    report["changed"] = [name for name, weight in before.items() if not weight.equal(weights[name])]
+
+
+@contextmanager
+def noted():
+    """Gives the ids of the samples that this process begins with inside the block."""
+    begun, prepare = [], sampling.prepare
+
+    def noting(checkpoint, batch, *others):
+        begun.extend(sample.id for sample in batch)
+        return prepare(checkpoint, batch, *others)
+
+    sampling.prepare = noting
+    try:
+        yield begun
+    finally:
+        sampling.prepare = prepare
+
+
+def go_on(lsm, manifest, progress):
+    """Attention with progress kept there. Returns the result and the ids that had to be measured."""
+    checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
+    with noted() as measured:
+        result = lsm_probe.attention(checkpoint, read_manifest(manifest), progress_folder=progress, **QUICK)
+    return result, measured
+
+
+def in_folder(lsm, manifest, out):
+    """Attention with its folder, in which the main process writes."""
+    options = {"loading": {"device": "cpu", "dtype": "float32"}, "probing": QUICK}
+    run_probe(lsm_probe.attention, [str(lsm)], read_manifest(manifest), out, **options)
+
+
+def refusal(run, *arguments):
+    """The line that a run is refused with."""
+    try:
+        run(*arguments)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def with_damage(lsm, manifest, damaged):
+    """Attention to samples of which `s3` has a damaged sound file. After a batch, waits until another process fails."""
+
+    def wait(done):
+        deadline = time.monotonic() + 60
+        while not processes._own_group().someone_failed() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
+    samples = [s.model_copy(update={"audio": damaged}) if s.id == "s3" else s for s in read_manifest(manifest)]
+    lsm_probe.attention(checkpoint, samples, on_progress=wait, **QUICK)
+
+
+def main():
+    lsm, manifest, out = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    report = {}
+    run(lsm, manifest, out / str(rank), report)
+    result, report["measured"] = go_on(lsm, manifest, out / "begun")
+    result.save(out / str(rank) / "resumed")
+    in_folder(lsm, manifest, out / str(rank) / "folder")
+    with noted() as report["begun"]:
+        report["refused"] = refusal(with_damage, lsm, manifest, out / "damaged.wav")
+    report["taken"] = refusal(in_folder, lsm, manifest, out / "taken")
+    report["after"] = processes.exchange(rank)
+    (out / str(rank) / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
