@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from lsm_probe.probes.knockout_result import KnockoutResult
     from lsm_probe.probes.sensitivity import sensitivity
     from lsm_probe.probes.sensitivity_result import SensitivityResult
+    from lsm_probe.probes.speech_attention import SpeechAttention, speech_attention
+    from lsm_probe.probes.timeline import timeline
+    from lsm_probe.probes.timeline_result import Timeline
     from lsm_probe.training.config import read_config
     from lsm_probe.training.run import train
 
@@ -42,6 +45,8 @@ _HOMES = {
     "Recipe": "data.augmentation.recipe",
     "Sample": "data.sample",
     "SensitivityResult": "probes.sensitivity_result",
+    "SpeechAttention": "probes.speech_attention",
+    "Timeline": "probes.timeline_result",
     "alignment": "probes.alignment",
     "attention": "probes.attention",
     "augment": "data.augmentation.run",
@@ -54,6 +59,8 @@ _HOMES = {
     "read_manifest": "data.manifest",
     "read_pool": "data.pools",
     "sensitivity": "probes.sensitivity",
+    "speech_attention": "probes.speech_attention",
+    "timeline": "probes.timeline",
     "train": "training.run",
 }
 
@@ -66,6 +73,8 @@ __all__ = [
     "Recipe",
     "Sample",
     "SensitivityResult",
+    "SpeechAttention",
+    "Timeline",
     "alignment",
     "attention",
     "augment",
@@ -78,6 +87,8 @@ __all__ = [
     "read_manifest",
     "read_pool",
     "sensitivity",
+    "speech_attention",
+    "timeline",
     "train",
 ]
 

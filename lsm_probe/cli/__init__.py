@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 
@@ -16,6 +17,7 @@ from lsm_probe.cli.demo import demo
 from lsm_probe.cli.importance import importance
 from lsm_probe.cli.knockout import knockout
 from lsm_probe.cli.sensitivity import sensitivity
+from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
 from lsm_probe.errors import InputError, Terminated, WorkFailed
 
@@ -32,6 +34,7 @@ app.command()(sensitivity)
 app.command()(alignment)
 app.command()(knockout)
 app.command()(importance)
+app.command()(timeline)
 app.command()(demo)
 app.command()(augment)
 app.command()(train)
@@ -62,21 +65,26 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {error}", 2)
     except WorkFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: {error}", 1)
     except Terminated as error:
-        print(error, file=sys.stderr)
-        sys.exit(143)
+        _end(str(error), 143)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         # What was being written has been taken back; what was finished before is whole.
         place = f" at {error.filename}" if error.filename else ""
-        print(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", 1)
+
+
+def _end(line: str, code: int) -> None:
+    if "RANK" in os.environ:  # as `torchrun` sets it
+        from lsm_probe.processes import say
+
+        say(line)
+    else:
+        print(line, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,75 @@
+"""`lsm-probe timeline`: what the response takes from one utterance, over time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsm_probe.cli import options as opt
+
+EXAMPLES = """
+Shows one utterance over time: waveform, spectrogram and words over the norm-based attention of the response to the
+speech, by layer and by response token, with eta beside it. timeline.html plays the speech under a moving cursor.
+
+Examples:
+
+    lsm-probe timeline --ckpt my-lsm --data clips.jsonl --sample clip-7
+
+    lsm-probe timeline --ckpt builtin:untrained --layer 17
+
+    lsm-probe timeline --ckpt Qwen/Qwen2-Audio-7B-Instruct --data clips.jsonl --json
+
+Words are placed where the sample has a transcript (`text`, English, up to 30 s of speech) by the embedded Whisper.
+Speech tokens lie where the connector reads them; those of other audio LLMs are spread evenly.
+
+Writes timeline.html, timeline.png, timeline.svg and timeline.json.
+"""
+
+
+def timeline(
+    ckpt: Annotated[
+        str,
+        typer.Option(help="Folder, hub name or `builtin:untrained`: a model that hears speech.", show_default=False),
+    ],
+    data: opt.Data = "builtin:probe",
+    sample: Annotated[str | None, typer.Option(help="Id of the sample.  [default: the first one]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder.  [default: runs/timeline/<checkpoint>/<sample>]")
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option(help="Layer shown by response token (first, in the page).  [default: follows best]", min=0),
+    ] = None,
+    template: opt.Template = None,
+    max_new_tokens: opt.MaxNewTokens = 128,
+    response: opt.Response = "generated",
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    json: opt.Json = False,
+) -> None:
+    from lsm_probe.cli.tables.timeline import show_timeline
+    from lsm_probe.data.manifest import read_manifest
+    from lsm_probe.folders import alone_in
+    from lsm_probe.models.loading import load
+    from lsm_probe.plots.timeline import save_timeline
+    from lsm_probe.probes.runs import slug
+    from lsm_probe.probes.timeline import choose_sample
+    from lsm_probe.probes.timeline import timeline as probe
+    from lsm_probe.reports.timeline import save_page
+
+    chosen = choose_sample(read_manifest(data), sample)
+    checkpoint = load(ckpt, **opt.loading(device, dtype, template))
+    out = out or Path("runs") / "timeline" / slug(ckpt) / slug(chosen.id)
+    answering = opt.one_of("--response", response, "generated", "reference")
+    with alone_in(out):
+        result = probe(checkpoint, chosen, response=answering, max_new_tokens=max_new_tokens)
+        layer = result.choose_layer(layer)
+        result.save(out)
+        save_timeline(result, out, layer)
+        save_page(result, out, layer)
+    show_timeline(result, out, as_json=json)
+
+
+timeline.__doc__ = EXAMPLES

@@ -1,0 +1,82 @@
+"""`lsm-probe timeline`: its files, its table, and one line for every mistake."""
+
+import json
+
+import pytest
+import soundfile
+
+from lsm_probe.probes import timeline as timeline_module
+from lsm_probe.probes.word_times import Word
+
+FILES = {"timeline.html", "timeline.png", "timeline.svg", "timeline.json"}
+
+
+@pytest.fixture
+def manifest(tmp_path, waveform, monkeypatch):
+    """Two spoken samples, their words placed without the real Whisper."""
+    monkeypatch.setattr(timeline_module, "word_times", lambda wave, text: [Word(text.split()[0], 0.1, 0.4)])
+    rows = []
+    for i, text in enumerate(["the quick brown fox", "rain falls softly"]):
+        soundfile.write(tmp_path / f"{i}.wav", waveform(1 + i, seed=i), 16_000)
+        rows.append({"id": f"clip {i}", "instruction": "Write it down.", "audio": f"{i}.wav", "text": text})
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_timeline_is_written_and_told(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 4)
+    code, stdout, stderr = lsm_probe_command(*arguments, "--sample", "clip 1")
+    assert code == 0, stderr
+    out = tmp_path / "runs" / "timeline" / "lsm" / "clip-1"
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == FILES
+    stored = json.loads((out / "timeline.json").read_text())
+    assert stored["sample"]["id"] == "clip 1"
+    assert stored["seconds"] == 2
+    assert len(stored["eta"]) == 3
+    assert "written to" in stdout
+    assert "where the connector reads them" in stdout
+
+
+def test_json_is_what_the_file_holds(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path):
+    code, stdout, _ = lsm_probe_command(
+        "timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--out", tmp_path / "o", "--max-new-tokens", 4,
+        "--layer", 2, "--json",
+    )  # fmt: skip
+    assert code == 0
+    told = json.loads(stdout)
+    assert told["sample"]["id"] == "clip 0"
+    assert told == json.loads((tmp_path / "o" / "timeline.json").read_text())
+    assert 'layer <tspan id="named">2' in (tmp_path / "o" / "timeline.html").read_text()
+
+
+MISTAKES = {
+    "no such sample": (["--sample", "clip 9"], "--sample clip 9 is not in the manifest"),
+    "no such layer": (["--layer", 3, "--max-new-tokens", 2], "layer 3 is not one of 3"),
+    "unknown response": (["--response", "loud"], "generated, reference"),
+    "no reference": (["--response", "reference"], "`target`"),
+    "no such manifest": (["--data", "none.jsonl"], "none.jsonl"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, mistake):
+    arguments, expected = MISTAKES[mistake]
+    code, stdout, stderr = lsm_probe_command(
+        "timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--out", tmp_path / "out", *arguments
+    )
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert stdout == ""
+    assert not (tmp_path / "out" / "timeline.json").exists()
+
+
+def test_a_text_llm_has_no_timeline(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+    code, _, stderr = lsm_probe_command(
+        "timeline", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out"
+    )
+    assert code == 2
+    assert "is a text LLM" in stderr
