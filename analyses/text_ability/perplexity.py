@@ -1,25 +1,27 @@
 """Perplexity of text for LLMs and for the LLMs inside LSMs: what speech training cost them.
 
-Usage: python analyses/text_ability/perplexity.py TEXTS.jsonl CHECKPOINT [CHECKPOINT ...]
+Usage: python analyses/text_ability/perplexity.py TEXTS.jsonl OUT.json CHECKPOINT [CHECKPOINT ...]
 TEXTS.jsonl holds sentences as `text` (`lsm-probe data speak` and `data ljspeech` write such manifests). The LLM is
-asked to go on with the first half of each and scored on the second. Writes perplexity.json here: nats per token with
-the 95 % interval over sentences, and paired differences to the first checkpoint.
+asked to go on with the first half of each and scored on the second; where samples have a `target` (`lsm-probe augment`
+writes such), it is given the text with the sample's own instruction and scored on the target. Writes nats per token
+with the 95 % interval over samples, and paired differences to the first checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import lsm_probe
-from lsm_probe.bootstrap import cluster_weights, interval
+from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
 from lsm_probe.data.sample import Sample
 from lsm_probe.files import replacing
-from lsm_probe.probes.importance import response_loss, text_side
+from lsm_probe.probes.importance import response_loss
 from lsm_probe.probes.subjects import Subject
 
 SENTENCES = 100
@@ -27,11 +29,11 @@ INSTRUCTION = "Continue the text."
 
 
 def main() -> None:
-    texts, *names = sys.argv[1:]
-    samples = [_halved(sample) for sample in lsm_probe.read_manifest(texts)[:SENTENCES]]
+    texts, out, *names = sys.argv[1:]
+    samples = [s if s.target else _halved(s) for s in lsm_probe.read_manifest(texts)[:SENTENCES]]
     losses = {name: _losses(name, samples) for name in names}
     base = losses[names[0]]
-    weights = cluster_weights(np.arange(len(samples)), 0)
+    weights = cluster_weights(number_clusters([sample.text or "" for sample in samples]), 0)
     table = {}
     for name, found in losses.items():
         drawn = _per_token(weights, found)
@@ -44,10 +46,8 @@ def main() -> None:
             "above_first": round(float(above), 4),
             "above_first_interval": _rounded(interval(drawn - _per_token(weights, base))),
         }
-    with replacing(Path(__file__).with_suffix(".json")) as path:
-        path.write_text(
-            json.dumps({"sentences": len(samples), "checkpoints": table}, indent=1) + "\n", encoding="utf-8"
-        )
+    with replacing(Path(out)) as path:
+        path.write_text(json.dumps({"samples": len(samples), "checkpoints": table}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(table, indent=1))
 
 
@@ -64,8 +64,8 @@ def _halved(sample: Sample) -> Sample:
 
 @torch.no_grad()
 def _losses(name: str, samples: list[Sample]) -> np.ndarray:
-    """Summed loss (nats) and number of tokens of each sentence's second half, `[sentences, 2]`."""
-    checkpoint = text_side(lsm_probe.load(name))
+    """Summed loss (nats) and number of tokens of each sample's target, `[samples, 2]`."""
+    checkpoint = replace(lsm_probe.load(name), source="text")
     rows = []
     for sample in samples:
         prompt = checkpoint.encode(sample.instruction, sample.text or "")

@@ -19,7 +19,7 @@ Ckpt = Annotated[
     ),
 ]
 Data = Annotated[str, typer.Option(help="JSONL manifest with `id`, `instruction` and `audio` or `text`.")]
-Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/<command>/<checkpoint>]")]
+Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/COMMAND/CHECKPOINT]")]
 Template = Annotated[
     str | None,
     typer.Option(

@@ -36,7 +36,7 @@ def timeline(
     data: opt.Data = "builtin:probe",
     sample: Annotated[str | None, typer.Option(help="Id of the sample.  [default: the first one]")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder.  [default: runs/timeline/<checkpoint>/<sample>]")
+        Path | None, typer.Option(help="Output folder.  [default: runs/timeline/CHECKPOINT/SAMPLE]")
     ] = None,
     layer: Annotated[
         int | None,

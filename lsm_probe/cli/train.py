@@ -43,7 +43,7 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder.  [default: runs/train/<config>]", show_default=False)
+        Path | None, typer.Option(help="Output folder.  [default: runs/train/CONFIG]", show_default=False)
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, steps, memory and launch line; load nothing.")
