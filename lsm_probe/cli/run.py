@@ -13,9 +13,8 @@ from typing import Any, Generic, TypeVar
 
 import typer
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
-from lsm_probe.cli.progress import progress
+from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.problems import OnError
 from lsm_probe.data.sample import Sample
@@ -35,13 +34,13 @@ class View(Generic[Result]):
     Attributes:
         table: what is printed of them, for rich.
         note: one line about each result.
-        save: draws them into a folder.
-        pictures: the files that `save` writes.
+        draw: draws them into a folder. Not `save`, which nnsight gives to every object, as a default of the field.
+        pictures: the files that `draw` writes.
     """
 
     table: Callable[[Sequence[Result]], Any]
     note: Callable[[Result], str]
-    save: Callable[[Sequence[Result], Path], None]
+    draw: Callable[[Sequence[Result], Path], None]
     pictures: Sequence[str]
 
 
@@ -65,8 +64,7 @@ def probe_and_report(
 
     Of several processes the main one writes and speaks.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     if several():
         join(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
     with together():
@@ -108,7 +106,7 @@ def _read_samples(data: str, on_error: OnError) -> list[Sample]:
 def _report(
     view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path, as_json: bool
 ) -> None:
-    view.save(results, out)
+    view.draw(results, out)
     if as_json:
         print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
     else:

@@ -151,9 +151,11 @@ class Hearing:
         self.checkpoint = checkpoint
         self.heard = {read_audio(sample).tobytes(): sample.text for sample in samples}
 
-    def __call__(self, instruction, waveform, **nothing):
+    def __call__(self, instruction, source, **nothing):
         checkpoint = self.checkpoint
-        prompt = encode_prompt(checkpoint.tokenizer, checkpoint.template, instruction, self.heard[waveform.tobytes()])
+        if isinstance(source, str):
+            return checkpoint.processor.encode_text(instruction, source)
+        prompt = encode_prompt(checkpoint.tokenizer, checkpoint.template, instruction, self.heard[source.tobytes()])
         ids = [prompt.input_ids[i] for i in prompt.positions(Segment.SOURCE)]
         speech = checkpoint.llm.get_input_embeddings()(torch.tensor(ids)).detach()
         return checkpoint.processor.encode_again(instruction, speech)
@@ -460,7 +462,7 @@ def test_states_that_are_not_finite_are_named_in_one_line(tiny_lsm, samples):
 
 def test_a_transcript_with_the_placeholder_is_refused(tiny_lsm, samples):
     marked = [samples[0].model_copy(update={"text": "say <|audio|> twice"}), *samples[1:]]
-    with pytest.raises(InputError, match=r"sample s0: its transcript holds <\|audio\|>"):
+    with pytest.raises(InputError, match=r"sample s0: the transcript holds <\|audio\|>"):
         probe(tiny_lsm, marked)
 
 
