@@ -1,0 +1,1 @@
+"""Evaluation: what a checkpoint answers, and how good its answers are."""

@@ -1,0 +1,173 @@
+"""Reads a model's response: what it says, and whether it has the form that the instruction asked for.
+
+The instructions are those of the paper's Table 10; how the paper reads the responses to them is not published.
+References go through the same parser as responses, so that both are written alike.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lsm_probe.data.corpora.languages import base, code_of
+from lsm_probe.errors import InputError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a response says.
+
+    Attributes:
+        value: a text, a label, a set of keywords or a truth value; None if nothing can be read.
+        follows: the response has the asked-for form; None if that cannot be told.
+    """
+
+    value: str | bool | frozenset[str] | None
+    follows: bool | None
+
+
+Parser = Callable[[str], Answer]
+
+_QUOTES = str.maketrans(dict.fromkeys('"`´‘’‚‛“”„‟«»‹›′″「」『』', "'") | {"_": " "})
+_LIST = re.compile(r"\[([^\[\]]*)\]")
+_LIST_ALONE = re.compile(r"\[([^\[\]]*)\] ?[.!]?")
+
+# Function words that only one of the languages has.
+_FUNCTION_WORDS = {
+    "de": "der und das ist nicht ein eine einen zu den dem mit auf für von im sie ich wir auch sich wird sind haben",
+    "en": "the and of to is that it for was with are this be have from they not you we his her which would",
+    "es": "el los las y del por una con para su lo pero más este esta como fue muy también hay ser uno",
+    "fr": "le les et est dans il elle pour qui une pas sur au avec ce sont vous nous je mais cette aux du",
+}
+_LANGUAGE_OF = {word: language for language, words in _FUNCTION_WORDS.items() for word in words.split()}
+
+
+def text(response: str) -> Answer:
+    """Free text (Table 10: transcription, WebQA): the response itself; anything but blank follows."""
+    said = response.strip()
+    return Answer(said or None, bool(said))
+
+
+def label(labels: Sequence[str]) -> Parser:
+    """One label of a list (Table 10: emotion and intent, "answer strictly as {'label'}").
+
+    The response follows if it is one label in braces and quotes, or bare. Quotes of any kind, capitals, underscores for
+    spaces and a final full stop or exclamation mark do not matter; any other word does.
+
+    The value is the one label that stands in the response as whole words, however often; None if there are none or
+    several. Part of a word (`surprised`, `un-joy`, `joy's`) is no label, nor is one right after "not" or "n't". Of
+    overlapping labels the longest counts.
+
+    Raises:
+        InputError: the labels are none, blank or twice the same.
+    """
+    names = _names(labels)
+    anywhere = _anywhere(names)
+    alone = re.compile(rf"(?P<open>\{{ ?)?(?P<quote>' ?)?{_either(names)}(?(quote) ?')(?(open) ?\}}) ?[.!]?")
+
+    def parse(response: str) -> Answer:
+        said = _plain(response)
+        found = set(anywhere.findall(said))
+        value = names[found.pop()] if len(found) == 1 else None
+        return Answer(value, alone.fullmatch(said) is not None)
+
+    return parse
+
+
+def keywords(labels: Sequence[str], number: int) -> Parser:
+    """Several labels of a list (Table 10: keywords, "strictly a bracketed list of quoted keywords").
+
+    The response follows if it is a list in square brackets of exactly `number` different labels, in any order. Quotes,
+    capitals and final punctuation matter as little as in [`label`].
+
+    The value is the set of the items of the first bracketed list, also those that are no labels (such an answer is
+    wrong); without such a list, the labels that stand in the response as whole words; None if there are none.
+
+    Raises:
+        InputError: the labels are none, blank or twice the same.
+    """
+    names = _names(labels)
+    anywhere = _anywhere(names)
+
+    def parse(response: str) -> Answer:
+        said = _plain(response)
+        listed = _LIST.search(said)
+        items = [item.strip(" '") for item in listed[1].split(",")] if listed else anywhere.findall(said)
+        value = frozenset(names.get(item, item) for item in items if item)
+        follows = _LIST_ALONE.fullmatch(said) is not None and len(items) == len(value) == number
+        return Answer(value or None, follows and value <= set(labels))
+
+    return parse
+
+
+def true_false(response: str) -> Answer:
+    """True or false (Table 10: BoolQ, "only true or false"), read as [`label`] reads.
+
+    "yes" and "no" were not asked for and are no values; both words, or "not true", give None.
+    """
+    answer = _TRUE_FALSE(response)
+    return Answer(None if answer.value is None else answer.value == "true", answer.follows)
+
+
+def language(target: str) -> Parser:
+    """A translation (Table 10: "translate from {source} to {target} and add nothing").
+
+    The value is the response. It follows if it is in `target`, by a simple rule; that nothing was added is not checked.
+
+    - Chinese: at least half of the letters are Chinese characters.
+    - German, English, Spanish, French: of some 20 function words that only one of the four has, those of `target` are
+      the most frequent. None if no word or no single language is the most frequent, as in short responses.
+    - Other targets: None.
+
+    A blank response does not follow.
+
+    Args:
+        target: ISO 639-1 code or English name.
+    """
+    code = base(code_of(target))
+
+    def parse(response: str) -> Answer:
+        said = response.strip()
+        return Answer(said or None, _is_in(code, unicodedata.normalize("NFKC", said)) if said else False)
+
+    return parse
+
+
+def _is_in(code: str, said: str) -> bool | None:
+    letters = [character for character in said if character.isalpha()]
+    if not letters or code not in {"zh", *_FUNCTION_WORDS}:
+        return None
+    chinese = sum(unicodedata.name(letter, "").startswith("CJK UNIFIED") for letter in letters) >= len(letters) / 2
+    if code == "zh" or chinese:
+        return chinese if code == "zh" else False
+    votes = [_LANGUAGE_OF[word] for word in re.findall(r"\w+", said.casefold()) if word in _LANGUAGE_OF]
+    counts = {language: votes.count(language) for language in _FUNCTION_WORDS}
+    first, second = sorted(counts.values(), reverse=True)[:2]
+    return None if first == second else counts[code] == first
+
+
+def _plain(words: str) -> str:
+    """Lower case, straight single quotes, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", words).translate(_QUOTES).casefold().split())
+
+
+def _names(labels: Sequence[str]) -> dict[str, str]:
+    """Label as it is read -> label as it is written."""
+    names = {_plain(name): name for name in labels}
+    if not names or "" in names or len(names) != len(labels):
+        raise InputError(f"labels {list(labels)} are none, blank or twice the same; name each once")
+    return names
+
+
+def _either(names: dict[str, str]) -> str:
+    # Longest first: of "living room" and "living" the first.
+    return f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})"
+
+
+def _anywhere(names: dict[str, str]) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w)(?<!\w-)(?<!\bnot )(?<!n't )(?<!\bnot ')(?<!n't '){_either(names)}(?!-?\w)(?!'\w)")
+
+
+_TRUE_FALSE = label(["true", "false"])

@@ -1,0 +1,349 @@
+"""Metrics of responses: counts for each sample, and a score that is a function of their sums.
+
+All scores are in per cent, as in the paper's tables: WER (may exceed 100), BLEU, accuracy, F1, rates. Since a score
+needs only sums, 1,000 bootstrap resamples of utterances are one matrix product. A score does not depend on the order of
+the samples (its interval does, as the draw does). A share of nothing is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+import jiwer
+import numpy as np
+import sacrebleu
+from numpy.typing import NDArray
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
+from lsm_probe.data.corpora.languages import base, code_of
+from lsm_probe.errors import InputError
+
+Floats = NDArray[np.float64]
+# Languages without spaces between words, of which the tokenizer `13a` makes one word a sentence.
+_UNSPACED = {"ja", "km", "lo", "my", "th"}
+_EDITS = ("substitute", "delete", "insert")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, or a difference of two, in per cent, with its 95 % bootstrap interval.
+
+    Attributes:
+        n: the samples it speaks of.
+        details: counts and conventions behind it, ready for JSON.
+    """
+
+    name: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: NaN, undefined, becomes None."""
+        found = asdict(self)
+        return found | {key: _or_none(found[key]) for key in ("value", "ci_low", "ci_high")}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What one checkpoint's responses amount to under one metric.
+
+    Attributes:
+        counts: sufficient statistics, `[samples, k]`, float64.
+        score: sums over samples, `[..., k]` -> per cent, `[...]`.
+        n: the samples the score speaks of; at most all.
+        details: see [`Score`].
+    """
+
+    name: str
+    counts: Floats
+    score: Callable[[Floats], Floats]
+    n: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The score of all samples."""
+        return float(self.score(self.counts.sum(0)))
+
+    def resampled(self, utterances: Sequence[str], seed: int = 0) -> Floats:
+        """The score of each bootstrap resample, `[resamples]`.
+
+        Args:
+            utterances: the utterance each sample speaks of (`Sample.utterance`); drawn as wholes.
+
+        Raises:
+            InputError: not one utterance for each sample.
+        """
+        _same_length(utterances=utterances, samples=self.counts)
+        return self.score(cluster_weights(number_clusters(utterances), seed) @ self.counts)
+
+    def estimate(self, utterances: Sequence[str], seed: int = 0) -> Score:
+        """The score with its interval; see [`resampled`]."""
+        low, high = interval(self.resampled(utterances, seed))
+        return Score(self.name, self.value, float(low), float(high), self.n, self.details)
+
+
+def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: int = 0) -> Score:
+    """`second` minus `first`, of two checkpoints on the same samples in the same order, with its paired interval.
+
+    Percentage points. Both are drawn together, so that what is hard in a sample cancels.
+
+    Raises:
+        InputError: they are different metrics, or not of as many samples.
+    """
+    if first.name != second.name:
+        raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
+    _same_length(first=first.counts, second=second.counts)
+    low, high = interval(second.resampled(utterances, seed) - first.resampled(utterances, seed))
+    details = {"first": _or_none(first.value), "second": _or_none(second.value)}
+    return Score(first.name, second.value - first.value, float(low), float(high), min(first.n, second.n), details)
+
+
+def word_error_rate(references: Sequence[str], responses: Sequence[str], *, macro: bool = False) -> Metric:
+    """Word error rate of English, after Whisper's English normaliser (Radford et al. 2022, appendix C).
+
+    Of the corpus: sum of errors / sum of words of the references. A reference without words (also "um" or "[noise]",
+    which the normaliser drops) adds the words heard in it as insertions, as in jiwer; details tell how many there are.
+    The normaliser makes "Smith is" of "Smith's", one word of "one two three" (123), and drops what stands in brackets.
+
+    Args:
+        macro: the mean of the samples' own rates instead; references without words are left out.
+
+    Raises:
+        InputError: no samples, or not one response for each reference.
+    """
+    normalise = _english_normaliser()
+    return _word_errors([normalise(text) for text in references], [normalise(text) for text in responses], macro)
+
+
+def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> Metric:
+    """BLEU of the corpus (Papineni et al. 2002), exactly `sacrebleu.corpus_bleu`; one reference a sample.
+
+    The paper does not name its tokenizer: "zh" for Chinese, "13a" for all else. The signature is among the details.
+
+    Args:
+        language: of the references, ISO 639-1 code or English name.
+
+    Raises:
+        InputError: no samples, not one response for each reference, or a language that "13a" cannot split into words.
+    """
+    _same_length(references=references, responses=responses)
+    code = base(code_of(language))
+    if code in _UNSPACED:
+        raise InputError(f"BLEU of language {language!r} needs a tokenizer that is not here; leave these samples out")
+    scorer = sacrebleu.BLEU(tokenize="zh" if code == "zh" else "13a")
+    found = [scorer.corpus_score([said], [[meant]]) for meant, said in zip(references, responses, strict=True)]
+    counts = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in found], dtype=np.float64)
+    smoothing = scorer.smooth_method
+
+    def score(sums: Floats) -> Floats:
+        rows = sums.reshape(-1, sums.shape[-1]).astype(int).tolist()
+        scores = [
+            sacrebleu.BLEU.compute_bleu(row[2:6], row[6:], row[0], row[1], smooth_method=smoothing).score
+            for row in rows
+        ]
+        return np.array(scores).reshape(sums.shape[:-1])
+
+    whole = counts.sum(0)
+    details = {
+        "signature": str(scorer.get_signature()),
+        "response_tokens": int(whole[0]),
+        "reference_tokens": int(whole[1]),
+        "empty_references": int((counts[:, 1] == 0).sum()),
+    }
+    return Metric("bleu", counts, score, len(counts), details)
+
+
+def accuracy(references: Sequence[Any], values: Sequence[Any]) -> Metric:
+    """Share of values equal to their references, both as `answers` reads them; None (nothing read) is wrong.
+
+    A model that only transcribes names the label wherever the speech does: to count such responses as wrong, give None
+    for those that do not follow (the paper's 0.0 for Vanilla IT suggests it does so).
+
+    Raises:
+        InputError: no samples, not one value for each reference, or a reference that is None.
+    """
+    _same_length(references=references, values=values)
+    if None in references:
+        raise InputError(f"the reference of sample {list(references).index(None)} (from 0) cannot be read; mend it")
+    right = [meant == said for meant, said in zip(references, values, strict=True)]
+    return _share("accuracy", right, unread=sum(value is None for value in values))
+
+
+def f1(
+    references: Sequence[str], values: Sequence[str | None], labels: Sequence[str], *, average: str = "macro"
+) -> Metric:
+    """F1 over labels, one label a sample; that of each label is among the details.
+
+    A value of None (nothing read) misses its reference and accuses no other label. "micro", as the paper reports for
+    MELD, equals accuracy where every response has a label. "macro" is the mean over the labels that references or
+    values hold (scikit-learn's `zero_division=nan`).
+
+    Args:
+        average: "macro" or "micro".
+
+    Raises:
+        InputError: no samples, not one value for each reference, another average, or a reference or value that is no
+            label.
+    """
+    _same_length(references=references, values=values)
+    if average not in ("macro", "micro"):
+        raise InputError(f"average {average!r} is unknown; choose 'macro' or 'micro'")
+    if foreign := {*references, *values} - {*labels, None} | ({None} & {*references}):
+        raise InputError(f"{sorted(map(str, foreign))} are none of the labels {list(labels)}; mend the data")
+    meant = np.array([[reference == label for label in labels] for reference in references])
+    said = np.array([[value == label for label in labels] for value in values])
+    # true positives, and positives of either side: F1 = 2 tp / (2 tp + fp + fn)
+    counts = np.stack([2 * (meant & said), meant.astype(int) + said], axis=1).astype(np.float64)
+    by_label = _ratio(*counts.sum(0))
+    details = {
+        "average": average,
+        "unread": sum(value is None for value in values),
+        "labels": {
+            label: {"f1": _or_none(float(by_label[i])), "references": int(meant[:, i].sum())}
+            for i, label in enumerate(labels)
+        },
+    }
+
+    def score(sums: Floats) -> Floats:
+        both = sums.reshape(*sums.shape[:-1], 2, len(labels))
+        if average == "micro":
+            return _ratio(both[..., 0, :].sum(-1), both[..., 1, :].sum(-1))
+        held = both[..., 1, :] > 0
+        return np.where(held, _ratio(both[..., 0, :], both[..., 1, :]), 0).sum(-1) / held.sum(-1)
+
+    return Metric(f"f1_{average}", counts.reshape(len(counts), -1), score, len(counts), details)
+
+
+def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[str]) -> Metric:
+    """Share of responses that hold any of their reference answers as whole words in a row (LLaMA-Omni2's accuracy).
+
+    Compared without case, punctuation and articles (a, an, the), as SQuAD does; for languages with spaces. An answer
+    without words is in no response.
+
+    Args:
+        references: for each sample, its right answers.
+
+    Raises:
+        InputError: no samples, not one response for each sample, or a sample whose answers are a string or none.
+    """
+    _same_length(references=references, responses=responses)
+    for i, answers in enumerate(references):
+        if isinstance(answers, str) or not answers:
+            raise InputError(f"the answers of sample {i} (from 0) are {answers!r}; give a list of one or more")
+    held = [
+        any(_contains(_content(said), _content(answer)) for answer in answers)
+        for answers, said in zip(references, responses, strict=True)
+    ]
+    return _share("answer_contained", held)
+
+
+def following_rate(follows: Sequence[bool | None]) -> Metric:
+    """Share of responses in the asked-for form (`Answer.follows`), of those where that can be told.
+
+    Raises:
+        InputError: no samples.
+    """
+    _same_length(follows=follows)
+    counts = np.array([[bool(follow), follow is not None] for follow in follows], dtype=np.float64)
+    known = int(counts[:, 1].sum())
+    details = {"unknown": len(follows) - known}
+    return Metric("following_rate", counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), known, details)
+
+
+def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
+    """Share of responses equal to another model's, without case and punctuation; two that say nothing agree.
+
+    Among the details the word error rate against the other model's responses, over the same words. Not Whisper's
+    normaliser: that drops brackets and what they hold, and with them all lists of keywords.
+
+    Raises:
+        InputError: no samples, or not one response for each of the others.
+    """
+    _same_length(others=others, responses=responses)
+    theirs, ours = ([" ".join(_words(text)) for text in texts] for texts in (others, responses))
+    rate = _word_errors(theirs, ours, macro=False).value
+    same = [one == other for one, other in zip(theirs, ours, strict=True)]
+    blank = sum(not one and not other for one, other in zip(theirs, ours, strict=True))
+    return _share("agreement", same, both_empty=blank, word_error_rate=_or_none(rate))
+
+
+def _word_errors(references: Sequence[str], responses: Sequence[str], macro: bool) -> Metric:
+    """Of normalised texts."""
+    _same_length(references=references, responses=responses)
+    found = jiwer.process_words(list(references), list(responses))
+    edits = np.array([[_length(chunks, kind) for kind in _EDITS] for chunks in found.alignments], dtype=np.float64)
+    words = np.array([len(reference) for reference in found.references], dtype=np.float64)
+    totals = edits.sum(0).astype(int).tolist()
+    details = {
+        **dict(zip(("substitutions", "deletions", "insertions"), totals, strict=True)),
+        "words": int(words.sum()),
+        "empty_references": int((words == 0).sum()),
+        "insertions_in_empty_references": int(edits[words == 0].sum()),
+    }
+    if macro:
+        counts = np.stack([_ratio(edits.sum(1), words) / 100, words > 0], axis=1)
+        counts[words == 0] = 0
+    else:
+        counts = np.stack([edits.sum(1), words], axis=1)
+    name, n = ("word_error_rate_macro", int((words > 0).sum())) if macro else ("word_error_rate", len(words))
+    return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), n, details)
+
+
+def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
+    """How many words an alignment substitutes, deletes or inserts."""
+    spans = [(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks if c.type == kind]
+    return sum(max(span) for span in spans)
+
+
+def _share(name: str, hits: Sequence[bool], **details: Any) -> Metric:
+    counts = np.stack([np.array(hits, dtype=np.float64), np.ones(len(hits))], axis=1)
+    return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), len(hits), details)
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """Per cent; of nothing, NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole > 0, 100 * part / whole, np.nan)
+
+
+def _or_none(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _content(text: str) -> list[str]:
+    return [word for word in _words(text) if word not in ("a", "an", "the")]
+
+
+def _contains(words: list[str], part: list[str]) -> bool:
+    starts = range(len(words) - len(part) + 1)
+    return bool(part) and any(words[start : start + len(part)] == part for start in starts)
+
+
+def _same_length(**lists: Any) -> None:
+    lengths = {name: len(items) for name, items in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = " and ".join(f"{length} {name}" for name, length in lengths.items())
+        raise InputError(f"{told} cannot be paired; give one each")
+    if 0 in lengths.values():
+        raise InputError("there are no samples to score; give one or more")
+
+
+@cache
+def _english_normaliser() -> EnglishTextNormalizer:
+    return EnglishTextNormalizer()

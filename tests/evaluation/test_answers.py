@@ -1,0 +1,206 @@
+"""Reading responses: exact on the asked-for form, tolerant of its typography, never fooled by part of a word."""
+
+import pytest
+
+from lsm_probe.data.answers import keywords_answer, label_answer
+from lsm_probe.data.corpora.labels import labels_of
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.answers import Answer, keywords, label, language, text, true_false
+
+EMOTIONS = ["neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust"]
+KEYWORDS = ["bedroom", "brightness", "decrease", "increase", "kitchen", "living room", "turn off", "turn on"]
+TARGETS = {
+    "de": "Der Mann geht mit dem Hund in den Park und sie wartet auf ihn.",
+    "en": "The man goes to the park with his dog, and she is waiting for him.",
+    "es": "El hombre va al parque con su perro y ella lo espera.",
+    "fr": "L'homme va au parc avec le chien et elle est dans la maison.",
+    "zh": "男人带着狗去公园。",
+}
+
+
+def test_text_follows_unless_blank():
+    assert text(" Hello. \n") == Answer("Hello.", True)
+    assert text(" \n\t") == Answer(None, False)
+
+
+@pytest.mark.parametrize("task", ["emotion", "intent"])
+def test_every_right_answer_reads_as_its_label(task):
+    labels = labels_of(task)
+    assert [label(labels)(label_answer(name)) for name in labels] == [Answer(name, True) for name in labels]
+    assert [label(labels)(name) for name in labels] == [Answer(name, True) for name in labels]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "joy",
+        "Joy.",
+        "'joy'",
+        '"JOY"',
+        "{joy}",
+        "{'joy'}",
+        '{ "joy" }.',
+        "\n{'joy'}\n",
+        "{‘joy’}",
+        "“Joy”!",
+        "「joy」",
+        "`joy`",
+    ],
+)
+def test_typography_of_a_label_does_not_matter(response):
+    assert label(EMOTIONS)(response) == Answer("joy", True)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "The emotion is joy.",
+        "{'joy'}\nBecause she laughs.",
+        "joy, joy",
+        "{'joy'",
+        "'joy",
+        "{joy'}",
+        "{'emotion': 'joy'}",
+        "['joy']",
+        "**joy**",
+        "- joy",
+        "-joy",
+        "joy- she laughs",
+        "Not anger, but joy",
+        "It isn't sadness: joy",
+        "joy.The speaker laughs",
+    ],
+)
+def test_other_words_or_brackets_around_one_label_give_the_label_but_do_not_follow(response):
+    assert label(EMOTIONS)(response) == Answer("joy", False)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "",
+        " \n",
+        "{}",
+        "surprised",
+        "enjoyment",
+        "un-joy",
+        "joy-like",
+        "joy's",
+        "not joy",
+        "She isn't “joy”",
+        "not 'joy'",
+        "happy",
+        "joy or anger",
+        "{'joy', 'anger'}",
+        ", ".join(EMOTIONS),
+    ],
+)
+def test_no_label_or_two_labels_give_nothing(response):
+    assert label(EMOTIONS)(response) == Answer(None, False)
+
+
+def test_label_inside_a_longer_label_does_not_count():
+    intents = labels_of("intent")
+    assert label(intents)("{'deactivate lamp'}") == Answer("deactivate lamp", True)
+    assert label(["living", "living room"])("the living room") == Answer("living room", False)
+    assert label(["happy", "unhappiness", "happiness"])("unhappiness") == Answer("unhappiness", True)
+
+
+def test_label_is_given_as_written_in_the_list():
+    parse = label(labels_of("intent"))
+    assert parse("change language chinese") == Answer("change language Chinese", True)
+    assert parse("change_language\n CHINESE") == Answer("change language Chinese", True)
+
+
+def test_signs_in_a_label_are_not_a_pattern():
+    assert label(["a.b", "c+"])("axb") == Answer(None, False)
+    assert label(["a.b", "c+"])("a.b") == Answer("a.b", True)
+
+
+@pytest.mark.parametrize("labels", [[], ["joy", "Joy"], ["joy", " "]])
+def test_unusable_labels_are_refused(labels):
+    for build in (label, lambda names: keywords(names, 2)):
+        with pytest.raises(InputError, match="name each once"):
+            build(labels)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        keywords_answer(["kitchen", "turn on"]),
+        keywords_answer(["turn on", "kitchen"]),
+        '["Kitchen", "turn on"].',
+        "[‘kitchen’,‘turn on’]\n",
+        "[kitchen, turn_on]",
+    ],
+)
+def test_a_bracketed_list_follows_in_any_order(response):
+    assert keywords(KEYWORDS, 2)(response) == Answer(frozenset({"kitchen", "turn on"}), True)
+
+
+@pytest.mark.parametrize(
+    ("response", "value"),
+    [
+        ("['kitchen']", {"kitchen"}),
+        ("['kitchen', 'turn on', 'increase']", {"kitchen", "turn on", "increase"}),
+        ("['kitchen', 'kitchen']", {"kitchen"}),
+        ("['kitchen', 'turn on', 'kitchen']", {"kitchen", "turn on"}),
+        ("The keywords are ['kitchen', 'turn on']", {"kitchen", "turn on"}),
+        ("['kitchen', 'turn on'] not ['bedroom']", {"kitchen", "turn on"}),
+        ("kitchen, turn on", {"kitchen", "turn on"}),
+        ("{'kitchen', 'turn on'}", {"kitchen", "turn on"}),
+        ("Turn on the light in the living room!", {"turn on", "living room"}),
+        ("['kitchen', 'garage']", {"kitchen", "garage"}),
+        ("['kitchens', 'turn on']", {"kitchens", "turn on"}),
+    ],
+)
+def test_another_number_form_or_keyword_does_not_follow(response, value):
+    assert keywords(KEYWORDS, 2)(response) == Answer(frozenset(value), False)
+
+
+@pytest.mark.parametrize("response", ["", "[]", "['']", "the kitchens increased"])
+def test_no_keyword_gives_nothing(response):
+    assert keywords(KEYWORDS, 2)(response) == Answer(None, False)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("True.", Answer(True, True)),
+        ("{'false'}", Answer(False, True)),
+        ("It is true.", Answer(True, False)),
+        ("true or false", Answer(None, False)),
+        ("not true", Answer(None, False)),
+        ("untrue", Answer(None, False)),
+        ("Yes", Answer(None, False)),
+        ("no", Answer(None, False)),
+        ("", Answer(None, False)),
+    ],
+)
+def test_true_false(response, answer):
+    assert true_false(response) == answer
+
+
+@pytest.mark.parametrize("code", TARGETS)
+def test_a_translation_follows_in_its_own_language_alone(code):
+    assert {said: language(said)(TARGETS[code]).follows for said in TARGETS} == {said: said == code for said in TARGETS}
+    assert language(code)(f" {TARGETS[code]}\n").value == TARGETS[code]
+
+
+def test_a_language_goes_by_code_or_name():
+    assert language("Chinese")(TARGETS["zh"]) == language("zh-CN")(TARGETS["zh"]) == Answer(TARGETS["zh"], True)
+
+
+def test_half_chinese_is_chinese_and_less_is_not():
+    assert language("zh")("我是 ab").follows is True
+    assert language("zh")("我是 abc, 12").follows is False
+
+
+@pytest.mark.parametrize("response", ["Danke.", "12:30", "the der", "..."])
+def test_a_language_that_cannot_be_told_is_unknown(response):
+    assert language("de")(response) == Answer(response, None)
+    assert language("sv")(TARGETS["en"]).follows is None
+
+
+def test_a_blank_translation_does_not_follow():
+    assert language("zh")(" ") == language("sv")("") == Answer(None, False)

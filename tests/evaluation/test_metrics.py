@@ -1,0 +1,291 @@
+"""Metrics: hand-computed values, the libraries' own numbers, and intervals over whole utterances."""
+
+import json
+import math
+
+import jiwer
+import numpy as np
+import pytest
+import sacrebleu
+from sklearn.metrics import accuracy_score, f1_score
+
+from lsm_probe.bootstrap import RESAMPLES, cluster_weights, number_clusters
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.metrics import (
+    accuracy,
+    agreement,
+    answer_contained,
+    bleu,
+    difference,
+    f1,
+    following_rate,
+    word_error_rate,
+)
+
+ENGLISH = ["the cat sat on the mat today", "she sells sea shells by the shore", "it rains a lot", "he went home early"]
+HEARD = ["the cat sat on a mat", "she sells sea shells by the shore now", "it rains", "go"]
+CHINESE = ["他今天去了学校。", "我们明天要下雨了。", "她在家里看书。"]
+SAID = ["他今天去学校。", "明天会下雨。", "Hello 她看书"]
+LABELS = ["neutral", "joy", "anger", "fear"]
+MEANT = ["neutral", "neutral", "joy", "anger", "joy", "neutral"]
+VALUES = ["neutral", "joy", "joy", None, "anger", "neutral"]
+UTTERANCES = [f"u{i}" for i in range(6)]
+
+
+def metrics():
+    """One of each, of four samples."""
+    return [
+        word_error_rate(ENGLISH, HEARD),
+        word_error_rate(ENGLISH, HEARD, macro=True),
+        bleu(ENGLISH, HEARD, "en"),
+        accuracy(MEANT[:4], VALUES[:4]),
+        f1(MEANT[:4], VALUES[:4], LABELS),
+        f1(MEANT[:4], VALUES[:4], LABELS, average="micro"),
+        answer_contained([["cat"], ["sea shell"], ["rains"], ["no", "go"]], HEARD),
+        following_rate([True, None, False, True]),
+        agreement(ENGLISH, ["The cat sat on the mat today!", *HEARD[1:]]),
+    ]
+
+
+def test_word_error_rate_by_hand():
+    # "the cat sat" / "the dog sat down": one substitution, one insertion; "go away" / "go": one deletion
+    rate = word_error_rate(["The cat sat.", "go away"], ["the dog sat down", "Go!"])
+    assert rate.value == pytest.approx(100 * 3 / 5)
+    assert rate.details == {
+        "substitutions": 1,
+        "deletions": 1,
+        "insertions": 1,
+        "words": 5,
+        "empty_references": 0,
+        "insertions_in_empty_references": 0,
+    }
+    assert word_error_rate(["The cat sat.", "go away"], ["the dog sat down", "Go!"], macro=True).value == pytest.approx(
+        100 * (2 / 3 + 1 / 2) / 2
+    )
+
+
+def test_word_error_rate_normalises_as_whisper_does():
+    assert word_error_rate(["Mr. Smith's colour: twenty-one, um"], ["mister smith is color 21"]).value == 0
+
+
+def test_word_error_rate_is_jiwers():
+    assert word_error_rate(ENGLISH, HEARD).value == pytest.approx(100 * jiwer.wer(ENGLISH, HEARD))
+    assert word_error_rate([*ENGLISH, ""], [*HEARD, "so so"]).value == pytest.approx(
+        100 * jiwer.wer([*ENGLISH, ""], [*HEARD, "so so"])
+    )
+
+
+def test_empty_references_are_counted_not_scored_as_all_wrong():
+    rate = word_error_rate(["she sells sea shells", "um", ""], ["she sells sea shells", "", "thank you"])
+    assert rate.value == pytest.approx(50)
+    assert rate.details["empty_references"] == 2
+    assert rate.details["insertions_in_empty_references"] == 2
+    macro = word_error_rate(["she sells sea shells", "um", ""], ["she sells sea shells", "", "thank you"], macro=True)
+    assert (macro.value, macro.n) == (0, 1)
+
+
+def test_without_any_reference_word_the_rate_is_undefined():
+    rate = word_error_rate(["", "um"], ["", "yes"])
+    assert math.isnan(rate.value)
+    assert rate.estimate(["a", "b"]).to_dict()["value"] is None
+
+
+def test_silent_model_has_all_words_deleted():
+    assert word_error_rate(ENGLISH, [""] * 4).value == 100
+    assert bleu(ENGLISH, [""] * 4, "en").value == 0
+
+
+@pytest.mark.parametrize(
+    ("references", "responses", "language", "tokenizer"),
+    [
+        (ENGLISH, HEARD, "en", "13a"),
+        (ENGLISH, HEARD, "German", "13a"),
+        (CHINESE, SAID, "zh", "zh"),
+        (CHINESE, SAID, "zh-CN", "zh"),
+        (CHINESE, SAID, "Chinese", "zh"),
+        ([*ENGLISH, "a b", ""], [*HEARD, "", "a b"], "fr", "13a"),
+        (["x"], ["y"], "es", "13a"),
+    ],
+)
+def test_bleu_is_sacrebleus_to_the_bit(references, responses, language, tokenizer):
+    scorer = sacrebleu.BLEU(tokenize=tokenizer)
+    expected = scorer.corpus_score(responses, [references])
+    found = bleu(references, responses, language)
+    assert found.value == expected.score
+    assert found.value == sacrebleu.corpus_bleu(responses, [references], tokenize=tokenizer).score
+    assert found.details["signature"] == str(scorer.get_signature())
+    assert f"tok:{tokenizer}|" in found.details["signature"]
+
+
+def test_bleu_by_hand():
+    # 5 of 6 words, 4 of 5 bigrams, 3 of 4 trigrams, 2 of 3 fourgrams; 6 words for 7: brevity penalty exp(1 - 7/6)
+    expected = 100 * math.exp(1 - 7 / 6) * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
+    assert bleu(["a b c d e g h"], ["a b c d e f"], "en").value == pytest.approx(expected)
+
+
+def test_bleu_refuses_a_language_that_it_cannot_split():
+    with pytest.raises(InputError, match="Japanese"):
+        bleu(["今日は"], ["今日は"], "Japanese")
+
+
+def test_accuracy_counts_nothing_read_as_wrong():
+    found = accuracy(MEANT, VALUES)
+    assert (found.value, found.n, found.details) == (50, 6, {"unread": 1})
+    assert accuracy([True, False, frozenset("ab")], [True, None, frozenset("ba")]).value == pytest.approx(200 / 3)
+    with pytest.raises(InputError, match=r"sample 1 \(from 0\)"):
+        accuracy(["joy", None], ["joy", None])
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_f1_is_scikit_learns(average):
+    said = [value or "unread" for value in VALUES]
+    expected = f1_score(MEANT, said, labels=LABELS, average=average, zero_division=np.nan)
+    assert f1(MEANT, VALUES, LABELS, average=average).value == pytest.approx(100 * expected)
+
+
+def test_f1_by_label_by_hand():
+    # neutral: 2 right of 3 meant and 2 said; joy: 1 right of 2 and 2; anger: 0 right of 1 and 1; fear: never
+    labels = f1(MEANT, VALUES, LABELS).details["labels"]
+    assert labels["neutral"] == {"f1": pytest.approx(80), "references": 3}
+    assert labels["joy"] == {"f1": pytest.approx(50), "references": 2}
+    assert labels["anger"] == {"f1": 0, "references": 1}
+    assert labels["fear"] == {"f1": None, "references": 0}
+    assert f1(MEANT, VALUES, LABELS).value == pytest.approx((80 + 50 + 0) / 3)
+
+
+def test_micro_f1_is_accuracy_where_all_is_read():
+    values = [value or "fear" for value in VALUES]
+    assert f1(MEANT, values, LABELS, average="micro").value == pytest.approx(100 * accuracy_score(MEANT, values))
+
+
+def test_f1_refuses_what_is_no_label():
+    for references, values in ((["happy"], ["joy"]), (["joy"], ["happy"]), ([None], ["joy"])):
+        with pytest.raises(InputError, match="none of the labels"):
+            f1(references, values, LABELS)
+    with pytest.raises(InputError, match="'weighted' is unknown"):
+        f1(["joy"], ["joy"], LABELS, average="weighted")
+
+
+@pytest.mark.parametrize(
+    ("answers", "response", "held"),
+    [
+        (["Paris"], "It is PARIS, of course.", True),
+        (["art"], "It is Martin.", False),
+        (["New York"], "new-york", True),
+        (["New York"], "New to York", False),
+        (["The Beatles"], "beatles", True),
+        (["rome", "1969"], "In (1969).", True),
+        (["café"], "cafe\u0301", True),
+        (["!", "the"], "the !", False),
+        (["Paris"], "", False),
+    ],
+)
+def test_an_answer_is_contained_as_whole_words(answers, response, held):
+    assert answer_contained([answers], [response]).value == 100 * held
+
+
+def test_answers_are_lists():
+    for answers in ("Paris", []):
+        with pytest.raises(InputError, match="sample 0"):
+            answer_contained([answers], ["Paris"])
+
+
+def test_following_rate_leaves_the_unknown_out():
+    found = following_rate([True, None, False, True])
+    assert (found.value, found.n, found.details) == (pytest.approx(200 / 3), 3, {"unknown": 1})
+    assert math.isnan(following_rate([None, None]).value)
+
+
+def test_agreement_ignores_case_and_punctuation_but_not_brackets():
+    found = agreement(["Yes, it is.", "['kitchen']", "", "one two"], ["yes it is", "['bedroom']", " ", "one"])
+    assert found.value == 50
+    assert found.details == {"both_empty": 1, "word_error_rate": pytest.approx(100 * 2 / 6)}
+    assert agreement([""], [""]).details["word_error_rate"] is None
+
+
+@pytest.mark.parametrize("i", range(len(metrics())))
+def test_order_of_samples_does_not_matter(i):
+    metric = metrics()[i]
+    assert metric.score(metric.counts[::-1].sum(0)) == pytest.approx(metric.value)
+
+
+def test_order_of_input_does_not_matter():
+    assert word_error_rate(ENGLISH[::-1], HEARD[::-1]).value == word_error_rate(ENGLISH, HEARD).value
+    assert bleu(CHINESE[::-1], SAID[::-1], "zh").value == bleu(CHINESE, SAID, "zh").value
+    assert f1(MEANT[::-1], VALUES[::-1], LABELS).value == f1(MEANT, VALUES, LABELS).value
+
+
+@pytest.mark.parametrize("i", range(len(metrics())))
+def test_a_resample_is_the_score_of_its_samples(i):
+    metric, utterances = metrics()[i], ["a", "b", "a", "c"]
+    weights = cluster_weights(number_clusters(utterances), seed=3)
+    found = metric.resampled(utterances, seed=3)
+    assert found.shape == (RESAMPLES,)
+    assert metric.counts.dtype == np.float64
+    for weight, score in list(zip(weights, found, strict=True))[:20]:
+        drawn = np.repeat(metric.counts, weight.astype(int), axis=0)
+        np.testing.assert_allclose(score, metric.score(drawn.sum(0)), rtol=1e-12)
+
+
+def test_a_resample_of_bleu_is_sacrebleus_of_the_drawn_sentences():
+    weights = cluster_weights(number_clusters(list("abc")), seed=0)
+    found = bleu(CHINESE, SAID, "zh").resampled(list("abc"))
+    for weight, score in list(zip(weights.astype(int), found, strict=True))[:10]:
+        references, responses = np.repeat(CHINESE, weight).tolist(), np.repeat(SAID, weight).tolist()
+        assert score == sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score
+
+
+def test_samples_of_one_utterance_are_drawn_together():
+    right_and_wrong = accuracy(["a"] * 8, ["a", "b"] * 4)
+    score = right_and_wrong.estimate([f"u{i // 2}" for i in range(8)])
+    assert (score.ci_low, score.value, score.ci_high) == (50, 50, 50)
+    apart = right_and_wrong.estimate([f"u{i}" for i in range(8)])
+    assert apart.ci_low < 50 < apart.ci_high
+
+
+@pytest.mark.parametrize("i", range(len(metrics())))
+def test_a_score_goes_to_json(i):
+    metric = metrics()[i]
+    score = metric.estimate(UTTERANCES[:4])
+    assert score.ci_low <= score.value <= score.ci_high or math.isnan(score.ci_low)
+    assert json.loads(json.dumps(score.to_dict(), allow_nan=False))["n"] == metric.n
+
+
+def test_a_difference_is_paired():
+    first, second = accuracy(["a"] * 6, list("ababab")), accuracy(["a"] * 6, list("aaabab"))
+    found = difference(first, second, UTTERANCES)
+    assert found.value == pytest.approx(100 / 6)
+    assert found.details == {"first": 50, "second": pytest.approx(400 / 6)}
+    # second is never worse than first, in no resample
+    assert found.ci_low == 0
+    assert found.ci_high == pytest.approx(50, abs=20)
+    same = difference(first, first, UTTERANCES)
+    assert (same.value, same.ci_low, same.ci_high) == (0, 0, 0)
+
+
+def test_a_difference_needs_the_same_metric_and_samples():
+    first = accuracy(["a"] * 3, list("aba"))
+    with pytest.raises(InputError, match="different metrics"):
+        difference(first, following_rate([True] * 3), UTTERANCES[:3])
+    with pytest.raises(InputError, match="3 first and 2 second"):
+        difference(first, accuracy(["a"] * 2, list("aa")), UTTERANCES[:3])
+    with pytest.raises(InputError, match="6 utterances and 3 samples"):
+        first.estimate(UTTERANCES)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        word_error_rate,
+        agreement,
+        accuracy,
+        answer_contained,
+        lambda meant, said: bleu(meant, said, "en"),
+        lambda meant, said: f1(meant, said, LABELS),
+    ],
+)
+def test_lists_that_do_not_pair_are_refused(metric):
+    with pytest.raises(InputError, match=r"2 \w+ and 1 \w+ cannot be paired"):
+        metric(["joy", "joy"], ["joy"])
+    with pytest.raises(InputError, match="no samples"):
+        metric([], [])
