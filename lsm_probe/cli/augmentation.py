@@ -12,9 +12,8 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
-from lsm_probe.cli.progress import progress
+from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.data.augmentation.at_scale import augment_at_scale, require_datatrove
 from lsm_probe.data.augmentation.local import BATCH_SIZE
 from lsm_probe.data.augmentation.recipe import POOLS, Recipe
@@ -45,8 +44,7 @@ def augment_and_report(
     as_json: bool,
 ) -> None:
     """Makes self-powered data and shows the report."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     pool = read_pool(*(instructions or POOLS))
     settings = Recipe(pool=pool.only(tasks) if tasks else pool, **recipe)
     if server is None and workers > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -90,11 +91,11 @@ def knockout(
 
 def _layers(part: str) -> range:
     """`12`, or `12-23` with both ends."""
-    first, dash, last = part.partition("-")
-    last = last if dash else first
-    if not (first.isdecimal() and last.isdecimal()):
-        raise InputError(f"--layers {part!r} is neither a layer nor a range of layers such as 12-23")
-    return range(int(first), int(last) + 1)
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)  # four digits: a range is made before the model is known
+    layers = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+    if not layers:
+        raise InputError(f"--layers {part[:40]!r} is neither a layer nor a range of layers such as 12-23")
+    return layers
 
 
 knockout.__doc__ = EXAMPLES

@@ -33,3 +33,11 @@ def progress() -> Iterator[OnProgress]:
             bars.update(tasks[name], completed=done, total=total, note=note)
 
         yield on_progress
+
+
+def quiet_transformers() -> None:
+    """Keeps transformers' own bars and remarks from stderr."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -35,9 +35,7 @@ def timeline(
     ],
     data: opt.Data = "builtin:probe",
     sample: Annotated[str | None, typer.Option(help="Id of the sample.  [default: the first one]")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder.  [default: runs/timeline/CHECKPOINT/SAMPLE]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/timeline/CHECKPOINT/SAMPLE]")] = None,
     layer: Annotated[
         int | None,
         typer.Option(help="Layer shown by response token (first, in the page).  [default: follows best]", min=0),
@@ -49,21 +47,27 @@ def timeline(
     dtype: opt.Dtype = "auto",
     json: opt.Json = False,
 ) -> None:
+    from lsm_probe.cli.progress import quiet_transformers
     from lsm_probe.cli.tables.timeline import show_timeline
     from lsm_probe.data.manifest import read_manifest
+    from lsm_probe.files import plain_name
     from lsm_probe.folders import alone_in
     from lsm_probe.models.loading import load
     from lsm_probe.plots.timeline import save_timeline
     from lsm_probe.probes.runs import slug
     from lsm_probe.probes.timeline import choose_sample
     from lsm_probe.probes.timeline import timeline as probe
+    from lsm_probe.probes.timeline_result import check_layer
     from lsm_probe.reports.timeline import save_page
 
-    chosen = choose_sample(read_manifest(data), sample)
-    checkpoint = load(ckpt, **opt.loading(device, dtype, template))
-    out = out or Path("runs") / "timeline" / slug(ckpt) / slug(chosen.id)
+    quiet_transformers()
     answering = opt.one_of("--response", response, "generated", "reference")
+    chosen = choose_sample(read_manifest(data), sample)
+    out = out or Path("runs") / "timeline" / slug(ckpt) / plain_name(chosen.id)
     with alone_in(out):
+        checkpoint = load(ckpt, **opt.loading(device, dtype, template))
+        if layer is not None:
+            check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
         result = probe(checkpoint, chosen, response=answering, max_new_tokens=max_new_tokens)
         layer = result.choose_layer(layer)
         result.save(out)

@@ -11,9 +11,8 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
-from lsm_probe.cli.progress import progress
+from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.data.problems import OnError
 from lsm_probe.plots.training import save_history
 from lsm_probe.training.config import TrainConfig
@@ -24,8 +23,7 @@ from lsm_probe.training.run import train
 
 def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: OnError, as_json: bool) -> None:
     """Trains, draws the losses, and shows what came out; of several processes the main one speaks."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     main = join_processes(config.machine).is_main_process
     try:
         with progress() if main else nullcontext(lambda *_: None) as on_progress:

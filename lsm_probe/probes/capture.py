@@ -116,6 +116,42 @@ def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any
     }
 
 
+def checked_errors(
+    expected: Tensor, actual: Tensor, row_mask: Tensor, bounds: tuple[float, float], place: str
+) -> Tensor:
+    """Relative errors `|expected - actual| / |actual|` of each row, `[batch, rows]`, where they are within bounds.
+
+    Args:
+        expected: what alpha, v and W_O give, `[batch, rows, d]`.
+        actual: what the attention put out at these rows, `[batch, rows, d]`.
+        row_mask: `[batch, rows]`, False for padding.
+        bounds: as in [`error_bounds`].
+        place: whose attention this is; begins the line of an error.
+
+    Raises:
+        InputError: alpha, v and W_O do not reproduce the output.
+        SampleFault: the output is not finite, or half precision may be what rounds too coarsely.
+    """
+    actual = actual.to(expected.dtype)
+    # An attention that puts out nothing at all is reproduced by nothing, not by 0 / 0.
+    errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(torch.finfo(expected.dtype).tiny)
+    real = errors[row_mask]
+    median_bound, worst_bound = bounds
+    if not actual.isfinite().all():
+        raise SampleFault(f"{place}: its output is not finite (NaN in the weights, or float16 overflows)")
+    # Written so that NaN is refused too.
+    if not (real.median() <= median_bound and real.max() <= worst_bound):
+        # In half precision a single sample may round too coarsely.
+        half = median_bound > error_bounds(torch.float32)[0]
+        raise (SampleFault if half else InputError)(
+            f"{place}: alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
+            f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so something else stands between "
+            "them, such as a gate or a norm"
+            + (", or half precision rounds too coarsely: try --dtype float32" if half else "")
+        )
+    return errors
+
+
 class Capture:
     """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`].
 
@@ -223,28 +259,8 @@ class Capture:
             return
         self._last_output = (layer, output)
         rows, row_mask = self._rows.to(output.device), self._row_mask.to(output.device)
-        actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1])).to(expected.dtype)
-        # An attention that puts out nothing at all is reproduced by nothing, not by 0 / 0.
-        tiny = torch.finfo(expected.dtype).tiny
-        errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(tiny)
-        real = errors[row_mask]
-        median_bound, worst_bound = self.bounds
-        if not actual.isfinite().all():
-            raise SampleFault(_reason(layer, "its output is not finite (NaN in the weights, or float16 overflows)"))
-        # Written so that NaN is refused too.
-        if not (real.median() <= median_bound and real.max() <= worst_bound):
-            # In half precision a single sample may round too coarsely.
-            half = median_bound > error_bounds(torch.float32)[0]
-            raise (SampleFault if half else InputError)(
-                _reason(
-                    layer,
-                    f"alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
-                    f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so something else stands "
-                    "between them, such as a gate or a norm"
-                    + (", or half precision rounds too coarsely: try --dtype float32" if half else ""),
-                )
-            )
-        self._errors[layer.index] = errors
+        actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1]))
+        self._errors[layer.index] = checked_errors(expected, actual, row_mask, self.bounds, _place(layer))
 
     def watch_sibling(self, name: str, args: tuple[Any, ...]) -> None:
         """Refuses a layer whose attention output goes through another module before it joins the residual stream."""
@@ -390,11 +406,11 @@ def _refuse_variants(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
 
 
 def _refusal(layer: AttentionLayer, reason: str) -> InputError:
-    return InputError(_reason(layer, reason))
+    return InputError(f"{_place(layer)}: {reason}")
 
 
-def _reason(layer: AttentionLayer, reason: str) -> str:
-    return f"attention of layer {layer.index} ({layer.name}) cannot be measured: {reason}"
+def _place(layer: AttentionLayer) -> str:
+    return f"attention of layer {layer.index} ({layer.name}) cannot be measured"
 
 
 def _show_attention(stock: str, layers: Sequence[AttentionLayer], stack: ExitStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -48,19 +49,29 @@ def corrected_p(
         side: `greater` asks whether means are above 0, `both` whether they are other than 0.
 
     Returns:
-        `[...]`, in steps of 1 / 1001: 1,000 draws and the signs as they are.
+        `[...]`: of all changes of signs where they are 1,000 at most (nine utterances), else in steps of 1 / 1001:
+        1,000 draws and the signs as they are.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     sums = np.zeros((int(clusters.max()) + 1, flat.shape[1]))
     np.add.at(sums, clusters, flat)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, len(sums)))
+    signs = _signs(len(sums), seed)
     # Student's t rises with the sum over its root mean square, which no change of signs changes.
     length = np.sqrt((sums**2).sum(0))
     known = length > 0
-    statistics = np.vstack([np.ones(len(sums)), signs]) @ sums[:, known] / length[known]
+    statistics = signs @ sums[:, known] / length[known]
     if side == "both":
         statistics = np.abs(statistics)
     p = np.ones(flat.shape[1])
     # Draws that repeat the signs as they are count as reaching them, whatever rounding does to them.
     p[known] = (statistics.max(1, initial=-np.inf)[:, None] >= statistics[0] - 1e-9).mean(0)
     return p.reshape(values.shape[1:])
+
+
+def _signs(count: int, seed: int) -> NDArray[np.float64]:
+    """Signs of `count` utterances, `[draws, count]`, the first draw the signs as they are."""
+    if 2**count <= RESAMPLES:
+        # All there are: draws could miss by chance how few they are, and find something where nothing can be found.
+        return np.array(list(product([1.0, -1.0], repeat=count)))
+    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, count))
+    return np.vstack([np.ones(count), drawn])

@@ -151,6 +151,9 @@ def _place_words(sample: Sample, waveform: NDArray[np.float32]) -> tuple[list[Wo
         return None, "the transcript is not known"
     if not (sample.language or "en").lower().startswith("en"):
         return None, f"words are placed in English speech alone, and this is {sample.language!r}"
+    letters = [character for character in sample.text if character.isalpha()]
+    if 2 * sum(letter.isascii() for letter in letters) < len(letters):  # where `language` says nothing
+        return None, "words are placed in English speech alone, and the transcript is in another script"
     try:
         return word_times(waveform, sample.text), None
     except InputError as error:

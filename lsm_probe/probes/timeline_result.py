@@ -125,8 +125,9 @@ class Timeline:
         return np.array([spearmanr(rows, p).statistic if m else np.nan for p, m in zip(peaks, moving, strict=True)])
 
     def chance(self) -> float:
-        """How far from 0 [`advance`] lies in 1 of 20 layers where rows and times have nothing to do with each other."""
-        return float(1.96 / np.sqrt(max(len(self.tokens) - 1, 1)))
+        """How far from 0 [`advance`] lies in 1 of 20 layers where rows and times have nothing to do with each other; 1,
+        which says nothing, where there are few rows."""
+        return min(1.0, float(1.96 / np.sqrt(max(len(self.tokens) - 1, 1))))
 
     def choose_layer(self, layer: int | None = None) -> int:
         """The layer asked for, or the one whose attention that stands out advances most with the response.
@@ -138,9 +139,7 @@ class Timeline:
         """
         if layer is None:
             return int(np.argmax(np.nan_to_num(self.advance(self.standing_out()), nan=-1)))
-        if not 0 <= layer < self.n_layers:
-            raise InputError(f"layer {layer} is not one of {self.n_layers}: give 0 to {self.n_layers - 1}")
-        return layer
+        return check_layer(layer, self.n_layers)
 
     def in_words(self) -> NDArray[np.bool_] | None:
         """Whether the middle of each frame lies in a word, `[frames]`."""
@@ -216,6 +215,17 @@ class Timeline:
         from lsm_probe.plots.timeline import timeline_figure
 
         return timeline_figure(self, layer)
+
+
+def check_layer(layer: int, layers: int) -> int:
+    """The layer, where the LLM has so many `layers`.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    if not 0 <= layer < layers:
+        raise InputError(f"layer {layer} is not one of {layers}: give 0 to {layers - 1}")
+    return layer
 
 
 def _significant(values: Floats) -> Any:

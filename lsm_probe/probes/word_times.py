@@ -97,7 +97,7 @@ def _words(words: list[str], ids: list[list[int]], starts: list[float], tokenize
     for word, own in zip(words, ids, strict=True):
         spoken = [i for i, token in enumerate(own) if any(c.isalnum() for c in tokenizer.decode([token]))]
         past = spoken[-1] + 1 if spoken else len(own)
-        placed.append(Word(word, starts[first], starts[first + past]))
+        placed.append(Word(word, round(starts[first], 2), round(starts[first + past], 2)))
         first += len(own)
     return placed
 

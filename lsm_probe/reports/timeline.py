@@ -62,14 +62,18 @@ def save_page(timeline: Timeline, out: Path, layer: int | None = None) -> None:
 
 
 def _layout(timeline: Timeline) -> dict[str, Any]:
-    """Where things lie in the picture, in its own units: left edge and width of the axis of time, heights, ticks."""
+    """Where things lie in the picture, in its own units: room for words above, left edge and width of the axis of time,
+    heights, ticks."""
     width = round(max(840, 110 * timeline.seconds))
     step = next(s for s in (0.5, 1, 2, 5, 10, 30, 60, 300) if timeline.seconds / s <= width / 60)
     scale = width / timeline.seconds
     words = timeline.words or []
-    places = spaced([word.begin * scale for word in words], 11)
+    # Slanted lines of 11 units lie below each other where they begin 11 / sin 48 apart.
+    places = spaced([word.begin * scale for word in words], 15)
+    longest = max((len(word.text) for word in words), default=0)
     ticks = np.arange(0, timeline.seconds, step).tolist()
     return {
+        "above": min(max(78, 14 + 5 * longest), 160),
         "left": 96,
         "width": width,
         "right": 150,

@@ -75,7 +75,9 @@ def test_two_checkpoints_are_compared_by_head(run, tiny_llm_folder, save_llm, tm
     ("arguments", "expected"),
     [
         (["--heads", "--layers", "3"], "has layers 0 to 2"),
-        (["--heads", "--layers", "2-1"], "names no layer"),
+        (["--heads", "--layers", "2-1"], "neither a layer nor a range"),
+        (["--heads", "--layers", "0-99999"], "neither a layer nor a range"),
+        (["--heads", "--layers", "9" * 5000], "neither a layer nor a range"),
         (["--heads", "--layers", "some"], "neither a layer nor a range"),
         (["--heads", "--layers", "1-"], "neither a layer nor a range"),
         (["--layers", "1"], "give --heads too"),

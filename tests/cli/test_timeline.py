@@ -37,6 +37,7 @@ def test_a_timeline_is_written_and_told(lsm_probe_command, tiny_lsm_folder, mani
     assert len(stored["eta"]) == 3
     assert "written to" in stdout
     assert "where the connector reads them" in stdout
+    assert "Loading weights" not in stderr
 
 
 def test_json_is_what_the_file_holds(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path):
@@ -49,6 +50,28 @@ def test_json_is_what_the_file_holds(lsm_probe_command, tiny_lsm_folder, manifes
     assert told["sample"]["id"] == "clip 0"
     assert told == json.loads((tmp_path / "o" / "timeline.json").read_text())
     assert 'layer <tspan id="named">2' in (tmp_path / "o" / "timeline.html").read_text()
+
+
+def test_samples_have_folders_of_their_own_whatever_their_ids_are_written_in(
+    lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    manifest.write_text(manifest.read_text().replace("clip 0", "a/音").replace("clip 1", "b/音"))
+    for name in ("a/音", "b/音"):
+        arguments = ("timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 2)
+        assert lsm_probe_command(*arguments, "--sample", name)[0] == 0
+    folders = {path.name for path in (tmp_path / "runs" / "timeline" / "lsm").iterdir()}
+    assert folders == {"a-音", "b-音"}
+
+
+def test_a_layer_that_is_not_there_is_refused_before_the_model_runs(
+    lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(timeline_module, "timeline", None)
+    arguments = ("--data", manifest, "--out", tmp_path / "out", "--layer", 3)
+    code, _, stderr = lsm_probe_command("timeline", "--ckpt", tiny_lsm_folder, *arguments)
+    assert code == 2
+    assert "layer 3 is not one of 3" in stderr
 
 
 MISTAKES = {

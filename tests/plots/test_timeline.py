@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from dataclasses import replace
+from xml.dom import minidom
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -97,6 +98,29 @@ def test_the_same_numbers_give_the_same_files(made, tmp_path):
     assert {path.name for path in (tmp_path / "one").iterdir()} == {*PICTURES, PAGE}
     for name in (*PICTURES, PAGE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_control_characters_do_not_break_the_svg(made, tmp_path):
+    said = {"instruction": "a\x01b\x1b", "response": "a\x00b"}
+    save_timeline(replace(made, sample=made.sample | said, words=[Word("a\x02b", 0, 1)]), tmp_path)
+    minidom.parse(str(tmp_path / "timeline.svg"))
+
+
+def test_speech_shorter_than_a_window_of_the_spectrogram_is_drawn(made, waveform, tmp_path):
+    wave = waveform(2.0)[:170]
+    times, frames = even_times(8, len(wave)), frame_times(len(wave))
+    short = replace(
+        made, waveform=wave, token_times=times, frame_times=frames, shares=spread_evenly(times, frames), words=[]
+    )
+    assert log_mel(short).shape == (80, 2)
+    save_timeline(short, tmp_path)
+    save_page(short, tmp_path)
+
+
+def test_long_words_have_room_above_the_waveform(made):
+    page = timeline_page(replace(made, words=[Word("w" * 22, 0.2, 0.9)]))
+    top = re.search(r'class="word"[^>]*translate\([\d.]+ ([\d.]+)\)', page)[1]
+    assert float(top) > 22 * 5  # a letter rises by some 5 units
 
 
 def test_words_and_layer_stand_in_the_figure(made):

@@ -50,6 +50,12 @@ def test_an_effect_is_found_among_many_heads():
     assert greater[9] == 1
 
 
+def test_of_four_utterances_nothing_is_found_whatever_is_drawn():
+    values = RNG(0).uniform(1, 1.1, size=(4, 1))
+    assert {float(corrected_p(values, np.arange(4), seed=s, side="greater")[0]) for s in range(200)} == {1 / 16}
+    assert corrected_p(values, np.arange(4), seed=0, side="both") == 2 / 16
+
+
 def test_samples_of_one_utterance_count_once():
     values = RNG(1).normal(0.5, 1, size=(9, 5, 4))
     once = corrected_p(values, np.arange(9), seed=3)

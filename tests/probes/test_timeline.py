@@ -111,6 +111,7 @@ def test_attention_that_follows_advances_and_attention_that_stays_does_not(made)
     assert made.advance(made.standing_out())[1] == pytest.approx(0.5)
     assert made.choose_layer() == 0
     assert made.choose_layer(1) == 1
+    assert replace(made, tokens=["a", "b"]).chance() == 1
     with pytest.raises(InputError, match="layer 2 is not one of 2"):
         made.choose_layer(2)
 
@@ -148,6 +149,7 @@ def test_words_that_cannot_be_placed_are_left_out_with_the_reason(tiny_lsm, samp
 
     assert reason(text=None) == "the transcript is not known"
     assert "English" in reason(language="de")
+    assert "another script" in reason(text="地下室のラジオ, please", language=None)
     with pytest.raises(InputError, match="at most 30 s") as info:
         word_times(np.zeros(31 * 16_000, np.float32), "a b")
 

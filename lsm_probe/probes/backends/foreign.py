@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError, SampleFault
-from lsm_probe.probes.capture import LayerAttention, Visit, capture, error_bounds
+from lsm_probe.probes.capture import LayerAttention, Visit, capture, checked_errors, error_bounds
 from lsm_probe.probes.norms import output_metric, recompose
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ class Reading:
         alpha = pattern.gather(2, self.rows[:, None, :, None].expand(-1, heads, -1, keys))
         alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
         actual = output.gather(1, self.rows[:, :, None].expand(-1, -1, output.shape[-1]))
-        self._check(layer, recompose(alpha, value, w_o, bias), actual)
+        expected = recompose(alpha, value, w_o, bias)
+        place = f"attention of layer {layer} cannot be measured through {self.library}"
+        self._errors.append(checked_errors(expected, actual, self.row_mask, error_bounds(output.dtype), place))
         if layer not in self.metrics:
             self.metrics[layer] = output_metric(w_o, value.shape[1])
         self.visit(LayerAttention(layer, alpha, value, self.metrics[layer]))
@@ -113,20 +115,3 @@ class Reading:
         """The self-check's relative errors: `[layers, rows]` for each sample."""
         errors = torch.stack(self._errors, 1).cpu()
         return [e[:, m] for e, m in zip(errors, self.row_mask.cpu(), strict=True)]
-
-    def _check(self, layer: int, expected: Tensor, output: Tensor) -> None:
-        actual = output.to(expected.dtype)
-        errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(torch.finfo(expected.dtype).tiny)
-        real = errors[self.row_mask]
-        where = f"attention of layer {layer} cannot be measured through {self.library}:"
-        if not actual.isfinite().all():
-            raise SampleFault(f"{where} its output is not finite (NaN in the weights, or float16 overflows)")
-        median_bound, worst_bound = error_bounds(output.dtype)
-        # Written so that NaN is refused too.
-        if not (real.median() <= median_bound and real.max() <= worst_bound):
-            half = median_bound > error_bounds(torch.float32)[0]
-            raise (SampleFault if half else InputError)(
-                f"{where} its alpha, v and W_O do not reproduce its own output (relative error: median "
-                f"{real.median():.1e}, worst {real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e})"
-            )
-        self._errors.append(errors)
