@@ -128,7 +128,11 @@ class _Reached(Exception):
 
 def _check_handed_over(name: str, input_ids: Tensor, kwargs: dict[str, Any]) -> None:
     embedded, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
-    if embedded is None or embedded.shape[:2] != input_ids.shape:
+    if embedded is None:
+        raise InputError(
+            f"{name} puts speech and text together inside of its LLM: there are no embeddings to measure it from"
+        )
+    if embedded.shape[:2] != input_ids.shape:
         raise InputError(
             f"{name} makes another number of positions than it has input ids: its processor must put one placeholder "
             "for each speech token"

@@ -14,14 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.prompts import Prompt, encode_pieces, refuse_placeholder, resize_source
+from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
 from lsm_probe.models.segments import Piece, Segment
-from lsm_probe.models.templates import applied, chat_pieces
+from lsm_probe.models.templates import TEMPLATE_ERRORS, applied, chat_pieces
 
 _RATE = 16_000
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _LONG = 30.0
 """Seconds. Processors that cannot take more cut it off without a word."""
+_LAST = _RATE // 50
+"""Samples, 20 ms: as many frames as a processor may drop at the end to come out even."""
+_MEND = "an audio LLM is asked through its own template alone, so it cannot be measured"
 
 
 class AudioLlmProcessor:
@@ -37,7 +40,7 @@ class AudioLlmProcessor:
         template: `chat` or `chat_source_first`.
 
     Raises:
-        InputError: the template is none of these, or the processor hears nothing.
+        InputError: the template is none of these, the processor hears nothing, or its files lack something.
     """
 
     def __init__(self, processor: Any, audio_token_id: int, template: str | None = None):
@@ -50,7 +53,13 @@ class AudioLlmProcessor:
         self.processor = processor
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.audio_token_id = audio_token_id
-        self.audio_token = str(self.tokenizer.convert_ids_to_tokens(audio_token_id))
+        audio_token = self.tokenizer.convert_ids_to_tokens(audio_token_id)
+        if audio_token is None:
+            raise InputError(
+                f"the tokenizer has no token {audio_token_id}, which stands for the speech: its files are missing, or "
+                "another model's"
+            )
+        self.audio_token = str(audio_token)
         extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
         if extractor is None:
             raise InputError(f"{type(processor).__name__} has no feature extractor: it hears nothing")
@@ -64,23 +73,24 @@ class AudioLlmProcessor:
             audio: mono waveform at 16 kHz, `[samples]`.
 
         Raises:
-            InputError: there is no speech, the processor cuts some of it off, or it makes other tokens of the prompt
-                than its template and tokenizer say.
+            InputError: there is no speech or too little, the processor cuts some of it off, or it makes other tokens
+                of the prompt than its template and tokenizer say.
         """
         if audio.ndim != 1 or not len(audio):
             raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
         refuse_placeholder("instruction", instruction, self.audio_token)
         ids, features = self._hear(instruction, self._resampled(audio))
+        if self.audio_token_id not in ids:
+            raise NoTokens(f"{len(audio) / _RATE:.3f} s of speech are too little for a single speech token")
         if len(audio) > _LONG * _RATE:
             self._check_whole(instruction, audio, features)
         prompt = self._with_speech(instruction, ids.count(self.audio_token_id))
-        extra = len(ids) - len(prompt)  # such as a BOS that the tokenizer puts before everything
-        if ids[max(0, extra) :] != prompt.input_ids or not set(ids[: max(0, extra)]) <= set(self._special_ids):
+        if ids != prompt.input_ids:
             raise InputError(
                 f"{type(self.processor).__name__} makes other tokens of this prompt than its chat template and "
                 "tokenizer do, so that nothing says which token is the instruction"
             )
-        return replace(prompt, input_ids=ids, segments=[Segment.TEMPLATE] * extra + prompt.segments, features=features)
+        return replace(prompt, features=features)
 
     def encode_again(self, instruction: str, speech: Tensor) -> Prompt:
         """Encodes another instruction about an utterance whose speech tokens are there already.
@@ -104,10 +114,6 @@ class AudioLlmProcessor:
     def save_pretrained(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
 
-    @property
-    def _special_ids(self) -> list[int]:
-        return list(self.tokenizer.all_special_ids)
-
     def _resampled(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
         return audio if self.rate == _RATE else soxr.resample(audio, _RATE, self.rate)
 
@@ -115,8 +121,10 @@ class AudioLlmProcessor:
         return resize_source(self._write(instruction.strip(), None), length, self.audio_token_id)
 
     def _check_whole(self, instruction: str, audio: NDArray[np.float32], features: dict[str, Tensor]) -> None:
-        _, shorter = self._hear(instruction, self._resampled(audio[: -_RATE // 2]))
-        if all(a.shape == shorter[name].shape and bool((a == shorter[name]).all()) for name, a in features.items()):
+        other = audio.copy()  # ends in a loud 2 kHz, whatever the speech ends in
+        other[-_LAST:] = np.where(np.arange(_LAST) % 8 < 4, 1, -1)
+        _, otherwise = self._hear(instruction, self._resampled(other))
+        if all(a.shape == otherwise[name].shape and bool((a == otherwise[name]).all()) for name, a in features.items()):
             raise InputError(
                 f"{type(self.processor).__name__} cuts off the end of {len(audio) / _RATE:.1f} s of speech: give "
                 f"pieces of at most {_LONG:.0f} s"
@@ -124,37 +132,62 @@ class AudioLlmProcessor:
 
     def _write(self, instruction: str, transcript: str | None) -> Prompt:
         """The prompt about a transcript, or with one placeholder for the speech."""
-        return encode_pieces(self.tokenizer, self._pieces(instruction, transcript))
+        pieces = self._pieces(instruction, transcript)
+        prompt = encode_pieces(self.tokenizer, pieces)
+        first = self._put_first("".join(text for _, text in pieces), prompt.input_ids)
+        return Prompt([*first, *prompt.input_ids], [*[Segment.TEMPLATE] * len(first), *prompt.segments])
+
+    def _put_first(self, text: str, ids: list[int]) -> list[int]:
+        """What the tokenizer puts before a prompt by itself: a BOS, unless the chat template has written one."""
+        if self._has_bos(text):
+            return []
+        own = list(self.tokenizer(text)["input_ids"])
+        extra = len(own) - len(ids)
+        return own[:extra] if extra > 0 and own[extra:] == ids else []
+
+    def _has_bos(self, text: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return bool(bos) and text.startswith(str(bos))
 
     def _hear(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
         """The processor's own token ids and features of a prompt about speech."""
         text = "".join(piece for _, piece in self._pieces(instruction.strip(), None))
-        bos = self.tokenizer.bos_token
-        own_bos = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
-        inputs = dict(
-            self.processor(
-                text=[text],
-                audio=[audio],
-                audio_kwargs={"sampling_rate": self.rate},
-                text_kwargs=own_bos,
-                return_tensors="pt",
+        try:
+            inputs = dict(
+                self.processor(
+                    text=[text],
+                    audio=[audio],
+                    audio_kwargs={"sampling_rate": self.rate},
+                    text_kwargs={"add_special_tokens": False} if self._has_bos(text) else {},
+                    return_tensors="pt",
+                )
             )
-        )
+        except (ValueError, RuntimeError) as error:  # some for speech shorter than one of their windows
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{type(self.processor).__name__} takes no {len(audio) / self.rate:.3f} s of speech: {reason}"
+            ) from error
         features = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}
         return inputs["input_ids"][0].tolist(), features
 
     def _pieces(self, instruction: str, transcript: str | None) -> list[Piece]:
         if transcript is not None:
-            return chat_pieces(self._apply, self._turn, instruction, transcript)
-        placeholder = self.audio_token
-        try:
-            return chat_pieces(self._apply, self._turn_with_audio, instruction, placeholder, placeholder)
-        except InputError:  # some templates know no content but text, which then holds the placeholder
-            return chat_pieces(self._apply, self._turn, instruction, placeholder, placeholder)
+            return chat_pieces(self._apply, self._turn, instruction, transcript, mend=_MEND)
+        turn = self._turn_with_audio if self._lays_out_audio() else self._turn
+        return chat_pieces(self._apply, turn, instruction, self.audio_token, self.audio_token, mend=_MEND)
 
     @property
     def _apply(self) -> Callable[[list[dict[str, Any]]], str]:
         return applied(self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer)
+
+    def _lays_out_audio(self) -> bool:
+        """Whether the chat template writes the placeholder for audio content; some know text alone, which then holds
+        it."""
+        user = {"role": "user", "content": self._turn_with_audio("", self.audio_token)}
+        try:
+            return self.audio_token in self._apply([user])
+        except TEMPLATE_ERRORS:
+            return False
 
     def _turn(self, instruction: str, source: str) -> str:
         if self.template == "chat":

@@ -131,7 +131,8 @@ class Checkpoint:
         return [self.embed_prompt(prompt) for prompt in prompts]
 
     def embed_prompt(self, prompt: Prompt) -> Tensor:
-        """Embeds a prompt for the LLM, `[tokens, llm_dim]`, with the graph to what an LSM's connector learns.
+        """Embeds a prompt for the LLM, `[tokens, llm_dim]`, with the graph to the embeddings of its words and to what
+        an LSM's connector learns.
 
         Raises:
             InputError: the model, one of transformers' audio LLMs, hands more to its LLM than embeddings.
@@ -146,7 +147,9 @@ class Checkpoint:
             return embedded
         if isinstance(self.model, LsmForConditionalGeneration):
             return self.model.embed(ids, **features)[0]
-        return merged_embeddings(self.model, ids, features)
+        merged = merged_embeddings(self.model, ids, features)
+        # Without a graph: where one is asked for, the words are embedded again, as those of any other prompt.
+        return self._place(prompt, merged[prompt.positions(Segment.SOURCE)]) if torch.is_grad_enabled() else merged
 
     def _place(self, prompt: Prompt, speech: Tensor) -> Tensor:
         """The embedded prompt with speech tokens in their places."""

@@ -194,7 +194,7 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
         model = _pretrained_model(LsmForConditionalGeneration, folder, dtype)
         checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
     elif (audio_class := audio_llm_class(config)) is not None:
-        checkpoint = _load_audio_llm(name, folder, audio_class, dtype, template)
+        checkpoint = _load_audio_llm(name, folder, config, audio_class, dtype, template)
     else:
         model = _causal_llm(f"--ckpt {name}", folder, dtype)
         tokenizer = _pretrained(AutoTokenizer, folder)
@@ -204,13 +204,24 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
 
 
 def _load_audio_llm(
-    name: str, folder: str, audio_class: type[PreTrainedModel], dtype: torch.dtype, template: str | None
+    name: str,
+    folder: str,
+    config: PreTrainedConfig,
+    audio_class: type[PreTrainedModel],
+    dtype: torch.dtype,
+    template: str | None,
 ) -> Checkpoint:
-    model = _pretrained_model(audio_class, folder, dtype)
-    audio_token_id = find_audio_token_id(model.config)
+    audio_token_id = find_audio_token_id(config)
     assert audio_token_id is not None  # or its class would not have been found
+    # First the processor: what is wrong with it should not wait for the weights.
     loaded = _pretrained(AutoProcessor, folder)
+    if getattr(loaded, "tokenizer", None) is None:
+        raise InputError(
+            f"{name} has no processor, only a {type(loaded).__name__}: take its processor_config.json or "
+            "preprocessor_config.json, and its tokenizer, from a good copy"
+        )
     processor = audio_llm_processor(loaded, audio_token_id, template)
+    model = _pretrained_model(audio_class, folder, dtype)
     check_reads_embeddings(model.eval(), name)
     return Checkpoint(name, model, loaded.tokenizer, processor.template, processor, source="speech")
 

@@ -39,7 +39,11 @@ class MistralProcessor(AudioLlmProcessor):
             pieces = pieces[::-1] if source_first else pieces
             text = "".join(piece for _, piece in pieces)
             ids = self._render([{"type": "text", "text": text}])["input_ids"][0].tolist()
-        return Prompt(ids, self._segments(ids, pieces))
+        segments = self._segments(ids, pieces)
+        for segment, text in pieces:
+            if segment not in segments and segment is not Segment.TEMPLATE:
+                raise NoTokens(f"the {segment.name.lower()} {text!r} has no tokens")
+        return Prompt(ids, segments)
 
     def _segments(self, ids: list[int], pieces: list[Piece]) -> list[Segment]:
         """Which segment each token belongs to, given what its tokens of text spell.
@@ -47,12 +51,10 @@ class MistralProcessor(AudioLlmProcessor):
         Raises:
             InputError: they spell something else.
         """
-        special = {*self._special_ids, self.audio_token_id}
+        special = {*self.tokenizer.all_special_ids, self.audio_token_id}
         words = [i for i, token in enumerate(ids) if token not in special]
         spelled = [0, *(len(self._decode([ids[w] for w in words[: n + 1]])) for n in range(len(words)))]
         text = "".join(piece for _, piece in pieces)
-        if not words:
-            raise NoTokens(f"the instruction {text!r} has no tokens")
         if self._decode([ids[w] for w in words]) != text:
             raise InputError("the tokenizer rewrites the user's words, so that nothing says which token is which")
         owners = token_segments(pieces, list(pairwise(spelled)))
@@ -77,8 +79,20 @@ class MistralProcessor(AudioLlmProcessor):
 
 
 def audio_llm_processor(processor: Any, audio_token_id: int, template: str | None) -> AudioLlmProcessor:
-    """The wrapper that a processor of transformers needs."""
+    """The wrapper that a processor of transformers needs.
+
+    Raises:
+        InputError: as of [`AudioLlmProcessor`], or mistral-common or the chat template is missing.
+    """
     of_mistral = type(processor.tokenizer).__name__ == "MistralCommonBackend"
+    if type(processor).__name__ == "VoxtralProcessor" and not of_mistral:  # then transformers makes do without
+        raise InputError(
+            "Voxtral's tokenizer comes with mistral-common, which is not installed: pip install 'lsm-probe[voxtral]'"
+        )
+    if not of_mistral and not any(getattr(part, "chat_template", None) for part in (processor, processor.tokenizer)):
+        raise InputError(
+            f"{type(processor).__name__} has no chat template: take the chat_template.jinja of a good copy"
+        )
     return (MistralProcessor if of_mistral else AudioLlmProcessor)(processor, audio_token_id, template)
 
 

@@ -21,6 +21,8 @@ AUDIO_TOKEN = "<|audio|>"
 # Private-use characters: no real instruction holds them, no chat template treats them specially.
 _SYSTEM, _INSTRUCTION, _SOURCE = "\ue000", "\ue001", "\ue002"
 _MEND = "choose --template vicuna or llama3"
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
+"""How a chat template fails; TypeError: content of a kind it does not know; ValueError: several, none the default."""
 
 
 def vicuna(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
@@ -83,6 +85,7 @@ def chat_pieces(
     instruction: str,
     source: str,
     placeholder: str = _SOURCE,
+    mend: str = _MEND,
 ) -> list[Piece]:
     """A chat template's rendering of one user turn, cut into segments.
 
@@ -92,6 +95,7 @@ def chat_pieces(
         instruction: what the model is told to do.
         source: what the model is to read, or what stands for the speech.
         placeholder: what `say` is given for a source whose place is looked for; in speech the same as `source`.
+        mend: what to do about a template that will not do.
 
     Raises:
         InputError: the template fails, or does not keep the user's words as they are.
@@ -100,9 +104,9 @@ def chat_pieces(
     said = {"role": "user", "content": say(instruction, source)}
     try:
         rendered, expected = apply([user]), apply([said])
-    except (TemplateError, TypeError) as error:  # TypeError: content of a kind it does not know
+    except TEMPLATE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"template 'chat': the chat template fails ({reason}); {_MEND}") from error
+        raise InputError(f"template 'chat': the chat template fails ({reason}); {mend}") from error
     pieces: list[Piece] = []
     if rendered.count(_INSTRUCTION) == rendered.count(placeholder) == 1:
         slots = [(_INSTRUCTION, Segment.INSTRUCTION, instruction), (placeholder, Segment.SOURCE, source)]
@@ -117,7 +121,7 @@ def chat_pieces(
             (Segment.TEMPLATE, tail),
         ]
     if "".join(text for _, text in pieces) != expected:
-        raise InputError(f"template 'chat': the chat template rewrites the user's words; {_MEND}")
+        raise InputError(f"template 'chat': the chat template rewrites the user's words; {mend}")
     return pieces
 
 
@@ -167,7 +171,7 @@ def _split_system(
     """
     try:
         marked = apply([{"role": "system", "content": _SYSTEM}, user]).split(mark)[0]
-    except (TemplateError, TypeError):  # templates without a system role refuse one
+    except TEMPLATE_ERRORS:  # templates without a system role refuse one
         marked = ""
     before, found, after = marked.partition(_SYSTEM)
     has_system = found and head.startswith(before) and head.endswith(after) and len(head) > len(before + after)

@@ -20,13 +20,17 @@ import soundfile
 import torch
 import transformers
 import transformers.models.granite_speech.feature_extraction_granite_speech as granite_features
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin, WhisperFeatureExtractor
 
 import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.segments import Segment
+from lsm_probe.probes.importance import response_loss
+from lsm_probe.probes.subjects import Answering, prepare
 
 LLM = {
     "hidden_size": 32,
@@ -462,6 +466,19 @@ def test_segments_of_a_prompt_labelled_by_hand(name, template, tmp_path, make_to
     }
 
 
+def test_a_bos_that_the_tokenizer_adds_begins_every_prompt(tmp_path, make_tokenizer, monkeypatch, waveform):
+    base = make_tokenizer(None)
+    base.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    checkpoint = load(qwen2_audio(tmp_path / "bos", base, monkeypatch))
+    heard = checkpoint.encode("Repeat.", waveform(1.0))
+    again = checkpoint.encode("Repeat.", checkpoint.listen(waveform(1.0)))
+    read = checkpoint.encode("Repeat.", "rain")
+    assert again.input_ids == heard.input_ids
+    assert again.segments == heard.segments
+    for prompt in (heard, read):
+        assert spelled(checkpoint, prompt)[0] == ("TEMPLATE", "<s><|im_start|>system\n")
+
+
 @pytest.mark.parametrize("template", ["chat", "chat_source_first"])
 def test_a_transcript_stands_where_the_speech_would(folder, template):
     checkpoint = load(folder, template=template)
@@ -513,6 +530,20 @@ def test_speech_heard_once_serves_every_instruction(folder, waveform):
     assert again.input_ids == whole.input_ids
     assert again.segments == whole.segments
     assert torch.equal(checkpoint.embed([again])[0], checkpoint.embed([whole])[0])
+
+
+def test_the_loss_reaches_the_embeddings_as_in_the_model(folder, samples):
+    checkpoint = load(folder)
+    subject = prepare(checkpoint, samples[:1], Answering("reference"), "fail")[0][0]
+    weight = checkpoint.llm.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(response_loss(checkpoint, subject), weight)
+    ids = torch.tensor([[*subject.prompt.input_ids, *subject.response]])
+    logits = checkpoint.model(input_ids=ids, attention_mask=torch.ones_like(ids), **subject.prompt.features).logits[
+        0, -len(subject.response) - 1 : -1
+    ]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(subject.response))
+    (expected,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_granites_adapter_stays_on_in_generation(granite, waveform):
@@ -636,6 +667,17 @@ def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
         checkpoint.encode("Repeat.", waveform(31.0))
 
 
+def test_the_first_moments_after_the_limit_are_not_cut_unseen(qwen, waveform):
+    with pytest.raises(InputError, match=r"cuts off the end of 30\.2 s of speech"):
+        load(qwen).encode("Repeat.", waveform(30.2))
+
+
+def test_long_speech_that_ends_in_silence_is_not_taken_for_cut(tmp_path, make_tokenizer, monkeypatch, waveform):
+    checkpoint = load(voxtral(tmp_path / "voxtral", make_tokenizer(None), monkeypatch))
+    silence = np.zeros(16_000, np.float32)
+    assert checkpoint.encode("Repeat.", np.concatenate([waveform(30.0), silence])).count(Segment.SOURCE) == 750
+
+
 def test_long_speech_that_is_taken_whole_is_measured(tmp_path, make_tokenizer, monkeypatch, waveform):
     checkpoint = load(audioflamingo3(tmp_path / "af3", make_tokenizer(None), monkeypatch))
     prompt = checkpoint.encode("Repeat.", waveform(31.0))
@@ -663,13 +705,75 @@ def test_no_speech_is_refused(folder):
         load(folder).encode("Repeat.", np.zeros(0, np.float32))
 
 
+def test_too_little_speech_for_a_token_is_refused(qwen, waveform):
+    with pytest.raises(InputError, match=r"0\.020 s of speech are too little"):
+        load(qwen).encode("Repeat.", waveform(0.02))
+
+
+def test_speech_that_the_processor_fails_on_is_refused(granite, waveform):
+    with pytest.raises(InputError, match=r"GraniteSpeechProcessor takes no 0\.010 s of speech: .*[Pp]adding"):
+        load(granite).encode("Repeat.", waveform(0.01))
+
+
+def test_an_empty_transcript_is_refused(folder):
+    with pytest.raises(InputError, match="the source '' has no tokens"):
+        load(folder).encode("Repeat.", " ")
+
+
+def test_a_folder_without_its_processor_is_refused(qwen, tmp_path, monkeypatch, make_tokenizer):
+    tokenizer = make_tokenizer(None)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *a, **k: tokenizer)  # what it falls to
+    with pytest.raises(InputError, match="has no processor, only a TokenizersBackend"):
+        load(qwen)
+
+
+def test_a_tokenizer_without_the_placeholder_is_refused(qwen):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (qwen / name).unlink()
+    with pytest.raises(InputError, match="has no token 400, which stands for the speech"):
+        load(qwen)
+
+
+def test_a_processor_without_a_chat_template_is_refused(granite):
+    (granite / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="GraniteSpeechProcessor has no chat template"):
+        load(granite)
+
+
+def test_voxtral_without_mistral_common_is_refused(make_tokenizer):
+    processor = type("VoxtralProcessor", (), {"tokenizer": make_tokenizer(None)})()
+    with pytest.raises(InputError, match=r"pip install 'lsm-probe\[voxtral\]'"):
+        audio_llm_processor(processor, 24, None)
+
+
 def test_a_template_that_rewrites_the_instruction_is_refused(qwen, waveform):
     checkpoint = load(qwen)
     checkpoint.processor.processor.chat_template = checkpoint.processor.processor.chat_template.replace(
         "{{ content['text'] }}", "{{ content['text'] | upper }}"
     ).replace("{{ message['content'] }}", "{{ message['content'] | upper }}")
+    with pytest.raises(InputError, match="rewrites the user's words") as refused:
+        checkpoint.encode("Repeat.", waveform(1.0))
+    assert "--template" not in str(refused.value)  # no other would be taken
+
+
+def test_a_template_that_rewrites_beside_audio_is_not_passed_over(qwen, waveform):
+    """Its layout of plain text leaves out the marks round the speech."""
+    checkpoint = load(qwen)
+    checkpoint.processor.processor.chat_template = checkpoint.processor.processor.chat_template.replace(
+        "{{ content['text'] }}", "{{ content['text'] | upper }}"
+    )
     with pytest.raises(InputError, match="rewrites the user's words"):
         checkpoint.encode("Repeat.", waveform(1.0))
+
+
+def test_a_model_that_merges_inside_its_llm_is_refused(qwen, waveform, monkeypatch):
+    """As Phi-4-multimodal does."""
+    checkpoint = load(qwen)
+    prompt = checkpoint.encode("Repeat.", waveform(1.0))
+    whole = checkpoint.model.model
+    monkeypatch.setattr(whole, "forward", lambda input_ids, **more: whole.language_model(input_ids=input_ids))
+    with pytest.raises(InputError, match="puts speech and text together inside of its LLM"):
+        checkpoint.embed([prompt])
 
 
 def test_a_model_that_lengthens_the_prompt_inside_is_refused(qwen, waveform):
