@@ -16,8 +16,16 @@ THINKERS = {
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
 """Models that hear, think and speak, by type: the class of the part that hears and thinks."""
-_ADDED_TO_TEXT = ("voxtral_realtime", "kyutai_speech_to_text", "moshi")
-"""Types whose speech runs along with the text and is added onto it."""
+_ADDED = (
+    "it adds its speech onto the positions of the text, so that neither has positions of its own and eta is undefined"
+)
+_REFUSED = {
+    "voxtral_realtime": _ADDED,
+    "kyutai_speech_to_text": _ADDED,
+    "moshi": _ADDED,
+    "vibevoice_asr": "it adds random noise to what it hears, so that no number about it could be had twice",
+}
+"""Types that cannot be measured, and why."""
 _HARMLESS = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "cache_position")
 """What the LLM inside may be given and is given alike when it reads embeddings alone."""
 
@@ -27,13 +35,10 @@ def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     placeholder for its speech.
 
     Raises:
-        InputError: its speech has no positions of its own, so that there is nothing to tell apart.
+        InputError: it is of a type that cannot be measured.
     """
-    if config.model_type in _ADDED_TO_TEXT:
-        raise InputError(
-            f"a {config.model_type!r} model adds its speech onto the positions of the text, so that neither has "
-            "positions of its own and eta is undefined: give an audio LLM with placeholder tokens for the speech"
-        )
+    if config.model_type in _REFUSED:
+        raise InputError(f"a {config.model_type!r} model cannot be measured: {_REFUSED[config.model_type]}")
     names = [THINKERS[config.model_type]] if config.model_type in THINKERS else config.architectures or []
     found = getattr(transformers, names[0], None) if names else None
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel) or not issubclass(found, GenerationMixin):

@@ -20,7 +20,14 @@ from lsm_probe.errors import InputError
 from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import WindowQFormer
-from lsm_probe.models.connectors.times import Times, even_times, frame_times, speech_token_times
+from lsm_probe.models.connectors.times import (
+    PIECE_SECONDS,
+    RATE,
+    Times,
+    even_times,
+    frame_times,
+    speech_token_times,
+)
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention import attention, generating_rows
 from lsm_probe.probes.capture import LayerAttention, capture
@@ -43,7 +50,8 @@ def timeline(
     In memory are layers x response tokens x speech tokens numbers, and of one layer at a time that many for each head.
 
     Args:
-        checkpoint: an LSM, or another audio LLM (whose speech tokens are taken to be spread evenly over the utterance).
+        checkpoint: an LSM, or another audio LLM (whose speech tokens are taken to be spread evenly over what it hears:
+            the utterance, or with the silence after it up to 30 s).
         sample: with `audio`; with `text` too (English, at most 30 s of speech) its words are placed.
         response: `generated` answers greedily; `reference` takes the sample's target.
         max_new_tokens: longest generated response.
@@ -62,7 +70,10 @@ def timeline(
     ids = result.responses()[sample.id]
     norms = _norms_by_row(checkpoint, sample, ids)
     if times is None:
-        times = even_times(norms.shape[2], len(waveform))
+        times = even_times(norms.shape[2], _heard_samples(checkpoint, sample, waveform, norms.shape[2]))
+        end = len(waveform) / RATE
+        spoken = times[:, 0] < end
+        times, norms = np.minimum(times[spoken], end), norms[..., spoken]
     frames = frame_times(len(waveform))
     shares, check = spread_evenly(times, frames), {"llm": result.self_check}
     if ours and isinstance(model.multi_modal_projector, WindowQFormer):
@@ -121,6 +132,13 @@ def _own_shares(connector: ConnectorAttention, frames: int) -> csr_array:
     rows, within = shares.nonzero()  # frames that a last window lacks have none
     columns = connector.first_frame[rows] + within
     return csr_array((shares[rows, within], (rows, columns)), shape=(len(shares), frames))
+
+
+def _heard_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.float32], tokens: int) -> int:
+    """Samples that the speech tokens of another audio LLM cover: some hear silence up to whole pieces of 30 s."""
+    whole = np.pad(waveform, (0, -len(waveform) % (PIECE_SECONDS * RATE)))
+    same = checkpoint.encode(sample.instruction, whole).count(Segment.SOURCE) == tokens
+    return len(whole) if same else len(waveform)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin, WhisperFeatureExtractor
 
 import lsm_probe
+from lsm_probe.data.audio import read_audio
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
@@ -596,8 +597,6 @@ def test_attention_equals_brute_force_in_float64(folder, samples):
     checkpoint = load(folder)
     checkpoint.model.double()
     sample = samples[2]
-    from lsm_probe.data.audio import read_audio
-
     prompt = checkpoint.encode(sample.instruction, read_audio(sample))
     response = checkpoint.encode_response(sample.target)
     prompt_embedded = checkpoint.embed([prompt])[0]
@@ -642,6 +641,19 @@ def test_every_probe_measures_it(folder, samples):
     assert {parameter["layer"] for parameter in heard.parameters} == {None, 0, 1, 2}
 
 
+def test_the_timeline_lays_tokens_over_what_was_heard(folder, samples):
+    """Voxtral hears 30 s, 12.5 tokens a second, whatever is in them."""
+    checkpoint = load(folder)
+    found = lsm_probe.timeline(checkpoint, samples[1], response="reference")
+    seconds = len(read_audio(samples[1])) / 16_000
+    assert found.token_times[0, 0] == 0
+    assert found.token_times[-1, 1] == pytest.approx(seconds)
+    assert found.norms.shape[2] == len(found.token_times)
+    if folder.parent.name == "voxtral":
+        assert found.token_times[0, 1] == pytest.approx(0.08)
+        assert len(found.token_times) == int(np.ceil(seconds / 0.08))
+
+
 # Refusals: one line, what and why
 
 
@@ -650,12 +662,13 @@ def test_every_probe_measures_it(folder, samples):
     [
         ("voxtral_realtime", "VoxtralRealtimeForConditionalGeneration"),
         ("kyutai_speech_to_text", "KyutaiSpeechToTextForConditionalGeneration"),
+        ("vibevoice_asr", "VibeVoiceAsrForConditionalGeneration"),
     ],
 )
-def test_speech_without_positions_of_its_own_is_refused(model_type, model_class, tmp_path):
+def test_speech_without_positions_of_its_own_or_with_noise_is_refused(model_type, model_class, tmp_path):
     config = {"model_type": model_type, "architectures": [model_class]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="adds its speech onto the positions of the text") as refused:
+    with pytest.raises(InputError, match=r"cannot be measured: it adds (its speech onto|random noise)") as refused:
         load(tmp_path)
     assert "\n" not in str(refused.value)
 
