@@ -1,10 +1,9 @@
 """Perplexity of text for LLMs and for the LLMs inside LSMs: what speech training cost them.
 
-Usage: python analyses/text_ability/perplexity.py TEXTS.jsonl OUT.json CHECKPOINT [CHECKPOINT ...]
-TEXTS.jsonl holds sentences as `text` (`lsm-probe data speak` and `data ljspeech` write such manifests). The LLM is
-asked to go on with the first half of each and scored on the second; where samples have a `target` (`lsm-probe augment`
-writes such), it is given the text with the sample's own instruction and scored on the target. Writes nats per token
-with the 95 % interval over samples, and paired differences to the first checkpoint.
+Usage: python analyses/text_ability/perplexity.py sentences|answers TEXTS.jsonl OUT.json CHECKPOINT [CHECKPOINT ...]
+`sentences`: the LLM is asked to go on with the first half of each `text` and scored on the second half. `answers`: it
+is given the text with the sample's own instruction and scored on its `target` (`lsm-probe augment` writes such
+manifests). Writes nats per token with the 95 % interval over samples, and paired differences to the first checkpoint.
 """
 
 from __future__ import annotations
@@ -24,13 +23,15 @@ from lsm_probe.files import replacing
 from lsm_probe.probes.importance import response_loss
 from lsm_probe.probes.subjects import Subject
 
-SENTENCES = 100
+SAMPLES = 100
 INSTRUCTION = "Continue the text."
 
 
 def main() -> None:
-    texts, out, *names = sys.argv[1:]
-    samples = [s if s.target else _halved(s) for s in lsm_probe.read_manifest(texts)[:SENTENCES]]
+    what, texts, out, *names = sys.argv[1:]
+    samples = lsm_probe.read_manifest(texts)[:SAMPLES]
+    if what == "sentences":
+        samples = [_halved(sample) for sample in samples]
     losses = {name: _losses(name, samples) for name in names}
     base = losses[names[0]]
     weights = cluster_weights(number_clusters([sample.text or "" for sample in samples]), 0)
