@@ -14,15 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE
 from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
 from lsm_probe.models.segments import Piece, Segment
 from lsm_probe.models.templates import TEMPLATE_ERRORS, applied, chat_pieces
 
-_RATE = 16_000
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_LONG = 30.0
-"""Seconds. Processors that cannot take more cut it off without a word."""
-_LAST = _RATE // 50
+_LAST = RATE // 50
 """Samples, 20 ms: as many frames as a processor may drop at the end to come out even."""
 _MEND = "an audio LLM is asked through its own template alone, so it cannot be measured"
 
@@ -63,7 +61,7 @@ class AudioLlmProcessor:
         extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
         if extractor is None:
             raise InputError(f"{type(processor).__name__} has no feature extractor: it hears nothing")
-        self.rate = int(getattr(extractor, "sampling_rate", _RATE))
+        self.rate = int(getattr(extractor, "sampling_rate", RATE))
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
         """Encodes one instruction about one utterance.
@@ -81,8 +79,8 @@ class AudioLlmProcessor:
         refuse_placeholder("instruction", instruction, self.audio_token)
         ids, features = self._hear(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
-            raise NoTokens(f"{len(audio) / _RATE:.3f} s of speech are too little for a single speech token")
-        if len(audio) > _LONG * _RATE:
+            raise NoTokens(f"{len(audio) / RATE:.3f} s of speech are too little for a single speech token")
+        if len(audio) > PIECE_SECONDS * RATE:  # processors that cannot take more cut it off without a word
             self._check_whole(instruction, audio, features)
         prompt = self._with_speech(instruction, ids.count(self.audio_token_id))
         if ids != prompt.input_ids:
@@ -115,7 +113,7 @@ class AudioLlmProcessor:
         self.processor.save_pretrained(folder)
 
     def _resampled(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
-        return audio if self.rate == _RATE else soxr.resample(audio, _RATE, self.rate)
+        return audio if self.rate == RATE else soxr.resample(audio, RATE, self.rate)
 
     def _with_speech(self, instruction: str, length: int) -> Prompt:
         return resize_source(self._write(instruction.strip(), None), length, self.audio_token_id)
@@ -126,8 +124,8 @@ class AudioLlmProcessor:
         _, otherwise = self._hear(instruction, self._resampled(other))
         if all(a.shape == otherwise[name].shape and bool((a == otherwise[name]).all()) for name, a in features.items()):
             raise InputError(
-                f"{type(self.processor).__name__} cuts off the end of {len(audio) / _RATE:.1f} s of speech: give "
-                f"pieces of at most {_LONG:.0f} s"
+                f"{type(self.processor).__name__} cuts off the end of {len(audio) / RATE:.1f} s of speech: give "
+                f"pieces of at most {PIECE_SECONDS} s"
             )
 
     def _write(self, instruction: str, transcript: str | None) -> Prompt:
