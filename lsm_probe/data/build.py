@@ -127,6 +127,7 @@ def _to_sample(utterance: Utterance, pool: Pool, seed: int) -> Sample:
             audio=utterance.audio,
             text=utterance.text,
             target=target,
+            alternatives=utterance.alternatives.get(draw.task, ()),
             start=utterance.start,
             duration=utterance.duration,
             task=draw.task,

@@ -27,10 +27,10 @@ def builtin_manifest() -> Path:
 def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sample]:
     """Reads a JSONL manifest (UTF-8, blank lines and a byte order mark allowed), in its order.
 
-    `id`, `instruction` and `audio` or `text` are required; `target`, `start` and `duration` (seconds),
-    `task`, `language` and `context` are optional, and null means left out. Other keys are left out with one
-    UserWarning. Relative audio paths start at the manifest's folder. The files named must exist; they are not
-    opened.
+    `id`, `instruction` and `audio` or `text` are required; `target`, `alternatives` (a list of further right
+    answers), `start` and `duration` (seconds), `task`, `language` and `context` are optional, and null means left
+    out. Other keys are left out with one UserWarning. Relative audio paths start at the manifest's folder. The files
+    named must exist; they are not opened.
 
     Args:
         path: The manifest, or "builtin:probe" for the packaged one.
@@ -102,8 +102,8 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
 def fingerprint(samples: Iterable[Sample]) -> str:
     """sha256 (hexadecimal) of what the samples hold, in their order, wherever their files lie on disk.
 
-    It covers id, instruction, text, target, context, start, duration and the bytes of each sound file: two
-    results with one fingerprint come from the same data.
+    It covers id, instruction, text, target, alternatives, context, start, duration and the bytes of each sound file:
+    two results with one fingerprint come from the same data.
 
     Raises:
         InputError: A sound file cannot be read; names the sample.
@@ -114,6 +114,8 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         content: dict[str, Any] = sample.model_dump(
             include={"id", "instruction", "text", "target", "context", "start", "duration"}
         )
+        if sample.alternatives:
+            content["alternatives"] = sample.alternatives
         content["audio"] = None
         if sample.audio is not None:
             if sample.audio not in audio_hashes:

@@ -60,6 +60,7 @@ class Sample(BaseModel):
         audio: A local sound file. `audio` or `text` is required.
         text: The transcript.
         target: The reference response.
+        alternatives: Further right answers, which evaluation accepts too.
         start: Where the section begins in `audio`, seconds.
         duration: Length of the section, seconds; None reads to the end.
         task: Name of the task, for example "asr".
@@ -78,6 +79,7 @@ class Sample(BaseModel):
     audio: Annotated[Path | None, BeforeValidator(_plain_path)] = None
     text: Words | None = None
     target: Text | None = None
+    alternatives: tuple[Words, ...] = ()
     start: Annotated[Seconds, Field(ge=0)] = 0.0
     duration: Annotated[Seconds, Field(gt=0)] | None = None
     task: Text | None = None

@@ -23,6 +23,7 @@ class Utterance:
         target_language: that `answers["translation"]` is in, by its English name.
         context: further text the question is about.
         answers: task -> right answer; a corpus's own tasks only, transcription is always possible.
+        alternatives: task -> further right answers.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Utterance:
     target_language: str | None = None
     context: str | None = None
     answers: dict[str, str] = field(default_factory=dict)
+    alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """

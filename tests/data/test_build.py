@@ -42,11 +42,19 @@ def test_a_file_for_each_split_and_task(tmp_path, clip):
 
 
 def test_translation_names_its_language(tmp_path, clip):
-    utterance = Utterance("a", "s", "Good.", clip, target_language="Japanese", answers={"translation": "良い。"})
+    utterance = Utterance(
+        "a",
+        "s",
+        "Good.",
+        clip,
+        target_language="Japanese",
+        answers={"translation": "良い。"},
+        alternatives={"translation": ("いい。",), "transcription": ("Fine.",)},
+    )
     build([utterance], tmp_path / "out", "translation")
     (sample,) = read_manifest(tmp_path / "out" / "s.translation.jsonl")
     assert "into Japanese" in sample.instruction
-    assert sample.target == "良い。"
+    assert (sample.target, sample.alternatives) == ("良い。", ("いい。",))
 
 
 def bad(clip, tmp_path):

@@ -238,6 +238,7 @@ def test_fingerprint_sees_the_content(spoken: Path) -> None:
         {"text": "other"},
         {"text": None},
         {"target": "other"},
+        {"alternatives": ("other",)},
         {"context": "other"},
         {"start": 0.25},
         {"duration": 1.0},

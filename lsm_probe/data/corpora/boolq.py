@@ -18,7 +18,7 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     return read_questions(root, problems, wanted, "boolq", _answer)
 
 
-def _answer(values: dict[str, Any]) -> tuple[str, str | None]:
+def _answer(values: dict[str, Any]) -> tuple[list[str], str | None]:
     if not isinstance(values.get("answer"), bool):
         raise InputError("'answer' must be true or false; mend the line")
-    return str(values["answer"]).lower(), text_in(values, "passage")
+    return [str(values["answer"]).lower()], text_in(values, "passage")

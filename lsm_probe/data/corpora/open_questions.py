@@ -14,13 +14,13 @@ from lsm_probe.errors import InputError
 
 
 def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
-    """Of several right answers the first is taken: a target is one text, and nobody would say all."""
-    return read_questions(root, problems, wanted, "question-answering", _answer)
+    """Of several right answers the first is the target, one text that a model can be trained to say; any will do."""
+    return read_questions(root, problems, wanted, "question-answering", _answers)
 
 
-def _answer(values: dict[str, Any]) -> tuple[str, str | None]:
-    answers = values.get("answer", values.get("answers"))
-    first = answers[0] if isinstance(answers, list) and answers else answers
-    if not isinstance(first, str) or not first.strip():
+def _answers(values: dict[str, Any]) -> tuple[list[str], str | None]:
+    given = values.get("answer", values.get("answers"))
+    answers: list[Any] = given if isinstance(given, list) else [given]
+    if not answers or any(not isinstance(answer, str) or not answer.strip() for answer in answers):
         raise InputError("'answer' must be a text or a list of texts; mend the line")
-    return first, None
+    return answers, None

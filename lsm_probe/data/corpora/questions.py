@@ -12,8 +12,8 @@ from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 from lsm_probe.files import plain_name
 
-Parse = Callable[[dict[str, Any]], tuple[str, str | None]]
-"""A line's (answer, context)."""
+Parse = Callable[[dict[str, Any]], tuple[list[str], str | None]]
+"""A line's right answers, the first of which is the target, and its context."""
 
 
 def read_questions(file: Path, problems: Problems, wanted: Wanted, task: str, parse: Parse) -> Iterator[Utterance]:
@@ -21,9 +21,15 @@ def read_questions(file: Path, problems: Problems, wanted: Wanted, task: str, pa
     split = plain_name(file.name.removesuffix(".gz").removesuffix(".jsonl"))
     for number, values in objects_of(file, problems) if wanted(split) else ():
         with problems.catching(at(file, number)):
-            answer, context = parse(values)
-            question = text_in(values, "question")
-            yield Utterance(f"{split}-{number}", split, question, context=context, answers={task: answer})
+            (answer, *others), context = parse(values)
+            yield Utterance(
+                f"{split}-{number}",
+                split,
+                text_in(values, "question"),
+                context=context,
+                answers={task: answer},
+                alternatives={task: tuple(others)} if others else {},
+            )
 
 
 def text_in(values: dict[str, Any], key: str) -> str:

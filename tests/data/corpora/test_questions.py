@@ -44,7 +44,7 @@ def test_webglm_qa(read, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama-questions", "web-questions"])
-def test_open_questions_take_the_first_of_several_answers(read, tmp_path, name):
+def test_open_questions_take_the_first_of_several_answers_and_keep_the_others(read, tmp_path, name):
     file = jsonl(
         tmp_path / "web_questions.jsonl",
         {"question": "who?", "answer": ["Deborah Read", "Deborah"]},
@@ -62,6 +62,7 @@ def test_open_questions_take_the_first_of_several_answers(read, tmp_path, name):
         ("web_questions-2", "what?", "A pound"),
         ("web_questions-3", "when?", "1990"),
     ]
+    assert [u.alternatives for u in utterances] == [{"question-answering": ("Deborah",)}, {}, {}]
     assert [int(problem.split(": ")[0].rsplit(" ", 1)[1]) for problem in problems] == [4, 5, 6, 7, 8]
 
 
