@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lsm_probe.data.pools import read_pool
     from lsm_probe.data.sample import Sample
     from lsm_probe.errors import InputError
+    from lsm_probe.evaluation.evaluate import evaluate
+    from lsm_probe.evaluation.evaluation_result import EvaluationResult
+    from lsm_probe.evaluation.task import read_tasks
     from lsm_probe.models.loading import build_lsm, load
     from lsm_probe.probes.alignment import alignment
     from lsm_probe.probes.alignment_result import AlignmentResult
@@ -33,12 +36,14 @@ if TYPE_CHECKING:
     from lsm_probe.probes.speech_attention import SpeechAttention, speech_attention
     from lsm_probe.probes.timeline import timeline
     from lsm_probe.probes.timeline_result import Timeline
+    from lsm_probe.reports.collection import read_results
     from lsm_probe.training.config import read_config
     from lsm_probe.training.run import train
 
 _HOMES = {
     "AlignmentResult": "probes.alignment_result",
     "AttentionResult": "probes.attention_result",
+    "EvaluationResult": "evaluation.evaluation_result",
     "ImportanceResult": "probes.importance_result",
     "InputError": "errors",
     "KnockoutResult": "probes.knockout_result",
@@ -52,12 +57,15 @@ _HOMES = {
     "augment": "data.augmentation.run",
     "build_lsm": "models.loading",
     "compare": "probes.comparison",
+    "evaluate": "evaluation.evaluate",
     "importance": "probes.importance",
     "knockout": "probes.knockout",
     "load": "models.loading",
     "read_config": "training.config",
     "read_manifest": "data.manifest",
     "read_pool": "data.pools",
+    "read_results": "reports.collection",
+    "read_tasks": "evaluation.task",
     "sensitivity": "probes.sensitivity",
     "speech_attention": "probes.speech_attention",
     "timeline": "probes.timeline",
@@ -67,6 +75,7 @@ _HOMES = {
 __all__ = [
     "AlignmentResult",
     "AttentionResult",
+    "EvaluationResult",
     "ImportanceResult",
     "InputError",
     "KnockoutResult",
@@ -80,12 +89,15 @@ __all__ = [
     "augment",
     "build_lsm",
     "compare",
+    "evaluate",
     "importance",
     "knockout",
     "load",
     "read_config",
     "read_manifest",
     "read_pool",
+    "read_results",
+    "read_tasks",
     "sensitivity",
     "speech_attention",
     "timeline",

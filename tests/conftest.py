@@ -4,17 +4,23 @@ The LLM is Llama with grouped-query attention and tied embeddings; its vocabular
 many real checkpoints, so that the model's `audio_token_id` and the tokenizer's id of `<|audio|>` differ.
 """
 
+import csv
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -24,6 +30,7 @@ from transformers import (
 )
 
 import lsm_probe
+from lsm_probe import cli
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
 
@@ -181,6 +188,27 @@ def tiny_lsm_folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folde
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved BERT (2 layers, 32 wide) that reads letter by letter; do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny") / "bert"
+    letters = [chr(i) for i in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_lsm(tiny_lsm_folder: Path) -> Checkpoint:
     """A fresh LSM, on CPU in float32: a test may change it."""
@@ -221,9 +249,68 @@ def waveform() -> Waveform:
     return make
 
 
+@pytest.fixture(scope="session")
+def clip(waveform: Waveform) -> Callable[..., Path]:
+    """`clip(path, seconds=0.5)` writes a sound file; format and folders follow from the path."""
+
+    def make(path: Path, seconds: float = 0.5) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        form = {".opus": "OGG"}.get(path.suffix)
+        soundfile.write(path, waveform(seconds), RATE, format=form, subtype="OPUS" if form else None)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[..., Path]:
+    """`write(path, *lines)`: a text file, with its folders."""
+
+    def make(path: Path, *lines: str) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def lsm_probe_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int | str, str, str]]:
+    """`lsm_probe_command(*arguments)` runs `lsm-probe` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int | str, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lsm-probe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as info:
+            cli.main()
+        captured = capsys.readouterr()
+        return info.value.code or 0, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def small_garbage() -> Iterator[None]:
     """Every training run collects garbage: a quarter of a second each, were it to look through all that is imported."""
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def mmlu_folder(tmp_path: Path) -> Path:
+    """MMLU of three subjects in three groups: five examples and seven questions each, with a header line."""
+    rng = np.random.default_rng(0)
+    words = " ".join(SENTENCES).split()
+    folder = tmp_path / "mmlu"
+    for subject in ("anatomy", "sociology", "world_religions"):
+        for split, lines in (("dev", 5), ("test", 7)):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            with (folder / split / f"{subject}_{split}.csv").open("w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
+                for _ in range(lines):
+                    question = " ".join(rng.choice(words, 8)) + ",\nor which?"
+                    table.writerow([question, *rng.choice(words, 4), int(rng.integers(4))])
+    return folder

@@ -25,14 +25,20 @@ def tell(message: str) -> Iterator[None]:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silences transformers' log lines, all progress bars and Python warnings, and restores them after."""
+    # The GGUF reader's bar obeys no switch but the stream it writes to.
+    with quiet_log(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Silences transformers' log lines short of errors, and restores them after."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        # The GGUF reader's bar obeys no switch but the stream it writes to.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)

@@ -14,8 +14,10 @@ from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
+from lsm_probe.cli.evaluate import evaluate
 from lsm_probe.cli.importance import importance
 from lsm_probe.cli.knockout import knockout
+from lsm_probe.cli.score import score
 from lsm_probe.cli.sensitivity import sensitivity
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
@@ -35,6 +37,8 @@ app.command()(alignment)
 app.command()(knockout)
 app.command()(importance)
 app.command()(timeline)
+app.command()(evaluate)
+app.command()(score)
 app.command()(demo)
 app.command()(augment)
 app.command()(train)

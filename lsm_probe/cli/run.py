@@ -16,7 +16,6 @@ from rich.console import Console
 
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.data.manifest import read_manifest
-from lsm_probe.data.problems import OnError
 from lsm_probe.data.sample import Sample
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
@@ -25,6 +24,7 @@ from lsm_probe.probes.subjects import describe_data, read_responses
 from lsm_probe.processes import is_main, join, say, several, together
 
 Result = TypeVar("Result", bound=ProbeResult)
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,30 @@ def probe_and_report(
     data: str,
     out: Path | None,
     *,
+    probing: dict[str, Any],
+    limit: int | None = None,
+    **options: Any,
+) -> list[Result]:
+    """Runs a probe on checkpoints and the samples of a manifest; see [`measure_and_report`]."""
+
+    def read() -> tuple[list[Sample], dict[str, Any]]:
+        samples = read_manifest(data, on_error=probing.get("on_error", "fail"))[:limit]
+        return samples, {"data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
+
+    return measure_and_report(probe, view, names, read, out, probing=probing, **options)
+
+
+def measure_and_report(
+    probe: Callable[..., Result],
+    view: View[Result],
+    names: Sequence[str],
+    read: Callable[[], tuple[list[Sample], dict[str, Any]]],
+    out: Path | None,
+    *,
     command: str,
     loading: dict[str, Any],
     probing: dict[str, Any],
     responses: Path | None = None,
-    limit: int | None = None,
     resume: bool = False,
     as_json: bool = False,
     **running: Any,
@@ -63,13 +82,17 @@ def probe_and_report(
     """Runs a probe on checkpoints and shows what came out; `running` goes to [`run_probe`].
 
     Of several processes the main one writes and speaks.
+
+    Args:
+        read: gives the samples, and the keyword arguments of the probe that tell of them.
+        probing: the other keyword arguments of the probe.
     """
     quiet_transformers()
     if several():
         join(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
     with together():
-        samples = _read_samples(data, on_error=probing.get("on_error", "fail"))[:limit]
-        probing = {**probing, "data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
+        samples, about = _silently(read)
+        probing = {**probing, **about}
         if responses is not None:
             probing["responses"] = read_responses(responses)
     out = out or Path("runs") / command / "+".join(slug(name) for name in names)
@@ -96,11 +119,12 @@ def probe_and_report(
     return results
 
 
-def _read_samples(data: str, on_error: OnError) -> list[Sample]:
+def _silently(read: Callable[[], Read]) -> Read:
+    """Of several processes, which all read the same, the main one alone warns."""
     with warnings.catch_warnings():
-        if not is_main():  # it reads the same
+        if not is_main():
             warnings.simplefilter("ignore")
-        return read_manifest(data, on_error=on_error)
+        return read()
 
 
 def _report(

@@ -50,6 +50,13 @@ def text(response: str) -> Answer:
     return Answer(said or None, bool(said))
 
 
+def capitals(response: str) -> Answer:
+    """Words in capital letters. The value are the words as they are, without punctuation; it follows if none of its
+    letters is a small one."""
+    said = unicodedata.normalize("NFKC", response)
+    return Answer(" ".join(re.findall(r"\w+", said)) or None, said.upper() == said and said.lower() != said)
+
+
 def label(labels: Sequence[str]) -> Parser:
     """One label of a list (Table 10: emotion and intent, "answer strictly as {'label'}").
 

@@ -48,9 +48,9 @@ class Score:
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: NaN, undefined, becomes None."""
+        """For JSON: six decimals; NaN, undefined, becomes None."""
         found = asdict(self)
-        return found | {key: _or_none(found[key]) for key in ("value", "ci_low", "ci_high")}
+        return found | {key: _or_none(round(found[key], 6)) for key in ("value", "ci_low", "ci_high")}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Metric:
         Raises:
             InputError: not one utterance for each sample.
         """
-        _same_length(utterances=utterances, samples=self.counts)
+        same_length(utterances=utterances, samples=self.counts)
         return self.score(cluster_weights(number_clusters(utterances), seed) @ self.counts)
 
     def estimate(self, utterances: Sequence[str], seed: int = 0) -> Score:
@@ -103,7 +103,7 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: i
     """
     if first.name != second.name:
         raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
-    _same_length(first=first.counts, second=second.counts)
+    same_length(first=first.counts, second=second.counts)
     low, high = interval(second.resampled(utterances, seed) - first.resampled(utterances, seed))
     details = {"first": _or_none(first.value), "second": _or_none(second.value)}
     return Score(first.name, second.value - first.value, float(low), float(high), min(first.n, second.n), details)
@@ -137,7 +137,7 @@ def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> 
     Raises:
         InputError: no samples, not one response for each reference, or a language that "13a" cannot split into words.
     """
-    _same_length(references=references, responses=responses)
+    same_length(references=references, responses=responses)
     code = base(code_of(language))
     if code in _UNSPACED:
         raise InputError(f"BLEU of language {language!r} needs a tokenizer that is not here; leave these samples out")
@@ -173,7 +173,7 @@ def accuracy(references: Sequence[Any], values: Sequence[Any]) -> Metric:
     Raises:
         InputError: no samples, not one value for each reference, or a reference that is None.
     """
-    _same_length(references=references, values=values)
+    same_length(references=references, values=values)
     if None in references:
         raise InputError(f"the reference of sample {list(references).index(None)} (from 0) cannot be read; mend it")
     right = [meant == said for meant, said in zip(references, values, strict=True)]
@@ -196,7 +196,7 @@ def f1(
         InputError: no samples, not one value for each reference, another average, or a reference or value that is no
             label.
     """
-    _same_length(references=references, values=values)
+    same_length(references=references, values=values)
     if average not in ("macro", "micro"):
         raise InputError(f"average {average!r} is unknown; choose 'macro' or 'micro'")
     if foreign := {*references, *values} - {*labels, None} | ({None} & {*references}):
@@ -237,7 +237,7 @@ def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[st
     Raises:
         InputError: no samples, not one response for each sample, or a sample whose answers are a string or none.
     """
-    _same_length(references=references, responses=responses)
+    same_length(references=references, responses=responses)
     for i, answers in enumerate(references):
         if isinstance(answers, str) or not answers:
             raise InputError(f"the answers of sample {i} (from 0) are {answers!r}; give a list of one or more")
@@ -254,7 +254,7 @@ def following_rate(follows: Sequence[bool | None]) -> Metric:
     Raises:
         InputError: no samples.
     """
-    _same_length(follows=follows)
+    same_length(follows=follows)
     counts = np.array([[bool(follow), follow is not None] for follow in follows], dtype=np.float64)
     known = int(counts[:, 1].sum())
     details = {"unknown": len(follows) - known}
@@ -270,7 +270,7 @@ def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
     Raises:
         InputError: no samples, or not one response for each of the others.
     """
-    _same_length(others=others, responses=responses)
+    same_length(others=others, responses=responses)
     theirs, ours = ([" ".join(_words(text)) for text in texts] for texts in (others, responses))
     rate = _word_errors(theirs, ours, macro=False).value
     same = [one == other for one, other in zip(theirs, ours, strict=True)]
@@ -280,7 +280,7 @@ def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
 
 def _word_errors(references: Sequence[str], responses: Sequence[str], macro: bool) -> Metric:
     """Of normalised texts."""
-    _same_length(references=references, responses=responses)
+    same_length(references=references, responses=responses)
     found = jiwer.process_words(list(references), list(responses))
     edits = np.array([[_length(chunks, kind) for kind in _EDITS] for chunks in found.alignments], dtype=np.float64)
     words = np.array([len(reference) for reference in found.references], dtype=np.float64)
@@ -335,7 +335,7 @@ def _contains(words: list[str], part: list[str]) -> bool:
     return bool(part) and any(words[start : start + len(part)] == part for start in starts)
 
 
-def _same_length(**lists: Any) -> None:
+def same_length(**lists: Any) -> None:
     lengths = {name: len(items) for name, items in lists.items()}
     if len(set(lengths.values())) > 1:
         told = " and ".join(f"{length} {name}" for name, length in lengths.items())

@@ -69,6 +69,15 @@ class Checkpoint:
             eos = self.tokenizer.eos_token_id
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
+    def hear(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
+        """What of the sources of a batch goes into its prompts: they themselves, unless something hears them first.
+
+        Args:
+            sources: waveforms (mono, 16 kHz) or transcripts.
+            languages: of the speech, ISO 639-1, where known.
+        """
+        return sources
+
     def encode(
         self, instruction: str, source: str | NDArray[np.float32] | Tensor, *, source_length: int | None = None
     ) -> Prompt:

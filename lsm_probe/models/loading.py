@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -93,12 +94,12 @@ def load_prompter(name: str | Path, *, template: str | None = None) -> Prompter:
     folder = str(assets.language_model()) if name == "builtin:llm" else name
     if folder.startswith("builtin:"):
         raise InputError(f"{name} is no text LLM; the built-in one is builtin:llm")
-    checksums = _checksums(folder)
-    config = _pretrained(AutoConfig, folder)
+    checksums = check_folder(folder)
+    config = pretrained(AutoConfig, folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
-    tokenizer = _pretrained(AutoTokenizer, folder)
-    identity = _identity(folder, config, checksums)
+    tokenizer = pretrained(AutoTokenizer, folder)
+    identity = identify(folder, config, checksums)
     return Prompter(name, folder, tokenizer, template or default_template(tokenizer), identity)
 
 
@@ -130,9 +131,9 @@ def build_lsm(
     Raises:
         InputError: if either part cannot be loaded, or the parts cannot be put together as asked.
     """
-    tokenizer = _pretrained(AutoTokenizer, llm)
+    tokenizer = pretrained(AutoTokenizer, llm)
     language_model = _causal_llm(str(llm), llm, dtype)
-    whisper = _whisper(encoder, dtype, part="encoder." if decoder_states is None else "")
+    whisper = _whisper(encoder, dtype, part=r"encoder\." if decoder_states is None else "")
     config = LsmConfig(
         audio_config=whisper.config,
         projector_config=projector or LsmProjectorConfig(),
@@ -149,11 +150,11 @@ def build_lsm(
     model.draw_connector(seed)
     model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
-    processor = LsmProcessor.for_model(config, _pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
+    processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
     identity = {
         "model_type": config.model_type,
-        "encoder": _identity(encoder, whisper.config) | {"context": encoder_context, "decoder_states": decoder_states},
-        "llm": _identity(llm, language_model.config),
+        "encoder": identify(encoder, whisper.config) | {"context": encoder_context, "decoder_states": decoder_states},
+        "llm": identify(llm, language_model.config),
         "connector": {**processor.projector, "seed": seed, "trained": False},
     }
     return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity, "speech")
@@ -186,20 +187,20 @@ def _check_template(template: str | None) -> None:
 
 
 def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
-    checksums = _checksums(folder)
-    config = _pretrained(AutoConfig, folder)
+    checksums = check_folder(folder)
+    config = pretrained(AutoConfig, folder)
     if isinstance(config, LsmConfig):
-        processor = _pretrained(AutoProcessor, folder)
+        processor = pretrained(AutoProcessor, folder)
         processor.template = template or processor.template
-        model = _pretrained_model(LsmForConditionalGeneration, folder, dtype)
+        model = pretrained_model(LsmForConditionalGeneration, folder, dtype)
         checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
     elif (audio_class := audio_llm_class(config)) is not None:
         checkpoint = _load_audio_llm(name, folder, config, audio_class, dtype, template)
     else:
         model = _causal_llm(f"--ckpt {name}", folder, dtype)
-        tokenizer = _pretrained(AutoTokenizer, folder)
+        tokenizer = pretrained(AutoTokenizer, folder)
         checkpoint = Checkpoint(name, model, tokenizer, template or default_template(tokenizer))
-    checkpoint.identity = _identity(folder, config, checksums)
+    checkpoint.identity = identify(folder, config, checksums)
     return checkpoint
 
 
@@ -214,27 +215,27 @@ def _load_audio_llm(
     audio_token_id = find_audio_token_id(config)
     assert audio_token_id is not None  # or its class would not have been found
     # First the processor: what is wrong with it should not wait for the weights.
-    loaded = _pretrained(AutoProcessor, folder)
+    loaded = pretrained(AutoProcessor, folder)
     if getattr(loaded, "tokenizer", None) is None:
         raise InputError(
             f"{name} has no processor, only a {type(loaded).__name__}: take its processor_config.json or "
             "preprocessor_config.json, and its tokenizer, from a good copy"
         )
     processor = audio_llm_processor(loaded, audio_token_id, template)
-    model = _pretrained_model(audio_class, folder, dtype)
+    model = pretrained_model(audio_class, folder, dtype)
     check_reads_embeddings(model.eval(), name)
     return Checkpoint(name, model, loaded.tokenizer, processor.template, processor, source="speech")
 
 
 def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    config = _pretrained(AutoConfig, name)
+    config = pretrained(AutoConfig, name)
     refusal = (
         f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
         "for its speech, nor a causal text LLM"
     )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise InputError(refusal)
-    model = _pretrained_model(AutoModelForCausalLM, name, dtype)
+    model = pretrained_model(AutoModelForCausalLM, name, dtype)
     # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
     with torch.no_grad():
         first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
@@ -245,24 +246,26 @@ def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedM
 
 
 def _whisper(name: str | Path, dtype: torch.dtype, part: str) -> Any:
-    config = _pretrained(AutoConfig, name)
+    config = pretrained(AutoConfig, name)
     if config.model_type != "whisper":
         raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
-    return _pretrained_model(WhisperModel, name, dtype, part)
+    return pretrained_model(WhisperModel, name, dtype, part)
 
 
-def _pretrained_model(auto_class: Any, name: str | Path, dtype: torch.dtype, part: str = "") -> PreTrainedModel:
-    """A model with all its weights (those whose names start with `part`): transformers would draw missing ones."""
+def pretrained_model(
+    auto_class: Any, name: str | Path, dtype: torch.dtype, part: str = "", **kwargs: Any
+) -> PreTrainedModel:
+    """A model with all its weights, as far as their names match `part`: transformers would draw missing ones."""
     _check_indices(Path(name))
     model: PreTrainedModel
-    model, loaded = _pretrained(auto_class, name, dtype=dtype, output_loading_info=True)
-    missing = sorted(key for key in loaded["missing_keys"] if key.startswith(part))
+    model, loaded = pretrained(auto_class, name, dtype=dtype, output_loading_info=True, **kwargs)
+    missing = sorted(key for key in loaded["missing_keys"] if re.match(part, key))
     if missing:
         raise InputError(f"{name} cannot be loaded: its weights lack {len(missing)} tensors, one of them {missing[0]}")
     return model
 
 
-def _pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
+def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     """`auto_class.from_pretrained`, never running code from the checkpoint, with one line for what can go wrong."""
     path = Path(name)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -291,7 +294,7 @@ def _check_indices(folder: Path) -> None:
                 raise InputError(f"{path} names {file!r}, which lies outside of the folder: use no such checkpoint")
 
 
-def _checksums(folder: str | Path) -> str | None:
+def check_folder(folder: str | Path) -> str | None:
     """Verifies a local folder before anything of it is read.
 
     Returns:
@@ -309,10 +312,10 @@ def _checksums(folder: str | Path) -> str | None:
     return None if (path / SEAL).is_file() else "unverified"
 
 
-def _identity(folder: str | Path, config: PreTrainedConfig, checksums: str | None = None) -> dict[str, Any]:
+def identify(folder: str | Path, config: PreTrainedConfig, checksums: str | None = None) -> dict[str, Any]:
     """What tells one checkpoint from another: kind, hub revision where it has one, sha256 of its weights.
 
-    `checksums` is what [`_checksums`] said of the folder.
+    `checksums` is what [`check_folder`] said of the folder.
     """
     identity: dict[str, Any] = {}
     if config is not None:
@@ -322,7 +325,8 @@ def _identity(folder: str | Path, config: PreTrainedConfig, checksums: str | Non
             identity["revision"] = revision
     if checksums is not None:
         identity["checksums"] = checksums
-    weights = sorted(Path(folder).glob("*.safetensors")) if Path(folder).is_dir() else []
+    # The first kind that is there is what transformers loads.
+    weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
     if weights:
         known = read_checksums(Path(folder)) if checksums == "verified" else {}  # read once, not twice
         identity["weights_sha256"] = {

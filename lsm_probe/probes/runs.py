@@ -41,6 +41,7 @@ def run_probe(
     probing: dict[str, Any],
     pictures: Sequence[str] = (),
     controls: Callable[[Sequence[Result], Sequence[Sample]], Iterator[Control]] = lambda results, samples: iter(()),
+    loader: Callable[..., Checkpoint] = load,
     resume: bool = False,
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> tuple[list[Result], dict[str, Any] | None]:
@@ -51,13 +52,14 @@ def run_probe(
 
     Args:
         probe: for example [`lsm_probe.attention`].
-        names: what [`load`] takes.
+        names: what `loader` takes.
         samples: the samples.
         out: output folder.
-        loading: keyword arguments of [`load`].
+        loading: keyword arguments of `loader`.
         probing: keyword arguments of `probe`.
         pictures: names of files that the caller will draw into `out`.
         controls: what must be probed once more before results can be compared, from the results so far.
+        loader: gives the checkpoint of a name.
         resume: go on from an interrupted run in the same folder.
         on_progress: called with the checkpoint's name, samples done and samples in all.
 
@@ -78,7 +80,7 @@ def run_probe(
                 checkpoint,
                 chosen,
                 progress_folder=out / _PROGRESS / folder,
-                on_progress=lambda done: on_progress(name, done, len(chosen)),
+                on_progress=lambda done, total=len(chosen): on_progress(name, done, total),
                 **{**probing, **changes},
             )
             if earlier is not None:
@@ -87,7 +89,7 @@ def run_probe(
                 result.save(out / folder if len(names) > 1 else out)
             return result
 
-        results = [measure(load(name, **loading), samples) for name in names]
+        results = [measure(loader(name, **loading), samples) for name in names]
         # A list first: the controls are of the checkpoints alone, not of each other.
         for control in list(controls(results, samples)):
             results.append(measure(control.load(loading), control.samples, **control.probing))
@@ -137,8 +139,9 @@ def slug(name: str) -> str:
 
     `runs/vanilla/model`, as training writes it, is told from other models by the folder before.
     """
-    if CONTROL in name:
-        return "-at-length-of-".join(slug(part) for part in name.split(CONTROL))
+    for joint, written in ((CONTROL, "-at-length-of-"), (" + ", "+")):
+        if joint in name:
+            return written.join(slug(part) for part in name.split(joint))
     path = Path(name)
     last = f"{path.parent.name}-model" if path.name == "model" else path.name
     last = name if name.startswith("builtin:") else last

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 from torch import Tensor
@@ -48,12 +50,16 @@ class Subject:
         prompt: its tokens and their segments.
         checkpoint: whose prompt it is.
         response: token ids of the response in question; empty for a probe that looks at prompts alone.
+        source: what stands in its source slot: a waveform `[samples]` at 16 kHz, or a transcript.
+        seconds: wall time from reading the source to the end of the response; an equal part of its batch's.
     """
 
     sample: Sample
     prompt: Prompt
     checkpoint: Checkpoint = field(repr=False)
     response: list[int] = field(default_factory=list)
+    source: Any = field(default=None, repr=False)
+    seconds: float = 0.0
 
     @cached_property
     def embedded(self) -> Tensor:
@@ -158,17 +164,32 @@ def prepare(
     Raises:
         InputError: a sample cannot be used, under `on_error="fail"`.
     """
-    subjects: list[Subject] = []
+    begun = perf_counter()
     left_out: dict[str, str] = {}
-    for sample in batch:
+
+    @contextmanager
+    def using(sample: Sample) -> Iterator[None]:
         try:
-            subjects.append(Subject(sample, _encode(checkpoint, sample, answering), checkpoint))
+            yield
         except InputError as error:
             if on_error == "fail":
                 raise InputError(f"sample {sample.id}: {error}") from error
             left_out[sample.id] = str(error)
-    for subject, response in zip(subjects, _respond(checkpoint, subjects, answering), strict=True):
-        subject.response = response
+
+    read: list[tuple[Sample, Any]] = []
+    for sample in batch:
+        with using(sample):
+            read.append((sample, read_source(checkpoint, sample)))
+    heard = checkpoint.hear([source for _, source in read], [sample.language for sample, _ in read])
+    subjects: list[Subject] = []
+    for (sample, _), source in zip(read, heard, strict=True):
+        with using(sample):
+            prompt = _encode(checkpoint, sample, source, answering)
+            subjects.append(Subject(sample, prompt, checkpoint, source=source))
+    responses = _respond(checkpoint, subjects, answering)
+    seconds = (perf_counter() - begun) / max(1, len(subjects))
+    for subject, response in zip(subjects, responses, strict=True):
+        subject.response, subject.seconds = response, seconds
     return subjects, left_out
 
 
@@ -177,9 +198,9 @@ def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
     return read_audio(sample) if checkpoint.source == "speech" else sample.text
 
 
-def _encode(checkpoint: Checkpoint, sample: Sample, answering: Answering) -> Prompt:
+def _encode(checkpoint: Checkpoint, sample: Sample, source: Any, answering: Answering) -> Prompt:
     source_length = answering.source_lengths[sample.id] if answering.source_lengths is not None else None
-    prompt = checkpoint.encode(sample.instruction, read_source(checkpoint, sample), source_length=source_length)
+    prompt = checkpoint.encode(sample.instruction, source, source_length=source_length)
     checkpoint.check_length(prompt, _longest_response(checkpoint, sample, answering))
     return prompt
 

@@ -824,3 +824,24 @@ def test_training_an_audio_llm_is_refused_by_name(qwen):
 
     with pytest.raises(InputError, match="no LSM of ours"):
         start_model(ModelSettings(start=str(qwen)), None, 0)
+
+
+def test_the_harness_reads_text_as_the_model_does_after_its_own_embeddings(folder, mmlu_folder, tmp_path):
+    from lsm_probe.evaluation.harness import Harness
+    from lsm_probe.evaluation.mmlu import Mmlu, read_mmlu, write_mmlu_tasks
+
+    checkpoint = load(folder)
+    mmlu = Mmlu("one", {"anatomy": read_mmlu(mmlu_folder, questions=3).subjects["anatomy"]})
+    if checkpoint.model.config.model_type == "voxtral":
+        with pytest.raises(InputError, match=r"voxtral.* \(MistralCommonBackend\): leave MMLU"):
+            lsm_probe.text_ability(checkpoint, mmlu=mmlu)
+        return
+    (task,) = write_mmlu_tasks(mmlu, tmp_path / "tasks")
+    tokenize, embed = checkpoint.tokenizer, checkpoint.llm.get_input_embeddings()
+    for row in Harness(checkpoint, tmp_path / "tasks", shots=1, batch_size=3).run(task):
+        for (context, answer), (found, _) in zip(row["arguments"], row["filtered_resps"], strict=True):
+            before, ids = tokenize(context)["input_ids"], tokenize(context + answer)["input_ids"]
+            with torch.no_grad():
+                logs = checkpoint.llm(inputs_embeds=embed(torch.tensor([ids]))).logits[0].log_softmax(-1)
+            own = sum(logs[i - 1, ids[i]].item() for i in range(len(before), len(ids)))
+            assert found == pytest.approx(own, abs=1e-4)

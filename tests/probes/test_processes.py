@@ -18,7 +18,7 @@ from lsm_probe import cli, processes
 from lsm_probe.errors import InputError
 
 SCRIPT = Path(__file__).with_name("all_probes.py")
-PROBES = ("attention", "sensitivity", "knockout", "alignment", "importance", "signed")
+PROBES = ("attention", "sensitivity", "knockout", "alignment", "importance", "signed", "evaluation")
 WORLD = 2
 TIMEOUT = 200
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={WORLD}", "--standalone")
@@ -151,9 +151,9 @@ def test_a_failure_of_one_process_is_raised_in_all_and_they_can_go_on(shared):
 
 
 def test_others_stop_at_the_failure_of_one(shared):
-    """The first process has two batches, the second fails in its first."""
+    """The first process has two batches, the second fails in its first; on a busy machine before the first begins."""
     assert report_of(shared / "1")["begun"] == ["s2", "s3"]
-    assert report_of(shared / "0")["begun"] == ["s0", "s1"]
+    assert report_of(shared / "0")["begun"] in (["s0", "s1"], [])
 
 
 def test_the_main_process_alone_writes_results(shared):

@@ -1,0 +1,90 @@
+"""What `lsm-probe evaluate` and `lsm-probe score` show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.cli.run import View, measure_and_report
+from lsm_probe.cli.tables.evaluation import evaluation_note, evaluation_table
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.cascade import cascade_name, load_any
+from lsm_probe.evaluation.evaluate import evaluate
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks
+from lsm_probe.plots.evaluation import PICTURES, save_evaluation
+from lsm_probe.probes.subjects import describe_data
+
+VIEW: View[EvaluationResult] = View(evaluation_table, evaluation_note, save_evaluation, PICTURES)
+
+
+def evaluate_and_report(
+    task: Sequence[str],
+    ckpt: Sequence[str],
+    data: Path | None,
+    out: Path | None,
+    *,
+    cascades: Sequence[str],
+    whisper: str,
+    evaluating: dict[str, Any],
+    limit: int | None,
+    **options: Any,
+) -> None:
+    """Evaluates checkpoints, then cascades, on the same samples."""
+    if not ckpt and not cascades:
+        raise InputError("there is nothing to evaluate: give --ckpt or --cascade")
+
+    def read() -> tuple[list[Sample], dict[str, Any]]:
+        tasks, samples = read_tasks(task, data=data, limit=limit, on_error=evaluating.get("on_error", "fail"))
+        names = "+".join(task.name for task in tasks)
+        return samples, {"tasks": tasks, "data": describe_data(samples, names)}
+
+    measure_and_report(
+        evaluate,
+        VIEW,
+        [*ckpt, *(cascade_name(whisper, llm) for llm in cascades)],
+        read,
+        out,
+        command="evaluate",
+        probing=evaluating,
+        loader=load_any,
+        **options,
+    )
+
+
+def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | None, *, as_json: bool) -> None:
+    """Scores the predictions in these folders again.
+
+    Raises:
+        InputError: a folder holds no predictions, a task is not among them, or `out` is where predictions are.
+    """
+    if out is not None and any(folder.resolve().is_relative_to(out.resolve()) for folder in folders):
+        raise InputError(f"--out {out} is where the predictions are: choose another folder")
+    tasks = [read_task(name) for name in task]
+    measure_and_report(
+        _rescore,
+        VIEW,
+        [str(folder) for folder in folders],
+        lambda: ([], {"tasks": tasks}),
+        out,
+        command="score",
+        loading={},
+        probing={},
+        loader=EvaluationResult.load,
+        as_json=as_json,
+    )
+
+
+def _rescore(
+    result: EvaluationResult, samples: Sequence[Sample], *, tasks: Sequence[Task], **_: Any
+) -> EvaluationResult:
+    return result.rescored(tasks)
+
+
+def list_tasks() -> None:
+    """Prints the package's tasks."""
+    for name in builtin_tasks():
+        task = read_task(name)
+        print(f"{name}: {task.title}; {', '.join(task.metrics)}; {task.manifest}")

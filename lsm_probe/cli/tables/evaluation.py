@@ -1,0 +1,64 @@
+"""Evaluation, as `lsm-probe evaluate` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.metrics import Score
+from lsm_probe.evaluation.tables import agreements, reference_llm, speeds
+
+_BESIDE = 3
+"""Most checkpoints whose intervals stand beside the values, not below."""
+
+
+def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
+    """A row for each task and metric, a column for each checkpoint."""
+    llm, alike = reference_llm(results), agreements(results)
+    table = Table(
+        title="what the responses are worth, in per cent",
+        caption="95 % interval over utterances; *: only responses in the asked-for form count"
+        + (escape(f"; agreement: with {llm.name}") if alike and llm is not None else ""),
+    )
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    between = " " if len(results) <= _BESIDE else "\n"
+
+    def cell(score: Score | None) -> str:
+        return "–" if score is None else f"{score.value:.1f}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
+
+    for result in results:
+        table.add_column(escape(result.name), justify="right", overflow="fold")
+    for task in results[0].tasks:
+        found = [result.scores().get(task.name, {}) for result in results]
+        names = list(dict.fromkeys(name for scores in found for name in scores))
+        for i, name in enumerate(names):
+            cells = [cell(scores.get(name)) for scores in found]
+            strict = "*" if task.has_form and name in ("accuracy", "f1_micro", "f1_macro") else ""
+            table.add_row(escape(task.title) if i == 0 else "", f"{name}{strict}", *cells)
+        if alike and llm is not None:
+            table.add_row("", "agreement", *(cell(alike.get(r.name, {}).get(task.name)) for r in results))
+        table.add_section()
+    following = [result.following() for result in results]
+    if any(following):
+        table.add_row("mean of tasks", "following_rate", *(cell(score) for score in following))
+    table.add_row("", "seconds per sample", *(f"{result.seconds.mean():.2f}" for result in results))
+    if speed := speeds(results):
+        cells = [f"{speed[result.name].mean:.2f}" if result.name in speed else "–" for result in results]
+        table.add_row("", "speed against cascade", *cells)
+    return table
+
+
+def evaluation_note(result: EvaluationResult) -> str:
+    summary = result.summary()["tasks"].values()
+    empty = sum(task["empty_responses"] for task in summary)
+    cut = sum(task["cut_responses"] for task in summary)
+    heard = [task["transcripts"] for task in summary if "transcripts" in task]
+    words = sum(found["details"]["words"] for found in heard)
+    wrong = sum(found["value"] * found["details"]["words"] for found in heard)
+    transcripts = f"; transcripts: {wrong / words:.1f} % word errors" if words else ""
+    most = result.conventions.max_new_tokens
+    return f"{empty} responses empty, {cut} as long as they may be ({most} tokens){transcripts}"

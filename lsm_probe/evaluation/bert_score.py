@@ -1,0 +1,170 @@
+"""BERTScore: how alike a response and its reference are to a BERT (Zhang et al. 2020, arXiv 1904.09675).
+
+The arithmetic is that of the library bert-score. The models are loaded here: the library's own loader takes a path that
+holds "t5" for a T5, ends in a traceback where a model cannot be had, and under transformers 5 reads the first word of a
+text otherwise than the published scores did.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from lsm_probe.assets.notice import quiet_log
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.metrics import Floats, Metric, same_length
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.loading import check_folder, identify, pretrained, pretrained_model, resolve_device
+
+NAME = "bert_score"
+_UNLIMITED = 2**31 - 1
+"""Tokens; tokenizers cannot take the 10^30 that transformers writes for it."""
+
+
+@dataclass(frozen=True, eq=False)  # a model is its own key
+class BertScorer:
+    """A loaded model that texts are compared by.
+
+    Attributes:
+        model: its first `layer` layers, in float32.
+        tokenizer: puts two special tokens around a text, and cuts what is too long for the model.
+        identity: model, hashes of its weights, layer and conventions; the details of each score hold them.
+    """
+
+    model: Any
+    tokenizer: Any
+    identity: dict[str, Any]
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, uncut, without the two special ones."""
+        # The library strips texts too.
+        return len(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
+
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """Precision, recall and F1 of pairs of a reference and a response, both of which say something.
+
+        Each text is encoded in a batch with the others, and each pair is matched by itself: in a batch of pairs the
+        library takes padding for tokens at right angles to all others.
+        """
+        from bert_score.utils import get_bert_embedding, greedy_cos_idf
+
+        texts = [text for pair in pairs for text in pair]
+        # Weights of tokens: a special token may be what another one matches, but has no part in the mean.
+        weight = defaultdict(lambda: 1.0, {self.tokenizer.cls_token_id: 0.0, self.tokenizer.sep_token_id: 0.0})
+        embedded, mask, weights = get_bert_embedding(
+            texts, self.model, self.tokenizer, weight, device=self.model.device
+        )
+
+        def own(i: int) -> tuple[Tensor, Tensor, Tensor]:
+            tokens = int(mask[i].sum())
+            return embedded[i : i + 1, :tokens], mask[i : i + 1, :tokens], weights[i : i + 1, :tokens]
+
+        return [torch.cat(greedy_cos_idf(*own(i), *own(i + 1))).tolist() for i in range(0, len(texts), 2)]
+
+
+def bert_score(
+    references: Sequence[str], responses: Sequence[str], scorer: BertScorer, *, batch_size: int = 64
+) -> Metric:
+    """BERTScore's F1: the mean over samples; without idf weights, not rescaled.
+
+    Each token of the response is matched with the token of the reference whose embedding has the nearest direction, and
+    the mean cosine is the precision; the other way round it is the recall. A response, or a reference, that says
+    nothing scores 0. Texts are cut at the model's longest; details tell how many samples that concerns. Model in
+    float32, mean in float64; neither order nor batch size matters.
+
+    Args:
+        scorer: what [`load_bert_scorer`] returns.
+        batch_size: samples compared together; halved where memory runs out.
+
+    Raises:
+        InputError: no samples, or not one response for each reference.
+    """
+    same_length(references=references, responses=responses)
+    pairs = list(zip(references, responses, strict=True))
+    lengths = np.array([[scorer.length(text) for text in pair] for pair in pairs])
+    # Those of a length together, for little padding.
+    rows = [row for row in lengths.max(1).argsort(kind="stable").tolist() if lengths[row].all()]
+    scores: Floats = np.zeros((len(pairs), 3))
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        scores[batch] = run_in_halves(scorer.compare, [pairs[row] for row in batch])
+    precision, recall, _ = 100 * scores.mean(0)
+    details = {
+        **scorer.identity,
+        "precision": float(precision),
+        "recall": float(recall),
+        "empty_references": int((lengths[:, 0] == 0).sum()),
+        "empty_responses": int((lengths[:, 1] == 0).sum()),
+        "cut": int((lengths.max(1) + 2 > scorer.tokenizer.model_max_length).sum()),
+    }
+    counts = np.stack([scores[:, 2], np.ones(len(pairs))], axis=1)
+    return Metric(NAME, counts, lambda sums: 100 * sums[..., 0] / sums[..., 1], len(pairs), details)
+
+
+def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "auto") -> BertScorer:
+    """Loads a model to compare texts by.
+
+    Args:
+        model: folder or hub name of a model that reads text both ways. For English the library takes `roberta-large`,
+            for Chinese `bert-base-chinese`, for all else `bert-base-multilingual-cased`.
+        layer: whose output is compared, from 1 on; 0 is the embeddings. By default the one that the library's authors
+            found nearest to human judgement, which they did for about 130 hub names. Other models have no default:
+            the last layer is the best of hardly any, and scores of different layers are not comparable.
+        device: as in [`lsm_probe.load`].
+
+    Raises:
+        InputError: bert-score is not installed; there is no such model or layer; or the model is no BERT.
+    """
+    try:
+        from bert_score.utils import get_hash, model2layers
+    except ImportError as error:
+        raise InputError(
+            f"BERTScore needs bert-score, which cannot be imported ({error}): pip install 'lsm-probe[evaluation]'"
+        ) from error
+    torch_device = resolve_device(device)
+    checksums = check_folder(model)
+    config = pretrained(AutoConfig, model)
+    layers = getattr(config, "num_hidden_layers", 0)
+    layer = model2layers.get(model) if layer is None else layer
+    if layer is None:
+        raise InputError(f"bert-score recommends no layer of {model}: give one of its {layers} layers")
+    if not 0 <= layer <= layers:
+        raise InputError(f"{model} has {layers} layers, and no layer {layer}: give one of them")
+    # transformers 5 no longer heeds it where the library says it.
+    options = {"add_prefix_space": True} if config.model_type == "roberta" else {}
+    tokenizer = pretrained(AutoTokenizer, model, **options)
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    # The library gives these two no weight, and takes a text of two tokens for an empty one.
+    if None in (*special, tokenizer.pad_token_id) or sorted(tokenizer("")["input_ids"]) != sorted(special):
+        raise InputError(f"{model} cannot be compared by: its tokenizer does not put [CLS] and [SEP] around a text")
+    with quiet_log():  # of the layers and heads that are left out
+        bert: Any = pretrained_model(AutoModel, model, torch.float32, part="(?!pooler)", num_hidden_layers=layer)
+    bert = bert.get_encoder() if config.is_encoder_decoder else bert
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _most_tokens(bert))
+    identity = {
+        "model": model,
+        **identify(model, config, checksums),
+        "layer": layer,
+        "idf": False,
+        "rescale": False,
+        "library": get_hash(model, layer, False, False, False, False),
+    }
+    return BertScorer(bert.to(torch_device).eval(), tokenizer, identity)
+
+
+def _most_tokens(bert: Any) -> int:
+    """The longest text that a model has positions for."""
+    positions = getattr(bert.config, "max_position_embeddings", None) or -1
+    if positions < 0:  # they are relative
+        return _UNLIMITED
+    # RoBERTa and its kin count from the token after the padding.
+    table = getattr(getattr(bert, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return int(positions if padding is None else positions - padding - 1)

@@ -1,0 +1,208 @@
+"""What an evaluation found: the predictions of one checkpoint, and the metrics they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.bootstrap import interval
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, word_error_rate
+from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score
+from lsm_probe.evaluation.task import Task
+from lsm_probe.probes.result import Curve, ProbeResult, curve, package_versions, rounded
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The choices behind the numbers.
+
+    Attributes:
+        max_new_tokens: longest response; decoding is greedy.
+        tasks: how responses are read and scored.
+    """
+
+    max_new_tokens: int
+    tasks: tuple[Task, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        tasks = {task.name: task.model_dump(mode="json", exclude_defaults=True) for task in self.tasks}
+        return {"decoding": "greedy", "max_new_tokens": self.max_new_tokens, "tasks": tasks}
+
+
+def _versions() -> dict[str, str]:
+    return package_versions() | {package: version(package) for package in ("jiwer", "sacrebleu", "whisper-normalizer")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(ProbeResult):
+    """The predictions of one checkpoint, and what they amount to.
+
+    `samples` holds a row for each: id, task, instruction, `reference`, `response` and its ids; of a cascade the
+    `transcript` too.
+
+    Attributes:
+        seconds: wall time of each sample, hearing and answering; an equal part of its batch's, `[samples]`.
+    """
+
+    PROBE: ClassVar[str] = "evaluate"
+    SCHEMA: ClassVar[str] = "lsm-probe/evaluate/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("seconds",)
+
+    seconds: NDArray[np.float64]
+    conventions: Reading
+    versions: dict[str, str] = field(default_factory=_versions)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.conventions.tasks
+
+    def rescored(self, tasks: Sequence[Task]) -> Self:
+        """The same predictions read by other definitions of the same tasks; those of which none is given stay.
+
+        Raises:
+            InputError: a task is none of this result's.
+        """
+        new = {task.name: task for task in tasks}
+        known = [task.name for task in self.tasks]
+        for name in new.keys() - set(known):
+            raise InputError(f"{self.name} has no answers to task {name}; it has: {', '.join(known)}")
+        own = tuple(new.get(task.name, task) for task in self.tasks)
+        return replace(self, conventions=replace(self.conventions, tasks=own), versions=_versions())
+
+    @cached_property
+    def _metrics(self) -> dict[str, dict[str, Metric]]:
+        return {task.name: score(Predictions(task, rows)) for task, rows, _ in self._by_task()}
+
+    def metrics(self) -> dict[str, dict[str, Metric]]:
+        """Task -> name -> metric, in the tasks' order; see [`lsm_probe.evaluation.scoring.score`]."""
+        return self._metrics
+
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """Task -> name -> score with its interval."""
+        return self._scores
+
+    @cached_property
+    def _scores(self) -> dict[str, dict[str, Score]]:
+        found = self.metrics()
+        return {
+            task.name: {name: metric.estimate(keys, self.seed) for name, metric in found[task.name].items()}
+            for task, _, keys in self._by_task()
+        }
+
+    def following(self) -> Score | None:
+        """The mean over tasks of the share of responses that have the asked-for form; None if no task asks for one."""
+        weights = self.weights()
+        tasks = [(found[FOLLOWING], self._own(name)) for name, found in self.metrics().items() if FOLLOWING in found]
+        if not tasks:
+            return None
+        drawn = _mean_of_known(np.stack([metric.score(weights[:, own] @ metric.counts) for metric, own in tasks]))
+        low, high = interval(drawn[~np.isnan(drawn)]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+        value = float(_mean_of_known(np.array([metric.value for metric, _ in tasks])))
+        return Score(FOLLOWING, value, float(low), float(high), sum(metric.n for metric, _ in tasks))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each task and metric: checkpoint, task, metric, value, ci_low, ci_high, n."""
+        columns = ("value", "ci_low", "ci_high", "n")
+        return pd.DataFrame(
+            [
+                {"checkpoint": self.name, "task": task, "metric": name, **{c: getattr(found, c) for c in columns}}
+                for task, scores in self.scores().items()
+                for name, found in scores.items()
+            ]
+        )
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "tasks": {
+                task.name: {
+                    "title": task.title,
+                    "metrics": {name: found.to_dict() for name, found in self.scores()[task.name].items()},
+                    "empty_responses": sum(not row["response"] for row in rows),
+                    "cut_responses": sum(self._cut(row) for row in rows),
+                    **self._heard(rows, keys),
+                }
+                for task, rows, keys in self._by_task()
+            },
+            "following_rate": None if (following := self.following()) is None else following.to_dict(),
+            "seconds_per_sample": rounded(self.seconds.mean()),
+        }
+
+    def differences(self, other: Self) -> dict[str, Any]:
+        """`other` minus this one, in percentage points; how often they agree; how many times as fast `other` is."""
+        theirs = other.metrics()
+        pairs = {
+            task.name: {
+                name: difference(metric, theirs[task.name][name], keys, self.seed).to_dict()
+                for name, metric in self.metrics()[task.name].items()
+            }
+            for task, _, keys in self._by_task()
+        }
+        return {
+            "differences": pairs,
+            "agreement": {name: found.to_dict() for name, found in self.agreement(other).items()},
+            "speed_ratio": self.speed_ratio(other).to_dict(),
+        }
+
+    def agreement(self, other: Self) -> dict[str, Score]:
+        """Task -> share of responses that both gave alike; `other` holds the same samples in order."""
+        return {
+            task.name: agreement([row["response"] for row in theirs], [row["response"] for row in rows]).estimate(
+                keys, self.seed
+            )
+            for (task, rows, keys), (_, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)
+        }
+
+    def warning(self, other: Self) -> str | None:
+        return None
+
+    def speed_ratio(self, other: Self) -> Curve:
+        """How many times as fast `other` is, which holds the same samples in order; measured on one machine only.
+
+        The interval is over utterances: it knows nothing of what else the machine did meanwhile.
+        """
+        weights = self.weights()
+        drawn = (weights @ self.seconds) / (weights @ other.seconds)
+        return curve(np.array(self.seconds.sum() / other.seconds.sum()), drawn)
+
+    def _cut(self, row: Mapping[str, Any]) -> bool:
+        """Whether a response was ended by its greatest length. One that ended by itself exactly there counts too."""
+        return len(row["response_ids"]) >= self.conventions.max_new_tokens
+
+    def _by_task(self) -> Iterator[tuple[Task, list[dict[str, Any]], list[str]]]:
+        """Each task with its rows, and the utterance that each row speaks of."""
+        for task in self.tasks:
+            own = self._own(task.name)
+            if own:  # all may have been left out
+                yield task, [self.samples[i] for i in own], [str(self.clusters[i]) for i in own]
+
+    def _own(self, task: str) -> list[int]:
+        return [i for i, row in enumerate(self.samples) if row["task"] == task]
+
+    def _heard(self, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+        """How well a cascade has heard what it answered to, where that is known to be English."""
+        known = [i for i, row in enumerate(rows) if "transcript" in row and "text" in row]
+        if not known:
+            return {}
+        found = word_error_rate([rows[i]["text"] for i in known], [rows[i]["transcript"] for i in known])
+        return {"transcripts": found.estimate([keys[i] for i in known], self.seed).to_dict()}
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        conventions = summary["conventions"]
+        tasks = tuple(Task.model_validate({"name": name, **task}) for name, task in conventions["tasks"].items())
+        return {**arrays, "conventions": Reading(conventions["max_new_tokens"], tasks)}
+
+
+def _mean_of_known(values: Floats) -> Floats:
+    """Over the first axis, without NaN; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(0) / known.sum(0)

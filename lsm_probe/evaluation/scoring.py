@@ -1,0 +1,136 @@
+"""From predictions to metrics: reads each response as its task says, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache
+from typing import Any
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation import bert_score as bert
+from lsm_probe.evaluation import metrics
+from lsm_probe.evaluation.answers import Answer
+from lsm_probe.evaluation.metrics import Metric
+from lsm_probe.evaluation.task import Task
+
+FOLLOWING = "following_rate"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one checkpoint answered in one task.
+
+    Attributes:
+        task: the task.
+        rows: of `samples.jsonl`: `reference` (and perhaps `alternatives`) and `response` of each sample.
+    """
+
+    task: Task
+    rows: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def references(self) -> list[str]:
+        return [row["reference"] for row in self.rows]
+
+    @cached_property
+    def responses(self) -> list[str]:
+        return [row["response"] for row in self.rows]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """The responses as they are read."""
+        return [self.task.parser()(response) for response in self.responses]
+
+    @cached_property
+    def meant(self) -> list[Any]:
+        """The references as they are read."""
+        parse = self.task.parser()
+        return [parse(reference).value for reference in self.references]
+
+    @property
+    def strict(self) -> list[Any]:
+        """What the responses say, if they have the asked-for form: a model that only repeats the speech names the
+        right label often enough, and has not done what it was told."""
+        return [answer.value if answer.follows else None for answer in self.answers]
+
+
+def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
+    """Refuses at once what could not be scored after hours of answering.
+
+    Raises:
+        InputError: a sample is of none of the tasks, a task has no samples, a target says nothing its task can read, or
+            the model of a metric cannot be had.
+    """
+    task_of = {task.name: task for task in tasks}
+    for sample in samples:
+        if sample.task not in task_of:
+            raise InputError(f"sample {sample.id} is of task {sample.task!r}; there are: {', '.join(task_of)}")
+    for task in tasks:
+        parse = task.parser()
+        own = [sample for sample in samples if sample.task == task.name]
+        if not own:
+            raise InputError(f"task {task.name} has no samples; give it some, or leave it out")
+        for sample in own:
+            if sample.target is not None and parse(sample.target).value is None:
+                raise InputError(f"sample {sample.id}: its target {sample.target!r} is no answer to its task; mend it")
+        target = own[0].target or ""
+        score(Predictions(task, [{"reference": target, "response": target}]))  # do its metrics work at all?
+
+
+def score(predictions: Predictions) -> dict[str, Metric]:
+    """All metrics of a task by name, in its order, and the share of responses that have the asked-for form.
+
+    Raises:
+        InputError: the model of a metric cannot be had.
+    """
+    task = predictions.task
+    found: dict[str, Metric] = {name: replace(_METRICS[name](predictions), name=name) for name in task.metrics}
+    if task.has_form:
+        found[FOLLOWING] = metrics.following_rate([answer.follows for answer in predictions.answers])
+    return found
+
+
+def _bleu(predictions: Predictions) -> Metric:
+    return metrics.bleu(predictions.references, predictions.responses, str(predictions.task.language))
+
+
+def _f1(predictions: Predictions, average: str) -> Metric:
+    return metrics.f1(predictions.meant, predictions.strict, predictions.task.labels, average=average)
+
+
+def _contained(predictions: Predictions) -> Metric:
+    answers = [[row["reference"], *row.get("alternatives", [])] for row in predictions.rows]
+    return metrics.answer_contained(answers, predictions.responses)
+
+
+def _bert(predictions: Predictions) -> Metric:
+    task = predictions.task
+    return _bert_score(
+        tuple(predictions.references), tuple(predictions.responses), _bert_scorer(task.bert_model, task.bert_layer)
+    )
+
+
+@cache
+def _bert_scorer(model: str, layer: int | None) -> bert.BertScorer:
+    return bert.load_bert_scorer(model, layer)
+
+
+@lru_cache(maxsize=64)
+def _bert_score(references: tuple[str, ...], responses: tuple[str, ...], scorer: bert.BertScorer) -> Metric:
+    """Kept, as results ask for it again when they are compared and written."""
+    return bert.bert_score(references, responses, scorer)
+
+
+_METRICS: dict[str, Callable[[Predictions], Metric]] = {
+    "word_error_rate": lambda p: metrics.word_error_rate(p.references, p.responses),
+    "word_error_rate_macro": lambda p: metrics.word_error_rate(p.references, p.responses, macro=True),
+    "bleu": _bleu,
+    "accuracy": lambda p: metrics.accuracy(p.meant, p.strict),
+    "accuracy_lenient": lambda p: metrics.accuracy(p.meant, [answer.value for answer in p.answers]),
+    "f1_micro": lambda p: _f1(p, "micro"),
+    "f1_macro": lambda p: _f1(p, "macro"),
+    "answer_contained": _contained,
+    bert.NAME: _bert,
+}

@@ -1,0 +1,84 @@
+"""Several checkpoints side by side: `metrics.json`, `metrics.csv`, and `table.md` as the paper lays its tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.metrics import Score
+from lsm_probe.files import replacing
+from lsm_probe.probes.result import Curve, write_json
+
+TABLES = ("metrics.json", "metrics.csv", "table.md")
+SCHEMA = "lsm-probe/metrics/1"
+
+
+def save_tables(results: Sequence[EvaluationResult], out: Path) -> None:
+    """Writes `TABLES` into a folder."""
+    write_json(out / "metrics.json", metrics_summary(results))
+    with replacing(out / "metrics.csv") as path:
+        pd.concat([result.to_frame() for result in results]).to_csv(path, index=False)
+    with replacing(out / "table.md") as path:
+        path.write_text(_markdown(results), encoding="utf-8")
+
+
+def reference_llm(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
+    """The first text LLM that read the transcripts: what it answers is what self-powered training asks for."""
+    return next((result for result in results if result.checkpoint["source"] == "text"), None)
+
+
+def agreements(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Score]]:
+    """Checkpoint -> task -> share of the responses that are the text LLM's own; empty where there is no text LLM."""
+    llm = reference_llm(results)
+    others = [result for result in results if llm is not None and result is not llm and result.ids == llm.ids]
+    return {} if llm is None else {result.name: result.agreement(llm) for result in others}
+
+
+def cascade_of(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
+    """The first cascade, which the others' speed is compared with."""
+    return next((result for result in results if "transcriber" in result.checkpoint), None)
+
+
+def speeds(results: Sequence[EvaluationResult]) -> dict[str, Curve]:
+    """Checkpoint -> how many times as fast as the cascade it is; empty where there is no cascade."""
+    cascade = cascade_of(results)
+    others = [result for result in results if cascade is not None and result.ids == cascade.ids]
+    return {} if cascade is None else {result.name: cascade.speed_ratio(result) for result in others}
+
+
+def metrics_summary(results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    """What `metrics.json` holds."""
+    alike, llm, speed, cascade = agreements(results), reference_llm(results), speeds(results), cascade_of(results)
+    return {
+        "schema": SCHEMA,
+        "data": results[0].data,
+        "tasks": {task.name: task.title for task in results[0].tasks},
+        "text_llm": None if llm is None else llm.name,
+        "cascade": None if cascade is None else cascade.name,
+        "checkpoints": {
+            result.name: {
+                "n_samples": len(result.samples),
+                **result.summary(),
+                "agreement_with_text_llm": {task: s.to_dict() for task, s in alike.get(result.name, {}).items()},
+                "times_as_fast_as_cascade": speed[result.name].to_dict() if result.name in speed else None,
+            }
+            for result in results
+        },
+    }
+
+
+def _markdown(results: Sequence[EvaluationResult]) -> str:
+    """A row for each checkpoint, a column for each task, as Table 2 of arXiv:2410.03798 has it."""
+    tasks = results[0].tasks
+    head = ["checkpoint", *(f"{task.title} ({task.metrics[0]})" for task in tasks), "following_rate", "s per sample"]
+    lines = [head, ["---"] * len(head)]
+    for result in results:
+        scores, following = result.scores(), result.following()
+        values = [scores[task.name][task.metrics[0]] if task.name in scores else None for task in tasks]
+        cells = ["–" if score is None else f"{score.value:.1f}" for score in (*values, following)]
+        lines.append([result.name, *cells, f"{result.seconds.mean():.2f}"])
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)

@@ -1,0 +1,168 @@
+"""The speech recogniser of a cascade: a Whisper of any size writes down what the LLM then reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+from lsm_probe import assets
+from lsm_probe.assets.notice import quiet_log
+from lsm_probe.data.corpora.languages import base, code_of
+from lsm_probe.errors import InputError
+from lsm_probe.models.connectors.times import RATE
+from lsm_probe.models.loading import (
+    check_folder,
+    identify,
+    pretrained,
+    pretrained_model,
+    resolve_device,
+    resolve_dtype,
+)
+
+BUILTIN = "builtin:whisper"
+
+
+@dataclass(frozen=True)
+class Transcriber:
+    """A loaded Whisper.
+
+    Attributes:
+        name: how the user called it.
+        model: a `WhisperForConditionalGeneration`.
+        processor: its `WhisperProcessor`.
+        identity: where the weights came from and their hashes; stored with every result.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    identity: dict[str, Any]
+
+    @torch.no_grad()
+    def transcribe(self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]) -> list[str]:
+        """Transcribes a batch greedily; in float32 each clip as it would be alone.
+
+        Speech of more than 30 s goes through Whisper's own long-form decoding (Radford et al. 2022, section 3.8) as
+        transformers has it: windows of 30 s, each of which begins where the last one's timestamps end, so that no word
+        is cut. Beam search, the fallback to higher temperatures and the text before a window are left out.
+
+        Args:
+            waveforms: mono at 16 kHz, `[samples]` each, of any length.
+            languages: of each, ISO 639-1 code or English name. Of None a multilingual Whisper finds the language
+                itself in the first 30 s, unless its checkpoint is set to one.
+
+        Returns:
+            A text for each, without timestamps.
+
+        Raises:
+            InputError: the model does not know a language.
+        """
+        codes = [self._code(language) for language in languages]
+        features = [self._features(waveform) for waveform in waveforms]
+        alike: dict[tuple[bool, str | None], list[int]] = {}
+        for row, code in enumerate(codes):
+            alike.setdefault((features[row].shape[1] > self._window, code), []).append(row)
+        texts = [""] * len(features)
+        for (_, code), rows in alike.items():
+            for row, text in zip(rows, self._generate([features[row] for row in rows], code), strict=True):
+                texts[row] = text
+        return texts
+
+    @property
+    def _window(self) -> int:
+        """Mel frames of 30 s."""
+        return int(self.processor.feature_extractor.nb_max_frames)
+
+    def _code(self, language: str | None) -> str | None:
+        """What `generate` is told of a language; None where it is told nothing."""
+        if language is None:
+            return None
+        code = base(code_of(language))
+        settings = self.model.generation_config
+        if not settings.is_multilingual:
+            if code != "en":
+                raise InputError(f"{self.name} hears English alone, not {language!r}: give a multilingual Whisper")
+            return None
+        if f"<|{code}|>" not in settings.lang_to_id:
+            raise InputError(f"{self.name} knows no language {language!r}: give an ISO 639-1 code that it knows")
+        return code
+
+    def _features(self, waveform: NDArray[np.float32]) -> Tensor:
+        """Log-mel features, `[mel_bins, frames]`, padded to 30 s where shorter.
+
+        Of each clip by itself: among others its last frame would hear their padding.
+        """
+        extract = self.processor.feature_extractor
+        is_long = len(waveform) // extract.hop_length > self._window
+        options = {"truncation": False, "padding": "longest"} if is_long else {}
+        features: Tensor = extract(waveform, sampling_rate=RATE, return_tensors="pt", **options).input_features[0]
+        return features
+
+    def _generate(self, features: list[Tensor], code: str | None) -> list[str]:
+        """Transcripts of clips of one language that are all longer than 30 s, or none of them."""
+        lengths = torch.tensor([feature.shape[1] for feature in features])
+        longest = int(lengths.max())
+        inputs = torch.stack([pad(feature, (0, longest - feature.shape[1])) for feature in features])
+        mask = (torch.arange(longest) < lengths[:, None]).long()
+        multilingual = {"task": "transcribe", "language": code} if self.model.generation_config.is_multilingual else {}
+        with quiet_log():  # transformers warns of what it hands to itself
+            ids = self.model.generate(
+                inputs.to(self.model.device, self.model.dtype),
+                attention_mask=mask.to(self.model.device),
+                return_timestamps=longest > self._window,
+                condition_on_prev_tokens=False,
+                num_beams=1,
+                **multilingual,
+            )
+        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") -> Transcriber:
+    """Loads a speech recogniser.
+
+    Args:
+        name: folder or hub name of a Whisper of any size, or `builtin:whisper` (the embedded tiny.en).
+        device: as in [`lsm_probe.load`].
+        dtype: as in [`lsm_probe.load`].
+
+    Raises:
+        InputError: there is no such model, its checksums do not hold, it is no Whisper, or it does not say how it is
+            to be prompted.
+    """
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    if name.startswith("builtin:") and name != BUILTIN:
+        raise InputError(f"{name} is no speech recogniser; the built-in one is {BUILTIN}")
+    folder = str(assets.speech_encoder()) if name == BUILTIN else name
+    checksums = check_folder(folder)
+    config = pretrained(AutoConfig, folder)
+    if config.model_type != "whisper":
+        raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
+    processor = pretrained(WhisperProcessor, folder)
+    model: Any = pretrained_model(WhisperForConditionalGeneration, folder, torch_dtype)
+    _check_prompt(model.generation_config, name)
+    # Old ways to say what the arguments of `generate` say, and what would make it try again.
+    model.config.forced_decoder_ids = None
+    thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
+    model.generation_config.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
+    return Transcriber(name, model.to(torch_device).eval(), processor, identify(folder, config, checksums))
+
+
+def _check_prompt(settings: Any, name: str) -> None:
+    needed = ["no_timestamps_token_id", "is_multilingual"]
+    if getattr(settings, "is_multilingual", False):
+        needed += ["lang_to_id", "task_to_id"]
+    missing = [key for key in needed if not hasattr(settings, key)]
+    if missing:
+        raise InputError(
+            f"{name} lacks {', '.join(missing)} in its generation_config.json: take that file from OpenAI's Whisper of "
+            "the same size"
+        )
