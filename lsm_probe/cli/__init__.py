@@ -12,6 +12,7 @@ import typer
 from lsm_probe.cli.alignment import alignment
 from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
+from lsm_probe.cli.check import check
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.cli.evaluate import evaluate
@@ -37,6 +38,7 @@ app.command()(alignment)
 app.command()(knockout)
 app.command()(importance)
 app.command()(timeline)
+app.command()(check)
 app.command()(evaluate)
 app.command()(score)
 app.command()(demo)

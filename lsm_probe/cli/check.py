@@ -1,0 +1,65 @@
+"""`lsm-probe check`: has eta regressed against a baseline?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsm_probe.cli import options as opt
+
+EXAMPLES = """
+Holds an eta curve against a baseline, on two result.json alone: no model, no GPU, a second. A layer has regressed if
+its eta fell by more than the tolerance. Exit codes: 0 holds, 1 regressed, 2 unusable (other data, conventions,
+template or layers, or a value that is no number).
+
+Examples:
+
+    lsm-probe attention --ckpt my-lsm --response reference --out runs/now
+
+    lsm-probe check --baseline eta/my-lsm.json --current runs/now --update
+
+    lsm-probe check --baseline eta/my-lsm.json --current runs/now
+
+    lsm-probe check --baseline runs/before --current runs/now --paired
+
+By default the question is whether eta fell on these very samples; --paired asks whether it would on others too. In
+GitHub Actions it annotates the run and adds a table to the job's summary.
+"""
+
+
+def check(
+    baseline: Annotated[Path, typer.Option(help="The curve to hold: a result.json or its folder.", show_default=False)],
+    current: Annotated[Path, typer.Option(help="The curve in question, likewise.", show_default=False)],
+    tolerance: Annotated[float, typer.Option(help="How far eta may fall in any layer.")] = 0.02,
+    two_sided: Annotated[bool, typer.Option("--two-sided", help="A rise counts as much as a fall.")] = False,
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired",
+            help="Count only falls that other utterances would show too (p <= 0.05 over all layers); needs folders.",
+        ),
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept the current curve as the new (or first) baseline.")
+    ] = False,
+    json: opt.Json = False,
+) -> None:
+    from lsm_probe.cli.tables.check import show_accepted, show_verdict
+    from lsm_probe.regression.check import check
+    from lsm_probe.regression.github import annotating, publish
+    from lsm_probe.regression.update import accept
+
+    with annotating(baseline):
+        if update:
+            show_accepted(accept(current, baseline, arrays=paired), as_json=json)
+            return
+        verdict = check(baseline, current, tolerance=tolerance, two_sided=two_sided, paired=paired)
+    show_verdict(verdict, as_json=json)
+    publish(verdict, baseline)
+    if verdict.regressed:
+        raise typer.Exit(1)
+
+
+check.__doc__ = EXAMPLES

@@ -1,0 +1,78 @@
+"""What GitHub Actions shows of a check: annotations on the run, a table in the job's summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lsm_probe.errors import InputError
+from lsm_probe.regression.baseline import result_file
+from lsm_probe.regression.check import Verdict
+
+_REGRESSED, _UNUSABLE, _NOTE = "eta regressed", "eta check unusable", "eta check"
+
+
+@contextmanager
+def annotating(baseline: Path) -> Iterator[None]:
+    """Annotates the baseline's file with the error that ends the block, if any; for GitHub Actions alone."""
+    try:
+        yield
+    except InputError as error:
+        annotate("error", str(error), title=_UNUSABLE, file=baseline)
+        raise
+
+
+def publish(verdict: Verdict, baseline: Path) -> None:
+    """Annotates the baseline's file with the notes and a regression, and appends to the job's summary."""
+    for note in verdict.notes:
+        annotate("warning", note, title=_NOTE, file=baseline)
+    if verdict.regressed:
+        annotate("error", verdict.text(), title=_REGRESSED, file=baseline)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not summary:
+        return
+    try:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(markdown(verdict, baseline))
+    except OSError as error:  # the verdict stands without it
+        warnings.warn(f"the job's summary was not written: {error.strerror}", stacklevel=2)
+
+
+def annotate(level: str, message: str, *, title: str, file: Path) -> None:
+    """Prints a workflow command where GitHub Actions runs; on stderr, which it reads as well, so that stdout stays
+    the result's."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        place = _property(_in_workspace(result_file(file)))
+        print(f"::{level} file={place},title={_property(title)}::{_data(message)}", file=sys.stderr)
+
+
+def markdown(verdict: Verdict, baseline: Path) -> str:
+    """The verdict as a section of the job's summary."""
+    head, *rows = (f"| {' | '.join(row)} |" for row in verdict.rows())
+    rule = "| " + " | ".join("---:" for _ in verdict.rows()[0]) + " |"
+    shown = str(baseline).replace("`", "'").replace("\n", " ")
+    lines = [f"### eta against `{shown}`", "", verdict.headline, "", head, rule, *rows, ""]
+    lines += [f"- {line}" for line in (*([verdict.power] if verdict.power else []), *verdict.notes)]
+    return "\n".join(lines) + "\n\n"
+
+
+def _in_workspace(file: Path) -> str:
+    """GitHub finds files by their path in the repository."""
+    workspace = os.environ.get("GITHUB_WORKSPACE")
+    absolute = Path(os.path.abspath(file))  # noqa: PTH100 - a link is in the repository, what it points to may not be
+    if workspace and absolute.is_relative_to(workspace):
+        return absolute.relative_to(workspace).as_posix()
+    return str(file)
+
+
+def _data(text: str) -> str:
+    """A message as the runner decodes it (actions/runner, ActionCommand.cs); `%` first, or it is escaped twice."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

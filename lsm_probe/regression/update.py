@@ -1,0 +1,58 @@
+"""Accepting a new baseline: a result's files take the place of the old ones, each whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+from lsm_probe.regression.baseline import GENERATED, read_baseline, require_two_files, result_file
+
+ARRAYS = ("arrays.npz", "samples.jsonl")
+"""What a result's folder holds beside `result.json`; only a paired check needs it."""
+
+
+def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -> Path:
+    """Makes the current result the baseline, if it is one that a check can use.
+
+    Args:
+        current: file or folder of a result.
+        baseline: where its `result.json` goes: a folder, or a file if the name ends in `.json` or is one already.
+        arrays: take `arrays.npz` and `samples.jsonl` along, for a paired check; both paths are then folders. Without,
+            those of an older baseline go.
+
+    Returns:
+        The baseline's `result.json`.
+
+    Raises:
+        InputError: the current result cannot be used, the two are one file, or the baseline cannot be written.
+    """
+    require_two_files(current, baseline)
+    result = read_baseline(current)
+    if result.is_generated:
+        warnings.warn(GENERATED, stacklevel=2)
+    source, target = result_file(current), result_file(baseline).resolve()
+    if arrays:
+        from lsm_probe.regression.paired import load_arrays
+
+        load_arrays(Path(current), result)
+        if target.name != source.name:
+            raise InputError(f"--paired needs a folder for its baseline, which {baseline} is not")
+    try:
+        with ExitStack() as stack:
+            # Renamed in reverse order: what belongs to a result.json is there before it.
+            for name in (source.name, *(ARRAYS if arrays else ())):
+                to = target if name == source.name else target.with_name(name)
+                shutil.copyfile(source.with_name(name), stack.enter_context(replacing(to)))
+        if not arrays and target.name == "result.json":
+            for name in ARRAYS:
+                target.with_name(name).unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"the baseline {target} cannot be written ({error.strerror}): choose another place") from None
+    return target
