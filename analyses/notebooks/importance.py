@@ -1,0 +1,44 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which weights do the answers hang on, and learning rates that spare them
+#
+# |θ · ∂L/∂θ| of each weight (arXiv 2509.23755): to first order the change of the loss if the weight were 0. Layers on
+# which text hangs most get the lowest rates in `strategy=layerwise_lr`. Run it as a script, or open it as a notebook
+# with jupytext.
+
+# %%
+
+import lsm_probe
+from lsm_probe.probes.rates import layer_rates
+
+checkpoint = lsm_probe.load("builtin:llm", device="cpu")
+samples = lsm_probe.read_manifest("builtin:probe")[:3]
+importance = lsm_probe.importance(checkpoint, samples, response="reference", ablate=0.03)
+importance.plot()
+
+# %% [markdown]
+# Do the scores mean anything? The perplexity of the same answers with the least important 3 % of each matrix at 0,
+# with random ones, and with the most important.
+
+# %%
+print(importance.summary()["ablation"])
+
+# %% [markdown]
+# The same numbers as learning rates, each layer's between 1 - λ and 1 times the base rate; the most important layers
+# the lowest. `lsm-probe train CONFIG strategy=layerwise_lr layer_rates=rates.yaml` takes the file.
+
+# %%
+rates = layer_rates(importance, 0.4)
+for layer, rate in enumerate(rates):
+    print(f"layer {layer:2d}: {rate:.2f} {'#' * round(40 * rate)}")

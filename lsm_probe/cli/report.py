@@ -1,0 +1,58 @@
+"""`lsm-probe report`: a page to send to a colleague, from results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Writes one HTML page from results: the finding in one sentence with its interval, eta by layer, token counts and the
+length-matched control, the other conventions, single heads, sensitivity, knockout, alignment, importance, evaluation,
+samples and a timeline to listen to, and where every number comes from. It needs nothing from elsewhere, reads without
+JavaScript and in print, and stays below 5 MB. Beside it the same as an executed notebook.
+
+Examples:
+
+    lsm-probe report runs/attention/vanilla+self-powered --out report.html
+
+    lsm-probe report runs/attention runs/sensitivity runs/knockout runs/timeline --out report.html
+
+Give output folders of probes, evaluations and timelines, or folders that hold them up to two levels below. Results of
+one probe must be of the same data. No model is run.
+"""
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Output folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    notebook: Annotated[
+        bool | None,
+        typer.Option(
+            "--notebook/--no-notebook",
+            help="Whether to write the notebook too (.ipynb).  [default: if the packages for it are installed]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    from lsm_probe.cli.options import not_a_folder
+    from lsm_probe.processes import say
+    from lsm_probe.reports.collection import read_results
+    from lsm_probe.reports.notebook import missing, save_notebook
+    from lsm_probe.reports.report import save_report
+
+    not_a_folder("--out", out)
+    found = read_results(results)
+    save_report(found, out)
+    print(f"written to {out}")
+    absent = missing()
+    if notebook is None and absent:
+        say(f"no notebook, since {', '.join(absent)} is not installed: pip install 'lsm-probe[notebooks]'")
+    elif notebook is not False:
+        path = out.with_suffix(".ipynb")
+        save_notebook(found, path)
+        print(f"written to {path}")
+
+
+report.__doc__ = EXAMPLES

@@ -1,0 +1,193 @@
+"""The chart of eta by layer: its lines, bands and marks as SVG paths, under every convention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+
+from lsm_probe.plots.style import MARKERS
+from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
+from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.conventions import Conventions
+from lsm_probe.probes.heads import SIGNIFICANT, corrected_p
+from lsm_probe.probes.result import Floats
+from lsm_probe.reports.finding import READ, paired, text_at_length
+
+WIDTH, HEIGHT, LEFT, TOP, RIGHT = 720, 300, 44, 12, 12
+"""Of the plane of the chart in its own units; the strips of marks come below."""
+STRIP = 15
+SHAPES = {
+    "o": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
+    "s": "M-2.6-2.6h5.2v5.2h-5.2z",
+    "D": "M0-3.6l3.6 3.6l-3.6 3.6l-3.6-3.6z",
+    "^": "M0-3.4l3.4 6h-6.8z",
+    "v": "M0 3.4l3.4-6h-6.8z",
+    "P": "M-1.2-3.4h2.4v2.2h2.2v2.4h-2.2v2.2h-2.4v-2.2h-2.2v-2.4h2.2z",
+    "X": "M-3-3l6 6M3-3l-6 6",
+}
+"""Markers of matplotlib as SVG paths, so that chart and figures use the same."""
+SIGNS = {-1: " ▼", 0: "", 1: " ▲"}
+"""Below, not shown to differ, above."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A checkpoint in the chart.
+
+    Attributes:
+        name: its name.
+        color: the number of its colour; a control has that of the checkpoint whose lengths it has.
+        shape: its marker as an SVG path; none for a control.
+        dashed: whether it is a control.
+        about: samples and source tokens.
+        against: name of what its layers are marked against; None where there is nothing.
+    """
+
+    name: str
+    color: int
+    shape: str | None
+    dashed: bool
+    about: str
+    against: str | None
+
+
+def chart(attention: Sequence[AttentionResult]) -> dict[str, Any]:
+    """Everything that the page's chart shows, ready for JSON.
+
+    `readings` holds, by the values of `READ` joined with `|`, for each line: `line`, `band` and `marks` (SVG paths),
+    and `read`: by layer eta with its interval, and ▼ or ▲ where it is below or above what it is held against.
+    """
+    layers = max(result.n_layers for result in attention)
+    lines = _lines(attention)
+    marked = [line for line in lines if line.against is not None]
+    return {
+        "layers": layers,
+        "lines": lines,
+        "marked": marked,
+        "x": [round(_x(layer, layers), 1) for layer in range(layers)],
+        "readings": {
+            "|".join(choice): [
+                _drawn(attention, lines, i, dict(zip(READ, choice, strict=True)), layers) for i in range(len(lines))
+            ]
+            for choice in product(*(choices(name) for name in READ))
+        },
+    }
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values of a convention, the default first."""
+    return get_args(get_type_hints(Conventions)[name])
+
+
+def sample_paths(result: AttentionResult, layers: int) -> list[str]:
+    """The line of each sample's own eta under the result's conventions."""
+    instruction, source = result.scores()
+    return [_path(values, layers) for values in instruction / (instruction + source)]
+
+
+def reference_of(attention: Sequence[AttentionResult], result: AttentionResult) -> AttentionResult | None:
+    """What a checkpoint's layers are held against: a speech checkpoint against the text LLM at its own source length,
+    without a text LLM against the first speech checkpoint; others against nothing."""
+    measured = [r for r in attention if "control" not in r.checkpoint]
+    if result.checkpoint["source"] != "speech":
+        return None
+    text = next((r for r in measured if r.checkpoint["source"] == "text"), None)
+    if text is not None:
+        return text_at_length(attention, text, result)
+    first = next(r for r in measured if r.checkpoint["source"] == "speech")
+    return None if first is result else first
+
+
+def layer_difference(subject: AttentionResult, reference: AttentionResult) -> tuple[Floats, Floats]:
+    """Eta of the subject minus that of the reference by layer, and its p-value, corrected for the number of layers."""
+    subject, reference = paired(subject, reference)
+    ratios = [
+        instruction / (instruction + source) for instruction, source in (r.scores() for r in (subject, reference))
+    ]
+    difference = ratios[0] - ratios[1]
+    return subject.eta().mean - reference.eta().mean, corrected_p(difference, subject.clusters, seed=subject.seed)
+
+
+def differing(subject: AttentionResult, reference: AttentionResult) -> list[int]:
+    """By layer -1, 0 or 1: eta is below, not shown to differ, above; p below 0.05 over all layers."""
+    if subject.n_layers != reference.n_layers:
+        return [0] * subject.n_layers
+    change, p = layer_difference(subject, reference)
+    return np.where(p < SIGNIFICANT, np.sign(change), 0).astype(int).tolist()
+
+
+def height(marked: int) -> int:
+    """Of the whole chart with so many strips of marks."""
+    return TOP + HEIGHT + 34 + STRIP * marked + (8 if marked else 0)
+
+
+def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
+    measured = [r.name for r in attention if "control" not in r.checkpoint]
+    lines = []
+    for result in attention:
+        control = "control" in result.checkpoint
+        # A control is coloured as the checkpoint whose lengths it has.
+        whose = result.name.partition(CONTROL)[2] if control else result.name
+        color = measured.index(whose) if whose in measured else len(measured)
+        tokens = result.tokens[:, SEGMENTS.index("source")].mean()
+        kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+        against = reference_of(attention, result)
+        lines.append(
+            Line(
+                name=result.name,
+                color=color % 10,
+                shape=None if control else SHAPES[MARKERS[color % len(MARKERS)]],
+                dashed=control,
+                about=f"{len(result.samples)} samples, {tokens:.1f} {kind} tokens",
+                against=None if against is None or against.n_layers != result.n_layers else against.name,
+            )
+        )
+    return lines
+
+
+def _drawn(
+    attention: Sequence[AttentionResult], lines: Sequence[Line], i: int, choice: dict[str, str], layers: int
+) -> dict[str, Any]:
+    result = attention[i].with_conventions(**choice)
+    eta = result.eta()
+    reference = next((r for r in attention if r.name == lines[i].against), None)
+    differs = [0] * result.n_layers if reference is None else differing(result, reference.with_conventions(**choice))
+    strip = [line.name for line in lines if line.against is not None].index(result.name) if reference else 0
+    low, high = _points(eta.ci_low, layers), _points(eta.ci_high, layers)
+    numbers = zip(eta.mean, eta.ci_low, eta.ci_high, differs, strict=True)
+    return {
+        "line": _path(eta.mean, layers),
+        "band": f"M{'L'.join(high)}L{'L'.join(reversed(low))}Z",
+        "marks": _marks(differs, layers, strip),
+        "read": [f"{mean:.2f} [{low:.2f}, {high:.2f}]{SIGNS[side]}" for mean, low, high, side in numbers],
+    }
+
+
+def strip_y(strip: int) -> int:
+    """Middle of a strip of marks."""
+    return TOP + HEIGHT + 42 + STRIP * strip
+
+
+def _marks(differs: Sequence[int], layers: int, strip: int) -> str:
+    """Triangles in a strip below the chart, pointing where eta lies."""
+    y = strip_y(strip)
+    shapes = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
+    return "".join(
+        f"M{_x(layer, layers):.1f} {y - 3 * side}{shapes[side]}" for layer, side in enumerate(differs) if side
+    )
+
+
+def _path(values: Floats, layers: int) -> str:
+    return f"M{'L'.join(_points(values, layers))}"
+
+
+def _points(values: Floats, layers: int) -> list[str]:
+    return [f"{_x(layer, layers):.1f} {TOP + HEIGHT * (1 - float(v)):.1f}" for layer, v in enumerate(values)]
+
+
+def _x(layer: int, layers: int) -> float:
+    return LEFT + WIDTH * (layer + 0.5) / layers

@@ -1,0 +1,118 @@
+"""`lsm-probe figure`: the paper's figures and tables of one's own results."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from lsm_probe.evaluation import cascade
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.transcriber import Transcriber
+from lsm_probe.plots.paper import DRAWINGS
+from lsm_probe.probes.attention_result import AttentionResult, eta_difference
+from lsm_probe.probes.result import GROUPS
+
+QUICK = ("--max-new-tokens", 3, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, waveform):
+    """Six samples of a task, below the folder that the task's manifest is looked for in."""
+    folder = tmp_path_factory.mktemp("data") / "commands"
+    folder.mkdir()
+    lines = []
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", waveform(0.5 + i / 4, seed=i), 16_000)
+        text = " ".join("the quick brown fox sells sea shells".split()[: i + 1])
+        row = {"id": f"s{i}", "instruction": "Which room?", "audio": f"{i}.wav", "text": text, "target": "kitchen"}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "test.place.jsonl").write_text("".join(lines))
+    return folder / "test.place.jsonl"
+
+
+class Recogniser(Transcriber):
+    def transcribe(self, waveforms, languages):
+        return ["the quick brown fox" for _ in waveforms]
+
+
+@pytest.fixture
+def results(lsm_probe_command, manifest, tiny_llm_folder, tiny_lsm_folder, mmlu_folder, tmp_path, monkeypatch):
+    """`results(name)`: a folder of results that the figure is made of, of a text LLM and an LSM."""
+    both = ("--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder)
+    monkeypatch.setattr(cascade, "load_transcriber", lambda name, **_: Recogniser(name, None, None, {"name": name}))
+    asked = ("--task", "commands-place", "--data", manifest.parent.parent, "--cascade", tiny_llm_folder)
+    commands = {
+        "figure3": ("attention", *both, "--data", manifest, *QUICK),
+        "figure5": ("attention", *both, "--data", manifest, *QUICK),
+        "figure6": ("alignment", "--ckpt", tiny_lsm_folder, "--data", manifest, "--perplexity", 2, "--device", "cpu"),
+        "table2": ("evaluate", *both, *asked, *QUICK),
+        "table6": ("text-ability", *both, "--mmlu", mmlu_folder, "--shots", 0, "--device", "cpu"),
+        "table7": ("evaluate", *both, *asked, *QUICK),
+    }
+
+    def make(name):
+        code, _, err = lsm_probe_command(*commands[name], "--out", tmp_path / "results")
+        assert code == 0, err
+        return tmp_path / "results"
+
+    return make
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_each_writes_its_files_with_the_numbers(name, results, lsm_probe_command, tmp_path):
+    folder = results(name)
+    code, out, err = lsm_probe_command("figure", name, folder, "--out", tmp_path / "paper")
+    assert code == 0, err
+    suffixes = ("png", "svg", "csv") if name.startswith("figure") else ("csv", "md", "tex")
+    assert sorted(path.name for path in (tmp_path / "paper").iterdir()) == sorted(f"{name}.{s}" for s in suffixes)
+    assert all(str(tmp_path / "paper" / f"{name}.{suffix}") in out for suffix in suffixes)
+    frame = pd.read_csv(tmp_path / "paper" / f"{name}.csv")
+    assert len(frame)
+    assert np.isfinite(frame.select_dtypes("number").dropna(axis=1, how="all")).all().all()
+
+
+def test_figure5_is_what_the_last_one_adds_to_the_others(results, lsm_probe_command, tmp_path):
+    folder = results("figure5")
+    assert lsm_probe_command("figure", "figure5", folder, "--out", tmp_path / "paper")[0] == 0
+    frame = pd.read_csv(tmp_path / "paper" / "figure5.csv")
+    names = list(dict.fromkeys(frame["checkpoint"]))
+    first, second = (AttentionResult.load(folder / name) for name in ("llm", "lsm"))
+    control = next(path for path in folder.iterdir() if "at-length-of" in path.name)
+    last = AttentionResult.load(control)
+    assert names[:3] == ["llm", "lsm", "llm at length of lsm"]
+    assert names[3:] == [f"{names[2]} − {name}" for name in names[:2]]
+    for i, other in enumerate((first, second)):
+        gain = eta_difference(other, last).mean  # three layers, in three of the six groups
+        rows = frame[frame["checkpoint"] == names[3 + i]]
+        assert rows["mean"].tolist() == pytest.approx(gain.tolist(), abs=2e-6)
+        assert len(rows) == min(GROUPS, last.n_layers)
+
+
+def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, tmp_path):
+    folder = results("table2")
+    assert lsm_probe_command("figure", "table2", folder, "--out", tmp_path / "paper")[0] == 0
+    frame = pd.read_csv(tmp_path / "paper" / "table2.csv", index_col="model")
+    result = EvaluationResult.load(folder / "lsm")
+    assert frame.loc["lsm", "Commands, place"] == result.metrics()["commands-place"]["accuracy"].value
+    assert frame.loc["lsm", "follows"] == pytest.approx(result.following().value, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "message"),
+    [
+        ("figure6", "figure3", "figure6 is made of 1 or more alignment results, and 0 are given: add folders"),
+        ("figure9", "figure3", "figure 'figure9' is unknown; choose one of: figure3, figure5, figure6, table2"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(name, made, message, results, lsm_probe_command, tmp_path):
+    code, _, err = lsm_probe_command("figure", name, results(made), "--out", tmp_path / "paper")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_a_folder_without_results_is_refused(lsm_probe_command, tmp_path):
+    code, _, err = lsm_probe_command("figure", "figure3", tmp_path, "--out", tmp_path / "paper")
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "paper").exists()

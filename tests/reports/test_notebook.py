@@ -1,0 +1,50 @@
+"""The notebook: the same folders, the same finding, executed, wherever the folders are moved together."""
+
+import ast
+import json
+import shutil
+
+import pytest
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.reports import notebook
+from lsm_probe.reports.finding import find
+from lsm_probe.reports.notebook import notebook_source, save_notebook
+
+
+def test_the_source_is_python_and_its_paths_are_relative(runs):
+    source = notebook_source(lsm_probe.read_results([runs / "attention", runs / "knockout"]), runs / "reports")
+    ast.parse(source)
+    assert "read_results(['../attention', '../knockout'])" in source
+    assert str(runs) not in source
+    assert "knockout_figure(" in source
+    assert "alignment_figure(" not in source
+
+
+def test_every_probe_has_its_picture(runs):
+    source = notebook_source(lsm_probe.read_results([runs]), runs)
+    for probe in ("eta", "eta_heads", "sensitivity", "knockout", "alignment", "importance", "evaluation"):
+        assert f"{probe}_figure(" in source
+
+
+def test_missing_packages_are_named_with_the_extra(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook, "missing", lambda: ["nbclient"])
+    with pytest.raises(InputError, match=r"nbclient: pip install 'lsm-probe\[notebooks\]'"):
+        save_notebook(lsm_probe.read_results([runs / "attention"]), tmp_path / "report.ipynb")
+
+
+@pytest.mark.skipif(bool(notebook.missing()), reason="needs the extra `notebooks`")
+def test_it_is_executed_and_says_what_the_page_says(runs, tmp_path):
+    shutil.copytree(runs / "attention", tmp_path / "attention")
+    results = lsm_probe.read_results([tmp_path / "attention"])
+    save_notebook(results, tmp_path / "report.ipynb")
+    cells = json.loads((tmp_path / "report.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in code)
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] in ("error", "stream")]
+    said = "".join("".join(output["data"].get("text/markdown", "")) for output in outputs)
+    assert find(results.attention).sentence in said
+    assert sum("image/png" in output["data"] for output in outputs) == 2
+    assert str(tmp_path) not in json.dumps(cells)

@@ -1,0 +1,223 @@
+"""The page holds the results' numbers without JavaScript, needs nothing from elsewhere, and stays small."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.probes.controls import CONTROL
+from lsm_probe.reports import report
+from lsm_probe.reports.collection import StoredTimeline
+from lsm_probe.reports.curves import HEIGHT, TOP, chart, differing
+from lsm_probe.reports.report import LARGEST, report_page, save_report
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Text, tables, tags and attributes of a page, scripts and styles apart."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.text, self.tables, self.tags, self.open, self.attributes = "", [], [], [], []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag  # well-formed
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+            if {"td", "th"} & set(self.open):
+                self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def results(runs):
+    return lsm_probe.read_results([runs])
+
+
+@pytest.fixture(scope="module")
+def source(results):
+    return report_page(results)
+
+
+@pytest.fixture(scope="module")
+def page(source):
+    return Page(source)
+
+
+@pytest.fixture
+def made(planted, tmp_path):
+    """`made(results...)`: those results, read back."""
+
+    def make(*results):
+        for i, result in enumerate(results):
+            result.save(tmp_path / str(i))
+        return lsm_probe.read_results([tmp_path])
+
+    return make
+
+
+def test_every_part_is_there(page):
+    ids = {attributes.get("id") for _, attributes in page.attributes}
+    parts = {"finding", "eta", "tokens", "conventions", "heads", "sensitivity", "knockout", "alignment", "importance"}
+    assert parts | {"evaluation", "samples", "timeline", "provenance"} <= ids
+    assert page.open == []
+    assert "training seeds" in page.text
+
+
+def test_it_needs_nothing_from_elsewhere(source, page):
+    links = [v for _, a in page.attributes for k, v in a.items() if k in ("src", "href", "xlink:href", "action")]
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert not re.search(r"url\((?!#)|@import", source)
+    assert not {"link", "object", "embed", "base"} & set(page.tags)
+    assert next(a for tag, a in page.attributes if tag == "iframe")["sandbox"] == "allow-scripts"
+    assert "default-src 'none'" in source
+
+
+def test_ids_stand_once(page):
+    ids = [attributes["id"] for _, attributes in page.attributes if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    used = {
+        found for _, a in page.attributes for v in a.values() for found in re.findall(r"url\(#([\w.-]+)\)", v or "")
+    }
+    assert used <= set(ids)
+
+
+def test_no_number_is_missing(page):
+    assert "nan" not in page.text.lower().split()
+    assert "None" not in page.text
+    assert "Undefined" not in page.text
+
+
+def test_the_tables_hold_the_results_numbers(results, page):
+    by_layer = next(table for table in page.tables if table[0][:1] == ["layer"])
+    for column, result in enumerate(results.attention, start=1):
+        eta = result.eta()
+        for layer in range(result.n_layers):
+            expected = f"{eta.mean[layer]:.2f} [{eta.ci_low[layer]:.2f}, {eta.ci_high[layer]:.2f}]"
+            assert by_layer[1 + layer][column].startswith(expected)
+    conventions = next(table for table in page.tables if table[0][0] == "heads")
+    assert len(conventions) == 17
+    assert results.sensitivity[0].name in page.text
+
+
+def test_the_chart_is_drawn_with_the_results_numbers(results, page):
+    drawn = [a["d"] for tag, a in page.attributes if tag == "path" and "marker-mid" in a]
+    for result, path in zip(results.attention, drawn, strict=False):
+        y = [float(point.split()[1]) for point in path[1:].split("L")]
+        np.testing.assert_allclose(1 - (np.array(y) - TOP) / HEIGHT, result.eta().mean, atol=1e-3)
+
+
+def test_layers_that_differ_are_marked_and_others_are_not(planted):
+    first, second = planted("first", 0.5), planted("second", 0.5)
+    norms = second.norms.copy()
+    norms[:, 4, 2] -= 0.2
+    norms[:, 9, 2] += 0.2
+    second = replace(second, norms=norms, head_norms=norms[:, :, None])
+    marks = differing(second, first)
+    assert (marks[4], marks[9]) == (-1, 1)
+    assert sum(map(abs, marks)) <= 3
+    few = [result.subset([f"s{i}" for i in range(5)]) for result in (second, first)]
+    assert not any(differing(*few))
+    shown = chart([first, second])["readings"]["sum_then_norm|mean|mean_of_ratios|instruction"]
+    assert [number[-1] for number in shown[0]["read"]] == ["]"] * 12
+    assert [{"▼": -1, "▲": 1}.get(number[-1], 0) for number in shown[1]["read"]] == marks
+
+
+def test_every_convention_can_be_chosen(results):
+    shown = chart(results.attention)["readings"]
+    assert len(shown) == 16
+    for key, lines in shown.items():
+        choice = dict(zip(("heads", "segment", "aggregate", "span"), key.split("|"), strict=True))
+        for result, line in zip(results.attention, lines, strict=True):
+            read = [float(number.split()[0]) for number in line["read"]]
+            np.testing.assert_allclose(read, result.with_conventions(**choice).eta().mean, atol=5.1e-3)
+
+
+def test_what_comes_from_outside_cannot_become_markup(planted, made):
+    evil = "<img src=x onerror=alert(1)>"
+    result = planted(evil, 0.3)
+    result = replace(
+        result, samples=[{**s, "instruction": evil, "response": f"</script>{evil}"} for s in result.samples]
+    )
+    source = report_page(made(result, planted("other", 0.5)))
+    page = Page(source)
+    assert "img" not in page.tags
+    assert page.tags.count("script") == 1
+    assert evil in page.text
+
+
+def test_an_embedded_timeline_stays_in_its_frame(results, page):
+    frame = next(a for tag, a in page.attributes if tag == "iframe")
+    assert frame["srcdoc"] == results.timelines[0].page
+
+
+def test_it_stays_below_5_mb_and_says_what_is_left_out(planted, made):
+    summary = {"checkpoint": {"name": "a"}, "sample": {"id": "s0"}, "versions": {}}
+    few = made(planted("a", 0.3), planted("b", 0.5))
+    timelines = [StoredTimeline(few.folders[0], "a", summary, "x" * 1_500_000) for _ in range(5)]
+    source = report_page(replace(few, timelines=timelines))
+    assert len(source.encode()) <= LARGEST
+    assert source.count("<iframe") == 3
+    assert "2 more had no room here" in source
+
+
+def test_many_samples_are_cut_and_counted(planted, made, monkeypatch):
+    monkeypatch.setattr(report, "_SAMPLES", 5)
+    source = report_page(made(planted("a", 0.3), planted("b", 0.5)))
+    assert "All 5 samples of 12" in source
+    assert "7 more samples" in source
+
+
+def test_what_can_never_fit_is_refused(planted, made, monkeypatch):
+    monkeypatch.setattr(report, "LARGEST", 1_000)
+    with pytest.raises(InputError, match="report fewer checkpoints"):
+        report_page(made(planted("a", 0.3)))
+
+
+def test_parts_that_were_not_measured_are_named(planted, made):
+    source = report_page(made(planted("a", 0.3)))
+    assert "Not among the results: sensitivity, knockout, alignment, importance, evaluation, text-ability." in source
+    assert 'id="sensitivity"' not in source
+
+
+def test_without_attention_there_is_still_a_page(runs):
+    page = Page(report_page(lsm_probe.read_results([runs / "sensitivity", runs / "evaluate"])))
+    assert "no finding" in page.text
+    assert "D of the instruction" in page.text
+
+
+def test_models_of_other_depths_stand_side_by_side(planted, made):
+    text = planted("llm", 0.5, source="text", layers=8)
+    control = planted(f"llm{CONTROL}b", 0.5, source="text", control=True, layers=8)
+    page = Page(report_page(made(planted("a", 0.3), planted("b", 0.5, layers=8), text, control)))
+    assert "a has 12 layers and b 8" in page.text
+    assert "the last sixth of the layers" in page.text
+
+
+def test_the_same_results_give_the_same_bytes(results, source, tmp_path):
+    save_report(results, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_bytes().decode() == source
