@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from lsm_probe.errors import InputError
     from lsm_probe.evaluation.evaluate import evaluate
     from lsm_probe.evaluation.evaluation_result import EvaluationResult
+    from lsm_probe.evaluation.mmlu import read_mmlu
     from lsm_probe.evaluation.task import read_tasks
+    from lsm_probe.evaluation.text_ability import text_ability
+    from lsm_probe.evaluation.text_ability_result import TextAbilityResult
     from lsm_probe.models.loading import build_lsm, load
     from lsm_probe.probes.alignment import alignment
     from lsm_probe.probes.alignment_result import AlignmentResult
@@ -51,6 +54,7 @@ _HOMES = {
     "Sample": "data.sample",
     "SensitivityResult": "probes.sensitivity_result",
     "SpeechAttention": "probes.speech_attention",
+    "TextAbilityResult": "evaluation.text_ability_result",
     "Timeline": "probes.timeline_result",
     "alignment": "probes.alignment",
     "attention": "probes.attention",
@@ -63,11 +67,13 @@ _HOMES = {
     "load": "models.loading",
     "read_config": "training.config",
     "read_manifest": "data.manifest",
+    "read_mmlu": "evaluation.mmlu",
     "read_pool": "data.pools",
     "read_results": "reports.collection",
     "read_tasks": "evaluation.task",
     "sensitivity": "probes.sensitivity",
     "speech_attention": "probes.speech_attention",
+    "text_ability": "evaluation.text_ability",
     "timeline": "probes.timeline",
     "train": "training.run",
 }
@@ -83,6 +89,7 @@ __all__ = [
     "Sample",
     "SensitivityResult",
     "SpeechAttention",
+    "TextAbilityResult",
     "Timeline",
     "alignment",
     "attention",
@@ -95,11 +102,13 @@ __all__ = [
     "load",
     "read_config",
     "read_manifest",
+    "read_mmlu",
     "read_pool",
     "read_results",
     "read_tasks",
     "sensitivity",
     "speech_attention",
+    "text_ability",
     "timeline",
     "train",
 ]

@@ -16,10 +16,13 @@ from lsm_probe.cli.check import check
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.cli.evaluate import evaluate
+from lsm_probe.cli.figure import figure
 from lsm_probe.cli.importance import importance
 from lsm_probe.cli.knockout import knockout
+from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
 from lsm_probe.cli.sensitivity import sensitivity
+from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
 from lsm_probe.errors import InputError, Terminated, WorkFailed
@@ -38,9 +41,12 @@ app.command()(alignment)
 app.command()(knockout)
 app.command()(importance)
 app.command()(timeline)
+app.command()(report)
+app.command()(figure)
 app.command()(check)
 app.command()(evaluate)
 app.command()(score)
+app.command()(text_ability)
 app.command()(demo)
 app.command()(augment)
 app.command()(train)

@@ -80,7 +80,7 @@ def run_probe(
                 checkpoint,
                 chosen,
                 progress_folder=out / _PROGRESS / folder,
-                on_progress=lambda done, total=len(chosen): on_progress(name, done, total),
+                on_progress=lambda done, total=None: on_progress(name, done, total or len(chosen)),
                 **{**probing, **changes},
             )
             if earlier is not None:

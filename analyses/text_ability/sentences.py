@@ -1,0 +1,25 @@
+"""Writes the manifest of halved sentences: the LLM is to go on with the first half of each text, and is scored on the
+second.
+
+Usage: python analyses/text_ability/sentences.py MANIFEST.jsonl SENTENCES.jsonl
+"""
+
+import sys
+
+from lsm_probe import Sample, read_manifest
+from lsm_probe.data.manifest import manifest_writer
+
+
+def main() -> None:
+    texts, sentences = sys.argv[1:]
+    with manifest_writer(sentences) as write:
+        for sample in read_manifest(texts):
+            words = (sample.text or "").split()
+            first, second = words[: len(words) // 2], words[len(words) // 2 :]
+            if first:  # a word alone has no half to go on from
+                text, target = " ".join(first), " ".join(second)
+                write(Sample(id=sample.id, instruction="Continue the text.", text=text, target=target))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`lsm-probe text-ability`: what speech training cost the LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lsm_probe.cli import options as opt
+from lsm_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from lsm_probe.data.sample import Sample
+    from lsm_probe.evaluation.mmlu import Mmlu
+    from lsm_probe.evaluation.text_ability_result import TextAbilityResult
+
+EXAMPLES = """
+Measures what is left of an LLM's text ability inside an LSM: MMLU accuracy through lm-evaluation-harness, and the
+perplexity of the `target` of each sample, given its instruction and its transcript as text. Name the checkpoint before
+speech training first: the others are compared with it. Forgetting rate = (before - after) / before.
+
+Examples:
+
+    lsm-probe text-ability --ckpt builtin:llm --ckpt runs/self-powered/model --mmlu mmlu
+
+    lsm-probe text-ability --ckpt builtin:llm --ckpt my-lsm --mmlu mmlu --shots 0 --limit 20 --data texts.jsonl
+
+`--mmlu` takes a folder with dev/SUBJECT_dev.csv and test/SUBJECT_test.csv, as MMLU is published (57 subjects; fewer
+will do). The harness's own command gives the same numbers:
+
+    lm_eval --model hf --model_args pretrained=LLM,dtype=float32 --include_path OUT/mmlu_tasks --tasks mmlu_anatomy
+    --num_fewshot 5
+
+Writes result.json, arrays.npz, samples.jsonl, text_ability.csv and, with `--mmlu`, the harness's tasks in mmlu_tasks/;
+with several checkpoints comparison.json too.
+"""
+
+
+def text_ability(
+    ckpt: opt.Ckpt,
+    mmlu: Annotated[
+        Path | None, typer.Option(help="Folder that MMLU was unpacked into: dev/ and test/.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="JSONL manifest with `id`, `instruction`, `text` and `target`.", show_default=False),
+    ] = None,
+    out: opt.Out = None,
+    template: opt.Template = None,
+    shots: Annotated[
+        int, typer.Option(help="Examples before each question of MMLU.", min=0, rich_help_panel=opt.NUMBERS)
+    ] = 5,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    batch_size: opt.BatchSize = "auto",
+    seed: opt.Seed = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Only the first N samples, and the first N questions of each subject.", min=1, rich_help_panel=opt.RUN
+        ),
+    ] = None,
+    resume: opt.Resume = False,
+    on_error: opt.OnError = "fail",
+    json: opt.Json = False,
+) -> None:
+    if mmlu is None and data is None:
+        raise InputError("nothing to measure: give --mmlu FOLDER, --data MANIFEST, or both")
+    from pandas import concat
+
+    from lsm_probe.cli.run import View, measure_and_report
+    from lsm_probe.cli.tables.text_ability import text_ability_note, text_ability_table
+    from lsm_probe.data.manifest import read_manifest
+    from lsm_probe.evaluation.mmlu import read_mmlu, write_mmlu_tasks
+    from lsm_probe.evaluation.text_ability import text_ability as probe
+    from lsm_probe.plots.files import save_frame
+    from lsm_probe.probes.subjects import describe_data
+
+    probing = opt.probing(seed, on_error, batch_size)
+
+    @cache
+    def questions() -> Mmlu | None:
+        return None if mmlu is None else read_mmlu(mmlu, questions=limit)
+
+    def read() -> tuple[list[Sample], dict[str, Any]]:
+        samples = [] if data is None else read_manifest(data, on_error=probing["on_error"])[:limit]
+        about = {} if data is None else {"data": describe_data(samples, Path(data).name)}
+        return samples, {"mmlu": questions(), **about}
+
+    def write(results: Sequence[TextAbilityResult], folder: Path) -> None:
+        save_frame(concat([result.to_frame() for result in results]), folder / "text_ability.csv")
+        if (asked := questions()) is not None:
+            write_mmlu_tasks(asked, folder / "mmlu_tasks")
+
+    measure_and_report(
+        probe,
+        View(text_ability_table, text_ability_note, write, ("text_ability.csv",)),
+        ckpt,
+        read,
+        out,
+        command="text-ability",
+        loading=opt.loading(device, dtype, template),
+        probing={"shots": shots, **probing},
+        resume=resume,
+        as_json=json,
+    )
+
+
+text_ability.__doc__ = EXAMPLES

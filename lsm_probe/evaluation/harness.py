@@ -1,0 +1,118 @@
+"""A loaded checkpoint in lm-evaluation-harness: what its LLM answers to the questions of a task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from accelerate.utils import find_executable_batch_size
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.mmlu import not_installed
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.probes.scoring import NOT_FINITE
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Refuses at once what would otherwise fail after the texts.
+
+    Raises:
+        InputError: the harness takes transformers' own tokenizers alone, not mistral-common's of Voxtral.
+    """
+    if not isinstance(checkpoint.tokenizer, PreTrainedTokenizer | PreTrainedTokenizerFast):
+        raise InputError(
+            f"lm-evaluation-harness does not take the tokenizer of {checkpoint.name} "
+            f"({type(checkpoint.tokenizer).__name__}): leave MMLU (--mmlu) out"
+        )
+
+
+class Harness:
+    """Puts multiple-choice tasks to the LLM of a checkpoint, read as text: what the harness's own command does with
+    `--model hf` and its defaults.
+
+    Args:
+        checkpoint: whose LLM. That of an LSM is taken out; an audio LLM of another kind answers as a whole.
+        folder: where the tasks are; the harness's own are not looked at.
+        shots: examples before each question.
+        batch_size: questions run together; fewer where memory runs out.
+
+    Raises:
+        InputError: the harness is not installed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, *, shots: int, batch_size: int):
+        try:
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise not_installed() from error
+        self.name, self.shots, self.batch_size = checkpoint.name, shots, batch_size
+        with _quiet():
+            # A tokenizer of its own: it is given a padding token where it has none.
+            self.lm = HFLM(pretrained=checkpoint.llm, tokenizer=deepcopy(checkpoint.tokenizer), backend="causal")
+            self.tasks = TaskManager(include_path=str(folder), include_defaults=False)
+
+    def run(self, task: str) -> list[dict[str, Any]]:
+        """What the harness noted of each question of a task, in their order (its `samples`), with `chosen`, the number
+        of the likeliest answer, and `cut`, whether the beginning of its prompt was cut off to fit the context.
+
+        Raises:
+            InputError: log-probabilities are not finite.
+        """
+        from lm_eval import evaluate
+
+        @find_executable_batch_size(starting_batch_size=self.batch_size)
+        def answer(batch_size: int) -> dict[str, Any]:
+            self.lm.batch_size_per_gpu = batch_size
+            loaded = self.tasks.load([task])
+            loaded["tasks"][task].set_config("num_fewshot", self.shots)
+            # Not `simple_evaluate`: it seeds everything, lists the machine's packages for each task, and returns
+            # nothing to the second process of a machine.
+            return dict(evaluate(self.lm, loaded, bootstrap_iters=0))
+
+        with _quiet():
+            questions = answer()["samples"][task]
+        return [{**question, **self._reading(task, question)} for question in questions]
+
+    def _reading(self, task: str, question: dict[str, Any]) -> dict[str, Any]:
+        likelihoods = np.array([likelihood for likelihood, _ in question["filtered_resps"]], dtype=np.float64)
+        if not np.isfinite(likelihoods).all():
+            raise InputError(f"{self.name}, question {question['doc_id']} of {task}: {NOT_FINITE}")
+        context, answer = question["arguments"][0]
+        cut = len(self.lm.tok_encode(context + answer)) > self.lm.max_length + 1
+        return {"chosen": int(likelihoods.argmax()), "cut": cut}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the harness's own bars and remarks from stderr, where ours are."""
+    import datasets
+    from tqdm import tqdm
+
+    def no_bar(*items: Any, **options: Any) -> Any:
+        return tqdm(*items, **{**options, "disable": True})
+
+    modules = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface")
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    bars = not datasets.are_progress_bars_disabled()
+    try:
+        datasets.disable_progress_bars()
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with ExitStack() as patches:
+            for module in modules:  # some of these bars cannot be asked away
+                patches.enter_context(patch(f"{module}.tqdm", no_bar))
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,207 @@
+"""MMLU (Hendrycks et al. 2021) from a folder of CSV files, as tasks of lm-evaluation-harness.
+
+The prompts are the harness's own: each task is its `mmlu_<subject>`, as the installed version has it, with the hub's
+data set replaced by local files. So are the groups of the subjects, which differ from the original's in one: anatomy
+stands under STEM, not under "other".
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypedDict
+
+import yaml
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+
+GROUPS = ("stem", "humanities", "social_sciences", "other")
+SUBJECTS = 57
+"""All there are."""
+CHANCE = 25.0
+"""Accuracy of guessing, per cent."""
+LETTERS = "ABCD"
+_COLUMNS = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
+_ANSWERS = {name: i for i in range(4) for name in (LETTERS[i], str(i))}
+
+
+class Question(TypedDict):
+    """A question as the harness's tasks read it; `answer` is the number of the right choice, from 0."""
+
+    question: str
+    choices: list[str]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the subjects.
+
+    Attributes:
+        group: one of `GROUPS`.
+        dev: the examples that stand before each question, first come first.
+        test: the questions.
+    """
+
+    group: str
+    dev: list[Question]
+    test: list[Question]
+
+
+@dataclass(frozen=True)
+class Mmlu:
+    """The questions of a folder.
+
+    Attributes:
+        name: of the folder.
+        subjects: by name, sorted.
+    """
+
+    name: str
+    subjects: dict[str, Subject]
+
+    @property
+    def questions(self) -> int:
+        return sum(len(subject.test) for subject in self.subjects.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What a result stores about them: name, sha256 of questions and examples, number of questions."""
+        content = {name: vars(subject) for name, subject in self.subjects.items()}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return {"name": self.name, "sha256": digest, "n_samples": self.questions}
+
+
+def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
+    """Reads `dev/<subject>_dev.csv` and `test/<subject>_test.csv`; not all subjects need be there.
+
+    Both forms are taken: the original release (no header, the answer a letter) and the one with a header
+    `question,choice0,...,choice3,answer` and answers from 0.
+
+    Args:
+        questions: only the first of each subject, as the harness's `--limit` has it.
+
+    Raises:
+        InputError: the harness is not installed, or the folder holds no such files, only one of the two of a subject, a
+            subject that MMLU does not have, or a line that is no question.
+    """
+    folder = Path(folder)
+    files = {split: _files(folder / split, split) for split in ("dev", "test")}
+    if not files["test"]:
+        raise InputError(f"{folder} holds no test/<subject>_test.csv: give the folder that MMLU was unpacked into")
+    for name in sorted({*files["dev"]} ^ {*files["test"]}):
+        lacking = "dev" if name in files["test"] else "test"
+        raise InputError(f"{folder} has no {lacking}/{name}_{lacking}.csv beside the other file of {name}: add it")
+    known = _harness_tasks()
+    for name in files["test"]:
+        if name not in known:
+            raise InputError(f"{files['test'][name]} is no subject of MMLU: take it away, or mend its name")
+    subjects = {
+        name: Subject(_group(known[name]), _read(files["dev"][name]), _read(files["test"][name])[:questions])
+        for name in sorted(files["test"])
+    }
+    return Mmlu(folder.resolve().name, subjects)
+
+
+def write_mmlu_tasks(mmlu: Mmlu, folder: str | Path) -> list[str]:
+    """Writes the questions and a task file for each subject, for the harness's own command as well as for us.
+
+        lm_eval --model hf --model_args pretrained=MODEL --include_path FOLDER --tasks mmlu_anatomy --num_fewshot 5
+
+    The task files name the data by absolute paths: write them anew where the folder is to lie elsewhere. What the
+    harness makes of the data stays in the folder too.
+
+    Returns:
+        The names of the tasks, in the order of the subjects.
+
+    Raises:
+        InputError: the harness is not installed.
+    """
+    folder = Path(folder).resolve()
+    known = _harness_tasks()
+    for name, subject in mmlu.subjects.items():
+        for split in ("dev", "test"):
+            with replacing(_data_file(folder, name, split)) as path:
+                lines = [json.dumps(question, ensure_ascii=False) for question in getattr(subject, split)]
+                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        task = {
+            **known[name],
+            "dataset_path": "json",
+            "dataset_kwargs": {
+                "data_files": {split: str(_data_file(folder, name, split)) for split in ("dev", "test")},
+                "cache_dir": str(folder / "cache"),
+            },
+        }
+        with replacing(folder / f"mmlu_{name}.yaml") as path:
+            path.write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return [str(known[name]["task"]) for name in mmlu.subjects]
+
+
+def _data_file(folder: Path, subject: str, split: str) -> Path:
+    return folder / "data" / f"{subject}_{split}.jsonl"
+
+
+def _files(folder: Path, split: str) -> dict[str, Path]:
+    """The files of a split by subject."""
+    ending = f"_{split}.csv"
+    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*{ending}"))}
+
+
+def _read(path: Path) -> list[Question]:
+    questions = [_question(path, line, row) for line, row in _rows(path)]
+    if not questions:
+        raise InputError(f"{path} holds no questions: unpack it again")
+    return questions
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows, each with the line it ends on, without the header."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            yield from ((reader.line_num, row) for row in reader if row and row != _COLUMNS)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _question(path: Path, line: int, row: list[str]) -> Question:
+    if len(row) != len(_COLUMNS) or row[-1].strip() not in _ANSWERS:
+        raise InputError(
+            f"{path}, line {line}: not a question, four choices and an answer (A to D, or 0 to 3): mend the line"
+        )
+    return {"question": row[0], "choices": row[1:5], "answer": _ANSWERS[row[-1].strip()]}
+
+
+def _harness_tasks() -> dict[str, dict[str, Any]]:
+    """The harness's own MMLU tasks by subject, whole, but for where their data are.
+
+    Raises:
+        InputError: the harness is not installed.
+    """
+    try:
+        folder = resources.files("lm_eval") / "tasks" / "mmlu" / "default"
+    except ModuleNotFoundError as error:
+        raise not_installed() from error
+    shared = yaml.safe_load((folder / "_default_template_yaml").read_text(encoding="utf-8"))
+    tasks = {}
+    for path in folder.iterdir():
+        if path.name.startswith("mmlu_") and path.name.endswith(".yaml"):
+            own = yaml.safe_load(path.read_text(encoding="utf-8"))
+            subject = own.pop("dataset_name")
+            tasks[subject] = {**shared, **{key: value for key, value in own.items() if key != "include"}}
+    return tasks
+
+
+def _group(task: dict[str, Any]) -> str:
+    return str(task["tag"]).removeprefix("mmlu_").removesuffix("_tasks")
+
+
+def not_installed() -> InputError:
+    return InputError(
+        "MMLU goes through lm-evaluation-harness, which is not installed: pip install 'lsm-probe[evaluation]'"
+    )

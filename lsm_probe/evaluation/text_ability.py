@@ -1,0 +1,218 @@
+"""Text ability kept: MMLU and perplexity of text, for an LLM and for the LLM inside an LSM alike.
+
+What speech training cost the LLM is the difference between two checkpoints, before and after. No speech is involved:
+models that hear are read with transcripts. MMLU goes through lm-evaluation-harness; perplexity is that of the `target`
+of each sample, given its instruction and its transcript:
+
+    exp(- sum over samples and tokens of log P(t_m | t_<m, s, i) / number of tokens)
+
+without the end of the response, which is no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+
+from lsm_probe.bootstrap import number_clusters
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.harness import Harness, check_tokenizer
+from lsm_probe.evaluation.mmlu import LETTERS, Mmlu, write_mmlu_tasks
+from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.probes.progress import Progress
+from lsm_probe.probes.record import Record
+from lsm_probe.probes.result import package_versions
+from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
+from lsm_probe.probes.scoring import NOT_FINITE, log_probabilities
+from lsm_probe.probes.subjects import Answering, Subject, describe_checkpoint, describe_data
+from lsm_probe.processes import Share, exchange, several, together
+
+SHOTS = 5
+
+
+def text_ability(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample] = (),
+    *,
+    mmlu: Mmlu | None = None,
+    shots: int = SHOTS,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TextAbilityResult:
+    """Measures MMLU accuracy (per cent) and perplexity of text (nats per token); samples, questions or both.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `text` and `target`.
+        mmlu: what [`lsm_probe.read_mmlu`] returns.
+        shots: examples before each question of MMLU.
+        batch_size: samples or questions run together; fewer where memory runs out.
+        seed: of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the samples as stored with the result; by default what [`describe_data`] says of them.
+        progress_folder: where finished batches and subjects are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples and questions, and of all.
+
+    Raises:
+        InputError: there is nothing to measure, a sample cannot be used (under `on_error="fail"`) or none is left, a
+            subject has fewer examples than `shots`, lm-evaluation-harness is not installed or cannot take the
+            tokenizer, or the model gives log-probabilities that are not finite.
+    """
+    if not samples and mmlu is None:
+        raise InputError("nothing to measure: give samples (--data), MMLU (--mmlu), or both")
+    if mmlu is not None:
+        _check_shots(mmlu, shots)
+        check_tokenizer(checkpoint)
+    checkpoint = replace(checkpoint, source="text")
+    total = len(samples) + (mmlu.questions if mmlu is not None else 0)
+    records: list[Record] = []
+    excluded: dict[str, list[str]] = {}
+    parts: list[dict[str, Any]] = []
+    if samples:
+        parts.append(dict(data or describe_data(samples)))
+        measuring = Round(
+            checkpoint,
+            samples,
+            _answering(checkpoint, samples),
+            settings={},
+            batch_size=batch_size,
+            on_error=on_error,
+            data=data,
+            progress_folder=progress_folder and progress_folder / "texts",
+            on_progress=lambda done: on_progress(done, total),
+        )
+        records, common = measuring.run(lambda subjects: [_measure(subject) for subject in subjects])
+        excluded = common["excluded"]
+    if mmlu is not None:
+        parts.append(mmlu.describe())
+        questions = _Questions(
+            checkpoint,
+            mmlu,
+            shots,
+            batch_size,
+            progress_folder and progress_folder / "mmlu",
+            lambda done: on_progress(len(samples) + done, total),
+        )
+        records = [*records, *questions.run()]
+    return TextAbilityResult(
+        **stack(records, "counts"),
+        clusters=number_clusters([record.utterance for record in records]),
+        samples=[record.sample for record in records],
+        checkpoint=describe_checkpoint(checkpoint, Answering("none")),
+        data=_joined(parts),
+        conventions=TextAbilityConventions(shots=shots if mmlu is not None else None),
+        excluded=excluded,
+        seed=seed,
+        versions=package_versions() | ({"lm-eval": version("lm-eval")} if mmlu is not None else {}),
+    )
+
+
+def _check_shots(mmlu: Mmlu, shots: int) -> None:
+    fewest = min(mmlu.subjects, key=lambda name: len(mmlu.subjects[name].dev))
+    most = len(mmlu.subjects[fewest].dev)
+    if not 0 <= shots <= most:
+        raise InputError(f"--shots {shots}: {mmlu.name} has {most} examples of {fewest}; give 0 to {most}")
+
+
+def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Answering:
+    """The targets as responses, without their end."""
+    without = [sample.id for sample in samples if sample.target is None]
+    if without:
+        raise InputError(
+            f"{len(without)} of {len(samples)} samples have no `target`, whose perplexity is asked for (first: "
+            f"{without[0]}): add it to the manifest"
+        )
+    tokens = {
+        sample.id: list(checkpoint.tokenizer(sample.target, add_special_tokens=False)["input_ids"])
+        for sample in samples
+    }
+    return Answering("reference", responses=tokens)
+
+
+def _measure(subject: Subject) -> Measured:
+    """Nats and tokens of a sample's target; summed over tokens in float64."""
+    found = log_probabilities(subject.checkpoint.llm, [subject.embedded], subject.response)[0].double()
+    if not found.isfinite().all():
+        return Unusable(NOT_FINITE, fault=True)
+    return {"counts": np.array([-found.sum().item(), len(found)])}
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """The round through MMLU's questions, subject by subject; of several processes each takes its share of these."""
+
+    checkpoint: Checkpoint
+    mmlu: Mmlu
+    shots: int
+    batch_size: int
+    progress_folder: Path | None
+    on_progress: Callable[[int], None]
+
+    @together()
+    def run(self) -> list[Record]:
+        """A record for each question, in order; the same in all processes."""
+        progress = Progress(
+            self.progress_folder,
+            {
+                "checkpoint": describe_checkpoint(self.checkpoint, Answering("none")),
+                "data": self.mmlu.describe(),
+                "shots": self.shots,
+                "batch_size": self.batch_size,
+                "versions": {**package_versions(), "lm-eval": version("lm-eval")},
+            },
+        )
+        own: dict[int, list[Record]] = {}
+        with TemporaryDirectory() as folder:
+            tasks = write_mmlu_tasks(self.mmlu, folder)
+            harness = Harness(self.checkpoint, Path(folder), shots=self.shots, batch_size=self.batch_size)
+            share = Share(range(len(tasks)))
+            for i in share:
+                own[i] = progress.get(i) or progress.put(i, self._records(harness, i, tasks[i]))
+                self.on_progress(share.done(len(own[i])))
+            found = {i: records for part in exchange(own) for i, records in part.items()}
+        records = [record for i in sorted(found) for record in found[i]]
+        if several():
+            self.on_progress(len(records))  # of the others' last subjects nothing was heard yet
+        return records
+
+    def _records(self, harness: Harness, number: int, task: str) -> list[Record]:
+        name = list(self.mmlu.subjects)[number]
+        records = []
+        for found in harness.run(task):
+            question = f"mmlu/{name}/{found['doc_id']}"
+            row = {
+                "id": question,
+                "task": "mmlu",
+                "subject": name,
+                "group": self.mmlu.subjects[name].group,
+                "answer": LETTERS[found["target"]],
+                "chosen": LETTERS[found["chosen"]],
+                "cut": found["cut"],
+            }
+            records.append(Record(row, question, {"counts": np.array([found["acc"], 1.0])}))
+        return records
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The identity of all that was measured, from those of the samples and of the questions."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        "name": " + ".join(part["name"] for part in parts),
+        "sha256": hashlib.sha256("".join(part["sha256"] for part in parts).encode()).hexdigest(),
+        "n_samples": sum(part["n_samples"] for part in parts),
+        "parts": parts,
+    }

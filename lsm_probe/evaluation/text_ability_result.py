@@ -1,0 +1,227 @@
+"""Text ability: MMLU accuracy and perplexity of one checkpoint, and what the next one has forgotten of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.evaluation.metrics import Floats, Metric
+from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, LETTERS, SUBJECTS
+from lsm_probe.probes.conventions import Choices
+from lsm_probe.probes.result import Curve, ProbeResult, curve
+
+AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
+
+
+@dataclass(frozen=True)
+class TextAbilityConventions(Choices):
+    """What the numbers depend on.
+
+    Attributes:
+        shots: examples before each question of MMLU; None without MMLU.
+    """
+
+    shots: int | None = None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of one checkpoint.
+
+    Attributes:
+        value: the number.
+        drawn: the same of each bootstrap resample, `[resamples]`.
+        n: the questions or texts it speaks of.
+    """
+
+    value: float
+    drawn: Floats
+    n: int
+
+    @property
+    def curve(self) -> Curve:
+        """With its 95 % interval."""
+        return curve(np.asarray(self.value), self.drawn)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.curve.to_dict(), "n": self.n}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAbilityResult(ProbeResult):
+    """What the LLM of a checkpoint still knows of text.
+
+    Each number is drawn over its own questions or texts alone, so that it does not depend on what else was measured.
+
+    Attributes:
+        counts: `[samples, 2]`, float64: of a text the negative log-likelihood of its target in nats and its tokens, of
+            a question of MMLU whether the answer was right, and 1. Questions are the samples with a `subject`.
+    """
+
+    PROBE: ClassVar[str] = "text_ability"
+    SCHEMA: ClassVar[str] = "lsm-probe/text_ability/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("counts",)
+
+    counts: Floats
+    conventions: TextAbilityConventions
+
+    @cached_property
+    def accuracies(self) -> dict[str, Number]:
+        """MMLU accuracy in per cent by name: `average` over all questions, that of each group and of each subject, and
+        `average_of_groups`; empty without MMLU.
+
+        The average of Table 6 of arXiv 2410.03798 seems to be the former: its groups, weighted by their questions (with
+        anatomy under "other", as in the original), give its 49.8 and 49.4 per cent; unweighted they give 50.2 and 49.7.
+        """
+        if not self._questions.any():
+            return {}
+        subjects = np.array([sample.get("subject", "") for sample in self.samples])
+        groups = np.array([sample.get("group", "") for sample in self.samples])
+        named = {AVERAGE: self._questions}
+        named |= {group: groups == group for group in GROUPS if group in groups}
+        named |= {subject: subjects == subject for subject in sorted({*subjects[self._questions].tolist()})}
+        found = {name: self._number(rows, self.counts, _per_cent) for name, rows in named.items()}
+        by_group = [np.where((groups == group)[:, None], self.counts, 0) for group in GROUPS if group in groups]
+        return {**found, AVERAGE_OF_GROUPS: self._number(self._questions, np.hstack(by_group), _mean_of_groups)}
+
+    @cached_property
+    def nats(self) -> Number | None:
+        """Nats per token of the texts: sum of nats / sum of tokens. None without texts."""
+        return None if self._questions.all() else self._number(~self._questions, self.counts, _ratio)
+
+    @cached_property
+    def perplexity(self) -> Number | None:
+        """`exp` of nats per token."""
+        nats = self.nats
+        return None if nats is None else Number(float(np.exp(nats.value)), np.exp(nats.drawn), nats.n)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts' targets."""
+        return int(self.counts[~self._questions, 1].sum())
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """How often each letter was chosen in MMLU, per cent."""
+        letters = Counter(sample["chosen"] for sample in self.samples if "subject" in sample)
+        return {letter: round(100 * letters[letter] / max(1, letters.total()), 2) for letter in LETTERS}
+
+    @property
+    def subjects(self) -> list[str]:
+        return sorted({sample["subject"] for sample in self.samples if "subject" in sample})
+
+    @property
+    def cut(self) -> int:
+        """Questions of MMLU whose prompt was cut at its beginning, as the harness does, to fit the context."""
+        return sum(sample.get("cut", False) for sample in self.samples)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each number: accuracies in per cent, nats per token, perplexity."""
+        numbers = {f"mmlu_{name}": number for name, number in self.accuracies.items()}
+        numbers |= {name: n for name, n in (("nats_per_token", self.nats), ("perplexity", self.perplexity)) if n}
+        return pd.DataFrame([{"checkpoint": self.name, "number": name, **n.to_dict()} for name, n in numbers.items()])
+
+    def summary(self) -> dict[str, Any]:
+        return {"mmlu": self._mmlu_summary(), "perplexity": self._perplexity_summary()}
+
+    def differences(self, other: TextAbilityResult) -> dict[str, Any]:
+        """`other` minus this one with paired intervals, and forgetting rates, this one taken for before."""
+        mine, theirs = self.accuracies, other.accuracies
+        accuracies = {name: _forgotten(mine[name], theirs[name]) for name in mine}
+        found: dict[str, Any] = {"mmlu": _arranged(accuracies, self.subjects) or None, "perplexity": None}
+        if self.nats is not None and other.nats is not None:
+            above, drawn = other.nats.value - self.nats.value, other.nats.drawn - self.nats.drawn
+            found["perplexity"] = {
+                "difference": {"unit": "nats per token", **curve(np.asarray(above), drawn).to_dict()},
+                "ratio": curve(np.exp(np.asarray(above)), np.exp(drawn)).to_dict(),
+            }
+        return found
+
+    def warning(self, other: TextAbilityResult) -> str | None:
+        if np.array_equal(self.counts[~self._questions, 1], other.counts[~other._questions, 1]):
+            return None
+        return (
+            f"{self.name} and {other.name} cut the texts into different tokens: nats per token and perplexities of two "
+            "tokenizers do not compare"
+        )
+
+    @cached_property
+    def _questions(self) -> NDArray[np.bool_]:
+        return np.array(["subject" in sample for sample in self.samples])
+
+    def _number(self, rows: NDArray[np.bool_], counts: Floats, score: Callable[[Floats], Floats]) -> Number:
+        metric = Metric(self.PROBE, counts[rows], score, int(rows.sum()))
+        utterances = [str(cluster) for cluster in self.clusters[rows]]
+        return Number(metric.value, metric.resampled(utterances, self.seed), metric.n)
+
+    def _mmlu_summary(self) -> dict[str, Any] | None:
+        if not self.accuracies:
+            return None
+        return {
+            "unit": "per cent",
+            "chance": CHANCE,
+            "n_subjects": f"{len(self.subjects)} of {SUBJECTS}",
+            "cut_prompts": self.cut,
+            "chosen": self.chosen,
+            **_arranged({name: number.to_dict() for name, number in self.accuracies.items()}, self.subjects),
+        }
+
+    def _perplexity_summary(self) -> dict[str, Any] | None:
+        if self.nats is None or self.perplexity is None:
+            return None
+        return {
+            "nats_per_token": self.nats.curve.to_dict(),
+            "perplexity": self.perplexity.curve.to_dict(),
+            "n_texts": self.nats.n,
+            "n_tokens": self.tokens,
+        }
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        return {**arrays, "conventions": TextAbilityConventions(**summary["conventions"])}
+
+
+def _forgotten(before: Number, after: Number) -> dict[str, Any]:
+    """Percentage points of difference, and the forgetting rate (before - after) / before in per cent (Speech-IFEval,
+    arXiv 2505.19037): bare, and of what was known beyond guessing; None where there was nothing to forget."""
+    difference = curve(np.asarray(after.value - before.value), after.drawn - before.drawn)
+    found: dict[str, Any] = {"difference": difference.to_dict()}
+    for name, floor in (("forgetting_rate", 0.0), ("forgetting_rate_above_chance", CHANCE)):
+        low = float(before.curve.ci_low)
+        if low <= floor:
+            found[name] = None
+            found[f"why_no_{name}"] = f"before, the interval begins at {low:.1f} %: not above {floor:g} %"
+            continue
+        some = before.drawn > floor  # in the few other resamples there is nothing to forget
+        drawn = 100 * (before.drawn - after.drawn)[some] / (before.drawn[some] - floor)
+        found[name] = curve(np.asarray(100 * (before.value - after.value) / (before.value - floor)), drawn).to_dict()
+    return found
+
+
+def _arranged(numbers: dict[str, Any], subjects: list[str]) -> dict[str, Any]:
+    """Averages and groups first, subjects in a dictionary of their own."""
+    whole = {name: number for name, number in numbers.items() if name not in subjects}
+    own = {name: numbers[name] for name in subjects if name in numbers}
+    return {**whole, "subjects": own} if numbers else {}
+
+
+def _ratio(sums: Floats) -> Floats:
+    return sums[..., 0] / sums[..., 1]
+
+
+def _per_cent(sums: Floats) -> Floats:
+    return 100 * _ratio(sums)
+
+
+def _mean_of_groups(sums: Floats) -> Floats:
+    """`[..., 2 * groups]` -> `[...]`; a group that a resample has no question of is left out of it."""
+    by_group = sums.reshape(*sums.shape[:-1], -1, 2)
+    held = by_group[..., 1] > 0
+    return np.where(held, 100 * by_group[..., 0] / np.where(held, by_group[..., 1], 1), 0).sum(-1) / held.sum(-1)
