@@ -14,7 +14,7 @@ import lsm_probe
 from lsm_probe import cli
 from lsm_probe.data.audio import read_audio
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
+from lsm_probe.probes.attention_result import SEGMENTS
 
 pytestmark = pytest.mark.real
 
@@ -111,20 +111,18 @@ def test_bfloat16_agrees_to_its_precision(samples):
     assert half.self_check["median"] < 5e-3
 
 
-def test_the_demo_ends_with_table_picture_and_results(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["lsm-probe", "demo", "--limit", "3", "--out", str(tmp_path)])
+def test_the_demo_tells_the_whole_story(capsys, monkeypatch, tmp_path):
+    out = tmp_path / "demo"
+    monkeypatch.setattr(sys, "argv", ["lsm-probe", "demo", "--steps", "2", "--limit", "6", "--out", str(out)])
     with pytest.raises(SystemExit) as info:
         cli.main()
     assert not info.value.code
-    out = capsys.readouterr().out
-    assert "instruction proportion" in out
-    assert (tmp_path / "eta.png").stat().st_size > 10_000
-    pairs = json.loads((tmp_path / "comparison.json").read_text())["pairs"]
-    assert [pair["same_lengths"] for pair in pairs][-1]
-    text = AttentionResult.load(tmp_path / "builtin-llm")
-    untrained = AttentionResult.load(tmp_path / "builtin-untrained")
-    # What the demo shows: an untrained connector says nothing worth reading.
-    assert (untrained.eta().mean > text.eta().mean).mean() > 0.8
+    told = capsys.readouterr().out
+    assert "instruction proportion" in told
+    assert f"The page to read: {out / 'report.html'}" in told
+    assert "looks least at the instruction" in (out / "report.html").read_text()
+    pairs = json.loads((out / "attention" / "comparison.json").read_text())["pairs"]
+    assert any(pair["same_lengths"] for pair in pairs)  # the control
 
 
 def test_the_readme_python_runs_as_it_stands(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""`lsm-probe demo`: a first answer in minutes, with the embedded models."""
+"""`lsm-probe demo`: the whole story on a laptop, told by the commands that anyone can run."""
 
 from __future__ import annotations
 
@@ -7,37 +7,25 @@ from typing import Annotated
 
 import typer
 
-from lsm_probe.cli import options as opt
-
 EXPLANATION = """
-Runs the main job once with the embedded models (fetched on first use, 164 MB) on 25 spoken sentences.
+Tells the whole story with the embedded models (fetched on first use, 164 MB): speaks commands, lets SmolLM2 answer
+their transcripts, trains two small speech LLMs (one on transcription alone, one on SmolLM2's own answers), probes
+both beside SmolLM2 itself, and ends with report.html.
 
-It compares `builtin:llm`, a text LLM that reads the transcripts, with `builtin:untrained`, the same LLM behind a
-Whisper encoder and an untrained connector, and adds the length-matched control. The same by hand:
-
-    lsm-probe attention --ckpt builtin:llm --ckpt builtin:untrained --max-new-tokens 48 --out runs/demo
+Each step prints what it is for and the command that does it, to be run by oneself. The training is far shorter than
+what `analyses/miniature_training` reports: it shows the way, not the effect in full.
 """
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
-    limit: opt.Limit = None,
-    resume: opt.Resume = False,
-    json: opt.Json = False,
+    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 40,
+    limit: Annotated[int, typer.Option(help="Samples that are probed.", min=2)] = 24,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip the steps that are done.")] = False,
 ) -> None:
-    from lsm_probe.cli.attention import run
+    from lsm_probe.cli.story import tell
 
-    run(
-        ["builtin:llm", "builtin:untrained"],
-        "builtin:probe",
-        out,
-        command="demo",
-        loading={},
-        probing={"max_new_tokens": 48},
-        limit=limit,
-        resume=resume,
-        as_json=json,
-    )
+    tell(out, steps=steps, limit=limit, resume=resume)
 
 
 demo.__doc__ = EXPLANATION
