@@ -7,6 +7,7 @@ over sockets between CPUs, whatever the models run on: a device whose memory has
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -45,7 +46,18 @@ def join(*, cpu: bool = False) -> PartialState:
     Args:
         cpu: stay off the accelerators, if there are any.
     """
-    return PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
+    if several():
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+    return state
+
+
+def _leave() -> None:
+    """Ends the group before the interpreter ends: gloo's thread may not let go of a tensor after that (SIGABRT)."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 def is_main() -> bool:

@@ -35,7 +35,7 @@ MANIFESTS = ("clips.jsonl", "answers.jsonl", "texts.jsonl", "place.jsonl", "mood
 FOLDERS = ("spoken/manifest.jsonl", "commands/test.place.jsonl")
 NOT_AT_HAND = ("/data/", "openai/", "vllm", "http://", "spread", "a-70b-lsm", "dev.jsonl")
 """What names a corpus, a model of the hub, a server or GPUs."""
-EARLIER = ("runs/elsewhere/", "runs/evaluated/")
+EARLIER = ("runs/elsewhere/", "runs/evaluated/", "runs/arms/")
 """Results of other runs."""
 
 _BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
