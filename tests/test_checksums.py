@@ -128,7 +128,7 @@ class TestDamageToACheckpoint:
         def read(*_: Any, **__: Any) -> None:
             raise AssertionError("read before it was verified")
 
-        monkeypatch.setattr(loading, "_pretrained", read)
+        monkeypatch.setattr(loading, "pretrained", read)
         flip(saved / "model.safetensors", -1)
         refusal(lsm_probe.load, saved, "model.safetensors")
         refusal(load_prompter, saved, "model.safetensors")

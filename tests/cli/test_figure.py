@@ -25,7 +25,7 @@ def manifest(tmp_path_factory, waveform):
     lines = []
     for i in range(6):
         soundfile.write(folder / f"{i}.wav", waveform(0.5 + i / 4, seed=i), 16_000)
-        text = " ".join("the quick brown fox sells sea shells".split()[: i + 1])
+        text = " ".join(["the", "quick", "brown", "fox", "sells", "sea", "shells"][: i + 1])
         row = {"id": f"s{i}", "instruction": "Which room?", "audio": f"{i}.wav", "text": text, "target": "kitchen"}
         lines.append(json.dumps(row) + "\n")
     (folder / "test.place.jsonl").write_text("".join(lines))
