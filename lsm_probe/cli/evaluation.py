@@ -58,11 +58,15 @@ def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | N
     """Scores the predictions in these folders again.
 
     Raises:
-        InputError: a folder holds no predictions, a task is not among them, or `out` is where predictions are.
+        InputError: a folder holds no predictions, two are of one checkpoint, a task is not among them, or `out` is
+            where predictions are.
     """
     if out is not None and any(folder.resolve().is_relative_to(out.resolve()) for folder in folders):
         raise InputError(f"--out {out} is where the predictions are: choose another folder")
     tasks = [read_task(name) for name in task]
+    results = {str(folder): EvaluationResult.load(folder) for folder in folders}
+    if len({result.name for result in results.values()}) < len(results):
+        raise InputError("two of these folders are of one checkpoint, which no table could tell apart: leave one out")
     measure_and_report(
         _rescore,
         VIEW,
@@ -72,7 +76,7 @@ def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | N
         command="score",
         loading={},
         probing={},
-        loader=EvaluationResult.load,
+        loader=results.__getitem__,
         as_json=as_json,
     )
 

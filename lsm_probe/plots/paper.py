@@ -30,6 +30,7 @@ from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.plots.style import MARKERS
 from lsm_probe.probes.alignment_result import AlignmentResult
 from lsm_probe.probes.attention_result import AttentionResult
+from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import GROUPS, Curve, Floats, ProbeResult, curve
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
     """Draws eta by group, 0.5 dotted."""
     curves = [(result.name, eta_by_group(result)) for result in results]
-    _plot_curves(curves, ax, ["-" if "at length of" not in result.name else "--" for result in results])
+    _plot_curves(curves, ax, ["--" if CONTROL in result.name else "-" for result in results])
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     ax.set(ylim=(0, 1), ylabel="η", xlabel="group of layers, first to last")
 

@@ -147,6 +147,14 @@ def test_a_task_is_read_anew(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
     assert result.metrics()["commands-place"]["answer_contained"].value == 25
 
 
+def test_two_results_of_one_checkpoint_are_refused(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
+    for name in ("a", "b"):
+        run(tiny_lsm_folder, out=tmp_path / name)
+    code, _, err = lsm_probe_command("score", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "again")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "two of these folders are of one checkpoint" in err
+
+
 def test_scoring_does_not_write_over_predictions(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
     run(tiny_lsm_folder, out=tmp_path / "runs" / "a")
     for out in (tmp_path / "runs", tmp_path / "runs" / "a"):
