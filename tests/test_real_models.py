@@ -1,9 +1,7 @@
 """The main job on the real embedded models and the built-in speech."""
 
 import copy
-import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import torch
 
 import lsm_probe
-from lsm_probe import cli
 from lsm_probe.data.audio import read_audio
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention_result import SEGMENTS
@@ -109,20 +106,6 @@ def test_bfloat16_agrees_to_its_precision(samples):
     )
     np.testing.assert_allclose(half.eta().mean, exact, atol=0.02)
     assert half.self_check["median"] < 5e-3
-
-
-def test_the_demo_tells_the_whole_story(capsys, monkeypatch, tmp_path):
-    out = tmp_path / "demo"
-    monkeypatch.setattr(sys, "argv", ["lsm-probe", "demo", "--steps", "2", "--limit", "6", "--out", str(out)])
-    with pytest.raises(SystemExit) as info:
-        cli.main()
-    assert not info.value.code
-    told = capsys.readouterr().out
-    assert "instruction proportion" in told
-    assert f"The page to read: {out / 'report.html'}" in told
-    assert "looks least at the instruction" in (out / "report.html").read_text()
-    pairs = json.loads((out / "attention" / "comparison.json").read_text())["pairs"]
-    assert any(pair["same_lengths"] for pair in pairs)  # the control
 
 
 def test_the_readme_python_runs_as_it_stands(monkeypatch, tmp_path):

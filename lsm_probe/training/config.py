@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -226,8 +227,8 @@ def presets() -> list[str]:
 def read_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a config: a preset or a YAML file, then `key=value` on top.
 
-    A file may name another in `base` and hold only what differs from it. Keys of nested settings are joined with
-    dots (`machine.workers=2`, `stages.align.epochs=3`), values are YAML.
+    A file may name a preset or another file, relative to its own folder, in `base` and hold only what differs. Keys of
+    nested settings are joined with dots (`machine.workers=2`, `stages.align.epochs=3`), values are YAML.
 
     Raises:
         InputError: no such preset or file, it is not YAML, or a setting is unknown or out of range.
@@ -244,8 +245,7 @@ def read_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
         raise InputError(f"config {name}: is its own base ({' -> '.join([*seen, name])})")
-    preset = _preset_folder() / f"{name}.yaml"
-    path = preset if name in presets() else Path(name)
+    path = _preset_folder() / f"{name}.yaml" if name in presets() else Path(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -255,7 +255,10 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"config {name}: holds no settings; write `key: value` lines")
     base = values.pop("base", None)
-    return values if base is None else _merged(_read(str(base), (*seen, name)), values)
+    if base is None:
+        return values
+    below = str(base) if base in presets() else os.path.normpath(path.parent / str(base))
+    return _merged(_read(below, (*seen, name)), values)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The demo's steps: command lines that this version takes, run in order, resumed where they stopped."""
 
+import json
 import shlex
 
 import pytest
@@ -62,3 +63,15 @@ def test_what_is_done_is_passed_over(ran, lsm_probe_command, tmp_path):
     assert lsm_probe_command("demo", "--out", tmp_path / "demo", "--resume")[0] == 0
     assert "data" not in ran[0]
     assert ran[0].count("train") == 1
+
+
+@pytest.mark.real
+def test_it_tells_the_whole_story(lsm_probe_command, tmp_path):
+    out = tmp_path / "demo"
+    code, told, _ = lsm_probe_command("demo", "--steps", 2, "--limit", 6, "--out", out)
+    assert code == 0
+    assert "instruction proportion" in told
+    assert f"The page to read: {out / 'report.html'}" in told
+    assert "looks least at the instruction" in (out / "report.html").read_text()
+    pairs = json.loads((out / "attention" / "comparison.json").read_text())["pairs"]
+    assert any(pair["same_lengths"] for pair in pairs)  # the control

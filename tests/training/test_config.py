@@ -108,12 +108,21 @@ def test_a_directory_is_no_config(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path)
 
 
+def test_a_base_is_found_beside_the_file_that_names_it(write, tmp_path: Path, monkeypatch) -> None:
+    write("below.yaml", "base: self_powered\nepochs: 7\n")
+    above = write("above.yaml", "base: below.yaml\n")
+    monkeypatch.chdir("/")
+    assert read_config(above).epochs == 7
+
+
 def test_a_base_that_leads_back_is_refused(write, tmp_path: Path) -> None:
     own = write("own.yaml", f"base: {tmp_path / 'own.yaml'}\n")
     assert f"is its own base ({own} -> {own})" in refusal(own)
     write("one.yaml", f"base: {tmp_path / 'two.yaml'}\n")
     write("two.yaml", f"base: {tmp_path / 'one.yaml'}\n")
     assert "is its own base" in refusal(tmp_path / "one.yaml")
+    write("round.yaml", f"base: ../{tmp_path.name}/round.yaml\n")
+    assert "is its own base" in refusal(tmp_path / "round.yaml")
 
 
 def test_stages_take_the_common_settings_and_change_some(write) -> None:
