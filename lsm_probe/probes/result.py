@@ -45,7 +45,8 @@ class ProbeResult(ABC):
 
     Attributes:
         clusters: number of the utterance each sample speaks of, `[samples]`.
-        samples: a dictionary for each sample: id, task, instruction, and the response where there is one.
+        samples: a dictionary for each sample: id, task, instruction, and the transcript (`text`) and the response where
+            there is one.
         checkpoint, data: identity and hashes.
         conventions: the choices behind the numbers, by name.
         excluded: ids left out, by reason.

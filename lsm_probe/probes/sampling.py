@@ -168,6 +168,8 @@ class Round:
 
     def _record(self, sample: Sample, measured: Measured, responses: Mapping[str, list[int]]) -> Record:
         row: dict[str, Any] = {"id": sample.id, "task": sample.task, "instruction": sample.instruction}
+        if sample.text is not None:
+            row["text"] = sample.text
         if sample.id in responses:
             ids = responses[sample.id]
             row |= {"response": self.checkpoint.decode(ids), "response_ids": ids}

@@ -76,6 +76,11 @@ class SensitivityResult(ProbeResult):
                 raise InputError(f"{key} {changes[key]!r} cannot be read from a result made with {own!r}: run it again")
         return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
 
+    @property
+    def of_own_words(self) -> bool:
+        """Whether the responses are the checkpoint's own, not the reference and not given ones."""
+        return self.conventions.response == "generated" and "responses" not in self.checkpoint
+
     def by_sample(self) -> tuple[Floats, Floats]:
         """D_i and D_s of each sample in nats, each `[samples]`, accumulated in float64."""
         return self._sensitivity(self.instruction_log_probs), self._sensitivity(self.source_log_probs)

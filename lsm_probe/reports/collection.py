@@ -69,12 +69,14 @@ class Results:
     Checkpoints carry short names, one for each, whatever paths they were measured under.
 
     Attributes:
+        own_words: sensitivity on each checkpoint's own response, where `sensitivity` holds that on shared ones.
         full_names: short name -> the names that its results were stored under.
         folders: where everything was read, in the order given.
     """
 
     attention: list[AttentionResult]
     sensitivity: list[SensitivityResult]
+    own_words: list[SensitivityResult]
     knockout: list[KnockoutResult]
     alignment: list[AlignmentResult]
     importance: list[ImportanceResult]
@@ -109,8 +111,9 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     groups: dict[str, list[Any]] = {name: [] for name in KINDS}
     for item in stored:
         groups[_BY_SCHEMA[item.result.SCHEMA]].append(_renamed(item, names))
+    groups["sensitivity"], groups["own_words"] = _apart(groups["sensitivity"])
     for probe, group in groups.items():
-        _check(probe, group)
+        _check(probe.replace("own_words", "sensitivity"), group)
     # Checkpoints come in one order everywhere, so that each has one colour, controls last.
     order = list(dict.fromkeys(item.result.name for group in groups.values() for item in group))
     for group in groups.values():
@@ -177,6 +180,14 @@ def _load_timeline(folder: Path) -> StoredTimeline:
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} holds no readable timeline (timeline.json, timeline.html): {reason}") from error
+
+
+def _apart(sensitivity: list[Stored[Any]]) -> tuple[list[Stored[Any]], list[Stored[Any]]]:
+    """On shared words and on own ones, if a checkpoint was measured on both; else all are of the first kind."""
+    own = [item for item in sensitivity if item.result.of_own_words]
+    shared = [item for item in sensitivity if not item.result.of_own_words]
+    twice = {item.result.name for item in own} & {item.result.name for item in shared}
+    return (shared, own) if twice else (sensitivity, [])
 
 
 def _check(probe: str, group: Sequence[Stored[ProbeResult]]) -> None:

@@ -23,11 +23,15 @@ from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.result import GROUPS, Curve, curve
 from lsm_probe.probes.sensitivity_result import SensitivityResult
+from lsm_probe.reports.collection import Results
 
 READ = ("heads", "segment", "aggregate", "span")
 """The conventions that are chosen when a result is read."""
 BALANCED = 0.5
+HARDLY = 0.1
+"""Of the most that a source could be worth to the response: below this a checkpoint is said to hardly listen."""
 Side = Literal["below", "above", "open"]
+Verdict = Literal["same", "opposite", "open", "alone"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,12 @@ class Evidence:
 
     Attributes:
         source: which.
-        verdict: whether it says the same.
+        verdict: whether it says the same; `alone` where it shows a difference and eta does not.
         text: its numbers in words.
     """
 
     source: str
-    verdict: Literal["same", "opposite", "open"]
+    verdict: Verdict
     text: str
 
 
@@ -94,6 +98,7 @@ class Finding:
 
     Attributes:
         sentence: the finding.
+        hearing: that its subject hardly listens, so that its eta says nothing of bias; None where nothing says so.
         comparisons: what it compares, the most important first.
         readings: under the conventions of the results, then under all others.
         evidence: of the other probes.
@@ -101,10 +106,18 @@ class Finding:
     """
 
     sentence: str
+    hearing: str | None
     comparisons: list[Comparison]
     readings: list[Reading]
     evidence: list[Evidence]
     caveats: list[str]
+
+
+def find_in(results: Results) -> Finding | None:
+    """[`find`] in all that was read."""
+    return find(
+        results.attention, results.sensitivity, results.knockout, results.evaluation, own_words=results.own_words
+    )
 
 
 def find(
@@ -112,6 +125,7 @@ def find(
     sensitivity: Sequence[SensitivityResult] = (),
     knockout: Sequence[KnockoutResult] = (),
     evaluation: Sequence[EvaluationResult] = (),
+    own_words: Sequence[SensitivityResult] = (),
 ) -> Finding | None:
     """Which checkpoint looks least at the instruction, by how much less than what, and what else says so.
 
@@ -120,6 +134,8 @@ def find(
        checkpoint; and against the next lowest, so that "least" is a claim of its own. Alone, it is held against 0.5.
     3. The sentence claims only differences whose interval leaves 0 out.
     4. It counts the conventions under which all that it claims still holds.
+    5. Of a subject to whose own responses the speech is worth less than a tenth of the most it could be, with the whole
+       interval (`HARDLY`), it is said that it hardly listens.
 
     Returns:
         None without attention results.
@@ -171,7 +187,14 @@ def find(
         )
         if found is not None
     ]
-    return Finding(_sentence(ranked, comparisons, readings), comparisons, readings, evidence, caveats)
+    said = next((r for r in (*own_words, *sensitivity) if r.name == subject.name and r.of_own_words), None)
+    if said is None and subject.checkpoint["source"] == "speech":
+        caveats.append(
+            f"whether {subject.name} listens to the speech at all was not measured: lsm-probe sensitivity on its own "
+            "words (without --responses) tells"
+        )
+    hearing = None if said is None else _hearing(said)
+    return Finding(_sentence(ranked, comparisons, readings), hearing, comparisons, readings, evidence, caveats)
 
 
 def last_group_eta(result: AttentionResult) -> Curve:
@@ -298,12 +321,9 @@ def _survival(own: Reading, readings: Sequence[Reading]) -> str:
     count = {verdict: sum(r.verdict == verdict for r in readings) for verdict in ("holds", "open", "reversed")}
     total = len(readings)
     if all(sides(change) == "open" for change in own.changes):
-        found = total - count["holds"]
-        return (
-            f"so under all {total} conventions"
-            if not found
-            else f"a difference is shown under {found} of {total} conventions"
-        )
+        ways = [{sides(change) for change in reading.changes} for reading in readings]
+        less, more = sum("below" in way for way in ways), sum("above" in way for way in ways)
+        return f"lower is shown under {less} of {total} conventions, higher under {more}"
     if count["holds"] == total:
         return f"this holds under all {total} conventions"
     parts = [f"this holds under {count['holds']} of {total} conventions"]
@@ -312,6 +332,17 @@ def _survival(own: Reading, readings: Sequence[Reading]) -> str:
     if count["reversed"]:
         parts.append(f"is reversed under {count['reversed']}")
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def _hearing(own_words: SensitivityResult) -> str | None:
+    """What is to be said of a checkpoint whose own response hardly depends on its source."""
+    found, most = own_words.source(), own_words.ceilings()[1]
+    if found.ci_high >= HARDLY * most:
+        return None
+    return (
+        f"But {own_words.name} hardly listens: to its own responses the speech is worth {shown(found)} of at most "
+        f"{most:.2f} nats per {own_words.conventions.per}. Of a model that does not listen, η says nothing about bias."
+    )
 
 
 def _of_sensitivity(
@@ -380,13 +411,13 @@ def _difference(found: Curve, unit: str) -> str:
     return f"{shown(_positive(found))} {unit} {'less' if side == 'below' else 'more'}"
 
 
-def _agreement(claimed: Side, found: Curve) -> Literal["same", "opposite", "open"]:
+def _agreement(claimed: Side, found: Curve) -> Verdict:
     return _same(claimed, sides(found))
 
 
-def _same(claimed: Side, side: Side) -> Literal["same", "opposite", "open"]:
+def _same(claimed: Side, side: Side) -> Verdict:
     if "open" in (claimed, side):
-        return "open"
+        return "open" if side == "open" else "alone"
     return "same" if claimed == side else "opposite"
 
 

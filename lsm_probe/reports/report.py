@@ -13,7 +13,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import KINDS, Results, StoredTimeline
-from lsm_probe.reports.finding import READ, Finding, find
+from lsm_probe.reports.finding import READ, Finding, find_in
 from lsm_probe.reports.pictures import Picture, picture
 from lsm_probe.reports.tables import Table
 
@@ -62,7 +62,7 @@ class Look:
     """Samples and timelines that the page has room for.
 
     Attributes:
-        samples: instruction, response by checkpoint and lines of eta, one dictionary each.
+        samples: instruction, transcript, response by checkpoint and lines of eta, one dictionary each.
         names: the checkpoints of the responses.
         same: whether all checkpoints have the same responses: the reference, or given ones.
         samples_left_out: how many are not there.
@@ -84,7 +84,7 @@ def report_page(results: Results) -> str:
     Raises:
         InputError: it would be larger without any timeline or sample.
     """
-    finding = find(results.attention, results.sensitivity, results.knockout, results.evaluation)
+    finding = find_in(results)
     content: dict[str, Any] = {
         "title": "Speech anchor bias",
         "finding": finding,
@@ -185,6 +185,7 @@ def _look(results: Results) -> Look:
             {
                 "id": sample_id,
                 "instruction": one["instruction"],
+                "text": one.get("text"),
                 "reference": one.get("reference"),
                 "responses": [None if sample is None else sample["response"][:_LONGEST] for sample in found],
                 "lines": [known.get(sample_id) for known in paths],
@@ -261,14 +262,16 @@ def _heads(results: Results) -> Section:
 def _sensitivity(results: Results) -> Section:
     from lsm_probe.plots.sensitivity import sensitivity_figure
 
-    figure = sensitivity_figure(results.sensitivity)
+    shown = [group for group in (results.sensitivity, results.own_words) if group]
+    described = "Sensitivity to instruction and source by checkpoint, and along the response"
     return Section(
         "sensitivity",
         "Sensitivity",
         "Without looking at attention: D is how much likelier the response is under its own instruction (its own "
-        "source) than under a pool of others. Near 0, it is ignored. info-η is the instruction's part of both.",
-        [picture(figure, "sensitivity", "Sensitivity to instruction and source by checkpoint, and along the response")],
-        [tables.sensitivity_table(results.sensitivity)],
+        "source) than under a pool of others. Near 0, it is ignored. info-η is the instruction's part of both. On "
+        "shared responses checkpoints can be compared; on its own a checkpoint shows what it goes by.",
+        [picture(sensitivity_figure(group), f"sensitivity-{i}", described) for i, group in enumerate(shown)],
+        [tables.sensitivity_table(group) for group in shown],
     )
 
 

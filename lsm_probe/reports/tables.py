@@ -93,7 +93,13 @@ def layers_table(attention: Sequence[AttentionResult]) -> Table:
 
 def conventions_table(finding: Finding) -> Table:
     """Whether the finding survives the other conventions."""
+    claimed = any(sides(change) != "open" for change in finding.readings[0].changes)
     words = {"holds": "holds", "open": "not shown", "reversed": "reversed"}
+    note = "holds: all that the sentence claims lies on the same side of 0 with its interval; reversed: some of it on "
+    note += "the other side; not shown: else."
+    if not claimed:
+        words = {"holds": "none shown either", "open": "a difference"}
+        note = "The sentence claims no difference: held counts the rows that show none either (every interval holds 0)."
     signs = {"below": " ▼", "above": " ▲", "open": ""}
     rows = [
         [
@@ -109,8 +115,7 @@ def conventions_table(finding: Finding) -> Table:
         f"η of {finding.comparisons[0].subject.name} in the last group of layers under every convention",
         [*READ, "η", *against, "the finding"],
         rows,
-        f"The sentence reads the first row. It holds {_by_choice(finding)}. holds: all that the sentence claims lies "
-        "on the same side of 0 with its interval; reversed: some of it on the other side; not shown: else.",
+        f"The sentence reads the first row. It {'holds' if claimed else 'held'} {_by_choice(finding)}. {note}",
     )
 
 
@@ -157,7 +162,7 @@ def knockout_table(results: Sequence[KnockoutResult]) -> Table:
                 result.name,
                 *map(shown, falls),
                 *(f"{layer} ({shown(_at(result.falls(s), layer))})" for layer, s in zip(worst, CUT, strict=True)),
-                f"{np.nanmean(eta.mean):.2f} ({known} of {result.n_layers})" if known else NONE,
+                f"{np.nanmean(eta.mean):.2f} (of {known} of {result.n_layers} layers)" if known else NONE,
             ]
         )
     columns = [
@@ -166,11 +171,10 @@ def knockout_table(results: Sequence[KnockoutResult]) -> Table:
         "without the source",
         "worst window, instruction",
         "worst window, source",
-        "causal η, mean of layers",
+        "causal η, mean where both matter",
     ]
-    return Table(
-        "What the response loses, nats per token: cut off in all layers, and in windows", columns, rows, _whose(results)
-    )
+    note = f"{_whose(results)} causal η: the instruction's part of both losses, in the layers where both are above 0."
+    return Table("What the response loses, nats per token: cut off in all layers, and in windows", columns, rows, note)
 
 
 def alignment_table(results: Sequence[AlignmentResult]) -> Table:
@@ -274,7 +278,8 @@ def checkpoints_table(results: Results) -> Table:
 def measurements_table(results: Results) -> Table:
     """On what, how and with what: a row for each probe, since its results share data and conventions."""
     rows = []
-    for probe, group in ((probe, group) for probe in KINDS if (group := results.of(probe))):
+    groups = [(probe, results.of(probe)) for probe in KINDS] + [("sensitivity, own words", results.own_words)]
+    for probe, group in ((probe, group) for probe, group in groups if group):
         first = group[0]
         counts = {len(result.samples) for result in group}
         left_out = [
@@ -371,8 +376,9 @@ def _whose(results: Sequence[ProbeResult]) -> str:
     """Whose responses were measured, and on how many samples."""
     found = []
     for result in results:
-        given = "given" if "responses" in result.checkpoint else result.conventions.response
-        found.append(f"{result.name}: {len(result.samples)} samples, responses {given}")
+        whose = {"generated": "its own responses", "reference": "reference responses"}[result.conventions.response]
+        whose = "given responses" if "responses" in result.checkpoint else whose
+        found.append(f"{result.name}: {len(result.samples)} samples, {whose}")
     return "; ".join(found) + "."
 
 

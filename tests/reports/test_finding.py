@@ -7,6 +7,7 @@ import pytest
 
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.knockout_result import KnockoutConventions, KnockoutResult
+from lsm_probe.probes.sensitivity_result import SensitivityConventions, SensitivityResult
 from lsm_probe.reports.finding import find, last_group_eta, shown
 
 
@@ -22,6 +23,27 @@ def knocked(planted):
             log_prob=np.zeros(n), fall=np.repeat(falls[:, :, None], 3, 2), fall_all_layers=falls,
             fall_heads=np.zeros((n, 2, 0, 0)), head_layers=[], conventions=KnockoutConventions(), self_check={},
             **{key: getattr(like, key) for key in ("clusters", "samples", "checkpoint", "data")},
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def sensed(planted):
+    """`sensed(name, worth)`: a sensitivity result whose source is worth so many nats to each token."""
+
+    def make(name, worth, given=False):
+        like = planted(name, 0.5)
+        n = len(like.samples)
+        # Against five sources: the own one is likelier than the mean of all five by `worth`.
+        other = np.log((5 * np.exp(-worth) - 1) / 4)
+        source = np.where(np.arange(5) == 0, 0.0, other)[None, :, None] + np.zeros((n, 5, 3))
+        source = source + np.linspace(-0.01, 0.01, n)[:, None, None] * (np.arange(5) == 0)[None, :, None]
+        return SensitivityResult(
+            instruction_log_probs=np.zeros((n, 5, 3)), source_log_probs=source, self_check={},
+            conventions=SensitivityConventions(),
+            checkpoint={**like.checkpoint, **({"responses": "given"} if given else {})},
+            **{key: getattr(like, key) for key in ("clusters", "samples", "data")},
         )  # fmt: skip
 
     return make
@@ -106,10 +128,32 @@ def test_other_probes_are_heard(planted, knocked, falls, verdict):
     assert find(attention, knockout=[knocked("low", 0.1)]).evidence == []
 
 
-def test_where_nothing_is_claimed_nothing_can_say_the_same(planted, knocked):
+@pytest.mark.parametrize(("falls", "verdict"), [((0.1, 0.9), "alone"), ((0.5, 0.5), "open")])
+def test_where_nothing_is_claimed_nothing_can_say_the_same(planted, knocked, falls, verdict):
     attention = [planted("one", 0.4, noise=0.1), planted("two", 0.4, noise=0.1)]
-    knockout = [knocked("one", 0.1), knocked("two", 0.9)]
-    assert find(attention, knockout=knockout).evidence[0].verdict == "open"
+    knockout = [knocked("one", falls[0]), knocked("two", falls[1])]
+    assert find(attention, knockout=knockout).evidence[0].verdict == verdict
+
+
+@pytest.mark.parametrize(("worth", "hardly"), [(0.05, True), (0.8, False)])
+def test_of_a_model_that_does_not_listen_it_is_said(planted, sensed, worth, hardly):
+    attention = [planted("low", 0.2), planted("high", 0.6)]
+    found = find(attention, [sensed("low", worth), sensed("high", 0.8)])
+    assert (found.hearing is not None) == hardly
+    if hardly:
+        assert "low hardly listens" in found.hearing
+        assert f"{worth:.2f} [" in found.hearing
+        assert "of at most 1.61 nats per token" in found.hearing
+    assert not any("was not measured" in caveat for caveat in found.caveats)
+
+
+def test_on_the_words_of_another_listening_is_not_measured(planted, sensed):
+    attention = [planted("low", 0.2), planted("high", 0.6)]
+    given = [sensed(name, 0.05, given=True) for name in ("low", "high")]
+    found = find(attention, given)
+    assert found.hearing is None
+    assert any("whether low listens to the speech at all was not measured" in caveat for caveat in found.caveats)
+    assert find(attention, given, own_words=[sensed("low", 0.05)]).hearing is not None
 
 
 def test_only_shared_samples_are_compared_and_pairing_is_used(planted):
