@@ -114,6 +114,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # Lazy, so that `lsm-probe --help` need not wait for torch.
     if name not in _HOMES:

@@ -31,7 +31,7 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
 LSMS = ("my-lsm", "path/to/lsm", "before", "after", "runs/vanilla/model", "runs/four-tasks/model")
 LLMS = ("my-llm", "base-llm")
-MANIFESTS = ("clips.jsonl", "answers.jsonl", "texts.jsonl", "place.jsonl", "mood.jsonl")
+MANIFESTS = ("clips.jsonl", "spoken.jsonl", "answers.jsonl", "texts.jsonl", "place.jsonl", "mood.jsonl")
 FOLDERS = ("spoken/manifest.jsonl", "commands/test.place.jsonl")
 NOT_AT_HAND = ("/data/", "openai/", "vllm", "http://", "spread", "a-70b-lsm", "dev.jsonl")
 """What names a corpus, a model of the hub, a server or GPUs."""
