@@ -10,7 +10,7 @@ from lsm_probe.cli.run import View, measure_and_report
 from lsm_probe.cli.tables.evaluation import evaluation_note, evaluation_table
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.cascade import cascade_name, load_any
+from lsm_probe.evaluation.cascade import cascade_name, load_any, look_up_any
 from lsm_probe.evaluation.evaluate import evaluate
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks
@@ -50,6 +50,7 @@ def evaluate_and_report(
         command="evaluate",
         probing=evaluating,
         loader=load_any,
+        source_of=look_up_any,
         **options,
     )
 
@@ -77,6 +78,7 @@ def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | N
         loading={},
         probing={},
         loader=results.__getitem__,
+        source_of=lambda name: None,
         as_json=as_json,
     )
 

@@ -65,6 +65,7 @@ def importance(
 ) -> None:
     from lsm_probe.cli.run import View, probe_and_report
     from lsm_probe.cli.tables.importance import importance_note, importance_table
+    from lsm_probe.models.loading import look_up, look_up_text
     from lsm_probe.plots.importance import PICTURES, save_importance
     from lsm_probe.probes.importance import importance as probe
     from lsm_probe.probes.rates import check_strength, write_rates
@@ -90,6 +91,7 @@ def importance(
             "max_new_tokens": max_new_tokens,
             **opt.probing(seed, on_error, batch_size),
         },
+        source_of=look_up_text if modality == "text" else look_up,
         responses=responses,
         limit=limit,
         resume=resume,

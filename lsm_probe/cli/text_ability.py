@@ -76,6 +76,7 @@ def text_ability(
     from lsm_probe.data.manifest import read_manifest
     from lsm_probe.evaluation.mmlu import read_mmlu, write_mmlu_tasks
     from lsm_probe.evaluation.text_ability import text_ability as probe
+    from lsm_probe.models.loading import look_up_text
     from lsm_probe.plots.files import save_frame
     from lsm_probe.probes.subjects import describe_data
 
@@ -104,6 +105,7 @@ def text_ability(
         command="text-ability",
         loading=opt.loading(device, dtype, template),
         probing={"shots": shots, **probing},
+        source_of=look_up_text,
         resume=resume,
         as_json=json,
     )

@@ -17,11 +17,16 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 
 _BUILTIN = "builtin:"
+BUILTIN_SETS = ("probe", "commands")
+"""The packaged manifests: sentences of our own with the probing instructions, and spoken commands of the world that
+`builtin:vanilla_asr` and `builtin:self_powered` were trained in."""
+_SHOWN = 5
+"""Unknown keys that a message names."""
 
 
-def builtin_manifest() -> Path:
-    """Path of the packaged probe set, `data/builtin_probe/manifest.jsonl`."""
-    return Path(str(resources.files("lsm_probe") / "data" / "builtin_probe" / "manifest.jsonl"))
+def builtin_manifest(name: str) -> Path:
+    """Path of a packaged manifest of [`BUILTIN_SETS`], `data/builtin_NAME/manifest.jsonl`."""
+    return Path(str(resources.files("lsm_probe") / "data" / f"builtin_{name}" / "manifest.jsonl"))
 
 
 def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sample]:
@@ -33,7 +38,7 @@ def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sampl
     named must exist; they are not opened.
 
     Args:
-        path: The manifest, or "builtin:probe" for the packaged one.
+        path: The manifest; "builtin:probe" or "builtin:commands" for one of the package.
         on_error: At lines that are unusable: "fail", or "skip" them with one UserWarning that counts them.
 
     Raises:
@@ -68,7 +73,7 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, S
             if sample.id in line_of:
                 raise InputError(f"sample {sample.id!r}: the id is taken by line {line_of[sample.id]}; ids must differ")
             line_of[sample.id] = number
-            for key in values.keys() - Sample.model_fields.keys():
+            for key in _unknown_keys(values):
                 unknown.setdefault(key, number)
             yield place, sample
     if unknown:
@@ -127,9 +132,11 @@ def fingerprint(samples: Iterable[Sample]) -> str:
 
 def _locate(path: str | Path) -> Path:
     if str(path).startswith(_BUILTIN):
-        if str(path) != _BUILTIN + "probe":
-            raise InputError(one_line(f"{path} is not built in; use builtin:probe or the path of a manifest"))
-        path = builtin_manifest()
+        name = str(path).removeprefix(_BUILTIN)
+        if name not in BUILTIN_SETS:
+            there = ", ".join(_BUILTIN + name for name in BUILTIN_SETS)
+            raise InputError(one_line(f"{path} is not built in; use one of {there}, or the path of a manifest"))
+        path = builtin_manifest(name)
     try:
         regular_file_bytes(Path(path))
     except InputError as error:
@@ -176,10 +183,25 @@ def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
         audio = folder / sample.audio
         regular_file_bytes(audio)
     except ValidationError as error:
-        raise InputError(where + explain(error)) from None
+        raise InputError(where + explain(error) + _mistaken(values, error)) from None
     except InputError as error:
         raise InputError(f"{where}audio {error}") from None
     return sample.model_copy(update={"audio": audio})
+
+
+def _unknown_keys(values: dict[str, Any]) -> list[str]:
+    return sorted(values.keys() - Sample.model_fields.keys())
+
+
+def _mistaken(values: dict[str, Any], error: ValidationError) -> str:
+    """The unknown keys of a line that lacks something: one of them may be what it lacks, by another name."""
+    first = error.errors(include_url=False)[0]
+    unknown = _unknown_keys(values)
+    # The sample as a whole is wrong where it names no source.
+    if not unknown or (first["type"] != "missing" and first["loc"]):
+        return ""
+    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+    return f" (unknown keys of this line: {', '.join(map(repr, unknown[:_SHOWN]))}{more})"
 
 
 def explain(error: ValidationError) -> str:

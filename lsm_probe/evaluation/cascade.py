@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.transcriber import Transcriber, load_transcriber
+from lsm_probe.evaluation.transcriber import Transcriber, check_transcriber, load_transcriber
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.loading import load
+from lsm_probe.models.loading import load, look_up
 
 NOTHING_HEARD = "[inaudible]"
 """What the LLM reads where the recogniser has heard no word."""
@@ -60,3 +60,17 @@ def load_any(name: str, **loading: Any) -> Checkpoint:
         return load(name, **loading)
     running = {key: loading[key] for key in ("device", "dtype") if key in loading}
     return cascade(load(llm, **loading), load_transcriber(transcriber, **running))
+
+
+def look_up_any(name: str) -> Literal["speech", "text"] | None:
+    """As [`look_up`], also of a cascade: it is given speech.
+
+    Raises:
+        InputError: as [`look_up`], or there is no such recogniser.
+    """
+    transcriber, plus, llm = name.partition(PLUS)
+    if not plus:
+        return look_up(name)
+    check_transcriber(transcriber)
+    look_up(llm)
+    return "speech"

@@ -160,7 +160,7 @@ class EvaluationResult(ProbeResult):
             for (task, rows, keys), (_, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)
         }
 
-    def warning(self, other: Self) -> str | None:
+    def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
         return None
 
     def speed_ratio(self, other: Self) -> Curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -144,7 +144,7 @@ class TextAbilityResult(ProbeResult):
             }
         return found
 
-    def warning(self, other: TextAbilityResult) -> str | None:
+    def warning(self, other: TextAbilityResult, controls: Sequence[str] = ()) -> str | None:
         if np.array_equal(self.counts[~self._questions, 1], other.counts[~other._questions, 1]):
             return None
         return (

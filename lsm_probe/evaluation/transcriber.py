@@ -26,6 +26,7 @@ from lsm_probe.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from lsm_probe.models.places import require_folder
 
 BUILTIN = "builtin:whisper"
 
@@ -139,8 +140,7 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
-    if name.startswith("builtin:") and name != BUILTIN:
-        raise InputError(f"{name} is no speech recogniser; the built-in one is {BUILTIN}")
+    check_transcriber(name)
     folder = str(assets.speech_encoder()) if name == BUILTIN else name
     checksums = check_folder(folder)
     config = pretrained(AutoConfig, folder)
@@ -154,6 +154,17 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
     thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
     model.generation_config.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
     return Transcriber(name, model.to(torch_device).eval(), processor, identify(folder, config, checksums))
+
+
+def check_transcriber(name: str) -> None:
+    """Refuses, without loading anything, what can be no recogniser's name.
+
+    Raises:
+        InputError: there is no such built-in, or no such folder.
+    """
+    if name.startswith("builtin:") and name != BUILTIN:
+        raise InputError(f"{name} is no speech recogniser; the built-in one is {BUILTIN}")
+    require_folder(name)
 
 
 def _check_prompt(settings: Any, name: str) -> None:

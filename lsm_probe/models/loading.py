@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -32,21 +32,24 @@ from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcesso
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.mistral_processor import audio_llm_processor
+from lsm_probe.models.places import before_the_hub, require_folder
 from lsm_probe.models.prompter import Prompter
 from lsm_probe.models.spread import SPREAD, spread
 from lsm_probe.models.templates import TEMPLATES, default_template
+from lsm_probe.models.trained import read_training, trained, trained_file
 from lsm_probe.processes import own_device
 
-BUILTIN = ("builtin:llm", "builtin:untrained")
+BUILTIN = ("builtin:llm", "builtin:untrained", *(f"builtin:{name}" for name in trained()))
 
 
 def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", template: str | None = None) -> Checkpoint:
     """Loads a checkpoint to look into.
 
     Args:
-        name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM) or `builtin:untrained` (the
-            embedded encoder and LLM with a seeded, untrained connector). An LSM of ours, a text LLM, or an audio LLM
-            that ships in transformers and has a placeholder token for its speech.
+        name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
+            embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
+            `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of ours, a
+            text LLM, or an audio LLM that ships in transformers and has a placeholder token for its speech.
         device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
             lays the model over all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU and bfloat16 elsewhere.
@@ -60,11 +63,12 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     _check_template(template)
+    _check_builtin(name)
     if name == "builtin:untrained":
         checkpoint = build_lsm(assets.speech_encoder(), assets.language_model(), dtype=torch_dtype, template=template)
         checkpoint.name = name
-    elif name.startswith("builtin:") and name not in BUILTIN:
-        raise InputError(f"--ckpt {name} is unknown; built-in checkpoints are: {', '.join(BUILTIN)}")
+    elif name in BUILTIN[2:]:
+        checkpoint = _build_trained(name, torch_dtype, template)
     else:
         folder = str(assets.language_model()) if name == "builtin:llm" else name
         checkpoint = _load_pretrained(name, folder, torch_dtype, template)
@@ -77,6 +81,33 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
         raise InputError(f"{name} does not fit on {torch_device}: try --device spread or --dtype bfloat16") from error
     checkpoint.model.eval()
     return checkpoint
+
+
+def look_up(name: str) -> Literal["speech", "text"] | None:
+    """Which source a checkpoint reads, without loading it: by its name, or by the `config.json` of its folder.
+
+    Returns:
+        None where only loading tells: of a hub name, or of a kind that `load` refuses.
+
+    Raises:
+        InputError: there is no such built-in, no such folder, or no checkpoint in it.
+    """
+    _check_builtin(name)
+    if name in BUILTIN:
+        return "text" if name == "builtin:llm" else "speech"
+    require_folder(name)
+    if not Path(name).is_dir():
+        return None
+    config = pretrained(AutoConfig, name)
+    if isinstance(config, LsmConfig) or audio_llm_class(config) is not None:
+        return "speech"
+    return "text" if _is_causal(config) else None
+
+
+def look_up_text(name: str) -> Literal["text"]:
+    """As [`look_up`], for a probe that gives the transcript to every checkpoint."""
+    look_up(name)
+    return "text"
 
 
 def load_prompter(name: str | Path, *, template: str | None = None) -> Prompter:
@@ -181,9 +212,34 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
+def _check_builtin(name: str) -> None:
+    if name.startswith("builtin:") and name not in BUILTIN:
+        raise InputError(f"--ckpt {name} is unknown; built-in checkpoints are: {', '.join(BUILTIN)}")
+
+
 def _check_template(template: str | None) -> None:
     if template is not None and template not in TEMPLATES:
         raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
+
+
+def _build_trained(name: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
+    training = read_training(name.removeprefix("builtin:"))
+    checkpoint = build_lsm(
+        assets.speech_encoder(),
+        assets.language_model(),
+        projector=training.projector,
+        encoder_context=training.encoder_context,
+        dtype=dtype,
+        template=template,
+    )
+    assert isinstance(checkpoint.model, LsmForConditionalGeneration)
+    assert isinstance(checkpoint.processor, LsmProcessor)
+    training.apply(checkpoint.model)
+    checkpoint.name = name
+    # Not what was drawn, but what came of it.
+    checkpoint.identity["connector"] = checkpoint.processor.projector | {"trained": True}
+    checkpoint.identity["training"] = training.arm | {"sha256": _sha256(trained_file(name.removeprefix("builtin:")))}
+    return checkpoint
 
 
 def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
@@ -233,7 +289,7 @@ def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedM
         f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
         "for its speech, nor a causal text LLM"
     )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
+    if not _is_causal(config):
         raise InputError(refusal)
     model = pretrained_model(AutoModelForCausalLM, name, dtype)
     # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
@@ -243,6 +299,10 @@ def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedM
         raise InputError(f"{refusal}: its tokens see what follows them")
     check_reads_embeddings(model.eval(), label)
     return model
+
+
+def _is_causal(config: PreTrainedConfig) -> bool:
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
 
 
 def _whisper(name: str | Path, dtype: torch.dtype, part: str) -> Any:
@@ -267,6 +327,7 @@ def pretrained_model(
 
 def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     """`auto_class.from_pretrained`, never running code from the checkpoint, with one line for what can go wrong."""
+    require_folder(name)
     path = Path(name)
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
@@ -279,7 +340,8 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         # A bare KeyError says only the key.
         reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:300]
-        raise InputError(f"{name} cannot be loaded: {reason}") from error
+        before = before_the_hub(name) if isinstance(error, OSError) else ""
+        raise InputError(f"{name} cannot be loaded: {before}{reason}") from error
 
 
 def _check_indices(folder: Path) -> None:
@@ -302,8 +364,9 @@ def check_folder(folder: str | Path) -> str | None:
         hub name's revision, a built-in checkpoint's pin.
 
     Raises:
-        InputError: the checksums do not hold.
+        InputError: the checksums do not hold, or there is no such folder and the name is none of the hub's.
     """
+    require_folder(folder)
     path = Path(folder)
     if not path.is_dir():
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -178,7 +178,7 @@ class AlignmentResult(ProbeResult):
         differences = {f"{name}_difference": values.to_dict() for name, values in self._differences(other).items()}
         return {"states": self.layers, **differences}
 
-    def warning(self, other: AlignmentResult) -> str | None:
+    def warning(self, other: AlignmentResult, controls: Sequence[str] = ()) -> str | None:
         warnings = []
         if self.layers != other.layers:
             warnings.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -210,7 +210,7 @@ class AttentionResult(ProbeResult):
             "same_lengths": bool(np.array_equal(self.tokens, other.tokens)),
         }
 
-    def warning(self, other: AttentionResult) -> str | None:
+    def warning(self, other: AttentionResult, controls: Sequence[str] = ()) -> str | None:
         """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
         falls as the source gets longer."""
         warnings = []
@@ -230,9 +230,18 @@ class AttentionResult(ProbeResult):
             means = [f"{r.name} {r.tokens[:, source].mean():.1f}" for r in (self, other)]
             warnings.append(
                 f"source lengths differ ({means[0]}, {means[1]} tokens on average), which moves eta by itself: read "
-                "`mean` and `sum` together, and compare with a length-matched control"
+                f"`mean` and `sum` together{self._instead(other, controls)}"
             )
         return "; ".join(warnings) or None
+
+    def _instead(self, other: AttentionResult, controls: Sequence[str]) -> str:
+        """What to compare with where source lengths differ."""
+        if controls:
+            named = ", ".join(f"`{name}`" for name in controls)
+            return f", and compare with the length-matched control{'s' if len(controls) > 1 else ''} {named}"
+        if any("control" in result.checkpoint for result in (self, other)):
+            return ""
+        return ", and compare with a length-matched control"
 
     def _arrays(self) -> dict[str, Any]:
         tokens = {} if self.token_scores is None else vars(self.token_scores)

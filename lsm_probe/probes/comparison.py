@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from lsm_probe.errors import InputError
+from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
 
 SCHEMA = "lsm-probe/comparison/1"
@@ -23,11 +24,20 @@ def compare(results: Sequence[ProbeResult]) -> dict[str, Any]:
         "schema": SCHEMA,
         "probe": results[0].PROBE,
         "conventions": results[0].conventions.to_dict(),
-        "pairs": [_pair(first, second) for first, second in combinations(results, 2)],
+        "pairs": [_pair(*pair, _controls(*pair, results)) for pair in combinations(results, 2)],
     }
 
 
-def _pair(first: ProbeResult, second: ProbeResult) -> dict[str, Any]:
+def _controls(first: ProbeResult, second: ProbeResult, results: Sequence[ProbeResult]) -> list[str]:
+    """Names of the results that have the source lengths of one of the two: their own controls, else others'."""
+    lengths = {f"{CONTROL}{result.name.rpartition(CONTROL)[2]}" for result in (first, second)}
+    names = [result.name for result in results if result.name not in (first.name, second.name)]
+    found = [name for name in names if name.endswith(tuple(lengths))]
+    own = [name for name in found if name.startswith((first.name + CONTROL, second.name + CONTROL))]
+    return own or found
+
+
+def _pair(first: ProbeResult, second: ProbeResult, controls: Sequence[str]) -> dict[str, Any]:
     if type(first) is not type(second):
         raise InputError(f"{first.name} and {second.name} are results of different probes: no comparison")
     for what in ("sha256", "n_samples"):
@@ -43,6 +53,6 @@ def _pair(first: ProbeResult, second: ProbeResult) -> dict[str, Any]:
     first, second = first.subset(shared), replace(second.subset(shared), seed=first.seed)
     about = {"first": first.name, "second": second.name, "n_samples": len(shared)}
     try:
-        return {**about, **first.differences(second), "warning": first.warning(second)}
+        return {**about, **first.differences(second), "warning": first.warning(second, controls)}
     except InputError as error:  # too few samples are shared: the results themselves stand
         return {**about, "warning": f"no differences: {error}"}

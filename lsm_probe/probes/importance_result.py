@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -194,7 +194,7 @@ class ImportanceResult(ProbeResult):
             found["mask_overlap"] = {"mean": float(np.mean(list(overlap.values()))), "by_chance": share / (2 - share)}
         return {"shift": found}
 
-    def warning(self, other: ImportanceResult) -> str | None:
+    def warning(self, other: ImportanceResult, controls: Sequence[str] = ()) -> str | None:
         if self.n_layers == other.n_layers:
             if self.responses() == other.responses():
                 return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -179,7 +179,7 @@ class KnockoutResult(ProbeResult):
             "same_responses": self.responses() == other.responses(),
         }
 
-    def warning(self, other: KnockoutResult) -> str | None:
+    def warning(self, other: KnockoutResult, controls: Sequence[str] = ()) -> str | None:
         warnings = []
         if self.n_layers != other.n_layers:
             warnings.append(

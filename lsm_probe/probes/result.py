@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -112,8 +112,8 @@ class ProbeResult(ABC):
         """`other` minus this one with 95 % intervals over paired utterances; both hold the same samples in order."""
 
     @abstractmethod
-    def warning(self, other: Self) -> str | None:
-        """Why the two must not be compared bare, or None."""
+    def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
+        """Why the two must not be compared bare, or None; `controls` are results beside them that may be compared."""
 
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` holds."""

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.folders import alone_in
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.loading import load
+from lsm_probe.models.loading import load, look_up
 from lsm_probe.probes.comparison import compare
 from lsm_probe.probes.controls import CONTROL, Control
 from lsm_probe.probes.result import ProbeResult, write_json
+from lsm_probe.probes.subjects import check_source
 from lsm_probe.processes import exchange, is_main, together
 
 OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "masks.npz")
@@ -42,6 +43,7 @@ def run_probe(
     pictures: Sequence[str] = (),
     controls: Callable[[Sequence[Result], Sequence[Sample]], Iterator[Control]] = lambda results, samples: iter(()),
     loader: Callable[..., Checkpoint] = load,
+    source_of: Callable[[str], Literal["speech", "text"] | None] = look_up,
     resume: bool = False,
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> tuple[list[Result], dict[str, Any] | None]:
@@ -60,6 +62,7 @@ def run_probe(
         pictures: names of files that the caller will draw into `out`.
         controls: what must be probed once more before results can be compared, from the results so far.
         loader: gives the checkpoint of a name.
+        source_of: says of a name what `loader` will read, without loading, or refuses the name; None if it cannot tell.
         resume: go on from an interrupted run in the same folder.
         on_progress: called with the checkpoint's name, samples done and samples in all.
 
@@ -71,6 +74,10 @@ def run_probe(
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
+    # What is wrong with the last checkpoint should not wait until the others are probed.
+    for name, source in [(name, source_of(name)) for name in names]:
+        if source is not None:
+            check_source(name, source, samples)
     with _writing(out, probe.__name__, pictures, resume) as earlier:
         folders = _Folders()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -155,7 +155,7 @@ class SensitivityResult(ProbeResult):
             "same_responses": self.responses() == other.responses(),
         }
 
-    def warning(self, other: SensitivityResult) -> str | None:
+    def warning(self, other: SensitivityResult, controls: Sequence[str] = ()) -> str | None:
         if self.responses() == other.responses():
             return None
         return (

@@ -21,6 +21,8 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 
 MAX_NEW_TOKENS = 128
+_KEYS = {"speech": "audio", "text": "text"}
+"""What samples must have for a source."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +119,11 @@ def check_samples(
         raise InputError("there are no samples to probe: the manifest, or what --limit leaves of it, is empty")
     if len({sample.id for sample in samples}) < len(samples):
         raise InputError("two samples have the same id: ids must differ")
-    needed = {"audio" if checkpoint.source == "speech" else "text", *needs}
+    needed = {_KEYS[checkpoint.source], *needs}
     if answering.response == "reference" and answering.responses is None:
         needed.add("target")
     for key in sorted(needed):
-        without = [sample.id for sample in samples if getattr(sample, key) is None]
-        if without:
-            mend = "add it to the manifest" + (", or take --response generated" if key == "target" else "")
-            raise InputError(
-                f"{len(without)} of {len(samples)} samples have no `{key}`, which {checkpoint.name} needs here "
-                f"(first: {without[0]}): {mend}"
-            )
+        _check_key(key, checkpoint.name, samples)
     with_context = [sample.id for sample in samples if sample.context is not None]
     if with_context:
         raise InputError(
@@ -142,6 +138,25 @@ def check_samples(
         without = [sample.id for sample in samples if answering.source_lengths.get(sample.id, 0) < 1]
         if without:
             raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")
+
+
+def check_source(name: str, source: Literal["speech", "text"], samples: Sequence[Sample]) -> None:
+    """Refuses samples without what the checkpoint of this name reads; for what is not loaded yet.
+
+    Raises:
+        InputError: samples have no `audio`, or no `text`.
+    """
+    _check_key(_KEYS[source], name, samples)
+
+
+def _check_key(key: str, name: str, samples: Sequence[Sample]) -> None:
+    without = [sample.id for sample in samples if getattr(sample, key) is None]
+    if without:
+        mend = "add it to the manifest" + (", or take --response generated" if key == "target" else "")
+        raise InputError(
+            f"{len(without)} of {len(samples)} samples have no `{key}`, which {name} needs here "
+            f"(first: {without[0]}): {mend}"
+        )
 
 
 def _check_responses(checkpoint: Checkpoint, samples: Sequence[Sample], responses: Mapping[str, list[int]]) -> None:

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig
+from lsm_probe.models.places import require_folder
 
 
 def _whisper(width: int, layers: int, vocab_size: int = 51865, num_mel_bins: int = 80) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def model_config(name: str) -> PreTrainedConfig:
         return CONFIG_MAPPING[shape.pop("model_type")](**shape)
     if name == "builtin:untrained":
         return LsmConfig(audio_config=model_config("builtin:encoder"), text_config=model_config("builtin:llm"))
+    require_folder(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:

@@ -60,7 +60,7 @@ def test_text_and_speech_are_compared_with_the_length_matched_control(
     assert code == 0
     comparison = json.loads((out / "comparison.json").read_text())
     assert [pair["same_lengths"] for pair in comparison["pairs"]] == [False, False, True]
-    assert "source lengths differ" in stderr
+    assert f"compare with the length-matched control `{tiny_llm_folder} at length of {tiny_lsm_folder}`" in stderr
     assert f"{tiny_llm_folder} at length of {tiny_lsm_folder}: 4 samples" in stdout
     control = AttentionResult.load(out / "llm-at-length-of-lsm")
     speech = AttentionResult.load(out / "lsm")
@@ -271,6 +271,49 @@ def test_a_wrong_checkpoint_is_one_line(lsm_probe_command, manifest, tiny_llm_fo
     assert len([line for line in stderr.splitlines() if line.startswith("error: ")]) == 1
     assert str(names[0]) in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr("lsm_probe.models.loading._load_pretrained", lambda *_: pytest.fail("loaded"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("builtin:lm", "--ckpt builtin:lm is unknown; built-in checkpoints are: builtin:llm"),
+        ("./lms", "./lms cannot be loaded: there is no folder lms in"),
+        (".", "the folder has no config.json"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_a_wrong_name_is_told_before_the_first_checkpoint_is_loaded(
+    lsm_probe_command, manifest, tiny_llm_folder, tmp_path, name, said, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = lsm_probe_command(
+        "attention", "--ckpt", tiny_llm_folder, "--ckpt", name, "--data", manifest, "--out", "o"
+    )
+    assert code == 2
+    assert said in stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_what_a_later_checkpoint_lacks_in_the_data_is_told_before_the_first_is_loaded(
+    lsm_probe_command, tiny_llm_folder, tiny_lsm_folder, manifest, tmp_path
+):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for first, second, key in ((tiny_llm_folder, tiny_lsm_folder, "audio"), (tiny_lsm_folder, tiny_llm_folder, "text")):
+        lacking = write(tmp_path / "lacking.jsonl", [*rows[1:], {k: v for k, v in rows[0].items() if k != key}])
+        code, _, stderr = lsm_probe_command(
+            "attention", "--ckpt", first, "--ckpt", second, "--data", lacking, "--out", tmp_path / "o"
+        )
+        assert code == 2
+        assert (
+            f"1 of 4 samples have no `{key}`, which {second} needs here (first: s0): add it to the manifest" in stderr
+        )
+        assert not (tmp_path / "o").exists()
 
 
 def test_an_instruction_without_tokens_is_refused(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):

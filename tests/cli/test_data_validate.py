@@ -30,6 +30,29 @@ def test_a_good_manifest(lsm_probe_command, folder):
     assert "asr: 2" in stdout
 
 
+def test_what_the_usable_samples_have_is_counted(lsm_probe_command, folder):
+    """A misspelt key is only warned about: the counts show what it costs."""
+    spoken = GOOD | {"text": "Hello.", "target": "Hello."}
+    misspelt = {"id": "wav", "instruction": "Say it.", "text": "Hello.", "wav": "good.wav"}
+    path = write(folder, spoken, misspelt, GOOD | {"id": "damaged", "audio": "none.wav", "target": "Hello."})
+    code, stdout, _ = lsm_probe_command("data", "validate", path)
+    assert code == 2
+    assert stdout.splitlines()[:2] == [
+        f"{path}: 2 samples usable, 1 not",
+        "  of those, 1 with audio, 2 with text, 1 with target",
+    ]
+    stdout = lsm_probe_command("data", "validate", path, "--json")[1]
+    assert json.loads(stdout)["with"] == {"audio": 1, "text": 2, "target": 1}
+
+
+def test_keys_that_no_sample_has_are_counted_too(lsm_probe_command, folder):
+    path = write(folder, {"id": "x", "instruction": "Say it.", "text": "Hello.", "transcript": "Hello."})
+    code, stdout, stderr = lsm_probe_command("data", "validate", path)
+    assert code == 0
+    assert "unknown keys are left out: 'transcript'" in stderr
+    assert "  of those, 0 with audio, 1 with text, 0 with target" in stdout
+
+
 def test_every_bad_line_is_named_with_its_cause(lsm_probe_command, folder):
     path = write(
         folder,

@@ -119,6 +119,29 @@ def test_a_cascade_is_measured_in_the_same_run(run, tiny_lsm_folder, tiny_llm_fo
     assert (tmp_path / "out" / "tiny+llm" / "samples.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("llm", "whisper", "said"),
+    [
+        ("./nothere", "builtin:whisper", "./nothere cannot be loaded: there is no folder nothere in"),
+        ("builtin:lm", "builtin:whisper", "--ckpt builtin:lm is unknown"),
+        ("builtin:llm", "./nothere", "./nothere cannot be loaded: there is no folder nothere in"),
+        (
+            "builtin:llm",
+            "builtin:wisper",
+            "builtin:wisper is no speech recogniser; the built-in one is builtin:whisper",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_cascade_is_told_before_the_first_checkpoint_is_loaded(
+    run, tiny_lsm_folder, tmp_path, monkeypatch, llm, whisper, said
+):
+    monkeypatch.setattr("lsm_probe.models.loading._load_pretrained", lambda *_: pytest.fail("loaded"))
+    code, _, stderr = run(tiny_lsm_folder, options=["--cascade", llm, "--whisper", whisper])
+    assert code == 2
+    assert said in stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_predictions_are_scored_again_without_a_model(
     run, lsm_probe_command, tiny_lsm_folder, tiny_llm_folder, tmp_path
 ):

@@ -174,6 +174,14 @@ def test_two_checkpoints_are_compared(run, tiny_llm_folder, tiny_lsm_folder, tmp
     assert str(tiny_lsm_folder) in stdout
 
 
+def test_modality_text_needs_no_audio_of_an_lsm(run, tiny_llm_folder, tiny_lsm_folder, manifest, rows):
+    write(manifest, [{key: value for key, value in row.items() if key != "audio"} for row in rows])
+    assert run(tiny_llm_folder, tiny_lsm_folder, options=("--modality", "text"))[0] == 0
+    code, _, stderr = run(tiny_llm_folder, tiny_lsm_folder)
+    assert code == 2
+    assert f"4 of 4 samples have no `audio`, which {tiny_lsm_folder} needs here" in stderr
+
+
 def test_other_weights_have_shifted(run, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     rates = tmp_path / "rates.yaml"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lsm_probe.data.manifest import builtin_manifest, fingerprint, manifest_writer, read_manifest, scan_manifest
+from lsm_probe.data.manifest import BUILTIN_SETS, fingerprint, manifest_writer, read_manifest, scan_manifest
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
@@ -194,18 +194,50 @@ def test_unknown_keys_are_named_once(write: Write) -> None:
     assert len(samples) == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            {"id": "x", "prompt": "Repeat.", "text": "hello"},
+            "sample 'x': 'instruction' is missing; add it (unknown keys of this line: 'prompt')",
+        ),
+        (
+            {"id": "x", "instruction": "Repeat.", "wav": "x.wav", "speaker": 1},
+            "names neither 'audio' nor 'text'; give one of them (unknown keys of this line: 'speaker', 'wav')",
+        ),
+        (
+            {"id": "x", "text": "hello", **dict.fromkeys("abcdefgh", "Repeat.")},
+            "add it (unknown keys of this line: 'a', 'b', 'c', 'd', 'e' and 3 more)",
+        ),
+        ({"id": "x", "instruction": "Repeat.", "text": " ", "wav": "x.wav"}, "or leave the key out"),
+    ],
+)
+def test_a_line_that_lacks_something_names_its_unknown_keys(write: Write, line: dict[str, Any], said: str) -> None:
+    assert refusal(write(GOOD, line)).endswith(said)
+
+
+def test_ten_lines_of_one_mistake_are_one_short_line(write: Write) -> None:
+    path = write(*({"id": str(i), "prompt": "Repeat.", "text": "hello"} for i in range(10)))
+    mistake = "sample '0': 'instruction' is missing; add it (unknown keys of this line: 'prompt')"
+    assert refusal(path) == f"{path}, line 1: {mistake} (and 9 more)"
+
+
 def test_known_keys_do_not_warn(write: Write) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_manifest(write(GOOD))
 
 
-def test_builtin_name(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
-    assert builtin_manifest().parts[-4:] == ("lsm_probe", "data", "builtin_probe", "manifest.jsonl")
-    path = write(GOOD)
-    monkeypatch.setattr("lsm_probe.data.manifest.builtin_manifest", lambda: path)
-    assert read_manifest("builtin:probe")[0].id == "good"
-    assert "builtin:probes is not built in; use builtin:probe" in refusal("builtin:probes")
+@pytest.mark.parametrize("name", BUILTIN_SETS)
+def test_builtin_name(name: str) -> None:
+    samples = read_manifest(f"builtin:{name}")
+    assert all(sample.audio and sample.text and sample.target and sample.task for sample in samples)
+    assert len({sample.id for sample in samples}) == len(samples) >= 24
+
+
+def test_a_builtin_name_that_is_none() -> None:
+    said = refusal("builtin:probes")
+    assert "builtin:probes is not built in; use one of builtin:probe, builtin:commands, or the path of" in said
 
 
 @pytest.fixture

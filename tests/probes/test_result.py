@@ -289,6 +289,31 @@ def test_other_source_lengths_are_warned_about():
     assert "lay their prompts out differently" in compare([first, laid_out])["pairs"][0]["warning"]
 
 
+def test_a_control_among_the_results_is_named_where_lengths_differ():
+    def at(name, longer, **about):
+        tokens = first.tokens.copy()
+        tokens[:, SEGMENTS.index("source")] += longer
+        return replace(first, tokens=tokens, checkpoint={**first.checkpoint, "name": name, **about})
+
+    first = make()
+    results = [at("llm", 0), at("a", 3), at("b", 5)]
+    results += [at(f"llm at length of {name}", n, control="given lengths") for name, n in (("a", 3), ("b", 5))]
+    said = {(p["first"], p["second"]): p["warning"] for p in compare(results)["pairs"]}
+    control, controls = "compare with the length-matched control `", "compare with the length-matched controls `"
+    assert said["llm", "a"].endswith(f"read `mean` and `sum` together, and {control}llm at length of a`")
+    assert said["llm", "b"].endswith(f"{control}llm at length of b`")
+    assert said["a", "b"].endswith(f"{controls}llm at length of a`, `llm at length of b`")
+    assert said["b", "llm at length of a"].endswith(f"{control}llm at length of b`")
+    assert said["a", "llm at length of a"] is None
+    both = said["llm at length of a", "llm at length of b"]
+    assert both.endswith("read `mean` and `sum` together")
+    assert compare(results[:2])["pairs"][0]["warning"].endswith("compare with a length-matched control")
+    others = [at("other", 0), at("other at length of a", 3, control="given lengths")]
+    said = {(p["first"], p["second"]): p["warning"] for p in compare([*results, *others])["pairs"]}
+    assert said["llm", "a"].endswith(f"{control}llm at length of a`")
+    assert said["a", "other"].endswith(f"{control}other at length of a`")
+
+
 def test_models_of_other_depth_have_no_differences_by_layer():
     pair = compare([make(), make(name="second", layers=6)])["pairs"][0]
     assert pair["eta_difference"] is None

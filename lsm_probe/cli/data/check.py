@@ -16,10 +16,13 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 
+_KEYS = ("audio", "text", "target")
+"""What is counted: an LSM needs the first, a text LLM the second, a reference response the third."""
+
 
 def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None:
     """Prints every problem of a manifest on stderr, what is well on stdout."""
-    problems, tasks = Problems(), Counter[str]()
+    problems, tasks, keys = Problems(), Counter[str](), Counter[str](dict.fromkeys(_KEYS, 0))
     samples = list(scan_manifest(manifest, problems))
     with progress() as on_progress:
         for done, (place, sample) in enumerate(samples, start=1):
@@ -28,13 +31,16 @@ def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None
                 _check(sample, headers)
             if len(problems.found) == before:
                 tasks[sample.task or "no task"] += 1
+                keys.update(key for key in _KEYS if getattr(sample, key) is not None)
             on_progress(str(manifest), done, len(samples))
     if as_json:
-        print(json.dumps({"usable": sum(tasks.values()), "tasks": tasks, "problems": problems.found}))
+        usable = sum(tasks.values())
+        print(json.dumps({"usable": usable, "with": keys, "tasks": tasks, "problems": problems.found}))
     else:
         for line in problems.found:
             print(line, file=sys.stderr)
         print(f"{manifest}: {sum(tasks.values())} samples usable, {len(problems.found)} not")
+        print(f"  of those, {', '.join(f'{count} with {key}' for key, count in keys.items())}")
         for task, count in sorted(tasks.items()):
             print(f"  {task}: {count}")
     if not samples and not problems.found:
