@@ -36,7 +36,8 @@ def evaluate(
     ckpt: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder, hub name, `builtin:llm` (text LLM) or `builtin:untrained` (LSM). Repeat it to compare.",
+            help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
+            "`builtin:self_powered` (LSMs). Repeat it to compare.",
             show_default=False,
         ),
     ] = None,

@@ -14,11 +14,18 @@ RUN, NUMBERS = "Running", "Conventions"
 Ckpt = Annotated[
     list[str],
     typer.Option(
-        help="Folder, hub name, `builtin:llm` (text LLM) or `builtin:untrained` (LSM). Repeat it to compare.",
+        help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
+        "`builtin:self_powered` (LSMs). Repeat it to compare.",
         show_default=False,
     ),
 ]
-Data = Annotated[str, typer.Option(help="JSONL manifest with `id`, `instruction` and `audio` or `text`.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="JSONL manifest with `id`, `instruction` and `audio` or `text`; `builtin:probe`, or `builtin:commands`, "
+        "in which the trained miniatures are at home."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/COMMAND/CHECKPOINT]")]
 Template = Annotated[
     str | None,
