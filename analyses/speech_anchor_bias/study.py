@@ -18,6 +18,8 @@ import lsm_probe
 from lsm_probe.evaluation.tables import agreements
 from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.probes.attention_result import AttentionResult
+from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.knockout_result import SEGMENTS
 from lsm_probe.reports.finding import Comparison, last_group_eta, text_at_length
 
 HERE = Path(__file__).parent
@@ -57,7 +59,7 @@ def attention_columns(found: dict[str, AttentionResult], arm: str, seed: str) ->
         own = result.subset([sample for sample in result.ids if sample.endswith(f"/{kind}")])
         columns |= curve(f"eta_{kind}", last_group_eta(own))
     control = text_at_length(everything, found[LLM], result) or next(
-        (r for name, r in found.items() if name.startswith(f"{LLM} at length of")), None
+        (r for name, r in found.items() if name.startswith(f"{LLM}{CONTROL}")), None
     )
     if arm != LLM and control is not None:
         compared = Comparison(result, control, "")
@@ -90,19 +92,13 @@ def rows() -> Iterator[dict[str, Any]]:
                 if arm in (found := parts.get(part, {})):
                     row |= curve(f"D_i_{words}", found[arm].instruction()) | curve(f"D_s_{words}", found[arm].source())
             if arm in (found := parts.get("knockout", {})):
-                for segment in lsm_probe_segments():
+                for segment in SEGMENTS:
                     row |= curve(f"fall_{segment.name.lower()}", found[arm].fall_in_all_layers(segment))
             if arm in (found := parts.get("evaluation", {})):
                 row |= evaluation_columns(found, arm)
             if arm in (found := parts.get("text", {})):
                 row |= curve("text_nats", found[arm].nats.curve)
             yield row
-
-
-def lsm_probe_segments() -> tuple[Any, ...]:
-    from lsm_probe.probes.knockout_result import SEGMENTS
-
-    return SEGMENTS
 
 
 def arms() -> pd.DataFrame:
@@ -130,14 +126,18 @@ def main() -> None:
     frame = arms()
     save_frame(frame, HERE / "arms.csv")
     save_frame(prediction(frame), HERE / "prediction.csv")
-    figure, axes = plt.subplots(1, len(seeds()), figsize=(5 * len(seeds()), 3.4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(seeds()), figsize=(5 * len(seeds()), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
     for ax, seed in zip(axes[0], seeds(), strict=True):
-        for name, result in results(seed, "attention").items():
-            style = "--" if " at length of " in name else "-"
-            ax.plot(result.eta().mean, style, label=name.replace(f"-{seed}", ""))
+        found = results(seed, "attention")
+        names = [LLM, *(name for name in found if CONTROL in name), *ARMS]
+        for name in names:
+            label = "LLM at speech length" if CONTROL in name else "LLM" if name == LLM else name
+            ax.plot(found[name].eta().mean, "--" if CONTROL in name else "-", label=label)
         ax.set(title=f"seed {seed}", xlabel="layer", ylabel="η", ylim=(0, 1))
         ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     save_figure(figure, FIGURES / "eta")
 
 
