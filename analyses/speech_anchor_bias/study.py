@@ -1,6 +1,6 @@
 """The study's tables and pictures, from the results that are committed here alone.
 
-python analyses/speech_anchor_bias/study.py  # writes arms.csv, prediction.csv, figures/speech_anchor_bias
+python analyses/speech_anchor_bias/study.py  # writes arms.csv and figures/speech_anchor_bias
 """
 
 from __future__ import annotations
@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 import lsm_probe
-from lsm_probe.evaluation.tables import agreements
 from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.probes.attention_result import AttentionResult
 from lsm_probe.probes.controls import CONTROL
-from lsm_probe.probes.knockout_result import SEGMENTS
 from lsm_probe.reports.finding import Comparison, last_group_eta, text_at_length
 
 HERE = Path(__file__).parent
@@ -27,9 +23,6 @@ RESULTS = HERE / "results"
 FIGURES = HERE.parents[1] / "figures" / "speech_anchor_bias"
 ARMS = ("untrained", "vanilla_asr", "true_answers", "self_powered_one", "self_powered")
 LLM = "builtin:llm"
-FREE = ("sentiment", "german", "french", "spanish")
-"""Tasks whose asked-for form SmolLM2 itself can have; `german` and `sentiment` are trained on in the self-powered arms,
-`french` and `spanish` in none."""
 
 
 def seeds() -> list[str]:
@@ -58,6 +51,7 @@ def attention_columns(found: dict[str, AttentionResult], arm: str, seed: str) ->
     for kind in ("trained", "held-out"):
         own = result.subset([sample for sample in result.ids if sample.endswith(f"/{kind}")])
         columns |= curve(f"eta_{kind}", last_group_eta(own))
+    # All arms have the same connector and hear the same speech, so that one control serves them all.
     control = text_at_length(everything, found[LLM], result) or next(
         (r for name, r in found.items() if name.startswith(f"{LLM}{CONTROL}")), None
     )
@@ -65,18 +59,6 @@ def attention_columns(found: dict[str, AttentionResult], arm: str, seed: str) ->
         compared = Comparison(result, control, "")
         columns |= curve("against_llm", compared.change())
         columns |= curve("against_llm_sum", compared.change(segment="sum"))
-    return columns
-
-
-def evaluation_columns(found: dict[str, Any], arm: str) -> dict[str, Any]:
-    result = found[arm]
-    scores, alike = result.scores(), agreements(list(found.values())).get(result.name, {})
-    columns = {f"follows_{task}": own["follows"].value for task, own in scores.items() if "follows" in own}
-    columns |= {f"same_answer_{task}": score.value for task, score in alike.items()}
-    columns["wer"] = scores["commands-transcription"]["word_error_rate"].value
-    columns["follows"] = float(np.nanmean([columns[f"follows_{task}"] for task in FREE]))
-    if alike:
-        columns["same_answer"] = float(np.mean([alike[task].value for task in ("repetition", "sentiment", *FREE[1:])]))
     return columns
 
 
@@ -88,16 +70,6 @@ def rows() -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"arm": arm, "seed": int(seed)}
             if arm in (found := parts.get("attention", {})):
                 row |= attention_columns(found, arm, seed)
-            for part, words in (("own-words", "own"), ("shared-words", "shared")):
-                if arm in (found := parts.get(part, {})):
-                    row |= curve(f"D_i_{words}", found[arm].instruction()) | curve(f"D_s_{words}", found[arm].source())
-            if arm in (found := parts.get("knockout", {})):
-                for segment in SEGMENTS:
-                    row |= curve(f"fall_{segment.name.lower()}", found[arm].fall_in_all_layers(segment))
-            if arm in (found := parts.get("evaluation", {})):
-                row |= evaluation_columns(found, arm)
-            if arm in (found := parts.get("text", {})):
-                row |= curve("text_nats", found[arm].nats.curve)
             yield row
 
 
@@ -105,27 +77,9 @@ def arms() -> pd.DataFrame:
     return pd.DataFrame(rows())
 
 
-PROBES = ("eta", "eta_sum", "against_llm", "D_i_own", "D_i_shared", "fall_instruction")
-
-
-def prediction(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of each probe with instruction following and with answering as the text LLM does."""
-    trained = frame[~frame["arm"].isin([LLM])]
-    found = []
-    for outcome in ("follows", "same_answer"):
-        for probe in (probe for probe in PROBES if probe in trained and outcome in trained):
-            known = trained[[probe, outcome]].dropna()
-            if len(known) > 2:
-                rho = float(spearmanr(known[probe], known[outcome]).statistic)
-                found.append({"outcome": outcome, "probe": probe, "spearman": rho, "n": len(known)})
-    return pd.DataFrame(found, columns=["outcome", "probe", "spearman", "n"])
-
-
 def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
-    frame = arms()
-    save_frame(frame, HERE / "arms.csv")
-    save_frame(prediction(frame), HERE / "prediction.csv")
+    save_frame(arms(), HERE / "arms.csv")
     figure, axes = plt.subplots(
         1, len(seeds()), figsize=(5 * len(seeds()), 3.4), sharey=True, squeeze=False, layout="constrained"
     )

@@ -31,7 +31,7 @@ Writes timeline.html, timeline.png, timeline.svg and timeline.json.
 def timeline(
     ckpt: Annotated[
         str,
-        typer.Option(help="Folder, hub name or `builtin:untrained`: a model that hears speech.", show_default=False),
+        typer.Option(help="Folder, hub name or built-in LSM: a model that hears speech.", show_default=False),
     ],
     data: opt.Data = "builtin:probe",
     sample: Annotated[str | None, typer.Option(help="Id of the sample.  [default: the first one]")] = None,
