@@ -14,14 +14,14 @@
 # # Speech anchor bias of one checkpoint
 #
 # Does a model look at its instruction or at the speech, and does its answer hang on the instruction at all? Here the
-# model is `builtin:untrained` (Whisper tiny.en, a connector nobody trained, SmolLM2-135M-Instruct), so that nothing
-# need be trained first; name your own folder instead. Run it as a script, or open it as a notebook with jupytext.
+# model is `builtin:vanilla_asr` (Whisper tiny.en, a small connector, SmolLM2-135M-Instruct, trained on transcription
+# alone), which has the bias; name your own folder instead. Run it as a script, or open it as a notebook with jupytext.
 
 # %%
 import lsm_probe
 
-checkpoint = lsm_probe.load("builtin:untrained", device="cpu")
-samples = lsm_probe.read_manifest("builtin:probe")[:6]
+checkpoint = lsm_probe.load("builtin:vanilla_asr", device="cpu")
+samples = lsm_probe.read_manifest("builtin:commands")[:6]
 attention = lsm_probe.attention(checkpoint, samples, max_new_tokens=16)
 
 # %% [markdown]
@@ -50,7 +50,7 @@ print("every run checks itself:", attention.self_check)
 #
 # How many nats likelier is each token of its own answer under its own instruction than under those of the other tasks
 # (D_i), and after its own speech than after other samples' (D_s)? D_i near 0: the instruction is ignored. D_s near 0:
-# it does not hear, and a high eta is worth nothing. An untrained connector is of the second kind.
+# it does not hear, and a high eta is worth nothing (`builtin:untrained` is of that kind). This one hears, and ignores.
 
 # %%
 sensitivity = lsm_probe.sensitivity(checkpoint, samples, responses=attention.responses())

@@ -18,10 +18,13 @@
 # several processes.
 #
 # This one asks how sure the model is of its first token, with its instruction and with the instruction's embeddings
-# set to their mean: a model that ignores the instruction is as sure of the same token either way. Run it as a script,
-# or open it as a notebook with jupytext.
+# set to their mean: a model that ignores the instruction is as sure of the same token either way. Asked of a model
+# trained on transcription alone, and of one that then learned from the LLM's own answers. Run it as a script, or open it
+# as a notebook with jupytext.
 
 # %%
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -31,13 +34,12 @@ from lsm_probe.models.segments import Segment
 from lsm_probe.probes.sampling import Round, stack
 from lsm_probe.probes.subjects import Answering
 
-checkpoint = lsm_probe.load("builtin:untrained", device="cpu")
-samples = lsm_probe.read_manifest("builtin:probe")[:12]
+samples = lsm_probe.read_manifest("builtin:commands")[:12]
 
 
 # %%
 @torch.no_grad()
-def shift(subjects):
+def shift(checkpoint, subjects):
     """KL divergence (nats) of the first token's distribution without the instruction's words from that with them."""
     measured = []
     for subject in subjects:
@@ -50,24 +52,30 @@ def shift(subjects):
     return measured
 
 
-measuring = Round(
-    checkpoint,
-    samples,
-    Answering("none"),
-    settings={"probe": "shift"},
-    batch_size=4,
-    on_error="fail",
-    data=None,
-    progress_folder=None,
-    on_progress=lambda done: print(f"{done} of {len(samples)}"),
-)
-records, common = measuring.run(shift)
-values = stack(records, "shift")["shift"]
+def measure(name):
+    """What the probe says of each sample, and the utterance each speaks of."""
+    checkpoint = lsm_probe.load(name, device="cpu")
+    measuring = Round(
+        checkpoint,
+        samples,
+        Answering("none"),
+        settings={"probe": "shift"},
+        batch_size=4,
+        on_error="fail",
+        data=None,
+        progress_folder=None,
+        on_progress=lambda done: print(f"{done} of {len(samples)}"),
+    )
+    records, common = measuring.run(partial(shift, checkpoint))
+    return stack(records, "shift")["shift"], common["clusters"]
+
 
 # %% [markdown]
 # A mean with its bootstrap interval over utterances, as every probe of the package gives it.
 
 # %%
-weights = cluster_weights(common["clusters"], seed=0)
-low, high = interval(weights @ values / weights.sum(1))
-print(f"shift {np.mean(values):.2f} [{low:.2f}, {high:.2f}] nats over {len(values)} samples")
+for name in ("builtin:vanilla_asr", "builtin:self_powered"):
+    values, clusters = measure(name)
+    weights = cluster_weights(clusters, seed=0)
+    low, high = interval(weights @ values / weights.sum(1))
+    print(f"{name}: shift {np.mean(values):.2f} [{low:.2f}, {high:.2f}] nats over {len(values)} samples")

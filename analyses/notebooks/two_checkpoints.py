@@ -13,31 +13,30 @@
 # %% [markdown]
 # # Two checkpoints on the same samples
 #
-# Before and after a training, or an LSM and the text LLM it was made from, as here: SmolLM2-135M-Instruct reading
-# transcripts, and the same behind an untrained connector. Differences are paired: both are drawn together, so that
-# what is hard in a sample cancels. Run it as a script, or open it as a notebook with jupytext.
+# Two LSMs trained on the same speech, one on transcription alone, one then on the LLM's own answers, and the text LLM
+# that both were made from, reading transcripts. Differences are paired: both are drawn together, so that what is hard
+# in a sample cancels. Run it as a script, or open it as a notebook with jupytext.
 
 # %%
 import lsm_probe
 from lsm_probe.plots.eta import eta_figure
 
-samples = lsm_probe.read_manifest("builtin:probe")[:6]
-names = ["builtin:llm", "builtin:untrained"]
+samples = lsm_probe.read_manifest("builtin:commands")[:8]
+names = ["builtin:llm", "builtin:vanilla_asr", "builtin:self_powered"]
 results = [lsm_probe.attention(lsm_probe.load(name, device="cpu"), samples, response="reference") for name in names]
 
 # %% [markdown]
-# The same responses for both (`reference`): otherwise a difference may be of what they said.
+# The same responses for all (`reference`): otherwise a difference may be of what they said.
 
 # %%
-comparison = lsm_probe.compare(results)
-pair = comparison["pairs"][0]
-print(pair["first"], "->", pair["second"])
-print("warning:", pair["warning"])
+for pair in lsm_probe.compare(results)["pairs"]:
+    print(pair["first"], "->", pair["second"])
+    print("    warning:", pair["warning"])
 
 # %% [markdown]
 # The warning is the first thing to read: text and speech have other numbers of source tokens, which moves eta by
-# itself. The control is the text LLM once more, its transcript repeated to the speech's length: same responses, same
-# positions.
+# itself. The two LSMs have the same connector, so that they need no control; against the text LLM it is the text LLM
+# once more, its transcript repeated to the speech's length: same responses, same positions.
 
 # %%
 control = lsm_probe.attention(
@@ -46,15 +45,12 @@ control = lsm_probe.attention(
     response="reference",
     source_lengths=results[1].source_lengths(),
 )
-control.checkpoint["name"] = "builtin:llm at length of builtin:untrained"
+control.checkpoint["name"] = "builtin:llm at length of builtin:vanilla_asr"
 eta_figure([*results, control])
 
 # %%
-fair = lsm_probe.compare([control, results[1]])["pairs"][0]
-difference = fair["eta_difference"]["mean"]
-held = [
-    layer
-    for layer, (low, high) in enumerate(zip(difference["ci_low"], difference["ci_high"], strict=True))
-    if low > 0 or high < 0
-]
-print(f"layers whose paired interval excludes 0: {held}")
+for pair in lsm_probe.compare([control, *results[1:]])["pairs"]:
+    difference = pair["eta_difference"]["mean"]
+    below = [layer for layer, high in enumerate(difference["ci_high"]) if high < 0]
+    above = [layer for layer, low in enumerate(difference["ci_low"]) if low > 0]
+    print(f"{pair['first']} -> {pair['second']}: eta falls in layers {below} and rises in {above}")

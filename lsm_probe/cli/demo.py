@@ -8,18 +8,20 @@ from typing import Annotated
 import typer
 
 EXPLANATION = """
-Tells the whole story with the embedded models (fetched on first use, 164 MB): speaks commands, lets SmolLM2 answer
-their transcripts, trains two small speech LLMs (one on transcription alone, one on SmolLM2's own answers), probes
-both beside SmolLM2 itself, and ends with report.html.
+Tells the whole story with the embedded models (fetched on first use, 164 MB). It begins with builtin:vanilla_asr, a
+small speech LLM that was trained on transcription alone and answers every instruction with what was said. It speaks
+commands, lets SmolLM2 answer instructions about their transcripts, trains the model on those answers, and probes it
+before and after, beside SmolLM2 itself and beside builtin:self_powered, whose repair took longer. It ends with
+report.html.
 
-Each step prints what it is for and the command that does it, to be run by oneself. The training is far shorter than
-what `analyses/miniature_training` reports: it shows the way, not the effect in full.
+Each step prints what it is for and the command that does it, to be run by oneself. The whole training, from the parts
+on, is in `analyses/speech_anchor_bias`.
 """
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each model.", min=1)] = 40,
+    steps: Annotated[int, typer.Option(help="Training steps of the repair.", min=1)] = 40,
     limit: Annotated[int, typer.Option(help="Samples that are probed.", min=2)] = 24,
     resume: Annotated[bool, typer.Option("--resume", help="Skip the steps that are done.")] = False,
 ) -> None:

@@ -148,11 +148,23 @@ def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, A
             f"{result.name}: {len(result.samples)} samples, {left_out} left out; {view.note(result)}",
             highlight=False,
         )
-    for pair in comparison["pairs"] if comparison else []:
-        with_own_control = pair["second"].startswith(pair["first"] + CONTROL)
-        if pair["warning"] and not with_own_control:
-            print(f"warning: {pair['warning']}", file=sys.stderr)
+    for warning in _warnings(comparison["pairs"] if comparison else []):
+        print(f"warning: {warning}", file=sys.stderr)
     kept = OUTPUTS if len(results) == 1 else ("comparison.json",)
     written = [name for name in (*kept, *view.pictures) if (out / name).exists()]
     apart = "" if len(results) == 1 else f", and a folder for each of {len(results)} results"
     console.print(f"written to {out}: {', '.join(written)}{apart}")
+
+
+def _warnings(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """One for each kind: that of the first pair, and how many others have the same."""
+    kinds: dict[str, list[str]] = {}
+    for pair in pairs:
+        with_own_control = pair["second"].startswith(pair["first"] + CONTROL)
+        if pair["warning"] and not with_own_control:
+            kind = pair["warning"].replace(pair["first"], "").replace(pair["second"], "")
+            kinds.setdefault(kind, []).append(pair["warning"])
+    return [
+        alike[0] + (f" (the same of {len(alike) - 1} more pairs, see comparison.json)" if len(alike) > 1 else "")
+        for alike in kinds.values()
+    ]

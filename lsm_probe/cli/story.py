@@ -30,9 +30,10 @@ class Step:
 
 def story(*, steps: int, limit: int) -> list[Step]:
     """The steps; `OUT` stands for the output folder."""
-    rate = f"max_steps={steps} eval_steps={steps} machine.save_steps={steps} eval_limit=16 warmup={max(1, steps // 8)}"
-    checkpoints = "--ckpt builtin:llm --ckpt OUT/vanilla/model --ckpt OUT/self-powered/model"
-    probed = f"{checkpoints} --data OUT/answers/test/manifest.jsonl --limit {limit} --response reference"
+    rates = f"warmup={max(1, steps // 8)} learning_rate=5e-4 connector_learning_rate=2e-4 max_grad_norm=1"
+    often = f"max_steps={steps} eval_steps={steps} machine.save_steps={steps} eval_limit=16"
+    arms = "--ckpt builtin:vanilla_asr --ckpt OUT/repaired/model --ckpt builtin:self_powered"
+    probed = f"--ckpt builtin:llm {arms} --data builtin:commands --max-new-tokens 32"
     tasks = "--task repetition --task sentiment --task keywords --max-new-tokens 32 --keep all"
     return [
         Step(
@@ -42,34 +43,29 @@ def story(*, steps: int, limit: int) -> list[Step]:
         ),
         Step(
             "Self-powered data: SmolLM2 itself answers instructions about the transcripts.",
-            f"augment --data OUT/commands/train.transcription.jsonl --limit 48 --out OUT/answers/train {tasks}",
+            f"augment --data OUT/commands/train.transcription.jsonl --limit 96 --out OUT/answers/train {tasks}",
             "answers/train/manifest.jsonl",
         ),
         Step(
-            "The same for commands that nobody trains on: what the probes will ask.",
-            f"augment --data OUT/commands/test.transcription.jsonl --out OUT/answers/test {tasks}",
-            "answers/test/manifest.jsonl",
+            "The same for commands that nobody trains on: whether training gets anywhere.",
+            f"augment --data OUT/commands/validation.transcription.jsonl --out OUT/answers/validation {tasks}",
+            "answers/validation/manifest.jsonl",
         ),
         Step(
-            "Vanilla training: transcription alone. Nothing in it rewards reading the instruction.",
-            "train mini/vanilla_asr train=OUT/commands/train.transcription.jsonl "
-            f"eval=OUT/commands/validation.transcription.jsonl {rate} --out OUT/vanilla",
-            "vanilla/model",
+            "The repair: builtin:vanilla_asr, trained on transcription alone, goes on with SmolLM2's answers.",
+            "train mini/lora model.start=builtin:vanilla_asr train=OUT/answers/train/manifest.jsonl "
+            f"eval=OUT/answers/validation/manifest.jsonl {often} {rates} --out OUT/repaired",
+            "repaired/model",
         ),
         Step(
-            "Self-powered training: SmolLM2's answers as targets, which depend on the instruction.",
-            "train mini/commands train=OUT/answers/train/manifest.jsonl "
-            f"eval=OUT/answers/test/manifest.jsonl {rate} --out OUT/self-powered",
-            "self-powered/model",
-        ),
-        Step(
-            "Where do the answers look, layer by layer: at the instruction or at the speech?",
-            f"attention {probed} --out OUT/attention",
+            "Where do the answers look, layer by layer: at the instruction or at the speech? Before, after, and "
+            "after a longer repair (builtin:self_powered).",
+            f"attention {probed} --limit {limit} --out OUT/attention",
             "attention/comparison.json",
         ),
         Step(
-            "The same question without attention: what is the instruction worth to the answer?",
-            f"sensitivity {probed} --out OUT/sensitivity",
+            "The same question without attention: what are instruction and speech worth to the answer?",
+            f"sensitivity {probed} --limit {max(2, limit // 2)} --out OUT/sensitivity",
             "sensitivity/comparison.json",
         ),
         Step(
@@ -79,7 +75,7 @@ def story(*, steps: int, limit: int) -> list[Step]:
         ),
         Step(
             "A guard for CI: has eta fallen against the checkpoint that was accepted? (Here it is to find something.)",
-            "check --baseline OUT/attention/self-powered-model --current OUT/attention/vanilla-model",
+            "check --baseline OUT/attention/builtin-self_powered --current OUT/attention/builtin-vanilla_asr",
             "",
             may_fail=True,
         ),

@@ -54,7 +54,7 @@ def test_a_regression_found_by_the_check_is_part_of_the_story_and_a_failure_is_n
 
 
 def test_what_is_done_is_passed_over(ran, lsm_probe_command, tmp_path):
-    (tmp_path / "demo" / "vanilla" / "model").mkdir(parents=True)
+    (tmp_path / "demo" / "repaired" / "model").mkdir(parents=True)
     (tmp_path / "demo" / "commands").mkdir()
     (tmp_path / "demo" / "commands" / "test.transcription.jsonl").touch()
     code, _, err = lsm_probe_command("demo", "--out", tmp_path / "demo")
@@ -62,7 +62,8 @@ def test_what_is_done_is_passed_over(ran, lsm_probe_command, tmp_path):
     assert "holds files already: go on with --resume, or choose another folder" in err
     assert lsm_probe_command("demo", "--out", tmp_path / "demo", "--resume")[0] == 0
     assert "data" not in ran[0]
-    assert ran[0].count("train") == 1
+    assert "train" not in ran[0]
+    assert ran[0].count("attention") == 1
 
 
 @pytest.mark.real
@@ -72,6 +73,9 @@ def test_it_tells_the_whole_story(lsm_probe_command, tmp_path):
     assert code == 0
     assert "instruction proportion" in told
     assert f"The page to read: {out / 'report.html'}" in told
-    assert "looks least at the instruction" in (out / "report.html").read_text()
-    pairs = json.loads((out / "attention" / "comparison.json").read_text())["pairs"]
-    assert any(pair["same_lengths"] for pair in pairs)  # the control
+    page = (out / "report.html").read_text()
+    assert "looks least at the instruction" in page
+    assert "was not measured" not in page  # whether its subject listens
+    guarded = json.loads((out / "attention" / "comparison.json").read_text())["pairs"]
+    assert {"builtin:vanilla_asr", "builtin:self_powered"} < {pair["second"] for pair in guarded}
+    assert any(pair["same_lengths"] for pair in guarded)  # the control

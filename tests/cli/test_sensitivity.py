@@ -164,6 +164,15 @@ def test_two_checkpoints_are_compared_and_warned_about(run, tiny_llm_folder, sav
     assert "are measured on different responses" not in stdout
 
 
+def test_what_is_warned_of_in_every_pair_is_said_once(run, tiny_llm_folder, save_llm, tmp_path):
+    others = [save_llm(tmp_path / name, seed=seed) for seed, name in enumerate(("second", "third"), start=1)]
+    code, _, stderr = run(tiny_llm_folder, *others)
+    assert code == 0, stderr
+    (warning,) = [line for line in stderr.splitlines() if line.startswith("warning: ")]
+    assert f"{tiny_llm_folder.name} and {others[0]}" in warning
+    assert "the same of 2 more pairs" in warning
+
+
 def test_one_reference_for_both_needs_no_warning(run, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     code, _, stderr = run(tiny_llm_folder, second, options=("--response", "reference"))
