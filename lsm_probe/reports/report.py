@@ -263,14 +263,19 @@ def _sensitivity(results: Results) -> Section:
     from lsm_probe.plots.sensitivity import sensitivity_figure
 
     shown = [group for group in (results.sensitivity, results.own_words) if group]
-    described = "Sensitivity to instruction and source by checkpoint, and along the response"
+    pictures = []
+    for i, group in enumerate(shown):
+        whose, figure = tables.spoken_by(group), sensitivity_figure(group)
+        figure.suptitle(f"{whose[0].upper()}{whose[1:]}")
+        described = f"What instruction and source are worth to {whose}, by checkpoint and along it"
+        pictures.append(picture(figure, f"sensitivity-{i}", described))
     return Section(
         "sensitivity",
         "Sensitivity",
         "Without looking at attention: D is how much likelier the response is under its own instruction (its own "
         "source) than under a pool of others. Near 0, it is ignored. info-η is the instruction's part of both. On "
         "shared responses checkpoints can be compared; on its own a checkpoint shows what it goes by.",
-        [picture(sensitivity_figure(group), f"sensitivity-{i}", described) for i, group in enumerate(shown)],
+        pictures,
         [tables.sensitivity_table(group) for group in shown],
     )
 

@@ -147,7 +147,15 @@ def sensitivity_table(results: Sequence[SensitivityResult]) -> Table:
         )
     unit = f"nats per {results[0].conventions.per}"
     columns = ["", f"D of the instruction, {unit}", f"D of the source, {unit}", "info-η"]
-    return Table("What instruction and source are worth to the response", columns, rows, _whose(results))
+    return Table(f"What instruction and source are worth to {spoken_by(results)}", columns, rows, _whose(results))
+
+
+def spoken_by(results: Sequence[SensitivityResult]) -> str:
+    """Whose words a group of results is measured on."""
+    if all(result.of_own_words for result in results):
+        return "each checkpoint's own response"
+    alike = all(result.responses() == results[0].responses() for result in results)
+    return "the same response" if alike else "the response"
 
 
 def knockout_table(results: Sequence[KnockoutResult]) -> Table:

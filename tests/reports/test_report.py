@@ -124,6 +124,16 @@ def test_the_tables_hold_the_results_numbers(results, page):
     assert results.sensitivity[0].name in page.text
 
 
+def test_sensitivity_says_whose_words_it_is_measured_on(runs, tmp_path):
+    own = lsm_probe.read_results([runs / "sensitivity"]).sensitivity
+    for i, result in enumerate(own):
+        given = {**result.checkpoint, "responses": "answers.jsonl"}
+        replace(result, checkpoint=given, samples=own[0].samples).save(tmp_path / "given" / str(i))
+    page = Page(report_page(lsm_probe.read_results([runs / "sensitivity", tmp_path / "given"])))
+    worth = "What instruction and source are worth to"
+    assert page.text.index(f"{worth} the same response") < page.text.index(f"{worth} each checkpoint's own response")
+
+
 def test_the_chart_is_drawn_with_the_results_numbers(results, page):
     drawn = [a["d"] for tag, a in page.attributes if tag == "path" and "marker-mid" in a]
     for result, path in zip(results.attention, drawn, strict=False):
