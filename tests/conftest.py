@@ -10,11 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -288,6 +290,24 @@ def lsm_probe_command(
         return info.value.code or 0, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def parsed() -> Callable[[list[str]], dict[str, Any]]:
+    """`parsed(arguments)`: the parameters of a command line of this version, which it does not run.
+
+    A line that this version does not take raises click's usage error.
+    """
+
+    def parse(arguments: list[str]) -> dict[str, Any]:
+        command: Any = typer.main.get_command(cli.app)
+        context = command.make_context("lsm-probe", list(arguments))
+        while hasattr(command, "resolve_command"):
+            name, command, arguments = command.resolve_command(context, arguments)
+            context = command.make_context(name, list(arguments), parent=context)
+        return dict(context.params)
+
+    return parse
 
 
 @pytest.fixture(scope="module")

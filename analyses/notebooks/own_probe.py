@@ -19,8 +19,8 @@
 #
 # This one asks how sure the model is of its first token, with its instruction and with the instruction's embeddings
 # set to their mean: a model that ignores the instruction is as sure of the same token either way. Asked of a model
-# trained on transcription alone, and of one that then learned from the LLM's own answers. Run it as a script, or open it
-# as a notebook with jupytext.
+# trained on transcription alone, and of one that then learned from the LLM's own answers. Run it as a script, or open
+# it as a notebook with jupytext.
 
 # %%
 from functools import partial

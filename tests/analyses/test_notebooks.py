@@ -28,6 +28,7 @@ def test_it_runs_from_clean(path, tmp_path, monkeypatch):
 
 def test_every_notebook_is_found():
     assert {path.stem for path in NOTEBOOKS} >= {
+        "notebook",
         "one_checkpoint",
         "two_checkpoints",
         "importance",

@@ -1,29 +1,71 @@
 """The study's tables come out of its committed results, and its published curves come out of the package again."""
 
-import importlib.util
+import importlib
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import lsm_probe
 from lsm_probe.models.trained import trained
+from lsm_probe.probes.result import Curve
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "speech_anchor_bias"
+MODULES = ("claims", "measured", "page", "prediction", "table")
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("speech_anchor_bias_study", FOLDER / "study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The study's modules by name, as its script finds them."""
+    sys.path.insert(0, str(FOLDER))
+    yield {name: importlib.import_module(name) for name in MODULES}
+    sys.path.remove(str(FOLDER))
+    for name in MODULES:
+        del sys.modules[name]
 
 
-def test_the_table_is_that_of_the_results(study):
-    stored = pd.read_csv(FOLDER / "arms.csv")
-    assert {"vanilla_asr", "self_powered"} < set(stored["arm"])
-    pd.testing.assert_frame_equal(stored, study.arms(), atol=1e-6, check_dtype=False)
+def stored(name):
+    return pd.read_csv(FOLDER / f"{name}.csv")
+
+
+def test_the_tables_are_those_of_the_results(study):
+    arms = study["table"].arms()
+    made = {
+        "arms": arms,
+        "claims": study["claims"].claims(),
+        "conventions": study["claims"].conventions(),
+        "prediction": study["prediction"].prediction(arms),
+    }
+    assert {"vanilla_asr", "self_powered"} < set(arms["arm"])
+    for name, frame in made.items():
+        frame = frame.reset_index(drop=True).replace("", np.nan)
+        pd.testing.assert_frame_equal(stored(name), frame, atol=1e-6, check_dtype=False, obj=name)
+
+
+def test_the_page_shows_the_tables_as_they_came_out(study):
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for table in study["page"].tables(stored("arms"), stored("claims")):
+        assert table in page
+
+
+@pytest.mark.parametrize(
+    ("intervals", "side", "verdict"),
+    [
+        ([(0.1, 0.3), (0.2, 0.4)], "above", "holds"),
+        ([(0.1, 0.3), (-0.1, 0.4)], "above", "undecided"),
+        ([(0.1, 0.3), (-0.4, -0.1)], "above", "undecided"),
+        ([(0.1, 0.3), (0.2, 0.4)], "below", "fails"),
+        ([(-0.1, 0.3), (-0.2, 0.4)], "below", "undecided"),
+    ],
+)
+def test_a_claim_holds_only_where_every_seed_shows_it(study, intervals, side, verdict):
+    claim = next(claim for claim in study["claims"].CLAIMS if claim.side == side)
+    assert study["claims"].verdict(claim, [Curve((low + high) / 2, low, high) for low, high in intervals]) == verdict
 
 
 @pytest.mark.real
@@ -35,3 +77,40 @@ def test_the_published_curve_comes_out_again(name, lsm_probe_command, tmp_path):
     published = FOLDER / "results" / "0" / "attention" / f"{name}-0"
     code, out, err = lsm_probe_command("check", "--two-sided", "--baseline", published, "--current", tmp_path / "now")
     assert code == 0, f"{out}\n{err}"
+
+
+@pytest.fixture
+def run_study(tmp_path):
+    """Runs the study with stand-ins for `lsm-probe` and `python` that only write down what they are asked."""
+    for name in ("lsm-probe", "python"):
+        stand_in = tmp_path / "bin" / name
+        stand_in.parent.mkdir(exist_ok=True)
+        stand_in.write_text(f'#!/usr/bin/env bash\n{{ printf "%q " "$@"; echo; }} >> "{tmp_path}/{name}.log"\n')
+        stand_in.chmod(0o755)
+
+    def run():
+        log = tmp_path / "lsm-probe.log"
+        log.unlink(missing_ok=True)
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(
+            ["bash", FOLDER / "run", tmp_path / "study", "0", "1"], check=True, env={**os.environ, "PATH": path}
+        )
+        return [shlex.split(line) for line in log.read_text().splitlines()]
+
+    return run
+
+
+def test_every_step_of_the_study_is_a_command_of_this_version(run_study, parsed):
+    commands = run_study()
+    assert {command[0] for command in commands} >= {"data", "augment", "train", "attention", "evaluate", "text-ability"}
+    trained = [command for command in commands if command[0] == "train"]
+    assert len(trained) == 10  # five arms, one of them the others' start, and two seeds
+    for command in commands:
+        assert parsed(command)
+
+
+def test_a_step_that_is_done_is_passed_over(run_study, tmp_path):
+    (tmp_path / "study" / "train" / "listen-0" / "model").mkdir(parents=True)
+    commands = run_study()
+    assert not any("train/listen-0" in command for command in commands)
+    assert any("train/listen-1" in command for command in commands)

@@ -1,0 +1,97 @@
+"""What was measured of each arm, as it is committed under `results/SEED/PART`."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lsm_probe
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.scoring import FOLLOWING
+from lsm_probe.probes.attention_result import AttentionResult
+from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.importance_result import ImportanceResult
+from lsm_probe.probes.result import Curve
+
+RESULTS = Path(__file__).parent / "results"
+LLM = "builtin:llm"
+CASCADE = "builtin:whisper + builtin:llm"
+ARMS = ("untrained", "vanilla_asr", "true_answers", "self_powered_one", "self_powered")
+
+FOLLOWED = ("sentiment", "german", "french", "spanish")
+"""Tasks that SmolLM2 itself, reading the transcript, answers in the asked-for form."""
+UNSEEN = ("french", "spanish")
+"""Those of them that no arm was trained on."""
+NOT_GERMAN = ("sentiment", "french", "spanish")
+"""Those of them that `self_powered_one` was not trained on."""
+MOOD = ("sentiment",)
+"""The one of them whose answer is right or wrong: as SmolLM2 answers to the transcript."""
+TRUE = ("commands-place", "commands-intent", "commands-capitals")
+"""Tasks of `true_answers`, which SmolLM2 itself does not follow: 0, 8 and 0 % right."""
+
+
+def seeds() -> list[str]:
+    return sorted(folder.name for folder in RESULTS.iterdir() if folder.is_dir())
+
+
+@cache
+def measured(seed: str, part: str) -> dict[str, Any]:
+    """Arm (its seed left out), or the name of the LLM or the cascade -> its result in a part."""
+    found = lsm_probe.read_results([RESULTS / seed / part])
+    results = [r for group in vars(found).values() if isinstance(group, list) for r in group if hasattr(r, "PROBE")]
+    return {result.name.removesuffix(f"-{seed}"): result for result in results}
+
+
+def at_length(seed: str, part: str) -> AttentionResult:
+    """The text LLM at the length of the speech. All arms hear the same with the same connector: one serves them all."""
+    return next(result for name, result in measured(seed, part).items() if name.startswith(f"{LLM}{CONTROL}"))
+
+
+def alignment_change(seed: str, number: str, first: str, second: str) -> Curve:
+    """`second` minus `first` in the last state, as `comparison.json` has it (the states themselves are 70 MB)."""
+    content = json.loads((RESULTS / seed / "alignment" / "comparison.json").read_text(encoding="utf-8"))
+    names = {"first": f"{first}-{seed}", "second": f"{second}-{seed}"}
+    pair = next(pair for pair in content["pairs"] if names.items() <= pair.items())
+    return Curve(*(np.array(values[-1]) for values in pair[f"{number}_difference"].values()))
+
+
+def alignment(seed: str, arm: str, number: str) -> float:
+    """A number of the last state."""
+    content = json.loads((RESULTS / seed / "alignment" / f"{arm}-{seed}" / "result.json").read_text(encoding="utf-8"))
+    return float(content[number]["mean"][-1])
+
+
+def following(result: EvaluationResult, tasks: tuple[str, ...]) -> NDArray[np.float64]:
+    """Whether each response has the asked-for form, 1 or 0 (also where that cannot be told), `[samples]`."""
+    return _by_sample(result, tasks, FOLLOWING)
+
+
+def right(result: EvaluationResult, tasks: tuple[str, ...]) -> NDArray[np.float64]:
+    """Whether each response has the asked-for form and is the right one, 1 or 0, `[samples]`."""
+    return _by_sample(result, tasks, "accuracy")
+
+
+def only(result: EvaluationResult, tasks: tuple[str, ...]) -> EvaluationResult:
+    """The result in some tasks alone, in their order."""
+    return result.subset([row["id"] for task in tasks for row in result.samples if row["task"] == task])
+
+
+def _by_sample(result: EvaluationResult, tasks: tuple[str, ...], metric: str) -> NDArray[np.float64]:
+    return np.concatenate([result.metrics()[task][metric].counts[:, 0] for task in tasks])
+
+
+def importance_depth(result: ImportanceResult) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The layer at which importance lies on average, and the same of each resample, `[resamples]`."""
+    layers = np.array([-1 if p["layer"] is None or len(p["shape"]) < 2 else p["layer"] for p in result.parameters])
+    by_layer = np.stack([result.sums[:, layers == layer].sum(1) for layer in range(result.n_layers)], 1)
+    numbers = np.arange(result.n_layers)
+
+    def centre(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        return sums @ numbers / sums.sum(-1)
+
+    return centre(by_layer.mean(0)), centre(result.resampled(by_layer))

@@ -1,0 +1,44 @@
+"""`prediction.csv`: which probe tells which arm will follow its instructions? Rank correlations over arms and seeds."""
+
+from __future__ import annotations
+
+import pandas as pd
+from measured import CASCADE, LLM
+from scipy.stats import spearmanr
+
+PROBES = {
+    "against_llm": "η minus the text LLM's",
+    "eta": "η",
+    "eta_sum": "η by sum",
+    "eta_same_words": "η, SmolLM2's words",
+    "own_D_i": "D_i, own words",
+    "own_D_s": "D_s, own words",
+    "D_i": "D_i, SmolLM2's words",
+    "D_s": "D_s, SmolLM2's words",
+    "without_instruction": "knockout of the instruction",
+    "without_source": "knockout of the source",
+    "paired_cosine": "cosine, last state",
+    "cosine_gap": "cosine gap",
+    "standardised_cka": "CKA, standardised",
+    "standardised_retrieval": "R@1, standardised",
+    "jensen_shannon": "shift of importance",
+    "other_text": "nats per token of text",
+}
+"""Column of arms.csv -> the probe's name in the picture. None of them knows what the right answer is."""
+OUTCOMES = {"following": "asked-for form", "agreement": "log P of\nSmolLM2's answers"}
+"""Per cent of responses; nats per token. The second holds what was said, too: an untrained arm follows blindly."""
+
+
+def prediction(arms: pd.DataFrame) -> pd.DataFrame:
+    """A row for each probe: Spearman's rho with each outcome, over all arms and seeds and over the trained alone."""
+    lsms = arms[~arms["arm"].isin([LLM, CASCADE])]
+    trained = lsms[lsms["arm"] != "untrained"]
+    rows = []
+    for probe in PROBES:
+        row: dict[str, object] = {"probe": probe}
+        for name, group in (("all", lsms), ("trained", trained)):
+            for outcome in OUTCOMES:
+                row[f"{outcome}_{name}"] = float(spearmanr(group[probe], group[outcome]).statistic)
+            row[f"n_{name}"] = len(group)
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("agreement_all", key=abs, ascending=False, kind="stable")

@@ -1,0 +1,129 @@
+"""`arms.csv`: a row for each arm and seed, and one for the text LLM, with what every probe says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from measured import (
+    ARMS,
+    CASCADE,
+    FOLLOWED,
+    LLM,
+    MOOD,
+    TRUE,
+    UNSEEN,
+    alignment,
+    at_length,
+    following,
+    importance_depth,
+    measured,
+    only,
+    right,
+    seeds,
+)
+
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.result import Curve, ProbeResult
+from lsm_probe.reports.finding import Comparison, last_group_eta
+
+
+def columns(name: str, found: Curve) -> dict[str, float]:
+    return {name: float(found.mean), f"{name}_low": float(found.ci_low), f"{name}_high": float(found.ci_high)}
+
+
+def arms() -> pd.DataFrame:
+    return pd.DataFrame(_rows())
+
+
+def _rows() -> Iterator[dict[str, Any]]:
+    for seed in seeds():
+        for arm in (LLM, CASCADE, *ARMS):
+            row: dict[str, Any] = {"arm": arm, "seed": int(seed)}
+            if arm != CASCADE:
+                row |= _attention(seed, arm) | _sensitivity(seed, arm) | _knockout(seed, arm)
+                row |= _natural(seed, arm) | _alignment(seed, arm) | _importance(seed, arm) | _text(seed, arm)
+            yield row | _evaluation(seed, arm)
+
+
+def _attention(seed: str, arm: str) -> dict[str, float]:
+    """Eta of the last group of layers: bare, against the text LLM at the same length, and by kind of instruction."""
+    result = measured(seed, "attention")[arm]
+    found = columns("eta", last_group_eta(result))
+    found |= columns("eta_sum", last_group_eta(result.with_conventions(segment="sum")))
+    for kind in ("trained", "held-out"):
+        own = result.subset([sample for sample in result.ids if sample.endswith(f"/{kind}")])
+        found |= columns(f"eta_{kind}", last_group_eta(own))
+    found |= columns("eta_same_words", last_group_eta(measured(seed, "same-words")[arm]))
+    if arm != LLM:
+        compared = Comparison(result, at_length(seed, "attention"), "")
+        same_words = Comparison(measured(seed, "same-words")[arm], at_length(seed, "same-words"), "")
+        found |= columns("against_llm", compared.change())
+        found |= columns("against_llm_sum", compared.change(segment="sum"))
+        found |= columns("against_llm_same_words", same_words.change())
+    return found
+
+
+def _sensitivity(seed: str, arm: str) -> dict[str, float]:
+    """D_i and D_s in nats per token, of SmolLM2's words and of the arm's own; how likely the former are."""
+    found = {}
+    for part, name in (("sensitivity", ""), ("own-words", "own_")):
+        result = measured(seed, part)[arm]
+        found |= columns(f"{name}D_i", result.instruction()) | columns(f"{name}D_s", result.source())
+        if part == "sensitivity":
+            found |= columns("agreement", result.mean(np.nanmean(result.instruction_log_probs[:, 0], 1)))
+    return found
+
+
+def _knockout(seed: str, arm: str) -> dict[str, float]:
+    """Nats per token lost with a segment cut off in all layers."""
+    result = measured(seed, "knockout")[arm]
+    found = columns("without_instruction", result.fall_in_all_layers(Segment.INSTRUCTION))
+    return found | columns("without_source", result.fall_in_all_layers(Segment.SOURCE))
+
+
+def _natural(seed: str, arm: str) -> dict[str, float]:
+    """Of real recordings, which no arm was trained on: eta against the text LLM at that length, and D_s."""
+    result, heard = measured(seed, "natural")[arm], measured(seed, "natural-own-words")[arm]
+    found = columns("natural_eta", last_group_eta(result)) | columns("natural_D_s", heard.source())
+    if arm != LLM:
+        found |= columns("natural_against_llm", Comparison(result, at_length(seed, "natural"), "").change())
+    return found
+
+
+def _alignment(seed: str, arm: str) -> dict[str, float]:
+    """Of the last state; the text LLM has no speech."""
+    names = ("paired_cosine", "cosine_gap", "standardised_cosine", "standardised_retrieval", "standardised_cka")
+    return {} if arm == LLM else {name: alignment(seed, arm, name) for name in names}
+
+
+def _importance(seed: str, arm: str) -> dict[str, float]:
+    """Where the importance for text lies, and how far it has moved from the text LLM's."""
+    results = measured(seed, "importance")
+    found = {"importance_depth": float(importance_depth(results[arm])[0])}
+    if arm == LLM:
+        return found
+    shift = results[LLM].differences(results[arm])["shift"]
+    return found | {name: shift[name]["mean"] for name in ("jensen_shannon", "rank_correlation")}
+
+
+def _text(seed: str, arm: str) -> dict[str, float]:
+    """Nats per token of SmolLM2's own answers to transcripts, with instructions of training and with others."""
+    return columns("text", measured(seed, "text")[arm].nats.curve) | columns(
+        "other_text", measured(seed, "other-text")[arm].nats.curve
+    )
+
+
+def _evaluation(seed: str, arm: str) -> dict[str, float]:
+    """Shares of responses, and words wrong in transcription, per cent."""
+    result = measured(seed, "evaluation")[arm]
+
+    def share(name: str, values: Any, tasks: tuple[str, ...]) -> dict[str, float]:
+        own: ProbeResult = only(result, tasks)
+        return columns(name, own.mean(values(result, tasks)))
+
+    found = share("following", following, FOLLOWED) | share("following_unseen", following, UNSEEN)
+    found |= share("right", right, MOOD) | share("right_true", right, TRUE)
+    return found | {"wer": result.scores()["commands-transcription"]["word_error_rate"].value}
