@@ -34,7 +34,7 @@ from measured import (
 from lsm_probe.probes.attention_result import AttentionResult
 from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.result import Curve, curve
-from lsm_probe.reports.finding import READ, Comparison, sides
+from lsm_probe.reports.finding import READ, Comparison, paired, sides
 
 GROUP = 5  # layers: a sixth of SmolLM2's 30
 KEPT = 0.1  # nats per token that text may lose and still count as kept
@@ -85,6 +85,18 @@ def between(arm: str, *where: Callable[[str], slice]) -> Callable[[str], Curve]:
         return curve(values[second].mean() - values[first].mean(), drawn[:, second].mean(1) - drawn[:, first].mean(1))
 
     return measure
+
+
+def falls_more(seed: str) -> Curve:
+    """By how much eta rises from the first sixth of the layers to the last, the vanilla arm's minus the text LLM's."""
+    of_arm, of_llm = paired(measured(seed, "attention")["vanilla_asr"], at_length(seed, "attention"))
+
+    def rise(values: Any) -> Any:
+        return values[..., last_sixth(seed)].mean(-1) - values[..., first_sixth(seed)].mean(-1)
+
+    return curve(
+        rise(of_arm.eta().mean) - rise(of_llm.eta().mean), rise(of_arm.resampled_eta()) - rise(of_llm.resampled_eta())
+    )
 
 
 def sixths(result: AttentionResult) -> list[slice]:
@@ -190,8 +202,8 @@ CLAIMS = (
           "below", "η", "below", eta("vanilla_asr")),
     Claim("bias_same_words", "Figure 3", "the same with SmolLM2's words as response of both", "", "η", "below",
           eta("vanilla_asr", part="same-words")),
-    Claim("bias_falls", "Figure 3", "and the less, the deeper", "falls", "η", "below",
-          between("vanilla_asr", first_sixth, last_sixth)),
+    Claim("bias_falls", "Figure 3", "and falls more from the first sixth to the last", "falls", "η", "below",
+          falls_more),
     Claim("bias_everywhere", "Figure 3", "and more at the speech in all layers", "below .5",
           "η of its highest sixth", "below", largest, 0.5),
     Claim("collapse", "Section 3.4", "its response no longer depends on the instruction (against self-powered)",
@@ -210,16 +222,23 @@ CLAIMS = (
     Claim("follows", "Table 2", "self-powered follows instructions that vanilla does not", "0 to 51 (MELD)",
           "responses in the asked-for form, % points", "above",
           share_change(following, FOLLOWED, "vanilla_asr", "self_powered")),
+    Claim("follows_unseen", "Table 2", "also those that it was not trained on", "",
+          "French, Spanish; % points", "above",
+          share_change(following, UNSEEN, "vanilla_asr", "self_powered")),
     Claim("right", "Table 2", "and gets them right", "0 to 47 (FSC)", "right moods, % points", "above",
           share_change(right, MOOD, "vanilla_asr", "self_powered")),
+    Claim("right_heard", "Table 2", "more often than one that hears nothing", "", "right moods, % points", "above",
+          share_change(right, MOOD, "untrained", "self_powered")),
     Claim("wer", "Table 2", "and transcribes better", "7.8 to 3.8", "word error rate, % points", "below", wer_change),
     Claim("many_kinds", "Table 4", "true answers to several tasks do not serve others: self-powered follows more",
           "0 to 17.5 (ST)", "French, Spanish; % points", "above",
           share_change(following, UNSEEN, "true_answers", "self_powered")),
-    Claim("one_kind", "Table 4", "one self-powered instruction is not enough: many follow more", "15 to 31 (Light)",
-          "all but German; % points", "above",
+    Claim("one_kind", "Table 4", "one self-powered instruction is not enough: many follow more (mood, French, Spanish)",
+          "15 to 31 (Light)",
+          "% points", "above",
           share_change(following, NOT_GERMAN, "self_powered_one", "self_powered")),
-    Claim("one_kind_unseen", "Table 4", "also where neither was trained", "", "French, Spanish; % points", "above",
+    Claim("one_kind_unseen", "Table 4", "also French and Spanish alone, which neither was trained on", "",
+          "% points", "above",
           share_change(following, UNSEEN, "self_powered_one", "self_powered")),
     Claim("one_kind_eta", "Table 4", "and look more at the instruction", "", "η", "above",
           eta("self_powered", "self_powered_one")),

@@ -27,6 +27,8 @@ FOLLOWED = ("sentiment", "german", "french", "spanish")
 """Tasks that SmolLM2 itself, reading the transcript, answers in the asked-for form."""
 UNSEEN = ("french", "spanish")
 """Those of them that no arm was trained on."""
+FAR = ("hashtags", "program")
+"""What is asked in `builtin:commands` and is kin to nothing in any arm's training."""
 NOT_GERMAN = ("sentiment", "french", "spanish")
 """Those of them that `self_powered_one` was not trained on."""
 MOOD = ("sentiment",)

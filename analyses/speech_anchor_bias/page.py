@@ -16,6 +16,7 @@ COLUMNS = {
     "by other means": {
         "own_D_i": "D_i, own words",
         "own_D_s": "D_s, own words",
+        "D_s": "D_s, SmolLM2's words",
         "without_instruction": "without the instruction",
         "without_source": "without the source",
         "agreement": "log P of SmolLM2's answers",
@@ -32,6 +33,7 @@ COLUMNS = {
     "tasks": {
         "following": "asked-for form",
         "following_unseen": "the same, French and Spanish",
+        "repeats": "hashtags, program: repeats the command",
         "right": "mood as SmolLM2 says",
         "right_true": "place, intent, capitals right",
         "wer": "word error rate, %",

@@ -10,6 +10,7 @@ import pandas as pd
 from measured import (
     ARMS,
     CASCADE,
+    FAR,
     FOLLOWED,
     LLM,
     MOOD,
@@ -49,13 +50,18 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 
 def _attention(seed: str, arm: str) -> dict[str, float]:
-    """Eta of the last group of layers: bare, against the text LLM at the same length, and by kind of instruction."""
+    """Eta of the last group of layers: bare, against the text LLM at the same length, and by kind of instruction.
+
+    And how often instructions that are kin to none of training get back what was said.
+    """
     result = measured(seed, "attention")[arm]
     found = columns("eta", last_group_eta(result))
     found |= columns("eta_sum", last_group_eta(result.with_conventions(segment="sum")))
     for kind in ("trained", "held-out"):
         own = result.subset([sample for sample in result.ids if sample.endswith(f"/{kind}")])
         found |= columns(f"eta_{kind}", last_group_eta(own))
+    far = [sample for sample in result.samples if sample["task"] in FAR]
+    found["repeats"] = sum(sample["response"].strip() == sample["text"] for sample in far) / len(far)
     found |= columns("eta_same_words", last_group_eta(measured(seed, "same-words")[arm]))
     if arm != LLM:
         compared = Comparison(result, at_length(seed, "attention"), "")

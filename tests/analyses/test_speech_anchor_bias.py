@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +55,20 @@ def test_the_page_shows_the_tables_as_they_came_out(study):
 
 
 @pytest.mark.parametrize(
-    ("intervals", "side", "verdict"),
+    ("intervals", "side", "bound", "verdict"),
     [
-        ([(0.1, 0.3), (0.2, 0.4)], "above", "holds"),
-        ([(0.1, 0.3), (-0.1, 0.4)], "above", "undecided"),
-        ([(0.1, 0.3), (-0.4, -0.1)], "above", "undecided"),
-        ([(0.1, 0.3), (0.2, 0.4)], "below", "fails"),
-        ([(-0.1, 0.3), (-0.2, 0.4)], "below", "undecided"),
+        ([(0.1, 0.3), (0.2, 0.4)], "above", 0, "holds"),
+        ([(0.1, 0.3), (-0.1, 0.4)], "above", 0, "undecided"),
+        ([(0.1, 0.3), (-0.4, -0.1)], "above", 0, "undecided"),
+        ([(0.1, 0.3), (0.2, 0.4)], "below", 0, "fails"),
+        ([(-0.1, 0.3), (-0.2, 0.4)], "below", 0, "undecided"),
+        ([(1.1, 1.3), (1.2, 1.4)], "above", 1, "holds"),
+        ([(0.1, 0.3), (0.2, 0.4)], "below", 0.5, "holds"),
+        ([(0.1, 0.3), (0.2, 0.4)], "above", 1, "fails"),
     ],
 )
-def test_a_claim_holds_only_where_every_seed_shows_it(study, intervals, side, verdict):
-    claim = next(claim for claim in study["claims"].CLAIMS if claim.side == side)
+def test_a_claim_holds_only_where_every_seed_shows_it(study, intervals, side, bound, verdict):
+    claim = replace(study["claims"].CLAIMS[0], side=side, bound=bound)
     assert study["claims"].verdict(claim, [Curve((low + high) / 2, low, high) for low, high in intervals]) == verdict
 
 
