@@ -34,6 +34,8 @@ def story(*, steps: int, limit: int) -> list[Step]:
     often = f"max_steps={steps} eval_steps={steps} machine.save_steps={steps} eval_limit=16"
     arms = "--ckpt builtin:vanilla_asr --ckpt OUT/repaired/model --ckpt builtin:self_powered"
     probed = f"--ckpt builtin:llm {arms} --data builtin:commands --max-new-tokens 32"
+    # No more answers than the steps see.
+    trained, held = f"--limit {min(96, 8 * steps)}", f"--limit {min(24, 8 * steps)}"
     tasks = "--task repetition --task sentiment --task keywords --max-new-tokens 32 --keep all"
     return [
         Step(
@@ -43,12 +45,12 @@ def story(*, steps: int, limit: int) -> list[Step]:
         ),
         Step(
             "Self-powered data: SmolLM2 itself answers instructions about the transcripts.",
-            f"augment --data OUT/commands/train.transcription.jsonl --limit 96 --out OUT/answers/train {tasks}",
+            f"augment --data OUT/commands/train.transcription.jsonl {trained} --out OUT/answers/train {tasks}",
             "answers/train/manifest.jsonl",
         ),
         Step(
             "The same for commands that nobody trains on: whether training gets anywhere.",
-            f"augment --data OUT/commands/validation.transcription.jsonl --out OUT/answers/validation {tasks}",
+            f"augment --data OUT/commands/validation.transcription.jsonl {held} --out OUT/answers/validation {tasks}",
             "answers/validation/manifest.jsonl",
         ),
         Step(
