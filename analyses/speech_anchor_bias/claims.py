@@ -153,11 +153,13 @@ def aligned(number: str) -> Callable[[str], Curve]:
     return lambda seed: alignment_change(seed, number, "vanilla_asr", "self_powered")
 
 
-def share_change(read: Callable[..., Any], tasks: tuple[str, ...], first: str, second: str) -> Callable[[str], Curve]:
+def share_change(
+    read: Callable[..., Any], tasks: tuple[str, ...], first: str, second: str, part: str = "evaluation"
+) -> Callable[[str], Curve]:
     """Of shares of responses, in percentage points: `second` minus `first`."""
 
     def measure(seed: str) -> Curve:
-        one, other = (measured(seed, "evaluation")[arm] for arm in (first, second))
+        one, other = (measured(seed, part)[arm] for arm in (first, second))
         return only(other, tasks).mean(100 * (read(other, tasks) - read(one, tasks)))
 
     return measure
@@ -202,6 +204,8 @@ CLAIMS = (
           "below", "η", "below", eta("vanilla_asr")),
     Claim("bias_same_words", "Figure 3", "the same with SmolLM2's words as response of both", "", "η", "below",
           eta("vanilla_asr", part="same-words")),
+    Claim("bias_voices", "Figure 3", "the same by voices that no arm has heard", "", "η", "below",
+          eta("vanilla_asr", part="voices")),
     Claim("bias_falls", "Figure 3", "and falls more from the first sixth to the last", "falls", "η", "below",
           falls_more),
     Claim("bias_everywhere", "Figure 3", "and more at the speech in all layers", "below .5",
@@ -213,6 +217,8 @@ CLAIMS = (
           "above", eta("self_powered", "vanilla_asr")),
     Claim("repair_same_words", "Figure 5", "the same with SmolLM2's words as response of both", "", "η", "above",
           eta("self_powered", "vanilla_asr", "same-words")),
+    Claim("repair_voices", "Figure 5", "the same by voices that no arm has heard", "", "η", "above",
+          eta("self_powered", "vanilla_asr", "voices")),
     Claim("nearer", "Figure 5", "and brings the curve nearer to the text LLM's", "nearer", "mean distance by layer",
           "above", nearer_to_llm),
     Claim("aligned", "Figure 6", "and brings speech nearer to its transcript in the last layer than vanilla's",
@@ -225,6 +231,9 @@ CLAIMS = (
     Claim("follows_unseen", "Table 2", "also those that it was not trained on", "",
           "French, Spanish; % points", "above",
           share_change(following, UNSEEN, "vanilla_asr", "self_powered")),
+    Claim("follows_voices", "Table 2", "the same by voices that no arm has heard", "",
+          "responses in the asked-for form, % points", "above",
+          share_change(following, FOLLOWED, "vanilla_asr", "self_powered", "voices-evaluation")),
     Claim("right", "Table 2", "and gets them right", "0 to 47 (FSC)", "right moods, % points", "above",
           share_change(right, MOOD, "vanilla_asr", "self_powered")),
     Claim("right_heard", "Table 2", "more often than one that hears nothing", "", "right moods, % points", "above",

@@ -42,9 +42,18 @@ COLUMNS = {
         "text": "instructions of training",
         "other_text": "other instructions",
     },
+    "other voices": {
+        "voices_against_llm": "η minus the text LLM's at that length",
+        "voices_D_i": "D_i, own words",
+        "voices_D_s": "D_s, own words",
+        "voices_following": "asked-for form",
+        "voices_right": "mood as SmolLM2 says",
+        "voices_wer": "word error rate, %",
+    },
     "real recordings": {
         "natural_eta": "η",
         "natural_against_llm": "minus the text LLM at that length",
+        "natural_D_i": "D_i, own words",
         "natural_D_s": "D_s, own words",
     },
 }

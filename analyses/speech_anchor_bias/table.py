@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ from measured import (
     seeds,
 )
 
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.result import Curve, ProbeResult
+from lsm_probe.probes.result import Curve
 from lsm_probe.reports.finding import Comparison, last_group_eta
 
 
@@ -45,8 +46,9 @@ def _rows() -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"arm": arm, "seed": int(seed)}
             if arm != CASCADE:
                 row |= _attention(seed, arm) | _sensitivity(seed, arm) | _knockout(seed, arm)
-                row |= _natural(seed, arm) | _alignment(seed, arm) | _importance(seed, arm) | _text(seed, arm)
-            yield row | _evaluation(seed, arm)
+                row |= _elsewhere(seed, arm, "voices") | _elsewhere(seed, arm, "natural")
+                row |= _alignment(seed, arm) | _importance(seed, arm) | _text(seed, arm)
+            yield row | _evaluation(seed, arm) | _spoken_otherwise(seed, arm)
 
 
 def _attention(seed: str, arm: str) -> dict[str, float]:
@@ -90,12 +92,13 @@ def _knockout(seed: str, arm: str) -> dict[str, float]:
     return found | columns("without_source", result.fall_in_all_layers(Segment.SOURCE))
 
 
-def _natural(seed: str, arm: str) -> dict[str, float]:
-    """Of real recordings, which no arm was trained on: eta against the text LLM at that length, and D_s."""
-    result, heard = measured(seed, "natural")[arm], measured(seed, "natural-own-words")[arm]
-    found = columns("natural_eta", last_group_eta(result)) | columns("natural_D_s", heard.source())
+def _elsewhere(seed: str, arm: str, part: str) -> dict[str, float]:
+    """Of speech that no arm was trained on: eta against the text LLM at that length, D_i and D_s."""
+    result, heard = measured(seed, part)[arm], measured(seed, f"{part}-own-words")[arm]
+    found = columns(f"{part}_eta", last_group_eta(result))
+    found |= columns(f"{part}_D_i", heard.instruction()) | columns(f"{part}_D_s", heard.source())
     if arm != LLM:
-        found |= columns("natural_against_llm", Comparison(result, at_length(seed, "natural"), "").change())
+        found |= columns(f"{part}_against_llm", Comparison(result, at_length(seed, part), "").change())
     return found
 
 
@@ -125,11 +128,23 @@ def _text(seed: str, arm: str) -> dict[str, float]:
 def _evaluation(seed: str, arm: str) -> dict[str, float]:
     """Shares of responses, and words wrong in transcription, per cent."""
     result = measured(seed, "evaluation")[arm]
+    found = _share("following", result, following, FOLLOWED) | _share("following_unseen", result, following, UNSEEN)
+    found |= _share("right", result, right, MOOD) | _share("right_true", result, right, TRUE)
+    return found | {"wer": _wer(result)}
 
-    def share(name: str, values: Any, tasks: tuple[str, ...]) -> dict[str, float]:
-        own: ProbeResult = only(result, tasks)
-        return columns(name, own.mean(values(result, tasks)))
 
-    found = share("following", following, FOLLOWED) | share("following_unseen", following, UNSEEN)
-    found |= share("right", right, MOOD) | share("right_true", right, TRUE)
-    return found | {"wer": result.scores()["commands-transcription"]["word_error_rate"].value}
+def _spoken_otherwise(seed: str, arm: str) -> dict[str, float]:
+    """The same by voices that no arm has heard; the text LLM hears none."""
+    if arm == LLM:
+        return {}
+    result = measured(seed, "voices-evaluation")[arm]
+    found = _share("voices_following", result, following, FOLLOWED) | _share("voices_right", result, right, MOOD)
+    return found | {"voices_wer": _wer(result)}
+
+
+def _share(name: str, result: EvaluationResult, values: Callable[..., Any], tasks: tuple[str, ...]) -> dict[str, float]:
+    return columns(name, only(result, tasks).mean(values(result, tasks)))
+
+
+def _wer(result: EvaluationResult) -> float:
+    return float(result.scores()["commands-transcription"]["word_error_rate"].value)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,8 @@ def test_the_published_curve_comes_out_again(name, lsm_probe_command, tmp_path):
 
 @pytest.fixture
 def run_study(tmp_path):
-    """Runs the study with stand-ins for `lsm-probe` and `python` that only write down what they are asked."""
-    for name in ("lsm-probe", "python"):
+    """Runs the study with stand-ins for `lsm-probe`, `python` and `flite` that only write down what they are asked."""
+    for name in ("lsm-probe", "python", "flite"):
         stand_in = tmp_path / "bin" / name
         stand_in.parent.mkdir(exist_ok=True)
         stand_in.write_text(f'#!/usr/bin/env bash\n{{ printf "%q " "$@"; echo; }} >> "{tmp_path}/{name}.log"\n')
@@ -96,9 +97,8 @@ def run_study(tmp_path):
         log = tmp_path / "lsm-probe.log"
         log.unlink(missing_ok=True)
         path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        subprocess.run(
-            ["bash", FOLDER / "run", tmp_path / "study", "0", "1"], check=True, env={**os.environ, "PATH": path}
-        )
+        env = {**os.environ, "PATH": path, "NATURAL": "clips.jsonl"}
+        subprocess.run(["bash", FOLDER / "run", tmp_path / "study", "0", "1"], check=True, env=env)
         return [shlex.split(line) for line in log.read_text().splitlines()]
 
     return run
@@ -109,6 +109,8 @@ def test_every_step_of_the_study_is_a_command_of_this_version(run_study, parsed)
     assert {command[0] for command in commands} >= {"data", "augment", "train", "attention", "evaluate", "text-ability"}
     trained = [command for command in commands if command[0] == "train"]
     assert len(trained) == 10  # five arms, one of them the others' start, and two seeds
+    made = {after for command in commands for name, after in pairwise(command) if name == "--out"}
+    assert made > {"results/1/voices-evaluation", "results/1/natural-own-words"}  # steps that may be left out
     for command in commands:
         assert parsed(command)
 
