@@ -54,7 +54,11 @@ def join(*, cpu: bool = False) -> PartialState:
 
 
 def _leave() -> None:
-    """Ends the group before the interpreter ends: gloo's thread may not let go of a tensor after that (SIGABRT)."""
+    """Ends the group before the interpreter ends: gloo's thread may not let go of a tensor after that (SIGABRT).
+
+    The threads end with the last reference to the group.
+    """
+    _group.cache_clear()
     if dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()

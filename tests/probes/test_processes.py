@@ -274,3 +274,24 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="--nproc-per-node 1"):
         processes.own_device()
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that lets go of a tensor while the interpreter ends aborts the process (SIGABRT), now and then."""
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import atexit, pathlib, sys\n"
+        "def threads():\n"
+        "    return [(task / 'comm').read_text() for task in pathlib.Path('/proc/self/task').iterdir()]\n"
+        "atexit.register(lambda: print('left with', *threads()))\n"
+        "from lsm_probe import processes\n"
+        "processes.join(cpu=True)\n"
+        "with processes.together():\n"
+        "    assert processes.exchange('found') == ['found', 'found']\n"
+        "assert any('gloo' in name for name in threads())\n"
+    )
+    ended = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=TIMEOUT)
+    assert not ended.returncode, ended.stderr
+    left = [line for line in ended.stdout.splitlines() if line.startswith("left with")]
+    assert len(left) == WORLD
+    assert not any("gloo" in line for line in ended.stdout.splitlines())
