@@ -11,7 +11,7 @@ from lsm_probe.cli import options as opt
 
 EXAMPLES = """
 Draws results in the form of the paper's figures and tables, at the size a paper prints them, with the numbers behind
-them: figure3 (eta in six groups of layers), figure5 (the same, and what the last checkpoint adds to the others),
+them: figure3 (eta in six groups of layers), figure5 (the same, and what the last LSM adds to the others),
 figure6 (speech and transcript in one plane), table2 (tasks), table6 (MMLU), table7 (cascade and speed).
 
 Examples:

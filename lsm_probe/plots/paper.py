@@ -3,7 +3,7 @@
 | name | shows | of results of |
 | --- | --- | --- |
 | figure3 | eta in six groups of layers, a curve for each checkpoint | `lsm-probe attention` |
-| figure5 | the same, and below it what the last checkpoint adds to each of the others | `lsm-probe attention` |
+| figure5 | the same, and below it what the last LSM adds to each of the others | `lsm-probe attention` |
 | figure6 | speech and transcript in one plane, a panel for each checkpoint | `lsm-probe alignment` |
 | table2 | tasks by checkpoint | `lsm-probe evaluate` |
 | table6 | MMLU by group | `lsm-probe text-ability` |
@@ -107,10 +107,13 @@ def group_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 
 
 def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
-    """[`group_frame`], and the last checkpoint minus each of the others, paired on the samples both have."""
-    return pd.concat(
-        [group_frame(results), *(_rows(name, _groups(results[-1]), gain) for name, gain in _gains(results))]
-    )
+    """[`group_frame`], and the last LSM minus each of the others, paired on the samples both have.
+
+    Of the controls its own alone: the text LLM at the length of another's speech is no match for it.
+    """
+    last, gains = _gains(results)
+    rows = [_rows(f"{last.name} − {name}", _groups(last), gain) for name, gain in gains]
+    return pd.concat([group_frame(results), *rows])
 
 
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
@@ -134,11 +137,12 @@ def gain_figure(results: Sequence[AttentionResult]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     plot_groups(results, above)
     above.set(xlabel="")
-    _plot_curves(_gains(results), below, ["-"] * len(results))
+    last, gains = _gains(results)
+    _plot_curves([(f"− {name}", gain) for name, gain in gains], below, ["-"] * len(gains))
     below.axhline(0, color="0.5", linewidth=0.8)
     below.set(ylabel="Δη", xlabel="group of layers, first to last")
     above.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.04))
-    return _finished(figure, [above, below], legend_of=below)
+    return _finished(figure, [above, below], legend_of=below, title=last.name)
 
 
 def plane_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
@@ -215,18 +219,22 @@ def _groups(result: AttentionResult) -> list[str]:
     return [f"{part[0]}-{part[-1]}" for part in parts]
 
 
-def _gains(results: Sequence[AttentionResult]) -> list[tuple[str, Curve]]:
-    *others, last = results
+def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
+    """The last LSM (of text LLMs the last), and what it adds to each of the others, by their names."""
+    own = [result for result in results if CONTROL not in result.name]
+    last = ([result for result in own if result.checkpoint["source"] == "speech"] or own)[-1]
     gains = []
-    for other in others:
+    for other in results:
+        if other is last or (CONTROL in other.name and not other.name.endswith(CONTROL + last.name)):
+            continue
         shared = [sample for sample in last.ids if sample in set(other.ids)]
         if not shared or last.n_layers != other.n_layers:
             raise InputError(f"{last.name} and {other.name} have no samples in common, or not as many layers")
         pair = other.subset(shared), last.subset(shared)
         mean = np.subtract(*(_grouped(r.eta().mean) for r in pair[::-1]))
         drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair[::-1]))
-        gains.append((f"{last.name} − {other.name}", curve(mean, drawn)))
-    return gains
+        gains.append((other.name, curve(mean, drawn)))
+    return last, gains
 
 
 def _rows(name: str, groups: list[str], numbers: Curve) -> pd.DataFrame:
@@ -252,13 +260,14 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _finished(figure: Figure, axes: Sequence[Axes], legend_of: Axes | None = None) -> Figure:
+def _finished(figure: Figure, axes: Sequence[Axes], legend_of: Axes | None = None, title: str | None = None) -> Figure:
     import seaborn as sns
 
     for ax in axes:
         sns.despine(ax=ax)
     handles, labels = (legend_of or axes[0]).get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=7)
+    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 7, "title_fontsize": 7}
+    figure.legend(handles, labels, title=title, **look)
     return figure
 
 

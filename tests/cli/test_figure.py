@@ -73,17 +73,16 @@ def test_each_writes_its_files_with_the_numbers(name, results, lsm_probe_command
     assert np.isfinite(frame.select_dtypes("number").dropna(axis=1, how="all")).all().all()
 
 
-def test_figure5_is_what_the_last_one_adds_to_the_others(results, lsm_probe_command, tmp_path):
+def test_figure5_is_what_the_last_lsm_adds_to_the_others(results, lsm_probe_command, tmp_path):
     folder = results("figure5")
     assert lsm_probe_command("figure", "figure5", folder, "--out", tmp_path / "paper")[0] == 0
     frame = pd.read_csv(tmp_path / "paper" / "figure5.csv")
     names = list(dict.fromkeys(frame["checkpoint"]))
-    first, second = (AttentionResult.load(folder / name) for name in ("llm", "lsm"))
+    first, last = (AttentionResult.load(folder / name) for name in ("llm", "lsm"))
     control = next(path for path in folder.iterdir() if "at-length-of" in path.name)
-    last = AttentionResult.load(control)
     assert names[:3] == ["llm", "lsm", "llm at length of lsm"]
-    assert names[3:] == [f"{names[2]} − {name}" for name in names[:2]]
-    for i, other in enumerate((first, second)):
+    assert names[3:] == ["lsm − llm", "lsm − llm at length of lsm"]
+    for i, other in enumerate((first, AttentionResult.load(control))):
         gain = eta_difference(other, last).mean  # three layers, in three of the six groups
         rows = frame[frame["checkpoint"] == names[3 + i]]
         assert rows["mean"].tolist() == pytest.approx(gain.tolist(), abs=2e-6)
