@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,12 @@ _LOCK = ".lock"
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Makes the folder and keeps other processes from writing to it.
+    """Makes the folder and keeps other processes from writing to it. One that was made for nothing goes again.
 
     Raises:
         InputError: the folder cannot be made or written to, or another process holds it.
     """
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,6 +41,8 @@ def alone_in(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if made and [entry.name for entry in out.iterdir()] == [_LOCK]:
+            shutil.rmtree(out)
         lock.release()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -27,6 +28,8 @@ OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "masks.npz")
 RECORD = ".run.json"
 """Says which probe wrote to a folder, and into which folders below: what the next run may take away."""
 _PROGRESS = "progress"
+PREVIOUS = ".previous"
+"""Keeps what a run takes the place of, of the last such run."""
 OnProgress = Callable[[str, int, int], None]
 Result = TypeVar("Result", bound=ProbeResult)
 
@@ -50,7 +53,8 @@ def run_probe(
     """Probes checkpoints one after another on the same samples and writes everything into a folder.
 
     One checkpoint writes `result.json`, `arrays.npz` and `samples.jsonl` into `out`; several write them into a folder
-    each and `comparison.json` beside. Under `torchrun` every process must call it; the main one writes.
+    each and `comparison.json` beside. What an earlier run of the probe left there goes to `.previous`, with a warning.
+    Under `torchrun` every process must call it; the main one writes.
 
     Args:
         probe: for example [`lsm_probe.attention`].
@@ -91,7 +95,7 @@ def run_probe(
                 **{**probing, **changes},
             )
             if earlier is not None:
-                earlier.remove()
+                earlier.set_aside()
                 earlier.record(folder if len(names) > 1 else ".")
                 result.save(out / folder if len(names) > 1 else out)
             return result
@@ -116,8 +120,9 @@ def _writing(out: Path, probe: str, pictures: Sequence[str], resume: bool) -> It
         exchange(None)
         yield None
         return
+    begun = resume and (out / _PROGRESS).exists()
     with alone_in(out), _progress(out, resume) as progress:
-        earlier = _Earlier(out, probe, pictures)
+        earlier = _Earlier(out, probe, pictures, of_this_run=begun)
         exchange(None)
         yield earlier
         shutil.rmtree(progress, ignore_errors=True)
@@ -162,13 +167,14 @@ class _Earlier:
         out: the output folder.
         probe: name of the probe that now writes to it.
         pictures: names of the pictures it draws.
+        of_this_run: it was this very run, interrupted: the same comes again.
 
     Raises:
         InputError: the folder holds files of another probe, or of no probe.
     """
 
-    def __init__(self, out: Path, probe: str, pictures: Sequence[str]):
-        self.out, self.probe = out, probe
+    def __init__(self, out: Path, probe: str, pictures: Sequence[str], *, of_this_run: bool):
+        self.out, self.probe, self.of_this_run = out, probe, of_this_run
         self.names = (*OUTPUTS, "comparison.json", *pictures)
         self.folders: list[str] = []
         wrote, folders = self._read()
@@ -179,14 +185,26 @@ class _Earlier:
             raise InputError(f"{out} holds a result of the {wrote} probe: give another folder with --out")
         self.stale = [out / folder / name for folder in (".", *folders) for name in self.names]
 
-    def remove(self) -> None:
-        """Removes it, once."""
+    def set_aside(self) -> None:
+        """Moves it to `PREVIOUS`, once, with a warning."""
+        found = [path for path in self.stale if path.exists()]
+        if found and not self.of_this_run:
+            self._keep(found)
         for path in self.stale:
             path.unlink(missing_ok=True)
         for folder in {path.parent for path in self.stale} - {self.out}:
             with suppress(OSError):  # not there, or something else is in it
                 folder.rmdir()
         self.stale = []
+
+    def _keep(self, found: Sequence[Path]) -> None:
+        previous = self.out / PREVIOUS
+        shutil.rmtree(previous, ignore_errors=True)
+        for path in found:
+            kept = previous / path.relative_to(self.out)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(kept)
+        warnings.warn(f"{self.out} held the results of an earlier run, which are in {previous} now", stacklevel=2)
 
     def record(self, folder: str) -> None:
         """Notes that a result is about to be written into a folder below."""

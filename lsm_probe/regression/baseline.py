@@ -211,7 +211,7 @@ def _short(value: Any) -> str:
 
 def _instead(path: Path) -> str:
     """What to name instead of a path that holds no result."""
-    below = sorted(file.parent.name for file in path.glob("*/result.json")) if path.is_dir() else []
+    below = sorted(file.parent.name for file in path.glob("[!.]*/result.json")) if path.is_dir() else []
     if below:
         return f"name one of the folders below: {', '.join(below)}"
-    return "name a result.json or the folder that holds one; a first baseline is made with --update"
+    return "name a result.json or the folder that holds one (a baseline that is not there yet is made with --update)"

@@ -138,6 +138,7 @@ def _folders(path: Path) -> Iterator[Path]:
         for level in _DEPTH
         for name in ("result.json", "timeline.json")
         for file in sorted(path.glob(f"{level}/{name}" if level else name))
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)  # what a later run took the place of
     }
     if not found:
         raise InputError(
@@ -200,12 +201,13 @@ def _check(probe: str, group: Sequence[Stored[ProbeResult]]) -> None:
             )
         seen[result.name] = folder
         first = group[0]
-        for what in ("sha256", "n_samples"):
-            if result.data[what] != first.result.data[what]:
-                raise InputError(
-                    f"{first.folder} and {folder} are {probe} results on different data ({first.result.data['name']}, "
-                    f"{result.data['name']}): report them apart, or probe both on the same samples"
-                )
+        one, other = first.result.data, result.data
+        if any(one[what] != other[what] for what in ("sha256", "n_samples")):
+            told = [f"{d['n_samples']} samples of {d['name']}, sha256 {d['sha256'][:12]}" for d in (one, other)]
+            raise InputError(
+                f"{first.folder} and {folder} are {probe} results on different data ({'; '.join(told)}): report them "
+                "apart, or probe both on the same samples"
+            )
         if result.conventions != first.result.conventions:
             raise InputError(
                 f"{first.folder} and {folder} are {probe} results under different conventions: report them apart"

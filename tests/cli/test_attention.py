@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import lsm_probe
 from lsm_probe.probes.attention_result import AttentionResult
 
 
@@ -151,10 +152,22 @@ def test_a_later_run_takes_away_the_folders_of_an_earlier_one(
     assert lsm_probe_command(*arguments, "--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder)[0] == 0
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"llm", "lsm", "llm-at-length-of-lsm"}
     (out / "llm" / "notes.txt").write_text("mine")
-    assert lsm_probe_command(*arguments, "--ckpt", tiny_lsm_folder)[0] == 0
-    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
+    code, _, stderr = lsm_probe_command(*arguments, "--ckpt", tiny_lsm_folder)
+    assert code == 0
+    left = {path.name for path in out.glob("[!.]*")}
     pictures = {"eta.png", "eta.svg", "eta.csv", *HEADS}
-    assert left == {"result.json", "arrays.npz", "samples.jsonl", "llm/notes.txt"} | pictures
+    assert left == {"result.json", "arrays.npz", "samples.jsonl", "llm"} | pictures
+    assert [path.name for path in (out / "llm").iterdir()] == ["notes.txt"]
+    assert f"{out} held the results of an earlier run, which are in {out / '.previous'} now" in stderr
+    kept = AttentionResult.load(out / ".previous" / "llm")
+    assert kept.ids == AttentionResult.load(out).ids
+    assert [result.name for result in lsm_probe.read_results([out]).attention] == ["lsm"]
+
+
+def test_a_run_that_is_refused_leaves_no_folder(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+    arguments = ("attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out", *QUICK)
+    assert lsm_probe_command(*arguments, "--span", "nothing")[0] == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_limit_takes_the_first_samples(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):

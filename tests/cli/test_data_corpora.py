@@ -25,7 +25,7 @@ def said(stderr):
 
 
 def names(folder):
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return {path.name for path in folder.glob("[!.]*")}
 
 
 def test_a_good_corpus(data, librispeech, tmp_path):

@@ -61,7 +61,7 @@ def errors(stderr):
 
 
 def files(folder):
-    return {path.name for path in folder.iterdir() if path.name[0] != "."}
+    return {path.name for path in folder.glob("[!.]*")}
 
 
 def strict(text):

@@ -102,7 +102,7 @@ def broken_timeline(planted, folder):
 MISTAKES = {
     empty: "holds no result",
     twice: "are both attention results of one",
-    other_data: "on different data (planted.jsonl, other.jsonl)",
+    other_data: "samples of other.jsonl, sha256 cdcdcdcdcdcd): report them apart",
     other_conventions: "under different conventions",
     other_weights: "one has other weights",
     unknown: "no result that a report can show",
