@@ -36,8 +36,10 @@ def progress() -> Iterator[OnProgress]:
 
 
 def quiet_transformers() -> None:
-    """Keeps transformers' own bars and remarks from stderr."""
+    """Keeps transformers' own bars and remarks from stderr, and those of the model hub's client."""
+    from huggingface_hub.utils import logging as of_the_hub
     from transformers.utils import logging
 
+    of_the_hub.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

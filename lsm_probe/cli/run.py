@@ -17,6 +17,7 @@ from rich.console import Console
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
+from lsm_probe.models.places import may_be_the_hubs
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
 from lsm_probe.probes.runs import OUTPUTS, run_probe, slug
@@ -95,6 +96,9 @@ def measure_and_report(
         probing = {**probing, **about}
         if responses is not None:
             probing["responses"] = read_responses(responses)
+    for name in names if is_main() else ():
+        if may_be_the_hubs(name):  # which takes half a minute to find that it cannot be reached
+            print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
     out = out or Path("runs") / command / "+".join(slug(name) for name in names)
     try:
         with progress() if is_main() else nullcontext(lambda *_: None) as on_progress:
@@ -145,7 +149,7 @@ def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, A
     for result in results:
         left_out = sum(len(ids) for ids in result.excluded.values())
         console.print(
-            f"{result.name}: {len(result.samples)} samples, {left_out} left out; {view.note(result)}",
+            f"{result.name}: {result.counted}, {left_out} left out; {view.note(result)}",
             highlight=False,
         )
     for warning in _warnings(comparison["pairs"] if comparison else []):

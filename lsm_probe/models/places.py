@@ -30,6 +30,11 @@ def require_folder(name: str | Path) -> None:
         raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its rights") from error
 
 
+def may_be_the_hubs(name: str) -> bool:
+    """Whether a name is looked for on the hub: it is no folder, and might be one of the hub's."""
+    return not (name.startswith("builtin:") or " + " in name or _is_path(name) or Path(name).exists())
+
+
 def before_the_hub(name: str | Path) -> str:
     """What goes before the hub's words about a name: that it is no folder's. Nothing, if it is one's."""
     if Path(name).is_dir():

@@ -75,6 +75,12 @@ class ProbeResult(ABC):
     def ids(self) -> list[str]:
         return [sample["id"] for sample in self.samples]
 
+    @property
+    def counted(self) -> str:
+        """How many samples, and of how many utterances: those decide how wide intervals are."""
+        n_samples, n_utterances = len(self.samples), len(np.unique(self.clusters))
+        return f"{n_samples} samples" + (f" of {n_utterances} utterances" if n_utterances < n_samples else "")
+
     def responses(self) -> dict[str, list[int]]:
         """Response token ids by sample id, to be used again in another run."""
         return {sample["id"]: sample["response_ids"] for sample in self.samples}

@@ -102,6 +102,8 @@ class Verdict:
     def text(self) -> str:
         """Headline and table as plain text."""
         table = ["  ".join(f"{cell:>8}" for cell in row).rstrip() for row in self.rows()]
+        if (more := len(self.layers) - _SHOWN) > 0:
+            table.append(f"     ... and {more} layers that moved less (all with --json)")
         return "\n".join([self.headline, *table, *([self.power] if self.power else [])])
 
     def to_dict(self) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def _sentence(ranked: Sequence[AttentionResult], comparisons: Sequence[Compariso
     else:
         begun = f"Which of {len(ranked)} {kind} looks least at the instruction cannot be told: {subject.name} "
         begun += f"({eta}) is {' and '.join(claims).removesuffix(',')}"
-    return f"{begun}; {_survival(own, readings)} ({len(subject.samples)} samples)."
+    return f"{begun}; {_survival(own, readings)} ({subject.counted})."
 
 
 def _clause(comparison: Comparison, change: Curve) -> str:

@@ -205,7 +205,7 @@ def _about(results: Results) -> str:
     first = next((group[0] for probe in KINDS if (group := results.of(probe))), None)
     if first is None:
         return f"{len(results.timelines)} timelines"
-    return f"{first.data['name']}, {len(first.samples)} samples"
+    return f"{first.data['name']}, {first.counted}"
 
 
 def _warnings(results: Results, finding: Finding | None) -> list[str]:

@@ -386,7 +386,7 @@ def _whose(results: Sequence[ProbeResult]) -> str:
     for result in results:
         whose = {"generated": "its own responses", "reference": "reference responses"}[result.conventions.response]
         whose = "given responses" if "responses" in result.checkpoint else whose
-        found.append(f"{result.name}: {len(result.samples)} samples, {whose}")
+        found.append(f"{result.name}: {result.counted}, {whose}")
     return "; ".join(found) + "."
 
 
@@ -395,10 +395,10 @@ def _hashes(checkpoint: dict[str, Any]) -> str:
     parts = [("", checkpoint)] + [
         (f"{part} ", checkpoint.get(part) or {}) for part in ("encoder", "llm", "transcriber")
     ]
-    found = [
-        f"{label}{str(digest)[:16]}" for label, part in parts for digest in (part.get("weights_sha256") or {}).values()
-    ]
-    return ", ".join(found) or NONE
+    found = [(label, digest) for label, part in parts for digest in (part.get("weights_sha256") or {}).values()]
+    if trained := (checkpoint.get("training") or {}).get("sha256"):  # what was trained of a built-in model
+        found.append(("training ", trained))
+    return ", ".join(f"{label}{str(digest)[:16]}" for label, digest in found) or NONE
 
 
 def _choices(result: ProbeResult) -> str:

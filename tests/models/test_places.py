@@ -8,7 +8,7 @@ import pytest
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models.loading import load_prompter, look_up, look_up_text
-from lsm_probe.models.places import require_folder
+from lsm_probe.models.places import may_be_the_hubs, require_folder
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,12 @@ def test_names_that_the_hub_may_have_are_left_to_it(name: str) -> None:
     require_folder(name)
     if name != "my-checkpoint":
         assert look_up(name) is None
+
+
+@pytest.mark.parametrize("name", ["builtin:llm", "my-checkpoint", "./gpt2", "a/b/c", "builtin:whisper + builtin:llm"])
+def test_the_hub_is_asked_for_no_other_name(name: str) -> None:
+    assert may_be_the_hubs("gpt2")
+    assert not may_be_the_hubs(name)
 
 
 @pytest.mark.parametrize(

@@ -329,3 +329,10 @@ def test_what_cannot_be_paired_is_refused(change):
         second = second.with_conventions(segment="sum")
     with pytest.raises(InputError):
         compare([first, second])
+
+
+def test_it_says_of_how_many_utterances_its_samples_are():
+    assert make(samples=6).counted == "6 samples"
+    two_instructions = make(samples=6, clusters=[0, 0, 1, 1, 2, 2])
+    assert two_instructions.counted == "6 samples of 3 utterances"
+    assert two_instructions.subset(two_instructions.ids[:4]).counted == "4 samples of 2 utterances"

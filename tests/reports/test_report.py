@@ -88,6 +88,15 @@ def test_every_part_is_there(page):
     assert "training seeds" in page.text
 
 
+def test_built_in_models_of_the_same_parts_are_told_apart(planted, tmp_path):
+    parts = {"llm": {"weights_sha256": {"model.safetensors": "12" * 32}}}
+    for name, digest in (("first", "ab" * 32), ("second", "cd" * 32)):
+        planted(name, 0.4, **parts, training={"sha256": digest}).save(tmp_path / name)
+    page = Page(report_page(lsm_probe.read_results([tmp_path])))
+    assert f"llm {'12' * 8}, training {'ab' * 8}" in page.text
+    assert f"llm {'12' * 8}, training {'cd' * 8}" in page.text
+
+
 def test_it_needs_nothing_from_elsewhere(source, page):
     links = [v for _, a in page.attributes for k, v in a.items() if k in ("src", "href", "xlink:href", "action")]
     assert all(link.startswith(("#", "data:")) for link in links)
