@@ -119,7 +119,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
     """Draws eta by group, 0.5 dotted."""
     curves = [(result.name, eta_by_group(result)) for result in results]
-    _plot_curves(curves, ax, ["--" if CONTROL in result.name else "-" for result in results])
+    _plot_curves(curves, ax, [(i, "--" if CONTROL in result.name else "-") for i, result in enumerate(results)])
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     ax.set(ylim=(0, 1), ylabel="η", xlabel="group of layers, first to last")
 
@@ -138,7 +138,10 @@ def gain_figure(results: Sequence[AttentionResult]) -> Figure:
     plot_groups(results, above)
     above.set(xlabel="")
     last, gains = _gains(results)
-    _plot_curves([(f"− {name}", gain) for name, gain in gains], below, ["-"] * len(gains))
+    names = [result.name for result in results]
+    # What is taken away looks as it does above.
+    styles = [(names.index(name), "--" if CONTROL in name else "-") for name, _ in gains]
+    _plot_curves([(f"− {name}", gain) for name, gain in gains], below, styles)
     below.axhline(0, color="0.5", linewidth=0.8)
     below.set(ylabel="Δη", xlabel="group of layers, first to last")
     above.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.04))
@@ -241,14 +244,16 @@ def _rows(name: str, groups: list[str], numbers: Curve) -> pd.DataFrame:
     return pd.DataFrame({"checkpoint": name, "group": range(1, len(groups) + 1), "layers": groups, **vars(numbers)})
 
 
-def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, lines: Sequence[str]) -> None:
+def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[int, str]]) -> None:
+    """Each with the number of its colour and marker, and its kind of line."""
     import seaborn as sns
 
-    for i, (name, numbers) in enumerate(curves):
+    palette = sns.color_palette("colorblind", 1 + max(number for number, _ in styles))
+    for (name, numbers), (number, line) in zip(curves, styles, strict=True):
         x = np.arange(1, len(numbers.mean) + 1)
-        color = sns.color_palette("colorblind", len(curves))[i]
-        look: dict[str, Any] = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "linewidth": 1.2}
-        ax.plot(x, numbers.mean, label=name, linestyle=lines[i], **look)
+        color, marker = palette[number], MARKERS[number % len(MARKERS)]
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
+        ax.plot(x, numbers.mean, label=name, linestyle=line, **look)
         ax.fill_between(x, numbers.ci_low, numbers.ci_high, color=color, alpha=0.15, linewidth=0)
     ax.set_xticks(range(1, GROUPS + 1))
 
