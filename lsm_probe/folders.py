@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ def alone_in(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if made and [entry.name for entry in out.iterdir()] == [_LOCK]:
-            shutil.rmtree(out)
+        if made:
+            with suppress(OSError):  # it is gone already
+                if [entry.name for entry in out.iterdir()] == [_LOCK]:
+                    shutil.rmtree(out)
         lock.release()
 
 

@@ -224,7 +224,7 @@ def _groups(result: AttentionResult) -> list[str]:
 
 def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
     """The last LSM (of text LLMs the last), and what it adds to each of the others, by their names."""
-    own = [result for result in results if CONTROL not in result.name]
+    own = [result for result in results if CONTROL not in result.name] or results
     last = ([result for result in own if result.checkpoint["source"] == "speech"] or own)[-1]
     gains = []
     for other in results:
@@ -237,6 +237,8 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
         mean = np.subtract(*(_grouped(r.eta().mean) for r in pair[::-1]))
         drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair[::-1]))
         gains.append((other.name, curve(mean, drawn)))
+    if not gains:
+        raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")
     return last, gains
 
 

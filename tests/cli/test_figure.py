@@ -1,6 +1,7 @@
 """`lsm-probe figure`: the paper's figures and tables of one's own results."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,14 @@ def test_figure5_is_what_the_last_lsm_adds_to_the_others(results, lsm_probe_comm
         rows = frame[frame["checkpoint"] == names[3 + i]]
         assert rows["mean"].tolist() == pytest.approx(gain.tolist(), abs=2e-6)
         assert len(rows) == min(GROUPS, last.n_layers)
+
+
+def test_figure5_of_one_checkpoint_and_a_control_of_another_is_refused(results, lsm_probe_command, tmp_path):
+    folder = results("figure5")
+    shutil.rmtree(folder / "lsm")
+    code, _, stderr = lsm_probe_command("figure", "figure5", folder, "--out", tmp_path / "paper")
+    assert code == 2
+    assert "figure5 holds llm against other checkpoints, and there is none: add folders" in stderr
 
 
 def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, tmp_path):
