@@ -111,6 +111,7 @@ def test_every_step_of_the_study_is_a_command_of_this_version(run_study, parsed)
     assert len(trained) == 10  # five arms, one of them the others' start, and two seeds
     made = {after for command in commands for name, after in pairwise(command) if name == "--out"}
     assert made > {"results/1/voices-evaluation", "results/1/natural-own-words"}  # steps that may be left out
+    assert any(str(Path.cwd() / "clips.jsonl") in command for command in commands)  # from where the study was begun
     for command in commands:
         assert parsed(command)
 
