@@ -42,7 +42,10 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option(help="float32, bfloat16, float16; `auto`: float32 on CPU, else bfloat16.", rich_help_panel=RUN),
+    typer.Option(
+        help="float32, bfloat16, float16; `auto`: float32 on CPU; on a GPU bfloat16, or float16 where it lacks it.",
+        rich_help_panel=RUN,
+    ),
 ]
 BatchSize = Annotated[
     str, typer.Option(help="Samples run together; halved where memory runs out.", rich_help_panel=RUN)

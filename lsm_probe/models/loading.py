@@ -28,6 +28,7 @@ from lsm_probe import assets
 from lsm_probe.assets.cache import SEAL
 from lsm_probe.checksums import leads_outside, read_checksums, verify
 from lsm_probe.errors import InputError
+from lsm_probe.hardware import computes_natively, warn_if_emulated
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.checkpoint import Checkpoint
@@ -52,7 +53,8 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
             text LLM, or an audio LLM that ships in transformers and has a placeholder token for its speech.
         device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
             lays the model over all GPUs, and the CPU for what does not fit.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU and bfloat16 elsewhere.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
+            it has no instructions for bfloat16.
         template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM; of an audio LLM
             `chat` or `chat_source_first`.
 
@@ -205,10 +207,13 @@ def resolve_device(device: str) -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if computes_natively(torch.bfloat16, device) else torch.float16
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
         raise InputError(f"--dtype {dtype!r} is unknown; choose one of: auto, {', '.join(known)}")
+    warn_if_emulated(known[dtype], device, f"--dtype {dtype}")
     return known[dtype]
 
 

@@ -9,12 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lsm_probe.data.manifest import explain
 from lsm_probe.errors import InputError
+from lsm_probe.hardware import computes_natively
 from lsm_probe.models import LsmProjectorConfig
 
 
@@ -174,7 +176,8 @@ class TrainConfig(Stage):
     Args:
         precision: `bf16` computes in bfloat16 and keeps weights, gradients and optimizer in float32 (autocast; with
             sharding the weights are cast, so that norms too compute in bfloat16); `float32` computes in it too. `auto`:
-            bf16 on CUDA, float32 elsewhere.
+            bf16 on a CUDA device or CPU that has instructions for it, float32 elsewhere. A run is resumed only
+            in the precision it was started with.
         cache_features: encode each utterance once and keep the frozen encoder's states on disk.
         eval_steps: optimizer steps between two evaluations; one is made before the first step and one after the last.
         seed: of the connector's first weights, the order of the data, and dropout.
@@ -212,6 +215,13 @@ class TrainConfig(Stage):
             except ValidationError as error:
                 raise ValueError(f"stage {changed.get('name', '')!r}: {explain(error)}") from None
         return stages
+
+    def with_precision_for(self, device: torch.device) -> TrainConfig:
+        """This config with `auto` resolved for the device that the run computes on."""
+        if self.precision != "auto":
+            return self
+        bf16 = device.type in ("cuda", "cpu") and computes_natively(torch.bfloat16, device)
+        return self.model_copy(update={"precision": "bf16" if bf16 else "float32"})
 
     def deciding(self) -> dict[str, Any]:
         """Everything that decides what comes out, of plain values: what a run that goes on must not change."""

@@ -296,9 +296,13 @@ def _speech_tokens(lsm_config: LsmConfig) -> int:
 
 def _width(config: TrainConfig) -> int:
     """Bytes of a number that is computed with."""
-    if config.precision == "auto":
-        return 2 if config.machine.device == "auto" and torch.cuda.is_available() else 4
-    return 2 if config.precision == "bf16" else 4
+    return 2 if config.with_precision_for(_device(config.machine)).precision == "bf16" else 4
+
+
+def _device(machine: Machine) -> torch.device:
+    """The kind of device the run is meant for: GPUs if it wants several, or this machine's."""
+    gpu = machine.device == "auto" and (machine.devices > 1 or torch.cuda.is_available())
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def _sharding(machine: Machine) -> str:

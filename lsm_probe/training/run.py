@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from lsm_probe.checksums import is_complete
 from lsm_probe.data.problems import OnError
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
+from lsm_probe.hardware import warn_if_emulated
 from lsm_probe.training.callbacks import OnProgress
 from lsm_probe.training.config import TrainConfig
 from lsm_probe.training.processes import join_processes
@@ -54,6 +56,9 @@ def train(
     """
     out = Path(out)
     state = join_processes(config.machine)
+    if config.precision == "bf16" and state.is_main_process:
+        warn_if_emulated(torch.bfloat16, state.device, "precision=bf16")
+    config = config.with_precision_for(state.device)
     stages = config.resolved_stages()
     for stage in stages:
         if not stage.train:

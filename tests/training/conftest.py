@@ -47,6 +47,7 @@ def training_folder(
         "max_steps": 9,  # an epoch has 5
         "learning_rate": 1e-3,
         "warmup": 1,
+        "precision": "float32",  # on every machine
         "machine": {
             "device": "cpu",
             "per_device_batch_size": 4,

@@ -124,7 +124,7 @@ def test_a_preset_says_what_its_source_says(name: str, estimates: dict[str, Esti
         (s.strategy, s.epochs, s.batch_size, s.learning_rate, s.weight_decay, s.warmup, s.schedule)
         for s in config.resolved_stages()
     ] == stages
-    assert config.precision == "bf16"
+    assert config.precision == "auto"
     assert (config.machine.devices, config.machine.per_device_batch_size) == (devices, in_a_pass)
     assert [stage.accumulation for stage in estimates[name].stages] == passes
     assert [stage.samples for stage in estimates[name].stages] == [samples] * len(stages)
