@@ -17,5 +17,8 @@ class WorkFailed(Exception):
     """The input was usable, but the work came to no good end. One line; exit code 1."""
 
 
-class Terminated(Exception):
-    """The work was told to stop (SIGTERM) and has saved what it had. One line; exit code 143."""
+class Terminated(BaseException):
+    """SIGTERM came, and what was finished is saved. One line; exit code 143.
+
+    Like KeyboardInterrupt no `Exception`, so that what goes on after errors does not go on after this.
+    """

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 
 import typer
 
@@ -22,6 +23,7 @@ from lsm_probe.cli.knockout import knockout
 from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
 from lsm_probe.cli.sensitivity import sensitivity
+from lsm_probe.cli.stopping import sigterm_raises
 from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
@@ -75,13 +77,14 @@ def main() -> None:
     """
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        app()
+        with nullcontext() if "RANK" in os.environ else sigterm_raises():
+            app()
     except InputError as error:
         _end(f"error: {error}", 2)
     except WorkFailed as error:
         _end(f"error: {error}", 1)
     except Terminated as error:
-        _end(str(error), 143)
+        _end(str(error) or "stopped by SIGTERM", 143)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except OSError as error:

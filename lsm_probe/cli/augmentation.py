@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from lsm_probe.cli.progress import progress, quiet_transformers
+from lsm_probe.cli.stopping import stoppable
 from lsm_probe.data.augmentation.at_scale import augment_at_scale, require_datatrove
 from lsm_probe.data.augmentation.local import BATCH_SIZE
 from lsm_probe.data.augmentation.recipe import POOLS, Recipe
@@ -56,17 +56,13 @@ def augment_and_report(
         make = partial(augment, load(llm, **loading), batch_size=batch_size or BATCH_SIZE)
     else:
         make = _at_scale(llm, server, loading, workers=workers, in_flight=batch_size or IN_FLIGHT)
-    try:
-        with progress() as on_progress:
+    with stoppable(), progress() as on_progress:
 
-            def show(done: int, tokens: int, seconds: float, total: int) -> None:
-                rate = f"{tokens / seconds:.0f} tokens/s" if seconds else ""
-                on_progress(llm, done, total, rate)
+        def show(done: int, tokens: int, seconds: float, total: int) -> None:
+            rate = f"{tokens / seconds:.0f} tokens/s" if seconds else ""
+            on_progress(llm, done, total, rate)
 
-            report = make(samples, out, settings, resume=resume, on_error=on_error, problems=problems, on_progress=show)
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
+        report = make(samples, out, settings, resume=resume, on_error=on_error, problems=problems, on_progress=show)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     else:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import typer
 from rich.console import Console
 
 from lsm_probe.cli.progress import progress, quiet_transformers
+from lsm_probe.cli.stopping import stoppable
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
 from lsm_probe.models.places import may_be_the_hubs
@@ -22,7 +22,7 @@ from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
 from lsm_probe.probes.runs import OUTPUTS, run_probe, slug
 from lsm_probe.probes.subjects import describe_data, read_responses
-from lsm_probe.processes import is_main, join, say, several, together
+from lsm_probe.processes import is_main, join, several, together
 
 Result = TypeVar("Result", bound=ProbeResult)
 Read = TypeVar("Read")
@@ -100,23 +100,19 @@ def measure_and_report(
         if may_be_the_hubs(name):  # which takes half a minute to find that it cannot be reached
             print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
     out = out or Path("runs") / command / "+".join(slug(name) for name in names)
-    try:
-        with progress() if is_main() else nullcontext(lambda *_: None) as on_progress:
-            results, comparison = run_probe(
-                probe,
-                names,
-                samples,
-                out,
-                loading=loading,
-                probing=probing,
-                pictures=view.pictures,
-                resume=resume,
-                on_progress=on_progress,
-                **running,
-            )
-    except KeyboardInterrupt:
-        say("interrupted: the same command with --resume goes on from here")
-        raise typer.Exit(130) from None
+    with stoppable(), progress() if is_main() else nullcontext(lambda *_: None) as on_progress:
+        results, comparison = run_probe(
+            probe,
+            names,
+            samples,
+            out,
+            loading=loading,
+            probing=probing,
+            pictures=view.pictures,
+            resume=resume,
+            on_progress=on_progress,
+            **running,
+        )
     with together():
         if is_main():
             _report(view, results, comparison, out, as_json)

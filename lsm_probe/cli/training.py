@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from lsm_probe.cli.progress import progress, quiet_transformers
+from lsm_probe.cli.stopping import stoppable
 from lsm_probe.data.problems import OnError
 from lsm_probe.plots.training import save_history
 from lsm_probe.training.config import TrainConfig
@@ -25,12 +25,9 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
     """Trains, draws the losses, and shows what came out; of several processes the main one speaks."""
     quiet_transformers()
     main = join_processes(config.machine).is_main_process
-    try:
-        with progress() if main else nullcontext(lambda *_: None) as on_progress:
-            report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
-    except KeyboardInterrupt:
-        print("interrupted: the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        raise typer.Exit(130) from None
+    shown = progress() if main else nullcontext(lambda *_: None)
+    with stoppable("the same command with --resume goes on from the last checkpoint"), shown as on_progress:
+        report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
     if not main:
         return
     for history in sorted([out / "history.json", *out.glob("*/history.json")]):

@@ -28,7 +28,7 @@ from lsm_probe.data.draws import hashed
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.data.voices import DEFAULT_VOICE, FASTEST, SLOWEST, check_voice, say
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, Terminated
 from lsm_probe.files import replacing
 
 RATE = 16_000
@@ -221,7 +221,7 @@ def _processes(count: int) -> Iterator[Callable[..., Iterable[list[float | str]]
 
     try:
         yield spread
-    except (KeyboardInterrupt, GeneratorExit):  # nobody waits for the rest
+    except (KeyboardInterrupt, Terminated, GeneratorExit):  # nobody waits for the rest
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         raise

@@ -44,6 +44,7 @@ def make_trainer(
     trainer = LsmTrainer(
         stage=run.stage,
         order=LengthGrouped(train_set.lengths, run.stage.batch_size, run.config.seed),
+        stop=run.stop,
         held_out=held_out,
         model=model,
         args=arguments,
@@ -53,7 +54,6 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     for callback in (
-        run.stop,
         run.progress,
         SealCheckpoints(),
         *_tensorboard(run),

@@ -1,83 +1,19 @@
-"""What watches a run: the order to stop, progress."""
+"""What shows how far a run is."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 OnProgress = Callable[..., None]
 
 
-class StopOnTerm(TrainerCallback):
-    """At SIGTERM (a scheduler's notice, `kill`) saves after the step that is running, and stops.
-
-    It listens within its `with` block. Only a program's main thread can: in another, SIGTERM does what it did before.
-
-    Attributes:
-        stopped: whether that has happened.
-    """
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._asked = False
-        self._before: Any = None
-        self._listens = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> StopOnTerm:
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._asked_any():
-            self.stopped = True
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # it may take longer than the time that is left
-
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
-
-    def _asked_any(self) -> bool:
-        """The signal reaches processes at different steps; all must stop at the same one."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self._asked
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        asked = torch.tensor(int(self._asked), device=device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        return bool(asked)
-
-
-def outlive_sigterm(worker: int) -> None:
-    """Lets a process that reads data live on when SIGTERM comes to all processes of a run, as Slurm and systemd send
-    it: the training process still needs it for the step that is running, and ends it itself. (On Linux; elsewhere a
-    signal does not tell who sent it.)"""
-    if not hasattr(signal, "sigwaitinfo"):
-        return
-    trainer = os.getppid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def end_with_trainer() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=end_with_trainer, daemon=True).start()
-
-
 class ShowProgress(TrainerCallback):
-    """Hands on the step, the loss, and the speed.
+    """Hands on the step, the loss, and the speed; before the first step, and within a step or an evaluation, how far
+    that is: on a slow machine each may take minutes.
 
     Attributes:
         tokens_per_second: of prompts and responses over all processes, since training began or went on; padding, and
@@ -91,19 +27,29 @@ class ShowProgress(TrainerCallback):
         self._since = time.monotonic()
         self._spent = 0.0
         self._first_tokens = 0
+        self._passes = 0
+        self._evaluated = 0
         self.tokens_per_second = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._first_tokens = int(state.num_input_tokens_seen)
         self._since, self._spent = time.monotonic(), 0.0
+        self._show(state, "first step")
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._passes += 1
+        self._show(state, f"pass {self._passes} of {args.gradient_accumulation_steps} of the next step")
+
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._evaluated += 1
+        self._show(state, f"held-out loss: batch {self._evaluated}")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = time.monotonic()
         self._spent, self._since = self._spent + now - self._since, now
         self.tokens_per_second = (state.num_input_tokens_seen - self._first_tokens) / self._spent
-        if state.is_world_process_zero:
-            note = f"{self._loss}{self.tokens_per_second:,.0f} tok/s"
-            self.on_progress(self.name, state.global_step, state.max_steps, note)
+        self._passes = 0
+        self._show(state, f"{self._loss}{self.tokens_per_second:,.0f} tok/s")
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
@@ -111,6 +57,11 @@ class ShowProgress(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._since = time.monotonic()
+        self._evaluated = 0
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._since = time.monotonic()
+
+    def _show(self, state: TrainerState, note: str) -> None:
+        if state.is_world_process_zero:
+            self.on_progress(self.name, state.global_step, state.max_steps or None, note)

@@ -76,6 +76,11 @@ def last_whole(folder: Path) -> Path | None:
     return whole[-1]
 
 
+def is_saved(folder: Path, step: int) -> bool:
+    """Whether a run's checkpoint of this step is finished."""
+    return is_complete(folder / f"{_PREFIX}{step}")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Deletes what a killed or failed save left."""
     for checkpoint in _by_step(folder):

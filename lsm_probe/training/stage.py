@@ -20,13 +20,13 @@ from transformers import set_seed
 from lsm_probe.assets.cache import cache_root
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
-from lsm_probe.errors import InputError, Terminated, WorkFailed
+from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import replacing
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.training.assembly import make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
-from lsm_probe.training.callbacks import OnProgress, ShowProgress, StopOnTerm
-from lsm_probe.training.checkpoints import keep_data, last_whole, remove_unfinished, step_of
+from lsm_probe.training.callbacks import OnProgress, ShowProgress
+from lsm_probe.training.checkpoints import is_saved, keep_data, last_whole, remove_unfinished, step_of
 from lsm_probe.training.config import Stage, TrainConfig
 from lsm_probe.training.dataset import TrainingSet
 from lsm_probe.training.disk import disk_full_as_oserror
@@ -35,13 +35,14 @@ from lsm_probe.training.parameters import prepare_model, used_parameters
 from lsm_probe.training.samples import read_samples, with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model
 from lsm_probe.training.states import SpeechStates
+from lsm_probe.training.stopping import StepLeft, StopOnSignal, notice_signals_in_backward
 
 
 class StageRun:
     """One stage of a run.
 
     Args:
-        config: of the run.
+        config: of the run, its precision resolved.
         stage: of this stage.
         start: the LSM that the stage before made; None for the first.
         folder: of the stage's checkpoints and logs.
@@ -63,8 +64,8 @@ class StageRun:
         self.on_error, self.on_progress = on_error, on_progress
         self.progress = ShowProgress(stage.name, on_progress)
         self.state = PartialState()
-        self.stop = StopOnTerm()
-        self.precision = _precision(config, self.state.device)
+        self.stop = StopOnSignal(several=self.state.num_processes > 1)
+        self.precision = config.precision
 
     def until_done(self) -> None:
         """Trains and saves. Where memory runs out, goes on from the last checkpoint with smaller passes and more of
@@ -113,6 +114,8 @@ class StageRun:
         train_set, held_out = self._data(checkpoint)
         set_seed(self.config.seed)  # for the first weights of adapters
         model = prepare_model(checkpoint.model, self.stage)
+        if self.state.device.type == "cpu":
+            notice_signals_in_backward(model)
         total = optimizer_steps(self.stage, len(train_set))
         if self.state.is_main_process:
             keep_data(self.folder, train_set.samples, resumed=last is not None)
@@ -129,12 +132,14 @@ class StageRun:
             restore(trainer, last)
         else:
             with self.stop:
-                trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if self.stop.stopped and trainer.state.global_step < total:
-            raise Terminated(
-                f"stopped by SIGTERM and saved at step {trainer.state.global_step} of {total}: the same command with "
-                "--resume goes on"
-            )
+                try:
+                    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+                except StepLeft:
+                    self.stop.save_last_step(trainer, lambda: is_saved(self.folder, trainer.state.global_step))
+        # A sharded run cannot be resumed after its last step: it is finished instead.
+        resumable = trainer.state.global_step < total or not trainer.is_fsdp_enabled
+        if self.stop.signal is not None and resumable:
+            raise self.stop.stopped_at(trainer.state.global_step, total)
         metrics = _last_evaluation(trainer)
         report = self._report(trainer, model, len(train_set), time.monotonic() - began, metrics)
         if self.state.is_main_process:
@@ -201,12 +206,6 @@ class StageRun:
             "versions": {name: version(name) for name in ("lsm-probe", "torch", "transformers", "accelerate", "peft")}
             | {"python": platform.python_version()},
         }
-
-
-def _precision(config: TrainConfig, device: torch.device) -> str:
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if device.type == "cuda" else "float32"
 
 
 def _dtype(precision: str) -> torch.dtype:

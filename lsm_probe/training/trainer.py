@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from lsm_probe.errors import WorkFailed
-from lsm_probe.training.callbacks import outlive_sigterm
 from lsm_probe.training.config import Stage
 from lsm_probe.training.dataset import TrainingSet
 from lsm_probe.training.evaluation import sample_losses, summarise
 from lsm_probe.training.order import LengthGrouped
 from lsm_probe.training.parameters import parameter_groups
+from lsm_probe.training.stopping import StopOnSignal, outlive_sigterm
 
 
 class LsmTrainer(Trainer):
@@ -26,17 +26,30 @@ class LsmTrainer(Trainer):
     Args:
         stage: learning rates and weight decay of the parts.
         order: which sample comes when.
+        stop: what ends the run at a signal.
         held_out: the held-out samples under `true`, and under `speech` and `instruction` the controls.
         kwargs: of `Trainer`.
     """
 
-    def __init__(self, *, stage: Stage, order: LengthGrouped, held_out: dict[str, TrainingSet], **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        order: LengthGrouped,
+        stop: StopOnSignal,
+        held_out: dict[str, TrainingSet],
+        **kwargs: Any,
+    ):
         self.stage = stage
         self.order = order
+        self.stop = stop
         self.held_out = held_out
         self._step_indices: list[int] = []  # of the samples of this step so far, in this process
         super().__init__(
-            eval_dataset=held_out.get("true"), preprocess_logits_for_metrics=sample_losses, callbacks=[order], **kwargs
+            eval_dataset=held_out.get("true"),
+            preprocess_logits_for_metrics=sample_losses,
+            callbacks=[order, stop],
+            **kwargs,
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -65,7 +78,8 @@ class LsmTrainer(Trainer):
                 Nothing has been updated with it. (Clipping would make zeros of an infinite one, and hide it.)
         """
         self._step_indices += inputs["index"].tolist()
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with self.stop.leaving_allowed():
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             if not torch.nn.utils.get_total_norm(gradients).isfinite():
@@ -103,7 +117,7 @@ class LsmTrainer(Trainer):
     ) -> dict[str, float]:
         """Held-out loss with the true inputs and with each control's; see [`summarise`]."""
         # A loader draws its workers' seed from the global generator: training must not go on otherwise for it.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), self.stop.leaving_allowed():
             losses = {name: self._losses(view) for name, view in self.held_out.items()}
         metrics = summarise(losses, self.held_out["true"].samples, self.args.seed)
         self.log(dict(metrics))

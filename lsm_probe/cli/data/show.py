@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import typer
-
 from lsm_probe.cli.progress import progress
+from lsm_probe.cli.stopping import stoppable
 from lsm_probe.data.prepare import Prepared
 from lsm_probe.data.problems import LEFT_OUT
 
 
 def prepare_and_show(prepare: Callable[..., Prepared], out: Path, *, resumable: bool, as_json: bool) -> None:
     """Calls `prepare(on_progress=...)` and shows what came of it."""
-    try:
-        with progress() as on_progress:
-            prepared = prepare(on_progress=on_progress)
-    except KeyboardInterrupt:
-        way_on = ": the same command with --resume goes on from here" if resumable else ""
-        print(f"interrupted{way_on}", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with stoppable() if resumable else stoppable(""), progress() as on_progress:
+        prepared = prepare(on_progress=on_progress)
     if as_json:
         left_out = {"left_out": len(prepared.left_out)}
         print(json.dumps({"out": str(out), "samples": prepared.samples, **left_out, **_speed(prepared)}))

@@ -1,0 +1,172 @@
+"""SIGTERM and Ctrl-C while training: the run ends within seconds, with a checkpoint of its last whole step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from lsm_probe.errors import Terminated
+
+
+class StepLeft(BaseException):
+    """A step or an evaluation was left before its end, because the run was told to stop."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training at SIGTERM (a scheduler's notice, `kill`) or Ctrl-C.
+
+    A single process leaves the step or evaluation that is running: on a slow machine one takes minutes. The weights are
+    then those after the last whole step, and that step is what is saved. Several processes must stop at the same step,
+    so they finish it; they take SIGTERM alone.
+
+    It handles signals within its `with` block. Only a program's main thread can: in another, signals do what they did
+    before.
+
+    Args:
+        several: whether other processes train with this one.
+
+    Attributes:
+        signal: the one that came; None if none did.
+    """
+
+    def __init__(self, *, several: bool) -> None:
+        self.signal: int | None = None
+        self._several = several
+        self._leaving_allowed = False
+        self._before: dict[int, Any] = {}
+        self._restore_state: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGTERM,) if self._several else (signal.SIGTERM, signal.SIGINT)
+            self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def leaving_allowed(self) -> Iterator[None]:
+        """In the block a signal raises [`StepLeft`] at once, in a single process.
+
+        Outside of such blocks, where the optimizer writes to the weights or a checkpoint is saved, it waits for the end
+        of the step.
+        """
+        self._leaving_allowed = not self._several
+        try:
+            self._leave_if_asked()
+            yield
+        finally:
+            self._leaving_allowed = False
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._keep_state(state)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._keep_state(state)
+        if self._asked_any():
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # it may take longer than the time that is left
+
+    def save_last_step(self, trainer: Any, is_saved: Callable[[], bool]) -> None:
+        """Saves what training had come to when the last whole step ended, after a step was left.
+
+        Args:
+            trainer: whose step that was.
+            is_saved: whether the checkpoint of the trainer's step is there already.
+        """
+        self._restore_state()
+        if trainer.state.global_step and not is_saved():
+            # The Trainer has no public name for it; its own callback for SIGTERM calls it too.
+            trainer._save_checkpoint(trainer.model, trial=None)
+            trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+    def stopped_at(self, step: int, total: int) -> BaseException:
+        """What ends the run, for the caller to raise."""
+        by, kind = (
+            ("stopped by SIGTERM", Terminated) if self.signal == signal.SIGTERM else ("interrupted", KeyboardInterrupt)
+        )
+        if step == 0:
+            return kind(f"{by} before the first of {total} steps ended: the same command with --resume starts again")
+        return kind(f"{by} and saved at step {step} of {total}: the same command with --resume goes on")
+
+    def _ask(self, number: int, _: Any) -> None:
+        if self.signal == signal.SIGINT == number:  # a second Ctrl-C does not wait for the save
+            raise KeyboardInterrupt
+        self.signal = number
+        self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        if self.signal is not None and self._leaving_allowed:
+            self._leaving_allowed = False
+            raise StepLeft
+
+    def _keep_state(self, state: TrainerState) -> None:
+        """Keeps what a step changes before it ends, for a step that does not end."""
+        gpu_generator = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self._restore_state = partial(
+            _restore, state, state.num_input_tokens_seen, torch.get_rng_state(), gpu_generator
+        )
+
+    def _asked_any(self) -> bool:
+        """The signal reaches processes at different steps; all must stop at the same one."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return self.signal is not None
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        asked = torch.tensor(self.signal or 0, device=device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        self.signal = int(asked) or None
+        return self.signal is not None
+
+
+def notice_signals_in_backward(model: nn.Module) -> None:
+    """Lets Python look for signals between the layers of a backward pass, which else is one call of compiled code."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.register_forward_hook(_call_python_in_backward)
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Lets a process that reads data live on when SIGTERM comes to all processes of a run, as Slurm and systemd send
+    it: the training process still needs it for the step that is running, and ends it itself. (On Linux; elsewhere a
+    signal does not tell who sent it.)"""
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    trainer = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_with_trainer() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_with_trainer, daemon=True).start()
+
+
+def _call_python_in_backward(layer: nn.Module, inputs: Any, output: Any) -> None:
+    hidden = output[0] if isinstance(output, tuple) else output
+    if isinstance(hidden, Tensor) and hidden.requires_grad:
+        hidden.register_hook(_do_nothing)
+
+
+def _do_nothing(gradient: Tensor) -> None:
+    pass
+
+
+def _restore(state: TrainerState, tokens: int, cpu_generator: Tensor, gpu_generator: Tensor | None) -> None:
+    state.num_input_tokens_seen = tokens
+    torch.set_rng_state(cpu_generator)
+    if gpu_generator is not None:
+        torch.cuda.set_rng_state(gpu_generator)

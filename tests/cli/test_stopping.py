@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM: one line that says how to go on, and an exit code that says which of them came."""
+
+import os
+import signal
+import time
+
+import pytest
+
+CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped by SIGTERM")}
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """`signalled(target, number)`: what is called there sends this process a signal, and then works for a minute."""
+
+    def patch(target, number):
+        def work(*args, **kwargs):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+        monkeypatch.setattr(target, work)
+
+    return patch
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_probe_ends_at_once_and_says_how_to_go_on(lsm_probe_command, tiny_llm_folder, signalled, tmp_path, number):
+    manifest = tmp_path / "data.jsonl"
+    manifest.write_text('{"id": "a", "instruction": "Do.", "text": "some words"}\n')
+    signalled("lsm_probe.probes.sampling.Round.run", number)
+    begun = time.monotonic()
+    code, _, stderr = lsm_probe_command(
+        "attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out"
+    )
+    assert (code, stderr.splitlines()[-1]) == (
+        CODES[number][0],
+        f"{CODES[number][1]}: the same command with --resume goes on from here",
+    )
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_so_does_a_command_that_cannot_be_resumed(lsm_probe_command, signalled, tmp_path, number):
+    signalled("lsm_probe.reports.collection.read_results", number)
+    code, _, stderr = lsm_probe_command("report", tmp_path, "--out", tmp_path / "report.html")
+    assert code == CODES[number][0]
+    assert "Traceback" not in stderr
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
