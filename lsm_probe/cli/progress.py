@@ -1,9 +1,10 @@
-"""Progress bars on stderr."""
+"""Progress on stderr: bars in a terminal, lines in a log."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +12,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 OnProgress = Callable[..., None]
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
 def progress() -> Iterator[OnProgress]:
-    """Gives `on_progress(name, done, total, note="")`, which shows a bar for each name; total None: still unknown."""
+    """Gives `on_progress(name, done, total, note="")`, which shows a bar for each name; total None: still unknown.
+
+    Where stderr is no terminal, a bar would appear only when all is done. There a line says how far it is: at the
+    start, at the end, and every 10 s.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -24,7 +34,7 @@ def progress() -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def on_progress(name: str, done: int, total: int | None, note: str = "") -> None:
@@ -33,6 +43,24 @@ def progress() -> Iterator[OnProgress]:
             bars.update(tasks[name], completed=done, total=total, note=note)
 
         yield on_progress
+
+
+class _Lines:
+    def __init__(self, console: Console):
+        self._console = console
+        self._printed: dict[str, float] = {}
+        self._finished: set[str] = set()
+
+    def __call__(self, name: str, done: int, total: int | None, note: str = "") -> None:
+        now, finished = monotonic(), total is not None and done >= total
+        due = now >= self._printed.get(name, -_SECONDS_BETWEEN_LINES) + _SECONDS_BETWEEN_LINES
+        if due or (finished and name not in self._finished):
+            self._printed[name] = now
+            count = f"{done}" if total is None else f"{done}/{total}"
+            line = f"{name}: {count}{note and ', '}{note}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if finished:
+            self._finished.add(name)
 
 
 def quiet_transformers() -> None:
