@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 
 import typer
 
 from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+
+PLANNED_SECONDS = 330
+"""What the whole demo may take, downloads apart."""
+_SIZE = "repair.json"
+_TASKS = "--task repetition --task sentiment --task keywords --max-new-tokens 24 --keep all"
+_BUILTIN = "--ckpt builtin:vanilla_asr --ckpt builtin:self_powered --ckpt builtin:llm"
+_RESUMABLE = ("attention", "sensitivity", "data", "augment", "train")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the story.
+    """One step of the demo.
 
     Attributes:
         why: what it is for.
-        command: what is run, without `lsm-probe`.
+        command: what is run, without `lsm-probe`; `OUT` stands for the output folder.
         makes: a file or folder that is there when the step is done, below the output folder.
-        may_fail: whether exit code 1, "the check failed", is part of the story.
+        may_fail: whether exit code 1, "the check failed", is expected.
     """
 
     why: str
@@ -28,55 +39,85 @@ class Step:
     may_fail: bool = False
 
 
-def story(*, steps: int, limit: int) -> list[Step]:
-    """The steps; `OUT` stands for the output folder."""
-    rates = f"warmup={max(1, steps // 8)} learning_rate=5e-4 connector_learning_rate=2e-4 max_grad_norm=1"
-    often = f"max_steps={steps} eval_steps={steps} machine.save_steps={steps} eval_limit=16"
-    arms = "--ckpt builtin:vanilla_asr --ckpt OUT/repaired/model --ckpt builtin:self_powered"
-    probed = f"--ckpt builtin:llm {arms} --data builtin:commands --max-new-tokens 32"
-    # No more answers than the steps see.
-    trained, held = f"--limit {min(96, 8 * steps)}", f"--limit {min(24, 8 * steps)}"
-    tasks = "--task repetition --task sentiment --task keywords --max-new-tokens 32 --keep all"
+@dataclass(frozen=True)
+class Repair:
+    """The size of the training: its steps, and the samples in each."""
+
+    steps: int
+    batch: int
+
+
+FULL = Repair(40, 8)
+_SMALLEST = Repair(8, 4)
+
+
+def diagnosis(limit: int) -> list[Step]:
+    """The steps that look at the built-in models."""
     return [
         Step(
-            "Speech to train on: household commands, spoken here, whose meaning is known.",
-            "data commands --count 240 --out OUT/commands",
-            "commands/test.transcription.jsonl",
-        ),
-        Step(
-            "Self-powered data: SmolLM2 itself answers instructions about the transcripts.",
-            f"augment --data OUT/commands/train.transcription.jsonl {trained} --out OUT/answers/train {tasks}",
-            "answers/train/manifest.jsonl",
-        ),
-        Step(
-            "The same for commands that nobody trains on: whether training gets anywhere.",
-            f"augment --data OUT/commands/validation.transcription.jsonl {held} --out OUT/answers/validation {tasks}",
-            "answers/validation/manifest.jsonl",
-        ),
-        Step(
-            "The repair: builtin:vanilla_asr, trained on transcription alone, goes on with SmolLM2's answers.",
-            "train mini/lora model.start=builtin:vanilla_asr train=OUT/answers/train/manifest.jsonl "
-            f"eval=OUT/answers/validation/manifest.jsonl {often} {rates} --out OUT/repaired",
-            "repaired/model",
-        ),
-        Step(
-            "Where do the answers look, layer by layer: at the instruction or at the speech? Before, after, and "
-            "after a longer repair (builtin:self_powered).",
-            f"attention {probed} --limit {limit} --out OUT/attention",
+            "Speech anchor bias in models that come with the package. How much of what each layer reads for the answer "
+            "comes from the instruction, and how much from the speech? builtin:vanilla_asr was trained on "
+            "transcription alone, builtin:self_powered was repaired, builtin:llm is the text LLM of both.",
+            f"attention {_BUILTIN} {_probed(limit)} --out OUT/attention",
             "attention/comparison.json",
         ),
         Step(
-            "The same question without attention: what are instruction and speech worth to the answer?",
-            f"sensitivity {probed} --limit {max(2, limit // 2)} --out OUT/sensitivity",
+            "The same question without attention: by how much do instruction and speech change the probability of the "
+            "answer?",
+            f"sensitivity {_BUILTIN} {_probed(limit)} --out OUT/sensitivity",
             "sensitivity/comparison.json",
         ),
         Step(
-            "All of it on one page.",
-            "report OUT/attention OUT/sensitivity --out OUT/report.html --no-notebook",
+            "A first report.",
+            "report OUT/attention OUT/sensitivity --out OUT/before.html --no-notebook",
+            "before.html",
+        ),
+        Step(
+            "Speech to train on: household commands, spoken here.",
+            "data commands --count 240 --out OUT/commands",
+            "commands/test.transcription.jsonl",
+        ),
+    ]
+
+
+def repair(size: Repair, limit: int) -> list[Step]:
+    """The steps that train the biased model on self-powered data, and look at it again."""
+    rates = f"warmup={max(1, size.steps // 8)} learning_rate=5e-4 connector_learning_rate=2e-4 max_grad_norm=1"
+    sizes = f"max_steps={size.steps} batch_size={size.batch} machine.per_device_batch_size={size.batch}"
+    saved = f"machine.save_steps={size.steps} machine.log_steps=1"
+    repaired = f"--ckpt OUT/repaired/model {_probed(limit)}"
+    return [
+        Step(
+            "Self-powered data: SmolLM2 itself answers instructions about the transcripts.",
+            f"augment --data OUT/commands/train.transcription.jsonl --limit {min(96, size.steps * size.batch)} "
+            f"--out OUT/answers {_TASKS}",
+            "answers/manifest.jsonl",
+        ),
+        Step(
+            "The repair: builtin:vanilla_asr is trained on SmolLM2's answers.",
+            "train mini/lora model.start=builtin:vanilla_asr train=OUT/answers/manifest.jsonl 'eval=[]' "
+            f"{sizes} {saved} {rates} --out OUT/repaired",
+            "repaired/model",
+        ),
+        Step(
+            "Attention of the repaired model.",
+            f"attention {repaired} --out OUT/attention-repaired",
+            "attention-repaired/result.json",
+        ),
+        Step(
+            "Sensitivity of the repaired model.",
+            f"sensitivity {repaired} --out OUT/sensitivity-repaired",
+            "sensitivity-repaired/result.json",
+        ),
+        Step(
+            "Before and after on one page.",
+            "report OUT/attention OUT/attention-repaired OUT/sensitivity OUT/sensitivity-repaired "
+            "--out OUT/report.html --no-notebook",
             "report.html",
         ),
         Step(
-            "A guard for CI: has eta fallen against the checkpoint that was accepted? (Here it is to find something.)",
+            "A regression check, as in CI: has eta fallen, compared with an accepted checkpoint? (It is expected to "
+            "fail: the accepted checkpoint is the repaired one, the current one has the bias.)",
             "check --baseline OUT/attention/builtin-self_powered --current OUT/attention/builtin-vanilla_asr",
             "",
             may_fail=True,
@@ -84,8 +125,14 @@ def story(*, steps: int, limit: int) -> list[Step]:
     ]
 
 
-def tell(out: Path, *, steps: int, limit: int, resume: bool) -> None:
-    """Runs the steps one after another; with `resume` those whose output is there are passed over.
+def tell(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
+    """Runs the steps one after another; with `resume` it goes on where an earlier demo stopped.
+
+    Args:
+        out: the output folder.
+        size: of the training; None times this machine and takes what fits into [`PLANNED_SECONDS`].
+        limit: samples that are probed.
+        resume: whether `out` may hold an earlier demo.
 
     Raises:
         InputError: `out` holds files and `resume` is False.
@@ -93,17 +140,90 @@ def tell(out: Path, *, steps: int, limit: int, resume: bool) -> None:
     """
     if not resume and out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out} holds files already: go on with --resume, or choose another folder")
-    told = story(steps=steps, limit=limit)
-    for number, step in enumerate(told, start=1):
+    first = diagnosis(limit)
+    total = len(first) + len(repair(FULL, limit))
+    _fetch_models()
+    begun = monotonic()
+    seconds = _run_steps(first, out, number=1, total=total)
+    size = _earlier_size(out) or size or _fitting_size(out, PLANNED_SECONDS - (monotonic() - begun), seconds)
+    with replacing(out / _SIZE) as temporary:
+        temporary.write_text(json.dumps(asdict(size)) + "\n", encoding="utf-8")
+    _run_steps(repair(size, limit), out, number=1 + len(first), total=total)
+    print(f"\nThe demo took {(monotonic() - begun) / 60:.1f} minutes. Open {out / 'report.html'}")
+
+
+def _probed(limit: int) -> str:
+    return f"--data builtin:commands --limit {limit} --max-new-tokens 32"
+
+
+def _fetch_models() -> None:
+    from lsm_probe import assets
+
+    assets.speech_encoder()
+    assets.language_model()
+
+
+def _run_steps(steps: Sequence[Step], out: Path, *, number: int, total: int) -> list[float]:
+    """Runs the steps; the seconds that each took."""
+    seconds = []
+    for i, step in enumerate(steps, start=number):
         command = step.command.replace("OUT", shlex.quote(str(out)))
-        print(f"\n[{number}/{len(told)}] {step.why}\n$ lsm-probe {command}\n", flush=True)
+        arguments = shlex.split(command)
+        if arguments[0] in _RESUMABLE and _holds_files(Path(arguments[arguments.index("--out") + 1])):
+            command, arguments = f"{command} --resume", [*arguments, "--resume"]
+        print(f"\n[{i}/{total}] {step.why}\n$ lsm-probe {command}\n", flush=True)
+        begun = monotonic()
         if step.makes and (out / step.makes).exists():
             print("done before")
-            continue
-        code = _run(shlex.split(command))
-        if code and not (step.may_fail and code == 1):
-            raise typer.Exit(code)
-    print(f"\nThe page to read: {out / 'report.html'}")
+        else:
+            code = _run(arguments)
+            if code and not (step.may_fail and code == 1):
+                raise typer.Exit(code)
+        seconds.append(monotonic() - begun)
+    return seconds
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+def _earlier_size(out: Path) -> Repair | None:
+    try:
+        return Repair(**json.loads((out / _SIZE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[float]) -> Repair:
+    """The training that fits into the time left, less what comes after it; never below the smallest that shows much."""
+    from lsm_probe.training.config import read_config
+    from lsm_probe.training.timing import seconds_per_sample
+
+    print("\nTiming two training passes, to choose a size that fits this machine", flush=True)
+    attention, sensitivity, report, _ = diagnosis_seconds
+    data = out / "commands" / "train.transcription.jsonl"
+    each = seconds_per_sample(
+        read_config("mini/lora", ["model.start=builtin:vanilla_asr", f"train={shlex.quote(str(data))}"])
+    )
+    # The repaired model is one of four measurements of attention (with the control), and one of three of sensitivity.
+    after = attention / 3 + sensitivity / 2 + report
+    size = fitting(seconds_left - after, each)
+    full = FULL.steps * FULL.batch * each / 60
+    print(
+        f"{each:.2f} s a sample: the repair takes {size.steps} steps of {size.batch} samples, about "
+        f"{size.steps * size.batch * each:.0f} s (--full takes {FULL.steps} steps of {FULL.batch}, about "
+        f"{full:.0f} minutes)",
+        flush=True,
+    )
+    return size
+
+
+def fitting(seconds: float, seconds_per_sample: float) -> Repair:
+    """The largest training up to [`FULL`] that takes at most `seconds`, with 30 s for loading, encoding and saving."""
+    passes = (seconds - 30) / seconds_per_sample
+    if passes >= FULL.steps * FULL.batch:
+        return FULL
+    return Repair(min(FULL.steps, max(_SMALLEST.steps, int(passes / _SMALLEST.batch))), _SMALLEST.batch)
 
 
 def _run(arguments: list[str]) -> int:

@@ -6,70 +6,109 @@ import shlex
 import pytest
 
 from lsm_probe.cli import story
+from lsm_probe.cli.story import FULL, Repair
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The commands that a demo runs, each of which makes what it is for; `codes` are their exit codes."""
+    """The command lines that a demo runs, none of which does anything; `codes` are their exit codes."""
     commands, codes = [], {}
 
     def run(arguments):
-        commands.append(arguments[0])
+        commands.append(arguments)
         return codes.get(arguments[0], 0)
 
     monkeypatch.setattr(story, "_run", run)
+    monkeypatch.setattr(story, "_fetch_models", lambda: None)
+    monkeypatch.setattr(story, "_fitting_size", lambda *_: Repair(7, 4))
     return commands, codes
 
 
-STEPS = story.story(steps=3, limit=5)
+STEPS = [*story.diagnosis(5), *story.repair(Repair(3, 4), 5)]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=[step.command.split()[0] for step in STEPS])
+@pytest.mark.parametrize("step", STEPS, ids=[f"{i}-{step.command.split()[0]}" for i, step in enumerate(STEPS)])
 def test_every_step_is_a_command_of_this_version(step, parsed, tmp_path):
     assert parsed(shlex.split(step.command.replace("OUT", str(tmp_path))))
 
 
-def test_steps_tell_what_they_run_and_end_with_the_page(ran, lsm_probe_command, tmp_path):
+def test_each_step_is_printed_and_run_and_the_report_is_named_last(ran, lsm_probe_command, tmp_path):
     code, out, _ = lsm_probe_command("demo", "--out", tmp_path / "demo", "--steps", 3, "--limit", 5)
     assert code == 0
-    assert ran[0] == [step.command.split()[0] for step in STEPS]
+    assert ran[0] == [shlex.split(step.command.replace("OUT", str(tmp_path / "demo"))) for step in STEPS]
     assert out.count("$ lsm-probe ") == len(STEPS)
-    assert f"The page to read: {tmp_path / 'demo' / 'report.html'}" in out
+    assert out.splitlines()[-1].endswith(f"Open {tmp_path / 'demo' / 'report.html'}")
 
 
-def test_a_regression_found_by_the_check_is_part_of_the_story_and_a_failure_is_not(ran, lsm_probe_command, tmp_path):
+def test_the_first_result_comes_before_anything_is_made_or_trained(ran, lsm_probe_command, tmp_path):
+    lsm_probe_command("demo", "--out", tmp_path / "demo")
+    names = [command[0] for command in ran[0]]
+    assert names[:3] == ["attention", "sensitivity", "report"]
+    assert names.index("train") > 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "each", "size"),
+    [
+        (400, 1.0, FULL),  # 370 s for 320 samples
+        (158, 1.0, Repair(32, 4)),
+        (94, 1.0, Repair(16, 4)),
+        (400, 0.3, FULL),
+        (40, 10.0, Repair(8, 4)),  # no time is left: the smallest
+        (-50, 1.0, Repair(8, 4)),
+    ],
+)
+def test_the_training_is_the_largest_that_fits(seconds, each, size):
+    assert story.fitting(seconds, each) == size
+
+
+def test_full_trains_for_longer_on_more_samples(ran, lsm_probe_command, tmp_path):
+    assert lsm_probe_command("demo", "--out", tmp_path / "demo", "--full")[0] == 0
+    train = next(command for command in ran[0] if command[0] == "train")
+    assert {"max_steps=40", "batch_size=8"} < set(train)
+    attention = next(command for command in ran[0] if command[0] == "attention")
+    assert attention[attention.index("--limit") + 1] == "24"
+
+
+def test_only_the_check_may_fail(ran, lsm_probe_command, tmp_path):
     commands, codes = ran
     codes["check"] = 1
     assert lsm_probe_command("demo", "--out", tmp_path / "demo")[0] == 0
-    codes["attention"] = 1
+    codes["train"] = 1
     commands.clear()
     assert lsm_probe_command("demo", "--out", tmp_path / "other")[0] == 1
-    assert commands[-1] == "attention"
+    assert commands[-1][0] == "train"
 
 
-def test_what_is_done_is_passed_over(ran, lsm_probe_command, tmp_path):
-    (tmp_path / "demo" / "repaired" / "model").mkdir(parents=True)
-    (tmp_path / "demo" / "commands").mkdir()
-    (tmp_path / "demo" / "commands" / "test.transcription.jsonl").touch()
-    code, _, err = lsm_probe_command("demo", "--out", tmp_path / "demo")
+def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_probe_command, tmp_path):
+    demo = tmp_path / "demo"
+    for made in ("commands/test.transcription.jsonl", "answers/manifest.jsonl", "repaired/config.yaml"):
+        (demo / made).parent.mkdir(parents=True, exist_ok=True)
+        (demo / made).touch()
+    (demo / "repair.json").write_text(json.dumps({"steps": 11, "batch": 2}))
+    code, _, err = lsm_probe_command("demo", "--out", demo)
     assert (code, err.count("\n")) == (2, 1)
     assert "holds files already: go on with --resume, or choose another folder" in err
-    assert lsm_probe_command("demo", "--out", tmp_path / "demo", "--resume")[0] == 0
-    assert "data" not in ran[0]
-    assert "train" not in ran[0]
-    assert ran[0].count("attention") == 1
+    assert lsm_probe_command("demo", "--out", demo, "--resume")[0] == 0
+    by_name = {command[0]: command for command in ran[0]}
+    assert not {"data", "augment"} & set(by_name)
+    assert {"max_steps=11", "batch_size=2", "--resume"} < set(by_name["train"])
+    assert "--resume" not in by_name["attention"]
 
 
 @pytest.mark.real
-def test_it_tells_the_whole_story(lsm_probe_command, tmp_path):
+def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
+    lsm_probe_command, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(story, "PLANNED_SECONDS", 0)  # the smallest training
+    monkeypatch.setattr(story, "_SMALLEST", Repair(2, 2))
     out = tmp_path / "demo"
-    code, told, _ = lsm_probe_command("demo", "--steps", 2, "--limit", 6, "--out", out)
+    code, told, _ = lsm_probe_command("demo", "--limit", 4, "--out", out)
     assert code == 0
     assert "instruction proportion" in told
-    assert f"The page to read: {out / 'report.html'}" in told
+    assert "s a sample: the repair takes 2 steps of 2 samples" in told
     page = (out / "report.html").read_text()
-    assert "looks least at the instruction" in page
-    assert "was not measured" not in page  # whether its subject listens
-    guarded = json.loads((out / "attention" / "comparison.json").read_text())["pairs"]
-    assert {"builtin:vanilla_asr", "builtin:self_powered"} < {pair["second"] for pair in guarded}
-    assert any(pair["same_lengths"] for pair in guarded)  # the control
+    for name in ("builtin:vanilla_asr", "builtin:self_powered", "repaired"):
+        assert name in page
+    assert "was not measured" not in page
+    assert json.loads((out / "repaired" / "report.json").read_text())["steps"] == 2
