@@ -7,6 +7,7 @@ many real checkpoints, so that the model's `audio_token_id` and the tokenizer's 
 import csv
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,15 @@ def tiny_projector(**changes: int) -> LsmProjectorConfig:
     """A window Q-Former 32 wide."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64} | changes
     return LsmProjectorConfig(**sizes, initializer_range=0.2)
+
+
+PROGRESS = re.compile(r".+: \d+(/\d+)?(, .*)?")  # as a line of a log
+
+
+@pytest.fixture(scope="session")
+def besides_progress() -> Callable[[str], list[str]]:
+    """`besides_progress(stderr)`: its lines but for those that say how far the work is."""
+    return lambda stderr: [line for line in stderr.splitlines() if line.strip() and not PROGRESS.fullmatch(line)]
 
 
 # The makers above, for tests that need a variant: `tests` is no package to import from.

@@ -19,19 +19,14 @@ def librispeech(clip, tmp_path):
     return tmp_path / "LibriSpeech"
 
 
-def said(stderr):
-    """What is on stderr besides the progress bar."""
-    return [line for line in stderr.splitlines() if line.strip() and "━" not in line]
-
-
 def names(folder):
     return {path.name for path in folder.glob("[!.]*")}
 
 
-def test_a_good_corpus(data, librispeech, tmp_path):
+def test_a_good_corpus(data, librispeech, tmp_path, besides_progress):
     out = tmp_path / "out"
     code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out)
-    assert (code, said(stderr)) == (0, [])
+    assert (code, besides_progress(stderr)) == (0, [])
     assert names(out) == {"test-clean.transcription.jsonl", "dev-clean.transcription.jsonl", "config.yaml"}
     assert f"{out}/test-clean.transcription.jsonl: 2 samples" in stdout
     first = read_manifest(out / "test-clean.transcription.jsonl")[0]
@@ -84,12 +79,14 @@ def damage(librispeech, kind):
 @pytest.mark.parametrize(
     "kind", ["corrupt clip", "missing clip", "empty clip", "empty transcript", "id taken", "path that leaves the root"]
 )
-def test_a_bad_entry_fails_and_writes_nothing_or_is_left_out_and_counted(data, librispeech, tmp_path, kind):
+def test_a_bad_entry_fails_and_writes_nothing_or_is_left_out_and_counted(
+    data, librispeech, tmp_path, kind, besides_progress
+):
     message, out = damage(librispeech, kind), tmp_path / "out"
     code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out)
     assert (code, stdout) == (2, "")
     assert message in stderr
-    assert len(said(stderr)) == 1
+    assert len(besides_progress(stderr)) == 1
     assert names(out) == set()
     code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out, "--on-error", "skip")
     assert code == 0
@@ -101,16 +98,16 @@ def test_a_bad_entry_fails_and_writes_nothing_or_is_left_out_and_counted(data, l
     assert [s.id for s in read_manifest(out / "test-clean.transcription.jsonl")] == ["1-2-0000"]
 
 
-def test_a_missing_root_or_column_and_nothing_found(data, tmp_path):
+def test_a_missing_root_or_column_and_nothing_found(data, tmp_path, besides_progress):
     out = tmp_path / "out"
     code, _, stderr = data("mustc", "--root", tmp_path / "gone", "--out", out)
-    assert (code, len(said(stderr))) == (2, 1)
+    assert (code, len(besides_progress(stderr))) == (2, 1)
     assert "gone does not exist; give the folder with en-de/" in stderr
     table = tmp_path / "meld" / "test_sent_emo.csv"
     table.parent.mkdir()
     table.write_text("Utterance,Dialogue_ID,Utterance_ID\nHi,0,0\n")
     code, _, stderr = data("meld", "--root", table.parent, "--out", out)
-    assert (code, len(said(stderr))) == (2, 1)
+    assert (code, len(besides_progress(stderr))) == (2, 1)
     assert "test_sent_emo.csv has no column 'Emotion'" in stderr
     code, _, stderr = data("meld", "--root", table.parent, "--out", out, "--task", "intent")
     assert code == 2
@@ -158,7 +155,7 @@ def test_sections_of_a_long_opus_file(data, clip, tmp_path):
     ]
 
 
-def test_labels_and_what_is_not_of_the_task(data, clip, tmp_path):
+def test_labels_and_what_is_not_of_the_task(data, clip, tmp_path, besides_progress):
     root, out = tmp_path / "lights", tmp_path / "out"
     intents = {
         "SwitchLightOn": [{"data": [{"text": "on in the "}, {"text": "kitchen", "slot_name": "room"}]}],
@@ -171,7 +168,7 @@ def test_labels_and_what_is_not_of_the_task(data, clip, tmp_path):
     (root / "speech_corpus" / "metadata.json").write_text(json.dumps(metadata))
     code, _, stderr = data("snips-lights", "--root", root, "--out", out)
     assert code == 0
-    assert [line.split(str(root))[0] for line in said(stderr)] == ["warning: 1 recordings of "]
+    assert [line.split(str(root))[0] for line in besides_progress(stderr)] == ["warning: 1 recordings of "]
     sample = read_manifest(out / "all.keywords-lights.jsonl")[0]
     assert (sample.text, sample.target) == ("on in the kitchen", "['turn on', 'kitchen']")
 

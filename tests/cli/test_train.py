@@ -65,13 +65,13 @@ def config(
 
 
 @pytest.fixture
-def train_command(lsm_probe_command: Any, config: Path, tmp_path: Path) -> Command:
+def train_command(lsm_probe_command: Any, config: Path, tmp_path: Path, besides_progress: Any) -> Command:
     """`train_command("key=value", ...)` trains into `out`: exit code, stdout, and stderr's lines but for bars."""
 
     def run(*arguments: Any, name: str | Path = config) -> tuple[int, str, list[str]]:
         out = () if "--out" in arguments else ("--out", tmp_path / "out")
         code, stdout, stderr = lsm_probe_command("train", name, *arguments, *out)
-        return code, stdout, [line for line in stderr.splitlines() if line.strip() and "━" not in line]
+        return code, stdout, besides_progress(stderr)
 
     return run
 

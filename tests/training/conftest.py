@@ -117,7 +117,7 @@ def finished_run(uninterrupted, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def train_command(training_folder: Path, capsys, monkeypatch) -> Callable[..., tuple[int, list[str]]]:
+def train_command(training_folder: Path, capsys, monkeypatch, besides_progress) -> Callable[..., tuple[int, list[str]]]:
     """`train_command(*arguments)` runs `lsm-probe train tiny.yaml` here: exit code, lines on stderr but for the bar."""
 
     def run(*arguments: Any) -> tuple[int, list[str]]:
@@ -129,7 +129,7 @@ def train_command(training_folder: Path, capsys, monkeypatch) -> Callable[..., t
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
-        return code, [line for line in capsys.readouterr().err.splitlines() if line and "tok/s" not in line]
+        return code, besides_progress(capsys.readouterr().err)
 
     return run
 
