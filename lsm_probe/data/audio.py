@@ -1,17 +1,21 @@
-"""Sound files as mono float32 at one sampling rate. A header's claims are checked before a frame is read."""
+"""Sound files as mono float32 at one sampling rate, read to the end of their bytes whatever the header says."""
 
-import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from lsm_probe.data.containers import Stream, View, find_streams
 from lsm_probe.data.sample import Sample, one_line, regular_file_bytes
+from lsm_probe.data.waveform import check_scale
 from lsm_probe.errors import InputError
 
 MAX_SECONDS = 3_600
@@ -19,8 +23,7 @@ SILENCE_PEAK = 1e-4
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
 
 # The densest legal encoding is FLAC's: a constant block of 65,535 samples in a frame of 10 bytes or a little
-# more. Opus (120 ms in 2 bytes), Vorbis and MP3 stay below; uncompressed files are cut to their size by
-# libsndfile itself.
+# more. Opus (120 ms in 2 bytes), Vorbis and MP3 stay below; uncompressed files cannot claim more than they hold.
 _MOST_FRAMES, _IN_BYTES = 65_535, 10
 
 # Values decoded at a time, over all channels: 4 MiB of float32.
@@ -29,11 +32,23 @@ _BLOCK_VALUES = 2**20
 # Manifests give seconds to the millisecond, so a section may seem to end this much after its file.
 _ROUNDING_SECONDS = 1e-3
 
-# libsndfile silently shortens a file whose data chunk is cut: only its log tells what the header claimed.
-_DATA_CHUNK = re.compile(r"^\s*(?:data|SSND|BODY|Data size)\s*:\s*(\d+)(?: \(should be (\d+)\))?", re.M | re.I)
 _CUT_OGG = "lacks an end-of-stream bit"
-# Sizes that ffmpeg and sox write into the header of a WAV they stream: "unknown", not a claim.
-_STREAMED_SIZES = {0xFFFFFFFF, 0x7FFFF000}
+
+# What libsndfile reads of which the length can be checked against the bytes.
+_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
+_UNCHECKED = re.compile("ALAC|DWVW|AIFF GSM")
+
+# libsndfile's number of frames where a header gives none.
+_UNKNOWN = 2**63 - 1
+
+# Frames that are decoded at most to find a length: a day at 16 kHz.
+_MOST_COUNTED = MAX_SECONDS * HIGHEST_RATE
+
+# Files whose streams are remembered, since manifests name many sections of one file.
+_REMEMBERED = 16
+
+# What an MP3 without a length is said to be longer than it is, in bytes: more than any section needs.
+_SURPLUS = 2**31
 
 
 def read_audio(sample: Sample, *, sampling_rate: int = 16_000) -> np.ndarray:
@@ -56,7 +71,8 @@ def read_audio_file(
     """Reads a section of a sound file, averages its channels and resamples it (soxr, HQ).
 
     Args:
-        path: Anything libsndfile reads (WAV, FLAC, Ogg, MP3, ...), 1 to 384 kHz, any number of channels.
+        path: WAV, RF64, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, Ogg (Vorbis, Opus) or MP3; 1 to 384 kHz, any number of
+            channels. Of several streams in one file, one begins where the last one ends.
         start: Where the section begins, seconds.
         duration: Its length, seconds; None reads to the end.
         sampling_rate: Of the result, Hz.
@@ -66,31 +82,35 @@ def read_audio_file(
 
     Raises:
         InputError: The file is missing, not regular, empty, not audio, cut short, or claims more audio than
-            its bytes can hold; the section is empty, lies outside the file (by more than 1 ms, which is
-            rounding) or exceeds `MAX_SECONDS`; a sample is NaN or infinite. Decoding goes by blocks, so a
-            refused file never takes more memory than its section's result. A WAV, AIFF or Ogg that is cut
-            short is refused whole; of a FLAC or MP3 the part before the cut can be read.
+            its bytes can hold; its streams overlap or differ in rate, or its kind does not let their length be
+            checked; the section is empty, lies outside the file (by more than 1 ms, which is rounding) or exceeds
+            `MAX_SECONDS`; a sample is NaN, infinite or above `lsm_probe.data.waveform.MAX_PEAK`. Decoding goes by
+            blocks, so a refused file never takes more memory than its section's result. A WAV, AIFF or Ogg that is
+            cut short is refused whole; of a FLAC or MP3 the part before the cut can be read.
 
     Warns:
-        UserWarning: The peak lies below `SILENCE_PEAK`.
+        UserWarning: The peak lies below `SILENCE_PEAK`; or the header and the content disagree about the length, and
+            what is there is read.
     """
     return _read(Path(path), start, duration, sampling_rate, "")
 
 
 def check_audio_file(path: str | Path, start: float = 0.0, duration: float | None = None) -> float:
-    """Checks what can be known of a section of a sound file from its header alone, without decoding a frame.
+    """Checks a section of a sound file as `read_audio_file` does, all but the samples themselves.
+
+    Nothing is decoded, but for a FLAC whose header gives no length or a wrong one.
 
     Returns:
         Length of the section, seconds.
 
     Raises:
-        InputError: The file is missing, not regular, empty or not audio, its header cannot be true, or the section
-            does not lie in it; as `read_audio_file`. Damage further on shows only when it is read.
+        InputError: As `read_audio_file`. Damage within the audio, and its amplitude, show only when it is read.
+
+    Warns:
+        UserWarning: The header and the content disagree about the length.
     """
-    path = Path(path)
-    with _reported(path, "") as file:
-        first, stop = _section(file, start, duration)
-        return (stop - first) / file.samplerate
+    with _section(Path(path), start, duration, "") as (sound, first, stop):
+        return (stop - first) / sound.rate
 
 
 class _Sequential(soundfile.SoundFile):
@@ -100,71 +120,190 @@ class _Sequential(soundfile.SoundFile):
         return False
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A stream of a file, after a look at it.
+
+    Attributes:
+        stream: where it is, as libsndfile should be shown it.
+        rate: its sampling rate, Hz.
+        frames: its length, by the header where that may be true.
+        held: how many of these are there.
+        can_seek: whether a seek leads to the same samples as reading from the start.
+    """
+
+    stream: Stream
+    rate: int
+    frames: int
+    held: int
+    can_seek: bool
+
+    @property
+    def conflict(self) -> str:
+        """What the header says against the content; empty if they agree."""
+        if self.held < self.frames:
+            return f"its header claims {self.frames} frames, and {self.held} are there"
+        return self.stream.conflict
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """A sound file and its streams, which are read one after another."""
+
+    path: Path
+    raw: mmap
+    parts: tuple[_Part, ...]
+
+    @property
+    def rate(self) -> int:
+        return self.parts[0].rate
+
+    @property
+    def frames(self) -> int:
+        return sum(part.frames for part in self.parts)
+
+
 def _read(path: Path, start: float, duration: float | None, sampling_rate: int, who: str) -> np.ndarray:
     where = f"{who}{path}"
-    with _reported(path, who) as file:
-        first, stop = _section(file, start, duration)
-        audio = _resample(_mono_blocks(file, first, stop), file.samplerate, sampling_rate)
+    with _section(path, start, duration, who) as (sound, first, stop):
+        audio = _resample(_mono_blocks(sound, first, stop), sound.rate, sampling_rate)
     if not audio.size:
         raise InputError(one_line(f"{where}: the section is too short for one sample; lengthen it"))
     peak = float(np.abs(audio).max())
-    if not math.isfinite(peak):  # finite samples near float32's limit that the resampler drove over it
-        raise InputError(one_line(f"{where}: holds samples beyond float32; rescale the file"))
     if peak < SILENCE_PEAK:
         warnings.warn(one_line(f"{where}: is silent (peak {peak:.1e})"), stacklevel=3)
     return audio
 
 
 @contextmanager
-def _reported(path: Path, who: str) -> Iterator[_Sequential]:
-    """The file, open, its header checked; what goes wrong with it in the block becomes one line that names it."""
+def _section(path: Path, start: float, duration: float | None, who: str) -> Iterator[tuple[_Sound, int, int]]:
+    """The file, looked at, with the section's first frame and the one after its last.
+
+    What goes wrong with the file in the block becomes one line that names it.
+    """
     try:
         file_bytes = regular_file_bytes(path)
     except InputError as error:
         raise InputError(one_line(f"{who}{error}")) from None
     where = f"{who}{path}"
     try:
-        with _open(path, file_bytes) as file:
-            _check_header(file, file_bytes)
-            yield file
+        if file_bytes == 0:
+            raise InputError("is empty (0 bytes); replace the file")
+        status = path.stat()
+        parts = _find_parts(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        with _mapped(path) as raw:
+            sound = _Sound(path, raw, parts)
+            first, stop = _bounds(sound, start, duration)
+            for conflict in {part.conflict for part in parts if part.conflict}:
+                warnings.warn(one_line(f"{where}: {conflict}; what is there is read"), stacklevel=4)
+            yield sound, first, stop
     except InputError as error:
         raise InputError(one_line(f"{where}: {error}")) from None
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip().rstrip(".")
         raise InputError(one_line(f"{where}: cannot be decoded ({reason}); replace the file")) from None
+    except OSError as error:
+        raise InputError(one_line(f"{where}: cannot be read ({error.strerror}); check the file's rights")) from None
 
 
-def _open(path: Path, file_bytes: int) -> _Sequential:
-    if file_bytes == 0:
-        raise InputError("is empty (0 bytes); replace the file")
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap]:
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as raw:
+        yield raw
+
+
+@lru_cache(_REMEMBERED)
+def _find_parts(path: Path, _state: object) -> tuple[_Part, ...]:
+    """The streams of a file, their headers checked. They are found anew once the file's state has changed."""
+    with _mapped(path) as raw:
+        parts = tuple(_look_at(path, raw, stream) for stream in find_streams(raw))
+    rates = sorted({part.rate for part in parts})
+    if len(rates) > 1:
+        raise InputError(f"holds streams of different rates ({', '.join(map(str, rates))} Hz); re-encode it")
+    if not any(part.frames for part in parts):
+        raise InputError("holds no audio (0 frames); replace the file")
+    return parts
+
+
+def _look_at(path: Path, raw: mmap, stream: Stream) -> _Part:
+    with _open(path, raw, stream) as file:
+        rate, frames = file.samplerate, int(file.frames)
+        if stream.is_untagged_mp3 and stream.frames is not None:
+            frames = stream.frames
+        if file.format == "MP3" and stream.frames == 0:
+            raise InputError("holds no MPEG frames that can be counted (free format?); re-encode it")
+        _check_header(file, frames, sum(len(piece) for piece in stream.pieces))
+        # After a seek MP3 and Opus give other samples for a while, and GSM and the like cannot seek at all.
+        can_seek = file.format != "MP3" and file.subtype != "OPUS" and soundfile.SoundFile.seekable(file)
+    part = _Part(stream, rate, frames, frames if stream.frames is None else stream.frames, can_seek)
+    if not stream.without_length or _ends_after(path, raw, part):
+        return part
+    held = _count(path, raw, part)
+    if held <= frames != _UNKNOWN:
+        return replace(part, held=held)
+    conflict = "" if frames == _UNKNOWN else f"its header claims {frames} frames, and {held} are there"
+    whole = replace(stream, pieces=stream.without_length, conflict=conflict)
+    return replace(part, stream=whole, frames=held, held=held, can_seek=False)
+
+
+def _open(path: Path, raw: mmap, stream: Stream) -> _Sequential:
     try:
-        # Absolute, since libsndfile takes the name "-" for standard input.
-        return _Sequential(str(path.absolute()))
+        if stream.pieces == (range(len(raw)),) and not stream.is_untagged_mp3:
+            # Absolute, since libsndfile takes the name "-" for standard input.
+            return _Sequential(str(path.absolute()))
+        return _Sequential(View(raw, stream.pieces, _SURPLUS if stream.is_untagged_mp3 else 0))
     except (TypeError, ValueError):  # soundfile asks for rate and channels where the name ends in ".raw"
         raise InputError("has no header that tells its format; convert it to WAV or FLAC") from None
 
 
-def _check_header(file: _Sequential, file_bytes: int) -> None:
-    """Refuses, before anything is decoded, a header that cannot be true."""
-    if file.frames * _IN_BYTES > file_bytes * _MOST_FRAMES:
-        raise InputError(
-            f"claims {file.frames} frames, more than its {file_bytes} bytes can hold; replace or re-encode it"
-        )
-    for chunk in _DATA_CHUNK.finditer(file.extra_info):
-        claimed, held = int(chunk[1]), int(chunk[2] or file_bytes)
-        if claimed > held and claimed not in _STREAMED_SIZES:
-            raise InputError(f"is truncated ({held} of {claimed} bytes of audio are there); replace the file")
+def _check_header(file: _Sequential, frames: int, size: int) -> None:
+    """Refuses, before anything is decoded, a header that cannot be true, and one that cannot be checked."""
+    kind = f"{file.format} {file.subtype}"
+    if file.format not in _FORMATS or _UNCHECKED.search(kind):
+        raise InputError(f"is of a kind ({kind}) whose length cannot be checked; convert it to WAV or FLAC")
+    if frames != _UNKNOWN and frames * _IN_BYTES > size * _MOST_FRAMES:
+        raise InputError(f"claims {frames} frames, more than its {size} bytes can hold; replace or re-encode it")
     if _CUT_OGG in file.extra_info:
         raise InputError("is truncated (the end of its Ogg stream is missing); replace or re-encode it")
-    if file.frames <= 0:
-        raise InputError("holds no audio (0 frames); replace the file")
     if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
         raise InputError(f"is sampled at {file.samplerate} Hz, outside {LOWEST_RATE} to {HIGHEST_RATE}; convert it")
 
 
-def _section(file: _Sequential, start: float, duration: float | None) -> tuple[int, int]:
+def _ends_after(path: Path, raw: mmap, part: _Part) -> bool:
+    """Whether a FLAC holds the frames of its header and no more: read without that header, it ends after them."""
+    if part.frames == _UNKNOWN:
+        return False
+    with (
+        _open(path, raw, replace(part.stream, pieces=part.stream.without_length)) as file,
+        suppress(soundfile.LibsndfileError),
+    ):
+        file.seek(part.frames - 1)
+        return len(file.read(2)) == 1
+    return False
+
+
+def _count(path: Path, raw: mmap, part: _Part) -> int:
+    """Frames of a FLAC by decoding it."""
+    position = 0
+    with _open(path, raw, replace(part.stream, pieces=part.stream.without_length)) as file:
+        block_frames = max(1, _BLOCK_VALUES // file.channels)
+        while position <= _MOST_COUNTED:
+            before_claim = part.frames - position
+            try:
+                read = len(file.read(min(block_frames, before_claim) if before_claim > 0 else block_frames))
+            except soundfile.LibsndfileError:
+                if position > part.frames or part.frames == _UNKNOWN:
+                    raise
+                return position
+            if not read:
+                return position
+            position += read
+    raise InputError("gives no true length and is too long to be decoded for it; re-encode it")
+
+
+def _bounds(sound: _Sound, start: float, duration: float | None) -> tuple[int, int]:
     """First frame and the one after the last. Comparisons are written so that NaN fails them."""
-    length = file.frames / file.samplerate
+    rate, length = sound.rate, sound.frames / sound.rate
     if not 0 <= start < length:
         raise InputError(f"start is {start} s, outside the file's {length:.3f} s; mend 'start'")
     if duration is not None and not duration > 0:
@@ -172,45 +311,52 @@ def _section(file: _Sequential, start: float, duration: float | None) -> tuple[i
     end = length if duration is None else start + duration
     if not end <= length + _ROUNDING_SECONDS:
         raise InputError(f"the section ends at {end:.3f} s, after the file's {length:.3f} s; mend 'duration'")
-    first, stop = round(start * file.samplerate), min(round(end * file.samplerate), file.frames)
+    first, stop = round(start * rate), min(round(end * rate), sound.frames)
     if stop <= first:
-        raise InputError(f"the section is shorter than one frame at {file.samplerate} Hz; mend 'duration'")
-    if stop - first > MAX_SECONDS * file.samplerate:
-        seconds = (stop - first) / file.samplerate
+        raise InputError(f"the section is shorter than one frame at {rate} Hz; mend 'duration'")
+    if stop - first > MAX_SECONDS * rate:
+        seconds = (stop - first) / rate
         raise InputError(f"asks for {seconds:.0f} s, the limit is {MAX_SECONDS} s; set 'start' and 'duration'")
+    for part, _, last in _shares(sound, first, stop):
+        if last > part.held:
+            raise InputError(f"is truncated ({part.held} of {part.frames} frames are there); replace the file")
     return first, stop
 
 
-def _mono_blocks(file: _Sequential, first: int, stop: int) -> Iterator[np.ndarray]:
+def _shares(sound: _Sound, first: int, stop: int) -> Iterator[tuple[_Part, int, int]]:
+    """The streams that frames [first, stop) of the file lie in, each with its own frames of these."""
+    begin = 0
+    for part in sound.parts:
+        share = max(first - begin, 0), min(stop - begin, part.frames)
+        if share[0] < share[1]:
+            yield part, *share
+        begin += part.frames
+
+
+def _mono_blocks(sound: _Sound, first: int, stop: int) -> Iterator[np.ndarray]:
     """The mean over channels of frames [first, stop), in float32 blocks `[n_frames]`."""
-    # After a seek MP3 and Opus give other samples for a while, and GSM and the like cannot seek at all: there
-    # we decode up to the section, so that a section is always the slice of the whole.
-    exact = file.format != "MP3" and file.subtype != "OPUS"
-    seekable = exact and soundfile.SoundFile.seekable(file)
-    position = file.seek(first) if seekable else 0
+    for part, own_first, own_stop in _shares(sound, first, stop):
+        with _open(sound.path, sound.raw, part.stream) as file:
+            for block in _blocks(file, part, own_first, own_stop):
+                check_scale(block)
+                yield block.mean(axis=1)
+
+
+def _blocks(file: _Sequential, part: _Part, first: int, stop: int) -> Iterator[np.ndarray]:
+    """Frames [first, stop) of a stream. Where no seek is exact, all before them are decoded too, so that a section is
+    always the slice of the whole."""
+    position = file.seek(first) if part.can_seek else 0
     block_frames = max(1, _BLOCK_VALUES // file.channels)
     while position < stop:
         wanted = (stop if position >= first else first) - position
         block = file.read(min(wanted, block_frames), dtype="float32", always_2d=True)
         if not len(block):
-            if position > first and stop - position <= _estimate_error(file):
-                return
-            raise InputError(f"is truncated ({position} of {file.frames} frames are there); replace the file")
+            raise InputError(f"is truncated ({position} of {part.frames} frames are there); replace the file")
         if position >= first:
-            if not np.isfinite(block).all():
-                raise InputError("holds NaN or infinite samples; replace or repair the file")
-            # Summed in float64: two channels near float32's limit must not overflow.
-            yield block.mean(axis=1, dtype=np.float64).astype(np.float32)
+            yield block
         position += len(block)
-
-
-def _estimate_error(file: _Sequential) -> int:
-    """Frames that may be missing at the end of a whole file.
-
-    None, but for MP3: without a Xing tag its length is an estimate from the bit rate, up to 0.5 % too high in
-    files of 11 s (measured), besides the delay of encoder and decoder.
-    """
-    return max(4 * 1_152, file.frames // 50) if file.format == "MP3" else 0
+    if part.stream.is_untagged_mp3 and stop == part.frames and len(file.read(1)):
+        raise InputError(f"holds more audio than its {part.frames} frames; re-encode it")
 
 
 def _resample(blocks: Iterable[np.ndarray], rate: int, sampling_rate: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """`lsm-probe data validate`: every bad line and every bad clip, by number and cause."""
 
+import io
 import json
 import os
 
@@ -135,3 +136,26 @@ def test_a_manifest_that_cannot_be_read_is_one_line(lsm_probe_command, tmp_path)
     code, _, stderr = lsm_probe_command("data", "validate", tmp_path / "none.jsonl")
     assert code == 2
     assert stderr.strip() == f"error: manifest {tmp_path / 'none.jsonl'} does not exist; check the path"
+
+
+def test_validate_says_what_reading_does(lsm_probe_command, folder, waveform):
+    """Two streams in one file are 3 s; a size that is too small is told and passed over."""
+    speech = [io.BytesIO(), io.BytesIO()]
+    for file, seconds in zip(speech, (1.0, 2.0), strict=True):
+        soundfile.write(file, waveform(seconds), 16_000, format="OGG")
+    (folder / "chained.ogg").write_bytes(b"".join(file.getvalue() for file in speech))
+    content = (folder / "good.wav").read_bytes()
+    at = content.index(b"data") + 4
+    (folder / "half.wav").write_bytes(content[:at] + (16_000).to_bytes(4, "little") + content[at + 4 :])
+    path = write(
+        folder,
+        GOOD | {"id": "chained", "audio": "chained.ogg", "start": 2.0, "duration": 1.0},
+        GOOD | {"id": "half", "audio": "half.wav", "start": 0.75},
+        GOOD | {"id": "beyond", "audio": "chained.ogg", "start": 3.5},
+    )
+    for option in ([], ["--headers"]):
+        code, stdout, stderr = lsm_probe_command("data", "validate", path, *option)
+        assert code == 2
+        assert "2 samples usable, 1 not" in stdout
+        assert "start is 3.5 s, outside the file's 3.000 s" in stderr
+        assert "half.wav: its header claims 16000 bytes of audio, and 32000 are there" in stderr

@@ -1,0 +1,66 @@
+"""The check that every waveform passes, from a file or from Python."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lsm_probe.errors import InputError
+
+MAX_PEAK = 10.0
+"""Largest floating-point sample, where full scale is 1. Decoders, resamplers and gain overshoot full scale by a factor
+of 4 at most in practice; speech with a peak of 10 or less would be inaudible in 16-bit numbers (-70 dB)."""
+
+_SCALES = (("16-bit", 2**15), ("24-bit", 2**23), ("32-bit", 2**31))
+_OVERSHOOT = 1.5
+
+
+def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
+    """Checks a mono waveform and converts it to float32, where full scale is 1.
+
+    Args:
+        audio: `[samples]`: floating-point numbers up to [`MAX_PEAK`], taken as they are; or integers of 8 (unsigned
+            too), 16 or 32 bits, divided by the full scale of their type.
+
+    Raises:
+        InputError: there is no sample or more than one channel; a sample is NaN, infinite or far above 1; or the type
+            says nothing about the scale.
+
+    Example:
+        >>> as_waveform(np.array([0, 16384], dtype=np.int16))
+        array([0. , 0.5], dtype=float32)
+    """
+    samples: NDArray[Any] = np.asarray(audio)
+    if samples.ndim != 1 or not samples.size:
+        raise InputError(f"the speech has shape {samples.shape}: give a mono waveform of at least one sample")
+    if samples.dtype in (np.int8, np.int16, np.int32):
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if samples.dtype == np.uint8:
+        return ((samples - 128.0) / 128).astype(np.float32)
+    if samples.dtype.kind != "f":
+        raise InputError(
+            f"the speech has type {samples.dtype}, which does not tell its scale: give floating-point numbers within "
+            "-1 and 1, or int16"
+        )
+    check_scale(samples)
+    return samples.astype(np.float32, copy=False)
+
+
+def check_scale(samples: NDArray[np.floating[Any]]) -> None:
+    """Refuses floating-point samples, of any number of channels, that are not finite or far beyond full scale.
+
+    Raises:
+        InputError: names the scale that the samples seem to have.
+    """
+    peak = float(np.abs(samples).max(initial=0))
+    if not np.isfinite(peak):
+        raise InputError("the speech holds NaN or infinite samples; replace or repair it")
+    if peak > MAX_PEAK:
+        raise InputError(f"the speech has samples up to {peak:.6g}, and full scale is 1; {_advice(peak)}")
+
+
+def _advice(peak: float) -> str:
+    for name, full in _SCALES:
+        if peak <= _OVERSHOOT * full:
+            return f"they look like {name} integers: divide them by {full}, or store them as integers"
+    return "bring them within -1 and 1"
