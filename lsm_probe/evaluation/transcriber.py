@@ -16,6 +16,7 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperPro
 from lsm_probe import assets
 from lsm_probe.assets.notice import quiet_log
 from lsm_probe.data.corpora.languages import base, code_of
+from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.loading import (
@@ -56,7 +57,7 @@ class Transcriber:
         is cut. Beam search, the fallback to higher temperatures and the text before a window are left out.
 
         Args:
-            waveforms: mono at 16 kHz, `[samples]` each, of any length.
+            waveforms: mono at 16 kHz, `[samples]` each, as [`as_waveform`] takes them, of any length.
             languages: of each, ISO 639-1 code or English name. Of None a multilingual Whisper finds the language
                 itself in the first 30 s, unless its checkpoint is set to one.
 
@@ -64,10 +65,10 @@ class Transcriber:
             A text for each, without timestamps.
 
         Raises:
-            InputError: the model does not know a language.
+            InputError: the model does not know a language, or as [`as_waveform`].
         """
         codes = [self._code(language) for language in languages]
-        features = [self._features(waveform) for waveform in waveforms]
+        features = [self._features(as_waveform(waveform)) for waveform in waveforms]
         alike: dict[tuple[bool, str | None], list[int]] = {}
         for row, code in enumerate(codes):
             alike.setdefault((features[row].shape[1] > self._window, code), []).append(row)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE
 from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
@@ -68,14 +69,13 @@ class AudioLlmProcessor:
 
         Args:
             instruction: what the model is told to do.
-            audio: mono waveform at 16 kHz, `[samples]`.
+            audio: mono waveform at 16 kHz, `[samples]`, as [`as_waveform`] takes it.
 
         Raises:
-            InputError: there is no speech or too little, the processor cuts some of it off, or it makes other tokens
-                of the prompt than its template and tokenizer say.
+            InputError: as [`as_waveform`]; there is too little speech, or the processor cuts some of it off; or it
+                makes other tokens of the prompt than its template and tokenizer say.
         """
-        if audio.ndim != 1 or not len(audio):
-            raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
+        audio = as_waveform(audio)
         refuse_placeholder("instruction", instruction, self.audio_token)
         ids, features = self._hear(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import TransformersKwargs
 
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import WindowQFormer, make_connector, num_speech_tokens
@@ -185,19 +186,28 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Runs the LLM on text and speech; `kwargs` (labels, past_key_values, ...) go to it unchanged.
 
+        Most LLMs of transformers ignore keywords that they do not know, so these are refused here.
+
         Positions count the tokens that are not padding, so that an LLM with learned positions (GPT-2) sees the same
         prompt however it is padded.
 
         Returns:
             The LLM's own output: `logits` `[batch, tokens, vocab_size]`, and `loss` if `labels` were given.
+
+        Raises:
+            TypeError: the LLM knows no such keyword.
         """
+        known = signature(self.language_model.forward).parameters
+        unknown = sorted(set(kwargs).difference(known, TransformersKwargs.__annotations__, ("return_dict",)))
+        if unknown:
+            raise TypeError(f"{type(self.language_model).__name__} takes no {', '.join(unknown)}")
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, input_features, input_features_mask, speech_states, speech_lengths)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        if "position_ids" in signature(self.language_model.forward).parameters:
+        if "position_ids" in known:
             kwargs["position_ids"] = position_ids
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
+from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import num_speech_tokens
@@ -73,11 +74,11 @@ class LsmProcessor(ProcessorMixin):
 
         Args:
             instruction: what the model is told to do.
-            audio: mono waveform at the feature extractor's rate (16 kHz), `[samples]`. More than 30 s becomes
-                several pieces, each encoded by itself; nothing is cut off.
+            audio: mono waveform at the feature extractor's rate (16 kHz), `[samples]`, as [`as_waveform`] takes it.
+                More than 30 s becomes several pieces, each encoded by itself; nothing is cut off.
 
         Raises:
-            InputError: if there is no speech, or more than one channel.
+            InputError: as [`as_waveform`].
         """
         features, mask = self.extract(audio)
         prompt = self._encode_speech(instruction, self.count_speech_tokens(len(audio)))
@@ -116,16 +117,32 @@ class LsmProcessor(ProcessorMixin):
         instruction: str | list[str] | None = None,
         audio: NDArray[np.float32] | list[NDArray[np.float32]] | None = None,
         *,
+        sampling_rate: int | None = None,
         padding_side: Literal["left", "right"] = "left",
         return_segments: bool = False,
-        **kwargs: Any,
     ) -> BatchFeature:
         """Encodes a batch for `model(**inputs)` and `model.generate(**inputs)`.
+
+        Args:
+            instruction: what the model is told to do, one for each waveform.
+            audio: mono waveforms `[samples]` as [`as_waveform`] takes them, at the feature extractor's rate (16 kHz).
+            sampling_rate: of the waveforms, Hz; checked, never converted. None trusts the caller.
+            padding_side: where shorter prompts are padded.
+            return_segments: add the segment of each token.
 
         Returns:
             `input_ids` and `attention_mask` `[batch, tokens]`, `input_features` `[pieces, mel_bins, 3000]`,
             `input_features_mask` `[pieces, 3000]`, and `segments` `[batch, tokens]` if asked for.
+
+        Raises:
+            InputError: the sampling rate is another, or as [`as_waveform`].
         """
+        needed = self.feature_extractor.sampling_rate
+        if sampling_rate is not None and sampling_rate != needed:
+            raise InputError(
+                f"the speech is sampled at {sampling_rate} Hz, and the model reads {needed} Hz: convert it with "
+                f"soxr.resample(audio, {sampling_rate}, {needed})"
+            )
         instructions = [instruction] if isinstance(instruction, str) else instruction
         audios = [audio] if isinstance(audio, np.ndarray) else audio
         if not instructions or not audios or len(instructions) != len(audios):
@@ -145,10 +162,9 @@ class LsmProcessor(ProcessorMixin):
         """Log-mel features of 30 s pieces, `[pieces, mel_bins, 3000]`, and the mask `[pieces, 3000]` of what is speech.
 
         Raises:
-            InputError: if there is no speech, or more than one channel.
+            InputError: as [`as_waveform`].
         """
-        if audio.ndim != 1 or not len(audio):
-            raise InputError(f"the speech has shape {audio.shape}: give a mono waveform of at least one sample")
+        audio = as_waveform(audio)
         extractor = self.feature_extractor
         pieces = [audio[i : i + extractor.n_samples] for i in range(0, len(audio), extractor.n_samples)]
         features = extractor(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
@@ -86,12 +87,12 @@ def speech_attention(
 
     Args:
         checkpoint: an LSM.
-        waveform: mono at 16 kHz, `[samples]`; any length.
+        waveform: mono at 16 kHz, `[samples]`, as [`as_waveform`] takes it; any length.
         layer: encoder layer of which to keep a(m, j) of every pair of frames.
 
     Raises:
         InputError: the checkpoint is no LSM of ours, has no such layer, or its attention cannot be measured exactly;
-            the line names the module.
+            the line names the module. Or as [`as_waveform`].
     """
     model: Any = checkpoint.model
     processor: Any = checkpoint.processor
@@ -100,6 +101,7 @@ def speech_attention(
     layers = model.config.audio_config.encoder_layers
     if layer is not None and not 0 <= layer < layers:
         raise InputError(f"layer {layer} is not one of the encoder's {layers}: give 0 to {layers - 1}")
+    waveform = as_waveform(waveform)
     features, mask = (inputs.to(model.device) for inputs in processor.extract(waveform))
     frames = num_states(mask.sum(-1), None).tolist()
     encoder = _EncoderAttention(layer)

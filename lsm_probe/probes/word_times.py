@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from lsm_probe import assets
+from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import FRAME_SECONDS, PIECE_SECONDS, RATE
 
@@ -41,13 +42,14 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
     is taken off. About one word in thirty gets no time of its own: it begins and ends where the next one begins.
 
     Args:
-        waveform: mono at 16 kHz, `[samples]`, at most 30 s.
+        waveform: mono at 16 kHz, `[samples]`, as [`as_waveform`] takes it, at most 30 s.
         transcript: what is said, all of it.
 
     Raises:
         InputError: the speech is longer than 30 s, or the transcript than Whisper's context; or the embedded Whisper
-            cannot be had.
+            cannot be had. Or as [`as_waveform`].
     """
+    waveform = as_waveform(waveform)
     if len(waveform) > PIECE_SECONDS * RATE:
         raise InputError(f"words are placed in speech of at most {PIECE_SECONDS} s, and this is longer")
     model, processor = _whisper()

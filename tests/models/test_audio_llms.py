@@ -673,6 +673,14 @@ def test_speech_without_positions_of_its_own_or_with_noise_is_refused(model_type
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN or infinite"), (28_000, "16-bit integers")])
+def test_bad_waveforms_are_refused(folder, waveform, value, said):
+    audio = waveform(1.0)
+    audio[100] = value
+    with pytest.raises(InputError, match=said):
+        load(folder).encode("Repeat.", audio)
+
+
 def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
     checkpoint = load(qwen)
     checkpoint.encode("Repeat.", waveform(30.0))

@@ -1,0 +1,80 @@
+"""Every door through which Python hands over a waveform checks it, and no keyword is ignored."""
+
+import numpy as np
+import pytest
+import torch
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.transcriber import load_transcriber
+from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.processing_lsm import LsmProcessor
+from lsm_probe.probes.word_times import word_times
+
+DOORS = {
+    "processor": lambda lsm, audio: lsm.processor("Repeat.", audio),
+    "processor.encode": lambda lsm, audio: lsm.processor.encode("Repeat.", audio),
+    "processor.extract": lambda lsm, audio: lsm.processor.extract(audio),
+    "encode": lambda lsm, audio: lsm.encode("Repeat.", audio),
+    "listen": lambda lsm, audio: lsm.listen(audio),
+    "speech_attention": lsm_probe.speech_attention,
+    "word_times": lambda lsm, audio: word_times(audio, "a"),
+}
+BAD = {"NaN or infinite": np.nan, "16-bit integers": 28_000, "32-bit integers": -2e9}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("said", BAD)
+def test_bad_waveforms_are_refused(tiny_lsm, waveform, door, said):
+    audio = waveform(1.0)
+    audio[100] = BAD[said]
+    with pytest.raises(InputError, match=said):
+        DOORS[door](tiny_lsm, audio)
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_the_transcriber_refuses_them_too(waveform, said):
+    audio = waveform(1.0)
+    audio[100] = BAD[said]
+    with pytest.raises(InputError, match=said):
+        load_transcriber("builtin:whisper", device="cpu").transcribe([audio], [None])
+
+
+def test_16_bit_integers_are_what_a_file_of_them_is(tiny_lsm, waveform):
+    integers = np.rint(waveform(1.0) * 10_000).astype(np.int16)
+    found, expected = tiny_lsm.processor("Repeat.", integers), tiny_lsm.processor("Repeat.", integers / 32_768)
+    assert torch.equal(found["input_features"], expected["input_features"])
+
+
+def test_the_sampling_rate_is_checked(tiny_lsm, waveform):
+    audio = waveform(1.0)
+    found = tiny_lsm.processor("Repeat.", audio, sampling_rate=16_000)
+    assert torch.equal(found["input_features"], tiny_lsm.processor("Repeat.", audio)["input_features"])
+    with pytest.raises(InputError, match=r"sampled at 48000 Hz.*soxr\.resample\(audio, 48000, 16000\)"):
+        tiny_lsm.processor("Repeat.", audio, sampling_rate=48_000)
+
+
+@pytest.mark.parametrize("keyword", ["sample_rate", "return_tensor", "max_length"])
+def test_unknown_keywords_are_refused(tiny_lsm, waveform, keyword):
+    with pytest.raises(TypeError, match=keyword):
+        tiny_lsm.processor("Repeat.", waveform(1.0), **{keyword: 1})
+    model: LsmForConditionalGeneration = tiny_lsm.model
+    with pytest.raises(TypeError, match=f"takes no {keyword}"):
+        model(**tiny_lsm.processor("Repeat.", waveform(1.0)), **{keyword: 1})
+
+
+def test_the_model_still_takes_what_its_llm_takes(tiny_lsm, waveform):
+    inputs = tiny_lsm.processor("Repeat.", waveform(1.0))
+    output = tiny_lsm.model(**inputs, use_cache=True, output_hidden_states=True, return_dict=True, logits_to_keep=1)
+    assert output.hidden_states
+    assert output.past_key_values is not None
+    assert output.logits.shape[1] == 1
+
+
+def test_the_processor_is_still_one_of_transformers(tiny_lsm, waveform, tmp_path):
+    tiny_lsm.processor.save_pretrained(tmp_path)
+    loaded = LsmProcessor.from_pretrained(tmp_path)
+    found, expected = (p("Repeat.", waveform(1.0)) for p in (loaded, tiny_lsm.processor))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    turn = [{"role": "user", "content": "Hello."}]
+    assert "Hello." in loaded.apply_chat_template(turn, chat_template="{{ messages[0]['content'] }}")
