@@ -8,12 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import TransformersKwargs
 
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import WindowQFormer, make_connector, num_speech_tokens
 from lsm_probe.models.speech_encoder import make_audio_tower, num_states, run_audio_tower
+
+_LLM_KEYWORDS = {
+    "return_dict",
+    "cache_position",
+    *TransformersKwargs.__annotations__,
+    *signature(ForCausalLMLoss).parameters,
+}
+"""What LLMs of transformers take besides what their `forward` names: for their decorators, attention and loss."""
 
 _SPEECH_INPUTS = ("input_features", "input_features_mask", "speech_states", "speech_lengths")
 
@@ -198,7 +207,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
             TypeError: the LLM knows no such keyword.
         """
         known = signature(self.language_model.forward).parameters
-        unknown = sorted(set(kwargs).difference(known, TransformersKwargs.__annotations__, ("return_dict",)))
+        unknown = sorted(set(kwargs).difference(known, _LLM_KEYWORDS))
         if unknown:
             raise TypeError(f"{type(self.language_model).__name__} takes no {', '.join(unknown)}")
         if inputs_embeds is None:
