@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lsm_probe.errors import InputError
+from lsm_probe.languages import find_language
 
 # Two letters at least, so that a Windows drive ("C:\\...") is not taken for a scheme.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -45,8 +46,17 @@ def _plain_path(value: object) -> object:
     return value
 
 
+def _is_language(spelling: str) -> str:
+    try:
+        find_language(spelling)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return spelling
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Words = Annotated[Text, AfterValidator(_not_blank)]
+LanguageText = Annotated[Text, AfterValidator(_is_language)]
 # Strict: a number, not a string or a boolean that looks like one.
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
@@ -64,7 +74,7 @@ class Sample(BaseModel):
         start: Where the section begins in `audio`, seconds.
         duration: Length of the section, seconds; None reads to the end.
         task: Name of the task, for example "asr".
-        language: Language of the speech.
+        language: Language of the speech, in any spelling that [`lsm_probe.languages.find_language`] knows.
         context: Further text for the prompt.
 
     Raises:
@@ -83,7 +93,7 @@ class Sample(BaseModel):
     start: Annotated[Seconds, Field(ge=0)] = 0.0
     duration: Annotated[Seconds, Field(gt=0)] | None = None
     task: Text | None = None
-    language: Text | None = None
+    language: LanguageText | None = None
     context: Text | None = None
 
     @model_validator(mode="after")

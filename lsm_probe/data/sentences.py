@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from lsm_probe.data.manifest import explain
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.sample import Sample, Text, Words, one_line, regular_file_bytes
+from lsm_probe.data.sample import LanguageText, Sample, Text, Words, one_line, regular_file_bytes
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 from lsm_probe.files import plain_name
@@ -32,7 +32,7 @@ class _Row(BaseModel):
     instruction: Words | None = None
     target: Text | None = None
     task: Text | None = None
-    language: Text | None = None
+    language: LanguageText | None = None
     context: Text | None = None
 
     @model_validator(mode="after")

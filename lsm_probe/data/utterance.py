@@ -19,7 +19,7 @@ class Utterance:
         audio: the sound file; None where the text has yet to be spoken.
         start: where the utterance begins in `audio`, seconds.
         duration: its length, seconds; None reads to the end.
-        language: of the speech, ISO 639-1.
+        language: code of that of the speech, see [`lsm_probe.languages.Language`]; None where it is not known.
         target_language: that `answers["translation"]` is in, by its English name.
         context: further text the question is about.
         answers: task -> right answer; a corpus's own tasks only, transcription is always possible.
@@ -32,7 +32,7 @@ class Utterance:
     audio: Path | None = None
     start: float = 0.0
     duration: float | None = None
-    language: str = "en"
+    language: str | None = "en"
     target_language: str | None = None
     context: str | None = None
     answers: dict[str, str] = field(default_factory=dict)

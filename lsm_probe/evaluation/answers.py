@@ -11,8 +11,11 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lsm_probe.data.corpora.languages import base, code_of
+import regex
+
 from lsm_probe.errors import InputError
+from lsm_probe.evaluation.words import IN_WORD, words
+from lsm_probe.languages import CHINESE_SCRIPTS, Language, require_language
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def capitals(response: str) -> Answer:
     """Words in capital letters. The value are the words as they are, without punctuation; it follows if none of its
     letters is a small one."""
     said = unicodedata.normalize("NFKC", response)
-    return Answer(" ".join(re.findall(r"\w+", said)) or None, said.upper() == said and said.lower() != said)
+    return Answer(" ".join(words(said)) or None, said.upper() == said and said.lower() != said)
 
 
 def label(labels: Sequence[str]) -> Parser:
@@ -65,7 +68,8 @@ def label(labels: Sequence[str]) -> Parser:
 
     The value is the one label that stands in the response as whole words, however often; None if there are none or
     several. Part of a word (`surprised`, `un-joy`, `joy's`) is no label, nor is one right after "not" or "n't". Of
-    overlapping labels the longest counts.
+    overlapping labels the longest counts. In scripts without spaces between words, such as Chinese, a label counts
+    wherever it stands.
 
     Raises:
         InputError: the labels are none, blank or twice the same.
@@ -123,7 +127,7 @@ def language(target: str) -> Parser:
 
     The value is the response. It follows if it is in `target`, by a simple rule; that nothing was added is not checked.
 
-    - Chinese: at least half of the letters are Chinese characters.
+    - Chinese, Cantonese: at least half of the letters are Chinese characters.
     - German, English, Spanish, French: of some 20 function words that only one of the four has, those of `target` are
       the most frequent. None if no word or no single language is the most frequent, as in short responses.
     - Other targets: None.
@@ -131,33 +135,37 @@ def language(target: str) -> Parser:
     A blank response does not follow.
 
     Args:
-        target: ISO 639-1 code or English name.
+        target: in any spelling that [`lsm_probe.languages.find_language`] knows.
+
+    Raises:
+        InputError: there is no such language.
     """
-    code = base(code_of(target))
+    wanted = require_language(target)
 
     def parse(response: str) -> Answer:
         said = response.strip()
-        return Answer(said or None, _is_in(code, unicodedata.normalize("NFKC", said)) if said else False)
+        return Answer(said or None, _is_in(wanted, unicodedata.normalize("NFKC", said)) if said else False)
 
     return parse
 
 
-def _is_in(code: str, said: str) -> bool | None:
+def _is_in(wanted: Language, said: str) -> bool | None:
     letters = [character for character in said if character.isalpha()]
-    if not letters or code not in {"zh", *_FUNCTION_WORDS}:
+    wants_chinese = wanted.script in CHINESE_SCRIPTS
+    if not letters or not (wants_chinese or wanted.code in _FUNCTION_WORDS):
         return None
     chinese = sum(unicodedata.name(letter, "").startswith("CJK UNIFIED") for letter in letters) >= len(letters) / 2
-    if code == "zh" or chinese:
-        return chinese if code == "zh" else False
-    votes = [_LANGUAGE_OF[word] for word in re.findall(r"\w+", said.casefold()) if word in _LANGUAGE_OF]
+    if wants_chinese or chinese:
+        return wants_chinese and chinese
+    votes = [_LANGUAGE_OF[word] for word in words(said.casefold()) if word in _LANGUAGE_OF]
     counts = {language: votes.count(language) for language in _FUNCTION_WORDS}
     first, second = sorted(counts.values(), reverse=True)[:2]
-    return None if first == second else counts[code] == first
+    return None if first == second else counts[wanted.code] == first
 
 
-def _plain(words: str) -> str:
+def _plain(said: str) -> str:
     """Lower case, straight single quotes, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", words).translate(_QUOTES).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", said).translate(_QUOTES).casefold().split())
 
 
 def _names(labels: Sequence[str]) -> dict[str, str]:
@@ -173,8 +181,9 @@ def _either(names: dict[str, str]) -> str:
     return f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})"
 
 
-def _anywhere(names: dict[str, str]) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)(?<!\w-)(?<!\bnot )(?<!n't )(?<!\bnot ')(?<!n't '){_either(names)}(?!-?\w)(?!'\w)")
+def _anywhere(names: dict[str, str]) -> regex.Pattern[str]:
+    whole = rf"(?<!{IN_WORD})(?<!{IN_WORD}-){_either(names)}(?!-?{IN_WORD})(?!'{IN_WORD})"
+    return regex.compile(rf"(?V1)(?<!\bnot )(?<!n't )(?<!\bnot ')(?<!n't '){whole}")
 
 
 _TRUE_FALSE = label(["true", "false"])

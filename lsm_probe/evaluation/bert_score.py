@@ -24,8 +24,8 @@ from lsm_probe.memory import run_in_halves
 from lsm_probe.models.loading import check_folder, identify, pretrained, pretrained_model, resolve_device
 
 NAME = "bert_score"
-_UNLIMITED = 2**31 - 1
-"""Tokens; tokenizers cannot take the 10^30 that transformers writes for it."""
+_MOST_TOKENS = 4096
+"""Of a text, for models without a longest one: attention takes memory that grows with the square of the length."""
 
 
 @dataclass(frozen=True, eq=False)  # a model is its own key
@@ -84,7 +84,7 @@ def bert_score(
         batch_size: samples compared together; halved where memory runs out.
 
     Raises:
-        InputError: no samples, or not one response for each reference.
+        InputError: no samples, not one response for each reference, or the model gives scores that are not finite.
     """
     same_length(references=references, responses=responses)
     pairs = list(zip(references, responses, strict=True))
@@ -95,6 +95,8 @@ def bert_score(
     for first in range(0, len(rows), batch_size):
         batch = rows[first : first + batch_size]
         scores[batch] = run_in_halves(scorer.compare, [pairs[row] for row in batch])
+    if not np.isfinite(scores).all():
+        raise InputError(f"{scorer.identity['model']} gives BERTScores that are not finite: its weights hold NaN")
     precision, recall, _ = 100 * scores.mean(0)
     details = {
         **scorer.identity,
@@ -163,7 +165,7 @@ def _most_tokens(bert: Any) -> int:
     """The longest text that a model has positions for."""
     positions = getattr(bert.config, "max_position_embeddings", None) or -1
     if positions < 0:  # they are relative
-        return _UNLIMITED
+        return _MOST_TOKENS
     # RoBERTa and its kin count from the token after the padding.
     table = getattr(getattr(bert, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)

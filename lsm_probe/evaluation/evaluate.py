@@ -122,6 +122,6 @@ def _row(record: Record, sample: Sample) -> dict[str, Any]:
         row["alternatives"] = list(sample.alternatives)
     if transcript := str(record.arrays["transcript"]):
         row["transcript"] = transcript
-        if sample.text is not None and sample.language in (None, "en"):
-            row["text"] = sample.text
+    if sample.language:
+        row["language"] = sample.language
     return row

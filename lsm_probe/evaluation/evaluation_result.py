@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,10 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsm_probe.bootstrap import interval
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, word_error_rate
-from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score
+from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
+from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, shortened
 from lsm_probe.evaluation.task import Task
 from lsm_probe.probes.result import Curve, ProbeResult, curve, package_versions, rounded
 
@@ -37,8 +37,12 @@ class Reading:
         return {"decoding": "greedy", "max_new_tokens": self.max_new_tokens, "tasks": tasks}
 
 
+_PACKAGES = ("jiwer", "sacrebleu", "whisper-normalizer", "langcodes", "language-data")
+"""That scores depend on."""
+
+
 def _versions() -> dict[str, str]:
-    return package_versions() | {package: version(package) for package in ("jiwer", "sacrebleu", "whisper-normalizer")}
+    return package_versions() | {package: version(package) for package in _PACKAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,31 +90,46 @@ class EvaluationResult(ProbeResult):
         return self._metrics
 
     def scores(self) -> dict[str, dict[str, Score]]:
-        """Task -> name -> score with its interval."""
+        """Task -> name -> score with its interval.
+
+        Warns:
+            UserWarning: a score is undefined.
+        """
         return self._scores
 
     @cached_property
     def _scores(self) -> dict[str, dict[str, Score]]:
-        found = self.metrics()
-        return {
-            task.name: {name: metric.estimate(keys, self.seed) for name, metric in found[task.name].items()}
+        metrics = self.metrics()
+        found = {
+            task.name: {name: metric.estimate(keys, self.seed) for name, metric in metrics[task.name].items()}
             for task, _, keys in self._by_task()
         }
+        for task, scores in found.items():
+            for name, value in scores.items():
+                if reason := value.details.get("undefined"):
+                    warnings.warn(f"{self.name}, task {task}: {name} is undefined: {reason}", stacklevel=2)
+        return found
 
     def following(self) -> Score | None:
-        """The mean over tasks of the share of responses that have the asked-for form; None if no task asks for one."""
+        """The mean over tasks of the share of responses that have the asked-for form; None if no task asks for one.
+
+        Tasks of no response of which the form can be told are left out; details name those that count.
+        """
         weights = self.weights()
-        tasks = [(found[FOLLOWING], self._own(name)) for name, found in self.metrics().items() if FOLLOWING in found]
-        if not tasks:
+        rates = {name: found[FOLLOWING] for name, found in self.metrics().items() if FOLLOWING in found}
+        if not rates:
             return None
-        drawn = _mean_of_known(np.stack([metric.score(weights[:, own] @ metric.counts) for metric, own in tasks]))
-        low, high = interval(drawn[~np.isnan(drawn)]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-        value = float(_mean_of_known(np.array([metric.value for metric, _ in tasks])))
-        return Score(FOLLOWING, value, float(low), float(high), sum(metric.n for metric, _ in tasks))
+        drawn = _mean_of_known(
+            np.stack([rate.score(weights[:, self._own(name)] @ rate.counts) for name, rate in rates.items()])
+        )
+        value = float(_mean_of_known(np.array([rate.value for rate in rates.values()])))
+        details = {"tasks": [name for name, rate in rates.items() if rate.n]}
+        first = next(iter(rates.values()))
+        return estimated(first, value, drawn, sum(rate.n for rate in rates.values()), details)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each task and metric: checkpoint, task, metric, value, ci_low, ci_high, n."""
-        columns = ("value", "ci_low", "ci_high", "n")
+        """A row for each task and metric: checkpoint, task, metric, value, ci_low, ci_high, n and its convention."""
+        columns = ("value", "ci_low", "ci_high", "n", "convention")
         return pd.DataFrame(
             [
                 {"checkpoint": self.name, "task": task, "metric": name, **{c: getattr(found, c) for c in columns}}
@@ -127,6 +146,7 @@ class EvaluationResult(ProbeResult):
                     "metrics": {name: found.to_dict() for name, found in self.scores()[task.name].items()},
                     "empty_responses": sum(not row["response"] for row in rows),
                     "cut_responses": sum(self._cut(row) for row in rows),
+                    "scored_in_part": Predictions(task, rows).shortened,
                     **self._heard(rows, keys),
                 }
                 for task, rows, keys in self._by_task()
@@ -187,11 +207,13 @@ class EvaluationResult(ProbeResult):
         return [i for i, row in enumerate(self.samples) if row["task"] == task]
 
     def _heard(self, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-        """How well a cascade has heard what it answered to, where that is known to be English."""
+        """How well a cascade has heard what it answered to, where that is known."""
         known = [i for i, row in enumerate(rows) if "transcript" in row and "text" in row]
         if not known:
             return {}
-        found = word_error_rate([rows[i]["text"] for i in known], [rows[i]["transcript"] for i in known])
+        texts, transcripts = ([shortened(rows[i][key]) for i in known] for key in ("text", "transcript"))
+        languages = [rows[i].get("language") for i in known]
+        found = word_error_rate(texts, transcripts, languages, ids=[rows[i]["id"] for i in known])
         return {"transcripts": found.estimate([keys[i] for i in known], self.seed).to_dict()}
 
     @classmethod

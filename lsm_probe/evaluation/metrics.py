@@ -2,32 +2,30 @@
 
 All scores are in per cent, as in the paper's tables: WER (may exceed 100), BLEU, accuracy, F1, rates. Since a score
 needs only sums, 1,000 bootstrap resamples of utterances are one matrix product. A score does not depend on the order of
-the samples (its interval does, as the draw does). A share of nothing is NaN.
+the samples (its interval does, as the draw does). A share of nothing is NaN; its details then say why.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any
 
 import jiwer
 import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
-from whisper_normalizer.english import EnglishTextNormalizer
 
 from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
-from lsm_probe.data.corpora.languages import base, code_of
 from lsm_probe.errors import InputError
+from lsm_probe.evaluation.normalisers import ENGLISH, normalise_pair
+from lsm_probe.evaluation.words import words
+from lsm_probe.languages import CHINESE_SCRIPTS, Language, find_language, require_language
 
 Floats = NDArray[np.float64]
-# Languages without spaces between words, of which the tokenizer `13a` makes one word a sentence.
-_UNSPACED = {"ja", "km", "lo", "my", "th"}
 _EDITS = ("substitute", "delete", "insert")
 
 
@@ -37,7 +35,7 @@ class Score:
 
     Attributes:
         n: the samples it speaks of.
-        details: counts and conventions behind it, ready for JSON.
+        details: counts and conventions behind it, ready for JSON; `undefined` says why there is no value.
     """
 
     name: str
@@ -46,6 +44,19 @@ class Score:
     ci_high: float
     n: int
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def convention(self) -> str:
+        """What was counted and after which normaliser, or BLEU's tokenizer; empty for metrics that have no choice."""
+        units = [unit for unit in ("words", "characters") if unit in self.details]
+        if normalisers := self.details.get("normalisers"):
+            return f"{' and '.join(units)}, {' and '.join(normalisers)}"
+        return f"tokenizer {self.details['tokenizer']}" if "tokenizer" in self.details else ""
+
+    @property
+    def shown(self) -> str:
+        """The value as tables show it."""
+        return "undefined" if math.isnan(self.value) else f"{self.value:.1f}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: six decimals; NaN, undefined, becomes None."""
@@ -62,6 +73,7 @@ class Metric:
         score: sums over samples, `[..., k]` -> per cent, `[...]`.
         n: the samples the score speaks of; at most all.
         details: see [`Score`].
+        undefined_if: when the score is NaN, in words.
     """
 
     name: str
@@ -69,6 +81,7 @@ class Metric:
     score: Callable[[Floats], Floats]
     n: int
     details: dict[str, Any] = field(default_factory=dict)
+    undefined_if: str = "there is nothing to count"
 
     @property
     def value(self) -> float:
@@ -88,9 +101,8 @@ class Metric:
         return self.score(cluster_weights(number_clusters(utterances), seed) @ self.counts)
 
     def estimate(self, utterances: Sequence[str], seed: int = 0) -> Score:
-        """The score with its interval; see [`resampled`]."""
-        low, high = interval(self.resampled(utterances, seed))
-        return Score(self.name, self.value, float(low), float(high), self.n, self.details)
+        """The score with its interval; see [`resampled`]. Resamples without a score are left out and counted."""
+        return estimated(self, self.value, self.resampled(utterances, seed), self.n, self.details)
 
 
 def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: int = 0) -> Score:
@@ -104,44 +116,89 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: i
     if first.name != second.name:
         raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
     same_length(first=first.counts, second=second.counts)
-    low, high = interval(second.resampled(utterances, seed) - first.resampled(utterances, seed))
+    drawn = second.resampled(utterances, seed) - first.resampled(utterances, seed)
     details = {"first": _or_none(first.value), "second": _or_none(second.value)}
-    return Score(first.name, second.value - first.value, float(low), float(high), min(first.n, second.n), details)
+    return estimated(first, second.value - first.value, drawn, min(first.n, second.n), details)
 
 
-def word_error_rate(references: Sequence[str], responses: Sequence[str], *, macro: bool = False) -> Metric:
-    """Word error rate of English, after Whisper's English normaliser (Radford et al. 2022, appendix C).
+def word_error_rate(
+    references: Sequence[str],
+    responses: Sequence[str],
+    languages: Sequence[str | None] | None = None,
+    *,
+    macro: bool = False,
+    ids: Sequence[str] | None = None,
+) -> Metric:
+    """Word error rate after Whisper's normalisers (Radford et al. 2022, appendix C), by the language of each sample.
 
     Of the corpus: sum of errors / sum of words of the references. A reference without words (also "um" or "[noise]",
-    which the normaliser drops) adds the words heard in it as insertions, as in jiwer; details tell how many there are.
-    The normaliser makes "Smith is" of "Smith's", one word of "one two three" (123), and drops what stands in brackets.
+    which the English normaliser drops) adds the words heard in it as insertions, as in jiwer; details tell how many
+    there are. In languages without spaces between words (Chinese, Japanese, Thai, ...) characters (grapheme clusters)
+    are counted instead of words, as Whisper's authors do. Details hold the normalisers and the units.
+
+    The English normaliser makes "Smith is" of "Smith's" and one word of "one two three" (123); the basic one, for all
+    other languages, keeps all marks, save the vowel points of Arabic and Hebrew. Both drop what stands in brackets.
 
     Args:
+        languages: of each reference, in any spelling that [`lsm_probe.languages.find_language`] knows. Texts of None
+            are taken for English if most letters are Latin ones, and else go through the basic normaliser.
         macro: the mean of the samples' own rates instead; references without words are left out.
+        ids: how warnings name the samples; by default by number, from 0.
 
     Raises:
-        InputError: no samples, or not one response for each reference.
+        InputError: no samples, not one response or language for each reference, or a language that does not exist.
+
+    Warns:
+        UserWarning: references that are not in Latin script have no language, or English; references with letters
+            that English lacks have no language; or the English normaliser failed and the basic one took its place.
     """
-    normalise = _english_normaliser()
-    return _word_errors([normalise(text) for text in references], [normalise(text) for text in responses], macro)
+    same_length(references=references, responses=responses)
+    languages = [None] * len(references) if languages is None else languages
+    ids = [f"number {i} (from 0)" for i in range(len(references))] if ids is None else ids
+    same_length(references=references, languages=languages, ids=ids)
+    known = [find_language(one, f"sample {name}: language ") for one, name in zip(languages, ids, strict=True)]
+    pairs = [normalise_pair(*pair) for pair in zip(references, responses, known, strict=True)]
+    _warn(
+        "have references that are not in Latin script, while their `language` is English or not given: they went "
+        "through Whisper's basic normaliser; write their `language` into the manifest",
+        [name for name, pair in zip(ids, pairs, strict=True) if pair.misfit],
+    )
+    _warn(
+        "hold what Whisper's English normaliser cannot read, such as a number of thousands of digits: they went "
+        "through its basic normaliser",
+        [name for name, pair in zip(ids, pairs, strict=True) if pair.failed],
+    )
+    assumed = [one is None and pair.normaliser.name == ENGLISH for one, pair in zip(known, pairs, strict=True)]
+    accented = [any(map(_is_accented, reference)) for reference in references]
+    _warn(
+        "name no `language` and have references with letters that English lacks, such as ä and ñ: they were scored as "
+        "English, which does not tell ä from a; write their `language` into the manifest",
+        [name for name, *both in zip(ids, assumed, accented, strict=True) if all(both)],
+    )
+    units = [pair.normaliser.unit for pair in pairs]
+    found = _word_errors([pair.reference for pair in pairs], [pair.response for pair in pairs], macro, units)
+    found.details["normalisers"] = dict(Counter(pair.normaliser.name for pair in pairs))
+    found.details["assumed_english"] = sum(assumed)
+    return found
 
 
 def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> Metric:
     """BLEU of the corpus (Papineni et al. 2002), exactly `sacrebleu.corpus_bleu`; one reference a sample.
 
-    The paper does not name its tokenizer: "zh" for Chinese, "13a" for all else. The signature is among the details.
+    The paper does not name its tokenizer. Here it is "zh" for Chinese and Cantonese, "char" (each character is a token)
+    for other languages without spaces between words, such as Japanese and Thai, and "13a" for all else. Tokenizer and
+    signature are among the details. Published scores of Japanese and Korean mostly use "ja-mecab" and "ko-mecab", which
+    need dictionaries that are not installed here: they do not compare.
 
     Args:
-        language: of the references, ISO 639-1 code or English name.
+        language: of the references, in any spelling that [`lsm_probe.languages.find_language`] knows.
 
     Raises:
-        InputError: no samples, not one response for each reference, or a language that "13a" cannot split into words.
+        InputError: no samples, not one response for each reference, or a language that does not exist.
     """
     same_length(references=references, responses=responses)
-    code = base(code_of(language))
-    if code in _UNSPACED:
-        raise InputError(f"BLEU of language {language!r} needs a tokenizer that is not here; leave these samples out")
-    scorer = sacrebleu.BLEU(tokenize="zh" if code == "zh" else "13a")
+    tokenizer = _bleu_tokenizer(require_language(language))
+    scorer = sacrebleu.BLEU(tokenize=tokenizer)
     found = [scorer.corpus_score([said], [[meant]]) for meant, said in zip(references, responses, strict=True)]
     counts = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in found], dtype=np.float64)
     smoothing = scorer.smooth_method
@@ -156,6 +213,7 @@ def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> 
 
     whole = counts.sum(0)
     details = {
+        "tokenizer": tokenizer,
         "signature": str(scorer.get_signature()),
         "response_tokens": int(whole[0]),
         "reference_tokens": int(whole[1]),
@@ -228,8 +286,8 @@ def f1(
 def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[str]) -> Metric:
     """Share of responses that hold any of their reference answers as whole words in a row (LLaMA-Omni2's accuracy).
 
-    Compared without case, punctuation and articles (a, an, the), as SQuAD does; for languages with spaces. An answer
-    without words is in no response.
+    Compared without case, punctuation and articles (a, an, the), as SQuAD does. Of scripts without spaces each
+    character is a word. An answer without words is in no response.
 
     Args:
         references: for each sample, its right answers.
@@ -242,8 +300,8 @@ def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[st
         if isinstance(answers, str) or not answers:
             raise InputError(f"the answers of sample {i} (from 0) are {answers!r}; give a list of one or more")
     held = [
-        any(_contains(_content(said), _content(answer)) for answer in answers)
-        for answers, said in zip(references, responses, strict=True)
+        any(answer and answer in said for answer in map(_content, answers))
+        for answers, said in zip(references, map(_content, responses), strict=True)
     ]
     return _share("answer_contained", held)
 
@@ -258,7 +316,14 @@ def following_rate(follows: Sequence[bool | None]) -> Metric:
     counts = np.array([[bool(follow), follow is not None] for follow in follows], dtype=np.float64)
     known = int(counts[:, 1].sum())
     details = {"unknown": len(follows) - known}
-    return Metric("following_rate", counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), known, details)
+    return Metric(
+        "following_rate",
+        counts,
+        lambda sums: _ratio(sums[..., 0], sums[..., 1]),
+        known,
+        details,
+        undefined_if="of no response can it be told whether it has the asked-for form",
+    )
 
 
 def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
@@ -271,33 +336,52 @@ def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
         InputError: no samples, or not one response for each of the others.
     """
     same_length(others=others, responses=responses)
-    theirs, ours = ([" ".join(_words(text)) for text in texts] for texts in (others, responses))
+    theirs, ours = ([" ".join(words(text)).casefold() for text in texts] for texts in (others, responses))
     rate = _word_errors(theirs, ours, macro=False).value
     same = [one == other for one, other in zip(theirs, ours, strict=True)]
     blank = sum(not one and not other for one, other in zip(theirs, ours, strict=True))
     return _share("agreement", same, both_empty=blank, word_error_rate=_or_none(rate))
 
 
-def _word_errors(references: Sequence[str], responses: Sequence[str], macro: bool) -> Metric:
-    """Of normalised texts."""
+def _bleu_tokenizer(language: Language) -> str:
+    if language.script in CHINESE_SCRIPTS:
+        return "zh"
+    return "13a" if language.is_spaced else "char"
+
+
+def _is_accented(character: str) -> bool:
+    return character.isalpha() and not character.isascii()
+
+
+def _warn(kind: str, names: Sequence[str]) -> None:
+    if names:
+        warnings.warn(f"{len(names)} samples (first: {names[0]}) {kind}", stacklevel=3)
+
+
+def _word_errors(
+    references: Sequence[str], responses: Sequence[str], macro: bool, units: Sequence[str] | None = None
+) -> Metric:
+    """Of normalised texts, whose units, by default words, are separated by spaces."""
     same_length(references=references, responses=responses)
     found = jiwer.process_words(list(references), list(responses))
     edits = np.array([[_length(chunks, kind) for kind in _EDITS] for chunks in found.alignments], dtype=np.float64)
-    words = np.array([len(reference) for reference in found.references], dtype=np.float64)
+    length = np.array([len(reference) for reference in found.references], dtype=np.float64)
+    of_unit = np.array(["word"] * len(length) if units is None else units)
     totals = edits.sum(0).astype(int).tolist()
     details = {
         **dict(zip(("substitutions", "deletions", "insertions"), totals, strict=True)),
-        "words": int(words.sum()),
-        "empty_references": int((words == 0).sum()),
-        "insertions_in_empty_references": int(edits[words == 0].sum()),
+        **{f"{unit}s": int(length[of_unit == unit].sum()) for unit in sorted(set(of_unit.tolist()))},
+        "empty_references": int((length == 0).sum()),
+        "insertions_in_empty_references": int(edits[length == 0].sum()),
     }
     if macro:
-        counts = np.stack([_ratio(edits.sum(1), words) / 100, words > 0], axis=1)
-        counts[words == 0] = 0
+        counts = np.stack([_ratio(edits.sum(1), length) / 100, length > 0], axis=1)
+        counts[length == 0] = 0
     else:
-        counts = np.stack([edits.sum(1), words], axis=1)
-    name, n = ("word_error_rate_macro", int((words > 0).sum())) if macro else ("word_error_rate", len(words))
-    return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), n, details)
+        counts = np.stack([edits.sum(1), length], axis=1)
+    name, n = ("word_error_rate_macro", int((length > 0).sum())) if macro else ("word_error_rate", len(length))
+    undefined_if = "no reference holds a word"
+    return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), n, details, undefined_if)
 
 
 def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
@@ -317,22 +401,25 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
         return np.where(whole > 0, 100 * part / whole, np.nan)
 
 
+def estimated(metric: Metric, value: float, drawn: Floats, n: int, details: dict[str, Any]) -> Score:
+    """A value of a metric with its interval over the resamples that have one."""
+    known = drawn[~np.isnan(drawn)]
+    low, high = interval(known) if known.size else (math.nan, math.nan)
+    if known.size < drawn.size:
+        details = {**details, "undefined_resamples": drawn.size - known.size}
+    if math.isnan(value):
+        details = {**details, "undefined": metric.undefined_if}
+    return Score(metric.name, value, float(low), float(high), n, details)
+
+
 def _or_none(value: float) -> float | None:
     """For JSON, which has no NaN."""
     return None if math.isnan(value) else value
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def _content(text: str) -> list[str]:
-    return [word for word in _words(text) if word not in ("a", "an", "the")]
-
-
-def _contains(words: list[str], part: list[str]) -> bool:
-    starts = range(len(words) - len(part) + 1)
-    return bool(part) and any(words[start : start + len(part)] == part for start in starts)
+def _content(text: str) -> str:
+    """The words, each between spaces."""
+    return "".join(f" {word} " for word in map(str.casefold, words(text)) if word not in ("a", "an", "the"))
 
 
 def same_length(**lists: Any) -> None:
@@ -342,8 +429,3 @@ def same_length(**lists: Any) -> None:
         raise InputError(f"{told} cannot be paired; give one each")
     if 0 in lengths.values():
         raise InputError("there are no samples to score; give one or more")
-
-
-@cache
-def _english_normaliser() -> EnglishTextNormalizer:
-    return EnglishTextNormalizer()

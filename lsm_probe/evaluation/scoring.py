@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any
+
+import regex
 
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
@@ -16,6 +19,10 @@ from lsm_probe.evaluation.metrics import Metric
 from lsm_probe.evaluation.task import Task
 
 FOLLOWING = "following_rate"
+MOST_CHARACTERS = 100_000
+"""Of a text that is scored; two hours of speech. Ten times as many would take minutes in some metrics."""
+_MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+"""More combining marks than any letter of a text has (Unicode Standard Annex 15); sorting them takes quadratic time."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class Predictions:
 
     Attributes:
         task: the task.
-        rows: of `samples.jsonl`: `reference` (and perhaps `alternatives`) and `response` of each sample.
+        rows: of `samples.jsonl`: `id`, `reference` (and perhaps `alternatives` and `language`) and `response` of each
+            sample.
     """
 
     task: Task
@@ -32,11 +40,26 @@ class Predictions:
 
     @cached_property
     def references(self) -> list[str]:
-        return [row["reference"] for row in self.rows]
+        return [shortened(row["reference"]) for row in self.rows]
 
     @cached_property
     def responses(self) -> list[str]:
-        return [row["response"] for row in self.rows]
+        return [shortened(row["response"]) for row in self.rows]
+
+    @cached_property
+    def languages(self) -> list[str | None]:
+        """Of references and responses: the task's language, or else that of each sample's speech."""
+        return [self.task.language or row.get("language") for row in self.rows]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [row.get("id", f"number {i} (from 0)") for i, row in enumerate(self.rows)]
+
+    @cached_property
+    def shortened(self) -> list[str]:
+        """Ids of the samples whose reference or response is only scored in part; see [`shortened`]."""
+        scored = zip(self.ids, self.rows, self.references, self.responses, strict=True)
+        return [name for name, row, *texts in scored if texts != [row["reference"], row["response"]]]
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -54,6 +77,11 @@ class Predictions:
         """What the responses say, if they have the asked-for form: a model that only repeats the speech names the
         right label often enough, and has not done what it was told."""
         return [answer.value if answer.follows else None for answer in self.answers]
+
+
+def shortened(text: str) -> str:
+    """The part of a text that is scored: no more than 30 combining marks in a row, and 100,000 characters."""
+    return _MANY_MARKS.sub(r"\1", text)[:MOST_CHARACTERS]
 
 
 def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
@@ -75,21 +103,38 @@ def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
         for sample in own:
             if sample.target is not None and parse(sample.target).value is None:
                 raise InputError(f"sample {sample.id}: its target {sample.target!r} is no answer to its task; mend it")
-        target = own[0].target or ""
-        score(Predictions(task, [{"reference": target, "response": target}]))  # do its metrics work at all?
+        first = own[0]
+        row = {"id": first.id, "language": first.language, "reference": first.target or "", "response": ""}
+        with warnings.catch_warnings(action="ignore"):  # what is said of a sample is said when all are scored
+            score(Predictions(task, [row | {"response": row["reference"]}]))  # do its metrics work at all?
 
 
 def score(predictions: Predictions) -> dict[str, Metric]:
     """All metrics of a task by name, in its order, and the share of responses that have the asked-for form.
 
     Raises:
-        InputError: the model of a metric cannot be had.
+        InputError: the model of a metric cannot be had, or a sample's language does not exist.
+
+    Warns:
+        UserWarning: texts are so long that only a part of them is scored; and as the metrics warn.
     """
     task = predictions.task
+    if names := predictions.shortened:
+        warnings.warn(
+            f"task {task.name}: of {len(names)} samples (first: {names[0]}) a text is too long to be scored whole: the "
+            f"first {MOST_CHARACTERS:,} characters count, and of combining marks 30 in a row",
+            stacklevel=2,
+        )
     found: dict[str, Metric] = {name: replace(_METRICS[name](predictions), name=name) for name in task.metrics}
     if task.has_form:
         found[FOLLOWING] = metrics.following_rate([answer.follows for answer in predictions.answers])
     return found
+
+
+def _word_error_rate(predictions: Predictions, *, macro: bool) -> Metric:
+    return metrics.word_error_rate(
+        predictions.references, predictions.responses, predictions.languages, macro=macro, ids=predictions.ids
+    )
 
 
 def _bleu(predictions: Predictions) -> Metric:
@@ -124,8 +169,8 @@ def _bert_score(references: tuple[str, ...], responses: tuple[str, ...], scorer:
 
 
 _METRICS: dict[str, Callable[[Predictions], Metric]] = {
-    "word_error_rate": lambda p: metrics.word_error_rate(p.references, p.responses),
-    "word_error_rate_macro": lambda p: metrics.word_error_rate(p.references, p.responses, macro=True),
+    "word_error_rate": lambda p: _word_error_rate(p, macro=False),
+    "word_error_rate_macro": lambda p: _word_error_rate(p, macro=True),
     "bleu": _bleu,
     "accuracy": lambda p: metrics.accuracy(p.meant, p.strict),
     "accuracy_lenient": lambda p: metrics.accuracy(p.meant, [answer.value for answer in p.answers]),

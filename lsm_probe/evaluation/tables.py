@@ -74,11 +74,22 @@ def metrics_summary(results: Sequence[EvaluationResult]) -> dict[str, Any]:
 def _markdown(results: Sequence[EvaluationResult]) -> str:
     """A row for each checkpoint, a column for each task, as Table 2 of arXiv:2410.03798 has it."""
     tasks = results[0].tasks
-    head = ["checkpoint", *(f"{task.title} ({task.metrics[0]})" for task in tasks), "following_rate", "s per sample"]
+    conventions = [convention_of(results, task.name, task.metrics[0]) for task in tasks]
+    columns = [
+        f"{task.title} ({task.metrics[0]}{': ' if convention else ''}{convention})"
+        for task, convention in zip(tasks, conventions, strict=True)
+    ]
+    head = ["checkpoint", *columns, "following_rate", "s per sample"]
     lines = [head, ["---"] * len(head)]
     for result in results:
         scores, following = result.scores(), result.following()
         values = [scores[task.name][task.metrics[0]] if task.name in scores else None for task in tasks]
-        cells = ["–" if score is None else f"{score.value:.1f}" for score in (*values, following)]
+        cells = ["–" if score is None else score.shown for score in (*values, following)]
         lines.append([result.name, *cells, f"{result.seconds.mean():.2f}"])
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def convention_of(results: Sequence[EvaluationResult], task: str, metric: str) -> str:
+    """What was counted and how texts were normalised or split; see [`Score`]."""
+    scores = [result.scores().get(task, {}).get(metric) for result in results]
+    return next((score.convention for score in scores if score is not None), "")

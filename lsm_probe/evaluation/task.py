@@ -19,6 +19,7 @@ from lsm_probe.data.sample import Sample, Words, one_line, regular_file_bytes
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import answers
 from lsm_probe.evaluation.answers import Parser
+from lsm_probe.languages import require_language
 
 MetricName = Literal[
     "word_error_rate",
@@ -48,7 +49,7 @@ class Task(BaseModel):
         answer: the form of the answer that is asked for; the functions of `evaluation.answers` say what follows it.
         labels: those that may be answered; `pool/task` in the file takes them from an instruction pool.
         number: how many keywords are asked for.
-        language: to translate into; of the references of BLEU.
+        language: of references and responses; what to translate into. Without it that of each sample's speech.
         metrics: the first is the one that the table shows. The share of responses that have the asked-for form comes
             by itself, unless any text will do.
         bert_model: model of `bert_score`, a hub name or a folder.
@@ -81,6 +82,16 @@ class Task(BaseModel):
             return read_pool(pool).only([task]).tasks[0].labels
         except InputError as error:
             raise ValueError(f"are {given!r}: {str(error).removeprefix('--instructions ')}") from error
+
+    @field_validator("language")
+    @classmethod
+    def _language_exists(cls, given: str | None) -> str | None:
+        if given is not None:
+            try:
+                require_language(given)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> Task:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from langcodes import closest_supported_match
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,9 +16,9 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperPro
 
 from lsm_probe import assets
 from lsm_probe.assets.notice import quiet_log
-from lsm_probe.data.corpora.languages import base, code_of
 from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
+from lsm_probe.languages import find_language
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.loading import (
     check_folder,
@@ -30,6 +31,8 @@ from lsm_probe.models.loading import (
 from lsm_probe.models.places import require_folder
 
 BUILTIN = "builtin:whisper"
+_SAME_LANGUAGE = 1
+"""The distance of two codes in CLDR's table that name one language, as `nb` and `no` do; others are further apart."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Transcriber:
 
         Args:
             waveforms: mono at 16 kHz, `[samples]` each, as [`as_waveform`] takes them, of any length.
-            languages: of each, ISO 639-1 code or English name. Of None a multilingual Whisper finds the language
-                itself in the first 30 s, unless its checkpoint is set to one.
+            languages: of each, in any spelling that [`lsm_probe.languages.find_language`] knows. Of None a multilingual
+                Whisper finds the language itself in the first 30 s, unless its checkpoint is set to one.
 
         Returns:
             A text for each, without timestamps.
@@ -85,16 +88,19 @@ class Transcriber:
 
     def _code(self, language: str | None) -> str | None:
         """What `generate` is told of a language; None where it is told nothing."""
-        if language is None:
+        found = find_language(language)
+        if found is None:
             return None
-        code = base(code_of(language))
         settings = self.model.generation_config
         if not settings.is_multilingual:
-            if code != "en":
+            if found.code != "en":
                 raise InputError(f"{self.name} hears English alone, not {language!r}: give a multilingual Whisper")
             return None
-        if f"<|{code}|>" not in settings.lang_to_id:
-            raise InputError(f"{self.name} knows no language {language!r}: give an ISO 639-1 code that it knows")
+        # Some of Whisper's codes are old or wide ones: "jw" for "jv", "no" also for "nb".
+        codes = [token.strip("<|>") for token in settings.lang_to_id]
+        code = closest_supported_match(found.code, codes, max_distance=_SAME_LANGUAGE)
+        if code is None:
+            raise InputError(f"{self.name} knows no language {language!r}: give a Whisper that does")
         return code
 
     def _features(self, waveform: NDArray[np.float32]) -> Tensor:

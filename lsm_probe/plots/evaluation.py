@@ -26,8 +26,10 @@ _SPREAD = 0.6
 def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None) -> Axes:
     """Draws the first metric of each task, a row each, with the 95 % interval of each checkpoint."""
     names = [task.metrics[0] for task in results[0].tasks]
-    titles = [f"{task.title}\n{_described(name)}" for task, name in zip(results[0].tasks, names, strict=True)]
-    ax = _plot(results, titles, [_scores(result, names) for result in results], ax)
+    scores = [_scores(result, names) for result in results]
+    described = [_described(name, score) for name, score in zip(names, scores[0], strict=True)]
+    titles = [f"{task.title}\n{what}" for task, what in zip(results[0].tasks, described, strict=True)]
+    ax = _plot(results, titles, scores, ax)
     ax.set(title="score", xlabel="per cent")
     return ax
 
@@ -64,9 +66,13 @@ def save_evaluation(results: Sequence[EvaluationResult], out: Path) -> None:
     save_figure(evaluation_figure(results), out / "evaluation")
 
 
-def _described(metric: str) -> str:
+def _described(metric: str, score: Score | None) -> str:
     words = metric.replace("_", " ")
-    return f"{words} (less is better)" if metric.startswith("word_error_rate") else words
+    if not metric.startswith("word_error_rate"):
+        return words
+    if score is not None and "words" not in score.details:
+        words = words.replace("word", "character")
+    return f"{words} (less is better)"
 
 
 def _scores(result: EvaluationResult, names: Sequence[str]) -> list[Score | None]:

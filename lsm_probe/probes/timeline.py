@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.languages import find_language
 from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import WindowQFormer
@@ -167,7 +168,8 @@ def _place_words(sample: Sample, waveform: NDArray[np.float32]) -> tuple[list[Wo
     """The words at their times, or why there are none."""
     if sample.text is None:
         return None, "the transcript is not known"
-    if not (sample.language or "en").lower().startswith("en"):
+    language = find_language(sample.language)
+    if language is not None and language.code != "en":
         return None, f"words are placed in English speech alone, and this is {sample.language!r}"
     letters = [character for character in sample.text if character.isalpha()]
     if 2 * sum(letter.isascii() for letter in letters) < len(letters):  # where `language` says nothing

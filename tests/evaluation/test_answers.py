@@ -5,7 +5,7 @@ import pytest
 from lsm_probe.data.answers import keywords_answer, label_answer
 from lsm_probe.data.corpora.labels import labels_of
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.answers import Answer, keywords, label, language, text, true_false
+from lsm_probe.evaluation.answers import Answer, capitals, keywords, label, language, text, true_false
 
 EMOTIONS = ["neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust"]
 KEYWORDS = ["bedroom", "brightness", "decrease", "increase", "kitchen", "living room", "turn off", "turn on"]
@@ -189,6 +189,25 @@ def test_a_translation_follows_in_its_own_language_alone(code):
 
 def test_a_language_goes_by_code_or_name():
     assert language("Chinese")(TARGETS["zh"]) == language("zh-CN")(TARGETS["zh"]) == Answer(TARGETS["zh"], True)
+
+
+@pytest.mark.parametrize("spelling", ["zh_CN", "cmn", "yue", "Mandarin", "ZH"])
+def test_a_language_goes_by_any_spelling(spelling):
+    assert language(spelling)(TARGETS["zh"]) == Answer(TARGETS["zh"], True)
+    assert language(spelling)(TARGETS["de"]).follows is False
+
+
+def test_vowel_signs_belong_to_words():
+    assert label(["हिन्द", "दुख"])("हिन्दी") == Answer(None, False)
+    assert label(["खुशी", "दुख"])("यह खुशी है।") == Answer("खुशी", False)
+    assert keywords(["दिल", "घर"], 2)("दिल्ली, घर") == Answer(frozenset({"घर"}), False)
+    assert capitals("ये KITCHEN है").value == "ये KITCHEN है"
+
+
+def test_a_label_is_found_in_a_script_without_spaces():
+    assert label(["快乐", "悲伤"])("我觉得快乐。") == Answer("快乐", False)
+    assert label(["สุข", "เศร้า"])("ฉันมีความสุขมาก") == Answer("สุข", False)
+    assert label(["kitchen"])("在kitchen里") == Answer("kitchen", False)
 
 
 def test_half_chinese_is_chinese_and_less_is_not():

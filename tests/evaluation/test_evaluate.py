@@ -233,15 +233,22 @@ def test_two_checkpoints_in_one_folder(tiny_lsm_folder, tiny_llm_folder, samples
     assert pair["speed_ratio"]["mean"] == pytest.approx(results[0].seconds.sum() / results[1].seconds.sum(), abs=1e-6)
 
 
-def test_a_metric_that_cannot_be_had_is_told_before_anything_is_answered(tiny_lsm, samples, monkeypatch):
+def test_a_metric_that_cannot_be_had_is_told_before_anything_is_answered(
+    tiny_lsm, tiny_bert_folder, samples, monkeypatch
+):
     monkeypatch.setattr(tiny_lsm, "generate", lambda *a, **k: pytest.fail("answered"))
-    japanese = Task(name="said", title="Said", answer="translation", language="ja", metrics=("bleu",))
-    with pytest.raises(InputError, match="BLEU of language 'ja' needs a tokenizer that is not here"):
-        lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[japanese], max_new_tokens=2)
+    compared = Task(name="said", title="Said", metrics=("bert_score",), bert_layer=99)
+    compared = compared.model_copy(update={"bert_model": str(tiny_bert_folder)})
+    with pytest.raises(InputError, match="no layer 99"):
+        lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[compared], max_new_tokens=2)
 
 
-@pytest.mark.filterwarnings("error")
-def test_where_no_form_can_be_told_the_mean_is_undefined_without_a_warning(tiny_lsm, samples):
+def test_a_rate_that_is_undefined_is_null_and_a_warning_says_why(tiny_lsm, samples):
     latin = Task(name="said", title="Said", answer="translation", language="it", metrics=("bleu",))
     result = lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[latin], max_new_tokens=2)
-    assert result.summary()["following_rate"]["value"] is None
+    why = "of no response can it be told whether it has the asked-for form"
+    with pytest.warns(UserWarning, match=f"task said: following_rate is undefined: {why}"):
+        summary = result.summary()
+    for found in (summary["following_rate"], summary["tasks"]["said"]["metrics"]["following_rate"]):
+        assert found["value"] is None
+        assert found["details"]["undefined"] == why

@@ -58,6 +58,8 @@ def test_word_error_rate_by_hand():
         "words": 5,
         "empty_references": 0,
         "insertions_in_empty_references": 0,
+        "normalisers": {"whisper-english": 2},
+        "assumed_english": 2,
     }
     assert word_error_rate(["The cat sat.", "go away"], ["the dog sat down", "Go!"], macro=True).value == pytest.approx(
         100 * (2 / 3 + 1 / 2) / 2
@@ -87,7 +89,17 @@ def test_empty_references_are_counted_not_scored_as_all_wrong():
 def test_without_any_reference_word_the_rate_is_undefined():
     rate = word_error_rate(["", "um"], ["", "yes"])
     assert math.isnan(rate.value)
-    assert rate.estimate(["a", "b"]).to_dict()["value"] is None
+    score = rate.estimate(["a", "b"])
+    assert score.to_dict()["value"] is None
+    assert score.details["undefined"] == "no reference holds a word"
+    assert score.shown == "undefined"
+
+
+def test_resamples_without_a_score_are_left_out_of_the_interval_and_counted():
+    score = following_rate([True, None, None]).estimate(["a", "b", "c"])
+    assert (score.value, score.ci_low, score.ci_high) == (100, 100, 100)
+    # a resample misses the one utterance that counts with probability (2/3)^3
+    assert score.details["undefined_resamples"] == pytest.approx(RESAMPLES * 8 / 27, rel=0.2)
 
 
 def test_silent_model_has_all_words_deleted():
@@ -123,9 +135,33 @@ def test_bleu_by_hand():
     assert bleu(["a b c d e g h"], ["a b c d e f"], "en").value == pytest.approx(expected)
 
 
-def test_bleu_refuses_a_language_that_it_cannot_split():
-    with pytest.raises(InputError, match="Japanese"):
-        bleu(["今日は"], ["今日は"], "Japanese")
+@pytest.mark.parametrize(
+    ("spellings", "text", "tokenizer"),
+    [
+        ("zh zh_CN zh-TW ZH cmn Mandarin chinese zho_Hant yue Cantonese 中文", "他今天去了学校。", "zh"),
+        ("ja ja_jp Japanese jpn 日本語", "今日は雨が降ります。", "char"),
+        ("th Thai tha th-TH", "ผมชอบกินข้าว", "char"),
+        ("lo Khmer my", "ខ្ញុំចូលចិត្តបាយ", "char"),
+        ("hi ko ar DE_de deutsch zh-Latn", "मैं किताब पढ़ता हूँ", "13a"),
+    ],
+)
+def test_bleu_takes_a_language_in_any_spelling(spellings, text, tokenizer):
+    for spelling in spellings.split():
+        found = bleu([text], [text], spelling)
+        assert (found.value, found.details["tokenizer"]) == (pytest.approx(100), tokenizer), spelling
+        assert f"tok:{tokenizer}|" in found.details["signature"]
+
+
+def test_bleu_of_japanese_counts_characters():
+    # 今日は雨です / 今日は雪です: 5 of 6 characters, 3 of 5 pairs, 1 of 4 triples, 0 of 3 (smoothed to 1/2)
+    expected = 100 * (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** 0.25
+    assert bleu(["今日は雨です"], ["今日は雪です"], "ja").value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("language", ["xx", "jp", "und", "gb", "pirate"])
+def test_bleu_refuses_what_names_no_language(language):
+    with pytest.raises(InputError, match=f"'{language}' .*write"):
+        bleu(["a"], ["a"], language)
 
 
 def test_accuracy_counts_nothing_read_as_wrong():
@@ -177,6 +213,10 @@ def test_f1_refuses_what_is_no_label():
         (["rome", "1969"], "In (1969).", True),
         (["café"], "cafe\u0301", True),
         (["!", "the"], "the !", False),
+        (["巴黎"], "答案是巴黎。", True),
+        (["巴黎"], "巴士去黎明", False),
+        (["दिल"], "दिल्ली", False),
+        (["दिल्ली"], "यह दिल्ली है।", True),
         (["Paris"], "", False),
     ],
 )
@@ -201,6 +241,11 @@ def test_agreement_ignores_case_and_punctuation_but_not_brackets():
     assert found.value == 50
     assert found.details == {"both_empty": 1, "word_error_rate": pytest.approx(100 * 2 / 6)}
     assert agreement([""], [""]).details["word_error_rate"] is None
+
+
+def test_agreement_tells_vowel_signs_apart_and_counts_chinese_by_character():
+    assert agreement(["किताब"], ["कितब"]).value == 0
+    assert agreement(["他去学校。"], ["她去学校"]).details["word_error_rate"] == pytest.approx(25)
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))

@@ -127,6 +127,8 @@ def test_a_language_is_told_by_code_or_name_and_found_where_it_is_not_told(trans
     assert transcriber.transcribe(clips, ["English", "de", "zh-CN"]) == [
         told[code][i] for i, code in enumerate(LANGUAGES)
     ]
+    for spelling in ("zh_CN", "cmn", "Mandarin", "ZH"):
+        assert transcriber.transcribe(clips[:1], [spelling]) == told["zh"][:1]
     features = [transcriber.processor.feature_extractor(clip, sampling_rate=RATE).input_features[0] for clip in clips]
     ids = transcriber.model.detect_language(torch.tensor(np.stack(features))).tolist()
     code_of = {i: name.strip("<|>") for name, i in transcriber.model.generation_config.lang_to_id.items()}

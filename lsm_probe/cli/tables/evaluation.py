@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.markup import escape
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
-from lsm_probe.evaluation.tables import agreements, reference_llm, speeds
+from lsm_probe.evaluation.tables import agreements, convention_of, reference_llm, speeds
 
 _BESIDE = 3
 """Most checkpoints whose intervals stand beside the values, not below."""
@@ -28,7 +29,9 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
     between = " " if len(results) <= _BESIDE else "\n"
 
     def cell(score: Score | None) -> str:
-        return "–" if score is None else f"{score.value:.1f}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
+        if score is None or math.isnan(score.value):
+            return "–" if score is None else score.shown
+        return f"{score.shown}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
 
     for result in results:
         table.add_column(escape(result.name), justify="right", overflow="fold")
@@ -38,7 +41,9 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
         for i, name in enumerate(names):
             cells = [cell(scores.get(name)) for scores in found]
             strict = "*" if task.has_form and name in ("accuracy", "f1_micro", "f1_macro") else ""
-            table.add_row(escape(task.title) if i == 0 else "", f"{name}{strict}", *cells)
+            convention = convention_of(results, task.name, name)
+            metric = f"{name}{strict}" + (f"\n  {convention}" if convention else "")
+            table.add_row(escape(task.title) if i == 0 else "", metric, *cells)
         if alike and llm is not None:
             table.add_row("", "agreement", *(cell(alike.get(r.name, {}).get(task.name)) for r in results))
         table.add_section()
@@ -57,8 +62,9 @@ def evaluation_note(result: EvaluationResult) -> str:
     empty = sum(task["empty_responses"] for task in summary)
     cut = sum(task["cut_responses"] for task in summary)
     heard = [task["transcripts"] for task in summary if "transcripts" in task]
-    words = sum(found["details"]["words"] for found in heard)
-    wrong = sum(found["value"] * found["details"]["words"] for found in heard)
-    transcripts = f"; transcripts: {wrong / words:.1f} % word errors" if words else ""
+    units = sum(found["details"].get(unit, 0) for found in heard for unit in ("words", "characters"))
+    wrong = sum(found["details"][edit] for found in heard for edit in ("substitutions", "deletions", "insertions"))
+    unit = "/".join(unit for unit in ("word", "character") if any(f"{unit}s" in found["details"] for found in heard))
+    transcripts = f"; transcripts: {100 * wrong / units:.1f} % {unit} errors" if units else ""
     most = result.conventions.max_new_tokens
     return f"{empty} responses empty, {cut} as long as they may be ({most} tokens){transcripts}"

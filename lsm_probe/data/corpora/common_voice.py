@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lsm_probe.data.corpora.languages import base
 from lsm_probe.data.corpora.tables import TABS, Wanted, inside, rows_of
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.languages import require_language
 
 _PARTS = ("train", "dev", "test", "validated", "other", "invalidated")
 _CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)*")
@@ -21,6 +21,7 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     code = root.resolve().name
     if not _CODE.fullmatch(code):
         raise InputError(f"--root {root} is not named by its language; give the folder 'en' or alike of the release")
+    language = require_language(code, f"--root {root}: ").code
     tables = {part: root / f"{part}.tsv" for part in _PARTS if (root / f"{part}.tsv").exists()}
     if not tables:
         raise InputError(f"{root} holds none of {', '.join(f'{part}.tsv' for part in _PARTS)}; check --root")
@@ -28,4 +29,4 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
         for where, row in rows_of(table, ["path", "sentence"], problems, **TABS) if wanted(part) else ():
             with problems.catching(where):
                 clip = inside(root / "clips", row["path"])
-                yield Utterance(clip.stem, part, row["sentence"], audio=clip, language=base(code))
+                yield Utterance(clip.stem, part, row["sentence"], audio=clip, language=language)

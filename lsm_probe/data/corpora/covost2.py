@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lsm_probe.data.corpora.languages import base, english_name
 from lsm_probe.data.corpora.tables import TABS, Wanted, inside, rows_of
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.languages import require_language
 
 _TABLE = re.compile(r"covost_v2\.([A-Za-z-]+_[A-Za-z-]+)(?:\.(train|dev|test))?\.tsv")
 _DIALECT = TABS | {"escapechar": "\\"}
@@ -40,7 +40,7 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
             rows = _split_rows(pair, parts, problems, wanted)
         else:
             rows = _joined_rows(pair, released, root / "validated.tsv", problems, wanted)
-        language = english_name(target)
+        spoken, written = (require_language(code, f"{root}, pair {pair}: ") for code in (source, target))
         for where, split, row in rows:
             with problems.catching(where):
                 clip, translation = inside(root / "clips", row["path"]), row["translation"]
@@ -51,8 +51,8 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
                     split,
                     row["sentence"],
                     audio=clip,
-                    language=base(source),
-                    target_language=language,
+                    language=spoken.code,
+                    target_language=written.name,
                     answers={"translation": translation},
                 )
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lsm_probe.data.corpora.languages import code_of
 from lsm_probe.data.corpora.tables import Wanted, at, objects_of, parsed
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.languages import find_language
 
 _NAME = re.compile(r"(.*?)(recordings|supervisions|cuts)(.*)\.jsonl(?:\.gz)?")
 _REFUSED = {"command": "is a shell command, which is never run", "url": "is a URL, which is never fetched"}
@@ -54,7 +54,7 @@ class _Cut(BaseModel):
 
 
 def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
-    """An utterance for each supervision; in English where none names its language.
+    """An utterance for each supervision; without a language where the corpus names none.
 
     `librispeech_{recordings,supervisions}_dev.jsonl.gz` are the split "librispeech_dev", and
     `librispeech_cuts_dev.jsonl.gz` is "librispeech_cuts_dev", which may hold the same again.
@@ -142,6 +142,7 @@ def _utterance(split: str, supervision: _Supervision, sound: tuple[Path, int], s
     path, channel = sound
     if supervision.channel not in (channel, [channel]):
         raise InputError(f"is of channel {supervision.channel}, its recording of channel {channel}; mend one of them")
+    language = find_language(supervision.language, "language ")
     return Utterance(
         str(supervision.id),
         split,
@@ -149,5 +150,5 @@ def _utterance(split: str, supervision: _Supervision, sound: tuple[Path, int], s
         audio=path,
         start=round(start + supervision.start, 6),
         duration=supervision.duration,
-        language=code_of(supervision.language or "en"),
+        language=language.code if language else None,
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel
 
-from lsm_probe.data.corpora.languages import base, english_name
 from lsm_probe.data.corpora.tables import Wanted, inside, lines_of, parsed
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.languages import require_language
 
 _PAIR = re.compile(r"([a-z]{2})-([a-z]{2}(?:-[a-z]+)?)")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,7 +44,7 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
 def _part(part: Path, problems: Problems) -> Iterator[Utterance]:
     pair = part.parents[1].name
     source, target = pair.split("-", 1)
-    language = english_name(target)
+    spoken, written = (require_language(code, f"{part}: ") for code in (source, target))
     files = [part / "txt" / f"{part.name}.{ending}" for ending in ("yaml", source, target)]
     lengths = [sum(1 for _ in lines_of(path, blank=True)) for path in files]
     if len(set(lengths)) > 1:
@@ -63,8 +63,8 @@ def _part(part: Path, problems: Problems) -> Iterator[Utterance]:
                 audio=inside(part / "wav", segment.wav),
                 start=segment.offset,
                 duration=segment.duration,
-                language=base(source),
-                target_language=language,
+                language=spoken.code,
+                target_language=written.name,
                 answers={"translation": translation},
             )
 

@@ -20,6 +20,7 @@ from lsm_probe.data.corpora.tables import Wanted, inside, object_in, parsed
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
+from lsm_probe.languages import require_language
 
 Keywords = Callable[[str, str, dict[str, str]], list[str] | None]
 """(text, intent, slot name -> its words) to keywords, or None for an utterance that is not of the task."""
@@ -39,6 +40,7 @@ class _Intent(BaseModel):
 
 
 class _Dataset(BaseModel):
+    language: str = "en"
     intents: dict[str, _Intent]
 
 
@@ -51,7 +53,9 @@ def read_snips(root: Path, problems: Problems, wanted: Wanted, task: str, keywor
     """Every recording that belongs to the task; how many do not is said at the end."""
     if not wanted("all"):
         return
-    queries, others = _queries(root / "dataset.json"), 0
+    dataset = _dataset(root / "dataset.json")
+    language = require_language(dataset.language, f"{root / 'dataset.json'}: language ").code
+    queries, others = _queries(dataset), 0
     metadata = root / "speech_corpus" / "metadata.json"
     for key, values in object_in(metadata).items():
         with problems.catching(f"{metadata}, entry {key!r}"):
@@ -64,7 +68,8 @@ def read_snips(root: Path, problems: Problems, wanted: Wanted, task: str, keywor
             if found is None:
                 others += 1
             else:
-                yield Utterance(key, "all", recording.text, audio=clip, answers={task: keywords_answer(found)})
+                answers = {task: keywords_answer(found)}
+                yield Utterance(key, "all", recording.text, audio=clip, language=language, answers=answers)
     if others:
         warnings.warn(
             f"{others} recordings of {root} are not of task {task!r}: other keywords, or more or fewer than it takes",
@@ -72,13 +77,16 @@ def read_snips(root: Path, problems: Problems, wanted: Wanted, task: str, keywor
         )
 
 
-def _queries(path: Path) -> dict[str, tuple[str, dict[str, str]]]:
-    """Text to (intent, slots)."""
+def _dataset(path: Path) -> _Dataset:
     content: Any = object_in(path)
     try:
-        dataset = parsed(_Dataset, content)
+        return parsed(_Dataset, content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _queries(dataset: _Dataset) -> dict[str, tuple[str, dict[str, str]]]:
+    """Text to (intent, slots)."""
     return {
         "".join(chunk.text for chunk in query.data): (
             name,

@@ -116,9 +116,9 @@ def query(*chunks):
     }
 
 
-def snips(root, intents, recordings):
+def snips(root, intents, recordings, language="en"):
     (root / "speech_corpus").mkdir(parents=True)
-    content = {"language": "en", "entities": {}, "intents": {k: {"utterances": v} for k, v in intents.items()}}
+    content = {"language": language, "entities": {}, "intents": {k: {"utterances": v} for k, v in intents.items()}}
     (root / "dataset.json").write_text(json.dumps(content))
     metadata = {str(i): entry for i, entry in enumerate(recordings)}
     (root / "speech_corpus" / "metadata.json").write_text(json.dumps(metadata))

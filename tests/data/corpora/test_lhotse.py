@@ -31,7 +31,7 @@ def expected(split, audio):
     return [
         Utterance("s0", split, "One.", audio=audio / "r0.wav", start=0.25, duration=0.5),
         Utterance("s1", split, "Two.", audio=audio / "r0.wav", start=1.0, duration=1.0, language="de"),
-        Utterance("s2", split, "Three.", audio=audio / "r1.wav", start=0.0, duration=2.0),
+        Utterance("s2", split, "Three.", audio=audio / "r1.wav", start=0.0, duration=2.0, language=None),
     ]
 
 
