@@ -174,7 +174,7 @@ class EvaluationResult(ProbeResult):
     def agreement(self, other: Self) -> dict[str, Score]:
         """Task -> share of responses that both gave alike; `other` holds the same samples in order."""
         return {
-            task.name: agreement([row["response"] for row in theirs], [row["response"] for row in rows]).estimate(
+            task.name: agreement(Predictions(task, theirs).responses, Predictions(task, rows).responses).estimate(
                 keys, self.seed
             )
             for (task, rows, keys), (_, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,9 +99,9 @@ class TextAbilityResult(ProbeResult):
 
     @cached_property
     def perplexity(self) -> Number | None:
-        """`exp` of nats per token."""
+        """`exp` of nats per token; NaN, with a warning, where that is too large for a float."""
         nats = self.nats
-        return None if nats is None else Number(float(np.exp(nats.value)), np.exp(nats.drawn), nats.n)
+        return None if nats is None else Number(float(_exp(np.asarray(nats.value))), _exp(nats.drawn), nats.n)
 
     @property
     def tokens(self) -> int:
@@ -140,7 +141,7 @@ class TextAbilityResult(ProbeResult):
             above, drawn = other.nats.value - self.nats.value, other.nats.drawn - self.nats.drawn
             found["perplexity"] = {
                 "difference": {"unit": "nats per token", **curve(np.asarray(above), drawn).to_dict()},
-                "ratio": curve(np.exp(np.asarray(above)), np.exp(drawn)).to_dict(),
+                "ratio": curve(_exp(np.asarray(above)), _exp(drawn)).to_dict(),
             }
         return found
 
@@ -210,6 +211,14 @@ def _arranged(numbers: dict[str, Any], subjects: list[str]) -> dict[str, Any]:
     whole = {name: number for name, number in numbers.items() if name not in subjects}
     own = {name: numbers[name] for name in subjects if name in numbers}
     return {**whole, "subjects": own} if numbers else {}
+
+
+def _exp(nats: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        found = np.exp(nats)
+    if np.isinf(found).any():
+        warnings.warn(f"the perplexity of {nats.max():.0f} nats per token is too large: it is left out", stacklevel=3)
+    return np.where(np.isinf(found), np.nan, found)
 
 
 def _ratio(sums: Floats) -> Floats:

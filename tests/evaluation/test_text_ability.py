@@ -167,6 +167,13 @@ def test_differences_are_paired():
     assert before.nats.curve.ci_high - before.nats.curve.ci_low > 1
 
 
+def test_a_perplexity_too_large_for_a_float_is_null_and_told():
+    with pytest.warns(UserWarning, match="the perplexity of 1800 nats per token is too large"):
+        found = made({}, texts=[(9000.0, 5)] * 3).summary()["perplexity"]
+    assert found["nats_per_token"]["mean"] == 1800
+    assert found["perplexity"] == {"mean": None, "ci_low": None, "ci_high": None}
+
+
 def test_other_tokens_are_warned_of():
     before = made({}, texts=[(10.0, 5), (20.0, 8)])
     assert before.warning(made({}, texts=[(11.0, 5), (20.0, 8)])) is None

@@ -139,6 +139,12 @@ LIGHTS = {
 }
 
 
+def test_snips_says_its_language(read, tmp_path):
+    root = snips(tmp_path, LIGHTS, [recording("more light", 0)], language="fr")
+    utterances, _ = read("snips-lights", root)
+    assert [utterance.language for utterance in utterances] == ["fr"]
+
+
 def test_snips_lights(read, tmp_path):
     texts = [
         "turn on the lights in the Living Room",
