@@ -103,10 +103,10 @@ def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
         for sample in own:
             if sample.target is not None and parse(sample.target).value is None:
                 raise InputError(f"sample {sample.id}: its target {sample.target!r} is no answer to its task; mend it")
-        first = own[0]
-        row = {"id": first.id, "language": first.language, "reference": first.target or "", "response": ""}
-        with warnings.catch_warnings(action="ignore"):  # what is said of a sample is said when all are scored
-            score(Predictions(task, [row | {"response": row["reference"]}]))  # do its metrics work at all?
+        target = own[0].target or ""
+        row = {"id": own[0].id, "language": own[0].language, "reference": target, "response": target}
+        with warnings.catch_warnings(action="ignore"):  # warnings come when all samples are scored
+            score(Predictions(task, [row]))  # do its metrics work at all?
 
 
 def score(predictions: Predictions) -> dict[str, Metric]:
