@@ -23,6 +23,7 @@ from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.spread import input_device
+from lsm_probe.models.thinking import Thought, find_thought, opening_of
 
 
 @dataclass
@@ -111,6 +112,11 @@ class Checkpoint:
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def find_thought(self, prompt: Prompt, response: list[int]) -> Thought | None:
+        """The thinking that a response to this prompt begins with; None where there is none."""
+        ended = bool(response) and response[-1] in self.eos_token_ids
+        return find_thought(self.tokenizer, response, opening_of(self.tokenizer, prompt), ended=ended)
 
     def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
         """Saves model and processor (or tokenizer) so that [`load`] takes the folder; all of it appears or nothing.

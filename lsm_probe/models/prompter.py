@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.models.prompts import encode_prompt
+from lsm_probe.models.thinking import has_special_marks, opening_of_template
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Prompter:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     template: str
     identity: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def opening(self) -> str:
+        """What its prompts end with, behind the user's words."""
+        return opening_of_template(self.tokenizer, self.template)
+
+    @cached_property
+    def has_special_marks(self) -> bool:
+        """Whether the marks round its thinking are special tokens, which servers leave out of their answers."""
+        return has_special_marks(self.tokenizer)
 
     def encode(self, instruction: str, transcript: str) -> list[int]:
         """Token ids of the prompt, those that [`Checkpoint.encode`] gives.
