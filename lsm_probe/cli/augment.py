@@ -51,6 +51,9 @@ def augment(
     keep: Annotated[
         str, typer.Option(help="Answers kept: ending in `punctuation`, `finished` by the LLM, or `all`.")
     ] = "punctuation",
+    thinking: Annotated[
+        str, typer.Option(help="Of a reasoning LLM: `drop` its thinking from the targets, or `keep` it there.")
+    ] = "drop",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: Annotated[
@@ -88,7 +91,13 @@ def augment(
         loading={"device": device, "dtype": dtype, "template": template},
         instructions=instructions,
         tasks=task,
-        recipe={"seed": seed, "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "keep": keep},
+        recipe={
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "max_prompt_tokens": max_prompt_tokens,
+            "keep": keep,
+            "thinking": thinking,
+        },
         batch_size=batch_size,
         server=server,
         workers=workers,

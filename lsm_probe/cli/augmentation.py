@@ -24,6 +24,7 @@ from lsm_probe.data.pools import read_pool
 from lsm_probe.data.problems import LEFT_OUT, OnError, Problems
 from lsm_probe.errors import InputError
 from lsm_probe.models.loading import load, load_prompter
+from lsm_probe.models.thinking import UNFINISHED
 
 
 def augment_and_report(
@@ -106,6 +107,13 @@ def _show(report: dict[str, Any], out: Path) -> None:
         console.print(
             f"{report['response_tokens']} answer tokens in {report['seconds']:.0f} s: "
             f"{report['tokens_per_second']:.0f} tokens/s",
+            highlight=False,
+        )
+    if taken := report.get("thinking"):
+        unfinished = report["dropped"].get(UNFINISHED, 0)
+        console.print(
+            f"{taken} answers began with thinking, which is not in the targets; {unfinished} did not get beyond it "
+            "(raise --max-new-tokens)",
             highlight=False,
         )
     if report["left_out"]:

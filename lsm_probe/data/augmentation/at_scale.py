@@ -45,6 +45,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
 from lsm_probe.models.prompter import Prompter
+from lsm_probe.models.thinking import find_thought_in_text, without_special_tokens
 
 if TYPE_CHECKING:
     from datatrove.data import Document
@@ -253,14 +254,19 @@ async def answer(
     job = make_job(llm.encode, number, sample, recipe)
     if not job.generates:
         return job.row_without_generation(recipe)
-    request = {"prompt": job.prompt, "max_tokens": recipe.max_new_tokens, "temperature": 0.0}
+    request: dict[str, Any] = {"prompt": job.prompt, "max_tokens": recipe.max_new_tokens, "temperature": 0.0}
+    if recipe.thinking == "drop" and llm.has_special_marks:
+        request["skip_special_tokens"] = False  # vLLM's and SGLang's; without the marks thinking looks like an answer
     try:
         result = await generate(request)
     except InferenceError as error:
         if "BadRequestError" not in str(error.error):  # datatrove's word for status 400
             raise
         return replace(job, drop_reason=REFUSED).row_without_generation(recipe)
-    return job.row(recipe, result.text.strip(), result.finish_reason, result.usage["completion_tokens"])
+    ended = result.finish_reason == "stop"
+    thought = find_thought_in_text(llm.tokenizer, result.text, llm.opening, ended=ended)
+    said = without_special_tokens(llm.tokenizer, result.text) if "skip_special_tokens" in request else result.text
+    return job.row(recipe, said.strip(), result.finish_reason, result.usage["completion_tokens"], thought)
 
 
 def _row_of(writer: object, document: Document) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
         sample_ids: of all the jobs, in order.
 
     Returns:
-        The report: samples drawn, kept and dropped by task and reason, answer tokens, seconds of generation and
+        The report: samples drawn, kept and dropped by task and reason, of how many answers the thinking was taken off
+        (`thinking`, where there are any), answer tokens, seconds of generation and
         tokens per second (None where no shard tells them), and examples.
 
     Raises:
@@ -86,10 +87,12 @@ def _report(rows: pa.Table, seconds: float) -> dict[str, Any]:
 def _counts(rows: pa.Table) -> dict[str, Any]:
     reasons = Counter(reason for reason in rows["drop_reason"].to_pylist() if reason is not None)
     generated = [tokens for tokens in rows["response_tokens"].to_pylist() if tokens]
+    thinking = len(rows) - rows["thinking"].null_count
     return {
         "samples": len(rows),
         "kept": len(rows) - reasons.total(),
         "dropped": dict(sorted(reasons.items())),
+        **({"thinking": thinking} if thinking else {}),
         "mean_response_tokens": round(fmean(generated), 1) if generated else None,
     }
 

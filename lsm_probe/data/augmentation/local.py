@@ -14,6 +14,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.thinking import find_thought, opening_of_template
 
 BATCH_SIZE = 48
 """Prompts answered together: on one CPU core 1.8 times as fast as 16 (`analyses/performance/generation.json`)."""
@@ -72,7 +73,8 @@ def answer(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> list[
     def run(batch: Sequence[Job]) -> list[dict[str, Any]]:
         prompts = [Prompt(job.prompt, []) for job in batch]
         answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=recipe.max_new_tokens)
-        return [_row(checkpoint, job, ids, recipe) for job, ids in zip(batch, answers, strict=True)]
+        opening = opening_of_template(checkpoint.tokenizer, checkpoint.template)
+        return [_row(checkpoint, job, ids, recipe, opening) for job, ids in zip(batch, answers, strict=True)]
 
     def alone(job: Job, error: RuntimeError) -> dict[str, Any]:
         raise InputError(
@@ -82,6 +84,8 @@ def answer(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> list[
     return run_in_halves(run, jobs, alone)
 
 
-def _row(checkpoint: Checkpoint, job: Job, ids: list[int], recipe: Recipe) -> dict[str, Any]:
-    finish_reason = "stop" if ids and ids[-1] in checkpoint.eos_token_ids else "length"
-    return job.row(recipe, checkpoint.decode(ids), finish_reason, len(ids))
+def _row(checkpoint: Checkpoint, job: Job, ids: list[int], recipe: Recipe, opening: str) -> dict[str, Any]:
+    ended = bool(ids) and ids[-1] in checkpoint.eos_token_ids
+    thought = find_thought(checkpoint.tokenizer, ids, opening, ended=ended)
+    parts = None if thought is None else (thought.text, thought.answer)
+    return job.row(recipe, checkpoint.decode(ids), "stop" if ended else "length", len(ids), parts)

@@ -15,6 +15,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import NoTokens
+from lsm_probe.models.thinking import UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,25 @@ class Job:
     def generates(self) -> bool:
         return self.draw.answer == "llm" and self.drop_reason is None
 
-    def row(self, recipe: Recipe, response: str, finish_reason: str, response_tokens: int) -> dict[str, Any]:
-        """The job with its answer as a row of a shard."""
+    def row(
+        self,
+        recipe: Recipe,
+        response: str,
+        finish_reason: str,
+        response_tokens: int,
+        thought: tuple[str, str | None] | None = None,
+    ) -> dict[str, Any]:
+        """The job with its answer as a row of a shard.
+
+        Args:
+            thought: the thinking that the response begins with and the answer behind it, None if the thinking does not
+                end; None where there is no thinking.
+        """
         sample, draw = self.sample, self.draw
-        reason = self.drop_reason
+        thinking, answer = thought if thought is not None and recipe.thinking == "drop" else (None, response)
+        response, reason = answer or "", self.drop_reason
         if self.generates:
-            reason = recipe.drop_reason(response, finish_reason)
+            reason = UNFINISHED if answer is None else recipe.drop_reason(response, finish_reason)
         return {
             "number": self.number,
             "sample_id": sample.id,
@@ -57,6 +71,7 @@ class Job:
             "instruction_id": draw.instruction_id,
             "instruction": draw.instruction,
             "response": response,
+            "thinking": thinking,
             "finish_reason": finish_reason,
             "prompt_tokens": len(self.prompt),
             "response_tokens": response_tokens,

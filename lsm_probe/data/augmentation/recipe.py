@@ -10,6 +10,7 @@ from lsm_probe.data.pools import Pool, read_pool
 from lsm_probe.errors import InputError
 
 Keep = Literal["punctuation", "finished", "all"]
+Thinking = Literal["drop", "keep"]
 
 POOLS = ("generation", "transcription")
 """The paper's mix: six tasks answered by the LLM and one by the transcript, in equal parts."""
@@ -26,9 +27,11 @@ class Recipe:
         max_prompt_tokens: longest prompt, tokens; samples with a longer one are dropped.
         keep: which answers stay. `punctuation`: those whose last character is punctuation (any script's), as the
             paper filters; `finished`: those that the model ended itself; `all`: those that are not empty.
+        thinking: what becomes of a reasoning model's thinking. `drop`: the target is what follows it, and samples whose
+            thinking does not end are dropped; `keep`: it stays in the target.
 
     Raises:
-        InputError: a length is not positive or `keep` is unknown.
+        InputError: a length is not positive, or `keep` or `thinking` is unknown.
     """
 
     pool: Pool = field(default_factory=lambda: read_pool(*POOLS))
@@ -36,8 +39,11 @@ class Recipe:
     max_new_tokens: int = 225
     max_prompt_tokens: int = 149
     keep: Keep = "punctuation"
+    thinking: Thinking = "drop"
 
     def __post_init__(self) -> None:
+        if self.thinking not in get_args(Thinking):
+            raise InputError(f"--thinking {self.thinking!r} is unknown; choose one of: {', '.join(get_args(Thinking))}")
         if self.keep not in get_args(Keep):
             raise InputError(f"--keep {self.keep!r} is unknown; choose one of: {', '.join(get_args(Keep))}")
         if self.max_new_tokens < 1 or self.max_prompt_tokens < 1:
@@ -45,7 +51,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the output folder's config."""
-        return {**asdict(self), "pool": [task.model_dump(exclude_defaults=True) for task in self.pool.tasks]}
+        values = {**asdict(self), "pool": [task.model_dump(exclude_defaults=True) for task in self.pool.tasks]}
+        if self.thinking == "drop":  # so that folders that were begun before there was a choice can be resumed
+            del values["thinking"]
+        return values
 
     def drop_reason(self, response: str, finish_reason: str) -> str | None:
         """Why an answer is left out of the data, or None.

@@ -26,9 +26,10 @@ SCHEMA = pa.schema(
         ("instruction_id", pa.large_string()),
         ("instruction", pa.large_string()),
         ("response", pa.large_string()),
+        ("thinking", pa.large_string()),  # what a reasoning model wrote before the response; null if nothing
         ("finish_reason", pa.large_string()),  # stop, length or transcript; empty where nothing was generated
         ("prompt_tokens", pa.int32()),
-        ("response_tokens", pa.int32()),  # EOS included
+        ("response_tokens", pa.int32()),  # thinking and EOS included
         ("keep", pa.bool_()),
         ("drop_reason", pa.large_string()),
         ("prompt_sha256", pa.large_string()),  # of the prompt's token ids, first 16 digits
