@@ -42,6 +42,7 @@ def alignment(
     ] = -1,
     perplexity: Annotated[float, typer.Option(help="Of the t-SNE: about how many neighbours place a point.")] = 30.0,
     max_new_tokens: opt.MaxNewTokens = 128,
+    response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
     segment: Annotated[
         str,
@@ -89,6 +90,7 @@ def alignment(
             "instruction": instruction,
             "response": response,
             "max_new_tokens": max_new_tokens,
+            "response_part": response_part,
             "perplexity": perplexity,
             **opt.probing(seed, on_error, batch_size),
         },

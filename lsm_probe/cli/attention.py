@@ -34,6 +34,7 @@ def attention(
     out: opt.Out = None,
     template: opt.Template = None,
     max_new_tokens: opt.MaxNewTokens = 128,
+    response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Store the score of every prompt token too.")] = False,
     heads: Annotated[
@@ -76,6 +77,7 @@ def attention(
             "span": span,
             "response": response,
             "max_new_tokens": max_new_tokens,
+            "response_part": response_part,
             "tokens": tokens,
             "backend": opt.one_of("--backend", backend, "native", "transformer-lens", "nnsight"),
             **opt.probing(seed, on_error, batch_size),

@@ -54,6 +54,13 @@ def evaluate(
     out: opt.Out = None,
     template: opt.Template = None,
     max_new_tokens: opt.MaxNewTokens = 128,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            help="Of responses that begin with thinking, read what comes `after_thinking`, or `all`.  [default: as the "
+            "task says, which is after_thinking unless its file names another]"
+        ),
+    ] = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = "auto",
@@ -76,6 +83,7 @@ def evaluate(
         out,
         cascades=cascade or [],
         whisper=whisper,
+        read=read,
         loading=opt.loading(device, dtype, template),
         evaluating={"max_new_tokens": max_new_tokens, **opt.probing(seed, on_error, batch_size)},
         limit=limit,

@@ -13,7 +13,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.cascade import cascade_name, load_any, look_up_any
 from lsm_probe.evaluation.evaluate import evaluate
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
-from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks
+from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks, reading
 from lsm_probe.plots.evaluation import PICTURES, save_evaluation
 from lsm_probe.probes.subjects import describe_data
 
@@ -28,6 +28,7 @@ def evaluate_and_report(
     *,
     cascades: Sequence[str],
     whisper: str,
+    read: str | None,
     evaluating: dict[str, Any],
     limit: int | None,
     **options: Any,
@@ -36,16 +37,16 @@ def evaluate_and_report(
     if not ckpt and not cascades:
         raise InputError("there is nothing to evaluate: give --ckpt or --cascade")
 
-    def read() -> tuple[list[Sample], dict[str, Any]]:
+    def read_samples() -> tuple[list[Sample], dict[str, Any]]:
         tasks, samples = read_tasks(task, data=data, limit=limit, on_error=evaluating.get("on_error", "fail"))
         names = "+".join(task.name for task in tasks)
-        return samples, {"tasks": tasks, "data": describe_data(samples, names)}
+        return samples, {"tasks": reading(tasks, read), "data": describe_data(samples, names)}
 
     measure_and_report(
         evaluate,
         VIEW,
         [*ckpt, *(cascade_name(whisper, llm) for llm in cascades)],
-        read,
+        read_samples,
         out,
         command="evaluate",
         probing=evaluating,
@@ -55,7 +56,9 @@ def evaluate_and_report(
     )
 
 
-def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | None, *, as_json: bool) -> None:
+def score_and_report(
+    folders: Sequence[Path], task: Sequence[str], out: Path | None, *, read: str | None, as_json: bool
+) -> None:
     """Scores the predictions in these folders again.
 
     Raises:
@@ -72,7 +75,7 @@ def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | N
         _rescore,
         VIEW,
         [str(folder) for folder in folders],
-        lambda: ([], {"tasks": tasks}),
+        lambda: ([], {"tasks": tasks, "read": read}),
         out,
         command="score",
         loading={},
@@ -84,9 +87,9 @@ def score_and_report(folders: Sequence[Path], task: Sequence[str], out: Path | N
 
 
 def _rescore(
-    result: EvaluationResult, samples: Sequence[Sample], *, tasks: Sequence[Task], **_: Any
+    result: EvaluationResult, samples: Sequence[Sample], *, tasks: Sequence[Task], read: str | None, **_: Any
 ) -> EvaluationResult:
-    return result.rescored(tasks)
+    return result.rescored(tasks, read)
 
 
 def list_tasks() -> None:

@@ -34,6 +34,7 @@ def importance(
     out: opt.Out = None,
     template: opt.Template = None,
     max_new_tokens: opt.MaxNewTokens = 128,
+    response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
     masks: Annotated[
         float | None, typer.Option(help="Mark this share of the weights of each matrix, for example 0.05.")
@@ -89,6 +90,7 @@ def importance(
             "scratch": scratch,
             "response": response,
             "max_new_tokens": max_new_tokens,
+            "response_part": response_part,
             **opt.probing(seed, on_error, batch_size),
         },
         source_of=look_up_text if modality == "text" else look_up,

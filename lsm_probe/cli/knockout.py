@@ -40,6 +40,7 @@ def knockout(
     out: opt.Out = None,
     template: opt.Template = None,
     max_new_tokens: opt.MaxNewTokens = 128,
+    response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
     window: Annotated[
         int, typer.Option(help="Layers cut together, round each layer in turn.", rich_help_panel=opt.NUMBERS)
@@ -80,6 +81,7 @@ def knockout(
             "layers": None if layers is None else [layer for part in layers for layer in _layers(part)],
             "response": response,
             "max_new_tokens": max_new_tokens,
+            "response_part": response_part,
             **opt.probing(seed, on_error, batch_size),
         },
         responses=responses,

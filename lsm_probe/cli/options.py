@@ -67,6 +67,13 @@ OnError = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN)]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
 Response = Annotated[str, typer.Option(help="generated or reference.", rich_help_panel=NUMBERS)]
+ResponsePart = Annotated[
+    str,
+    typer.Option(
+        help="Of responses that begin with thinking, measure `all` tokens, the `thinking` or the `answer` behind it.",
+        rich_help_panel=NUMBERS,
+    ),
+]
 Responses = Annotated[
     Path | None, typer.Option(help="Take the responses stored in this result folder instead of generating.")
 ]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
+from lsm_probe.cli.tables.common import thinking_note
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
 from lsm_probe.models.places import may_be_the_hubs
@@ -148,6 +149,8 @@ def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, A
             f"{result.name}: {result.counted}, {left_out} left out; {view.note(result)}",
             highlight=False,
         )
+        if thinking := thinking_note(result):
+            print(f"warning: {result.name}: {thinking}", file=sys.stderr)
     for warning in _warnings(comparison["pairs"] if comparison else []):
         print(f"warning: {warning}", file=sys.stderr)
     kept = OUTPUTS if len(results) == 1 else ("comparison.json",)

@@ -27,12 +27,19 @@ def score(
         list[str] | None,
         typer.Option(help="Name or YAML file of a task to read anew. Repeat it.  [default: as when evaluated]"),
     ] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            help="Of responses that begin with thinking, read what comes `after_thinking`, or `all`.  [default: as the "
+            "task says, which is after_thinking unless its file names another]"
+        ),
+    ] = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
     from lsm_probe.cli.evaluation import score_and_report
 
-    score_and_report(result, task or [], out, as_json=json)
+    score_and_report(result, task or [], out, read=read, as_json=json)
 
 
 score.__doc__ = EXAMPLES

@@ -32,6 +32,7 @@ def sensitivity(
     out: opt.Out = None,
     template: opt.Template = None,
     max_new_tokens: opt.MaxNewTokens = 128,
+    response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
     instructions: opt.Instructions = None,
     sources: Annotated[
@@ -74,6 +75,7 @@ def sensitivity(
             "sources": sources,
             "response": response,
             "max_new_tokens": max_new_tokens,
+            "response_part": response_part,
             **opt.probing(seed, on_error, batch_size),
         },
         responses=responses,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, shortened
-from lsm_probe.evaluation.task import Task
-from lsm_probe.probes.result import Curve, ProbeResult, curve, package_versions, rounded
+from lsm_probe.evaluation.task import Task, reading
+from lsm_probe.probes.result import Curve, ProbeResult, curve, package_versions, rounded, thinking_summary
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,12 @@ class EvaluationResult(ProbeResult):
     def tasks(self) -> tuple[Task, ...]:
         return self.conventions.tasks
 
-    def rescored(self, tasks: Sequence[Task]) -> Self:
+    def rescored(self, tasks: Sequence[Task], read: str | None = None) -> Self:
         """The same predictions read by other definitions of the same tasks; those of which none is given stay.
+
+        Args:
+            tasks: the other definitions.
+            read: what of reasoning models' responses is read in all tasks; see [`Task`]; by default as each task says.
 
         Raises:
             InputError: a task is none of this result's.
@@ -78,8 +82,8 @@ class EvaluationResult(ProbeResult):
         known = [task.name for task in self.tasks]
         for name in new.keys() - set(known):
             raise InputError(f"{self.name} has no answers to task {name}; it has: {', '.join(known)}")
-        own = tuple(new.get(task.name, task) for task in self.tasks)
-        return replace(self, conventions=replace(self.conventions, tasks=own), versions=_versions())
+        own = reading([new.get(task.name, task) for task in self.tasks], read)
+        return replace(self, conventions=replace(self.conventions, tasks=tuple(own)), versions=_versions())
 
     @cached_property
     def _metrics(self) -> dict[str, dict[str, Metric]]:
@@ -147,6 +151,7 @@ class EvaluationResult(ProbeResult):
                     "empty_responses": sum(not row["response"] for row in rows),
                     "cut_responses": sum(self._cut(row) for row in rows),
                     "scored_in_part": Predictions(task, rows).shortened,
+                    **({"thinking": thinking} if (thinking := thinking_summary(rows)) else {}),
                     **self._heard(rows, keys),
                 }
                 for task, rows, keys in self._by_task()
@@ -174,10 +179,10 @@ class EvaluationResult(ProbeResult):
     def agreement(self, other: Self) -> dict[str, Score]:
         """Task -> share of responses that both gave alike; `other` holds the same samples in order."""
         return {
-            task.name: agreement(Predictions(task, theirs).responses, Predictions(task, rows).responses).estimate(
+            task.name: agreement(Predictions(other_task, theirs).responses, Predictions(task, rows).responses).estimate(
                 keys, self.seed
             )
-            for (task, rows, keys), (_, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)
+            for (task, rows, keys), (other_task, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)
         }
 
     def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:

@@ -32,7 +32,7 @@ class Predictions:
     Attributes:
         task: the task.
         rows: of `samples.jsonl`: `id`, `reference` (and perhaps `alternatives` and `language`) and `response` of each
-            sample.
+            sample; where the response begins with thinking also the `answer`.
     """
 
     task: Task
@@ -44,7 +44,14 @@ class Predictions:
 
     @cached_property
     def responses(self) -> list[str]:
-        return [shortened(row["response"]) for row in self.rows]
+        return [shortened(text) for text in self._read]
+
+    @cached_property
+    def _read(self) -> list[str]:
+        """What is read of the responses; an unfinished thought holds no answer, and reads as an empty response does."""
+        if self.task.read == "all":
+            return [row["response"] for row in self.rows]
+        return [row.get("answer", row["response"]) or "" for row in self.rows]
 
     @cached_property
     def languages(self) -> list[str | None]:
@@ -58,8 +65,8 @@ class Predictions:
     @cached_property
     def shortened(self) -> list[str]:
         """Ids of the samples whose reference or response is only scored in part; see [`shortened`]."""
-        scored = zip(self.ids, self.rows, self.references, self.responses, strict=True)
-        return [name for name, row, *texts in scored if texts != [row["reference"], row["response"]]]
+        scored = zip(self.ids, self.rows, self._read, self.references, self.responses, strict=True)
+        return [name for name, row, read, *texts in scored if texts != [row["reference"], read]]
 
     @cached_property
     def answers(self) -> list[Answer]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -52,6 +52,8 @@ class Task(BaseModel):
         language: of references and responses; what to translate into. Without it that of each sample's speech.
         metrics: the first is the one that the table shows. The share of responses that have the asked-for form comes
             by itself, unless any text will do.
+        read: what of a reasoning model's response is read: `after_thinking`, the answer alone, or `all` of it. Under
+            `after_thinking` a response that ends before its thinking does is no answer.
         bert_model: model of `bert_score`, a hub name or a folder.
         bert_layer: the layer of it that is compared; by default the one that the library recommends.
     """
@@ -67,6 +69,7 @@ class Task(BaseModel):
     number: Annotated[int, Field(ge=1)] | None = None
     language: Words | None = None
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)]
+    read: Literal["after_thinking", "all"] = "after_thinking"
     bert_model: Words = "roberta-large"
     bert_layer: int | None = None
 
@@ -189,6 +192,19 @@ def read_tasks(
         tasks.append(task)
         samples += [task.prepare(sample) for sample in found]
     return tasks, samples
+
+
+def reading(tasks: Sequence[Task], read: str | None) -> list[Task]:
+    """The tasks, all with this setting of `read`; as they are if it is None.
+
+    Raises:
+        InputError: there is no such setting.
+    """
+    if read is None:
+        return list(tasks)
+    if read not in (allowed := get_args(Task.model_fields["read"].annotation)):
+        raise InputError(f"--read {read!r} is unknown; choose one of: {', '.join(allowed)}")
+    return [task.model_copy(update={"read": read}) for task in tasks]
 
 
 def read_task(name: str) -> Task:

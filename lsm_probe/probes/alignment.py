@@ -26,6 +26,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.alignment_result import AlignmentConventions, AlignmentResult
 from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
 from lsm_probe.probes.similarity import check_perplexity
@@ -45,6 +46,7 @@ def alignment(
     layers: Sequence[int] | None = None,
     response: Literal["generated", "reference"] = "generated",
     max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
     responses: Mapping[str, list[int]] | None = None,
     perplexity: float = PERPLEXITY,
     batch_size: int = BATCH_SIZE,
@@ -74,6 +76,9 @@ def alignment(
         response: for `segment="response"`, whose: the checkpoint's own `generated` one (after the speech), or the
             sample's `reference`. Other segments need none.
         max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
         responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
         perplexity: of the t-SNE; changes no other number.
         batch_size: samples run together; halved where memory runs out. It changes the numbers by rounding alone.
@@ -95,6 +100,8 @@ def alignment(
         )
     if responses is not None and segment != "response":
         raise InputError(f"segment {segment!r} needs no responses: leave out --responses, or take --segment response")
+    if response_part != "all" and segment != "response":
+        raise InputError(f"segment {segment!r} is no response: leave out --response-part, or take --segment response")
     kept = state_numbers(checkpoint, layers)
     if instruction is not None:
         samples = with_instruction(samples, instruction)
@@ -102,7 +109,7 @@ def alignment(
     measuring = Round(
         checkpoint,
         samples,
-        Answering(conventions.response, max_new_tokens, responses),
+        Answering(conventions.response, max_new_tokens, responses, part=response_part),
         settings={"segment": segment, "layers": kept},
         batch_size=batch_size,
         on_error=on_error,
@@ -211,9 +218,8 @@ class _Reader:
         return prompt
 
     def _read(self, subjects: Sequence[Subject], prompts: list[Prompt]) -> dict[str, Measured]:
-        responses = [subject.response for subject in subjects]
-        speech = self._means([s.embedded for s in subjects], [s.prompt for s in subjects], responses)
-        text = self._means(self.checkpoint.embed(prompts), prompts, responses)
+        speech = self._means(subjects, [s.embedded for s in subjects], [s.prompt for s in subjects])
+        text = self._means(subjects, self.checkpoint.embed(prompts), prompts)
         return {s.sample.id: self._pair(*both) for s, *both in zip(subjects, speech, text, strict=True)}
 
     def _pair(self, speech: NDArray[np.float32], text: NDArray[np.float32]) -> Measured:
@@ -229,12 +235,12 @@ class _Reader:
 
     @torch.no_grad()
     def _means(
-        self, embedded: Sequence[Tensor], prompts: Sequence[Prompt], responses: Sequence[list[int]]
+        self, subjects: Sequence[Subject], embedded: Sequence[Tensor], prompts: Sequence[Prompt]
     ) -> list[NDArray[np.float32]]:
         """One teacher-forced pass, right-padded: the mean over the segment, `[states, llm_dim]`, of each prompt."""
         llm: Any = self.checkpoint.llm
         device = embedded[0].device
-        said = [llm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=device)) for ids in responses]
+        said = [llm.get_input_embeddings()(torch.tensor(s.response, dtype=torch.long, device=device)) for s in subjects]
         rows = [torch.cat(pair) for pair in zip(embedded, said, strict=True)]
         inputs = pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
@@ -243,15 +249,15 @@ class _Reader:
             inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1, output_hidden_states=True
         ).hidden_states
         means = []
-        for row, (prompt, ids) in enumerate(zip(prompts, responses, strict=True)):
-            chosen = self._positions(prompt, ids)
+        for row, (subject, prompt) in enumerate(zip(subjects, prompts, strict=True)):
+            chosen = self._positions(subject, prompt)
             vectors = [states[layer][row, chosen].float().mean(0).cpu() for layer in self.layers]
             means.append(torch.stack(vectors).numpy())
         return means
 
-    def _positions(self, prompt: Prompt, response: Sequence[int]) -> list[int]:
+    def _positions(self, subject: Subject, prompt: Prompt) -> list[int]:
         if self.segment == "source":
             return prompt.positions(Segment.SOURCE)
         if self.segment == "prompt":
             return list(range(len(prompt)))
-        return list(range(len(prompt), len(prompt) + len(response)))
+        return list(range(len(prompt), len(prompt) + len(subject.response))[subject.measured])

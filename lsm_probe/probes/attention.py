@@ -19,7 +19,8 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult, TokenScores
+from lsm_probe.models.thinking import ResponsePart
+from lsm_probe.probes.attention_result import SEGMENTS, AnswerSums, AttentionResult, TokenScores
 from lsm_probe.probes.backends import RunPass, backend_versions, open_backend
 from lsm_probe.probes.capture import LayerAttention, error_summary
 from lsm_probe.probes.conventions import Conventions
@@ -40,6 +41,7 @@ def attention(
     span: Literal["instruction", "instruction+template"] = "instruction",
     response: Literal["generated", "reference"] = "generated",
     max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
     responses: Mapping[str, list[int]] | None = None,
     source_lengths: Mapping[str, int] | None = None,
     tokens: bool = False,
@@ -61,6 +63,9 @@ def attention(
         response: `generated` answers greedily with at most `max_new_tokens` (an EOS alone is a response of one token);
             `reference` takes the sample's target, closed with EOS.
         max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
         responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
         source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With
             another checkpoint's `result.source_lengths()` this is the length- and position-matched control.
@@ -87,7 +92,7 @@ def attention(
     measuring = Round(
         checkpoint,
         samples,
-        Answering(response, max_new_tokens, responses, source_lengths),
+        Answering(response, max_new_tokens, responses, source_lengths, response_part),
         settings={"tokens": tokens, "backend": backend},
         batch_size=batch_size,
         on_error=on_error,
@@ -107,6 +112,7 @@ def attention(
         seed=seed,
         versions=package_versions() | backend_versions(backend),
         token_scores=_token_scores(records),
+        answer=_answer_sums(records),
     )
 
 
@@ -121,11 +127,15 @@ def _measure(
         [torch.cat([s.embedded, embedding(torch.tensor(s.response, device=device))]) for s in subjects],
         batch_first=True,
     )
-    prompt_lengths, response_lengths = [len(s.prompt) for s in subjects], [len(s.response) for s in subjects]
-    lengths = torch.tensor(prompt_lengths) + torch.tensor(response_lengths)
+    lengths = torch.tensor([len(s.prompt) + len(s.response) for s in subjects])
     mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).to(device)
-    rows, row_mask = generating_rows(prompt_lengths, response_lengths)
-    sums = SegmentSums([s.prompt for s in subjects], row_mask.to(device), keep_tokens)
+    parts = [s.measured for s in subjects]
+    rows, row_mask = generating_rows(
+        [len(s.prompt) + part.start for s, part in zip(subjects, parts, strict=True)],
+        [part.stop - part.start for part in parts],
+    )
+    thinking = [s.thought.tokens if s.thought and s.part == "all" else 0 for s in subjects]
+    sums = SegmentSums([s.prompt for s in subjects], row_mask.to(device), keep_tokens, thinking)
     errors = run_pass(inputs, mask.long(), rows.to(device), row_mask.to(device), sums)
     arrays = sums.by_sample()
     for array, error in zip(arrays, errors, strict=True):
@@ -135,6 +145,8 @@ def _measure(
 
 def generating_rows(prompt_lengths: Sequence[int], response_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The positions whose logits predict the response's tokens: one before each.
+
+    For a part of the response, what stands before it counts as prompt.
 
     Returns:
         `(rows, row_mask)`, both `[batch, longest response]`. Padding repeats a sample's first row, so that it stays
@@ -153,34 +165,54 @@ class SegmentSums:
         prompts: the batch's prompts; prompt tokens begin at position 0 (right padding).
         row_mask: `[batch, rows]`, the real generating rows.
         keep_tokens: keep A_j of every prompt token as well.
+        thinking: how many of each sample's rows predict thinking; where any do, the sums over the others, which predict
+            the answer, are kept too.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], row_mask: Tensor, keep_tokens: bool):
+    def __init__(self, prompts: Sequence[Prompt], row_mask: Tensor, keep_tokens: bool, thinking: Sequence[int] = ()):
         device = row_mask.device
         self.prompts = prompts
         self.keep_tokens = keep_tokens
         self.row_weight = row_mask / row_mask.sum(1, keepdim=True)
+        self.answer_mask: Tensor | None = None
+        if any(thinking):
+            is_answer = torch.arange(row_mask.shape[1]) >= torch.tensor(thinking)[:, None]
+            self.answer_mask = row_mask & is_answer.to(device)
         self.segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True).to(device)
         self.members = _membership(self.segments)
         self.norms: list[Tensor] = []
         self.head_norms: list[Tensor] = []
         self.token_norms: list[Tensor] = []
+        self.answer_norms: list[Tensor] = []
+        self.answer_head_norms: list[Tensor] = []
 
     def __call__(self, layer: LayerAttention) -> None:
+        a, norms, head_norms = self._sums(layer, self.row_weight)
+        self.norms.append(norms)
+        self.head_norms.append(head_norms)
+        if self.keep_tokens:
+            self.token_norms.append(a)
+        if self.answer_mask is not None:
+            # 0 / 0, NaN, where no row predicts an answer.
+            _, norms, head_norms = self._sums(layer, self.answer_mask / self.answer_mask.sum(1, keepdim=True))
+            self.answer_norms.append(norms)
+            self.answer_head_norms.append(head_norms)
+
+    def _sums(self, layer: LayerAttention, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A_j of each key and, by segment, its sums and those of single heads."""
         keys = self.segments.shape[1]
         own, device = self.members.device, layer.alpha.device  # layers may lie on several
         a, a_heads = norm_attention(
             layer.alpha[..., :keys],
             layer.value[:, :, :keys],
             layer.metric,
-            self.row_weight.to(device),
+            row_weight.to(device),
             (self.segments != Segment.PADDING).to(device),
         )
         members = self.members.to(a)
-        self.norms.append(torch.einsum("bk,bks->bs", a, members).to(own))
-        self.head_norms.append(torch.einsum("bhk,bks->bhs", a_heads, members).to(own))
-        if self.keep_tokens:
-            self.token_norms.append(a.to(own))
+        norms = torch.einsum("bk,bks->bs", a, members)
+        head_norms = torch.einsum("bhk,bks->bhs", a_heads, members)
+        return a.to(own), norms.to(own), head_norms.to(own)
 
     def by_sample(self) -> list[dict[str, np.ndarray]]:
         """The arrays of each sample, layers in order."""
@@ -188,6 +220,12 @@ class SegmentSums:
         head_norms = torch.stack(self.head_norms, 1).float().cpu().numpy()
         tokens = self.members.sum(1).cpu().numpy()
         arrays = [{"norms": n, "head_norms": h, "tokens": t} for n, h, t in zip(norms, head_norms, tokens, strict=True)]
+        if self.answer_mask is not None:
+            answer_norms = torch.stack(self.answer_norms, 1).float().cpu().numpy()
+            answer_head_norms = torch.stack(self.answer_head_norms, 1).float().cpu().numpy()
+            rows = self.answer_mask.sum(1).cpu().numpy()
+            for array, *own in zip(arrays, answer_norms, answer_head_norms, rows, strict=True):
+                array |= dict(zip(("answer_norms", "answer_head_norms", "answer_rows"), own, strict=True))
         if self.keep_tokens:
             token_norms = torch.stack(self.token_norms, 1).float().cpu().numpy()
             for array, scores, prompt in zip(arrays, token_norms, self.prompts, strict=True):
@@ -209,6 +247,18 @@ def _has_norms(norms: np.ndarray) -> bool:
     """Whether instruction and source together received anything in every layer, `norms [layers, segments]`."""
     both = norms[:, SEGMENTS.index("instruction")] + norms[:, SEGMENTS.index("source")]
     return bool(np.isfinite(both).all() and (both > 0).all())
+
+
+def _answer_sums(records: Sequence[Record]) -> AnswerSums | None:
+    """None where no sample thinks. In batches without thinking all rows are the answer's."""
+    if not any("answer_norms" in record.arrays for record in records):
+        return None
+    arrays = [record.arrays for record in records]
+    return AnswerSums(
+        norms=np.stack([a.get("answer_norms", a["norms"]) for a in arrays]),
+        head_norms=np.stack([a.get("answer_head_norms", a["head_norms"]) for a in arrays]),
+        rows=np.array([a.get("answer_rows", a["errors"].shape[1]) for a in arrays]),
+    )
 
 
 def _token_scores(records: Sequence[Record]) -> TokenScores | None:

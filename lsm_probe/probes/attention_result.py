@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,23 @@ class TokenScores:
     offsets: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class AnswerSums:
+    """What the rows behind the thinking take: the same sums as those of all rows.
+
+    Attributes:
+        norms, head_norms: as in [`AttentionResult`]; NaN where a thought is unfinished.
+        rows: generating rows of the answer, `[samples]`; all of them where there is no thinking.
+    """
+
+    norms: Floats
+    head_norms: Floats
+    rows: NDArray[np.int64]
+
+    def subset(self, keep: NDArray[np.int64]) -> AnswerSums:
+        return AnswerSums(*(values[keep] for values in vars(self).values()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionResult(ProbeResult):
     """Norm-based attention of one checkpoint on one set of samples.
@@ -55,6 +72,7 @@ class AttentionResult(ProbeResult):
         self_check: how well the same alpha, v and W_O reproduced the attention modules' own output, and whose
             activations they were (`backend`).
         token_scores: only when asked for.
+        answer: only where a response begins with thinking and all rows were measured; see [`of_part`].
     """
 
     PROBE: ClassVar[str] = "attention"
@@ -68,6 +86,7 @@ class AttentionResult(ProbeResult):
     conventions: Conventions
     self_check: dict[str, Any]
     token_scores: TokenScores | None = None
+    answer: AnswerSums | None = None
 
     @property
     def n_layers(self) -> int:
@@ -85,6 +104,35 @@ class AttentionResult(ProbeResult):
                 f"{self.conventions.response!r}: run the probe again"
             )
         return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
+
+    def of_part(self, part: Literal["thinking", "answer"]) -> AttentionResult:
+        """What the rows of a part of the responses take, of the samples that have such rows. Needs no forward pass.
+
+        Raises:
+            InputError: no measured response has that part, or only one part was measured.
+        """
+        if "response_part" in self.checkpoint:
+            raise InputError(f"{self.name} was measured with --response-part {self.checkpoint['response_part']} alone")
+        answer = self.answer or AnswerSums(self.norms, self.head_norms, self.rows)
+        rows = answer.rows if part == "answer" else self.rows - answer.rows
+        if not rows.any():
+            raise InputError(f"no response of {self.name} has the part {part!r}")
+
+        def of_rows(whole: Floats, answers: Floats) -> Floats:
+            if part == "answer":
+                return answers
+            own = answer.rows.reshape(-1, *[1] * (whole.ndim - 1))
+            summed = (own + rows.reshape(own.shape)) * whole.astype(np.float64) - own * np.nan_to_num(answers)
+            return summed / rows.reshape(own.shape).clip(1)
+
+        return replace(
+            self,
+            norms=of_rows(self.norms, answer.norms),
+            head_norms=of_rows(self.head_norms, answer.head_norms),
+            rows=rows,
+            checkpoint={**self.checkpoint, "response_part": part},
+            answer=None,
+        ).subset([sample for sample, count in zip(self.ids, rows, strict=True) if count])
 
     def scores(self) -> tuple[Floats, Floats]:
         """S_instruction and S_source under the conventions, each `[samples, layers]` (arXiv 2410.03798, eq. 2)."""
@@ -141,7 +189,8 @@ class AttentionResult(ProbeResult):
 
     def subset(self, ids: list[str]) -> AttentionResult:
         """The result of these samples alone, in this order; single-token scores are left behind."""
-        return replace(super().subset(ids), token_scores=None)
+        answer = None if self.answer is None else self.answer.subset(self.positions(ids))
+        return replace(super().subset(ids), token_scores=None, answer=answer)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer: eta with its interval, S_instruction and S_source (means over samples)."""
@@ -194,6 +243,20 @@ class AttentionResult(ProbeResult):
             "eta_groups": [{**group, "eta": round(group["eta"], 6)} for group in self.eta_groups()],
             "eta_by_segment_convention": {segment: rounded(eta) for segment, eta in by_segment.items()},
             "segments": self._segment_summary(),
+            **({} if self.answer is None else {"eta_by_part": self._by_part()}),
+        }
+
+    def _by_part(self) -> dict[str, Any]:
+        """Eta of the rows of thinking and answer apart, each over the samples that have such rows."""
+        assert self.answer is not None
+        counts: dict[Literal["thinking", "answer"], NDArray[np.int64]] = {
+            "thinking": self.rows - self.answer.rows,
+            "answer": self.answer.rows,
+        }
+        found = {part: self.of_part(part) for part, rows in counts.items() if rows.any()}
+        return {
+            part: {"n_samples": len(own.samples), "rows": rounded(own.rows.mean()), **own.eta().to_dict()}
+            for part, own in found.items()
         }
 
     def differences(self, other: AttentionResult) -> dict[str, Any]:
@@ -244,18 +307,26 @@ class AttentionResult(ProbeResult):
         return ", and compare with a length-matched control"
 
     def _arrays(self) -> dict[str, Any]:
-        tokens = {} if self.token_scores is None else vars(self.token_scores)
-        return super()._arrays() | {f"token_{name}": values for name, values in tokens.items()}
+        optional = {"token": self.token_scores, "answer": self.answer}
+        return super()._arrays() | {
+            f"{prefix}_{name}": values
+            for prefix, own in optional.items()
+            if own is not None
+            for name, values in vars(own).items()
+        }
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        plain = {name: values for name, values in arrays.items() if not name.startswith("token_")}
-        tokens = {name.removeprefix("token_"): values for name, values in arrays.items() if name.startswith("token_")}
+        def of(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): own for name, own in arrays.items() if name.startswith(prefix)}
+
+        tokens, answer = of("token_"), of("answer_")
         return {
-            **plain,
+            **{name: values for name, values in arrays.items() if not name.startswith(("token_", "answer_"))},
             "conventions": Conventions(**summary["conventions"]),
             "self_check": summary["self_check"],
             "token_scores": TokenScores(**tokens) if tokens else None,
+            "answer": AnswerSums(**answer) if answer else None,
         }
 
     def _instruction_and_source(self, norms: Floats) -> tuple[Floats, Floats]:

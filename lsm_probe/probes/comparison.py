@@ -9,7 +9,7 @@ from typing import Any
 
 from lsm_probe.errors import InputError
 from lsm_probe.probes.controls import CONTROL
-from lsm_probe.probes.result import ProbeResult
+from lsm_probe.probes.result import ProbeResult, thinking_summary
 
 SCHEMA = "lsm-probe/comparison/1"
 
@@ -45,6 +45,8 @@ def _pair(first: ProbeResult, second: ProbeResult, controls: Sequence[str]) -> d
             raise InputError(f"{first.name} and {second.name} were probed on different data: they cannot be paired")
     if first.conventions != second.conventions:
         raise InputError(f"{first.name} and {second.name} are read under different conventions: no comparison")
+    if first.checkpoint.get("response_part") != second.checkpoint.get("response_part"):
+        raise InputError(f"{first.name} and {second.name} were measured on different parts of responses: no comparison")
     other = set(second.ids)
     shared = [sample for sample in first.ids if sample in other]
     if not shared:
@@ -53,6 +55,19 @@ def _pair(first: ProbeResult, second: ProbeResult, controls: Sequence[str]) -> d
     first, second = first.subset(shared), replace(second.subset(shared), seed=first.seed)
     about = {"first": first.name, "second": second.name, "n_samples": len(shared)}
     try:
-        return {**about, **first.differences(second), "warning": first.warning(second, controls)}
+        warnings = filter(None, [first.warning(second, controls), _thinking(first, second)])
+        return {**about, **first.differences(second), "warning": "; ".join(warnings) or None}
     except InputError as error:  # too few samples are shared: the results themselves stand
         return {**about, "warning": f"no differences: {error}"}
+
+
+def _thinking(first: ProbeResult, second: ProbeResult) -> str | None:
+    """That only one of two models thinks before it answers, and that this is measured too."""
+    thinks = [thinking_summary(result.samples) is not None for result in (first, second)]
+    if thinks[0] == thinks[1] or first.PROBE == "evaluate" or "response_part" in first.checkpoint:
+        return None
+    names = [first.name, second.name]
+    return (
+        f"{names[thinks.index(True)]} thinks before it answers and {names[thinks.index(False)]} does not; all tokens "
+        "were measured: --response-part answer compares the answers"
+    )

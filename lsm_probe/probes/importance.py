@@ -27,6 +27,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.spread import is_away
+from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.ablation import perplexities
 from lsm_probe.probes.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
 from lsm_probe.probes.importance_result import ImportanceConventions, ImportanceResult
@@ -51,6 +52,7 @@ def importance(
     scratch: Path | None = None,
     response: Literal["reference", "generated"] = "reference",
     max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
     responses: Mapping[str, list[int]] | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -74,6 +76,9 @@ def importance(
         scratch: a folder where the numbers for single weights are kept, memory-mapped, instead of in memory.
         response: whose response is scored: the sample's `reference`, or the checkpoint's own `generated` one.
         max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
         responses: response token ids by sample id, taken instead.
         batch_size: samples between two notes of progress; gradients are always taken one sample at a time.
         seed: of the bootstrap.
@@ -97,7 +102,7 @@ def importance(
     measuring = Round(
         checkpoint,
         samples,
-        Answering(response, max_new_tokens, responses),
+        Answering(response, max_new_tokens, responses, part=response_part),
         settings={"modality": modality},
         # What is added up by single weights cannot be taken back: a batch must not be run again in halves.
         batch_size=1 if single_weights else batch_size,
@@ -116,7 +121,7 @@ def importance(
         again = replace(
             measuring,
             samples=[sample for sample in samples if sample.id in ids],
-            answering=Answering(response, max_new_tokens, ids),
+            answering=replace(measuring.answering, responses=ids),
             on_progress=lambda done: None,
         )
         ablation = {"share": ablate, "perplexity": scorer.ablate(ablate, again, seed)}
@@ -292,7 +297,7 @@ class _Scorer:
             return [self._summed_loss(subject) for subject in subjects]
 
     def _summed_loss(self, subject: Subject) -> Measured:
-        tokens = len(subject.response)
+        tokens = len(subject.response[subject.measured])
         return {"loss": np.array([response_loss(self.checkpoint, subject).item() * tokens, tokens])}
 
 
@@ -310,7 +315,7 @@ def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
 
 
 def response_loss(checkpoint: Checkpoint, subject: Subject) -> Tensor:
-    """Mean negative log-likelihood of the response's tokens, nats, with the graph to every parameter. float32."""
+    """Mean negative log-likelihood of the measured tokens, nats, with the graph to every parameter; float32."""
     llm: Any = checkpoint.llm
     embedded = checkpoint.embed_prompt(subject.prompt)
     response = torch.tensor(subject.response, device=embedded.device)
@@ -318,4 +323,5 @@ def response_loss(checkpoint: Checkpoint, subject: Subject) -> Tensor:
     inputs = torch.cat([embedded, said])[None]
     logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
     logits = logits[-len(response) :]  # Qwen2-Audio keeps all
-    return nn.functional.cross_entropy(logits.float(), response.to(logits.device))
+    part = subject.measured
+    return nn.functional.cross_entropy(logits[part].float(), response[part].to(logits.device))

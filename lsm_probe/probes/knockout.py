@@ -33,6 +33,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.capture import Capture, capture, error_summary
 from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutConventions, KnockoutResult
 from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
@@ -68,6 +69,7 @@ def knockout(
     layers: Sequence[int] | None = None,
     response: Literal["generated", "reference"] = "generated",
     max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
     responses: Mapping[str, list[int]] | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -87,6 +89,9 @@ def knockout(
         layers: the layers whose heads are knocked out; all of them if None.
         response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
         max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
         responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
         batch_size: samples answered together; halved where memory runs out.
         seed: of the bootstrap.
@@ -106,7 +111,7 @@ def knockout(
     measuring = Round(
         checkpoint,
         samples,
-        Answering(response, max_new_tokens, responses),
+        Answering(response, max_new_tokens, responses, part=response_part),
         settings={"window": window, "head_layers": head_layers},
         batch_size=batch_size,
         on_error=on_error,
@@ -191,7 +196,7 @@ def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: 
                 inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own_cache, logits_to_keep=len(rows)
             ).logits
         errors.extend(e.float().numpy() for e in captured.errors_by_sample())
-        return list(gathered_log_probabilities(logits, ids).mean(1))
+        return list(gathered_log_probabilities(logits, ids)[:, subject.measured].mean(1))
 
     together = max(1, min(_TOKENS // len(rows), _CACHED // (len(subject.prompt) + len(rows))))
     parts = (plan[first : first + together] for first in range(0, len(plan), together))

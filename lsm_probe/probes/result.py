@@ -46,7 +46,8 @@ class ProbeResult(ABC):
     Attributes:
         clusters: number of the utterance each sample speaks of, `[samples]`.
         samples: a dictionary for each sample: id, task, instruction, and the transcript (`text`) and the response where
-            there is one.
+            there is one. Where a response begins with thinking, also `thinking_tokens` and the `answer` behind it (None
+            for an unfinished thought).
         checkpoint, data: identity and hashes.
         conventions: the choices behind the numbers, by name.
         excluded: ids left out, by reason.
@@ -98,10 +99,14 @@ class ProbeResult(ABC):
         """The mean over samples with its interval: `[samples, ...]` -> `[...]`."""
         return curve(values.mean(0), self.resampled(values))
 
+    def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Where the samples of these ids stand."""
+        position = {sample: i for i, sample in enumerate(self.ids)}
+        return np.array([position[i] for i in ids], dtype=np.int64)
+
     def subset(self, ids: list[str]) -> Self:
         """The result of these samples alone, in this order."""
-        position = {sample: i for i, sample in enumerate(self.ids)}
-        keep = np.array([position[i] for i in ids], dtype=np.int64)
+        keep = self.positions(ids)
         return replace(
             self,
             clusters=np.unique(self.clusters[keep], return_inverse=True)[1],
@@ -132,6 +137,7 @@ class ProbeResult(ABC):
             "seed": self.seed,
             "n_samples": len(self.samples),
             "excluded": self.excluded,
+            **({"thinking": thinking} if (thinking := thinking_summary(self.samples)) else {}),
             **self.summary(),
         }
 
@@ -181,6 +187,21 @@ class ProbeResult(ABC):
     @abstractmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments of the class from stored arrays and the content of `result.json`."""
+
+
+def thinking_summary(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How many of the responses begin with thinking, how many of these do not get to an answer, and the mean number of
+    tokens of both parts over the responses that think; None where none does."""
+    thinking = [sample for sample in samples if "thinking_tokens" in sample]
+    if not thinking:
+        return None
+    tokens = np.array([[s["thinking_tokens"], len(s["response_ids"]) - s["thinking_tokens"]] for s in thinking])
+    return {
+        "responses": len(thinking),
+        "unfinished": sum(sample["answer"] is None for sample in thinking),
+        "thinking_tokens": rounded(tokens[:, 0].mean()),
+        "answer_tokens": rounded(tokens[:, 1].mean()),
+    }
 
 
 def curve(point: Floats, resampled: Floats) -> Curve:

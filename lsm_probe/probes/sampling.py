@@ -14,10 +14,13 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.thinking import UNFINISHED
 from lsm_probe.probes.progress import Progress
 from lsm_probe.probes.record import Record
 from lsm_probe.probes.result import package_versions
 from lsm_probe.probes.subjects import (
+    EMPTY,
+    NO_THINKING,
     Answering,
     Subject,
     check_samples,
@@ -28,7 +31,7 @@ from lsm_probe.probes.subjects import (
 from lsm_probe.processes import Share, exchange, several, together
 
 BATCH_SIZE = 8
-_NOTHING_WRONG = ("empty response", "zero norms")
+_NOTHING_WRONG = (EMPTY, NO_THINKING, UNFINISHED, "zero norms")
 """Why a sample can be left out without anything being broken."""
 
 
@@ -157,22 +160,25 @@ class Round:
     def _run_batch(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
         subjects, left_out = prepare(self.checkpoint, batch, self.answering, self.on_error)
         if self.answering.response != "none":
-            left_out |= {s.sample.id: "empty response" for s in subjects if not s.response}
+            left_out |= {s.sample.id: s.lacks for s in subjects if s.lacks is not None}
         chosen = [subject for subject in subjects if subject.sample.id not in left_out]
         measured = dict(zip((s.sample.id for s in chosen), measure(chosen), strict=True)) if chosen else {}
-        responses = {subject.sample.id: subject.response for subject in subjects if subject.response}
+        answered = {subject.sample.id: subject for subject in subjects if subject.response}
         return [
-            self._record(sample, measured.get(sample.id, Unusable(left_out.get(sample.id, ""))), responses)
+            self._record(
+                sample, measured.get(sample.id, Unusable(left_out.get(sample.id, ""))), answered.get(sample.id)
+            )
             for sample in batch
         ]
 
-    def _record(self, sample: Sample, measured: Measured, responses: Mapping[str, list[int]]) -> Record:
+    def _record(self, sample: Sample, measured: Measured, answered: Subject | None) -> Record:
         row: dict[str, Any] = {"id": sample.id, "task": sample.task, "instruction": sample.instruction}
         if sample.text is not None:
             row["text"] = sample.text
-        if sample.id in responses:
-            ids = responses[sample.id]
-            row |= {"response": self.checkpoint.decode(ids), "response_ids": ids}
+        if answered is not None:
+            row |= {"response": self.checkpoint.decode(answered.response), "response_ids": answered.response}
+            if (thought := answered.thought) is not None:
+                row |= {"thinking_tokens": thought.tokens, "answer": thought.answer}
         if not isinstance(measured, Unusable):
             return Record(row, sample.utterance, measured)
         if measured.fault and self.on_error == "fail":

@@ -31,6 +31,7 @@ from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.counterfactuals import OtherSources, other_instructions, pool_of
 from lsm_probe.probes.record import Record
 from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
@@ -52,6 +53,7 @@ def sensitivity(
     sources: int | None = None,
     response: Literal["generated", "reference"] = "generated",
     max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
     responses: Mapping[str, list[int]] | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -72,6 +74,9 @@ def sensitivity(
         sources: size of the pool of sources, the own included; by default that of the pool of instructions.
         response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
         max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
         responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
         batch_size: samples answered together; the prompts of one sample are always scored together. Halved where
             memory runs out.
@@ -94,7 +99,7 @@ def sensitivity(
     measuring = Round(
         checkpoint,
         samples,
-        Answering(response, max_new_tokens, responses),
+        Answering(response, max_new_tokens, responses, part=response_part),
         settings={**conventions.to_dict(), "per": None},
         batch_size=batch_size,
         on_error=on_error,
@@ -172,11 +177,11 @@ class _Scorer:
         except InputError as error:
             return Unusable(str(error), fault=True)
         own = [subject.embedded]
-        instruction = self._score([*own, *self.checkpoint.embed(by_instruction)], subject.response)
-        source = torch.cat([instruction[:1], self._score(self.checkpoint.embed(by_source), subject.response)])
+        instruction = self._score([*own, *self.checkpoint.embed(by_instruction)], subject)
+        source = torch.cat([instruction[:1], self._score(self.checkpoint.embed(by_source), subject)])
         if not (instruction.isfinite().all() and source.isfinite().all()):
             return Unusable(NOT_FINITE, fault=True)
-        errors = (self._score(own, subject.response)[0] - instruction[0]).abs() if check else instruction.new_empty(0)
+        errors = (self._score(own, subject)[0] - instruction[0]).abs() if check else instruction.new_empty(0)
         return {
             "instruction_log_probs": instruction.cpu().numpy(),
             "source_log_probs": source.cpu().numpy(),
@@ -205,8 +210,9 @@ class _Scorer:
             return subject.sample.text
         return subject.embedded[subject.prompt.positions(Segment.SOURCE)]
 
-    def _score(self, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
-        """`[prompts, response tokens]`, in as many passes as memory asks for."""
-        return torch.stack(
-            run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, response)), embedded)
+    def _score(self, embedded: Sequence[Tensor], subject: Subject) -> Tensor:
+        """`[prompts, measured response tokens]`, in as many passes as memory asks for."""
+        scored = torch.stack(
+            run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, subject.response)), embedded)
         )
+        return scored[:, subject.measured]

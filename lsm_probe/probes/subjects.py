@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -19,8 +19,10 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.thinking import UNFINISHED, ResponsePart, Thought
 
 MAX_NEW_TOKENS = 128
+EMPTY, NO_THINKING = "empty response", "no thinking"
 _KEYS = {"speech": "audio", "text": "text"}
 """What samples must have for a source."""
 
@@ -35,12 +37,19 @@ class Answering:
         max_new_tokens: longest generated response.
         responses: response token ids by sample id, taken instead of generating.
         source_lengths: source tokens by sample id, for a length-matched text control.
+        part: which tokens of a reasoning model's responses are measured; the response is always run as a whole.
     """
 
     response: Literal["generated", "reference", "none"] = "generated"
     max_new_tokens: int = MAX_NEW_TOKENS
     responses: Mapping[str, list[int]] | None = None
     source_lengths: Mapping[str, int] | None = None
+    part: ResponsePart = "all"
+
+    def __post_init__(self) -> None:
+        if self.part not in get_args(ResponsePart):
+            allowed = ", ".join(get_args(ResponsePart))
+            raise InputError(f"--response-part {self.part!r} is unknown; choose one of: {allowed}")
 
 
 @dataclass
@@ -54,6 +63,7 @@ class Subject:
         response: token ids of the response in question; empty for a probe that looks at prompts alone.
         source: what stands in its source slot: a waveform `[samples]` at 16 kHz, or a transcript.
         seconds: wall time from reading the source to the end of the response; an equal part of its batch's.
+        part: which tokens of the response are measured.
     """
 
     sample: Sample
@@ -62,6 +72,28 @@ class Subject:
     response: list[int] = field(default_factory=list)
     source: Any = field(default=None, repr=False)
     seconds: float = 0.0
+    part: ResponsePart = "all"
+
+    @cached_property
+    def thought(self) -> Thought | None:
+        """The thinking that the response begins with; asked for once the response is there."""
+        return self.checkpoint.find_thought(self.prompt, self.response)
+
+    @property
+    def measured(self) -> slice:
+        """The tokens of the response that are measured."""
+        thinking = self.thought.tokens if self.thought else 0
+        stop = thinking if self.part == "thinking" else len(self.response)
+        return slice(thinking if self.part == "answer" else 0, stop)
+
+    @property
+    def lacks(self) -> str | None:
+        """Why no token of the response is measured, or None."""
+        if not self.response:
+            return EMPTY
+        if self.measured.start < self.measured.stop:
+            return None
+        return NO_THINKING if self.part == "thinking" else UNFINISHED
 
     @cached_property
     def embedded(self) -> Tensor:
@@ -99,6 +131,7 @@ def describe_checkpoint(checkpoint: Checkpoint, answering: Answering) -> dict[st
         "dtype": str(checkpoint.llm.dtype).removeprefix("torch."),
         **generating,
         **({} if answering.responses is None else {"responses": "given"}),
+        **({} if answering.part == "all" else {"response_part": answering.part}),
         **({} if answering.source_lengths is None else {"control": "transcript repeated or cut to given lengths"}),
         **checkpoint.identity,
     }
@@ -200,7 +233,7 @@ def prepare(
     for (sample, _), source in zip(read, heard, strict=True):
         with using(sample):
             prompt = _encode(checkpoint, sample, source, answering)
-            subjects.append(Subject(sample, prompt, checkpoint, source=source))
+            subjects.append(Subject(sample, prompt, checkpoint, source=source, part=answering.part))
     responses = _respond(checkpoint, subjects, answering)
     seconds = (perf_counter() - begun) / max(1, len(subjects))
     for subject, response in zip(subjects, responses, strict=True):

@@ -28,6 +28,7 @@ class _Checkpoint(_Part):
     dtype: str
     max_new_tokens: int | None = None
     responses: str | None = None
+    response_part: str | None = None
     control: str | None = None
 
 
@@ -184,6 +185,7 @@ def _terms(result: Baseline) -> list[_Term]:
             for name, value in conventions.to_dict().items()
         ),
         _Term("where responses come from", _origin(result), "probe both with --responses or both without"),
+        _Term("the part of responses", checkpoint.response_part, "probe both with the same --response-part"),
         _Term("the longest generated response", longest, "probe both with the same --max-new-tokens"),
         _Term("the kind of source", checkpoint.source, "probe a model of the same kind"),
         _Term("the kind of control", checkpoint.control, "probe a model of the same kind"),

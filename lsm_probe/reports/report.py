@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ def _look(results: Results) -> Look:
                 "instruction": one["instruction"],
                 "text": one.get("text"),
                 "reference": one.get("reference"),
-                "responses": [None if sample is None else sample["response"][:_LONGEST] for sample in found],
+                "responses": [None if sample is None else _answer(sample)[:_LONGEST] for sample in found],
                 "lines": [known.get(sample_id) for known in paths],
             }
         )
@@ -198,6 +198,11 @@ def _look(results: Results) -> Look:
         samples_left_out=len(ids) - len(samples),
         timelines=list(results.timelines),
     )
+
+
+def _answer(sample: Mapping[str, Any]) -> str:
+    """The response without its thinking, if there is an answer."""
+    return str(sample.get("answer") or sample["response"])
 
 
 def _about(results: Results) -> str:

@@ -18,7 +18,7 @@ from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
 from lsm_probe.probes.importance_result import ImportanceResult
 from lsm_probe.probes.knockout_result import SEGMENTS as CUT
 from lsm_probe.probes.knockout_result import KnockoutResult
-from lsm_probe.probes.result import ProbeResult
+from lsm_probe.probes.result import ProbeResult, thinking_summary
 from lsm_probe.probes.sensitivity_result import SensitivityResult
 from lsm_probe.reports.collection import KINDS, Results
 from lsm_probe.reports.curves import SIGNS, differing, reference_of
@@ -386,6 +386,9 @@ def _whose(results: Sequence[ProbeResult]) -> str:
     for result in results:
         whose = {"generated": "its own responses", "reference": "reference responses"}[result.conventions.response]
         whose = "given responses" if "responses" in result.checkpoint else whose
+        if thinking := thinking_summary(result.samples):
+            part = result.checkpoint.get("response_part", "all")
+            whose += f", of which {thinking['responses']} begin with thinking (measured: {part})"
         found.append(f"{result.name}: {result.counted}, {whose}")
     return "; ".join(found) + "."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lsm_probe.probes.result import Curve, ProbeResult
+from lsm_probe.probes.result import Curve, ProbeResult, thinking_summary
 
 
 def attention_check(check: dict[str, Any]) -> str:
@@ -19,6 +19,24 @@ def whose(result: ProbeResult) -> str:
     if "responses" in result.checkpoint:
         return "given"
     return "its own" if result.conventions.response == "generated" else "the reference"
+
+
+def thinking_note(result: ProbeResult) -> str | None:
+    """How many responses begin with thinking, and what was done with it; None if none does."""
+    found = thinking_summary(result.samples)
+    if found is None or result.PROBE == "text_ability":  # which scores given texts as they are
+        return None
+    note = (
+        f"{found['responses']} of {len(result.samples)} responses begin with thinking (on average "
+        f"{found['thinking_tokens']:.1f} tokens, before {found['answer_tokens']:.1f} of the answer)"
+    )
+    if found["unfinished"]:
+        note += f"; {found['unfinished']} end before their thinking does: raise --max-new-tokens"
+    if result.PROBE == "evaluate":
+        return f"{note}; tasks read what follows the thinking, an unfinished one is no answer (--read all: everything)"
+    if "response_part" in result.checkpoint:
+        return f"{note}; measured: the {result.checkpoint['response_part']}"
+    return f"{note}; all tokens are measured (--response-part answer: the answers alone)"
 
 
 def with_interval(curve: Curve) -> str:
