@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import regex as re  # response templates are written for it
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.models.prompts import Prompt, encode_prompt
@@ -137,7 +137,7 @@ def opening_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """What the prompt's template writes behind the user's words: DeepSeek-R1's opens the thinking there."""
     users = [i for i, own in enumerate(prompt.segments) if own in (Segment.INSTRUCTION, Segment.SOURCE)]
     behind = prompt.input_ids[users[-1] + 1 :] if users else []
-    return str(tokenizer.decode(behind, skip_special_tokens=False))
+    return str(tokenizer.decode(behind, skip_special_tokens=False)) if behind else ""
 
 
 def opening_of_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -147,14 +147,13 @@ def opening_of_template(tokenizer: PreTrainedTokenizerBase, template: str) -> st
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> list[Marks]:
     """The marks that its response template declares, if it has one, and those of the families we know."""
-    own: Any = tokenizer
-    named = [str(own.chat_template or ""), *getattr(own, "added_tokens_encoder", {})]
-    declared = _declared(getattr(own, "response_template", None))
+    named = "\n".join(
+        [str(getattr(tokenizer, "chat_template", "")), *getattr(tokenizer, "added_tokens_encoder", {})],
+    )
     families = [
-        Marks(marks.begin, marks.end, any(re.search(marks.end, name, re.DOTALL) for name in named))
-        for marks in FAMILIES
+        Marks(marks.begin, marks.end, is_known=re.search(marks.end, named, re.DOTALL) is not None) for marks in FAMILIES
     ]
-    return [*declared, *families]
+    return [*_declared(getattr(tokenizer, "response_template", None)), *families]
 
 
 def has_special_marks(tokenizer: PreTrainedTokenizerBase) -> bool:

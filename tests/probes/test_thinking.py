@@ -137,3 +137,22 @@ def test_an_unknown_part_is_refused(tiny_llm, samples):
         InputError, match="--response-part 'reasoning' is unknown; choose one of: all, thinking, answer"
     ):
         lsm_probe.attention(tiny_llm, samples[:1], response_part="reasoning")
+
+
+@pytest.mark.parametrize("command", ["attention", "knockout"])
+def test_the_command_says_what_is_measured_of_responses_that_think(
+    tiny_llm_folder, responses, write, lsm_probe_command, tmp_path, command
+):
+    ids = ["s0", "s3"]
+    lines = [json.dumps({"id": i, "instruction": "Say it.", "text": f"the sea {i}"}) for i in ids]
+    given = [json.dumps({"id": i, "response_ids": responses[i]}) for i in ids]
+    options = ["--ckpt", tiny_llm_folder, "--data", write(tmp_path / "data.jsonl", *lines)]
+    options += ["--responses", write(tmp_path / "given" / "samples.jsonl", *given).parent]
+    code, _, error = lsm_probe_command(command, *options, "--out", tmp_path / "all")
+    assert code == 0, error
+    assert "2 of 2 responses begin with thinking" in error
+    assert "1 end before their thinking does: raise --max-new-tokens; all tokens are measured" in error
+    code, _, error = lsm_probe_command(command, *options, "--response-part", "answer", "--out", tmp_path / "answer")
+    assert code == 0, error
+    stored = json.loads((tmp_path / "answer" / "result.json").read_text())
+    assert (stored["excluded"], stored["n_samples"]) == ({"unfinished thought": ["s3"]}, 1)

@@ -89,6 +89,7 @@ UNUSABLE = {
     "text instead of speech": ({"checkpoint__source": "text"}, "the kind of source"),
     "a control": ({"checkpoint__control": "given lengths"}, "the kind of control"),
     "given responses": ({"checkpoint__responses": "given"}, "where responses come from"),
+    "a part of responses": ({"checkpoint__response_part": "answer"}, "probe both with the same --response-part"),
     "other layers": ({"layers": [1, 2, 3, 4, 5, 6]}, "which layers"),
     "a value too few": ({"eta__mean": [0.5] * 5}, "eta.mean has 5 values for 6 layers"),
     "no layers": ({"layers": []}, "layers"),
