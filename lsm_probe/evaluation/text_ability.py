@@ -37,6 +37,8 @@ from lsm_probe.probes.subjects import Answering, Subject, describe_checkpoint, d
 from lsm_probe.processes import Share, exchange, several, together
 
 SHOTS = 5
+_THINKING = ("thinking_tokens", "answer")
+"""What the rows of responses that think hold besides."""
 
 
 def text_ability(
@@ -110,7 +112,7 @@ def text_ability(
     return TextAbilityResult(
         **stack(records, "counts"),
         clusters=number_clusters([record.utterance for record in records]),
-        samples=[record.sample for record in records],
+        samples=[_without_thinking(record.sample) for record in records],
         checkpoint=describe_checkpoint(checkpoint, Answering("none")),
         data=_joined(parts),
         conventions=TextAbilityConventions(shots=shots if mmlu is not None else None),
@@ -148,6 +150,11 @@ def _measure(subject: Subject) -> Measured:
     if not found.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)
     return {"counts": np.array([-found.sum().item(), len(found)])}
+
+
+def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:
+    """A target is scored as it stands: nothing in it is told apart, and it has no end that could be missing."""
+    return {key: value for key, value in row.items() if "thinking_tokens" not in row or key not in _THINKING}
 
 
 @dataclass(frozen=True)

@@ -101,3 +101,16 @@ def test_an_ordinary_evaluation_says_nothing_of_thinking(tiny_llm):
     result = lsm_probe.evaluate(tiny_llm, [sample], tasks=[SAID], max_new_tokens=3)
     content = json.dumps([result.to_dict(), result.samples])
     assert not any(word in content for word in ("thinking", "answer", "read"))
+
+
+def test_targets_whose_perplexity_is_measured_are_not_told_apart(tiny_llm):
+    """Under a template that opens the thinking, a target without EOS would look like an unfinished thought."""
+    template = tiny_llm.tokenizer.chat_template
+    tiny_llm.tokenizer.chat_template = template.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
+    targets = ["the old town", "<think>rain</think>the old town"]
+    samples = [
+        Sample(id=f"s{i}", instruction="Continue.", text="fox", target=target) for i, target in enumerate(targets)
+    ]
+    result = lsm_probe.text_ability(tiny_llm, samples)
+    assert "thinking" not in result.to_dict()
+    assert [row["response"] for row in result.samples] == targets

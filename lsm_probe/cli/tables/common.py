@@ -24,7 +24,7 @@ def whose(result: ProbeResult) -> str:
 def thinking_note(result: ProbeResult) -> str | None:
     """How many responses begin with thinking, and what was done with it; None if none does."""
     found = thinking_summary(result.samples)
-    if found is None or result.PROBE == "text_ability":  # which scores given texts as they are
+    if found is None:
         return None
     note = (
         f"{found['responses']} of {len(result.samples)} responses begin with thinking (on average "
