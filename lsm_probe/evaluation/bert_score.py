@@ -7,9 +7,11 @@ text otherwise than the published scores did.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,7 +149,14 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
     if None in (*special, tokenizer.pad_token_id) or sorted(tokenizer("")["input_ids"]) != sorted(special):
         raise InputError(f"{model} cannot be compared by: its tokenizer does not put [CLS] and [SEP] around a text")
     with quiet_log():  # of the layers and heads that are left out
-        bert: Any = pretrained_model(AutoModel, model, torch.float32, part="(?!pooler)", num_hidden_layers=layer)
+        bert: Any = pretrained_model(
+            AutoModel,
+            model,
+            torch.float32,
+            part="(?!pooler)",
+            left_out=partial(_is_above, layer),
+            num_hidden_layers=layer,
+        )
     bert = bert.get_encoder() if config.is_encoder_decoder else bert
     tokenizer.model_max_length = min(tokenizer.model_max_length, _most_tokens(bert))
     identity = {
@@ -159,6 +168,12 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
         "library": get_hash(model, layer, False, False, False, False),
     }
     return BertScorer(bert.to(torch_device).eval(), tokenizer, identity)
+
+
+def _is_above(layer: int, tensor: str) -> bool:
+    """Whether a tensor belongs to a layer above the one whose states are compared."""
+    number = re.search(r"\.(\d+)\.", tensor)
+    return number is not None and int(number[1]) >= layer
 
 
 def _most_tokens(bert: Any) -> int:

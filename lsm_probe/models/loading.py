@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -37,6 +38,7 @@ from lsm_probe.models.places import before_the_hub, require_folder
 from lsm_probe.models.prompter import Prompter
 from lsm_probe.models.spread import SPREAD, spread
 from lsm_probe.models.templates import TEMPLATES, default_template
+from lsm_probe.models.tensors import check_tensors
 from lsm_probe.models.trained import read_training, trained, trained_file
 from lsm_probe.processes import own_device
 
@@ -314,27 +316,89 @@ def _whisper(name: str | Path, dtype: torch.dtype, part: str) -> Any:
     config = pretrained(AutoConfig, name)
     if config.model_type != "whisper":
         raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
-    return pretrained_model(WhisperModel, name, dtype, part)
+    return pretrained_model(WhisperModel, name, dtype, part=part)
 
 
 def pretrained_model(
-    auto_class: Any, name: str | Path, dtype: torch.dtype, part: str = "", **kwargs: Any
+    auto_class: Any,
+    name: str | Path,
+    dtype: torch.dtype,
+    *,
+    part: str | None = None,
+    left_out: Callable[[str], bool] = lambda tensor: False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
-    """A model with all its weights, as far as their names match `part`: transformers would draw missing ones."""
+    """A model whose weights are those of its files: all of them are there, and all that are there are used.
+
+    Args:
+        auto_class: a class of transformers, or one of its auto classes.
+        name: folder or hub name.
+        dtype: of all weights.
+        part: regular expression of the tensors that are wanted, by their names in the model; heads of other tasks are
+            then left out too. None: the whole model.
+        left_out: says of a tensor's name in the files that it is left out on purpose.
+        kwargs: settings of the configuration that differ from the file's.
+
+    Raises:
+        InputError: tensors are missing, unused or of another shape, the folder holds an adapter too, or a file is
+            damaged.
+    """
     _check_indices(Path(name))
-    model: PreTrainedModel
-    model, loaded = pretrained(auto_class, name, dtype=dtype, output_loading_info=True, **kwargs)
-    missing = sorted(key for key in loaded["missing_keys"] if re.match(part, key))
-    if missing:
-        raise InputError(f"{name} cannot be loaded: its weights lack {len(missing)} tensors, one of them {missing[0]}")
-    return model
+    config = pretrained(getattr(auto_class, "config_class", None) or AutoConfig, name, **kwargs)
+    asked = _attention_of(config)
+    config._attn_implementation = None  # of its parts too: each then runs transformers' default
+    # Ours to refuse, with names: transformers' own refusal only points to its log.
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, loaded = pretrained(auto_class, name, config=config, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):  # from the hub: a folder's was refused before
+        raise _two_models(name, "whole weights")
+    check_tensors(model, loaded, name, part=part, left_out=left_out)
+    _tell_attention(name, asked, model)
+    return cast(PreTrainedModel, model)
+
+
+def _attention_of(config: PreTrainedConfig, part: str = "") -> dict[str, str | None]:
+    """Which attention implementation a configuration and those inside it name, by the part of `config.json`."""
+    found = {part: config._attn_implementation}
+    for key in config.sub_configs:
+        if (inner := getattr(config, key, None)) is not None:
+            found |= _attention_of(inner, f"{part}.{key}".lstrip("."))
+    return found
+
+
+def _tell_attention(name: str | Path, asked: dict[str, str | None], model: PreTrainedModel) -> None:
+    """Says where a model does not run the attention that its `config.json` asks for: the probes need sdpa, or eager
+    where its class has no other."""
+    runs = _attention_of(model.config)
+    for part, wanted in asked.items():
+        if wanted is not None and runs.get(part) not in (None, wanted):
+            where = f"config.json ({part})" if part else "config.json"
+            warnings.warn(
+                f"{name}: {where} asks for attn_implementation {wanted}; the model runs {runs[part]}, which the probes "
+                "need",
+                stacklevel=3,
+            )
+            return
+
+
+def _two_models(name: str | Path, weights: str) -> InputError:
+    """Why an adapter beside whole weights is refused: transformers would apply it to them by itself, a second time
+    where it is merged into them."""
+    return InputError(
+        f"{name} holds {weights} and an adapter (adapter_config.json), which would be applied on top of it: if the "
+        "adapter is merged already, move its files (adapter_config.json, adapter_model.*) to another folder; if not, "
+        "merge it and give the merged model's folder"
+    )
 
 
 def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     """`auto_class.from_pretrained`, never running code from the checkpoint, with one line for what can go wrong."""
     require_folder(name)
     path = Path(name)
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    if (path / "adapter_config.json").is_file():
+        whole = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+        if whole:
+            raise _two_models(name, min(whole).name)
         raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, ViTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
 
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
+from lsm_probe.models.loading import load_prompter
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +58,22 @@ def refusal(*names: str, **options: Any) -> str:
     for name in names:
         assert name in line, line
     return line
+
+
+def save_weights(folder: Path, weights: dict[str, torch.Tensor], kind: str) -> None:
+    """Saves weights in place of `model.safetensors`, as one file, as two shards or as torch saves them."""
+    (folder / "model.safetensors").unlink()
+    if kind == "torch file":
+        torch.save(weights, folder / "pytorch_model.bin")
+        return
+    names = sorted(weights)
+    shards = {"model.safetensors": names}
+    if kind == "shards":
+        shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+        weight_map = {name: shard for shard, held in shards.items() for name in held}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for shard, held in shards.items():
+        save_file({name: weights[name] for name in held}, folder / shard, metadata={"format": "pt"})
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -154,7 +181,78 @@ class TestRefusals:
         other = next(name for name in weights if name.endswith("layers.1.self_attn.v_proj.weight"))
         weights[other] = weights[other][:3].contiguous()
         save_file(weights, path, metadata={"format": "pt"})
-        refusal(str(copy), name=copy)
+        refusal(f"{other} [3, ", "instead of [", name=copy)
+
+    @pytest.mark.parametrize("kind", ["one file", "shards", "torch file"])
+    @pytest.mark.parametrize(
+        ("tensor", "named"),
+        [
+            pytest.param("layers.0.self_attn.q_proj.bias", "q_proj.bias", id="a bias that the config has not"),
+            pytest.param("layers.0.self_attn.q_norm.weight", "q_norm.weight", id="a norm that the class has not"),
+            pytest.param("layers.3.self_attn.q_proj.weight", "layers.3", id="a layer beyond the config's"),
+            pytest.param("layers.0.self_attn.q_proj.lora_A.default.weight", "merge its adapter", id="an adapter's"),
+            pytest.param("layers.0.self_attn.bias_of_ours", "bias_of_ours", id="any other"),
+        ],
+    )
+    def test_tensors_that_the_model_does_not_use(self, copy: Path, tensor: str, named: str, kind: str) -> None:
+        # transformers would drop them and only log it.
+        path = copy / "model.safetensors"
+        weights = load_file(path)
+        before = next(name for name in weights if "layers.0.mlp" in name).partition("layers.0.")[0]
+        unused = {f"{before}{tensor}": torch.ones(4), f"{before}{tensor}.2": torch.ones(4)}
+        save_weights(copy, {**weights, **unused}, kind)
+        refusal("2 tensors", named, name=copy)
+
+    def test_a_head_of_another_task(self, llm_copy: Path) -> None:
+        path = llm_copy / "model.safetensors"
+        save_file({**load_file(path), "score.weight": torch.ones(2, 48)}, path, metadata={"format": "pt"})
+        refusal("1 tensor (score.weight)", name=llm_copy)
+        edit_config(llm_copy, architectures=["LlamaForSequenceClassification"])
+        with pytest.warns(UserWarning, match=r"loaded as a LlamaForCausalLM, without 1 tensor \(score.weight\)"):
+            lsm_probe.load(llm_copy)
+
+    def test_constants_that_older_versions_saved_are_no_weights(self, copy: Path) -> None:
+        path = copy / "model.safetensors"
+        weights = load_file(path)
+        before = next(name for name in weights if "layers.0.mlp" in name).partition("layers.0.")[0]
+        for name in ("self_attn.rotary_emb.inv_freq", "attn.masked_bias", "attention.bias"):
+            weights[f"{before}layers.0.{name}"] = torch.ones(4)
+        save_file(weights, path, metadata={"format": "pt"})
+        lsm_probe.load(copy)
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_a_whisper_with_a_layer_that_its_config_has_not(
+        self,
+        tmp_path: Path,
+        tiny_encoder_folder: Path,
+        tiny_llm_folder: Path,
+        tiny_projector: Callable[..., LsmProjectorConfig],
+        whole: bool,
+    ) -> None:
+        """The encoder alone is taken out of a whole Whisper with its head; a layer of it must not be lost."""
+        folder = shutil.copytree(tiny_encoder_folder, tmp_path / "whisper")
+        config = WhisperConfig.from_pretrained(folder)
+        (WhisperForConditionalGeneration if whole else WhisperModel)(config).save_pretrained(folder)
+        weights = load_file(folder / "model.safetensors") | {"proj_out.weight": torch.ones(64, 32)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        lsm_probe.build_lsm(folder, tiny_llm_folder, projector=tiny_projector())
+        edit_config(folder, encoder_layers=1)
+        with pytest.raises(InputError, match=r"15 tensors \(.*encoder.layers.1"):
+            lsm_probe.build_lsm(folder, tiny_llm_folder, projector=tiny_projector())
+
+    def test_a_merged_model_with_its_adapter(self, llm_copy: Path) -> None:
+        # transformers would apply the adapter to weights that have it already.
+        model = AutoModelForCausalLM.from_pretrained(llm_copy)
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+        wrapped.save_pretrained(llm_copy)
+        wrapped.merge_and_unload().save_pretrained(llm_copy)
+        refusal(str(llm_copy), "model.safetensors", "adapter_config.json", "move", name=llm_copy)
+        for load_part in (load_prompter, partial(lsm_probe.build_lsm, llm_copy)):
+            with pytest.raises(InputError, match=r"holds model\.safetensors and an adapter"):
+                load_part(llm_copy)
+        for file in llm_copy.glob("adapter_*"):
+            file.unlink()
+        lsm_probe.load(llm_copy)
 
     @pytest.mark.parametrize("file", ["../outside.safetensors", "{folder}/outside.safetensors"])
     def test_an_index_of_weights_that_lie_elsewhere(self, copy: Path, file: str) -> None:
@@ -283,6 +381,48 @@ class TestNothingIsExecuted:
             if re.search(banned, line)
         ]
         assert not found
+
+
+class TestAttention:
+    """The probes need sdpa: what `config.json` asks for is not run, and one line says so."""
+
+    @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+    @pytest.mark.parametrize("asked", ["eager", "flash_attention_2", "flex_attention"])
+    def test_a_config_that_asks_for_another(self, tiny_llm_folder: Path, llm_copy: Path, key: str, asked: str) -> None:
+        sample = lsm_probe.Sample(id="a", instruction="Repeat.", text="the rain", target="the rain")
+        plain = lsm_probe.attention(lsm_probe.load(tiny_llm_folder), [sample], response="reference")
+        edit_config(llm_copy, **{key: asked})
+        with pytest.warns(
+            UserWarning, match=rf"config\.json asks for attn_implementation {asked}; .*runs sdpa"
+        ) as said:
+            changed = lsm_probe.attention(lsm_probe.load(llm_copy), [sample], response="reference")
+        assert len(said) == 1
+        assert changed.norms.tolist() == plain.norms.tolist()
+
+    @pytest.mark.parametrize("part", ["text_config", "audio_config"])
+    def test_a_part_that_asks_for_another(self, tiny_lsm_folder: Path, tmp_path: Path, part: str) -> None:
+        folder = shutil.copytree(tiny_lsm_folder, tmp_path / "lsm")
+        edit_config(folder, attn_implementation={part: "eager"})
+        with pytest.warns(UserWarning, match=rf"config\.json \({part}\) asks for attn_implementation eager"):
+            model = lsm_probe.load(folder).model
+        running = {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")}
+        assert running - {None} == {"sdpa"}
+
+    def test_both_parts_of_a_new_lsm(
+        self,
+        tiny_encoder_folder: Path,
+        llm_copy: Path,
+        tmp_path: Path,
+        tiny_projector: Callable[..., LsmProjectorConfig],
+    ) -> None:
+        encoder = shutil.copytree(tiny_encoder_folder, tmp_path / "encoder")
+        for folder in (encoder, llm_copy):
+            edit_config(folder, attn_implementation="eager")
+        with pytest.warns(UserWarning, match="attn_implementation eager") as said:
+            model: Any = lsm_probe.build_lsm(encoder, llm_copy, projector=tiny_projector()).model
+        assert len(said) == 2
+        assert model.audio_tower.config._attn_implementation == "sdpa"
+        assert model.language_model.config._attn_implementation == "sdpa"
 
 
 class TestOptions:

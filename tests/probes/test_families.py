@@ -5,7 +5,9 @@ attention weights and value tensors, caught as it runs, and the output projectio
 `alpha v W_O`, whose norms are taken one by one.
 """
 
+import json
 import sys
+import warnings
 from copy import deepcopy
 from dataclasses import replace
 
@@ -19,6 +21,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.audio_llm import check_reads_embeddings
 from lsm_probe.models.generation import generate_greedily
+from lsm_probe.models.loading import pretrained_model
 from lsm_probe.probes.capture import capture, find_attention_layers
 from lsm_probe.probes.knockout_result import SEGMENTS
 from lsm_probe.probes.norms import norm_attention
@@ -488,6 +491,22 @@ def test_layers_that_look_at_token_ids_are_refused_when_loaded(family):
     model = build(family, REFUSED[family][0])
     with pytest.raises(InputError, match=r"reads no embeddings|makes more of its input ids than embeddings"):
         check_reads_embeddings(model, family)
+
+
+@pytest.mark.parametrize("family", EXACT)
+def test_saved_weights_are_loaded_without_a_false_alarm(family, tmp_path):
+    """Unused tensors are an error; no family has any of its own. Those saved from a model that runs eager run the same
+    attention as a fresh one."""
+    model = build(family, EXACT[family])
+    expected = model.config._attn_implementation
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "eager"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = pretrained_model(AutoModelForCausalLM, tmp_path, torch.float32)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert loaded.config._attn_implementation == expected
 
 
 @pytest.mark.parametrize("family", KINDS_OF_MASK)
