@@ -33,6 +33,7 @@ def alignment(
     data: opt.Data = "builtin:probe",
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     instruction: Annotated[
         str | None,
         typer.Option(help="One instruction for all samples.  [default: each sample's own]", show_default=False),
@@ -84,7 +85,7 @@ def alignment(
         data,
         out,
         command="alignment",
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         probing={
             "segment": segment,
             "instruction": instruction,

@@ -33,6 +33,7 @@ def attention(
     data: opt.Data = "builtin:probe",
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
@@ -69,7 +70,7 @@ def attention(
         data,
         out,
         command="attention",
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         probing={
             "heads": heads,
             "segment": segment,

@@ -42,6 +42,7 @@ def augment(
         str | None,
         typer.Option(help="Prompt template: vicuna, vicuna_text, llama3 or chat.  [default: the LLM's own]"),
     ] = None,
+    date: opt.Date = None,
     instructions: opt.Instructions = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Only this task of the pool. Repeat it for several.", show_default=False)
@@ -88,7 +89,7 @@ def augment(
         data,
         out,
         llm,
-        loading={"device": device, "dtype": dtype, "template": template},
+        loading=opt.loading(device, dtype, template, date),
         instructions=instructions,
         tasks=task,
         recipe={

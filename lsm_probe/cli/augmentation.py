@@ -77,7 +77,7 @@ def _at_scale(
     if loading["device"] != "auto":
         raise InputError("--device is for generation in this process; CUDA_VISIBLE_DEVICES chooses for --server vllm")
     require_datatrove()
-    prompter = load_prompter(llm, template=loading["template"])
+    prompter = load_prompter(llm, template=loading["template"], date=loading["date"])
     found = find_server(server, prompter, dtype=loading["dtype"])
 
     def make(*data: Any, on_progress: Callable[[int, int, float, int], None], **given: Any) -> dict[str, Any]:

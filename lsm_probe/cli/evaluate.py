@@ -53,6 +53,7 @@ def evaluate(
     ] = "builtin:whisper",
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     read: Annotated[
         str | None,
@@ -84,7 +85,7 @@ def evaluate(
         cascades=cascade or [],
         whisper=whisper,
         read=read,
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         evaluating={"max_new_tokens": max_new_tokens, **opt.probing(seed, on_error, batch_size)},
         limit=limit,
         resume=resume,

@@ -33,6 +33,7 @@ def importance(
     data: opt.Data = "builtin:probe",
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
@@ -81,7 +82,7 @@ def importance(
         data,
         out,
         command="importance",
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         probing={
             "mode": mode,
             "modality": modality,

@@ -39,6 +39,7 @@ def knockout(
     data: opt.Data = "builtin:probe",
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
@@ -74,7 +75,7 @@ def knockout(
         data,
         out,
         command="knockout",
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         probing={
             "window": window,
             "heads": heads,

@@ -33,6 +33,12 @@ Template = Annotated[
         help="Prompt template: vicuna, vicuna_text, llama3, chat or chat_source_first.  [default: the checkpoint's own]"
     ),
 ]
+Date = Annotated[
+    str | None,
+    typer.Option(
+        help="What a chat template that writes the date takes for today.  [default: 2024-07-26]", metavar="YYYY-MM-DD"
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -101,9 +107,9 @@ def not_a_folder(option: str, path: Path | None) -> None:
         raise InputError(f"{option} {path} is a folder: name a file")
 
 
-def loading(device: str, dtype: str, template: str | None) -> dict[str, Any]:
+def loading(device: str, dtype: str, template: str | None, date: str | None) -> dict[str, Any]:
     """As the keyword arguments of `load`."""
-    return {"device": device, "dtype": dtype, "template": template}
+    return {"device": device, "dtype": dtype, "template": template, "date": date}
 
 
 def probing(seed: int, on_error: str, size: str) -> dict[str, Any]:

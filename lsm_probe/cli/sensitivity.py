@@ -31,6 +31,7 @@ def sensitivity(
     data: opt.Data = "builtin:probe",
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     response_part: opt.ResponsePart = "all",
     responses: opt.Responses = None,
@@ -67,7 +68,7 @@ def sensitivity(
         data,
         out,
         command="sensitivity",
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         probing={
             "per": per,
             "pool": pool,

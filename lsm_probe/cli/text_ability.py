@@ -50,6 +50,7 @@ def text_ability(
     ] = None,
     out: opt.Out = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     shots: Annotated[
         int, typer.Option(help="Examples before each question of MMLU.", min=0, rich_help_panel=opt.NUMBERS)
     ] = 5,
@@ -103,7 +104,7 @@ def text_ability(
         read,
         out,
         command="text-ability",
-        loading=opt.loading(device, dtype, template),
+        loading=opt.loading(device, dtype, template, date),
         probing={"shots": shots, **probing},
         source_of=look_up_text,
         resume=resume,

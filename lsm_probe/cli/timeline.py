@@ -41,6 +41,7 @@ def timeline(
         typer.Option(help="Layer shown by response token (first, in the page).  [default: follows best]", min=0),
     ] = None,
     template: opt.Template = None,
+    date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     response: opt.Response = "generated",
     device: opt.Device = "auto",
@@ -65,7 +66,7 @@ def timeline(
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / slug(ckpt) / plain_name(chosen.id)
     with alone_in(out):
-        checkpoint = load(ckpt, **opt.loading(device, dtype, template))
+        checkpoint = load(ckpt, **opt.loading(device, dtype, template, date))
         if layer is not None:
             check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
         result = probe(checkpoint, chosen, response=answering, max_new_tokens=max_new_tokens)

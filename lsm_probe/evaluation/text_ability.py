@@ -28,6 +28,7 @@ from lsm_probe.evaluation.harness import Harness, check_tokenizer
 from lsm_probe.evaluation.mmlu import LETTERS, Mmlu, write_mmlu_tasks
 from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import encode_target
 from lsm_probe.probes.progress import Progress
 from lsm_probe.probes.record import Record
 from lsm_probe.probes.result import package_versions
@@ -137,10 +138,12 @@ def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Answering:
             f"{len(without)} of {len(samples)} samples have no `target`, whose perplexity is asked for (first: "
             f"{without[0]}): add it to the manifest"
         )
-    tokens = {
-        sample.id: list(checkpoint.tokenizer(sample.target, add_special_tokens=False)["input_ids"])
-        for sample in samples
-    }
+    tokens = {}
+    for sample in samples:
+        try:
+            tokens[sample.id] = encode_target(checkpoint.tokenizer, sample.target or "")
+        except InputError as error:
+            raise InputError(f"sample {sample.id!r}: {error}") from error
     return Answering("reference", responses=tokens)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class AudioLlmProcessor:
         """
         audio = as_waveform(audio)
         refuse_placeholder("instruction", instruction, self.audio_token)
+        self._with_speech(instruction, 1)  # what is wrong with the instruction, before the processor stumbles over it
         ids, features = self._hear(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
             raise NoTokens(f"{len(audio) / RATE:.3f} s of speech are too little for a single speech token")
@@ -109,6 +110,10 @@ class AudioLlmProcessor:
         refuse_placeholder("transcript", transcript, self.audio_token)
         return self._write(instruction.strip(), transcript.strip())
 
+    def example(self) -> Sequence[tuple[int, object]]:
+        """A prompt of given words as the template renders it, cut into segments: tells templates apart."""
+        return self._pieces("{instruction}", None)
+
     def save_pretrained(self, folder: str | Path) -> None:
         self.processor.save_pretrained(folder)
 
@@ -131,7 +136,7 @@ class AudioLlmProcessor:
     def _write(self, instruction: str, transcript: str | None) -> Prompt:
         """The prompt about a transcript, or with one placeholder for the speech."""
         pieces = self._pieces(instruction, transcript)
-        prompt = encode_pieces(self.tokenizer, pieces)
+        prompt = encode_pieces(self.tokenizer, pieces, placeholder=self.audio_token)
         first = self._put_first("".join(text for _, text in pieces), prompt.input_ids)
         return Prompt([*first, *prompt.input_ids], [*[Segment.TEMPLATE] * len(first), *prompt.segments])
 

@@ -20,7 +20,7 @@ from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
-from lsm_probe.models.prompts import Prompt, encode_prompt
+from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.spread import input_device
 from lsm_probe.models.thinking import Thought, find_thought, opening_of
@@ -91,7 +91,7 @@ class Checkpoint:
             source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
 
         Raises:
-            InputError: if instruction or source tokenise to nothing.
+            InputError: if instruction or source tokenise to nothing, or hold a control token.
         """
         if self.processor is None:
             assert isinstance(source, str)
@@ -103,8 +103,12 @@ class Checkpoint:
         return self.processor.encode(instruction, source)
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text."""
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text.
+
+        Raises:
+            InputError: the text holds a special token, as an EOS of its own.
+        """
+        ids = encode_target(self.tokenizer, text)
         eos, own = self.eos_token_ids, self.tokenizer.eos_token_id
         # Where there are several, the tokenizer's is the one that ends a turn (Llama 3's <|eot_id|>).
         end = [own] if own in eos else eos[:1]

@@ -32,12 +32,15 @@ from lsm_probe.errors import InputError
 from lsm_probe.hardware import computes_natively, warn_if_emulated
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
+from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.dates import DATE, pin_date, pinned_date, read_date
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.places import before_the_hub, require_folder
 from lsm_probe.models.prompter import Prompter
+from lsm_probe.models.prompts import encode_prompt, encode_target, prompt_sha256
 from lsm_probe.models.spread import SPREAD, spread
-from lsm_probe.models.templates import TEMPLATES, default_template
+from lsm_probe.models.templates import AUDIO_TOKEN, TEMPLATES, default_template
 from lsm_probe.models.tensors import check_tensors
 from lsm_probe.models.trained import read_training, trained, trained_file
 from lsm_probe.processes import own_device
@@ -45,7 +48,14 @@ from lsm_probe.processes import own_device
 BUILTIN = ("builtin:llm", "builtin:untrained", *(f"builtin:{name}" for name in trained()))
 
 
-def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", template: str | None = None) -> Checkpoint:
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    template: str | None = None,
+    date: str | None = None,
+) -> Checkpoint:
     """Loads a checkpoint to look into.
 
     Args:
@@ -59,6 +69,7 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
             it has no instructions for bfloat16.
         template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM; of an audio LLM
             `chat` or `chat_source_first`.
+        date: what a chat template takes for today, where it writes the date into the prompt; by default [`DATE`].
 
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, or it is of a kind that cannot be probed.
@@ -69,13 +80,14 @@ def load(name: str | Path, *, device: str = "auto", dtype: str = "auto", templat
     _check_template(template)
     _check_builtin(name)
     if name == "builtin:untrained":
-        checkpoint = build_lsm(assets.speech_encoder(), assets.language_model(), dtype=torch_dtype, template=template)
+        parts = (assets.speech_encoder(), assets.language_model())
+        checkpoint = build_lsm(*parts, dtype=torch_dtype, template=template, date=date)
         checkpoint.name = name
     elif name in BUILTIN[2:]:
-        checkpoint = _build_trained(name, torch_dtype, template)
+        checkpoint = _build_trained(name, torch_dtype, template, date)
     else:
         folder = str(assets.language_model()) if name == "builtin:llm" else name
-        checkpoint = _load_pretrained(name, folder, torch_dtype, template)
+        checkpoint = _load_pretrained(name, folder, torch_dtype, template, date)
     try:
         if device == SPREAD:
             spread(checkpoint.model)
@@ -114,12 +126,13 @@ def look_up_text(name: str) -> Literal["text"]:
     return "text"
 
 
-def load_prompter(name: str | Path, *, template: str | None = None) -> Prompter:
+def load_prompter(name: str | Path, *, template: str | None = None, date: str | None = None) -> Prompter:
     """Loads what writes a text LLM's prompts, its weights left where they are.
 
     Args:
         name: a folder, a name on the model hub, or `builtin:llm`.
         template: prompt template; by default `chat` / `vicuna`, as [`load`] has it.
+        date: as in [`load`].
 
     Raises:
         InputError: there is no such checkpoint, its checksums do not hold, or it is no text LLM.
@@ -133,9 +146,52 @@ def load_prompter(name: str | Path, *, template: str | None = None) -> Prompter:
     config = pretrained(AutoConfig, folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
-    tokenizer = pretrained(AutoTokenizer, folder)
-    identity = identify(folder, config, checksums)
-    return Prompter(name, folder, tokenizer, template or default_template(tokenizer), identity)
+    tokenizer = _with_date(pretrained(AutoTokenizer, folder), date)
+    template = template or default_template(tokenizer)
+    identity = identify(folder, config, checksums) | describe_prompt(tokenizer, template, None, name, date)
+    return Prompter(name, folder, tokenizer, template, identity)
+
+
+def load_text_check(name: str, *, template: str | None = None) -> Callable[[str, str | None, str | None], None]:
+    """A function that refuses texts which a checkpoint would read as something else; no weights are loaded.
+
+    Args:
+        name: as of [`load`].
+        template: prompt template, as of [`load`].
+
+    Returns:
+        A function of instruction, transcript and target, the last two None where there is none. It raises InputError
+        for a text that holds a control token or the placeholder for the speech, or has no tokens.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is of a kind that cannot be probed.
+    """
+    _check_template(template)
+    kind = look_up(name)
+    folder = str(assets.language_model()) if name in BUILTIN else name
+    config = pretrained(AutoConfig, folder)
+    processor: LsmProcessor | AudioLlmProcessor | None = None
+    if isinstance(config, LsmConfig):
+        processor = pretrained(AutoProcessor, folder)
+    elif audio_llm_class(config) is not None:
+        processor = _audio_llm_processor(name, folder, config, template, None)
+    elif kind == "speech":
+        extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
+        processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder))
+    tokenizer = processor.tokenizer if processor else pretrained(AutoTokenizer, folder)
+    if isinstance(processor, LsmProcessor):
+        processor.template = template or processor.template
+
+    def check(instruction: str, transcript: str | None, target: str | None) -> None:
+        transcript = transcript or "words"
+        if processor is None:
+            encode_prompt(tokenizer, template or default_template(tokenizer), instruction, transcript)
+        else:
+            processor.encode_text(instruction, transcript)
+        if target:
+            encode_target(tokenizer, target)
+
+    return check
 
 
 def build_lsm(
@@ -148,6 +204,7 @@ def build_lsm(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     template: str | None = None,
+    date: str | None = None,
 ) -> Checkpoint:
     """Puts a pretrained Whisper and a pretrained LLM together with a new, seeded connector.
 
@@ -162,11 +219,12 @@ def build_lsm(
         seed: seeds the connector's weights, and nothing else decides them.
         dtype: of all weights.
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
+        date: as in [`load`].
 
     Raises:
         InputError: if either part cannot be loaded, or the parts cannot be put together as asked.
     """
-    tokenizer = pretrained(AutoTokenizer, llm)
+    tokenizer = _with_date(pretrained(AutoTokenizer, llm), date)
     language_model = _causal_llm(str(llm), llm, dtype)
     whisper = _whisper(encoder, dtype, part=r"encoder\." if decoder_states is None else "")
     config = LsmConfig(
@@ -191,6 +249,7 @@ def build_lsm(
         "encoder": identify(encoder, whisper.config) | {"context": encoder_context, "decoder_states": decoder_states},
         "llm": identify(llm, language_model.config),
         "connector": {**processor.projector, "seed": seed, "trained": False},
+        **describe_prompt(tokenizer, processor.template, processor, str(llm), date),
     }
     return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity, "speech")
 
@@ -229,7 +288,7 @@ def _check_template(template: str | None) -> None:
         raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
 
 
-def _build_trained(name: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
+def _build_trained(name: str, dtype: torch.dtype, template: str | None, date: str | None) -> Checkpoint:
     training = read_training(name.removeprefix("builtin:"))
     checkpoint = build_lsm(
         assets.speech_encoder(),
@@ -238,6 +297,7 @@ def _build_trained(name: str, dtype: torch.dtype, template: str | None) -> Check
         encoder_context=training.encoder_context,
         dtype=dtype,
         template=template,
+        date=date,
     )
     assert isinstance(checkpoint.model, LsmForConditionalGeneration)
     assert isinstance(checkpoint.processor, LsmProcessor)
@@ -249,21 +309,22 @@ def _build_trained(name: str, dtype: torch.dtype, template: str | None) -> Check
     return checkpoint
 
 
-def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None) -> Checkpoint:
+def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None, date: str | None) -> Checkpoint:
     checksums = check_folder(folder)
     config = pretrained(AutoConfig, folder)
     if isinstance(config, LsmConfig):
-        processor = pretrained(AutoProcessor, folder)
+        processor = _with_date(pretrained(AutoProcessor, folder), date)
         processor.template = template or processor.template
         model = pretrained_model(LsmForConditionalGeneration, folder, dtype)
         checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
     elif (audio_class := audio_llm_class(config)) is not None:
-        checkpoint = _load_audio_llm(name, folder, config, audio_class, dtype, template)
+        checkpoint = _load_audio_llm(name, folder, config, audio_class, dtype, template, date)
     else:
         model = _causal_llm(f"--ckpt {name}", folder, dtype)
-        tokenizer = pretrained(AutoTokenizer, folder)
+        tokenizer = _with_date(pretrained(AutoTokenizer, folder), date)
         checkpoint = Checkpoint(name, model, tokenizer, template or default_template(tokenizer))
-    checkpoint.identity = identify(folder, config, checksums)
+    prompt = describe_prompt(checkpoint.tokenizer, checkpoint.template, checkpoint.processor, name, date)
+    checkpoint.identity = identify(folder, config, checksums) | prompt
     return checkpoint
 
 
@@ -274,20 +335,59 @@ def _load_audio_llm(
     audio_class: type[PreTrainedModel],
     dtype: torch.dtype,
     template: str | None,
+    date: str | None,
 ) -> Checkpoint:
+    # First the processor: what is wrong with it should not wait for the weights.
+    processor = _audio_llm_processor(name, folder, config, template, date)
+    model = pretrained_model(audio_class, folder, dtype)
+    check_reads_embeddings(model.eval(), name)
+    return Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
+
+
+def _audio_llm_processor(
+    name: str, folder: str, config: PreTrainedConfig, template: str | None, date: str | None
+) -> AudioLlmProcessor:
     audio_token_id = find_audio_token_id(config)
     assert audio_token_id is not None  # or its class would not have been found
-    # First the processor: what is wrong with it should not wait for the weights.
-    loaded = pretrained(AutoProcessor, folder)
+    loaded = _with_date(pretrained(AutoProcessor, folder), date)
     if getattr(loaded, "tokenizer", None) is None:
         raise InputError(
             f"{name} has no processor, only a {type(loaded).__name__}: take its processor_config.json or "
             "preprocessor_config.json, and its tokenizer, from a good copy"
         )
-    processor = audio_llm_processor(loaded, audio_token_id, template)
-    model = pretrained_model(audio_class, folder, dtype)
-    check_reads_embeddings(model.eval(), name)
-    return Checkpoint(name, model, loaded.tokenizer, processor.template, processor, source="speech")
+    return audio_llm_processor(loaded, audio_token_id, template)
+
+
+def _with_date(part: Any, date: str | None) -> Any:
+    """A tokenizer, or a processor with its tokenizer, whose chat templates write a fixed date."""
+    day = read_date(DATE if date is None else date)
+    for held in (part, getattr(part, "tokenizer", None)):
+        pin_date(held, day)
+    return part
+
+
+def describe_prompt(
+    tokenizer: Any,
+    template: str,
+    processor: LsmProcessor | AudioLlmProcessor | None,
+    name: str,
+    date: str | None,
+) -> dict[str, str]:
+    """What tells the prompts of one checkpoint from those of another: the hash of an example, and the date in it where
+    there is one. Nothing, where the template renders none: whoever asks for a prompt is told why.
+    """
+    try:
+        if isinstance(processor, AudioLlmProcessor):
+            example = processor.example()
+        else:
+            example = TEMPLATES[template](tokenizer, "{instruction}", AUDIO_TOKEN if processor else "{source}")
+    except (InputError, LookupError):
+        return {}
+    parts = [getattr(processor, "processor", None), tokenizer] if template.startswith("chat") else []
+    written = pinned_date(*parts)
+    if date is not None and written is None:
+        warnings.warn(f"--date {date} changes nothing: the prompt template of {name} writes no date", stacklevel=3)
+    return {"prompt_sha256": prompt_sha256(example), **({} if written is None else {"date": written})}
 
 
 def _causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:

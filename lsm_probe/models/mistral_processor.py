@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,10 @@ class MistralProcessor(AudioLlmProcessor):
 
     Control tokens are told by their ids, the instruction's by what they spell, one after another.
     """
+
+    def example(self) -> Sequence[tuple[int, object]]:
+        prompt = self._write("{instruction}", None)
+        return list(zip(prompt.segments, prompt.input_ids, strict=True))
 
     def _hear(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
         inputs = self._render(self._content(instruction.strip(), {"type": "audio", "base64": _wav(audio, self.rate)}))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import cycle, islice
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.segments import Piece, Segment, token_segments
@@ -68,8 +72,8 @@ def encode_prompt(
         audio_token_id: the id of a speech token; required for speech.
 
     Raises:
-        InputError: if the template is unknown, instruction or source tokenise to nothing, or the instruction
-            holds the audio placeholder.
+        InputError: if the template is unknown, instruction or source tokenise to nothing or hold a control token, or
+            the instruction holds the audio placeholder.
     """
     if template not in TEMPLATES:
         raise InputError(f"template '{template}' is unknown; choose one of: {', '.join(TEMPLATES)}")
@@ -77,23 +81,90 @@ def encode_prompt(
     if audio_token_id is not None:
         refuse_placeholder("instruction", instruction, AUDIO_TOKEN)
     pieces = TEMPLATES[template](tokenizer, instruction, source)
-    return encode_pieces(tokenizer, pieces, source_length=source_length, audio_token_id=audio_token_id)
+    placeholder = None if audio_token_id is None else AUDIO_TOKEN
+    prompt = encode_pieces(tokenizer, pieces, placeholder=placeholder)
+    return prompt if source_length is None else resize_source(prompt, source_length, audio_token_id)
 
 
 def encode_pieces(
-    tokenizer: PreTrainedTokenizerBase,
-    pieces: Sequence[Piece],
-    *,
-    source_length: int | None = None,
-    audio_token_id: int | None = None,
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], *, placeholder: str | None = None
 ) -> Prompt:
-    """Tokenises a rendered prompt; arguments and errors as in [`encode_prompt`]."""
+    """Tokenises a rendered prompt.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        pieces: the prompt's text, cut into segments.
+        placeholder: the source, where it is what stands for the speech.
+
+    Raises:
+        InputError: instruction or source tokenise to nothing, or hold a control token.
+    """
     prompt = Prompt(*_tokenise(tokenizer, pieces))
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
+        text = "".join(piece for own, piece in pieces if own is segment)
         if segment not in prompt.segments:
-            text = "".join(piece for own, piece in pieces if own is segment)
             raise NoTokens(f"the {segment.name.lower()} {text!r} has no tokens")
-    return prompt if source_length is None else resize_source(prompt, source_length, audio_token_id)
+        if text != placeholder:
+            _refuse_control_tokens(tokenizer, prompt, segment, text)
+    return prompt
+
+
+def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a reference answer, without an end.
+
+    Raises:
+        InputError: it holds a special token, as one that ends an answer.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    added = _added_tokens(tokenizer)
+    _refuse_written(tokenizer, "target", text, {token for token in ids if token in added and added[token].special})
+    return ids
+
+
+def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, segment: Segment, text: str) -> None:
+    """Refuses text that the tokenizer reads as markup: it would open a turn of its own, or end the prompt's.
+
+    Control tokens are the special tokens, and those of the others that the template writes too.
+    """
+    added = _added_tokens(tokenizer)
+    markup = (Segment.TEMPLATE, Segment.SYSTEM)
+    written = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own in markup}
+    found = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own is segment}
+    control = {token for token in found if token in added and (added[token].special or token in written)}
+    _refuse_written(tokenizer, segment.name.lower(), text, control)
+
+
+def _refuse_written(tokenizer: PreTrainedTokenizerBase, what: str, text: str, control: set[int]) -> None:
+    """Refuses a text that spells one of these tokens. An unknown character may be one without being spelt so."""
+    added = _added_tokens(tokenizer)
+    for token in sorted(control):
+        spelling = added[token].content.strip()
+        if spelling and not spelling.isalnum() and _folded(spelling) in _folded(text):
+            raise InputError(
+                f"the {what} holds {spelling}, which the tokenizer reads as a control token and not as text: take it "
+                f"out of the {what}"
+            )
+
+
+def _folded(text: str) -> str:
+    """As a tokenizer may normalise a text before it looks for its tokens."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, AddedToken]:
+    """Tokens beside the vocabulary of words, by id; none where text is never read as one (mistral-common)."""
+    return _read_added_tokens(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _read_added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int, AddedToken]:
+    found = tokenizer.added_tokens_decoder  # thousands in some, made anew whenever it is asked for
+    return found if isinstance(found, Mapping) else {}
+
+
+def prompt_sha256(pieces: Sequence[tuple[int, object]]) -> str:
+    """sha256 (hexadecimal) of an example prompt, as rendered and cut into segments."""
+    return hashlib.sha256(json.dumps([[int(segment), part] for segment, part in pieces]).encode()).hexdigest()
 
 
 def refuse_placeholder(name: str, text: str, placeholder: str) -> None:

@@ -30,6 +30,8 @@ class _Checkpoint(_Part):
     responses: str | None = None
     response_part: str | None = None
     control: str | None = None
+    prompt_sha256: str | None = None
+    date: str | None = None
 
 
 class _Data(_Part):
@@ -128,6 +130,8 @@ def require_comparable(baseline: Baseline, current: Baseline, *, paired: bool = 
     for before, now in zip(_terms(baseline), _terms(current), strict=True):
         if before.value == now.value or (paired and before.what == LEFT_OUT):
             continue
+        if before.what in MAY_BE_UNTOLD and None in (before.value, now.value):
+            continue
         raise InputError(
             f"{before.what} differs: {_short(before.value)} in the baseline, {_short(now.value)} in the current "
             f"result; {before.mend}, or accept another baseline with --update"
@@ -145,6 +149,8 @@ def notes(baseline: Baseline, current: Baseline, *, paired: bool = False) -> Ite
         yield f"source lengths differ ({source[0]:g}, {source[1]:g} tokens on average), which moves eta by itself"
     if baseline.checkpoint.dtype != current.checkpoint.dtype:
         yield f"dtypes differ ({baseline.checkpoint.dtype}, {current.checkpoint.dtype})"
+    if baseline.checkpoint.prompt_sha256 is None and current.checkpoint.date is not None:
+        yield f"the current prompts hold the date {current.checkpoint.date}; the baseline does not tell which it held"
     if baseline.self_check.backend != current.self_check.backend:
         yield f"backends differ ({baseline.self_check.backend}, {current.self_check.backend})"
     names = sorted(baseline.versions.keys() | current.versions.keys())
@@ -171,6 +177,8 @@ class _Term(NamedTuple):
 
 
 LEFT_OUT = "which samples were left out"
+MAY_BE_UNTOLD = ("the date in the prompt", "the text of the prompt template (sha256)")
+"""What results of older versions do not tell."""
 
 
 def _terms(result: Baseline) -> list[_Term]:
@@ -190,6 +198,8 @@ def _terms(result: Baseline) -> list[_Term]:
         _Term("the kind of source", checkpoint.source, "probe a model of the same kind"),
         _Term("the kind of control", checkpoint.control, "probe a model of the same kind"),
         _Term("the prompt template", checkpoint.template, "probe both with the same --template"),
+        _Term(MAY_BE_UNTOLD[0], checkpoint.date, "probe both with the same --date"),
+        _Term(MAY_BE_UNTOLD[1], checkpoint.prompt_sha256, "take the chat template of the baseline's checkpoint"),
         _Term("the number of layers", len(result.layers), "probe a model of the same depth"),
         _Term("which layers were measured", result.layers, "probe a model of the same depth"),
         _Term(LEFT_OUT, _left_out(result), "mend these samples, or compare those that both have with --paired"),

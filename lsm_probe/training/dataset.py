@@ -47,8 +47,8 @@ class TrainingSet(Dataset):
         states: the frozen encoder's states; None encodes in the model, at every step.
 
     Raises:
-        InputError: there are no samples, a target has no tokens, a sound file's header is unusable, or a sample exceeds
-            the LLM's context.
+        InputError: there are no samples, a text holds a control token, a target has no tokens, a sound file's header is
+            unusable, or a sample exceeds the LLM's context.
     """
 
     def __init__(self, samples: Sequence[Sample], checkpoint: Checkpoint, states: SpeechStates | None = None):
@@ -59,7 +59,7 @@ class TrainingSet(Dataset):
         self.processor = checkpoint.processor
         self.projector = checkpoint.model.config.projector_config
         self.states = states
-        self.responses = [np.array(checkpoint.encode_response(s.target or ""), dtype=np.int32) for s in samples]
+        self.responses: list[NDArray[np.int32]] = []
         self.lengths = self._lengths(checkpoint)
 
     def __len__(self) -> int:
@@ -106,13 +106,19 @@ class TrainingSet(Dataset):
         rate = self.processor.feature_extractor.sampling_rate
         limit = checkpoint.context_length
         lengths = np.empty(len(self.samples), dtype=np.int32)
-        for i, (sample, response) in enumerate(zip(self.samples, self.responses, strict=True)):
-            if not len(response):
+        for i, sample in enumerate(self.samples):
+            try:
+                response = checkpoint.encode_response(sample.target or "")
+                prompt_tokens = prompt_length(sample.instruction)
+            except InputError as error:
+                raise InputError(f"sample {sample.id!r}: {error}") from error
+            if not response:
                 raise InputError(f"sample {sample.id!r}: the target {sample.target!r} has no tokens")
+            self.responses.append(np.array(response, dtype=np.int32))
             assert sample.audio is not None
             duration = seconds(sample.audio, sample.start, sample.duration)
             speech = self.processor.count_speech_tokens(round(duration * rate))
-            lengths[i] = prompt_length(sample.instruction) + speech + len(response)
+            lengths[i] = prompt_tokens + speech + len(response)
             if limit is not None and lengths[i] > limit:
                 raise InputError(
                     f"sample {sample.id!r}: its {lengths[i]} tokens exceed the LLM's context of {limit}; shorten it"

@@ -159,3 +159,31 @@ def test_validate_says_what_reading_does(lsm_probe_command, folder, waveform):
         assert "2 samples usable, 1 not" in stdout
         assert "start is 3.5 s, outside the file's 3.000 s" in stderr
         assert "half.wav: its header claims 16000 bytes of audio, and 32000 are there" in stderr
+
+
+@pytest.mark.parametrize("kind", ["llm", "lsm"])
+def test_text_that_a_checkpoint_reads_as_markup(lsm_probe_command, folder, request, kind):
+    ckpt = request.getfixturevalue(f"tiny_{kind}_folder")
+    path = write(
+        folder,
+        GOOD,
+        GOOD | {"id": "turn", "text": "Hello.<|im_end|>"},
+        GOOD | {"id": "told", "instruction": "Say <s> it."},
+        GOOD | {"id": "ended", "target": "Hello.</s>"},
+    )
+    assert lsm_probe_command("data", "validate", path)[0] == 0
+    code, stdout, stderr = lsm_probe_command("data", "validate", path, "--ckpt", ckpt)
+    assert code == 2
+    assert "1 samples usable, 3 not" in stdout
+    for line in (
+        "line 2: sample 'turn': the source holds <|im_end|>",
+        "line 3: sample 'told': the instruction holds <s>",
+        "line 4: sample 'ended': the target holds </s>",
+    ):
+        assert line in stderr
+
+
+def test_a_checkpoint_that_is_not_there(lsm_probe_command, folder):
+    code, _, stderr = lsm_probe_command("data", "validate", write(folder, GOOD), "--ckpt", folder / "nowhere")
+    assert code == 2
+    assert "there is no folder nowhere" in stderr

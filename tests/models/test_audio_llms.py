@@ -7,6 +7,7 @@ mel spectrogram that Granite-Speech takes from torchaudio, and the video process
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import groupby
@@ -355,6 +356,39 @@ def samples(tmp_path, waveform) -> list[Sample]:
             Sample(id=f"s{i}", audio=str(path), text=f"{text} {i}", instruction=instruction, target="It rains.")
         )
     return made
+
+
+def test_a_template_that_writes_the_date_writes_a_fixed_one(qwen, waveform):
+    template = CHAT.replace("AUDIO", "<|AUDIO|>").replace("a helpful assistant.", "{{ strftime_now('%d %B %Y') }}.")
+    (qwen / "chat_template.jinja").write_text(template)
+    fixed, other = load(qwen), load(qwen, date="2031-03-01")
+    for checkpoint, written in ((fixed, "You are 26 July 2024."), (other, "You are 01 March 2031.")):
+        prompt = checkpoint.encode("Repeat.", waveform(1))
+        assert written in checkpoint.tokenizer.decode(prompt.input_ids)
+    assert (fixed.identity["date"], other.identity["date"]) == ("2024-07-26", "2031-03-01")
+    assert fixed.identity["prompt_sha256"] != other.identity["prompt_sha256"]
+
+
+def test_text_that_looks_like_markup_is_text_or_refused(folder, waveform):
+    """mistral-common reads no text as markup; every other tokenizer's text is refused."""
+    checkpoint = load(folder)
+    special = [
+        t for t in checkpoint.tokenizer.all_special_tokens if t not in ("<unk>", checkpoint.processor.audio_token)
+    ]
+    control = special[-1]
+    if type(checkpoint.tokenizer).__name__ == "MistralCommonBackend":
+        prompt = checkpoint.encode(f"Repeat {control}.", "rain")
+        instruction = [prompt.input_ids[i] for i in prompt.positions(Segment.INSTRUCTION)]
+        assert checkpoint.tokenizer.eos_token_id not in instruction
+        assert checkpoint.tokenizer.decode(instruction) == f"Repeat {control}."
+        return
+    for encode in (
+        lambda: checkpoint.encode(f"Repeat.{control}", waveform(1)),
+        lambda: checkpoint.encode("Repeat.", f"rain {control}"),
+        lambda: checkpoint.encode_response(f"rain{control}"),
+    ):
+        with pytest.raises(InputError, match=f"holds {re.escape(control)}"):
+            encode()
 
 
 def spelled(checkpoint: Checkpoint, prompt: Any) -> list[tuple[str, str]]:

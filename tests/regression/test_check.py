@@ -69,6 +69,29 @@ def test_it_reads_the_curve_under_the_results_conventions(
     np.testing.assert_allclose(verdict.before, AttentionResult.load(folder).eta().mean, atol=1e-6)
 
 
+def test_prompts_of_another_date_or_template_are_not_compared(pair, edit):
+    before, now = pair()
+    edit(before, checkpoint__prompt_sha256="aaa", checkpoint__date="2024-07-26")
+    edit(now, checkpoint__prompt_sha256="bbb", checkpoint__date="2031-03-01")
+    with pytest.raises(InputError, match=r"the date in the prompt differs: '2024-07-26' .* with the same --date"):
+        check(before, now)
+    edit(now, checkpoint__date="2024-07-26")
+    with pytest.raises(InputError, match=r"the text of the prompt template \(sha256\) differs: 'aaa' in the baseline"):
+        check(before, now)
+    edit(now, checkpoint__prompt_sha256="aaa")
+    assert not check(before, now).notes
+
+
+def test_a_baseline_that_does_not_tell_its_prompts_stays_usable(pair, edit):
+    before, now = pair()
+    edit(now, checkpoint__prompt_sha256="bbb")
+    assert not check(before, now).notes
+    edit(now, checkpoint__date="2024-07-26")
+    assert check(before, now).notes == [
+        "the current prompts hold the date 2024-07-26; the baseline does not tell which it held"
+    ]
+
+
 def test_a_fall_of_exactly_the_tolerance_holds(pair, edit):
     """0.52 - 0.5 is above 0.02 in floating point."""
     before, now = pair()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -20,8 +21,11 @@ _KEYS = ("audio", "text", "target")
 """What is counted: an LSM needs the first, a text LLM the second, a reference response the third."""
 
 
-def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None:
+def validate_and_report(
+    manifest: Path, *, headers: bool, as_json: bool, ckpt: str | None = None, template: str | None = None
+) -> None:
     """Prints every problem of a manifest on stderr, what is well on stdout."""
+    check_text = None if ckpt is None else _text_check(ckpt, template)
     problems, tasks, keys = Problems(), Counter[str](), Counter[str](dict.fromkeys(_KEYS, 0))
     samples = list(scan_manifest(manifest, problems))
     with progress() as on_progress:
@@ -29,6 +33,8 @@ def validate_and_report(manifest: Path, *, headers: bool, as_json: bool) -> None
             before = len(problems.found)
             with problems.catching(place):
                 _check(sample, headers)
+                if check_text is not None:
+                    check_text(sample)
             if len(problems.found) == before:
                 tasks[sample.task or "no task"] += 1
                 keys.update(key for key in _KEYS if getattr(sample, key) is not None)
@@ -56,3 +62,19 @@ def _check(sample: Sample, headers: bool) -> None:
         check_audio_file(sample.audio, sample.start, sample.duration)
     else:
         read_audio(sample)
+
+
+def _text_check(ckpt: str, template: str | None) -> Callable[[Sample], None]:
+    from lsm_probe.cli.progress import quiet_transformers
+    from lsm_probe.models.loading import load_text_check
+
+    quiet_transformers()
+    refuse = load_text_check(ckpt, template=template)
+
+    def check(sample: Sample) -> None:
+        try:
+            refuse(sample.instruction, sample.text, sample.target)
+        except InputError as error:
+            raise InputError(f"sample {sample.id!r}: {error}") from error
+
+    return check

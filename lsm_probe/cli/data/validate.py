@@ -15,16 +15,23 @@ def validate(
     headers: Annotated[
         bool, typer.Option("--headers", help="Look at the header of each clip only; much faster, finds less.")
     ] = False,
+    ckpt: Annotated[
+        str | None,
+        typer.Option(help="Also check that this checkpoint reads every text as text (its tokenizer; no weights)."),
+    ] = None,
+    template: opt.Template = None,
     json: opt.Json = False,
 ) -> None:
     """Reads a manifest and decodes every clip it names. Reports each bad line by number and cause, and counts.
 
     Exit codes: 0 all is well, 2 something is not.
 
-    Example:
+    Examples:
 
         lsm-probe data validate clips.jsonl
+
+        lsm-probe data validate clips.jsonl --ckpt my-lsm
     """
     from lsm_probe.cli.data.check import validate_and_report
 
-    validate_and_report(manifest, headers=headers, as_json=json)
+    validate_and_report(manifest, headers=headers, as_json=json, ckpt=ckpt, template=template)

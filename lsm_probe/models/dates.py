@@ -1,0 +1,68 @@
+"""The date that a chat template writes: a fixed one, whatever day it is, or numbers would change with the day."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from typing import Any
+
+from lsm_probe.errors import InputError
+
+DATE = "2024-07-26"
+"""What Llama 3's template writes by itself where it cannot ask for the day."""
+_ASKS = "strftime_now"
+_PINNED = re.compile(r"\{#- lsm-probe: it is (\S+) #\}.*?\{\{- \"\" \}\}", re.DOTALL)
+
+
+def read_date(text: str) -> datetime.date:
+    """A date as `--date` gives it.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--date {text!r} is no date: write it as {DATE}") from None
+
+
+def pin_date(part: Any, date: datetime.date) -> None:
+    """Makes the chat templates of a tokenizer or a processor write this date; one that writes none stays as it is.
+
+    A template that is saved keeps its date, so that a model goes on reading the prompts it was trained on.
+    """
+    templates = getattr(part, "chat_template", None)
+    if isinstance(templates, str):
+        part.chat_template = _pinned(templates, date)
+    elif isinstance(templates, dict):
+        part.chat_template = {name: _pinned(template, date) for name, template in templates.items()}
+
+
+def pinned_date(*parts: Any) -> str | None:
+    """The date that the first of these writes that has a chat template; None if it writes none."""
+    template = next((found for part in parts if (found := getattr(part, "chat_template", None))), "")
+    pinned = _PINNED.match(template.get("default", "") if isinstance(template, dict) else template)
+    return pinned[1] if pinned else None
+
+
+def _pinned(template: str, date: datetime.date) -> str:
+    """The template with a function of its own in place of the one that transformers gives it."""
+    template = _PINNED.sub("", template)
+    if _ASKS not in template:
+        return template
+    # A macro, since transformers gives no function of ours to a template. Its last piece keeps the spaces after it.
+    return (
+        f"{{#- lsm-probe: it is {date} #}}{{%- macro {_ASKS}(format) -%}}{{%- set written = namespace(text=format) -%}}"
+        f"{{%- for code, value in {json.dumps(_codes(date))} -%}}"
+        "{%- set written.text = written.text | replace(code, value) -%}{%- endfor -%}"
+        '{{- written.text -}}{%- endmacro %}{{- "" }}' + template
+    )
+
+
+def _codes(date: datetime.date) -> list[tuple[str, str]]:
+    """What `strftime` writes for each of its codes at midnight of a date; `%-d` and the like without leading zeros."""
+    midnight = datetime.datetime.combine(date, datetime.time())
+    plain = [(f"%{code}", midnight.strftime(f"%{code}")) for code in "aAbBcdDeFfGhHIjmMpRSTuUVwWxXyY"]
+    short = [(f"%-{code}", midnight.strftime(f"%{code}").lstrip("0") or "0") for code in "dHIjmMSUWy"]
+    return [*plain, *short, ("%%", "%")]
