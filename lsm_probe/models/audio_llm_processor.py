@@ -77,13 +77,14 @@ class AudioLlmProcessor:
         """
         audio = as_waveform(audio)
         refuse_placeholder("instruction", instruction, self.audio_token)
-        self._with_speech(instruction, 1)  # what is wrong with the instruction, before the processor stumbles over it
+        # First, so that what is wrong with the instruction is told as that.
+        written = self._write(instruction.strip(), None)
         ids, features = self._hear(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
             raise NoTokens(f"{len(audio) / RATE:.3f} s of speech are too little for a single speech token")
         if len(audio) > PIECE_SECONDS * RATE:  # processors that cannot take more cut it off without a word
             self._check_whole(instruction, audio, features)
-        prompt = self._with_speech(instruction, ids.count(self.audio_token_id))
+        prompt = resize_source(written, ids.count(self.audio_token_id), self.audio_token_id)
         if ids != prompt.input_ids:
             raise InputError(
                 f"{type(self.processor).__name__} makes other tokens of this prompt than its chat template and "
