@@ -21,6 +21,7 @@ from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
+from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.spread import input_device
 from lsm_probe.models.thinking import Thought, find_thought, opening_of
@@ -47,6 +48,9 @@ class Checkpoint:
     processor: LsmProcessor | AudioLlmProcessor | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     source: Literal["speech", "text"] = "text"
+
+    def __post_init__(self) -> None:
+        separate_rows(self.llm)
 
     @property
     def llm(self) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.audio_llm import forget_positions
+from lsm_probe.models.rotary import keep_frequencies
 
 _STAGE_TOKENS = 8
 """New tokens between two looks at which rows have ended; 16 took 9 to 24 % longer for answers of 13 to 225 tokens."""
@@ -26,6 +27,11 @@ def generate_greedily(
     In a plain batch every row computes until the longest answer ends. Here `llm.generate` runs a few tokens at a time
     and rows that have ended are taken out of the key-value cache: the same answers, in half the time of a plain batch
     of 48 whose answers differ much in length.
+
+    Each token is what a pass over all tokens before it gives. Where rotary frequencies depend on the length, what is in
+    the cache has those of a shorter sequence once they change: then all rows run again without it. This is the answer
+    of the model's own `generate(use_cache=False)` to one prompt; with its cache, most classes of transformers go on
+    with the keys of the old frequencies.
 
     Args:
         llm: the causal LM.
@@ -48,25 +54,28 @@ def generate_greedily(
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
     answers: list[list[int]] = [[] for _ in embedded]
     rows = list(range(len(embedded)))  # those in the batch still
-    given: dict[str, Any] = {"inputs_embeds": inputs}
+    cache: Any = None
     made = 0
     # A checkpoint's own settings (repetition penalties, ...) would make a text LLM and the LSM round it answer by
     # different rules; generate() takes from them whatever it is not given.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         while True:
+            lengths = mask.sum(1).tolist()
             # Not the model's own generate(): Granite-Speech's takes its adapter off where it is given no audio.
+            # Always the whole sequence as embeddings, also beside a cache: Phi-3's class may drop the cache.
             output: Any = GenerationMixin.generate(
                 model,
-                **given,
+                inputs_embeds=inputs,
+                past_key_values=cache,
                 attention_mask=mask,
                 do_sample=False,
-                max_new_tokens=min(_STAGE_TOKENS, max_new_tokens - made),
+                max_new_tokens=_stage_tokens(llm, lengths, max_new_tokens - made),
                 eos_token_id=eos_token_ids or None,
                 pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
                 return_dict_in_generate=True,
             )
-            new = output.sequences[:, given["input_ids"].shape[1] if "input_ids" in given else 0 :]
+            new = output.sequences
             made += new.shape[1]
             for row, ids in zip(rows, new.tolist(), strict=True):
                 answers[row] += _until_eos(ids, eos_token_ids)
@@ -79,13 +88,18 @@ def generate_greedily(
                 raise InputError(f"{type(model).__name__} has a cache whose rows cannot be chosen: give another LLM")
             cache.batch_select_indices(kept)
             mask = torch.cat([mask[kept], mask.new_ones(len(going), new.shape[1])], dim=1)
-            # Of these ids only the last, which is not in the cache yet, is looked at.
-            ids = torch.zeros_like(mask)
-            ids[:, -1] = new[kept, -1]
-            given = {"input_ids": ids, "past_key_values": cache}
+            inputs = torch.cat([inputs[kept], model.get_input_embeddings()(new[kept])], dim=1)
+            if not keep_frequencies(llm, (mask.sum(1) - 1).tolist(), 1):
+                cache = None
     finally:
         model.generation_config = own
         forget_positions(model)
+
+
+def _stage_tokens(llm: PreTrainedModel, lengths: list[int], left: int) -> int:
+    """How many tokens can be made on one cache: those before any row's rotary frequencies change."""
+    stages = range(min(_STAGE_TOKENS, left), 1, -1)
+    return next((tokens for tokens in stages if keep_frequencies(llm, lengths, tokens - 1)), 1)
 
 
 def keeps_rows_apart(cache: Any) -> bool:

@@ -26,6 +26,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.rotary import sequence_length
 from lsm_probe.models.spread import is_away
 from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.ablation import perplexities
@@ -321,7 +322,8 @@ def response_loss(checkpoint: Checkpoint, subject: Subject) -> Tensor:
     response = torch.tensor(subject.response, device=embedded.device)
     said = llm.get_input_embeddings()(response[:-1])
     inputs = torch.cat([embedded, said])[None]
-    logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
+    with sequence_length(inputs.shape[1] + 1):  # the last token of the response too, which predicts nothing
+        logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
     logits = logits[-len(response) :]  # Qwen2-Audio keeps all
     part = subject.measured
     return nn.functional.cross_entropy(logits[part].float(), response[part].to(logits.device))

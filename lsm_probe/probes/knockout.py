@@ -32,6 +32,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.rotary import sequence_length
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.capture import Capture, capture, error_summary
@@ -176,8 +177,12 @@ def _count_heads(checkpoint: Checkpoint) -> int:
     return int(checkpoint.llm.config.get_text_config().num_attention_heads)
 
 
-@torch.no_grad()
 def _measure(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: Sequence[Knockout]) -> Measured:
+    with torch.no_grad(), sequence_length(len(subject.prompt) + len(subject.response)):
+        return _measure_falls(checkpoint, captured, subject, plan)
+
+
+def _measure_falls(checkpoint: Checkpoint, captured: Capture, subject: Subject, plan: Sequence[Knockout]) -> Measured:
     llm: Any = checkpoint.llm
     ids = torch.tensor(subject.response, device=subject.embedded.device)
     # The generating rows: the prompt's last token, then the response but for its last.

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from lsm_probe.models.generation import keeps_rows_apart
+from lsm_probe.models.rotary import group_by_frequencies, sequence_length
 
 NOT_FINITE = (
     "the log-probability of its response is not finite: the weights hold NaN, or the dtype overflows (try --dtype "
@@ -24,7 +25,8 @@ def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response
     """`log P(t_m | prompt, t_<m)` of the same response after each prompt, in nats.
 
     The longest beginning that all prompts share runs once; its key-value cache is repeated for the rest, padded on the
-    right: padding before or inside a prompt would count towards the window of a model with local attention.
+    right: padding before or inside a prompt would count towards the window of a model with local attention. Prompts
+    whose rotary frequencies differ, because these depend on the length of prompt and response, run apart.
 
     Args:
         llm: a causal LM.
@@ -34,6 +36,17 @@ def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response
     Returns:
         `[prompts, response tokens]`, float32; sums over the vocabulary accumulated in float32.
     """
+    lengths = [len(prompt) + len(response) for prompt in embedded]
+    groups = group_by_frequencies(llm, lengths)
+    parts = []
+    for group in groups:
+        with sequence_length(lengths[group[0]]):
+            parts.append(_score_together(llm, [embedded[i] for i in group], response))
+    order = torch.tensor([i for group in groups for i in group])
+    return torch.cat(parts)[order.argsort()]
+
+
+def _score_together(llm: PreTrainedModel, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
     ids = torch.tensor(response, device=embedded[0].device)
     said = llm.get_input_embeddings()(ids[:-1])
     rows = [torch.cat([prompt, said]) for prompt in embedded]
