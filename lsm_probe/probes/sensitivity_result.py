@@ -52,7 +52,7 @@ class SensitivityResult(ProbeResult):
             instruction first; NaN beyond a sample's pool and response.
         source_log_probs: the same for `P(t_m | t_<m, s_k, i)`, the own source first.
         conventions: how this object reads itself; see [`with_conventions`].
-        self_check: how far scoring with a shared beginning is from plain passes.
+        self_check: how far scoring prompts together is from plain passes, over all samples and in the worst one.
     """
 
     PROBE: ClassVar[str] = "sensitivity"

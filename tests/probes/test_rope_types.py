@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import lsm_probe
 from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.probes.importance import response_loss
 from lsm_probe.probes.subjects import Answering, prepare
@@ -201,3 +202,13 @@ def test_answers_are_those_of_the_model_without_a_cache(
         expected.append(made[0, len(prompt) :].tolist())
     checkpoint.model.generation_config.eos_token_id = []
     assert checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=20) == expected
+
+
+@pytest.mark.parametrize("case", BY_LENGTH, indirect=True)
+def test_the_check_of_sensitivity_sees_prompts_that_change_each_other(
+    checkpoint: Checkpoint, own: torch.nn.Module, samples: list[Sample]
+) -> None:
+    checkpoint.model = own  # type: ignore[assignment]  # as transformers runs it
+    responses = {sample.id: RESPONSE for sample in samples}
+    with pytest.raises(InputError, match="differ from those of single passes"):
+        lsm_probe.sensitivity(checkpoint, samples, instructions=lsm_probe.read_pool("probing"), responses=responses)
