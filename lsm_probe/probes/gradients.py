@@ -42,8 +42,9 @@ Take = Callable[[Parameter, Tensor], None]
 def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Take) -> Iterator[None]:
     """Inside, `loss.backward()` hands each gradient to `take` as soon as it is whole, and frees it.
 
-    A tied parameter (embedding and head) arrives once, with both its parts. Other parameters get no gradient. On
-    leaving, `requires_grad` and what `.grad` held are as they were.
+    A tied parameter (embedding and head) arrives once, with both its parts. Other parameters get no gradient. The
+    embedding of the padding token learns as any other: the same token may end a turn. On leaving, `requires_grad` and
+    what `.grad` held are as they were.
 
     Raises:
         InputError: a parameter does not learn in this model (it is frozen, or quantised).
@@ -58,6 +59,11 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
             stack.callback(setattr, tensor, "grad", tensor.grad)
             tensor.grad = None  # what a user left there would be added in
             tensor.requires_grad_(id(tensor) in wanted)
+
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                stack.callback(setattr, module, "padding_idx", module.padding_idx)
+                module.padding_idx = None  # torch leaves its row out of the gradient
 
         def arrived(tensor: nn.Parameter) -> None:
             gradient, tensor.grad = tensor.grad, None

@@ -217,6 +217,17 @@ def test_tied_embeddings_count_once_with_both_contributions(tiny_llm, samples):
             assert result.sums[i, tied] != pytest.approx((table * part).abs().sum().item(), rel=1e-2)
 
 
+def test_the_padding_token_counts_where_the_prompt_holds_it(tiny_llm, samples):
+    """torch gives the row of `padding_idx` no gradient; the same token may end a turn of the prompt."""
+    sample = samples[0]
+    plain = probe(tiny_llm, [sample])
+    table = tiny_llm.llm.get_input_embeddings()
+    table.padding_idx = tiny_llm.encode(sample.instruction, sample.text).input_ids[3]
+    with_padding = probe(tiny_llm, [sample], responses=plain.responses())
+    np.testing.assert_array_equal(with_padding.sums, plain.sums)
+    assert table.padding_idx is not None
+
+
 def test_the_connector_is_measured_where_speech_goes_through_it(tiny_lsm, samples):
     speech, text = probe(tiny_lsm, samples[:2]), probe(tiny_lsm, samples[:2], modality="text")
     connector = [p for p in speech.parameters if p["name"].startswith(CONNECTOR)]
