@@ -1,6 +1,7 @@
 """`lsm-probe importance` through its own door: files, table, resuming, and one line for every mistake."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 
 import lsm_probe
+from lsm_probe.cli.tables.importance import importance_note
 from lsm_probe.plots.importance import PICTURES
 from lsm_probe.probes.importance_result import ImportanceResult
 from lsm_probe.probes.masks import jaccard
@@ -126,6 +128,15 @@ def test_ablation_shows_perplexities(run, tiny_llm_folder, tmp_path):
     assert list(found["perplexity"]) == ["none", "top", "bottom", "random"]
     shown = ", ".join(f"{which} {value:.4g}" for which, value in found["perplexity"].items())
     assert f"perplexity with 3 % of each matrix at 0: {shown}" in stdout
+
+
+def test_a_perplexity_worse_than_guessing_is_shown_in_its_order_of_magnitude(run, tiny_llm_folder, tmp_path):
+    assert run(tiny_llm_folder, options=("--ablate", 0.03))[0] == 0
+    result = ImportanceResult.load(tmp_path / "out")
+    for broken in (6.1e6, 1.7e7):  # what two machines may find
+        perplexity = {"none": 2.5, "top": broken, "bottom": 2.5, "random": 7.5}
+        note = importance_note(replace(result, ablation={"share": 0.03, "perplexity": perplexity}))
+        assert "none 2.5, top about 1e7, bottom 2.5, random 7.5" in note
 
 
 def test_conventions_reach_the_result(run, tiny_lsm_folder, tmp_path):

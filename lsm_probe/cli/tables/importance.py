@@ -38,12 +38,22 @@ def importance_table(results: Sequence[ImportanceResult]) -> Table:
 def importance_note(result: ImportanceResult) -> str:
     note = f"responses: {whose(result)}; mode {result.conventions.mode}; peak at layer {result.distribution().argmax()}"
     if result.ablation is not None:
-        values = result.ablation["perplexity"].items()
-        found = ", ".join(f"{which} {'out of range' if value is None else f'{value:.4g}'}" for which, value in values)
+        values = result.ablation["perplexity"]
+        tokens = max(parameter["shape"][0] for parameter in result.parameters if parameter["layer"] is None)
+        broken = tokens * (values["none"] or 1)
+        found = ", ".join(f"{which} {_perplexity(value, broken)}" for which, value in values.items())
         note += f"; perplexity with {100 * result.ablation['share']:g} % of each matrix at 0: {found}"
     if result.not_trained:
         note += f"; not trained, so not measured: {', '.join(result.not_trained)}"
     return note
+
+
+def _perplexity(value: float | None, broken: float) -> str:
+    """A perplexity as far as another machine reproduces it: of a model that lost more than guessing among all tokens
+    would cost, only the order of magnitude."""
+    if value is None or not np.isfinite(value):
+        return "out of range"
+    return f"{value:.4g}" if value <= broken else f"about 1e{np.log10(value):.0f}"
 
 
 def _groups(result: ImportanceResult) -> list[np.ndarray]:
