@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.mmlu import not_installed
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.rotary import depends_on_length
 from lsm_probe.probes.scoring import NOT_FINITE
 
 
@@ -53,7 +54,9 @@ class Harness:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise not_installed() from error
-        self.name, self.shots, self.batch_size = checkpoint.name, shots, batch_size
+        self.name, self.shots = checkpoint.name, shots
+        # The harness pads questions without saying where: where positions depend on the length, each runs by itself.
+        self.batch_size = 1 if depends_on_length(checkpoint.llm) else batch_size
         with _quiet():
             # A tokenizer of its own: it is given a padding token where it has none.
             self.lm = HFLM(pretrained=checkpoint.llm, tokenizer=deepcopy(checkpoint.tokenizer), backend="causal")

@@ -23,6 +23,7 @@ from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.sparse_attention import find_exact_length
 from lsm_probe.models.spread import input_device
 from lsm_probe.models.thinking import Thought, find_thought, opening_of
 
@@ -188,14 +189,23 @@ class Checkpoint:
         return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
-        """Refuses what does not fit the LLM's context.
+        """Refuses what does not fit the LLM's context, or is too long for its sparse attention to be exact.
 
         Raises:
-            InputError: if prompt and response together are longer than the context.
+            InputError: if prompt and response together are longer than the context, or than what sparse attention
+                sees in full.
         """
         limit = self.context_length
         if limit is not None and len(prompt) + response_tokens > limit:
             raise InputError(
                 f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} exceed the context of "
                 f"{limit} tokens of {self.name}: shorten the source or lower --max-new-tokens"
+            )
+        config = self.llm.config.get_text_config()
+        exact = find_exact_length(config)
+        if exact is not None and len(prompt) + response_tokens > exact[1]:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} exceed the {exact[1]} "
+                f"tokens ({exact[0]}) up to which the sparse attention of {self.name}, a {config.model_type!r} model, "
+                "does not depend on the batch: shorten the source or lower --max-new-tokens"
             )

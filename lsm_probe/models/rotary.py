@@ -36,6 +36,11 @@ def separate_rows(llm: PreTrainedModel) -> None:
             module.register_forward_hook(rows.rotate, with_kwargs=True)
 
 
+def depends_on_length(llm: PreTrainedModel) -> bool:
+    """Whether rotary frequencies depend on the length of a sequence."""
+    return _rows_of(llm) is not None
+
+
 @contextmanager
 def sequence_length(tokens: int) -> Iterator[None]:
     """Gives all passes inside the block the rotary frequencies of a sequence of so many tokens.

@@ -509,6 +509,40 @@ def test_saved_weights_are_loaded_without_a_false_alarm(family, tmp_path):
     assert loaded.config._attn_implementation == expected
 
 
+SPARSE_UP_TO_60 = {
+    "doge": {"keep_window_size": 60},
+    "deepseek_v32": {"index_topk": 60},
+    "glm_moe_dsa": {"index_topk": 60},
+    "minimax_m3_vl_text": {"index_topk_blocks": 10, "index_block_size": 6},
+}
+
+
+@pytest.mark.parametrize("family", SPARSE_UP_TO_60)
+def test_sparse_attention_is_refused_beyond_the_length_that_it_sees_in_full(family, tiny_llm):
+    sizes = {"vocab_size": tiny_llm.llm.config.vocab_size, "max_position_embeddings": 256}
+    model = build(family, {**EXACT[family], **SPARSE_UP_TO_60[family], **sizes})
+    checkpoint = replace(tiny_llm, model=model, name="sparse")
+    sample = Sample(id="s", instruction="Say it.", text="rain")
+    tokens = len(checkpoint.encode(sample.instruction, sample.text))
+    for probe in (lsm_probe.attention, lsm_probe.knockout):
+        probe(checkpoint, [sample], responses={"s": [5] * (60 - tokens)})
+        with pytest.raises(InputError, match=f"exceed the 60 tokens .* the sparse attention of sparse, a '{family}'"):
+            probe(checkpoint, [sample], responses={"s": [5] * (61 - tokens)})
+
+
+def test_doges_attention_depends_on_the_batch_beyond_its_window():
+    """Why it is refused there: keys tie, and padding decides which of them are kept."""
+    ids = torch.randint(3, VOCABULARY, (6, 40), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[:, :15] = 0
+    for window, differs in ((40, False), (8, True)):
+        model = build("doge", {"keep_window_size": window})
+        with torch.no_grad():
+            alone = model(input_ids=ids[:, 15:]).logits
+            padded = model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits[:, 15:]
+        assert ((alone - padded).abs().max() > 1e-4) == differs
+
+
 @pytest.mark.parametrize("family", KINDS_OF_MASK)
 def test_knockouts_equal_passes_with_the_mask_edited_by_hand(family, tiny_llm, monkeypatch):
     wide = {"sliding_window": 24, "attention_chunk_size": 24, "local_attention": 24, "index_topk": 256}

@@ -1,0 +1,25 @@
+"""Attention that chooses keys by how many there are: which lengths it treats as any other attention would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def find_exact_length(config: Any) -> tuple[str, int] | None:
+    """Most tokens of a sequence up to which sparse attention sees all keys, and the setting that says so.
+
+    Beyond it, transformers counts padding and the tokens of a key-value cache among the keys to choose from, so that
+    what a token sees depends on the batch.
+
+    Args:
+        config: of a text LLM.
+
+    Returns:
+        None where attention chooses no keys.
+    """
+    for name in ("keep_window_size", "index_topk", "indexer_budget"):  # Doge; DeepSeek 3.2 and its kin; Qwen 4
+        tokens = getattr(config, name, None)
+        if tokens is not None:
+            return name, int(tokens)
+    blocks = getattr(config, "index_topk_blocks", None)  # MiniMax M3
+    return None if blocks is None else ("index_topk_blocks", int(blocks * config.index_block_size))
