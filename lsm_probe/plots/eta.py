@@ -12,6 +12,7 @@ from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.plots.heads import HeadMap, Scale, head_figure
 from lsm_probe.plots.style import MARKERS, legend_height
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult, head_eta_difference
+from lsm_probe.probes.controls import is_control
 from lsm_probe.probes.heads import SIGNIFICANT
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     palette = sns.color_palette("colorblind", len(results))
     for i, (result, color) in enumerate(zip(results, palette, strict=True)):
         frame = result.to_frame()
-        line = "--" if "control" in result.checkpoint else "-"
+        line = "--" if is_control(result) else "-"
         look = {
             "color": color,
             "linestyle": line,

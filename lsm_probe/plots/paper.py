@@ -30,7 +30,7 @@ from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.plots.style import MARKERS
 from lsm_probe.probes.alignment_result import AlignmentResult
 from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.controls import controls_for, is_control
 from lsm_probe.probes.result import GROUPS, Curve, Floats, ProbeResult, curve
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
     """Draws eta by group, 0.5 dotted."""
     curves = [(result.name, eta_by_group(result)) for result in results]
-    _plot_curves(curves, ax, [(i, "--" if CONTROL in result.name else "-") for i, result in enumerate(results)])
+    _plot_curves(curves, ax, [(i, _line(result)) for i, result in enumerate(results)])
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     ax.set(ylim=(0, 1), ylabel="η", xlabel="group of layers, first to last")
 
@@ -138,10 +138,9 @@ def gain_figure(results: Sequence[AttentionResult]) -> Figure:
     plot_groups(results, above)
     above.set(xlabel="")
     last, gains = _gains(results)
-    names = [result.name for result in results]
     # What is taken away looks as it does above.
-    styles = [(names.index(name), "--" if CONTROL in name else "-") for name, _ in gains]
-    _plot_curves([(f"− {name}", gain) for name, gain in gains], below, styles)
+    styles = {result.name: (i, _line(result)) for i, result in enumerate(results)}
+    _plot_curves([(f"− {name}", gain) for name, gain in gains], below, [styles[name] for name, _ in gains])
     below.axhline(0, color="0.5", linewidth=0.8)
     below.set(ylabel="Δη", xlabel="group of layers, first to last")
     above.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.04))
@@ -224,11 +223,12 @@ def _groups(result: AttentionResult) -> list[str]:
 
 def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
     """The last LSM (of text LLMs the last), and what it adds to each of the others, by their names."""
-    own = [result for result in results if CONTROL not in result.name] or results
+    own = [result for result in results if not is_control(result)] or results
     last = ([result for result in own if result.checkpoint["source"] == "speech"] or own)[-1]
+    controls = [control.name for control in controls_for(results, last).values()]
     gains = []
     for other in results:
-        if other is last or (CONTROL in other.name and not other.name.endswith(CONTROL + last.name)):
+        if other is last or (is_control(other) and other.name not in controls):
             continue
         shared = [sample for sample in last.ids if sample in set(other.ids)]
         if not shared or last.n_layers != other.n_layers:
@@ -240,6 +240,10 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
     if not gains:
         raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")
     return last, gains
+
+
+def _line(result: AttentionResult) -> str:
+    return "--" if is_control(result) else "-"
 
 
 def _rows(name: str, groups: list[str], numbers: Curve) -> pd.DataFrame:

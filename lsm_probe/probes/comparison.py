@@ -8,7 +8,8 @@ from itertools import combinations
 from typing import Any
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.attention_result import AttentionResult
+from lsm_probe.probes.controls import controls_for
 from lsm_probe.probes.result import ProbeResult, thinking_summary
 
 SCHEMA = "lsm-probe/comparison/1"
@@ -29,12 +30,13 @@ def compare(results: Sequence[ProbeResult]) -> dict[str, Any]:
 
 
 def _controls(first: ProbeResult, second: ProbeResult, results: Sequence[ProbeResult]) -> list[str]:
-    """Names of the results that have the source lengths of one of the two: their own controls, else others'."""
-    lengths = {f"{CONTROL}{result.name.rpartition(CONTROL)[2]}" for result in (first, second)}
-    names = [result.name for result in results if result.name not in (first.name, second.name)]
-    found = [name for name in names if name.endswith(tuple(lengths))]
-    own = [name for name in found if name.startswith((first.name + CONTROL, second.name + CONTROL))]
-    return own or found
+    """Names of the controls that have the source lengths of one of the two: their own LLM's, else others'."""
+    pair = (first, second)
+    others = [r for r in results if isinstance(r, AttentionResult) and r.name not in (first.name, second.name)]
+    served = [controls_for(others, r) for r in pair if isinstance(r, AttentionResult)]
+    found = {control.name: llm for controls in served for llm, control in controls.items()}
+    own = [name for name, llm in found.items() if llm in (first.name, second.name)]
+    return own or list(found)
 
 
 def _pair(first: ProbeResult, second: ProbeResult, controls: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 from lsm_probe.probes.alignment_result import AlignmentResult
 from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.controls import CONTROL, is_control
 from lsm_probe.probes.importance_result import ImportanceResult
 from lsm_probe.probes.knockout_result import KnockoutResult
 from lsm_probe.probes.result import ProbeResult
@@ -117,7 +117,7 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     # Checkpoints come in one order everywhere, so that each has one colour, controls last.
     order = list(dict.fromkeys(item.result.name for group in groups.values() for item in group))
     for group in groups.values():
-        group.sort(key=lambda item: ("control" in item.result.checkpoint, order.index(item.result.name)))
+        group.sort(key=lambda item: (is_control(item.result), order.index(item.result.name)))
     full: dict[str, list[str]] = {}
     for name, short in names.items():
         full.setdefault(short, []).append(name)

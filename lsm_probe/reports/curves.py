@@ -11,7 +11,7 @@ import numpy as np
 
 from lsm_probe.plots.style import MARKERS
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.controls import controls_for, is_control
 from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.heads import SIGNIFICANT, corrected_p
 from lsm_probe.probes.result import Floats
@@ -92,7 +92,7 @@ def sample_paths(result: AttentionResult, layers: int) -> list[str]:
 def reference_of(attention: Sequence[AttentionResult], result: AttentionResult) -> AttentionResult | None:
     """What a checkpoint's layers are held against: a speech checkpoint against the text LLM at its own source length,
     without a text LLM against the first speech checkpoint; others against nothing."""
-    measured = [r for r in attention if "control" not in r.checkpoint]
+    measured = [r for r in attention if not is_control(r)]
     if result.checkpoint["source"] != "speech":
         return None
     text = next((r for r in measured if r.checkpoint["source"] == "text"), None)
@@ -126,15 +126,18 @@ def height(marked: int) -> int:
 
 
 def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
-    measured = [r.name for r in attention if "control" not in r.checkpoint]
+    measured = [r for r in attention if not is_control(r)]
+    names = [r.name for r in measured]
     lines = []
     for result in attention:
-        control = "control" in result.checkpoint
-        # A control is coloured as the checkpoint whose lengths it has.
-        whose = result.name.partition(CONTROL)[2] if control else result.name
-        color = measured.index(whose) if whose in measured else len(measured)
+        control = is_control(result)
+        # A control is coloured as the first checkpoint whose lengths it has.
+        served = [r.name for r in measured if result.name in [c.name for c in controls_for(attention, r).values()]]
+        whose = served[:1] if control else [result.name]
+        color = names.index(whose[0]) if whose else len(names)
         tokens = result.tokens[:, SEGMENTS.index("source")].mean()
         kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+        lengths = f", as long as those of {', '.join(served)}" if len(served) > 1 else ""
         against = reference_of(attention, result)
         lines.append(
             Line(
@@ -142,7 +145,7 @@ def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
                 color=color % 10,
                 shape=None if control else SHAPES[MARKERS[color % len(MARKERS)]],
                 dashed=control,
-                about=f"{len(result.samples)} samples, {tokens:.1f} {kind} tokens",
+                about=f"{len(result.samples)} samples, {tokens:.1f} {kind} tokens{lengths}",
                 against=None if against is None or against.n_layers != result.n_layers else against.name,
             )
         )

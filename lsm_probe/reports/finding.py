@@ -18,7 +18,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import FOLLOWING
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.controls import controls_for, is_control, same_source_lengths
 from lsm_probe.probes.conventions import Conventions
 from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.result import GROUPS, Curve, curve
@@ -140,7 +140,7 @@ def find(
     Returns:
         None without attention results.
     """
-    measured = [result for result in attention if "control" not in result.checkpoint]
+    measured = [result for result in attention if not is_control(result)]
     if not measured:
         return None
     speech = [result for result in measured if result.checkpoint["source"] == "speech"]
@@ -219,9 +219,8 @@ def text_at_length(
     attention: Sequence[AttentionResult], text: AttentionResult, speech: AttentionResult
 ) -> AttentionResult | None:
     """The text LLM's control at a speech checkpoint's source lengths, itself where they are the same, or None."""
-    named = f"{text.name}{CONTROL}{speech.name}"
-    control = next((result for result in attention if result.name == named), None)
-    if control is None and text.source_lengths() == speech.source_lengths():
+    control = controls_for(attention, speech).get(text.name)
+    if control is None and same_source_lengths(text, speech):
         return text
     return control
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+from lsm_probe.probes.controls import is_control
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import KINDS, Results, StoredTimeline
 from lsm_probe.reports.finding import READ, Finding, find_in
@@ -167,7 +168,7 @@ def _look(results: Results) -> Look:
     group: list[Any] = next(
         (g for p in ("attention", "evaluation", "sensitivity", "knockout") if (g := results.of(p))), []
     )
-    measured = [result for result in group if "control" not in result.checkpoint]
+    measured = [result for result in group if not is_control(result)]
     if not measured:
         return Look(timelines=list(results.timelines))
     by_id = [{sample["id"]: sample for sample in result.samples} for result in measured]
@@ -252,7 +253,7 @@ def _conventions(finding: Finding | None) -> Section:
 def _heads(results: Results) -> Section:
     from lsm_probe.plots.eta import eta_heads_figure
 
-    measured = [result for result in results.attention if "control" not in result.checkpoint]
+    measured = [result for result in results.attention if not is_control(result)]
     figure = picture(eta_heads_figure(measured), "heads", "Maps of η by layer and head, one for each checkpoint")
     return Section(
         "heads",

@@ -15,6 +15,7 @@ from lsm_probe.evaluation.tables import agreements, reference_llm, speeds
 from lsm_probe.evaluation.text_ability_result import AVERAGE, Number, TextAbilityResult
 from lsm_probe.probes.alignment_result import AlignmentResult
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
+from lsm_probe.probes.controls import is_control
 from lsm_probe.probes.importance_result import ImportanceResult
 from lsm_probe.probes.knockout_result import SEGMENTS as CUT
 from lsm_probe.probes.knockout_result import KnockoutResult
@@ -48,7 +49,7 @@ class Table:
 
 def tokens_table(attention: Sequence[AttentionResult]) -> Table:
     """Token counts, eta under both segment conventions, and that of what each checkpoint is held against."""
-    measured = [result for result in attention if "control" not in result.checkpoint]
+    measured = [result for result in attention if not is_control(result)]
     rows = []
     for result in measured:
         reference = reference_of(attention, result)
@@ -122,7 +123,7 @@ def conventions_table(finding: Finding) -> Table:
 def heads_table(attention: Sequence[AttentionResult]) -> Table:
     """The heads with the lowest eta among those that carry at least an even share of their layer."""
     rows = []
-    for result in (r for r in attention if "control" not in r.checkpoint):
+    for result in (r for r in attention if not is_control(r)):
         frame = result.head_frame()
         found = frame[frame["share"] >= 1 / frame["head"].nunique()].nsmallest(_HEADS, "eta")
         rows += [

@@ -68,7 +68,7 @@ def test_text_and_speech_are_compared_with_the_length_matched_control(
     np.testing.assert_array_equal(control.tokens, speech.tokens)
 
 
-def test_each_speech_checkpoint_has_its_own_control(
+def test_speech_checkpoints_with_the_same_source_lengths_share_one_control(
     lsm_probe_command, tiny_lsm_folder, tiny_llm_folder, manifest, tmp_path
 ):
     twin = tmp_path / "twin"
@@ -77,7 +77,12 @@ def test_each_speech_checkpoint_has_its_own_control(
     code, _, stderr = lsm_probe_command("attention", *checkpoints, "--data", manifest, "--out", tmp_path / "o", *QUICK)
     assert code == 0, stderr
     folders = {path.name for path in (tmp_path / "o").iterdir() if path.is_dir()}
-    assert folders == {"llm", "lsm", "twin", "llm-at-length-of-lsm", "llm-at-length-of-twin"}
+    assert folders == {"llm", "lsm", "twin", "llm-at-length-of-lsm"}
+    pairs = json.loads((tmp_path / "o" / "comparison.json").read_text())["pairs"]
+    warnings = {(pair["first"], pair["second"]): pair["warning"] for pair in pairs}
+    control = f"compare with the length-matched control `{tiny_llm_folder} at length of {tiny_lsm_folder}`"
+    assert warnings[str(tiny_llm_folder), str(tiny_lsm_folder)].endswith(control)
+    assert warnings[str(tiny_llm_folder), str(twin)].endswith(control)
 
 
 def test_json_goes_to_stdout_and_nothing_else_does(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):

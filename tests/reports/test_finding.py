@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.plots.paper import gain_frame
+from lsm_probe.probes.controls import CONTROL, length_controls
 from lsm_probe.probes.knockout_result import KnockoutConventions, KnockoutResult
 from lsm_probe.probes.sensitivity_result import SensitivityConventions, SensitivityResult
-from lsm_probe.reports.finding import find, last_group_eta, shown
+from lsm_probe.reports.curves import chart
+from lsm_probe.reports.finding import find, last_group_eta, shown, text_at_length
 
 
 @pytest.fixture
@@ -72,6 +74,45 @@ def test_a_text_llm_is_held_against_at_the_same_length_and_never_bare(planted):
     assert "text LLM" not in alone.sentence
     assert "0.5" in alone.sentence
     assert "no length-matched control" in alone.caveats[0]
+
+
+def test_a_control_serves_every_checkpoint_with_its_source_lengths(planted):
+    text = planted("llm", 0.9, source="text", tokens=10)
+    first, second = planted("first", 0.6, tokens=30), planted("second", 0.4, tokens=30)
+    longer = planted("longer", 0.7, tokens=40)
+    controls = list(length_controls([text, first, second, longer], []))
+    assert [control.name for control in controls] == ["llm at length of first", "llm at length of longer"]
+    measured = [
+        planted(control.name, 0.5, source="text", control=True, tokens=tokens)
+        for control, tokens in zip(controls, (30, 40), strict=True)
+    ]
+    results = [text, first, second, longer, *measured]
+    found = find(results)
+    assert found.comparisons[1].reference is measured[0]
+    assert not any("not compared" in caveat for caveat in found.caveats)
+    held = {line.name: line.against for line in chart(results)["lines"]}
+    assert held == {
+        **{"llm": None, "first": measured[0].name, "second": measured[0].name, "longer": measured[1].name},
+        **dict.fromkeys([control.name for control in measured]),
+    }
+    # Without the checkpoint that gave it its name, too.
+    assert text_at_length([text, second, *measured], text, second) is measured[0]
+    gains = list(dict.fromkeys(gain_frame([text, first, *measured, second])["checkpoint"]))[-3:]
+    assert gains == ["second − llm", "second − first", "second − llm at length of first"]
+
+
+def test_of_several_controls_a_checkpoints_own_is_taken_first_and_none_of_other_lengths(planted):
+    text = planted("llm", 0.9, source="text", tokens=10)
+    first, second = planted("first", 0.6, tokens=30), planted("second", 0.4, tokens=30)
+    own, other = (
+        planted(f"llm{CONTROL}{name}", 0.5, source="text", control=True, tokens=30) for name in ("second", "first")
+    )
+    for controls in ([own, other], [other, own]):
+        assert text_at_length([text, first, second, *controls], text, second) is own
+        assert text_at_length([text, first, second, *controls], text, first) is other
+    few = own.subset(own.ids[:4])
+    assert text_at_length([text, few, other], text, second) is other
+    assert text_at_length([text, other], text, planted("shorter", 0.4, tokens=29)) is None
 
 
 def test_a_difference_that_is_not_there_is_not_claimed(planted):
