@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from lsm_probe.files import replacing
 
 CONFIG = "config.yaml"
 _LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without locks, some network ones among them, say to one who asks for a lock."""
 
 
 @contextmanager
@@ -26,8 +30,8 @@ def alone_in(out: Path) -> Iterator[None]:
     Raises:
         InputError: the folder cannot be made or written to, or another process holds it.
     """
-    made = not out.exists()
     try:
+        made = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out} cannot be made a folder: {error.strerror}") from error
@@ -37,7 +41,9 @@ def alone_in(out: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise InputError(f"another process is writing to {out}: wait for it or choose another --out") from error
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror}") from error
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"--out {out} cannot be written to: {error.strerror}") from error
+        warnings.warn(f"{out} is on a file system without locks: let no other process write to it", stacklevel=4)
     try:
         yield
     finally:

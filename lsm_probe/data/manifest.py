@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import unicodedata
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample, one_line, regular_file_bytes
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+from lsm_probe.formats import RepeatedKey, load_json, open_unpacked
 
 _BUILTIN = "builtin:"
 BUILTIN_SETS = ("probe", "commands")
@@ -30,7 +33,7 @@ def builtin_manifest(name: str) -> Path:
 
 
 def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sample]:
-    """Reads a JSONL manifest (UTF-8, blank lines and a byte order mark allowed), in its order.
+    """Reads a JSONL manifest (UTF-8, perhaps packed by gzip; blank lines and a byte order mark allowed), in its order.
 
     `id`, `instruction` and `audio` or `text` are required; `target`, `alternatives` (a list of further right
     answers), `start` and `duration` (seconds), `task`, `language` and `context` are optional, and null means left
@@ -65,7 +68,7 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, S
     folder = manifest.parent.absolute()
     line_of: dict[str, int] = {}
     unknown: dict[str, int] = {}  # key -> the line it was first seen on
-    for number, line in _lines(manifest):
+    for number, line in manifest_lines(manifest):
         place = f"{manifest}, line {number}"
         with problems.catching(place):
             values = _parse_object(line)
@@ -144,25 +147,34 @@ def _locate(path: str | Path) -> Path:
     return Path(path)
 
 
-def _lines(manifest: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank. Bytes, since JSON strings may hold U+2028, which str splits at."""
+def manifest_lines(manifest: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines that are not blank. Bytes, since JSON strings may hold U+2028, which str splits at.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
-        with manifest.open("rb") as file:
+        with open_unpacked(manifest) as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     yield number, line
-    except OSError as error:
-        raise InputError(one_line(f"manifest {manifest} cannot be read ({error.strerror})")) from None
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(one_line(f"manifest {manifest} cannot be read ({reason})")) from None
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(line.decode())
+        values = load_json(line.decode())
+    except RepeatedKey as error:
+        raise InputError(f"is ambiguous: {error}; keep one of them") from None
     except UnicodeDecodeError as error:
         raise InputError(f"byte {error.start + 1} is not UTF-8; save the manifest as UTF-8") from None
     except json.JSONDecodeError as error:
+        if b"\0" in line:
+            raise InputError("holds a NUL byte, as UTF-16 does; save the manifest as UTF-8") from None
         raise InputError(f"is not JSON ({error.msg}, column {error.colno}); write one JSON object a line") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, or brackets nested as deep
         raise InputError("holds JSON too deep or a number too long to read; write plain values") from None
@@ -180,13 +192,21 @@ def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
         if sample.audio is None:
             return sample
         # Joined after the check: "folder/https://..." would no longer look like a URL.
-        audio = folder / sample.audio
+        audio = _as_on_disk(folder, sample.audio)
         regular_file_bytes(audio)
     except ValidationError as error:
         raise InputError(where + explain(error) + _mistaken(values, error)) from None
     except InputError as error:
         raise InputError(f"{where}audio {error}") from None
     return sample.model_copy(update={"audio": audio})
+
+
+def _as_on_disk(folder: Path, audio: Path) -> Path:
+    """The file, also where the disk has its name in another form of Unicode: NFC, or NFD as on macOS."""
+    spellings = (audio, *(Path(unicodedata.normalize(form, str(audio))) for form in ("NFC", "NFD")))
+    with suppress(OSError, ValueError):  # for the caller to tell
+        return next((folder / path for path in spellings if (folder / path).exists()), folder / audio)
+    return folder / audio
 
 
 def _unknown_keys(values: dict[str, Any]) -> list[str]:
@@ -216,6 +236,8 @@ def explain(error: ValidationError) -> str:
         return f"{key}{first['ctx']['error']}"
     given = repr(first["input"])
     given = given if len(given) <= 40 else given[:37] + "..."
+    if first["type"] == "string_type" and isinstance(first["input"], int | float):
+        return f"{key}is {given}, which is not text; put it in quotes"
     return f"{key}is {given}; {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

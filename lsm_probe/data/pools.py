@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lsm_probe.data.draws import hashed
 from lsm_probe.data.sample import Words, one_line, regular_file_bytes
 from lsm_probe.errors import InputError
+from lsm_probe.formats import load_yaml
 
 _LANGUAGE, _LABELS = "{language}", "{labels}"
 
@@ -148,7 +149,7 @@ def _read(source: str | Path) -> _File:
     path = _folder() / f"{source}.yaml" if str(source) in builtin_pools() else Path(source)
     try:
         regular_file_bytes(path)
-        content: Any = yaml.safe_load(path.read_bytes())
+        content: Any = load_yaml(path.read_bytes())
     except InputError as error:
         known = ", ".join(builtin_pools())
         raise InputError(one_line(f"--instructions {error}; built in are: {known}")) from None
@@ -179,6 +180,8 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     if place[-1:] == ["instructions"] and first["type"] in ("missing", "too_short", "list_type"):
         return f"{place[0]} has no instructions; list one or more"
     what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+    if first["type"] == "string_type" and isinstance(first["input"], int | float):
+        what = f"{first['input']!r} is not text; put it in quotes"
     return f"{', '.join(str(part) for part in place)}: {what}"
 
 

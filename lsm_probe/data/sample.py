@@ -127,7 +127,9 @@ def regular_file_bytes(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path") from None
+        home = any(part.startswith("~") for part in path.parts)
+        advice = "~ is not read as the home folder here, write the path in full" if home else "check the path"
+        raise InputError(f"{path} does not exist; {advice}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None
     except ValueError as error:  # a NUL character, or half a surrogate pair

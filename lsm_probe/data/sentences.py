@@ -16,6 +16,7 @@ from lsm_probe.data.sample import LanguageText, Sample, Text, Words, one_line, r
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 from lsm_probe.files import plain_name
+from lsm_probe.formats import RepeatedKey, load_json
 
 _TASK = "transcription"
 _NOT_TEXT = {".json", ".gz", ".zip", ".csv", ".tsv", ".yaml", ".docx", ".pdf"}
@@ -128,7 +129,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parse(line: bytes, *, is_json: bool) -> _Row:
     try:
-        return _Row.model_validate_json(line) if is_json else _Row(text=line.decode())
+        row = _Row.model_validate_json(line) if is_json else _Row(text=line.decode())
+        if is_json:
+            load_json(line)  # pydantic takes the last of repeated keys
+        return row
+    except RepeatedKey as error:
+        raise InputError(f"is ambiguous: {error}; keep one of them") from None
     except UnicodeDecodeError as error:
         raise InputError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     except ValidationError as error:

@@ -19,6 +19,7 @@ from lsm_probe.data.sample import Sample, Words, one_line, regular_file_bytes
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import answers
 from lsm_probe.evaluation.answers import Parser
+from lsm_probe.formats import load_yaml
 from lsm_probe.languages import require_language
 
 MetricName = Literal[
@@ -237,7 +238,7 @@ def _read(name: str) -> tuple[Task, Path]:
 def _parse(path: Path) -> Task:
     try:
         regular_file_bytes(path)
-        content: Any = yaml.safe_load(path.read_bytes())
+        content: Any = load_yaml(path.read_bytes())
     except InputError as error:
         raise InputError(one_line(f"task file {error}")) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

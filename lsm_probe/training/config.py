@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lsm_probe.data.manifest import explain
 from lsm_probe.errors import InputError
+from lsm_probe.formats import load_yaml
 from lsm_probe.hardware import computes_natively
 from lsm_probe.models import LsmProjectorConfig
 
@@ -29,7 +30,7 @@ def _read_rates(value: Any) -> Any:
     if not isinstance(value, str | Path):
         return value
     try:
-        return yaml.safe_load(Path(value).read_text(encoding="utf-8"))["rates"]
+        return load_yaml(Path(value).read_bytes())["rates"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{value} holds no rates ({reason}): write it with lsm-probe importance") from None
@@ -257,9 +258,11 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise InputError(f"config {name}: is its own base ({' -> '.join([*seen, name])})")
     path = _preset_folder() / f"{name}.yaml" if name in presets() else Path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"config {name}: no such file, nor a preset; presets are: {', '.join(presets())}") from None
+        home = " (~ is not read as the home folder here)" if name.startswith("~") else ""
+        known = ", ".join(presets())
+        raise InputError(f"config {name}: no such file{home}, nor a preset; presets are: {known}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"config {name} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
@@ -292,9 +295,10 @@ def _set(values: dict[str, Any], override: str) -> None:
     if isinstance(place, list):
         raise InputError(f"override {override!r}: name the stage and one of its settings, stages.NAME.KEY=VALUE")
     try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not YAML; put it in quotes") from None
+        place[last] = load_yaml(value)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or error
+        raise InputError(f"override {override!r}: the value is not YAML ({reason}); put it in quotes") from None
 
 
 def _preset_folder() -> Path:

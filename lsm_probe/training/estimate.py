@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
+from lsm_probe.data.manifest import manifest_lines
 from lsm_probe.data.sample import one_line
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
@@ -197,15 +198,14 @@ def count_samples(stage: Stage, expected: int | None) -> tuple[int | None, str]:
 
 
 def _count_lines(path: Path, stage: Stage) -> int:
-    with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        found = sum(stage.tasks is None or _task(path, number, line) in stage.tasks for number, line in lines)
-        return min(found, stage.limit or found)
+    lines = manifest_lines(path)
+    found = sum(stage.tasks is None or _task(path, number, line) in stage.tasks for number, line in lines)
+    return min(found, stage.limit or found)
 
 
 def _task(path: Path, number: int, line: bytes) -> Any:
     try:
-        return json.loads(line.removeprefix(b"\xef\xbb\xbf"))["task"]
+        return json.loads(line)["task"]
     except (KeyError, TypeError):  # no task, or no object: the latter is for `lsm-probe data validate` to tell
         return None
     except (ValueError, RecursionError):

@@ -1,12 +1,15 @@
 """Manifests: what is read, and that every mistake is one line with file and line number (F11)."""
 
+import gzip
 import json
+import lzma
 import os
 import shutil
+import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -108,6 +111,12 @@ def test_name_with_a_colon_is_reached_with_a_dot(write: Write, tmp_path: Path) -
         ('{"id": "x"', "is not JSON"),
         ("[" * 100_000, "too deep"),
         ('{"id": "x", "start": ' + "9" * 5000 + "}", "too long"),
+        (
+            '{"id": "x", "instruction": "i", "text": "t", "text": "u"}',
+            "the key 'text' is there twice; keep one",
+        ),
+        ('{"id": "x"}'.encode("utf-16-le"), "UTF-16 does; save the manifest as UTF-8"),
+        (GOOD | {"audio": "~/x.wav"}, "~ is not read as the home folder here, write the path in full"),
         ("[1, 2]", "is a JSON list"),
         ('"text"', "is a JSON str"),
         (b'{"id": "\xff"}', "byte 9 is not UTF-8"),
@@ -115,7 +124,7 @@ def test_name_with_a_colon_is_reached_with_a_dot(write: Write, tmp_path: Path) -
         ({"id": "x", "text": "hello"}, "sample 'x': 'instruction' is missing"),
         ({"id": "x", "instruction": "Repeat."}, "sample 'x': names neither 'audio' nor 'text'"),
         (GOOD | {"id": ""}, "'id' is empty or blank"),
-        (GOOD | {"id": 5}, "'id' is 5; input should be a valid string"),
+        (GOOD | {"id": 5}, "'id' is 5, which is not text; put it in quotes"),
         (GOOD | {"instruction": "  "}, "'instruction' is empty or blank"),
         (GOOD | {"text": ""}, "'text' is empty or blank"),
         (GOOD | {"text": "\ud800"}, "'text' holds half a surrogate pair"),
@@ -151,6 +160,29 @@ def test_bad_line_is_named_with_its_number(
     assert said in message
     assert "more)" not in message
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_manifest_packed_by_gzip_is_read_and_one_packed_otherwise_refused(write: Write, tmp_path: Path) -> None:
+    content = write(GOOD, GOOD | {"id": "second"}).read_bytes()
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")))
+    assert [sample.id for sample in read_manifest(packed)] == ["good", "second"]
+    packed.write_bytes(gzip.compress(content)[:-12])
+    assert f"manifest {packed} cannot be read" in refusal(packed)
+    packed.write_bytes(lzma.compress(content))
+    assert "is packed with xz: unpack it, or pack it with gzip" in refusal(packed)
+
+
+@pytest.mark.parametrize(("written", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_file_name_in_another_form_of_unicode_is_found(
+    write: Write, tmp_path: Path, written: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"]
+) -> None:
+    file = tmp_path / unicodedata.normalize(on_disk, "dör") / unicodedata.normalize(on_disk, "é.wav")
+    file.parent.mkdir()
+    file.write_bytes(b"x")
+    (sample,) = read_manifest(write(GOOD | {"audio": unicodedata.normalize(written, "dör/é.wav")}))
+    assert sample.audio is not None
+    assert sample.audio.read_bytes() == b"x"
 
 
 def test_fifo_as_audio_does_not_block(write: Write, tmp_path: Path) -> None:
