@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lsm_probe.errors import InputError
 
+_LONGEST_NAME = 200
+"""Bytes; what is written beside a folder has a longer name."""
+_SYSTEMS_LONGEST_NAME = 255
+
 
 def plain_name(name: str) -> str:
-    """A file's name as an id or the name of a split: names may hold bytes that are no Unicode text."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".") or "data"
+    """Any text as a name of a file, folder, id or split, at most 200 bytes long in UTF-8.
+
+    Letters, accents and digits of any script stay (NFC), as `.`, `_` and `-` do; each run of others becomes a `-`. What
+    is too long ends in a hash instead.
+    """
+    kept = (c if c in "._-" or unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", name))
+    return short_enough(re.sub(" +", "-", "".join(kept)).strip(".") or "data")
+
+
+def short_enough(name: str) -> str:
+    """A name of at most 200 bytes in UTF-8: what is longer ends in a hash of the whole instead."""
+    content = name.encode()
+    if len(content) <= _LONGEST_NAME:
+        return name
+    return f"{content[: _LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -26,7 +45,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Not longer than the name itself may be.
+    temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
@@ -60,6 +80,42 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 raise
             raise InputError(f"{path} holds files already, written meanwhile: choose another folder") from error
     sync(path.parent)
+
+
+def check_can_write(what: str, path: Path, *, folder: bool = False) -> None:
+    """Tries at once whether a file, or files in a folder, could be written at the end; leaves nothing behind.
+
+    Args:
+        what: names the path in the message, such as the option it was given with.
+        path: need not be there, nor the folders above it.
+        folder: it is to be a folder.
+
+    Raises:
+        InputError: it could not.
+    """
+    try:
+        if path.parts[:1] and path.parts[0].startswith("~"):
+            raise InputError(f"{what} {path}: ~ is not read as the home folder here; write the path in full")
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{what} {path} is a link to what is not there: choose another path")
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            kind = "folder" if path.is_dir() else "file" if path.is_file() else "device, pipe or socket"
+            raise InputError(f"{what} {path} is a {kind}: name a {'folder' if folder else 'file'}")
+        there = path.absolute()
+        while not there.is_dir():
+            if len(os.fsencode(there.name)) > _SYSTEMS_LONGEST_NAME:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            if there.exists() and there != path.absolute():
+                raise OSError(errno.ENOTDIR, f"{there} is a file, not a folder")
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be written to ({error.strerror}): choose another path") from None
+
+
+def disk_is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync(path: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lsm_probe.cli.console import text_console
 from lsm_probe.training.estimate import GIB, Estimate, StageEstimate
 
 
@@ -17,9 +15,7 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
     if as_json:
         print(json.dumps(estimate.to_dict(), ensure_ascii=False))
         return
-    # Wide enough for the tables where the output goes into a file.
-    options: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 120}
-    console = Console(markup=False, highlight=False, **options)
+    console = text_console(soft_wrap=False, highlight=False)
     for stage in estimate.stages:
         console.print(_parts_table(stage))
         console.print(f"{_data_line(stage)}\n{_steps_line(stage)}\n")

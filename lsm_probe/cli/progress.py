@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 OnProgress = Callable[..., None]
@@ -27,19 +26,19 @@ def progress() -> Iterator[OnProgress]:
         yield _Lines(console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def on_progress(name: str, done: int, total: int | None, note: str = "") -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(escape(name), total=total, note=note)
+                tasks[name] = bars.add_task(name, total=total, note=note)
             bars.update(tasks[name], completed=done, total=total, note=note)
 
         yield on_progress

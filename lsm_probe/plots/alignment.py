@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsm_probe.plots.files import save_figure, save_frame
-from lsm_probe.plots.style import MARKERS
+from lsm_probe.plots.labels import checkpoint_labels
+from lsm_probe.plots.style import MARKERS, with_own_settings
 from lsm_probe.probes.alignment_result import ALPHA, AlignmentResult
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashe
         ax.fill_between(result.layers, numbers.ci_low, numbers.ci_high, **band)
 
 
+@with_own_settings
 def alignment_figure(results: Sequence[AlignmentResult], layer: int = -1) -> Figure:
     """The plane of one state for each checkpoint, and beside them the numbers by state for all.
 
@@ -229,5 +231,4 @@ def _short_names(names: Sequence[str]) -> list[str]:
     depth = 1
     while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len(set(names)):
         depth += 1
-    tails = ["/".join(part[-depth:]) for part in parts]
-    return [tail if len(tail) <= _LONGEST_NAME else f"…{tail[1 - _LONGEST_NAME :]}" for tail in tails]
+    return checkpoint_labels(["/".join(part[-depth:]) for part in parts], _LONGEST_NAME)

@@ -10,7 +10,8 @@ import pandas as pd
 
 from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.plots.heads import HeadMap, Scale, head_figure
-from lsm_probe.plots.style import MARKERS, legend_height
+from lsm_probe.plots.labels import checkpoint_labels
+from lsm_probe.plots.style import MARKERS, legend_height, with_own_settings
 from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult, head_eta_difference
 from lsm_probe.probes.controls import is_control
 from lsm_probe.probes.heads import SIGNIFICANT
@@ -37,7 +38,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
     palette = sns.color_palette("colorblind", len(results))
-    for i, (result, color) in enumerate(zip(results, palette, strict=True)):
+    for i, (result, color, label) in enumerate(zip(results, palette, _labels(results), strict=True)):
         frame = result.to_frame()
         line = "--" if is_control(result) else "-"
         look = {
@@ -45,7 +46,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
             "linestyle": line,
             "marker": MARKERS[i % len(MARKERS)],
             "markersize": 3,
-            "label": _label(result),
+            "label": label,
         } | style
         ax.plot(frame["layer"], frame["eta"], **look)
         band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
@@ -60,6 +61,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     return ax
 
 
+@with_own_settings
 def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     """Eta under both `segment` conventions side by side, since source length moves them in opposite directions."""
     import seaborn as sns
@@ -79,6 +81,7 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     return figure
 
 
+@with_own_settings
 def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
     """Eta of single heads, a map for each result under its own conventions; a head's area is its share of its layer.
 
@@ -86,13 +89,14 @@ def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
     that have changed (p below 0.05, corrected for the number of heads).
     """
     maps = [
-        HeadMap(_label(result), result.head_eta().mean, range(result.n_layers), result.head_share())
-        for result in results
+        HeadMap(label, result.head_eta().mean, range(result.n_layers), result.head_share())
+        for result, label in zip(results, _labels(results), strict=True)
     ]
     scales = [Scale("η of the head (0.5 = balanced)", 0.5, 0.5)] * len(maps)
     if len(results) == 2 and results[0].ids == results[1].ids and maps[0].values.shape == maps[1].values.shape:
         found = head_eta_difference(*results)
-        title = f"{results[1].name} minus {results[0].name} (framed: changed)"
+        first, second = checkpoint_labels([result.name for result in results])
+        title = f"{second} minus {first} (framed: changed)"
         maps.append(HeadMap(title, found.mean, maps[0].layers, outlined=found.p < SIGNIFICANT))
         scales.append(Scale("difference of η", 0, 1))
     xlabel = "layer (area of η's squares: the head's share of its layer)"
@@ -119,7 +123,10 @@ def eta_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _label(result: AttentionResult) -> str:
-    source = result.tokens[:, SEGMENTS.index("source")].mean()
-    kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
-    return f"{result.name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)"
+def _labels(results: Sequence[AttentionResult]) -> list[str]:
+    labels = []
+    for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
+        source = result.tokens[:, SEGMENTS.index("source")].mean()
+        kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+        labels.append(f"{name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)")
+    return labels

@@ -11,7 +11,8 @@ from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.scoring import FOLLOWING
 from lsm_probe.evaluation.tables import TABLES, save_tables
 from lsm_probe.plots.files import save_figure
-from lsm_probe.plots.style import MARKERS, legend_height
+from lsm_probe.plots.labels import checkpoint_labels, plain
+from lsm_probe.plots.style import MARKERS, legend_height, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None) -> 
     names = [task.metrics[0] for task in results[0].tasks]
     scores = [_scores(result, names) for result in results]
     described = [_described(name, score) for name, score in zip(names, scores[0], strict=True)]
-    titles = [f"{task.title}\n{what}" for task, what in zip(results[0].tasks, described, strict=True)]
+    titles = [f"{plain(task.title)}\n{what}" for task, what in zip(results[0].tasks, described, strict=True)]
     ax = _plot(results, titles, scores, ax)
     ax.set(title="score", xlabel="per cent")
     return ax
@@ -36,12 +37,13 @@ def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None) -> 
 
 def plot_following(results: Sequence[EvaluationResult], ax: Axes | None = None) -> Axes:
     """Draws the share of responses that have the asked-for form; tasks that ask for none are left blank."""
-    titles = [task.title for task in results[0].tasks]
+    titles = [plain(task.title) for task in results[0].tasks]
     ax = _plot(results, titles, [_scores(result, [FOLLOWING] * len(titles)) for result in results], ax)
     ax.set(title="responses in the asked-for form", xlabel="per cent", xlim=(-3, 103))
     return ax
 
 
+@with_own_settings
 def evaluation_figure(results: Sequence[EvaluationResult]) -> Figure:
     """Both pictures side by side."""
     import seaborn as sns
@@ -93,7 +95,8 @@ def _plot(
     if ax is None:
         ax = plt.subplots(figsize=(5, 1.2 + 0.65 * len(titles)), layout="constrained")[1]
     step = _SPREAD / max(1, len(results))
-    for i, (result, color) in enumerate(zip(results, sns.color_palette("colorblind", len(results)), strict=True)):
+    labels = checkpoint_labels([result.name for result in results])
+    for i, (label, color) in enumerate(zip(labels, sns.color_palette("colorblind", len(results)), strict=True)):
         drawn = [(row, score) for row, score in enumerate(scores[i]) if score is not None]
         places = [row + (i - (len(results) - 1) / 2) * step for row, _ in drawn]
         values = [score.value for _, score in drawn]
@@ -103,7 +106,7 @@ def _plot(
             [max(0, score.ci_high - score.value) for _, score in drawn],
         ]
         look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "elinewidth": 1, "capsize": 2}
-        ax.errorbar(values, places, xerr=errors, linestyle="none", label=result.name, **look)
+        ax.errorbar(values, places, xerr=errors, linestyle="none", label=label, **look)
     for row in range(1, len(titles)):
         ax.axhline(row - 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(titles)), titles, fontsize=8)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.files import replacing
+from lsm_probe.plots.style import own_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,14 +17,11 @@ if TYPE_CHECKING:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure beside `path` (which has no suffix) as PNG and as SVG."""
-    import matplotlib.pyplot as plt
-
-    _settle(figure)
-    for suffix in (".png", ".svg"):
-        # Text stays text, and without date or random ids the same numbers give the same bytes.
-        svg = plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
-        with svg, replacing(path.with_name(path.name + suffix)) as temporary:
-            figure.savefig(temporary, dpi=200, metadata={"Date": None} if suffix == ".svg" else None)
+    with own_settings():
+        _settle(figure)
+        for suffix in (".png", ".svg"):
+            with replacing(path.with_name(path.name + suffix)) as temporary:
+                figure.savefig(temporary, dpi=200, metadata={"Date": None} if suffix == ".svg" else None)
 
 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:

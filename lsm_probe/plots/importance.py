@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.plots.files import save_figure, save_frame
-from lsm_probe.plots.style import MARKERS
+from lsm_probe.plots.labels import checkpoint_labels, plain
+from lsm_probe.plots.style import MARKERS, with_own_settings
 from lsm_probe.probes.importance_result import ImportanceResult
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> 
 
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    for i, (result, color) in enumerate(zip(results, sns.color_palette("colorblind", len(results)), strict=True)):
+    labels, palette = checkpoint_labels([r.name for r in results]), sns.color_palette("colorblind", len(results))
+    for i, (result, label, color) in enumerate(zip(results, labels, palette, strict=True)):
         share = result.share_by_layer()
         layers = np.arange(result.n_layers)
         look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
-        ax.plot(layers, share.mean, label=result.name, **look)
+        ax.plot(layers, share.mean, label=label, **look)
         ax.fill_between(layers, share.ci_low, share.ci_high, color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel="layer", ylabel="share of the importance of all layers", ylim=(0, None))
     return ax
@@ -55,11 +57,12 @@ def plot_modules(result: ImportanceResult, ax: Axes | None = None) -> Axes:
     sns.heatmap(
         table, ax=ax, cmap="viridis", norm=norm, yticklabels=result.modules, cbar_kws={"label": "nats a weight"}
     )
-    ax.set(title=result.name, xlabel="layer")
+    ax.set(title=plain(result.name), xlabel="layer")
     ax.tick_params(axis="y", rotation=0)
     return ax
 
 
+@with_own_settings
 def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
     """The layers of all results on top, a heat map of each below."""
     import seaborn as sns

@@ -12,7 +12,8 @@ import pandas as pd
 from lsm_probe.models.segments import Segment
 from lsm_probe.plots.files import save_figure, save_frame
 from lsm_probe.plots.heads import HeadMap, Scale, head_figure
-from lsm_probe.plots.style import MARKERS, legend_height
+from lsm_probe.plots.labels import checkpoint_labels
+from lsm_probe.plots.style import MARKERS, legend_height, with_own_settings
 from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.result import Curve
 
@@ -35,8 +36,7 @@ def plot_falls(
         segment: `INSTRUCTION` or `SOURCE`.
         ax: axes to draw on; new ones if None.
     """
-    curves = [(result.name, result.falls(segment)) for result in results]
-    ax = _plot_curves(curves, ax)
+    ax = _plot_curves(results, [result.falls(segment) for result in results], ax)
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set(title=f"without the {segment.name.lower()}", ylabel="nats per response token lost")
     return ax
@@ -44,12 +44,13 @@ def plot_falls(
 
 def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -> Axes:
     """Draws causal eta by layer; it has gaps where a fall is not above 0."""
-    ax = _plot_curves([(result.name, result.causal_eta()) for result in results], ax)
+    ax = _plot_curves(results, [result.causal_eta() for result in results], ax)
     ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     ax.set(title="causal η", ylabel="instruction's share of both falls", ylim=(0, 1))
     return ax
 
 
+@with_own_settings
 def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
     """Both falls and causal eta side by side."""
     import seaborn as sns
@@ -71,6 +72,7 @@ def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
     return figure
 
 
+@with_own_settings
 def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
     """Falls without one head's view of a segment: a row for each result, instruction left and source right.
 
@@ -78,12 +80,12 @@ def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
     that are both on either side.
     """
     rows = []
-    for result in results:
+    for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
         kinds = result.head_kinds()
         rows.append(
             [
                 HeadMap(
-                    f"{result.name}, {segment.name.lower()}",
+                    f"{name}, {segment.name.lower()}",
                     result.head_falls(segment).mean,
                     result.head_layers,
                     outlined=(kinds == segment.name.lower()) | (kinds == "both"),
@@ -107,14 +109,15 @@ def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
         save_frame(pd.concat(frames, ignore_index=True), out / "knockout_heads.csv")
 
 
-def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes | None) -> Axes:
+def _plot_curves(results: Sequence[KnockoutResult], curves: Sequence[Curve], ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     if ax is None:
         ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
     palette = sns.color_palette("colorblind", len(curves))
-    for i, ((name, found), color) in enumerate(zip(curves, palette, strict=True)):
+    names = checkpoint_labels([result.name for result in results])
+    for i, (name, found, color) in enumerate(zip(names, curves, palette, strict=True)):
         layers = np.arange(len(found.mean))
         look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
         ax.plot(layers, found.mean, label=name, **look)

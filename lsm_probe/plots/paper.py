@@ -27,7 +27,8 @@ from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 from lsm_probe.files import replacing
 from lsm_probe.plots.alignment import plot_points
 from lsm_probe.plots.files import save_figure, save_frame
-from lsm_probe.plots.style import MARKERS
+from lsm_probe.plots.labels import checkpoint_labels, use_fonts_with_all_glyphs
+from lsm_probe.plots.style import MARKERS, own_settings
 from lsm_probe.probes.alignment_result import AlignmentResult
 from lsm_probe.probes.attention_result import AttentionResult
 from lsm_probe.probes.controls import controls_for, is_control
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of the page of a two-column paper."""
+_LONGEST_NAME = 48
+"""Characters that a column has room for."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,14 @@ def save_drawing(name: str, results: Sequence[ProbeResult], out: Path) -> list[s
     frame = drawing.frame(results)
     if drawing.figure is not None:
         save_frame(frame, out / f"{name}.csv")
-        with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.9):
+        with own_settings(), sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.9):
             figure = drawing.figure(results)
+            use_fonts_with_all_glyphs(figure)
         save_figure(figure, out / name)
         return [f"{name}.png", f"{name}.svg", f"{name}.csv"]
     written = {
         "csv": frame.to_csv(index=False),
-        "md": frame.to_markdown(index=False) + "\n",
+        "md": _markdown(frame),
         "tex": frame.to_latex(index=False, escape=True),
     }
     for suffix, text in written.items():
@@ -118,7 +122,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
     """Draws eta by group, 0.5 dotted."""
-    curves = [(result.name, eta_by_group(result)) for result in results]
+    curves = [(label, eta_by_group(result)) for label, result in zip(_labels(results), results, strict=True)]
     _plot_curves(curves, ax, [(i, _line(result)) for i, result in enumerate(results)])
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     ax.set(ylim=(0, 1), ylabel="η", xlabel="group of layers, first to last")
@@ -140,11 +144,12 @@ def gain_figure(results: Sequence[AttentionResult]) -> Figure:
     last, gains = _gains(results)
     # What is taken away looks as it does above.
     styles = {result.name: (i, _line(result)) for i, result in enumerate(results)}
-    _plot_curves([(f"− {name}", gain) for name, gain in gains], below, [styles[name] for name, _ in gains])
+    labels = dict(zip(styles, _labels(results), strict=True))
+    _plot_curves([(f"− {labels[name]}", gain) for name, gain in gains], below, [styles[name] for name, _ in gains])
     below.axhline(0, color="0.5", linewidth=0.8)
     below.set(ylabel="Δη", xlabel="group of layers, first to last")
     above.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.04))
-    return _finished(figure, [above, below], legend_of=below, title=last.name)
+    return _finished(figure, [above, below], legend_of=below, title=labels[last.name])
 
 
 def plane_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
@@ -161,9 +166,9 @@ def plane_figure(results: Sequence[AlignmentResult]) -> Figure:
     """Figure 6."""
     figure = _figure(min(PAGE, COLUMN * len(results)), COLUMN)
     panels = figure.subplots(1, len(results), squeeze=False)[0]
-    for result, ax in zip(results, panels, strict=True):
+    for result, label, ax in zip(results, _labels(results), panels, strict=True):
         plot_points(result, ax=ax)
-        ax.set_title(result.name, fontsize=8)
+        ax.set_title(label, fontsize=8)
         ax.set_frame_on(False)
     return _finished(figure, list(panels), legend_of=panels[0])
 
@@ -240,6 +245,17 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
     if not gains:
         raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")
     return last, gains
+
+
+def _labels(results: Sequence[ProbeResult]) -> list[str]:
+    return checkpoint_labels([result.name for result in results], _LONGEST_NAME)
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    def cell(value: Any) -> Any:
+        return " ".join(value.split()).replace("|", r"\|") if isinstance(value, str) else value
+
+    return str(frame.rename(columns=cell).map(cell).to_markdown(index=False)) + "\n"
 
 
 def _line(result: AttentionResult) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.plots.files import save_figure, save_frame
-from lsm_probe.plots.style import MARKERS, legend_height
+from lsm_probe.plots.labels import checkpoint_labels
+from lsm_probe.plots.style import MARKERS, legend_height, with_own_settings
 from lsm_probe.probes.sensitivity_result import SensitivityResult
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ PICTURES = ("sensitivity.png", "sensitivity.svg", "sensitivity.csv", "sensitivit
 """What [`save_sensitivity`] writes."""
 _TOKENS = 32
 """Tokens of the response that are drawn."""
+_LONGEST_TICK = 28
 
 
 def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
@@ -50,7 +52,8 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
         ax.axhline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label="most the pools allow")
         ax.legend(frameon=False, fontsize=8)
     ax.axhline(0, color="0.3", linewidth=0.8)
-    ax.set_xticks(range(len(results)), [result.name for result in results], rotation=20, ha="right")
+    names = checkpoint_labels([result.name for result in results], _LONGEST_TICK)
+    ax.set_xticks(range(len(results)), names, rotation=20, ha="right")
     ax.set(title="solid: instruction, hatched: source", ylabel=f"sensitivity D (nats per {results[0].conventions.per})")
     return ax
 
@@ -62,10 +65,11 @@ def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) ->
 
     if ax is None:
         ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
-    for i, (result, color) in enumerate(zip(results, sns.color_palette("colorblind", len(results)), strict=True)):
+    labels, palette = checkpoint_labels([r.name for r in results]), sns.color_palette("colorblind", len(results))
+    for i, (result, label, color) in enumerate(zip(results, labels, palette, strict=True)):
         look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
         frame = token_frame([result])
-        ax.plot(frame["token"], frame["D_instruction"], label=result.name, **look)
+        ax.plot(frame["token"], frame["D_instruction"], label=label, **look)
         ax.plot(frame["token"], frame["D_source"], linestyle="--", **look)
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set(title="solid: instruction, dashed: source", xlabel="token of the response")
@@ -73,6 +77,7 @@ def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) ->
     return ax
 
 
+@with_own_settings
 def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
     """Both pictures side by side."""
     import seaborn as sns

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,8 @@ from numpy.typing import NDArray
 
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.plots.files import save_figure
+from lsm_probe.plots.labels import plain
+from lsm_probe.plots.style import with_own_settings
 from lsm_probe.probes.timeline_result import Timeline
 
 if TYPE_CHECKING:
@@ -94,11 +94,12 @@ def plot_rows(timeline: Timeline, layer: int, ax: Axes, *, standing_out: bool = 
     edges = np.append(timeline.frame_times[:, 0], timeline.seconds)
     ax.pcolormesh(edges, np.arange(len(picture) + 1) - 0.5, tone(picture), **_HEATMAP)
     step = -(-len(picture) // _LABELLED)
-    labels = [_plain(readable(token)) for token in timeline.tokens]
+    labels = [plain(readable(token)) for token in timeline.tokens]
     ax.set_yticks(range(0, len(picture), step), labels[::step], fontsize=6)
     ax.invert_yaxis()
 
 
+@with_own_settings
 def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
     """All of it over one axis of time.
 
@@ -138,10 +139,8 @@ def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
 
 
 def save_timeline(timeline: Timeline, out: Path, layer: int | None = None) -> None:
-    """Writes `PICTURES`. Characters that matplotlib's font lacks are drawn as boxes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        save_figure(timeline_figure(timeline, layer), out / "timeline")
+    """Writes `PICTURES`."""
+    save_figure(timeline_figure(timeline, layer), out / "timeline")
 
 
 def _inches(timeline: Timeline) -> float:
@@ -171,7 +170,7 @@ def _draw_waveform(timeline: Timeline, ax: Axes) -> None:
     points = 0.79 * 72 * _inches(timeline)
     places = spaced([word.begin for word in words], 11 * timeline.seconds / points)
     for word, place in zip(words, places, strict=True):
-        ax.annotate(_plain(word.text), (place, 1.02), xycoords=("data", "axes fraction"), **look)
+        ax.annotate(plain(word.text), (place, 1.02), xycoords=("data", "axes fraction"), **look)
     ax.set(ylabel="wave", yticks=[])
 
 
@@ -203,13 +202,8 @@ def _title(timeline: Timeline) -> str:
     said = " ".join(timeline.sample["response"].split())
     lines = {"": f"{timeline.checkpoint['name']}, sample {timeline.sample['id']}"}
     lines |= {"instruction: ": timeline.sample["instruction"], "response: ": said}
-    return _plain("\n".join(f"{name}{_cut(text)}" for name, text in lines.items()))
+    return plain("\n".join(f"{name}{_cut(text)}" for name, text in lines.items()))
 
 
 def _cut(text: str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _plain(text: str) -> str:
-    """Text for matplotlib, to which `$` begins a formula, and for SVG, which no control character may be in."""
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc").replace("$", r"\$")

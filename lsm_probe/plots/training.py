@@ -10,6 +10,7 @@ import pandas as pd
 
 from lsm_probe.files import replacing
 from lsm_probe.plots.files import save_figure
+from lsm_probe.plots.style import own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,8 +62,9 @@ def save_history(path: Path) -> None:
     from matplotlib.figure import Figure
 
     frame = history_frame(json.loads(path.read_text(encoding="utf-8")))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    plot_history(frame, figure.add_subplot())
+    with own_settings():
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        plot_history(frame, figure.add_subplot())
     save_figure(figure, path.with_suffix(""))
     with replacing(path.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.files import plain_name, short_enough
 from lsm_probe.folders import alone_in
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.loading import load, look_up
@@ -78,6 +78,7 @@ def run_probe(
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")
+    check_names(names)
     # What is wrong with the last checkpoint should not wait until the others are probed.
     for name, source in [(name, source_of(name)) for name in names]:
         if source is not None:
@@ -108,6 +109,19 @@ def run_probe(
         if comparison is not None and earlier is not None:
             write_json(out / "comparison.json", comparison)
     return results, comparison
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses names that no result could hold: a folder's may be bytes that are no Unicode text.
+
+    Raises:
+        InputError: one of them is.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"--ckpt {name!r} is not a name in UTF-8: rename the folder") from None
 
 
 @contextmanager
@@ -146,18 +160,21 @@ def _progress(out: Path, resume: bool) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def slug(name: str) -> str:
-    """A checkpoint's name as a folder name: the last part of a path, without the characters folders dislike.
+def slug(*names: str) -> str:
+    """Names of checkpoints as one folder name, with `+` between them, of at most 200 bytes.
+
+    Of a path it is the last part, without the characters folders dislike; letters of all scripts stay.
 
     `runs/vanilla/model`, as training writes it, is told from other models by the folder before.
     """
-    for joint, written in ((CONTROL, "-at-length-of-"), (" + ", "+")):
-        if joint in name:
-            return written.join(slug(part) for part in name.split(joint))
+    parts = (part for name in names for part in name.split(" + "))
+    return short_enough("+".join("-at-length-of-".join(map(_slug, part.split(CONTROL))) for part in parts))
+
+
+def _slug(name: str) -> str:
     path = Path(name)
     last = f"{path.parent.name}-model" if path.name == "model" else path.name
-    last = name if name.startswith("builtin:") else last
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "checkpoint"
+    return plain_name(name if name.startswith("builtin:") else last or "checkpoint").strip("-.") or "checkpoint"
 
 
 class _Earlier:
@@ -232,6 +249,7 @@ class _Folders:
     def name(self, checkpoint: str) -> str:
         plain = slug(checkpoint)
         candidates = (plain if i == 1 else f"{plain}-{i}" for i in count(1))
-        chosen = next(c for c in candidates if c not in self._taken)
-        self._taken.add(chosen)
+        # Some file systems take a and A for one name.
+        chosen = next(c for c in candidates if c.casefold() not in self._taken)
+        self._taken.add(chosen.casefold())
         return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,7 +255,8 @@ def _tails(names: Sequence[str]) -> dict[str, str]:
         others = [other for key, other in parts.items() if key != name]
         depth = next((d for d in range(1, len(own)) if all(own[-d:] != o[-d:] for o in others)), len(own))
         tails[name] = "/".join(own[-depth:])
-    return tails
+    alike = Counter(tails.values())
+    return {name: tail if alike[tail] == 1 else name for name, tail in tails.items()}
 
 
 def _parts(name: str) -> list[str]:

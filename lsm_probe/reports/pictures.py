@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lsm_probe.plots.style import own_settings
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,16 +41,14 @@ def picture(figure: Figure, name: str, description: str) -> Picture:
         name: tells its ids from those of the page's other figures.
         description: for those who cannot see it.
     """
-    import matplotlib.pyplot as plt
-
     width = round(96 * figure.get_figwidth())
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"}):
-        svg = io.StringIO()
+    svg, png = io.StringIO(), io.BytesIO()
+    with own_settings():
         figure.savefig(svg, format="svg", metadata={"Date": None})
     html = _inline(svg.getvalue(), name, description)
     if len(html) > _LARGEST_SVG:
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=130)
+        with own_settings():
+            figure.savefig(png, format="png", dpi=130)
         content = base64.b64encode(png.getvalue()).decode()
         html = f'<img alt="{_escaped(description)}" src="data:image/png;base64,{content}">'
     return Picture(description, html, width)
@@ -60,15 +60,20 @@ def _inline(svg: str, name: str, description: str) -> str:
     svg = re.sub(r" <metadata>.*?</metadata>\n| <defs>\n  <style.*?</style>\n </defs>\n", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{_escaped(description)}" ', 1)
-    # Numbers to a hundredth of a point, on one line.
-    svg = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
     # Ids that nothing points to would stand twice on a page of several figures, and others may point elsewhere there.
     used = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{name}-", svg)
-    svg = re.sub(r"font(-family)?: ([^;\"]*?)'DejaVu Sans'[^;\"]*", _font, svg)
-    return re.sub(r"#([0-9a-f]{2})\1\1\b", _ink, svg)
+
+    def adapted(tag: re.Match[str]) -> str:
+        # Numbers to a hundredth of a point.
+        text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag[0])
+        text = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
+        text = re.sub(r'(url\(#|href="#)', rf"\1{name}-", text)
+        text = re.sub(r"font(-family)?: ([^;\"]*?)'DejaVu Sans'[^;\"]*", _font, text)
+        return re.sub(r"#([0-9a-f]{2})\1\1\b", _ink, text)
+
+    # In the tags alone: what stands between them are names and words.
+    return re.sub(r"<[^>]+>", adapted, svg)
 
 
 def _font(found: re.Match[str]) -> str:

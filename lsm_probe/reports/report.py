@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+from lsm_probe.plots.style import own_settings
 from lsm_probe.probes.controls import is_control
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import KINDS, Results, StoredTimeline
@@ -79,6 +80,7 @@ class Look:
     timelines_left_out: int = 0
 
 
+@own_settings()
 def report_page(results: Results) -> str:
     """The page: self-contained, readable without JavaScript, below `LARGEST`.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lsm_probe.files import replacing
 from lsm_probe.models.connectors.times import RATE
+from lsm_probe.plots.style import own_settings
 from lsm_probe.plots.timeline import COLORS, PLACED, layer_picture, log_mel, readable, row_picture, spaced, tone
 from lsm_probe.probes.timeline_result import Timeline
 
@@ -23,6 +24,7 @@ PAGE = "timeline.html"
 _WAVE_COLUMNS = 1_500
 
 
+@own_settings()
 def timeline_page(timeline: Timeline, layer: int | None = None) -> str:
     """The page: self-contained, no scripts or pictures from elsewhere, and readable without JavaScript.
 

@@ -11,7 +11,7 @@ import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.reports import report
-from lsm_probe.reports.collection import StoredTimeline
+from lsm_probe.reports.collection import KINDS, StoredTimeline
 from lsm_probe.reports.curves import HEIGHT, TOP, chart, differing
 from lsm_probe.reports.report import LARGEST, report_page, save_report
 
@@ -235,6 +235,27 @@ def test_models_of_other_depths_stand_side_by_side(planted, made):
     page = Page(report_page(made(planted("a", 0.3), planted("b", 0.5, layers=8), text, control)))
     assert "a has 12 layers and b 8" in page.text
     assert "the last sixth of the layers" in page.text
+
+
+def test_a_page_of_oddly_named_checkpoints_is_whole(results):
+    names = {"llm": "_lr-0.00010 $x_1$", "lsm": "_lr-0.00012 $x_1$ #000000"}
+
+    def renamed(result):
+        name = CONTROL.join(names[part] for part in result.name.split(CONTROL))
+        return replace(result, checkpoint={**result.checkpoint, "name": name})
+
+    kinds = {kind: [renamed(result) for result in results.of(kind)] for kind in KINDS}
+    full = {names.get(name, name): found for name, found in results.full_names.items()}
+    full |= {result.name: [result.name] for group in kinds.values() for result in group}
+    timelines = [replace(timeline, checkpoint=names["lsm"]) for timeline in results.timelines]
+    source = report_page(replace(results, **kinds, full_names=full, timelines=timelines))
+    Page(source)
+    sections = source.split("<section id=")
+    for anchor in ("heads", "sensitivity", "knockout", "alignment", "importance", "evaluation"):
+        (figure,) = [section for section in sections if section.startswith(f'"{anchor}"')]
+        drawn = "".join(re.findall(r"<text[^>]*>.*?</text>", figure))
+        for name in ("_lr-0.00010 $x_1$", "_lr-0.00012 $x_1$ #000000"):
+            assert name in drawn or name not in [r.name for r in kinds[anchor if anchor != "heads" else "attention"]]
 
 
 def test_the_same_results_give_the_same_bytes(results, source, tmp_path):

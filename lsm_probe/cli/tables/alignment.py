@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.probes.alignment_result import ALPHA, AlignmentResult
@@ -33,7 +32,7 @@ def alignment_table(results: Sequence[AlignmentResult]) -> Table:
         for label, values in _rows(result).items():
             # As many columns as the first result has.
             cells = [_cell(value) for value in values[shown]][: len(places)]
-            table.add_row(escape(result.name), label, *cells)
+            table.add_row(result.name, label, *cells)
     return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.cli.tables.common import attention_check
@@ -32,7 +31,7 @@ def attention_table(results: Sequence[AttentionResult]) -> Table:
         tokens = f"{result.tokens[:, SEGMENTS.index('source')].mean():.1f}"
         for segment in ("mean", "sum"):
             groups = result.with_conventions(segment=segment).eta_groups()
-            table.add_row(escape(result.name), tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
+            table.add_row(result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
     return table
 
 

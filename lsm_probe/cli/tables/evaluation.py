@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
@@ -22,7 +21,7 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
     table = Table(
         title="what the responses are worth, in per cent",
         caption="95 % interval over utterances; *: only responses in the asked-for form count"
-        + (escape(f"; agreement: with {llm.name}") if alike and llm is not None else ""),
+        + (f"; agreement: with {llm.name}" if alike and llm is not None else ""),
     )
     table.add_column("task", overflow="fold")
     table.add_column("metric", no_wrap=True)
@@ -34,7 +33,7 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
         return f"{score.shown}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
 
     for result in results:
-        table.add_column(escape(result.name), justify="right", overflow="fold")
+        table.add_column(result.name, justify="right", overflow="fold")
     for task in results[0].tasks:
         found = [result.scores().get(task.name, {}) for result in results]
         names = list(dict.fromkeys(name for scores in found for name in scores))
@@ -43,7 +42,7 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
             strict = "*" if task.has_form and name in ("accuracy", "f1_micro", "f1_macro") else ""
             convention = convention_of(results, task.name, name)
             metric = f"{name}{strict}" + (f"\n  {convention}" if convention else "")
-            table.add_row(escape(task.title) if i == 0 else "", metric, *cells)
+            table.add_row(task.title if i == 0 else "", metric, *cells)
         if alike and llm is not None:
             table.add_row("", "agreement", *(cell(alike.get(r.name, {}).get(task.name)) for r in results))
         table.add_section()

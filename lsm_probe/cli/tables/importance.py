@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.cli.tables.common import whose
@@ -31,7 +30,7 @@ def importance_table(results: Sequence[ImportanceResult]) -> Table:
         rows = {"all": by_module.sum(1), **dict(zip(result.modules, by_module.T, strict=True))}
         for name, values in rows.items():
             cells = [f"{100 * values[group].sum() / by_module.sum():.1f}" for group in _groups(result)]
-            table.add_row(escape(result.name), escape(name), *cells, f"{values.sum():.1f}")
+            table.add_row(result.name, name, *cells, f"{values.sum():.1f}")
     return table
 
 

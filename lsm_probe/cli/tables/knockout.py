@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.cli.tables.common import attention_check, whose, with_interval
@@ -36,7 +35,7 @@ def knockout_table(results: Sequence[KnockoutResult]) -> Table:
             falls = result.falls(segment).mean
             numbers = [f"{falls[group].mean():.3f}" if len(group) else "" for group in layers_of]
             table.add_row(
-                escape(result.name), segment.name.lower(), *numbers, with_interval(result.fall_in_all_layers(segment))
+                result.name, segment.name.lower(), *numbers, with_interval(result.fall_in_all_layers(segment))
             )
     return table
 

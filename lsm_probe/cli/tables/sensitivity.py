@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.cli.tables.common import whose, with_interval
@@ -28,7 +27,7 @@ def sensitivity_table(results: Sequence[SensitivityResult]) -> Table:
             most = "/".join(dict.fromkeys(f"{ceiling:.2f}" for ceiling in read.ceilings()))
             info_eta = read.info_eta()
             numbers = (with_interval(read.instruction()), with_interval(read.source()), most)
-            table.add_row(escape(result.name), per, *numbers, "–" if info_eta is None else with_interval(info_eta))
+            table.add_row(result.name, per, *numbers, "–" if info_eta is None else with_interval(info_eta))
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, SUBJECTS
@@ -32,10 +31,10 @@ def text_ability_table(results: Sequence[TextAbilityResult]) -> Table:
     for result in results:
         numbers = [result.accuracies.get(name) for name in _MMLU] if mmlu else []
         cells = [*map(_cell, numbers), *([_cell(result.nats, 3), _cell(result.perplexity, 2)] if texts else [])]
-        table.add_row(escape(result.name), *cells)
+        table.add_row(result.name, *cells)
     for result in results[1:]:
         table.add_section()
-        table.add_row(f"{escape(result.name)}: forgotten", *_forgotten(results[0], result, mmlu, texts))
+        table.add_row(f"{result.name}: forgotten", *_forgotten(results[0], result, mmlu, texts))
     return table
 
 
@@ -73,4 +72,4 @@ def _interval(curve: dict[str, Any] | None, digits: int, sign: str = "", *, befo
     if curve is None:
         return "–"
     mean, low, high = (f"{curve[end]:{sign}.{digits}f}" for end in ("mean", "ci_low", "ci_high"))
-    return f"{before}{mean}\n{escape(f'[{low}, {high}]')}"
+    return f"{before}{mean}\n[{low}, {high}]"

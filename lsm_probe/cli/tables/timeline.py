@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from lsm_probe.cli.console import text_console
 from lsm_probe.cli.tables.common import attention_check
 from lsm_probe.plots.timeline import PICTURES, PLACED
 from lsm_probe.probes.timeline_result import Timeline
@@ -22,9 +20,7 @@ def show_timeline(timeline: Timeline, out: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(timeline.to_dict(), ensure_ascii=False))
         return
-    # Wide enough for the table where the output goes into a file.
-    options: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 120}
-    console = Console(soft_wrap=True, markup=False, highlight=False, **options)
+    console = text_console(highlight=False)
     console.print(_table(timeline))
     console.print(f"response: {timeline.sample['response']}")
     console.print(f"{PLACED[timeline.times_from]}; {attention_check(timeline.self_check['llm'])}")
@@ -39,7 +35,7 @@ def _table(timeline: Timeline) -> Table:
         f"correlation of response tokens with the times of their peaks (chance alone: up to {timeline.chance():.2f} "
         "in 19 of 20 layers)"
     )
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("layer", "eta", "advance", "advance over the mean", "words : silence"):
         table.add_column(column, justify="right")
     for row in timeline.to_frame().drop(columns=["checkpoint", "sample"]).itertuples(index=False):

@@ -1,0 +1,38 @@
+"""What is printed stays as it is: names are no markup, and no character is too strange for a terminal or a file."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDTH = 120
+"""Of tables where the output goes into a file."""
+_ESCAPED = "lsm_probe.escaped"
+
+
+def text_console(**options: Any) -> Console:
+    """A console on stdout that prints brackets and `:smile:` in names as they are, and does not break lines."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _WIDTH
+    return Console(**{"soft_wrap": True, "markup": False, "emoji": False, "width": width, **options})
+
+
+def print_any_character() -> None:
+    r"""Lets stdout and stderr print what their encoding lacks (η on cp1252, bytes that are no UTF-8) as `\u03b7`."""
+    codecs.register_error(_ESCAPED, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPED)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """As JSON escapes characters, so that what is printed as JSON still is JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end

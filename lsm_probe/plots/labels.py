@@ -1,0 +1,104 @@
+"""Text in figures that others chose: names of checkpoints, instructions, tokens. It is drawn as it is written."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OWN_FONT = "DejaVu Sans"
+"""Comes with matplotlib and is its default."""
+_LONGEST = 60
+_INVISIBLE = "\N{ZERO WIDTH SPACE}"
+_NO_FONTS = ("Last Resort", "Color")
+"""Parts of the names of fonts that have every character as a box, or pictures that matplotlib cannot draw."""
+
+
+def plain(text: str) -> str:
+    r"""Text as matplotlib takes it to draw each character: no formula, no markup, nothing hidden.
+
+    `$` begins a formula to matplotlib, and a leading underscore keeps a text out of legends; neither does after this.
+    A character that no installed font has is written as its code, such as `\u6a21`, with a warning. So is a control
+    character, which SVG must not hold, without one. Line breaks stay.
+    """
+    written = "".join(c if c == "\n" or _can_be_drawn(c) else _code(c) for c in text).replace("$", r"\$")
+    return f"{_INVISIBLE}{written}" if written.startswith("_") else written
+
+
+def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str]:
+    """Names of checkpoints for legends and titles, no two alike; longer ones lose their beginning to a `…`."""
+    cut = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
+    labels = [plain(name).replace("\n", r"\n") for name in cut]
+    looks = [unicodedata.normalize("NFC", label) for label in labels]
+    count: Counter[str] = Counter()
+    for i, look in enumerate(looks):
+        if looks.count(look) > 1:
+            count[look] += 1
+            labels[i] = f"{labels[i]} ({count[look]})"
+    return labels
+
+
+def use_fonts_with_all_glyphs(figure: Figure) -> None:
+    """Adds to each text of a figure the fonts that have what matplotlib's own lacks."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if fonts := _further_fonts(text.get_text()):
+            text.set_fontfamily([*text.get_fontfamily(), *fonts])
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        # Ticks are made anew when they are drawn.
+        labels = axis.get_ticklabels()
+        if fonts := _further_fonts("".join(label.get_text() for label in labels)):
+            axis.set_tick_params(labelfontfamily=[*labels[0].get_fontfamily(), *fonts])
+
+
+def _further_fonts(text: Iterable[str]) -> list[str]:
+    found = {_font_of(c) for c in text if not c.isspace()} - {OWN_FONT, None}
+    return sorted(font for font in found if font is not None)
+
+
+def _can_be_drawn(character: str) -> bool:
+    if unicodedata.category(character) in ("Cc", "Cs"):  # control characters, halves of surrogate pairs
+        return False
+    if character.isspace() or _font_of(character) is not None:
+        return True
+    _warn_of_codes()
+    return False
+
+
+@cache  # once is enough
+def _warn_of_codes() -> None:
+    warnings.warn(
+        "no installed font has some of the characters to be drawn, which the pictures show as codes such as \\u6a21: "
+        "install a font that has them",
+        stacklevel=2,
+    )
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+@cache
+def _font_of(character: str) -> str | None:
+    """Name of the first font that has the character, matplotlib's own before all others; None if there is none."""
+    from matplotlib.font_manager import findfont, fontManager, get_font
+
+    code = ord(character)
+    if get_font(findfont(OWN_FONT)).get_char_index(code):
+        return OWN_FONT
+    entries = [e for e in fontManager.ttflist if e.style == "normal" and not any(part in e.name for part in _NO_FONTS)]
+    for entry in sorted(entries, key=lambda e: (abs(int(e.weight) - 400), e.name, e.fname)):
+        try:
+            font = get_font(entry.fname)
+        except (OSError, RuntimeError):  # it is gone, or FreeType cannot read it
+            continue
+        if font.scalable and font.get_char_index(code):
+            return str(entry.name)
+    return None
