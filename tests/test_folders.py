@@ -1,6 +1,8 @@
 """Output folders: one writer at a time, one config for all that is in them."""
 
+import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import yaml
 
 from lsm_probe.errors import InputError
+from lsm_probe.files import check_can_write, plain_name, replacing
 from lsm_probe.folders import alone_in, work_folder
 
 CONFIG = {"command": "test", "seed": 1, "names": ["a", "ü"]}
@@ -52,6 +55,64 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="another process is writing"), alone_in(tmp_path):
             pass
     enter(tmp_path, CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_written_to_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match="file system without locks: let no other process write to it"):
+        enter(tmp_path / "out", CONFIG, resume=False)
+    assert (tmp_path / "out" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file/out", "is a file, not a folder"),
+        ("x" * 256, "File name too long"),
+        ("new/" + "x" * 256 + "/out", "File name too long"),
+        ("/proc/out", "cannot be written to"),
+        ("file", "is a file: name a folder"),
+        ("/dev/null", "is a device, pipe or socket: name a folder"),
+        ("link", "is a link to what is not there"),
+        ("~/out", "~ is not read as the home folder here"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    with pytest.raises(InputError, match=f"--out .*{re.escape(said)}"):
+        check_can_write("--out", Path(place), folder=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_what_can_be_written_leaves_no_trace_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    longest = "x" * 250 + ".html"
+    check_can_write("--out", Path("new/folder", longest))
+    check_can_write("--out", Path(), folder=True)
+    assert list(tmp_path.iterdir()) == []
+    with replacing(longest) as temporary:
+        temporary.touch()
+    assert [path.name for path in tmp_path.iterdir()] == [longest]
+    with pytest.raises(InputError, match="is a folder: name a file"):
+        check_can_write("--out", tmp_path)
+
+
+def test_a_plain_name_keeps_the_letters_of_all_scripts() -> None:
+    assert plain_name("模型 一/नमूना") == "模型-一-नमूना"
+    assert plain_name("Cafe\N{COMBINING ACUTE ACCENT}") == "Café"
+    long = [plain_name("é" * 200 + end) for end in "ab"]
+    assert len(set(long)) == 2
+    assert max(len(name.encode()) for name in long) <= 200
 
 
 @pytest.mark.parametrize("damage", ["", "- a list", "{", "\x00"])

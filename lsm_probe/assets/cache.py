@@ -13,16 +13,27 @@ from typing import Any
 
 from lsm_probe.assets.pins import Asset
 from lsm_probe.errors import InputError
+from lsm_probe.folders import NO_LOCKS
 
 SEAL = "asset.json"
 
 
 def cache_root() -> Path:
-    """Where converted assets live: `$LSM_PROBE_CACHE`, else `lsm-probe` in the user's cache folder."""
-    if chosen := os.environ.get("LSM_PROBE_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "lsm-probe"
+    """Where converted assets live: `$LSM_PROBE_CACHE`, else `lsm-probe` in the user's cache folder.
+
+    Raises:
+        InputError: nothing says where that is.
+    """
+    chosen, base = os.environ.get("LSM_PROBE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if not chosen and base and Path(base).is_absolute():
+        return Path(base) / "lsm-probe"
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "lsm-probe"
+    except RuntimeError:  # HOME is not set, and this user is in no list of users, as in many containers
+        raise InputError(
+            "the embedded models need a cache, and this user has no home folder: set LSM_PROBE_CACHE to a folder that "
+            "can be written"
+        ) from None
 
 
 def obtain(asset: Asset, build: Callable[[Path, Path], None]) -> Path:
@@ -104,6 +115,10 @@ def _alone(folder: Path, asset: Asset) -> Iterator[None]:
     except Timeout:
         with tell(f"waiting for another process that is preparing {asset.title}"):
             lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        # Without a lock two processes may build it twice; each renames what is complete into place.
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -14,6 +13,7 @@ from lsm_probe.cli.alignment import alignment
 from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.check import check
+from lsm_probe.cli.console import print_any_character
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.cli.evaluate import evaluate
@@ -28,6 +28,7 @@ from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
 from lsm_probe.errors import InputError, Terminated, WorkFailed
+from lsm_probe.files import disk_is_full
 
 app = typer.Typer(
     name="lsm-probe",
@@ -75,6 +76,9 @@ def main() -> None:
 
     All but the first come with one line on stderr.
     """
+    print_any_character()
+    # Pictures go into files, whatever a window would need; a report's notebook has a kernel that sets its own.
+    os.environ.pop("MPLBACKEND", None)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         with nullcontext() if "RANK" in os.environ else sigterm_raises():
@@ -88,11 +92,13 @@ def main() -> None:
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        # What was being written has been taken back; what was finished before is whole.
         place = f" at {error.filename}" if error.filename else ""
-        _end(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", 1)
+        if disk_is_full(error):
+            # What was being written has been taken back; what was finished before is whole.
+            _end(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", 1)
+        if error.errno is None or not place:
+            raise
+        _end(f"error: the system refused{place}: {error.strerror}", 1)
 
 
 def _end(line: str, code: int) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lsm_probe.cli.console import text_console
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
 from lsm_probe.data.augmentation.at_scale import augment_at_scale, require_datatrove
@@ -23,6 +22,7 @@ from lsm_probe.data.manifest import scan_manifest
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.problems import LEFT_OUT, OnError, Problems
 from lsm_probe.errors import InputError
+from lsm_probe.files import check_can_write
 from lsm_probe.models.loading import load, load_prompter
 from lsm_probe.models.thinking import UNFINISHED
 
@@ -46,6 +46,7 @@ def augment_and_report(
 ) -> None:
     """Makes self-powered data and shows the report."""
     quiet_transformers()
+    check_can_write("--out", out, folder=True)
     pool = read_pool(*(instructions or POOLS))
     settings = Recipe(pool=pool.only(tasks) if tasks else pool, **recipe)
     if server is None and workers > 1:
@@ -101,7 +102,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
         table.add_row(
             name, str(counts["samples"]), str(counts["kept"]), *dropped, "" if mean is None else f"{mean:.0f}"
         )
-    console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = text_console()
     console.print(table)
     if report["tokens_per_second"]:
         console.print(

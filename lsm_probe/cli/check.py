@@ -47,12 +47,15 @@ def check(
     json: opt.Json = False,
 ) -> None:
     from lsm_probe.cli.tables.check import show_accepted, show_verdict
+    from lsm_probe.files import check_can_write
+    from lsm_probe.regression.baseline import result_file
     from lsm_probe.regression.check import check
     from lsm_probe.regression.github import annotating, publish
     from lsm_probe.regression.update import accept
 
     with annotating(baseline):
         if update:
+            check_can_write("--baseline", result_file(baseline))
             show_accepted(accept(current, baseline, arrays=paired), as_json=json)
             return
         verdict = check(baseline, current, tolerance=tolerance, two_sided=two_sided, paired=paired)

@@ -14,6 +14,7 @@ from lsm_probe.evaluation.cascade import cascade_name, load_any, look_up_any
 from lsm_probe.evaluation.evaluate import evaluate
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks, reading
+from lsm_probe.files import check_can_write
 from lsm_probe.plots.evaluation import PICTURES, save_evaluation
 from lsm_probe.probes.subjects import describe_data
 
@@ -67,6 +68,8 @@ def score_and_report(
     """
     if out is not None and any(folder.resolve().is_relative_to(out.resolve()) for folder in folders):
         raise InputError(f"--out {out} is where the predictions are: choose another folder")
+    if out is not None:
+        check_can_write("--out", out, folder=True)
     tasks = [read_task(name) for name in task]
     results = {str(folder): EvaluationResult.load(folder) for folder in folders}
     if len({result.name for result in results.values()}) < len(results):

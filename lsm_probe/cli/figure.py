@@ -31,9 +31,11 @@ def figure(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:
     opt.one_of("figure", name, "figure3", "figure5", "figure6", "table2", "table6", "table7")
+    from lsm_probe.files import check_can_write
     from lsm_probe.plots.paper import save_drawing
     from lsm_probe.reports.collection import KINDS, read_results
 
+    check_can_write("--out", out, folder=True)
     found = read_results(result)
     out.mkdir(parents=True, exist_ok=True)
     written = save_drawing(name, [result for kind in KINDS for result in found.of(kind)], out)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lsm_probe.cli import options as opt
+
+if TYPE_CHECKING:
+    from lsm_probe.probes.importance_result import ImportanceResult
 
 EXAMPLES = """
 Measures for each weight how much the loss of the responses would change, to first order, if it were 0:
@@ -67,17 +71,26 @@ def importance(
 ) -> None:
     from lsm_probe.cli.run import View, probe_and_report
     from lsm_probe.cli.tables.importance import importance_note, importance_table
+    from lsm_probe.files import check_can_write
     from lsm_probe.models.loading import look_up, look_up_text
     from lsm_probe.plots.importance import PICTURES, save_importance
     from lsm_probe.probes.importance import importance as probe
     from lsm_probe.probes.rates import check_strength, write_rates
-    from lsm_probe.processes import is_main
 
     check_strength(strength)
-    opt.not_a_folder("--write-lr-schedule", write_lr_schedule)
-    results = probe_and_report(
+    if write_lr_schedule is not None:
+        check_can_write("--write-lr-schedule", write_lr_schedule)
+    if scratch is not None:
+        check_can_write("--scratch", scratch, folder=True)
+
+    def write(results: Sequence[ImportanceResult], folder: Path) -> None:
+        if write_lr_schedule is not None:
+            write_rates(results[0], strength, write_lr_schedule)
+        save_importance(results, folder)
+
+    probe_and_report(
         probe,
-        View(importance_table, importance_note, save_importance, PICTURES),
+        View(importance_table, importance_note, write, PICTURES),
         ckpt,
         data,
         out,
@@ -100,8 +113,6 @@ def importance(
         resume=resume,
         as_json=json,
     )
-    if write_lr_schedule is not None and is_main():
-        write_rates(results[0], strength, write_lr_schedule)
 
 
 importance.__doc__ = EXAMPLES

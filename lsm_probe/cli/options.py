@@ -101,12 +101,6 @@ def batch_size(value: str) -> dict[str, int]:
     return {"batch_size": int(value)}
 
 
-def not_a_folder(option: str, path: Path | None) -> None:
-    """Refuses at once what a file could not be written to at the end."""
-    if path is not None and path.is_dir():
-        raise InputError(f"{option} {path} is a folder: name a file")
-
-
 def loading(device: str, dtype: str, template: str | None, date: str | None) -> dict[str, Any]:
     """As the keyword arguments of `load`."""
     return {"device": device, "dtype": dtype, "template": template, "date": date}

@@ -36,23 +36,27 @@ def report(
         ),
     ] = None,
 ) -> None:
-    from lsm_probe.cli.options import not_a_folder
+    from lsm_probe.errors import InputError
+    from lsm_probe.files import check_can_write
     from lsm_probe.processes import say
     from lsm_probe.reports.collection import read_results
     from lsm_probe.reports.notebook import missing, save_notebook
     from lsm_probe.reports.report import save_report
 
-    not_a_folder("--out", out)
+    page_and_notebook = out, out.with_suffix(".ipynb")
+    if out == page_and_notebook[1]:
+        raise InputError(f"--out {out} is where the notebook goes, beside the page: name the page, for example .html")
+    absent = missing()
+    for path in page_and_notebook if notebook or (notebook is None and not absent) else (out,):
+        check_can_write("--out", path)
     found = read_results(results)
     save_report(found, out)
     print(f"written to {out}")
-    absent = missing()
     if notebook is None and absent:
         say(f"no notebook, since {', '.join(absent)} is not installed: pip install 'lsm-probe[notebooks]'")
     elif notebook is not False:
-        path = out.with_suffix(".ipynb")
-        save_notebook(found, path)
-        print(f"written to {path}")
+        save_notebook(found, page_and_notebook[1])
+        print(f"written to {page_and_notebook[1]}")
 
 
 report.__doc__ = EXAMPLES

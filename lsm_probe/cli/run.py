@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rich.console import Console
-
+from lsm_probe.cli.console import text_console
+from lsm_probe.cli.drawing import keeping
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
 from lsm_probe.cli.tables.common import thinking_note
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
+from lsm_probe.files import check_can_write
 from lsm_probe.models.places import may_be_the_hubs
 from lsm_probe.probes.controls import CONTROL
 from lsm_probe.probes.result import ProbeResult
@@ -90,9 +91,11 @@ def measure_and_report(
         probing: the other keyword arguments of the probe.
     """
     quiet_transformers()
+    out = out or Path("runs") / command / slug(*names)
     if several():
         join(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
     with together():
+        check_can_write("--out", out, folder=True)
         samples, about = _silently(read)
         probing = {**probing, **about}
         if responses is not None:
@@ -100,7 +103,6 @@ def measure_and_report(
     for name in names if is_main() else ():
         if may_be_the_hubs(name):  # which takes half a minute to find that it cannot be reached
             print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
-    out = out or Path("runs") / command / "+".join(slug(name) for name in names)
     with stoppable(), progress() if is_main() else nullcontext(lambda *_: None) as on_progress:
         results, comparison = run_probe(
             probe,
@@ -131,17 +133,18 @@ def _silently(read: Callable[[], Read]) -> Read:
 def _report(
     view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path, as_json: bool
 ) -> None:
-    view.draw(results, out)
-    if as_json:
-        print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
-    else:
-        _show(view, results, comparison, out)
+    try:
+        with keeping(out):
+            view.draw(results, out)
+    finally:
+        if as_json:
+            print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
+        else:
+            _show(view, results, comparison, out)
 
 
 def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path) -> None:
-    # Wide enough for the table where the output goes into a file.
-    options: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 120}
-    console = Console(soft_wrap=True, markup=False, **options)
+    console = text_console()
     console.print(view.table(results))
     for result in results:
         left_out = sum(len(ids) for ids in result.excluded.values())

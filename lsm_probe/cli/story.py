@@ -12,7 +12,7 @@ from time import monotonic
 import typer
 
 from lsm_probe.errors import InputError
-from lsm_probe.files import replacing
+from lsm_probe.files import check_can_write, replacing
 
 PLANNED_SECONDS = 330
 """What the whole demo may take, downloads apart."""
@@ -138,6 +138,7 @@ def tell(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
         InputError: `out` holds files and `resume` is False.
         typer.Exit: a step failed, with its code.
     """
+    check_can_write("--out", out, folder=True)
     if not resume and out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out} holds files already: go on with --resume, or choose another folder")
     first = diagnosis(limit)

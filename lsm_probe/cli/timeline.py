@@ -48,20 +48,24 @@ def timeline(
     dtype: opt.Dtype = "auto",
     json: opt.Json = False,
 ) -> None:
+    from lsm_probe.cli.drawing import keeping
     from lsm_probe.cli.progress import quiet_transformers
     from lsm_probe.cli.tables.timeline import show_timeline
     from lsm_probe.data.manifest import read_manifest
-    from lsm_probe.files import plain_name
+    from lsm_probe.files import check_can_write, plain_name
     from lsm_probe.folders import alone_in
     from lsm_probe.models.loading import load
     from lsm_probe.plots.timeline import save_timeline
-    from lsm_probe.probes.runs import slug
+    from lsm_probe.probes.runs import check_names, slug
     from lsm_probe.probes.timeline import choose_sample
     from lsm_probe.probes.timeline import timeline as probe
     from lsm_probe.probes.timeline_result import check_layer
     from lsm_probe.reports.timeline import save_page
 
     quiet_transformers()
+    if out is not None:
+        check_can_write("--out", out, folder=True)
+    check_names([ckpt])
     answering = opt.one_of("--response", response, "generated", "reference")
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / slug(ckpt) / plain_name(chosen.id)
@@ -72,8 +76,9 @@ def timeline(
         result = probe(checkpoint, chosen, response=answering, max_new_tokens=max_new_tokens)
         layer = result.choose_layer(layer)
         result.save(out)
-        save_timeline(result, out, layer)
-        save_page(result, out, layer)
+        with keeping(out):
+            save_timeline(result, out, layer)
+            save_page(result, out, layer)
     show_timeline(result, out, as_json=json)
 
 

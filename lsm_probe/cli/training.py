@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lsm_probe.cli.console import text_console
+from lsm_probe.cli.drawing import keeping
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
 from lsm_probe.data.problems import OnError
+from lsm_probe.files import check_can_write
 from lsm_probe.plots.training import save_history
 from lsm_probe.training.config import TrainConfig
 from lsm_probe.training.evaluation import CONTROLS
@@ -25,6 +26,7 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
     """Trains, draws the losses, and shows what came out; of several processes the main one speaks."""
     quiet_transformers()
     main = join_processes(config.machine).is_main_process
+    check_can_write("--out", out, folder=True)
     shown = progress() if main else nullcontext(lambda *_: None)
     with stoppable("the same command with --resume goes on from the last checkpoint"), shown as on_progress:
         report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
@@ -32,7 +34,8 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
         return
     for history in sorted([out / "history.json", *out.glob("*/history.json")]):
         if history.exists():
-            save_history(history)
+            with keeping(out):
+                save_history(history)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     else:
@@ -40,7 +43,7 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
 
 
 def _show(report: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = text_console()
     table = Table(
         title="held-out loss, nats per response token",
         caption="shuffled: with another sample's; gain: shuffled minus true, with 95 % interval over utterances",

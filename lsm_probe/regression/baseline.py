@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -114,7 +115,8 @@ def read_baseline(path: str | Path) -> Baseline:
 def result_file(path: str | Path) -> Path:
     """The `result.json` that a path means: itself, or the one in a folder, be it there or not."""
     path = Path(path)
-    is_folder = path.is_dir() or (not path.exists() and path.suffix != ".json")
+    # Path's own `is_dir` and `exists` raise where a name is too long.
+    is_folder = os.path.isdir(path) or (not os.path.exists(path) and path.suffix != ".json")  # noqa: PTH110, PTH112
     return path / "result.json" if is_folder else path
 
 

@@ -243,7 +243,7 @@ MISTAKES = {
     "no reference": (lambda m, out: ["--data", m, "--response", "reference"], "`target`"),
     "over the context": (lambda m, out: ["--data", m, "--max-new-tokens", 1020], "exceed the context of 1024"),
     "no responses": (lambda m, out: ["--data", m, "--responses", m.parent], "holds no readable result"),
-    "out is a file": (lambda m, out: ["--data", m, "--out", m], "cannot be made a folder"),
+    "out is a file": (lambda m, out: ["--data", m, "--out", m], "is a file: name a folder"),
 }
 
 

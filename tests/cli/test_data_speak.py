@@ -165,7 +165,7 @@ MISTAKES = {
     "speed": (["speak", "TALK", "--out", "o", "--speed", "3"], "--speed 3.0"),
     "pool without transcription": (["speak", "TALK", "--out", "o", "--instructions", "continuation"], "transcription"),
     "on-error": (["speak", "TALK", "--out", "o", "--on-error", "hope"], "fail, skip"),
-    "out is a file": (["speak", "TALK", "--out", "TALK"], "cannot be made a folder"),
+    "out is a file": (["speak", "TALK", "--out", "TALK"], "is a file: name a folder"),
     "too many commands": (["commands", "--out", "o", "--count", "20000"], "10400"),
     "too few commands": (["commands", "--out", "o", "--count", "5"], "240"),
 }
