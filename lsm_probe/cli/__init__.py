@@ -27,7 +27,7 @@ from lsm_probe.cli.stopping import sigterm_raises
 from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
-from lsm_probe.errors import InputError, Terminated, WorkFailed
+from lsm_probe.errors import InputError, Terminated, WorkFailed, one_line
 from lsm_probe.files import disk_is_full
 
 app = typer.Typer(
@@ -79,7 +79,7 @@ def main() -> None:
     print_any_character()
     # Pictures go into files, whatever a window would need; a report's notebook has a kernel that sets its own.
     os.environ.pop("MPLBACKEND", None)
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     try:
         with nullcontext() if "RANK" in os.environ else sigterm_raises():
             app()

@@ -14,7 +14,7 @@ import soundfile
 import soxr
 
 from lsm_probe.data.containers import Stream, View, find_streams
-from lsm_probe.data.sample import Sample, one_line, regular_file_bytes
+from lsm_probe.data.sample import Sample, regular_file_bytes
 from lsm_probe.data.waveform import check_scale
 from lsm_probe.errors import InputError
 
@@ -168,10 +168,10 @@ def _read(path: Path, start: float, duration: float | None, sampling_rate: int, 
     with _section(path, start, duration, who) as (sound, first, stop):
         audio = _resample(_mono_blocks(sound, first, stop), sound.rate, sampling_rate)
     if not audio.size:
-        raise InputError(one_line(f"{where}: the section is too short for one sample; lengthen it"))
+        raise InputError(f"{where}: the section is too short for one sample; lengthen it")
     peak = float(np.abs(audio).max())
     if peak < SILENCE_PEAK:
-        warnings.warn(one_line(f"{where}: is silent (peak {peak:.1e})"), stacklevel=3)
+        warnings.warn(f"{where}: is silent (peak {peak:.1e})", stacklevel=3)
     return audio
 
 
@@ -184,7 +184,7 @@ def _section(path: Path, start: float, duration: float | None, who: str) -> Iter
     try:
         file_bytes = regular_file_bytes(path)
     except InputError as error:
-        raise InputError(one_line(f"{who}{error}")) from None
+        raise InputError(f"{who}{error}") from None
     where = f"{who}{path}"
     try:
         if file_bytes == 0:
@@ -195,15 +195,15 @@ def _section(path: Path, start: float, duration: float | None, who: str) -> Iter
             sound = _Sound(path, raw, parts)
             first, stop = _bounds(sound, start, duration)
             for conflict in {part.conflict for part in parts if part.conflict}:
-                warnings.warn(one_line(f"{where}: {conflict}; what is there is read"), stacklevel=4)
+                warnings.warn(f"{where}: {conflict}; what is there is read", stacklevel=4)
             yield sound, first, stop
     except InputError as error:
-        raise InputError(one_line(f"{where}: {error}")) from None
+        raise InputError(f"{where}: {error}") from None
     except soundfile.LibsndfileError as error:
         reason = error.error_string.strip().rstrip(".")
-        raise InputError(one_line(f"{where}: cannot be decoded ({reason}); replace the file")) from None
+        raise InputError(f"{where}: cannot be decoded ({reason}); replace the file") from None
     except OSError as error:
-        raise InputError(one_line(f"{where}: cannot be read ({error.strerror}); check the file's rights")) from None
+        raise InputError(f"{where}: cannot be read ({error.strerror}); check the file's rights") from None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lsm_probe.data.audio import check_audio_file
 from lsm_probe.data.manifest import explain, manifest_writer
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.problems import OnError, Problems
-from lsm_probe.data.sample import Sample, one_line
+from lsm_probe.data.sample import Sample
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
@@ -135,4 +135,4 @@ def _to_sample(utterance: Utterance, pool: Pool, seed: int) -> Sample:
             context=utterance.context,
         )
     except ValidationError as error:
-        raise InputError(one_line(explain(error))) from None
+        raise InputError(explain(error)) from None

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lsm_probe.data.problems import OnError, Problems
-from lsm_probe.data.sample import Sample, one_line, regular_file_bytes
+from lsm_probe.data.sample import Sample, regular_file_bytes
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 from lsm_probe.formats import RepeatedKey, load_json, open_unpacked
@@ -52,7 +52,7 @@ def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sampl
     found = list(scan_manifest(path, problems))
     problems.settle(on_error)
     if not found:
-        raise InputError(one_line(f"{_locate(path)}: holds no usable sample; write one JSON object a line"))
+        raise InputError(f"{_locate(path)}: holds no usable sample; write one JSON object a line")
     return [sample for _, sample in found]
 
 
@@ -81,7 +81,7 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, S
             yield place, sample
     if unknown:
         keys = ", ".join(f"{key!r} (line {unknown[key]})" for key in sorted(unknown))
-        warnings.warn(one_line(f"{manifest}: unknown keys are left out: {keys}"), stacklevel=3)
+        warnings.warn(f"{manifest}: unknown keys are left out: {keys}", stacklevel=3)
 
 
 @contextmanager
@@ -138,12 +138,12 @@ def _locate(path: str | Path) -> Path:
         name = str(path).removeprefix(_BUILTIN)
         if name not in BUILTIN_SETS:
             there = ", ".join(_BUILTIN + name for name in BUILTIN_SETS)
-            raise InputError(one_line(f"{path} is not built in; use one of {there}, or the path of a manifest"))
+            raise InputError(f"{path} is not built in; use one of {there}, or the path of a manifest")
         path = builtin_manifest(name)
     try:
         regular_file_bytes(Path(path))
     except InputError as error:
-        raise InputError(one_line(f"manifest {error}")) from None
+        raise InputError(f"manifest {error}") from None
     return Path(path)
 
 
@@ -162,7 +162,7 @@ def manifest_lines(manifest: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(one_line(f"manifest {manifest} cannot be read ({reason})")) from None
+        raise InputError(f"manifest {manifest} cannot be read ({reason})") from None
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _file_sha256(sample: Sample) -> str:
         with sample.audio.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except InputError as error:
-        raise InputError(one_line(f"sample {sample.id!r}: audio {error}")) from None
+        raise InputError(f"sample {sample.id!r}: audio {error}") from None
     except OSError as error:
         message = f"sample {sample.id!r}: audio {sample.audio} cannot be read ({error.strerror})"
-        raise InputError(one_line(message)) from None
+        raise InputError(message) from None

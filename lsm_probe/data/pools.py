@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lsm_probe.data.draws import hashed
-from lsm_probe.data.sample import Words, one_line, regular_file_bytes
+from lsm_probe.data.sample import Words, regular_file_bytes
 from lsm_probe.errors import InputError
 from lsm_probe.formats import load_yaml
 
@@ -152,20 +152,20 @@ def _read(source: str | Path) -> _File:
         content: Any = load_yaml(path.read_bytes())
     except InputError as error:
         known = ", ".join(builtin_pools())
-        raise InputError(one_line(f"--instructions {error}; built in are: {known}")) from None
+        raise InputError(f"--instructions {error}; built in are: {known}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(one_line(f"instruction file {path} cannot be read as YAML ({reason})")) from None
+        raise InputError(f"instruction file {path} cannot be read as YAML ({reason})") from None
     if not isinstance(content, dict) or not content.get("tasks"):
-        raise InputError(one_line(f"instruction file {path} holds no tasks; write a list 'tasks', as the built-in do"))
+        raise InputError(f"instruction file {path} holds no tasks; write a list 'tasks', as the built-in do")
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
-        raise InputError(one_line(f"instruction file {path}: {_explain(error, content)}")) from None
+        raise InputError(f"instruction file {path}: {_explain(error, content)}") from None
     names = [task.task for task in file.tasks]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(one_line(f"instruction file {path}: task {name!r} is there twice; join its instructions"))
+            raise InputError(f"instruction file {path}: task {name!r} is there twice; join its instructions")
     return file
 
 
@@ -188,10 +188,8 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
 def _join(one: Task, other: Task, source: str | Path) -> Task:
     if (one.languages, one.labels, one.answer) != (other.languages, other.labels, other.answer):
         raise InputError(
-            one_line(
-                f"--instructions {source}: task {one.task!r} has other languages, labels or answer than in the pool "
-                "before it; give it another name"
-            )
+            f"--instructions {source}: task {one.task!r} has other languages, labels or answer than in the pool "
+            "before it; give it another name"
         )
     return one.model_copy(update={"instructions": [*one.instructions, *other.instructions]})
 

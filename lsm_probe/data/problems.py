@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lsm_probe.data.sample import one_line
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, one_line
 from lsm_probe.files import replacing
 
 OnError = Literal["fail", "skip"]

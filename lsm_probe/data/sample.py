@@ -139,8 +139,3 @@ def regular_file_bytes(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a pipe, socket or device; name a regular file")
     return status.st_size
-
-
-def one_line(message: str) -> str:
-    """`message` without line breaks, which ids and file names may hold."""
-    return " ".join(message.splitlines())

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from lsm_probe.data.manifest import explain
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.sample import LanguageText, Sample, Text, Words, one_line, regular_file_bytes
+from lsm_probe.data.sample import LanguageText, Sample, Text, Words, regular_file_bytes
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 from lsm_probe.files import plain_name
@@ -110,7 +110,7 @@ def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
             yield sentence
     if unknown:
         keys = ", ".join(f"{key!r} (line {number})" for key, number in sorted(unknown.items()))
-        warnings.warn(one_line(f"{path}: unknown keys are left out: {keys}"), stacklevel=3)
+        warnings.warn(f"{path}: unknown keys are left out: {keys}", stacklevel=3)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -124,7 +124,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
                     yield number, line
     except OSError as error:
-        raise InputError(one_line(f"{path} cannot be read ({error.strerror}); check the file")) from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the file") from None
 
 
 def _parse(line: bytes, *, is_json: bool) -> _Row:
@@ -138,7 +138,7 @@ def _parse(line: bytes, *, is_json: bool) -> _Row:
     except UnicodeDecodeError as error:
         raise InputError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     except ValidationError as error:
-        raise InputError(one_line(explain(error))) from None
+        raise InputError(explain(error)) from None
 
 
 def _to_sentence(row: _Row, name: str) -> Sentence:

@@ -15,7 +15,6 @@ import soundfile
 
 from lsm_probe.assets.voice import speak
 from lsm_probe.data.audio import SILENCE_PEAK, check_audio_file
-from lsm_probe.data.sample import one_line
 from lsm_probe.errors import InputError
 
 DEFAULT_VOICE = "hibari:heart"
@@ -37,10 +36,8 @@ def check_voice(voice: str) -> None:
     """Raises InputError if a voice cannot speak here."""
     if voice not in (voices := available_voices()):
         raise InputError(
-            one_line(
-                f"--voice {voice!r} is not here; available: {', '.join(voices) or 'none'}; more come with "
-                "`apt-get install flite` or `pip install 'lsm-probe[speech]'`"
-            )
+            f"--voice {voice!r} is not here; available: {', '.join(voices) or 'none'}; more come with "
+            "`apt-get install flite` or `pip install 'lsm-probe[speech]'`"
         )
 
 
@@ -94,7 +91,7 @@ def _hibari(text: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
     try:
         return speak(text, speed=speed, seed=seed)
     except (ValueError, LookupError) as error:  # its reader of numbers at "①" or at one of forty digits
-        raise InputError(one_line(f"{DEFAULT_VOICE} cannot read {_shortened(text)} ({error}); write it out")) from None
+        raise InputError(f"{DEFAULT_VOICE} cannot read {_shortened(text)} ({error}); write it out") from None
 
 
 @lru_cache(maxsize=1)
@@ -119,5 +116,5 @@ def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
             samples, rate = soundfile.read(path, dtype="float32")
         except InputError as error:
             said = done.stderr.decode(errors="replace").strip() or str(error)
-            raise InputError(one_line(f"flite cannot speak {_shortened(text)} ({said})")) from None
+            raise InputError(f"flite cannot speak {_shortened(text)} ({said})") from None
     return samples, int(rate)

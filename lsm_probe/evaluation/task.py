@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lsm_probe.data.manifest import explain, read_manifest
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.problems import OnError
-from lsm_probe.data.sample import Sample, Words, one_line, regular_file_bytes
+from lsm_probe.data.sample import Sample, Words, regular_file_bytes
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import answers
 from lsm_probe.evaluation.answers import Parser
@@ -231,7 +231,7 @@ def _read(name: str) -> tuple[Task, Path]:
     if path.suffix not in (".yaml", ".yml"):
         near = get_close_matches(name, builtin_tasks(), n=1, cutoff=0.5)
         mend = f"did you mean {near[0]}?" if near else f"there are: {', '.join(builtin_tasks())}; or give a YAML file"
-        raise InputError(one_line(f"task {name!r} does not exist; {mend}"))
+        raise InputError(f"task {name!r} does not exist; {mend}")
     return _parse(path), path.parent
 
 
@@ -240,16 +240,16 @@ def _parse(path: Path) -> Task:
         regular_file_bytes(path)
         content: Any = load_yaml(path.read_bytes())
     except InputError as error:
-        raise InputError(one_line(f"task file {error}")) from None
+        raise InputError(f"task file {error}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(one_line(f"task file {path} cannot be read as YAML ({reason})")) from None
+        raise InputError(f"task file {path} cannot be read as YAML ({reason})") from None
     if not isinstance(content, dict):
-        raise InputError(one_line(f"task file {path} is not a table of settings; write `metrics: [...]` and so on"))
+        raise InputError(f"task file {path} is not a table of settings; write `metrics: [...]` and so on")
     try:
         return Task.model_validate({"title": path.stem, **content, "name": path.stem})
     except ValidationError as error:
-        raise InputError(one_line(f"task file {path}: {explain(error)}")) from None
+        raise InputError(f"task file {path}: {explain(error)}") from None
 
 
 def _folder() -> Path:

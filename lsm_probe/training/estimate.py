@@ -13,7 +13,6 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from lsm_probe.data.manifest import manifest_lines
-from lsm_probe.data.sample import one_line
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
 from lsm_probe.models.connectors import num_speech_tokens
@@ -209,7 +208,7 @@ def _task(path: Path, number: int, line: bytes) -> Any:
     except (KeyError, TypeError):  # no task, or no object: the latter is for `lsm-probe data validate` to tell
         return None
     except (ValueError, RecursionError):
-        raise InputError(one_line(f"{path}, line {number}: is not JSON; write one JSON object a line")) from None
+        raise InputError(f"{path}, line {number}: is not JSON; write one JSON object a line") from None
 
 
 def memory(config: TrainConfig, lsm_config: LsmConfig, stage: Stage, parts: Sequence[Part]) -> dict[str, int]:
