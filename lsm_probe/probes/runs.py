@@ -101,7 +101,11 @@ def run_probe(
                 result.save(out / folder if len(names) > 1 else out)
             return result
 
-        results = [measure(loader(name, **loading), samples) for name in names]
+        def loaded(name: str) -> Checkpoint:
+            on_progress(name, 0, len(samples))  # loading may take minutes
+            return loader(name, **loading)
+
+        results = [measure(loaded(name), samples) for name in names]
         # A list first: the controls are of the checkpoints alone, not of each other.
         for control in list(controls(results, samples)):
             results.append(measure(control.load(loading), control.samples, **control.probing))
