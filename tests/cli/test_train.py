@@ -196,35 +196,36 @@ def test_an_unusable_sample_fails_or_is_skipped(
 
 
 @pytest.fixture
-def cut_short(rows: Any, tmp_path: Path) -> Path:
-    """A FLAC with a good header and half of its frames."""
+def damaged(rows: Any, tmp_path: Path) -> Path:
+    """A FLAC with a good header and a good end, and 64 bytes lost in the middle."""
     path = tmp_path / rows[2]["audio"]
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
     return path
 
 
 @WITH_AND_WITHOUT_CACHE
-def test_damage_that_the_header_does_not_tell_stops_the_run(
-    cache: str, train_command: Command, cut_short: Path
-) -> None:
+def test_damage_that_the_header_does_not_tell_stops_the_run(cache: str, train_command: Command, damaged: Path) -> None:
     code, stdout, stderr = train_command(cache)
     assert (code, stdout) == (2, "")
     assert len(stderr) == 1, stderr
     assert stderr[0].startswith("error: sample '")
-    assert str(cut_short) in stderr[0]
+    assert str(damaged) in stderr[0]
 
 
 def test_damage_that_the_header_does_not_tell_is_skipped_where_speech_is_encoded_first(
-    train_command: Command, cut_short: Path
+    train_command: Command, damaged: Path
 ) -> None:
     code, stdout, stderr = train_command("cache_features=true", "--on-error", "skip")
     assert (code, len(stderr)) == (0, 1)
     assert stderr[0].startswith("warning: left out 1: sample '")
-    assert str(cut_short) in stderr[0]
+    assert str(damaged) in stderr[0]
     assert "2 steps, 6 samples" in stdout  # both tasks of that speech
 
 
-def test_nothing_left_to_train_on(train_command: Command, cut_short: Path, write_manifest: Any, rows: Any) -> None:
+def test_nothing_left_to_train_on(train_command: Command, damaged: Path, write_manifest: Any, rows: Any) -> None:
     write_manifest("train", rows[2:4])
     code, _, stderr = train_command("cache_features=true", "--on-error", "skip")
     assert code == 2

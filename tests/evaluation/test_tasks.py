@@ -177,7 +177,7 @@ FAULTS = {
     "answer: keywords\nlabels: [a]\nnumber: 1\nmetrics: [f1_macro]": "metric 'f1_macro' needs answer 'label'",
     "answer: label\nlabels: [a, A]\nmetrics: [accuracy]": "labels ['a', 'A'] are none, blank or twice the same",
     "answer: label\nlabels: [a, ' ']\nmetrics: [accuracy]": "'labels.1' is empty or blank",
-    "answer: label\nlabels: [yes, no]\nmetrics: [accuracy]": "'labels.0' is True",  # as YAML reads them
+    "answer: label\nlabels: [true, false]\nmetrics: [accuracy]": "'labels.0' is True",  # as YAML reads them
     "answer: label\nlabels: mood\nmetrics: [accuracy]": "'labels' are 'mood'; write them as a list, or as pool/task",
     "answer: label\nlabels: gone/mood\nmetrics: [accuracy]": "'labels' are 'gone/mood': gone does not exist",
     "answer: label\nlabels: evaluation/mood\nmetrics: [accuracy]": "task 'mood' is not in the instruction pool",

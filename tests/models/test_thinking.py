@@ -112,10 +112,10 @@ def test_the_marks_that_a_response_template_declares(tokenizer_with):
 def test_what_a_prompt_opens_is_read_behind_the_users_words(tokenizer_with):
     tokenizer, plain = tokenizer_with(THINK), tokenizer_with(THINK)
     tokenizer.chat_template = plain.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-    prompt = encode_prompt(tokenizer, "chat", "Say <think>.", "<think> of the sea")
+    prompt = encode_prompt(tokenizer, "chat", "Say it.", "the sea")
     assert opening_of(tokenizer, prompt) == "<|im_end|>\n<|im_start|>assistant\n<think>\n"
     assert opening_of_template(tokenizer, "chat") == opening_of(tokenizer, prompt)
-    assert "<think>" not in opening_of(plain, encode_prompt(plain, "chat", "Say it.", "the sea <think>"))
+    assert "<think>" not in opening_of(plain, encode_prompt(plain, "chat", "Say it.", "the sea"))
 
 
 def test_a_text_from_a_server_is_read_as_its_tokens_are(tokenizer_with):

@@ -28,6 +28,9 @@ from lsm_probe.probes.masks import clustering, jaccard, top_masks
 from lsm_probe.probes.scoring import NOT_FINITE
 
 CONNECTOR = "multi_modal_projector"
+ROUNDING = 1e-7
+"""More than sums hold whose gradient is 0 but for rounding (a query that attends to itself alone), which depends on the
+processor; the others are 1 to 100."""
 WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {
     "llama, untied": lambda size: LlamaConfig(
@@ -126,15 +129,15 @@ def test_scores_equal_plain_autograd(checkpoint, samples):
     expected = abs_by_hand(checkpoint, chosen, result.responses(), names(result))
     # A bias that starts as 0 has none, nor a query that attends to itself alone (the connector's).
     assert expected[:, [p["layer"] is not None for p in result.parameters]].min() > 0
-    np.testing.assert_allclose(result.sums, expected, rtol=2e-4)
-    np.testing.assert_allclose(result.values(), expected.mean(0), rtol=2e-4)
+    np.testing.assert_allclose(result.sums, expected, rtol=2e-4, atol=ROUNDING)
+    np.testing.assert_allclose(result.values(), expected.mean(0), rtol=2e-4, atol=ROUNDING)
 
 
 def test_signed_scores_equal_plain_autograd(checkpoint, samples):
     chosen = samples[:3]
     result = probe(checkpoint, chosen, mode="signed")
     expected = signed_by_hand(checkpoint, chosen, result.responses(), names(result))
-    np.testing.assert_allclose(result.signed, expected, rtol=2e-4)
+    np.testing.assert_allclose(result.signed, expected, rtol=2e-4, atol=ROUNDING)
     np.testing.assert_array_equal(result.values(), result.signed)
     # Samples cancel each other out, and the sums of each are there besides.
     assert (result.signed <= result.sums.mean(0) * (1 + 1e-6)).all()
@@ -197,7 +200,7 @@ def test_a_response_of_one_token_can_be_measured(tiny_llm, samples):
     responses = {sample.id: [7] for sample in samples}
     result = probe(tiny_llm, samples[:2], responses=responses)
     expected = abs_by_hand(tiny_llm, samples[:2], responses, names(result))
-    np.testing.assert_allclose(result.sums, expected, rtol=2e-4)
+    np.testing.assert_allclose(result.sums, expected, rtol=2e-4, atol=ROUNDING)
 
 
 def test_tied_embeddings_count_once_with_both_contributions(tiny_llm, samples):
@@ -256,7 +259,7 @@ def test_the_generated_response_is_measured_where_it_is_asked_for(checkpoint, sa
         prompt = checkpoint.encode(sample.instruction, source)
         assert [stored["response_ids"]] == checkpoint.generate(checkpoint.embed([prompt]), max_new_tokens=4)
     expected = abs_by_hand(checkpoint, samples[:2], result.responses(), names(result))
-    np.testing.assert_allclose(result.sums, expected, rtol=2e-4)
+    np.testing.assert_allclose(result.sums, expected, rtol=2e-4, atol=ROUNDING)
     assert result.responses() != probe(checkpoint, samples[:2]).responses()
 
 

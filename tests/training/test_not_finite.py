@@ -3,8 +3,8 @@
 import json
 import math
 
-import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
@@ -47,12 +47,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
 
 
 def test_a_loss_that_is_not_a_number_names_its_samples(train_command, tmp_path, monkeypatch) -> None:
-    read = dataset.read_audio
+    item_of = dataset.TrainingSet.__getitem__
 
-    def spoilt(sample):
-        return np.full_like(read(sample), math.nan) if sample.id == "repeat-7" else read(sample)
+    def spoilt(self, index):
+        item = item_of(self, index)
+        if self.samples[index].id == "repeat-7":
+            item["input_features"] = torch.full_like(item["input_features"], math.nan)
+        return item
 
-    monkeypatch.setattr(dataset, "read_audio", spoilt)
+    monkeypatch.setattr(dataset.TrainingSet, "__getitem__", spoilt)
     code, lines = train_command("machine.save_steps=1", "--out", tmp_path / "out")
     assert (code, len(lines)) == (1, 1), lines
     assert "the loss is nan" in lines[0]
