@@ -28,7 +28,7 @@ from lsm_probe.probes.masks import clustering, jaccard, top_masks
 from lsm_probe.probes.scoring import NOT_FINITE
 
 CONNECTOR = "multi_modal_projector"
-ROUNDING = 1e-7
+ROUNDING = 1e-6
 """More than sums hold whose gradient is 0 but for rounding (a query that attends to itself alone), which depends on the
 processor; the others are 1 to 100."""
 WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
