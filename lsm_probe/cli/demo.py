@@ -29,7 +29,10 @@ def demo(
     limit: Annotated[
         int | None, typer.Option(help="Samples that are probed.  [default: 8, or 24]", min=2, show_default=False)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted demo, with the training size it was started with."),
+    ] = False,
 ) -> None:
     from lsm_probe.cli.story import FULL, Repair, tell
 

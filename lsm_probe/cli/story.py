@@ -130,7 +130,8 @@ def tell(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
 
     Args:
         out: the output folder.
-        size: of the training; None times this machine and takes what fits into [`PLANNED_SECONDS`].
+        size: of the training; None chooses what fits into [`PLANNED_SECONDS`] on this machine. A resumed demo keeps the
+            size it was started with.
         limit: samples that are probed.
         resume: whether `out` may hold an earlier demo.
 
@@ -146,7 +147,10 @@ def tell(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
     _fetch_models()
     begun = monotonic()
     seconds = _run_steps(first, out, number=1, total=total)
-    size = _earlier_size(out) or size or _fitting_size(out, PLANNED_SECONDS - (monotonic() - begun), seconds)
+    earlier = _earlier_size(out)
+    if earlier and size not in (None, earlier):
+        print(f"The training keeps the size it was started with: {earlier.steps} steps of {earlier.batch} samples")
+    size = earlier or size or _fitting_size(out, PLANNED_SECONDS - (monotonic() - begun), seconds)
     with replacing(out / _SIZE) as temporary:
         temporary.write_text(json.dumps(asdict(size)) + "\n", encoding="utf-8")
     _run_steps(repair(size, limit), out, number=1 + len(first), total=total)

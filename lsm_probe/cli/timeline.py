@@ -76,10 +76,12 @@ def timeline(
         result = probe(checkpoint, chosen, response=answering, max_new_tokens=max_new_tokens)
         layer = result.choose_layer(layer)
         result.save(out)
-        with keeping(out):
-            save_timeline(result, out, layer)
-            save_page(result, out, layer)
-    show_timeline(result, out, as_json=json)
+        try:
+            with keeping(out):
+                save_timeline(result, out, layer)
+                save_page(result, out, layer)
+        finally:
+            show_timeline(result, out, as_json=json)
 
 
 timeline.__doc__ = EXAMPLES

@@ -32,14 +32,16 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
         report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
     if not main:
         return
-    for history in sorted([out / "history.json", *out.glob("*/history.json")]):
-        if history.exists():
-            with keeping(out):
-                save_history(history)
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False))
-    else:
-        _show(report)
+    try:
+        with keeping(out):
+            for history in sorted([out / "history.json", *out.glob("*/history.json")]):
+                if history.exists():
+                    save_history(history)
+    finally:
+        if as_json:
+            print(json.dumps(report, ensure_ascii=False))
+        else:
+            _show(report)
 
 
 def _show(report: dict[str, Any]) -> None:

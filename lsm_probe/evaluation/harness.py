@@ -18,6 +18,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.mmlu import not_installed
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.rotary import depends_on_length
+from lsm_probe.models.sparse_attention import find_exact_length
 from lsm_probe.probes.scoring import NOT_FINITE
 
 
@@ -42,7 +43,8 @@ class Harness:
         checkpoint: whose LLM. That of an LSM is taken out; an audio LLM of another kind answers as a whole.
         folder: where the tasks are; the harness's own are not looked at.
         shots: examples before each question.
-        batch_size: questions run together; fewer where memory runs out.
+        batch_size: questions run together; fewer where memory runs out, and one where positions or sparse attention
+            depend on the batch.
 
     Raises:
         InputError: the harness is not installed.
@@ -55,8 +57,9 @@ class Harness:
         except ImportError as error:
             raise not_installed() from error
         self.name, self.shots = checkpoint.name, shots
-        # The harness pads questions without saying where: where positions depend on the length, each runs by itself.
-        self.batch_size = 1 if depends_on_length(checkpoint.llm) else batch_size
+        # The harness pads questions without saying where. Models whose numbers would change run each by itself.
+        alone = depends_on_length(checkpoint.llm) or find_exact_length(checkpoint.llm.config.get_text_config())
+        self.batch_size = 1 if alone else batch_size
         with _quiet():
             # A tokenizer of its own: it is given a padding token where it has none.
             self.lm = HFLM(pretrained=checkpoint.llm, tokenizer=deepcopy(checkpoint.tokenizer), backend="causal")

@@ -101,7 +101,10 @@ class TextAbilityResult(ProbeResult):
     def perplexity(self) -> Number | None:
         """`exp` of nats per token; NaN, with a warning, where that is too large for a float."""
         nats = self.nats
-        return None if nats is None else Number(float(_exp(np.asarray(nats.value))), _exp(nats.drawn), nats.n)
+        if nats is None:
+            return None
+        value, drawn = _exp(f"the perplexity of {self.name}", nats.value, nats.drawn)
+        return Number(float(value), drawn, nats.n)
 
     @property
     def tokens(self) -> int:
@@ -141,7 +144,9 @@ class TextAbilityResult(ProbeResult):
             above, drawn = other.nats.value - self.nats.value, other.nats.drawn - self.nats.drawn
             found["perplexity"] = {
                 "difference": {"unit": "nats per token", **curve(np.asarray(above), drawn).to_dict()},
-                "ratio": curve(_exp(np.asarray(above)), _exp(drawn)).to_dict(),
+                "ratio": curve(
+                    *_exp(f"the ratio of perplexities of {other.name} and {self.name}", above, drawn)
+                ).to_dict(),
             }
         return found
 
@@ -213,12 +218,18 @@ def _arranged(numbers: dict[str, Any], subjects: list[str]) -> dict[str, Any]:
     return {**whole, "subjects": own} if numbers else {}
 
 
-def _exp(nats: Floats) -> Floats:
+def _exp(what: str, nats: float, drawn: Floats) -> tuple[Floats, Floats]:
+    """`exp` of a number of nats per token and of its resamples; NaN, with a warning, where that overflows."""
     with np.errstate(over="ignore"):
-        found = np.exp(nats)
-    if np.isinf(found).any():
-        warnings.warn(f"the perplexity of {nats.max():.0f} nats per token is too large: it is left out", stacklevel=3)
-    return np.where(np.isinf(found), np.nan, found)
+        value, resamples = np.exp(np.asarray(nats)), np.exp(drawn)
+    if np.isinf(resamples).any():
+        part, largest = (what, nats) if np.isinf(value) else (f"the interval of {what}", drawn.max())
+        warnings.warn(
+            f"{part} overflows (exp of {largest:.0f} nats per token) and is stored as null; read the nats per token "
+            "instead",
+            stacklevel=3,
+        )
+    return np.where(np.isinf(value), np.nan, value), np.where(np.isinf(resamples), np.nan, resamples)
 
 
 def _ratio(sums: Floats) -> Floats:

@@ -89,7 +89,9 @@ def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_pro
     code, _, err = lsm_probe_command("demo", "--out", demo)
     assert (code, err.count("\n")) == (2, 1)
     assert "holds files already: go on with --resume, or choose another folder" in err
-    assert lsm_probe_command("demo", "--out", demo, "--resume")[0] == 0
+    code, told, _ = lsm_probe_command("demo", "--out", demo, "--resume", "--steps", 20)
+    assert code == 0
+    assert "The training keeps the size it was started with: 11 steps of 2 samples" in told
     by_name = {command[0]: command for command in ran[0]}
     assert not {"data", "augment"} & set(by_name)
     assert {"max_steps=11", "batch_size=2", "--resume"} < set(by_name["train"])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from lsm_probe.assets.cache import cache_root
 from lsm_probe.errors import InputError
@@ -134,6 +135,25 @@ def test_what_is_measured_is_kept_and_told_where_drawing_fails(
     assert (out / "result.json").exists()
     assert "instruction proportion" in stdout
     assert "eta.png" not in stdout
+
+
+def test_a_timeline_is_printed_where_drawing_fails(lsm_probe_command, tiny_lsm_folder, waveform, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", waveform(1), 16_000)
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"id": "a", "instruction": "Repeat.", "audio": "a.wav", "text": "the quick brown fox"}\n')
+
+    def fail(*_):
+        raise RuntimeError("latex was not found")
+
+    monkeypatch.setattr("lsm_probe.plots.timeline.save_timeline", fail)
+    out = tmp_path / "out"
+    arguments = ("--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 2, "--out", out)
+    code, stdout, stderr = lsm_probe_command("timeline", *arguments)
+    assert code == 1
+    assert "drawing them failed (RuntimeError: latex was not found)" in stderr
+    assert "words : silence" in stdout
+    assert "timeline.json" in stdout
+    assert "timeline.png" not in stdout
 
 
 def test_without_a_home_folder_the_cache_must_be_named(monkeypatch):

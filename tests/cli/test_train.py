@@ -99,6 +99,19 @@ def test_a_run_writes_what_it_says(train_command: Command, write_manifest: Any, 
     assert checkpoint.generate(checkpoint.embed([prompt]), max_new_tokens=3)[0]
 
 
+def test_the_report_is_printed_where_drawing_fails(
+    train_command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("latex was not found")
+
+    monkeypatch.setattr("lsm_probe.cli.training.save_history", fail)
+    code, stdout, stderr = train_command("--json")
+    assert code == 1
+    assert stderr[-1].endswith("drawing them failed (RuntimeError: latex was not found)")
+    assert json.loads(stdout)["model"] == str(tmp_path / "out" / "model")
+
+
 def test_json_is_the_report_alone(train_command: Command, tmp_path: Path) -> None:
     code, stdout, stderr = train_command("--json")
     assert (code, stderr) == (0, [])

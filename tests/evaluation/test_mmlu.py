@@ -6,11 +6,13 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -183,6 +185,25 @@ def test_answers_do_not_depend_on_the_batch_nor_on_how_much_memory_there_is(tiny
     tiny_llm.model.forward = out_of_memory
     np.testing.assert_allclose(likelihoods(answers(tiny_llm, mmlu, tmp_path / "few")), one, atol=1e-5)
     assert refused
+
+
+def test_sparse_attention_answers_each_question_alone(tiny_llm, mmlu_folder, tmp_path):
+    """In a padded batch Doge would choose other keys: see the tests of families."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 1024, "keep_window_size": 16}
+    config = AutoConfig.for_model("doge", vocab_size=tiny_llm.llm.config.vocab_size, **sizes)
+    doge = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in doge.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    mmlu = read_mmlu(mmlu_folder, questions=4)
+    mmlu = Mmlu("one", {"anatomy": mmlu.subjects["anatomy"]})
+    many, one = (
+        likelihoods(answers(replace(tiny_llm, model=doge), mmlu, tmp_path / str(size), batch_size=size))
+        for size in (8, 1)
+    )
+    np.testing.assert_array_equal(many, one)
 
 
 def test_the_harness_is_silent_and_leaves_things_as_they_were(tiny_llm, mmlu_folder, tmp_path, capfd, caplog):

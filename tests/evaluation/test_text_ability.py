@@ -168,10 +168,27 @@ def test_differences_are_paired():
 
 
 def test_a_perplexity_too_large_for_a_float_is_null_and_told():
-    with pytest.warns(UserWarning, match="the perplexity of 1800 nats per token is too large"):
-        found = made({}, texts=[(9000.0, 5)] * 3).summary()["perplexity"]
+    with pytest.warns(UserWarning, match=r"^the perplexity of big overflows \(exp of 1800 nats") as warned:
+        found = made({}, name="big", texts=[(9000.0, 5)] * 3).summary()["perplexity"]
+    assert len(warned) == 1
     assert found["nats_per_token"]["mean"] == 1800
     assert found["perplexity"] == {"mean": None, "ci_low": None, "ci_high": None}
+
+
+def test_an_interval_alone_that_is_too_large_is_told_as_such():
+    texts = [(9000.0, 5)] * 2 + [(5.0, 5)] * 6
+    with pytest.warns(UserWarning, match=r"^the interval of the perplexity of by hand overflows \(exp of 1"):
+        found = made({}, texts=texts).summary()["perplexity"]["perplexity"]
+    assert found["mean"] > 1e100
+    assert (found["ci_low"], found["ci_high"]) == (None, None)
+
+
+def test_a_ratio_too_large_for_a_float_is_null_and_told():
+    before, after = made({}, texts=[(5.0, 5)] * 3), made({}, name="after", texts=[(9000.0, 5)] * 3)
+    with pytest.warns(UserWarning, match="^the ratio of perplexities of after and by hand overflows"):
+        found = before.differences(after)["perplexity"]
+    assert found["difference"]["mean"] == 1799
+    assert found["ratio"]["mean"] is None
 
 
 def test_other_tokens_are_warned_of():

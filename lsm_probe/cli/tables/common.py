@@ -33,10 +33,26 @@ def thinking_note(result: ProbeResult) -> str | None:
     if found["unfinished"]:
         note += f"; {found['unfinished']} end before their thinking does: raise --max-new-tokens"
     if result.PROBE == "evaluate":
-        return f"{note}; tasks read what follows the thinking, an unfinished one is no answer (--read all: everything)"
+        return f"{note}; {_scored_part({task.read for task in result.conventions.tasks})}"
     if "response_part" in result.checkpoint:
         return f"{note}; measured: the {result.checkpoint['response_part']}"
     return f"{note}; all tokens are measured (--response-part answer: the answers alone)"
+
+
+def _scored_part(settings: set[str]) -> str:
+    """Which part of responses with thinking is scored.
+
+    Args:
+        settings: the `read` of all tasks.
+    """
+    if settings == {"all"}:
+        return "scores use whole responses, thinking included"
+    if "all" in settings:
+        return "tasks with `read: all` score whole responses, the others only the text after the thinking"
+    return (
+        "scores use only the text after the thinking, and a response whose thinking does not end counts as empty "
+        "(--read all scores whole responses)"
+    )
 
 
 def with_interval(curve: Curve) -> str:

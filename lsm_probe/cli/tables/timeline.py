@@ -26,7 +26,8 @@ def show_timeline(timeline: Timeline, out: Path, *, as_json: bool) -> None:
     console.print(f"{PLACED[timeline.times_from]}; {attention_check(timeline.self_check['llm'])}")
     if timeline.words_missing:
         print(f"warning: no words: {timeline.words_missing}", file=sys.stderr)
-    console.print(f"written to {out}: {', '.join((PAGE, *PICTURES, 'timeline.json'))}")
+    written = [name for name in (PAGE, *PICTURES, "timeline.json") if (out / name).exists()]
+    console.print(f"written to {out}: {', '.join(written)}")
 
 
 def _table(timeline: Timeline) -> Table:
