@@ -32,7 +32,7 @@ class WorkFailed(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM came, and what was finished is saved. One line; exit code 143.
+    """The process received SIGTERM. Exit code 143.
 
-    Like KeyboardInterrupt no `Exception`, so that what goes on after errors does not go on after this.
+    Not an `Exception`, like KeyboardInterrupt, so that `except Exception` does not catch it.
     """

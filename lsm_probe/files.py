@@ -45,7 +45,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not longer than the name itself may be.
     temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -97,7 +96,7 @@ def check_can_write(what: str, path: Path, *, folder: bool = False) -> None:
         if path.parts[:1] and path.parts[0].startswith("~"):
             raise InputError(f"{what} {path}: ~ is not read as the home folder here; write the path in full")
         if path.is_symlink() and not path.exists():
-            raise InputError(f"{what} {path} is a link to what is not there: choose another path")
+            raise InputError(f"{what} {path} is a broken symbolic link: remove it or choose another path")
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
             kind = "folder" if path.is_dir() else "file" if path.is_file() else "device, pipe or socket"
             raise InputError(f"{what} {path} is a {kind}: name a {'folder' if folder else 'file'}")
@@ -115,6 +114,7 @@ def check_can_write(what: str, path: Path, *, folder: bool = False) -> None:
 
 
 def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's quota, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -43,7 +43,11 @@ def alone_in(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise InputError(f"--out {out} cannot be written to: {error.strerror}") from error
-        warnings.warn(f"{out} is on a file system without locks: let no other process write to it", stacklevel=4)
+        warnings.warn(
+            f"the file system of {out} has no file locks, so a second process writing there is not detected: run one "
+            "command at a time in this folder",
+            stacklevel=4,
+        )
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the processor computes with speed: which dtypes it has instructions for."""
+"""Which dtypes a device has instructions for."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ _ROWS, _WIDTH = 32, 512
 def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a device has instructions for matrix products in `dtype`; elsewhere they are emulated, many times slower.
 
-    On a CPU the limits of ONEDNN_MAX_CPU_ISA hold here as they do for the products themselves.
+    A limit set by ONEDNN_MAX_CPU_ISA=AVX2 is respected.
+
+    Args:
+        dtype: of the matrix products.
+        device: a GPU that is not there, of a run that is only estimated, is taken for a recent one.
     """
     if dtype == torch.float32:
         return True
     if device.type == "cuda":
-        here = torch.cuda.is_available()  # a GPU elsewhere, of a run that is only estimated, is taken for a recent one
+        here = torch.cuda.is_available()
         return dtype != torch.bfloat16 or not here or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return True
@@ -38,14 +42,21 @@ def warn_if_emulated(dtype: torch.dtype, device: torch.device, option: str) -> N
     """Warns where `dtype` is emulated, with how much slower a matrix product is than in float32, measured now.
 
     Args:
+        dtype: of the matrix products.
+        device: where they run.
         option: what chose the dtype, such as `--dtype bfloat16`.
+
+    Warns:
+        UserWarning: `dtype` is emulated.
     """
     if computes_natively(dtype, device):
         return
     name = str(dtype).removeprefix("torch.")
+    factor = _slowdown(dtype, device)
     warnings.warn(
         f"{option}: this {device.type.upper()} has no {name} instructions; a matrix product takes "
-        f"{_slowdown(dtype, device):.0f} times as long as in float32 (measured now). Leave it at auto",
+        f"{factor:.{0 if factor >= 10 else 1}f} times as long as in float32 (measured now). Use auto instead, which "
+        "selects a dtype that this device computes natively",
         stacklevel=3,
     )
 

@@ -65,7 +65,7 @@ def test_a_file_system_without_locks_is_written_to_with_a_warning(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(UserWarning, match="file system without locks: let no other process write to it"):
+    with pytest.warns(UserWarning, match="has no file locks, so a second process"):
         enter(tmp_path / "out", CONFIG, resume=False)
     assert (tmp_path / "out" / "config.yaml").exists()
 
@@ -79,7 +79,7 @@ def test_a_file_system_without_locks_is_written_to_with_a_warning(
         ("/proc/out", "cannot be written to"),
         ("file", "is a file: name a folder"),
         ("/dev/null", "is a device, pipe or socket: name a folder"),
-        ("link", "is a link to what is not there"),
+        ("link", "is a broken symbolic link: remove it"),
         ("~/out", "~ is not read as the home folder here"),
     ],
 )

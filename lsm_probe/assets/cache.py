@@ -22,7 +22,7 @@ def cache_root() -> Path:
     """Where converted assets live: `$LSM_PROBE_CACHE`, else `lsm-probe` in the user's cache folder.
 
     Raises:
-        InputError: nothing says where that is.
+        InputError: neither LSM_PROBE_CACHE, XDG_CACHE_HOME nor a home folder gives a path.
     """
     chosen, base = os.environ.get("LSM_PROBE_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if not chosen and base and Path(base).is_absolute():
@@ -31,8 +31,8 @@ def cache_root() -> Path:
         return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "lsm-probe"
     except RuntimeError:  # HOME is not set, and this user is in no list of users, as in many containers
         raise InputError(
-            "the embedded models need a cache, and this user has no home folder: set LSM_PROBE_CACHE to a folder that "
-            "can be written"
+            "the cache folder of the embedded models cannot be found, because this user has no home folder: set "
+            "LSM_PROBE_CACHE to an absolute path that can be written"
         ) from None
 
 

@@ -92,13 +92,13 @@ def main() -> None:
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except OSError as error:
-        place = f" at {error.filename}" if error.filename else ""
         if disk_is_full(error):
             # What was being written has been taken back; what was finished before is whole.
+            place = f" at {error.filename}" if error.filename else ""
             _end(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", 1)
-        if error.errno is None or not place:
+        if error.errno is None or not error.filename:
             raise
-        _end(f"error: the system refused{place}: {error.strerror}", 1)
+        _end(f"error: cannot read or write {error.filename}: {error.strerror}; check the path and its permissions", 1)
 
 
 def _end(line: str, code: int) -> None:

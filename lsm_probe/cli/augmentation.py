@@ -112,8 +112,8 @@ def _show(report: dict[str, Any], out: Path) -> None:
         )
     if taken := report.get("thinking"):
         unfinished = report["dropped"].get(UNFINISHED, 0)
-        mend = f"; {unfinished} end before their thinking does: raise --max-new-tokens" if unfinished else ""
-        console.print(f"{taken} answers begin with thinking, which is left out of the targets{mend}", highlight=False)
+        remedy = f"; {unfinished} stop before the thinking ends: raise --max-new-tokens" if unfinished else ""
+        console.print(f"{taken} answers begin with thinking, which is left out of the targets{remedy}", highlight=False)
     if report["left_out"]:
         console.print(f"left out: {len(report['left_out'])}, each with its reason in {out / LEFT_OUT}", highlight=False)
     console.print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir() if p.name[0] != '.'))}")

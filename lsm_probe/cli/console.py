@@ -1,4 +1,4 @@
-"""What is printed stays as it is: names are no markup, and no character is too strange for a terminal or a file."""
+"""Console output that prints names literally and escapes characters the encoding lacks."""
 
 from __future__ import annotations
 

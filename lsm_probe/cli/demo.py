@@ -15,8 +15,9 @@ instruction with what was said, beside builtin:self_powered, which was repaired,
 it lets SmolLM2 answer instructions about spoken commands, trains builtin:vanilla_asr on those answers, and probes it
 again. It ends with report.html.
 
-Each step prints what it is for and the command that does it. The training is as long as about 6 minutes for the whole
-demo allow; --full trains for 40 steps of 8 samples and probes 24 samples. The first run fetches 164 MB of models.
+Each step prints what it is for and the command that does it. The training is sized so that the whole demo takes about
+6 minutes on this machine; --full trains for 40 steps of 8 samples and probes 24 samples. The first run fetches 164 MB
+of models.
 """
 
 
@@ -24,10 +25,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
     full: Annotated[bool, typer.Option("--full", help="Train longer and probe more samples.")] = False,
     steps: Annotated[
-        int | None, typer.Option(help="Training steps.  [default: what fits]", min=1, show_default=False)
+        int | None,
+        typer.Option(
+            help="Training steps.  [default: as many as fit into about 6 minutes; 40 with --full]",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Samples that are probed.  [default: 8, or 24]", min=2, show_default=False)
+        int | None,
+        typer.Option(help="Samples that are probed.  [default: 8; 24 with --full]", min=2, show_default=False),
     ] = None,
     resume: Annotated[
         bool,

@@ -55,13 +55,7 @@ def evaluate(
     template: opt.Template = None,
     date: opt.Date = None,
     max_new_tokens: opt.MaxNewTokens = 128,
-    read: Annotated[
-        str | None,
-        typer.Option(
-            help="Of responses that begin with thinking, read what comes `after_thinking`, or `all`.  [default: as the "
-            "task says, which is after_thinking unless its file names another]"
-        ),
-    ] = None,
+    read: opt.Read = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = "auto",

@@ -36,7 +36,7 @@ Template = Annotated[
 Date = Annotated[
     str | None,
     typer.Option(
-        help="What a chat template that writes the date takes for today.  [default: 2024-07-26]", metavar="YYYY-MM-DD"
+        help="Date used as today's date by chat templates that print one.  [default: 2024-07-26]", metavar="YYYY-MM-DD"
     ),
 ]
 Device = Annotated[
@@ -49,7 +49,8 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        help="float32, bfloat16, float16; `auto`: float32 on CPU; on a GPU bfloat16, or float16 where it lacks it.",
+        help="float32, bfloat16, float16; `auto`: float32 on CPU; on a GPU bfloat16, or float16 on a GPU without "
+        "bfloat16.",
         rich_help_panel=RUN,
     ),
 ]
@@ -76,8 +77,15 @@ Response = Annotated[str, typer.Option(help="generated or reference.", rich_help
 ResponsePart = Annotated[
     str,
     typer.Option(
-        help="Of responses that begin with thinking, measure `all` tokens, the `thinking` or the `answer` behind it.",
+        help="Part of a reasoning model's response that is measured: `all`, `thinking` or `answer`.",
         rich_help_panel=NUMBERS,
+    ),
+]
+Read = Annotated[
+    str | None,
+    typer.Option(
+        help="Part of a reasoning model's response that is scored: `after_thinking` or `all`.  [default: the task's "
+        "own setting, normally after_thinking]"
     ),
 ]
 Responses = Annotated[

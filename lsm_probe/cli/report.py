@@ -45,7 +45,9 @@ def report(
 
     page_and_notebook = out, out.with_suffix(".ipynb")
     if out == page_and_notebook[1]:
-        raise InputError(f"--out {out} is where the notebook goes, beside the page: name the page, for example .html")
+        raise InputError(
+            f"--out {out} would overwrite the page with its notebook: give the page another suffix, such as .html"
+        )
     absent = missing()
     for path in page_and_notebook if notebook or (notebook is None and not absent) else (out,):
         check_can_write("--out", path)

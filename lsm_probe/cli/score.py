@@ -27,13 +27,7 @@ def score(
         list[str] | None,
         typer.Option(help="Name or YAML file of a task to read anew. Repeat it.  [default: as when evaluated]"),
     ] = None,
-    read: Annotated[
-        str | None,
-        typer.Option(
-            help="Of responses that begin with thinking, read what comes `after_thinking`, or `all`.  [default: as the "
-            "task says, which is after_thinking unless its file names another]"
-        ),
-    ] = None,
+    read: opt.Read = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:

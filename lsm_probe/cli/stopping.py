@@ -26,7 +26,7 @@ def sigterm_raises() -> Iterator[None]:
 
 
 @contextmanager
-def stoppable(way_on: str = "the same command with --resume goes on from here") -> Iterator[None]:
+def stoppable(way_on: str = "run the same command with --resume to continue") -> Iterator[None]:
     """Ends the command when the block is stopped, with one line that says how to go on.
 
     Args:

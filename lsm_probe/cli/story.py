@@ -210,7 +210,7 @@ def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[fl
     each = seconds_per_sample(
         read_config("mini/lora", ["model.start=builtin:vanilla_asr", f"train={shlex.quote(str(data))}"])
     )
-    # The repaired model is one of four measurements of attention (with the control), and one of three of sensitivity.
+    # One quarter of the attention time and one third of the sensitivity time, rounded up for safety.
     after = attention / 3 + sensitivity / 2 + report
     size = fitting(seconds_left - after, each)
     full = FULL.steps * FULL.batch * each / 60

@@ -28,7 +28,7 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
     main = join_processes(config.machine).is_main_process
     check_can_write("--out", out, folder=True)
     shown = progress() if main else nullcontext(lambda *_: None)
-    with stoppable("the same command with --resume goes on from the last checkpoint"), shown as on_progress:
+    with stoppable("run the same command with --resume to continue from the last checkpoint"), shown as on_progress:
         report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
     if not main:
         return

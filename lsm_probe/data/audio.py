@@ -298,7 +298,7 @@ def _count(path: Path, raw: mmap, part: _Part) -> int:
             if not read:
                 return position
             position += read
-    raise InputError("gives no true length and is too long to be decoded for it; re-encode it")
+    raise InputError("has a header without a correct length and is too long for counting its frames; re-encode it")
 
 
 def _bounds(sound: _Sound, start: float, duration: float | None) -> tuple[int, int]:

@@ -338,7 +338,7 @@ def _ogg(raw: mmap, position: int) -> list[Stream]:
             last_granule = 0
         is_first_page = bool(flags & 2)
         if 0 <= granule < last_granule:
-            raise InputError(f"counts its samples backwards at byte {position}; re-encode it")
+            raise InputError(f"has a position that decreases (Ogg page at byte {position}); re-encode it")
         last_granule = max(granule, last_granule)
         table = raw[position + 27 : position + 27 + raw[position + 26]]
         position += 27 + len(table) + sum(table)

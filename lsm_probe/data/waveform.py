@@ -9,7 +9,8 @@ from lsm_probe.errors import InputError
 
 MAX_PEAK = 10.0
 """Largest floating-point sample, where full scale is 1. Decoders, resamplers and gain overshoot full scale by a factor
-of 4 at most in practice; speech with a peak of 10 or less would be inaudible in 16-bit numbers (-70 dB)."""
+of 4 at most in practice. 16-bit integers with a peak of 10 or less would be nearly silent (-70 dB), so a larger peak
+means that the samples are on an integer scale."""
 
 _SCALES = (("16-bit", 2**15), ("24-bit", 2**23), ("32-bit", 2**31))
 _OVERSHOOT = 1.5

@@ -76,7 +76,7 @@ class EvaluationResult(ProbeResult):
             read: what of reasoning models' responses is read in all tasks; see [`Task`]; by default as each task says.
 
         Raises:
-            InputError: a task is none of this result's.
+            InputError: a task is none of this result's, or `read` is unknown.
         """
         new = {task.name: task for task in tasks}
         known = [task.name for task in self.tasks]
@@ -117,7 +117,7 @@ class EvaluationResult(ProbeResult):
     def following(self) -> Score | None:
         """The mean over tasks of the share of responses that have the asked-for form; None if no task asks for one.
 
-        Tasks of no response of which the form can be told are left out; details name those that count.
+        Tasks whose responses cannot be checked for form are left out; `details['tasks']` names the rest.
         """
         weights = self.weights()
         rates = {name: found[FOLLOWING] for name, found in self.metrics().items() if FOLLOWING in found}

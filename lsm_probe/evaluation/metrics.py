@@ -81,7 +81,7 @@ class Metric:
     score: Callable[[Floats], Floats]
     n: int
     details: dict[str, Any] = field(default_factory=dict)
-    undefined_if: str = "there is nothing to count"
+    undefined_if: str = "no sample can be scored"
 
     @property
     def value(self) -> float:
@@ -160,7 +160,7 @@ def word_error_rate(
     pairs = [normalise_pair(*pair) for pair in zip(references, responses, known, strict=True)]
     _warn(
         "have references that are not in Latin script, while their `language` is English or not given: they went "
-        "through Whisper's basic normaliser; write their `language` into the manifest",
+        "through Whisper's basic normaliser; set `language` in the task, or in the manifest if the task has none",
         [name for name, pair in zip(ids, pairs, strict=True) if pair.misfit],
     )
     _warn(
@@ -172,7 +172,7 @@ def word_error_rate(
     accented = [any(map(_is_accented, reference)) for reference in references]
     _warn(
         "name no `language` and have references with letters that English lacks, such as ä and ñ: they were scored as "
-        "English, which does not tell ä from a; write their `language` into the manifest",
+        "English, which does not tell ä from a; set `language` in the task, or in the manifest if the task has none",
         [name for name, *both in zip(ids, assumed, accented, strict=True) if all(both)],
     )
     units = [pair.normaliser.unit for pair in pairs]
@@ -322,7 +322,7 @@ def following_rate(follows: Sequence[bool | None]) -> Metric:
         lambda sums: _ratio(sums[..., 0], sums[..., 1]),
         known,
         details,
-        undefined_if="of no response can it be told whether it has the asked-for form",
+        undefined_if="no response can be checked for the requested form",
     )
 
 
@@ -380,7 +380,7 @@ def _word_errors(
     else:
         counts = np.stack([edits.sum(1), length], axis=1)
     name, n = ("word_error_rate_macro", int((length > 0).sum())) if macro else ("word_error_rate", len(length))
-    undefined_if = "no reference holds a word"
+    undefined_if = "all references are empty after normalisation"
     return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), n, details, undefined_if)
 
 

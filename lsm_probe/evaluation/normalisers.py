@@ -62,6 +62,11 @@ def normalise_pair(reference: str, response: str, language: Language | None) -> 
     """Makes a reference and a response alike: English, and text of an unknown language in Latin script, as English.
 
     Characters are counted where the language, or more than half of the reference, is written without spaces.
+
+    Args:
+        reference: decides, with the language, how both are normalised.
+        response: what is compared with it.
+        language: of both; None if unknown.
     """
     unspaced = is_unspaced(reference) or (language is not None and not language.is_spaced)
     maybe_english = language is None or language.code == "en"

@@ -60,6 +60,7 @@ class Predictions:
 
     @cached_property
     def ids(self) -> list[str]:
+        """How warnings name the samples: by id, else by number."""
         return [row.get("id", f"number {i} (from 0)") for i, row in enumerate(self.rows)]
 
     @cached_property

@@ -72,12 +72,13 @@ class AudioLlmProcessor:
             audio: mono waveform at 16 kHz, `[samples]`, as [`as_waveform`] takes it.
 
         Raises:
-            InputError: as [`as_waveform`]; there is too little speech, or the processor cuts some of it off; or it
-                makes other tokens of the prompt than its template and tokenizer say.
+            InputError: as [`as_waveform`]; the instruction holds a control token or the audio placeholder, or has no
+                tokens; there is too little speech, or the processor cuts some of it off; or it makes other tokens of
+                the prompt than its template and tokenizer say.
         """
         audio = as_waveform(audio)
         refuse_placeholder("instruction", instruction, self.audio_token)
-        # First, so that what is wrong with the instruction is told as that.
+        # Checked first, so that errors name the instruction.
         written = self._write(instruction.strip(), None)
         ids, features = self._hear(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
@@ -106,7 +107,8 @@ class AudioLlmProcessor:
         """Encodes one instruction about a transcript, which stands where the speech would.
 
         Raises:
-            InputError: it holds the audio placeholder, or tokenises to nothing.
+            InputError: the transcript holds the audio placeholder; or it or the instruction holds a control token or
+                tokenises to nothing.
         """
         refuse_placeholder("transcript", transcript, self.audio_token)
         return self._write(instruction.strip(), transcript.strip())

@@ -111,7 +111,7 @@ class Checkpoint:
         """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text.
 
         Raises:
-            InputError: the text holds a special token, as an EOS of its own.
+            InputError: the text contains a special token, such as EOS.
         """
         ids = encode_target(self.tokenizer, text)
         eos, own = self.eos_token_ids, self.tokenizer.eos_token_id
@@ -123,7 +123,15 @@ class Checkpoint:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def find_thought(self, prompt: Prompt, response: list[int]) -> Thought | None:
-        """The thinking that a response to this prompt begins with; None where there is none."""
+        """The thinking that a response begins with.
+
+        Args:
+            prompt: what was answered.
+            response: token ids.
+
+        Returns:
+            None where the response holds no thinking.
+        """
         ended = bool(response) and response[-1] in self.eos_token_ids
         return find_thought(self.tokenizer, response, opening_of(self.tokenizer, prompt), ended=ended)
 
@@ -205,7 +213,7 @@ class Checkpoint:
         exact = find_exact_length(config)
         if exact is not None and len(prompt) + response_tokens > exact[1]:
             raise InputError(
-                f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} exceed the {exact[1]} "
-                f"tokens ({exact[0]}) up to which the sparse attention of {self.name}, a {config.model_type!r} model, "
-                "does not depend on the batch: shorten the source or lower --max-new-tokens"
+                f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} are too long for "
+                f"{self.name}: beyond {exact[1]} tokens ({exact[0]}) the sparse attention of {config.model_type!r} "
+                "models depends on the batch; shorten the source or lower --max-new-tokens"
             )

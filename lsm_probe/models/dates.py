@@ -28,9 +28,13 @@ def read_date(text: str) -> datetime.date:
 
 
 def pin_date(part: Any, date: datetime.date) -> None:
-    """Makes the chat templates of a tokenizer or a processor write this date; one that writes none stays as it is.
+    """Makes chat templates write this date; one that writes none stays as it is.
 
     A template that is saved keeps its date, so that a model goes on reading the prompts it was trained on.
+
+    Args:
+        part: a tokenizer or a processor; its chat templates are changed in place.
+        date: the date to write.
     """
     templates = getattr(part, "chat_template", None)
     if isinstance(templates, str):
@@ -40,7 +44,11 @@ def pin_date(part: Any, date: datetime.date) -> None:
 
 
 def pinned_date(*parts: Any) -> str | None:
-    """The date that the first of these writes that has a chat template; None if it writes none."""
+    """The fixed date in the chat template of the first part that has one; None if that template prints no date.
+
+    Args:
+        parts: tokenizers and processors; None counts as one without a template.
+    """
     template = next((found for part in parts if (found := getattr(part, "chat_template", None))), "")
     pinned = _PINNED.match(template.get("default", "") if isinstance(template, dict) else template)
     return pinned[1] if pinned else None

@@ -28,10 +28,8 @@ def generate_greedily(
     and rows that have ended are taken out of the key-value cache: the same answers, in half the time of a plain batch
     of 48 whose answers differ much in length.
 
-    Each token is what a pass over all tokens before it gives. Where rotary frequencies depend on the length, what is in
-    the cache has those of a shorter sequence once they change: then all rows run again without it. This is the answer
-    of the model's own `generate(use_cache=False)` to one prompt; with its cache, most classes of transformers go on
-    with the keys of the old frequencies.
+    If rotary frequencies depend on the length, the cached keys become invalid when they change; the sequence is then
+    run again without the cache. The answer equals that of `generate(use_cache=False)` for one prompt.
 
     Args:
         llm: the causal LM.

@@ -69,10 +69,15 @@ def load(
             it has no instructions for bfloat16.
         template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM; of an audio LLM
             `chat` or `chat_source_first`.
-        date: what a chat template takes for today, where it writes the date into the prompt; by default [`DATE`].
+        date: used as today's date by chat templates that print one; [`DATE`] by default.
 
     Raises:
-        InputError: if there is no such checkpoint, its checksums do not hold, or it is of a kind that cannot be probed.
+        InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,
+            an adapter lies beside whole weights, it is of a kind that cannot be probed, or the date is invalid.
+
+    Warns:
+        UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
+            the LLM are left out, or another `attn_implementation` than the one in `config.json` is run.
     """
     name = str(name)
     torch_device = resolve_device(device)
@@ -135,7 +140,7 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
         date: as in [`load`].
 
     Raises:
-        InputError: there is no such checkpoint, its checksums do not hold, or it is no text LLM.
+        InputError: there is no such checkpoint, its checksums do not hold, it is no text LLM, or the date is invalid.
     """
     name = str(name)
     _check_template(template)
@@ -222,7 +227,7 @@ def build_lsm(
         date: as in [`load`].
 
     Raises:
-        InputError: if either part cannot be loaded, or the parts cannot be put together as asked.
+        InputError: if either part cannot be loaded, the parts cannot be put together as asked, or the date is invalid.
     """
     tokenizer = _with_date(pretrained(AutoTokenizer, llm), date)
     language_model = _causal_llm(str(llm), llm, dtype)
@@ -267,6 +272,18 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of a name as [`load`] takes it.
+
+    Args:
+        dtype: `float32`, `bfloat16`, `float16` or `auto`.
+        device: where the model runs.
+
+    Raises:
+        InputError: the name is unknown.
+
+    Warns:
+        UserWarning: the dtype is emulated on the device.
+    """
     if dtype == "auto":
         if device.type == "cpu":
             return torch.float32
@@ -373,8 +390,21 @@ def describe_prompt(
     name: str,
     date: str | None,
 ) -> dict[str, str]:
-    """What tells the prompts of one checkpoint from those of another: the hash of an example, and the date in it where
-    there is one. Nothing, where the template renders none: whoever asks for a prompt is told why.
+    """What tells the prompts of one checkpoint from those of another.
+
+    Args:
+        tokenizer: of the checkpoint.
+        template: name of the prompt template.
+        processor: of a model that hears; None for a text LLM.
+        name: of the checkpoint, for the warning.
+        date: the date that was asked for, if any.
+
+    Returns:
+        `prompt_sha256`, the hash of an example prompt, and `date` if the template prints one. Empty if the template
+        renders no prompt: whoever asks for a prompt is told why.
+
+    Warns:
+        UserWarning: a date was asked for that the template does not print.
     """
     try:
         if isinstance(processor, AudioLlmProcessor):

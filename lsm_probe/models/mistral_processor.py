@@ -26,6 +26,7 @@ class MistralProcessor(AudioLlmProcessor):
     """
 
     def example(self) -> Sequence[tuple[int, object]]:
+        """As in the base class, with token ids instead of text: mistral-common renders no text."""
         prompt = self._write("{instruction}", None)
         return list(zip(prompt.segments, prompt.input_ids, strict=True))
 

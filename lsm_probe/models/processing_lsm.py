@@ -78,7 +78,8 @@ class LsmProcessor(ProcessorMixin):
                 More than 30 s becomes several pieces, each encoded by itself; nothing is cut off.
 
         Raises:
-            InputError: as [`as_waveform`].
+            InputError: as [`as_waveform`]; or the instruction holds a control token or the audio placeholder, or has no
+                tokens.
         """
         features, mask = self.extract(audio)
         prompt = self._encode_speech(instruction, self.count_speech_tokens(len(audio)))
@@ -97,7 +98,8 @@ class LsmProcessor(ProcessorMixin):
         """Encodes one instruction about a transcript, which stands where the speech would.
 
         Raises:
-            InputError: the transcript holds the audio placeholder, or tokenises to nothing.
+            InputError: the transcript holds the audio placeholder; or it or the instruction holds a control token or
+                tokenises to nothing.
         """
         refuse_placeholder("transcript", transcript, AUDIO_TOKEN)
         return encode_prompt(self.tokenizer, self.template, instruction, transcript)
@@ -135,7 +137,7 @@ class LsmProcessor(ProcessorMixin):
             `input_features_mask` `[pieces, 3000]`, and `segments` `[batch, tokens]` if asked for.
 
         Raises:
-            InputError: the sampling rate is another, or as [`as_waveform`].
+            InputError: the sampling rate is another, or as [`LsmProcessor.encode`].
         """
         needed = self.feature_extractor.sampling_rate
         if sampling_rate is not None and sampling_rate != needed:

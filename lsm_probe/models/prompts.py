@@ -94,7 +94,7 @@ def encode_pieces(
     Args:
         tokenizer: a fast tokenizer.
         pieces: the prompt's text, cut into segments.
-        placeholder: the source, where it is what stands for the speech.
+        placeholder: text that stands for the speech; a source equal to it is not checked for control tokens.
 
     Raises:
         InputError: instruction or source tokenise to nothing, or hold a control token.
@@ -113,7 +113,7 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a reference answer, without an end.
 
     Raises:
-        InputError: it holds a special token, as one that ends an answer.
+        InputError: the text contains a special token, such as EOS.
     """
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     added = _added_tokens(tokenizer)

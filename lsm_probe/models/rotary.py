@@ -55,7 +55,15 @@ def sequence_length(tokens: int) -> Iterator[None]:
 
 
 def group_by_frequencies(llm: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
-    """The indices of sequences of these lengths, those with the same rotary frequencies together."""
+    """Groups sequences that have the same rotary frequencies.
+
+    Args:
+        llm: as [`separate_rows`] left it.
+        lengths: in tokens, one for each sequence.
+
+    Returns:
+        The indices of the sequences of each group.
+    """
     rows = _rows_of(llm)
     if rows is None:
         return [list(range(len(lengths)))]
@@ -66,7 +74,13 @@ def group_by_frequencies(llm: PreTrainedModel, lengths: Sequence[int]) -> list[l
 
 
 def keep_frequencies(llm: PreTrainedModel, lengths: Sequence[int], more: int) -> bool:
-    """Whether sequences of these lengths each keep their rotary frequencies when they grow by so many tokens."""
+    """Whether sequences keep their rotary frequencies when each grows by `more` tokens.
+
+    Args:
+        llm: as [`separate_rows`] left it.
+        lengths: in tokens, one for each sequence.
+        more: tokens that are added to each.
+    """
     rows = _rows_of(llm)
     return rows is None or all(rows.frequencies(n) == rows.frequencies(n + more) for n in lengths)
 
@@ -108,7 +122,7 @@ class _SeparateRows:
 
 def _rotate_alone(module: Any, x: Tensor, positions: Tensor, given: dict[str, Any]) -> Any:
     """What a rotary module gives for one row `[..., 1, tokens]`; a last position may be added for the length."""
-    # By a single token a module of the `dynamic` kind goes back to its first frequencies.
+    # A pass over one token resets `dynamic` modules to their first frequencies.
     module.forward(x, torch.zeros_like(positions[..., :1]), **given)
     length = _sequence_length.get()
     if length is not None:
@@ -122,10 +136,8 @@ def _find_limits(module: Any) -> list[tuple[bool, int]]:
     Returns:
         `(grows, limit)`: beyond the limit the frequencies change with each further token, or once.
     """
-    kinds, parameters = (
-        getattr(module, "rope_type", None),
-        getattr(getattr(module, "config", None), "rope_parameters", {}),
-    )
+    kinds = getattr(module, "rope_type", None)
+    parameters = getattr(getattr(module, "config", None), "rope_parameters", {})
     if kinds is None:
         return []
     by_layer = kinds if isinstance(kinds, dict) else {None: kinds}

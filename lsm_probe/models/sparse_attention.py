@@ -1,4 +1,4 @@
-"""Attention that chooses keys by how many there are: which lengths it treats as any other attention would."""
+"""Sequence lengths up to which sparse attention equals full attention."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def find_exact_length(config: Any) -> tuple[str, int] | None:
         if tokens is not None:
             return name, int(tokens)
     blocks = getattr(config, "index_topk_blocks", None)  # MiniMax M3
-    return None if blocks is None else ("index_topk_blocks", int(blocks * config.index_block_size))
+    return None if blocks is None else ("index_topk_blocks x index_block_size", int(blocks * config.index_block_size))

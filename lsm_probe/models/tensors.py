@@ -72,9 +72,13 @@ def check_tensors(
     ]
     if faults:
         has_adapter = any("lora_" in key or ".base_layer." in key for key in unused)
-        mend = "merge its adapter and save the merged model" if has_adapter else "take both from one good copy"
+        remedy = (
+            "merge its adapter and save the merged model"
+            if has_adapter
+            else "copy config.json and the weights again from the same source"
+        )
         raise InputError(
-            f"{name} cannot be loaded: its weights do not fit its config.json, they {' and '.join(faults)}; {mend}"
+            f"{name} cannot be loaded: its weights do not fit its config.json. They {' and '.join(faults)}; {remedy}"
         )
 
 

@@ -99,7 +99,17 @@ def find_thought(
 def find_thought_in_text(
     tokenizer: PreTrainedTokenizerBase, response: str, opening: str, *, ended: bool
 ) -> tuple[str, str | None] | None:
-    """As [`find_thought`], of a text that still holds the marks: the thinking and the answer."""
+    """As [`find_thought`], for a text that still holds the marks.
+
+    Args:
+        tokenizer: of the response.
+        response: text with its special tokens.
+        opening: see [`opening_of`].
+        ended: whether the model ended the response itself.
+
+    Returns:
+        The thinking and the answer (None for an unfinished thought); None where the response holds no thinking.
+    """
     found = split_thought(response, marks_of(tokenizer), opening, ended=ended)
     if found is None or found[1] is None:
         return found
@@ -120,6 +130,16 @@ def split_thought(
     A response has thinking if it begins with the opening mark or the prompt does so for it, or if the closing mark of
     the model's own family stands in it. A response that the prompt has opened and that ends by itself without a closing
     mark is an answer: so answers a model that was trained to answer at once.
+
+    Args:
+        response: text with its special tokens.
+        marks: see [`marks_of`].
+        opening: see [`opening_of`].
+        ended: whether the model ended the response itself.
+
+    Returns:
+        The thinking, and the text behind it (None for an unfinished thought); None where the response holds no
+        thinking.
     """
     for own in marks:
         opened = _is_open(own, opening)

@@ -72,11 +72,11 @@ def _can_be_drawn(character: str) -> bool:
     return False
 
 
-@cache  # once is enough
+@cache
 def _warn_of_codes() -> None:
     warnings.warn(
-        "no installed font has some of the characters to be drawn, which the pictures show as codes such as \\u6a21: "
-        "install a font that has them",
+        "some characters are in no installed font, so the figures show their codes, such as \\u6a21: install a font "
+        "that has them, for example Noto Sans CJK",
         stacklevel=2,
     )
 

@@ -90,8 +90,8 @@ def alignment(
 
     Raises:
         InputError: the checkpoint is a text LLM, there are too few samples for `perplexity` or fewer than 5
-            utterances, a state is unknown, a sample cannot be used (under `on_error="fail"`), or states are not
-            finite.
+            utterances, a state is unknown, the response part is unknown or given without `segment="response"`, a sample
+            cannot be used (under `on_error="fail"`), or states are not finite.
     """
     conventions = AlignmentConventions(segment, response if segment == "response" else "none")
     if checkpoint.source != "speech":

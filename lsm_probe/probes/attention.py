@@ -86,7 +86,7 @@ def attention(
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the backend is not installed,
-            or the model's attention cannot be measured exactly.
+            the response part is unknown, or the model's attention cannot be measured exactly.
     """
     conventions = Conventions(heads, segment, aggregate, span, response)
     measuring = Round(

@@ -53,6 +53,7 @@ class AnswerSums:
     rows: NDArray[np.int64]
 
     def subset(self, keep: NDArray[np.int64]) -> AnswerSums:
+        """The sums of the samples at these positions, in this order."""
         return AnswerSums(*(values[keep] for values in vars(self).values()))
 
 
@@ -107,6 +108,9 @@ class AttentionResult(ProbeResult):
 
     def of_part(self, part: Literal["thinking", "answer"]) -> AttentionResult:
         """What the rows of a part of the responses take, of the samples that have such rows. Needs no forward pass.
+
+        Args:
+            part: of responses that begin with thinking; a response without thinking counts entirely as answer.
 
         Raises:
             InputError: no measured response has that part, or only one part was measured.

@@ -30,7 +30,8 @@ def compare(results: Sequence[ProbeResult]) -> dict[str, Any]:
 
 
 def _controls(first: ProbeResult, second: ProbeResult, results: Sequence[ProbeResult]) -> list[str]:
-    """Names of the controls that have the source lengths of one of the two: their own LLM's, else others'."""
+    """Names of the controls with the source lengths of either result; those made from one of the two LLMs if there are
+    any, else all."""
     pair = (first, second)
     others = [r for r in results if isinstance(r, AttentionResult) and r.name not in (first.name, second.name)]
     served = [controls_for(others, r) for r in pair if isinstance(r, AttentionResult)]

@@ -74,9 +74,12 @@ def controls_for(results: Sequence[AttentionResult], checkpoint: AttentionResult
     """The controls at a checkpoint's source lengths, by the name of their text LLM, whomever they were made for.
 
     Of several of one text LLM it is that with most of the checkpoint's samples, then that made for the checkpoint.
+
+    Args:
+        results: among which controls are looked for.
+        checkpoint: the result that is held against them.
     """
     found = [r for r in results if is_control(r) and same_source_lengths(r, checkpoint)]
     ids = set(checkpoint.ids)
-    # A later one takes the place of an earlier one.
     found.sort(key=lambda r: (len(ids.intersection(r.ids)), r.name.endswith(CONTROL + checkpoint.name)))
     return {r.name.partition(CONTROL)[0]: r for r in found}

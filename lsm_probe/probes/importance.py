@@ -90,7 +90,8 @@ def importance(
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the loss is not finite, the
-            share is not between 0 and 1, or weights cannot have gradients (quantised ones).
+            share is not between 0 and 1, the response part is unknown, or weights cannot have gradients (quantised
+            ones).
     """
     conventions = ImportanceConventions(mode, modality, response)
     for option, share in (("--masks", masks), ("--ablate", ablate)):

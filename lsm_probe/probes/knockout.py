@@ -103,8 +103,8 @@ def knockout(
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive
-            number, `layers` names none of the model's or comes without `heads`, or the model's attention cannot be
-            captured and cut exactly.
+            number, `layers` names none of the model's or comes without `heads`, the response part is unknown, or the
+            model's attention cannot be captured and cut exactly.
     """
     if window < 1:
         raise InputError(f"--window {window} is no number of layers: give 1 or more")

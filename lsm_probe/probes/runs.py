@@ -170,6 +170,9 @@ def slug(*names: str) -> str:
     Of a path it is the last part, without the characters folders dislike; letters of all scripts stay.
 
     `runs/vanilla/model`, as training writes it, is told from other models by the folder before.
+
+    Args:
+        names: as given on the command line, or of results.
     """
     parts = (part for name in names for part in name.split(" + "))
     return short_enough("+".join("-at-length-of-".join(map(_slug, part.split(CONTROL))) for part in parts))

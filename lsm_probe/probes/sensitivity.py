@@ -40,8 +40,8 @@ from lsm_probe.probes.sensitivity_result import SensitivityConventions, Sensitiv
 from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject
 
 BOUNDS, BOUNDS_HALF = (1e-3, 1e-3), (0.1, 0.3)
-"""Largest difference between scoring a prompt with others and by itself, nats per token, over all samples and in the
-worst one: rounding, in full and half precision. Six built-in samples in bfloat16: 0.06, and 0.09 in the worst."""
+"""Largest allowed difference, in nats per token, between scoring a prompt in a batch and alone: over all samples, and
+in the worst sample; in full and half precision. Six built-in samples in bfloat16: 0.06, and 0.09 in the worst."""
 
 
 def sensitivity(
@@ -89,7 +89,8 @@ def sensitivity(
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, a pool holds nothing but the
-            own, or the model gives log-probabilities that are not finite.
+            own, the response part is unknown, the model gives log-probabilities that are not finite, or its key-value
+            cache or batching changes its results.
     """
     if sources is not None and sources < 2:
         raise InputError(f"--sources {sources}: a pool of sources holds at least 2, the own and another")
@@ -145,11 +146,12 @@ def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]
     bound, worst_bound = BOUNDS if dtype in (torch.float32, torch.float64) else BOUNDS_HALF
     mean, worst = float(np.mean(errors)), int(np.argmax(errors))
     if not (mean <= bound and errors[worst] <= worst_bound):
+        remedy = "" if bound == BOUNDS[0] else "; try --dtype float32"
         raise InputError(
             f"log-probabilities of prompts scored together differ from those of single passes by {mean:.1e} nats a "
             f"token (bound {bound:.0e}), and by {errors[worst]:.1e} in sample {records[worst].sample['id']} (bound "
-            f"{worst_bound:.0e}): the model's key-value cache does not keep what it computes, or prompts in a batch "
-            "change each other"
+            f"{worst_bound:.0e}): the model's key-value cache or batching changes its results, so it cannot be "
+            f"measured{remedy}"
         )
     return {
         "mean": mean,

@@ -152,7 +152,10 @@ def notes(baseline: Baseline, current: Baseline, *, paired: bool = False) -> Ite
     if baseline.checkpoint.dtype != current.checkpoint.dtype:
         yield f"dtypes differ ({baseline.checkpoint.dtype}, {current.checkpoint.dtype})"
     if baseline.checkpoint.prompt_sha256 is None and current.checkpoint.date is not None:
-        yield f"the current prompts hold the date {current.checkpoint.date}; the baseline does not tell which it held"
+        yield (
+            f"the current prompts contain the date {current.checkpoint.date}; the baseline was made by an older "
+            "version, which did not store its date"
+        )
     if baseline.self_check.backend != current.self_check.backend:
         yield f"backends differ ({baseline.self_check.backend}, {current.self_check.backend})"
     names = sorted(baseline.versions.keys() | current.versions.keys())

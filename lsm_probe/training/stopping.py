@@ -98,8 +98,8 @@ class StopOnSignal(TrainerCallback):
             ("stopped by SIGTERM", Terminated) if self.signal == signal.SIGTERM else ("interrupted", KeyboardInterrupt)
         )
         if step == 0:
-            return kind(f"{by} before the first of {total} steps ended: the same command with --resume starts again")
-        return kind(f"{by} and saved at step {step} of {total}: the same command with --resume goes on")
+            return kind(f"{by} before the first of {total} steps: run the same command with --resume to start again")
+        return kind(f"{by} and saved at step {step} of {total}: run the same command with --resume to continue")
 
     def _ask(self, number: int, _: Any) -> None:
         if self.signal == signal.SIGINT == number:  # a second Ctrl-C does not wait for the save

@@ -84,7 +84,7 @@ def test_a_folder_where_a_file_must_be(command, lsm_probe_command, tmp_path):
 def test_a_page_and_its_notebook_are_two_files(lsm_probe_command, tmp_path):
     code, _, stderr = lsm_probe_command("report", tmp_path, "--out", "page.ipynb")
     assert code == 2
-    assert "page.ipynb is where the notebook goes" in stderr
+    assert "page.ipynb would overwrite the page with its notebook" in stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -163,7 +163,7 @@ def test_without_a_home_folder_the_cache_must_be_named(monkeypatch):
     monkeypatch.setattr(Path, "home", unknown)
     for name in ("LSM_PROBE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match="no home folder: set LSM_PROBE_CACHE to a folder that can be written"):
+    with pytest.raises(InputError, match="no home folder: set LSM_PROBE_CACHE to an absolute path"):
         cache_root()
     monkeypatch.setenv("LSM_PROBE_CACHE", "/somewhere")
     assert cache_root() == Path("/somewhere")

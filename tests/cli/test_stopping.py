@@ -34,7 +34,7 @@ def test_a_probe_ends_at_once_and_says_how_to_go_on(lsm_probe_command, tiny_llm_
     )
     assert (code, stderr.splitlines()[-1]) == (
         CODES[number][0],
-        f"{CODES[number][1]}: the same command with --resume goes on from here",
+        f"{CODES[number][1]}: run the same command with --resume to continue",
     )
     assert time.monotonic() - begun < 30
 

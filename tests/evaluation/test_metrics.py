@@ -91,7 +91,7 @@ def test_without_any_reference_word_the_rate_is_undefined():
     assert math.isnan(rate.value)
     score = rate.estimate(["a", "b"])
     assert score.to_dict()["value"] is None
-    assert score.details["undefined"] == "no reference holds a word"
+    assert score.details["undefined"] == "all references are empty after normalisation"
     assert score.shown == "undefined"
 
 

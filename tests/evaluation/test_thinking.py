@@ -89,7 +89,7 @@ def test_predictions_are_read_the_other_way_without_a_model(evaluated, tmp_path,
     assert code == 0, error
     assert "5 of 6 responses begin with thinking" in error
     assert error.rstrip().endswith("scores use whole responses, thinking included")
-    assert "2 end before their thinking does" in error
+    assert "2 stop before the thinking ends" in error
     stored = json.loads((tmp_path / "all" / "result.json").read_text())
     assert stored["conventions"]["tasks"]["colour"]["read"] == "all"
     code, _, error = lsm_probe_command("score", tmp_path / "predictions", "--read", "some", "--out", tmp_path / "some")

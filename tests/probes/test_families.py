@@ -526,7 +526,8 @@ def test_sparse_attention_is_refused_beyond_the_length_that_it_sees_in_full(fami
     tokens = len(checkpoint.encode(sample.instruction, sample.text))
     for probe in (lsm_probe.attention, lsm_probe.knockout):
         probe(checkpoint, [sample], responses={"s": [5] * (60 - tokens)})
-        with pytest.raises(InputError, match=f"exceed the 60 tokens .* the sparse attention of sparse, a '{family}'"):
+        said = f"too long for sparse: beyond 60 tokens .* the sparse attention of '{family}' models depends"
+        with pytest.raises(InputError, match=said):
             probe(checkpoint, [sample], responses={"s": [5] * (61 - tokens)})
 
 

@@ -249,7 +249,7 @@ def test_ctrl_c_in_one_process_ends_both_and_the_run_goes_on_later(tiny_lsm_fold
     started[1].send_signal(signal.SIGINT)
     ended = wait(started)
     assert [code for code, _, _ in ended] == [130, 130], ended
-    assert sum(said.count("--resume goes on") for _, _, said in ended) == 1
+    assert sum(said.count("with --resume to continue") for _, _, said in ended) == 1
     assert list(out.glob("progress/*/batch-*.npz"))
 
 

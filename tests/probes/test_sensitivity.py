@@ -965,7 +965,7 @@ def test_a_cache_that_loses_what_it_computed_is_refused(tiny_llm, asked, monkeyp
         return cache
 
     monkeypatch.setattr(scoring, "_run_shared", forgetful)
-    with pytest.raises(InputError, match="key-value cache does not keep what it computes") as info:
+    with pytest.raises(InputError, match="key-value cache or batching changes its results") as info:
         probe(tiny_llm, asked, responses=RESPONSES)
     assert "\n" not in str(info.value)
 

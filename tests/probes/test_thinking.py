@@ -151,7 +151,7 @@ def test_the_command_says_what_is_measured_of_responses_that_think(
     code, _, error = lsm_probe_command(command, *options, "--out", tmp_path / "all")
     assert code == 0, error
     assert "2 of 2 responses begin with thinking" in error
-    assert "1 end before their thinking does: raise --max-new-tokens; all tokens are measured" in error
+    assert "1 stop before the thinking ends: raise --max-new-tokens; all tokens are measured" in error
     code, _, error = lsm_probe_command(command, *options, "--response-part", "answer", "--out", tmp_path / "answer")
     assert code == 0, error
     stored = json.loads((tmp_path / "answer" / "result.json").read_text())

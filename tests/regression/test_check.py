@@ -88,7 +88,8 @@ def test_a_baseline_that_does_not_tell_its_prompts_stays_usable(pair, edit):
     assert not check(before, now).notes
     edit(now, checkpoint__date="2024-07-26")
     assert check(before, now).notes == [
-        "the current prompts hold the date 2024-07-26; the baseline does not tell which it held"
+        "the current prompts contain the date 2024-07-26; the baseline was made by an older version, which did not "
+        "store its date"
     ]
 
 

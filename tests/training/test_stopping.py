@@ -38,7 +38,7 @@ def test_a_step_is_left_at_once_and_the_run_resumes_as_if_nothing_had_happened(
     out = tmp_path / "out"
     # Every second step is saved, and step 3 is not one of them.
     in_a_step = signal_when(number, 3, "pass 2 of 4")
-    with pytest.raises(KINDS[number], match=r"saved at step 3 of 9: the same command with --resume goes on"):
+    with pytest.raises(KINDS[number], match=r"saved at step 3 of 9: run the same command with --resume to continue"):
         train(training_config(*given), out, on_progress=in_a_step)
     in_an_evaluation = signal_when(number, 6, "held-out loss: batch 2")
     with pytest.raises(KINDS[number], match=r"saved at step 6 of 9"):
@@ -49,7 +49,7 @@ def test_a_step_is_left_at_once_and_the_run_resumes_as_if_nothing_had_happened(
 
 def test_before_the_first_step_there_is_nothing_to_save(training_config, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(Terminated, match=r"before the first of 9 steps ended: .* --resume starts again"):
+    with pytest.raises(Terminated, match=r"before the first of 9 steps: .* --resume to start again"):
         train(training_config(IN_FOUR_PASSES), out, on_progress=signal_when(signal.SIGTERM, 0, "pass 1 of 4"))
     assert not list(out.glob("checkpoint-*"))
     assert train(training_config(IN_FOUR_PASSES), out, resume=True)["stages"][0]["steps"] == 9

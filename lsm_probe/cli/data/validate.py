@@ -17,7 +17,9 @@ def validate(
     ] = False,
     ckpt: Annotated[
         str | None,
-        typer.Option(help="Also check that this checkpoint reads every text as text (its tokenizer; no weights)."),
+        typer.Option(
+            help="Also check the texts for control tokens of this checkpoint's tokenizer (weights are not loaded)."
+        ),
     ] = None,
     template: opt.Template = None,
     json: opt.Json = False,

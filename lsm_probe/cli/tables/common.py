@@ -31,7 +31,7 @@ def thinking_note(result: ProbeResult) -> str | None:
         f"{found['thinking_tokens']:.1f} tokens, before {found['answer_tokens']:.1f} of the answer)"
     )
     if found["unfinished"]:
-        note += f"; {found['unfinished']} end before their thinking does: raise --max-new-tokens"
+        note += f"; {found['unfinished']} stop before the thinking ends: raise --max-new-tokens"
     if result.PROBE == "evaluate":
         return f"{note}; {_scored_part({task.read for task in result.conventions.tasks})}"
     if "response_part" in result.checkpoint:

@@ -33,9 +33,9 @@ def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
         sample_ids: of all the jobs, in order.
 
     Returns:
-        The report: samples drawn, kept and dropped by task and reason, of how many answers the thinking was taken off
-        (`thinking`, where there are any), answer tokens, seconds of generation and
-        tokens per second (None where no shard tells them), and examples.
+        The report: samples drawn, kept and dropped by task and reason, how many answers had thinking removed
+        (`thinking`, if any), answer tokens, seconds of generation and tokens per second (None where no shard tells
+        them), and examples.
 
     Raises:
         InputError: the shards do not hold every job exactly once.
