@@ -17,6 +17,8 @@ from lsm_probe.errors import InputError
 _LONGEST_NAME = 200
 """Bytes; what is written beside a folder has a longer name."""
 _SYSTEMS_LONGEST_NAME = 255
+NOT_HOME = "~ is not read as the home folder here"
+"""Only the shell does."""
 
 
 def plain_name(name: str) -> str:
@@ -94,7 +96,7 @@ def check_can_write(what: str, path: Path, *, folder: bool = False) -> None:
     """
     try:
         if path.parts[:1] and path.parts[0].startswith("~"):
-            raise InputError(f"{what} {path}: ~ is not read as the home folder here; write the path in full")
+            raise InputError(f"{what} {path}: {NOT_HOME}; write the path in full")
         if path.is_symlink() and not path.exists():
             raise InputError(f"{what} {path} is a broken symbolic link: remove it or choose another path")
         if path.exists() and not (path.is_dir() if folder else path.is_file()):

@@ -25,8 +25,11 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+RESUME = "run the same command with --resume to continue"
+
+
 @contextmanager
-def stoppable(way_on: str = "run the same command with --resume to continue") -> Iterator[None]:
+def stoppable(way_on: str = RESUME) -> Iterator[None]:
     """Ends the command when the block is stopped, with one line that says how to go on.
 
     Args:

@@ -12,7 +12,7 @@ from rich.table import Table
 from lsm_probe.cli.console import text_console
 from lsm_probe.cli.drawing import keeping
 from lsm_probe.cli.progress import progress, quiet_transformers
-from lsm_probe.cli.stopping import stoppable
+from lsm_probe.cli.stopping import RESUME, stoppable
 from lsm_probe.data.problems import OnError
 from lsm_probe.files import check_can_write
 from lsm_probe.plots.training import save_history
@@ -28,7 +28,7 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
     main = join_processes(config.machine).is_main_process
     check_can_write("--out", out, folder=True)
     shown = progress() if main else nullcontext(lambda *_: None)
-    with stoppable("run the same command with --resume to continue from the last checkpoint"), shown as on_progress:
+    with stoppable(f"{RESUME} from the last checkpoint"), shown as on_progress:
         report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
     if not main:
         return

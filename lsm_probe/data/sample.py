@@ -3,12 +3,15 @@
 import hashlib
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lsm_probe.errors import InputError
+from lsm_probe.files import NOT_HOME
 from lsm_probe.languages import find_language
 
 # Two letters at least, so that a Windows drive ("C:\\...") is not taken for a scheme.
@@ -118,6 +121,15 @@ def _digest(kind: str, *parts: object) -> str:
     return f"{kind}-{hashlib.sha256(repr(list(map(str, parts))).encode()).hexdigest()[:16]}"
 
 
+@contextmanager
+def naming(sample: Sample) -> Iterator[None]:
+    """Puts the sample's id before the message of an InputError that the block raises."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"sample {sample.id!r}: {error}") from error
+
+
 def regular_file_bytes(path: Path) -> int:
     """Size of a regular file in bytes, by `stat` alone: a fifo or a device would block or never end.
 
@@ -128,7 +140,7 @@ def regular_file_bytes(path: Path) -> int:
         status = path.stat()
     except FileNotFoundError:
         home = any(part.startswith("~") for part in path.parts)
-        advice = "~ is not read as the home folder here, write the path in full" if home else "check the path"
+        advice = f"{NOT_HOME}, write the path in full" if home else "check the path"
         raise InputError(f"{path} does not exist; {advice}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lsm_probe.bootstrap import number_clusters
-from lsm_probe.data.sample import Sample
+from lsm_probe.data.sample import Sample, naming
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.harness import Harness, check_tokenizer
 from lsm_probe.evaluation.mmlu import LETTERS, Mmlu, write_mmlu_tasks
@@ -140,10 +140,8 @@ def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Answering:
         )
     tokens = {}
     for sample in samples:
-        try:
+        with naming(sample):
             tokens[sample.id] = encode_target(checkpoint.tokenizer, sample.target or "")
-        except InputError as error:
-            raise InputError(f"sample {sample.id!r}: {error}") from error
     return Answering("reference", responses=tokens)
 
 

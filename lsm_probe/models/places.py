@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from lsm_probe.errors import InputError
+from lsm_probe.files import NOT_HOME
 
 
 def require_folder(name: str | Path) -> None:
@@ -52,7 +53,7 @@ def _look_for(name: str) -> tuple[str, Path | None]:
     """Which part of a path is not there, and what may have been meant."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own fails where there is no such user
     if path.is_dir():
-        return "~ is not read as the home folder here", path
+        return NOT_HOME, path
     missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
     near = _near(missing)
     if near is not None and (near / path.relative_to(missing)).is_dir():

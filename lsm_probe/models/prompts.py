@@ -116,8 +116,8 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         InputError: the text contains a special token, such as EOS.
     """
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    added = _added_tokens(tokenizer)
-    _refuse_written(tokenizer, "target", text, {token for token in ids if token in added and added[token].special})
+    added = _added_tokens(tokenizer, len(tokenizer))
+    _refuse_written(added, "target", text, {token for token in ids if token in added and added[token].special})
     return ids
 
 
@@ -126,17 +126,16 @@ def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, s
 
     Control tokens are the special tokens, and those of the others that the template writes too.
     """
-    added = _added_tokens(tokenizer)
+    added = _added_tokens(tokenizer, len(tokenizer))
     markup = (Segment.TEMPLATE, Segment.SYSTEM)
     written = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own in markup}
     found = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own is segment}
     control = {token for token in found if token in added and (added[token].special or token in written)}
-    _refuse_written(tokenizer, segment.name.lower(), text, control)
+    _refuse_written(added, segment.name.lower(), text, control)
 
 
-def _refuse_written(tokenizer: PreTrainedTokenizerBase, what: str, text: str, control: set[int]) -> None:
+def _refuse_written(added: Mapping[int, AddedToken], what: str, text: str, control: set[int]) -> None:
     """Refuses a text that spells one of these tokens. An unknown character may be one without being spelt so."""
-    added = _added_tokens(tokenizer)
     for token in sorted(control):
         spelling = added[token].content.strip()
         if spelling and not spelling.isalnum() and _folded(spelling) in _folded(text):
@@ -151,13 +150,14 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, AddedToken]:
-    """Tokens beside the vocabulary of words, by id; none where text is never read as one (mistral-common)."""
-    return _read_added_tokens(tokenizer, len(tokenizer))
-
-
 @lru_cache(maxsize=8)
-def _read_added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int, AddedToken]:
+def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int, AddedToken]:
+    """Tokens beside the vocabulary of words, by id; none where text is never read as one (mistral-common).
+
+    Args:
+        tokenizer: whose tokens.
+        size: its length, so that tokens added later are not missed.
+    """
     found = tokenizer.added_tokens_decoder  # thousands in some, made anew whenever it is asked for
     return found if isinstance(found, Mapping) else {}
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from lsm_probe.data.manifest import explain
 from lsm_probe.errors import InputError
+from lsm_probe.files import NOT_HOME
 from lsm_probe.formats import load_yaml
 from lsm_probe.hardware import computes_natively
 from lsm_probe.models import LsmProjectorConfig
@@ -260,7 +261,7 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     try:
         values = load_yaml(path.read_bytes())
     except FileNotFoundError:
-        home = " (~ is not read as the home folder here)" if name.startswith("~") else ""
+        home = f" ({NOT_HOME})" if name.startswith("~") else ""
         known = ", ".join(presets())
         raise InputError(f"config {name}: no such file{home}, nor a preset; presets are: {known}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lsm_probe.data.audio import read_audio
-from lsm_probe.data.sample import Sample
+from lsm_probe.data.sample import Sample, naming
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import num_speech_tokens
@@ -107,11 +107,9 @@ class TrainingSet(Dataset):
         limit = checkpoint.context_length
         lengths = np.empty(len(self.samples), dtype=np.int32)
         for i, sample in enumerate(self.samples):
-            try:
+            with naming(sample):
                 response = checkpoint.encode_response(sample.target or "")
                 prompt_tokens = prompt_length(sample.instruction)
-            except InputError as error:
-                raise InputError(f"sample {sample.id!r}: {error}") from error
             if not response:
                 raise InputError(f"sample {sample.id!r}: the target {sample.target!r} has no tokens")
             self.responses.append(np.array(response, dtype=np.int32))

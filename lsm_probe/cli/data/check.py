@@ -14,7 +14,7 @@ from lsm_probe.cli.progress import progress
 from lsm_probe.data.audio import check_audio_file, read_audio
 from lsm_probe.data.manifest import scan_manifest
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.sample import Sample
+from lsm_probe.data.sample import Sample, naming
 from lsm_probe.errors import InputError
 
 _KEYS = ("audio", "text", "target")
@@ -72,9 +72,7 @@ def _text_check(ckpt: str, template: str | None) -> Callable[[Sample], None]:
     refuse = load_text_check(ckpt, template=template)
 
     def check(sample: Sample) -> None:
-        try:
+        with naming(sample):
             refuse(sample.instruction, sample.text, sample.target)
-        except InputError as error:
-            raise InputError(f"sample {sample.id!r}: {error}") from error
 
     return check

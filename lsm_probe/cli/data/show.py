@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lsm_probe.cli.progress import progress
-from lsm_probe.cli.stopping import stoppable
+from lsm_probe.cli.stopping import RESUME, stoppable
 from lsm_probe.data.prepare import Prepared
 from lsm_probe.data.problems import LEFT_OUT
 from lsm_probe.files import check_can_write
@@ -16,7 +16,7 @@ from lsm_probe.files import check_can_write
 def prepare_and_show(prepare: Callable[..., Prepared], out: Path, *, resumable: bool, as_json: bool) -> None:
     """Calls `prepare(on_progress=...)` and shows what came of it."""
     check_can_write("--out", out, folder=True)
-    with stoppable() if resumable else stoppable(""), progress() as on_progress:
+    with stoppable(RESUME if resumable else ""), progress() as on_progress:
         prepared = prepare(on_progress=on_progress)
     if as_json:
         left_out = {"left_out": len(prepared.left_out)}
