@@ -12,7 +12,7 @@ def one_line(message: str) -> str:
 class InputError(Exception):
     """Something given from outside cannot be used.
 
-    The message says what is wrong, where, and how to mend it; the command line prints it without a traceback and exits
+    The message says what is wrong, where, and how to fix it; the command line prints it without a traceback and exits
     with code 2. It is made one line, whatever names it holds.
     """
 

@@ -41,12 +41,12 @@ def demo(
         typer.Option("--resume", help="Continue an interrupted demo, with the training size it was started with."),
     ] = False,
 ) -> None:
-    from lsm_probe.cli.story import FULL, Repair, tell
+    from lsm_probe.cli.story import FULL, Repair, run_demo
 
     size = FULL if full else None
     if steps is not None:
         size = Repair(steps, FULL.batch if full else 4)
-    tell(out, size=size, limit=limit or (24 if full else 8), resume=resume)
+    run_demo(out, size=size, limit=limit or (24 if full else 8), resume=resume)
 
 
 demo.__doc__ = EXPLANATION

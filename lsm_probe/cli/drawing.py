@@ -11,7 +11,7 @@ from lsm_probe.files import disk_is_full
 
 
 @contextmanager
-def keeping(out: Path) -> Iterator[None]:
+def report_drawing_failure(out: Path) -> Iterator[None]:
     """Ends the command with one line where the block, which draws what is stored in `out`, fails.
 
     Raises:

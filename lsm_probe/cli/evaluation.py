@@ -13,7 +13,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.cascade import cascade_name, load_any, look_up_any
 from lsm_probe.evaluation.evaluate import evaluate
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
-from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks, reading
+from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks, with_read
 from lsm_probe.files import check_can_write
 from lsm_probe.plots.evaluation import PICTURES, save_evaluation
 from lsm_probe.probes.subjects import describe_data
@@ -41,7 +41,7 @@ def evaluate_and_report(
     def read_samples() -> tuple[list[Sample], dict[str, Any]]:
         tasks, samples = read_tasks(task, data=data, limit=limit, on_error=evaluating.get("on_error", "fail"))
         names = "+".join(task.name for task in tasks)
-        return samples, {"tasks": reading(tasks, read), "data": describe_data(samples, names)}
+        return samples, {"tasks": with_read(tasks, read), "data": describe_data(samples, names)}
 
     measure_and_report(
         evaluate,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lsm_probe.cli.console import text_console
-from lsm_probe.cli.drawing import keeping
+from lsm_probe.cli.drawing import report_drawing_failure
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
 from lsm_probe.cli.tables.common import thinking_note
@@ -134,7 +134,7 @@ def _report(
     view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path, as_json: bool
 ) -> None:
     try:
-        with keeping(out):
+        with report_drawing_failure(out):
             view.draw(results, out)
     finally:
         if as_json:

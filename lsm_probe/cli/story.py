@@ -125,7 +125,7 @@ def repair(size: Repair, limit: int) -> list[Step]:
     ]
 
 
-def tell(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
+def run_demo(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
     """Runs the steps one after another; with `resume` it goes on where an earlier demo stopped.
 
     Args:

@@ -48,7 +48,7 @@ def timeline(
     dtype: opt.Dtype = "auto",
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.drawing import keeping
+    from lsm_probe.cli.drawing import report_drawing_failure
     from lsm_probe.cli.progress import quiet_transformers
     from lsm_probe.cli.tables.timeline import show_timeline
     from lsm_probe.data.manifest import read_manifest
@@ -77,7 +77,7 @@ def timeline(
         layer = result.choose_layer(layer)
         result.save(out)
         try:
-            with keeping(out):
+            with report_drawing_failure(out):
                 save_timeline(result, out, layer)
                 save_page(result, out, layer)
         finally:

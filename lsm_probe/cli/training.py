@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from lsm_probe.cli.console import text_console
-from lsm_probe.cli.drawing import keeping
+from lsm_probe.cli.drawing import report_drawing_failure
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import RESUME, stoppable
 from lsm_probe.data.problems import OnError
@@ -33,7 +33,7 @@ def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: 
     if not main:
         return
     try:
-        with keeping(out):
+        with report_drawing_failure(out):
             for history in sorted([out / "history.json", *out.glob("*/history.json")]):
                 if history.exists():
                     save_history(history)

@@ -305,15 +305,15 @@ def _bounds(sound: _Sound, start: float, duration: float | None) -> tuple[int, i
     """First frame and the one after the last. Comparisons are written so that NaN fails them."""
     rate, length = sound.rate, sound.frames / sound.rate
     if not 0 <= start < length:
-        raise InputError(f"start is {start} s, outside the file's {length:.3f} s; mend 'start'")
+        raise InputError(f"start is {start} s, outside the file's {length:.3f} s; fix 'start'")
     if duration is not None and not duration > 0:
         raise InputError(f"duration is {duration} s; it must be above 0")
     end = length if duration is None else start + duration
     if not end <= length + _ROUNDING_SECONDS:
-        raise InputError(f"the section ends at {end:.3f} s, after the file's {length:.3f} s; mend 'duration'")
+        raise InputError(f"the section ends at {end:.3f} s, after the file's {length:.3f} s; fix 'duration'")
     first, stop = round(start * rate), min(round(end * rate), sound.frames)
     if stop <= first:
-        raise InputError(f"the section is shorter than one frame at {rate} Hz; mend 'duration'")
+        raise InputError(f"the section is shorter than one frame at {rate} Hz; fix 'duration'")
     if stop - first > MAX_SECONDS * rate:
         seconds = (stop - first) / rate
         raise InputError(f"asks for {seconds:.0f} s, the limit is {MAX_SECONDS} s; set 'start' and 'duration'")

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
-from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, shortened
-from lsm_probe.evaluation.task import Task, reading
+from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, truncate
+from lsm_probe.evaluation.task import Task, with_read
 from lsm_probe.probes.result import Curve, ProbeResult, curve, package_versions, rounded, thinking_summary
 
 
@@ -82,7 +82,7 @@ class EvaluationResult(ProbeResult):
         known = [task.name for task in self.tasks]
         for name in new.keys() - set(known):
             raise InputError(f"{self.name} has no answers to task {name}; it has: {', '.join(known)}")
-        own = reading([new.get(task.name, task) for task in self.tasks], read)
+        own = with_read([new.get(task.name, task) for task in self.tasks], read)
         return replace(self, conventions=replace(self.conventions, tasks=tuple(own)), versions=_versions())
 
     @cached_property
@@ -150,7 +150,7 @@ class EvaluationResult(ProbeResult):
                     "metrics": {name: found.to_dict() for name, found in self.scores()[task.name].items()},
                     "empty_responses": sum(not row["response"] for row in rows),
                     "cut_responses": sum(self._cut(row) for row in rows),
-                    "scored_in_part": Predictions(task, rows).shortened,
+                    "scored_in_part": Predictions(task, rows).truncated_ids,
                     **({"thinking": thinking} if (thinking := thinking_summary(rows)) else {}),
                     **self._heard(rows, keys),
                 }
@@ -216,7 +216,7 @@ class EvaluationResult(ProbeResult):
         known = [i for i, row in enumerate(rows) if "transcript" in row and "text" in row]
         if not known:
             return {}
-        texts, transcripts = ([shortened(rows[i][key]) for i in known] for key in ("text", "transcript"))
+        texts, transcripts = ([truncate(rows[i][key]) for i in known] for key in ("text", "transcript"))
         languages = [rows[i].get("language") for i in known]
         found = word_error_rate(texts, transcripts, languages, ids=[rows[i]["id"] for i in known])
         return {"transcripts": found.estimate([keys[i] for i in known], self.seed).to_dict()}

@@ -161,7 +161,7 @@ def word_error_rate(
     _warn(
         "have references that are not in Latin script, while their `language` is English or not given: they went "
         "through Whisper's basic normaliser; set `language` in the task, or in the manifest if the task has none",
-        [name for name, pair in zip(ids, pairs, strict=True) if pair.misfit],
+        [name for name, pair in zip(ids, pairs, strict=True) if pair.unexpected_script],
     )
     _warn(
         "hold what Whisper's English normaliser cannot read, such as a number of thousands of digits: they went "

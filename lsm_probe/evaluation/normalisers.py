@@ -47,14 +47,14 @@ class NormalisedPair(NamedTuple):
     """A reference and a response, made alike.
 
     Attributes:
-        misfit: the language is English or not known, and the reference is not in Latin script.
+        unexpected_script: the language is English or not known, and the reference is not in Latin script.
         failed: the English normaliser failed, as it does at numbers of more than 4,300 digits; the basic one was taken.
     """
 
     reference: str
     response: str
     normaliser: Normaliser
-    misfit: bool = False
+    unexpected_script: bool = False
     failed: bool = False
 
 
@@ -70,14 +70,14 @@ def normalise_pair(reference: str, response: str, language: Language | None) -> 
     """
     unspaced = is_unspaced(reference) or (language is not None and not language.is_spaced)
     maybe_english = language is None or language.code == "en"
-    misfit = maybe_english and not is_latin(reference)
+    unexpected_script = maybe_english and not is_latin(reference)
     chosen = basic = _basic(None if language is None else language.code, unspaced)
-    if maybe_english and not misfit:
+    if maybe_english and not unexpected_script:
         chosen = _english()
     try:
-        return NormalisedPair(chosen.apply(reference), chosen.apply(response), chosen, misfit)
+        return NormalisedPair(chosen.apply(reference), chosen.apply(response), chosen, unexpected_script)
     except (AssertionError, ValueError):
-        return NormalisedPair(basic.apply(reference), basic.apply(response), basic, misfit, failed=True)
+        return NormalisedPair(basic.apply(reference), basic.apply(response), basic, unexpected_script, failed=True)
 
 
 @cache

@@ -40,11 +40,11 @@ class Predictions:
 
     @cached_property
     def references(self) -> list[str]:
-        return [shortened(row["reference"]) for row in self.rows]
+        return [truncate(row["reference"]) for row in self.rows]
 
     @cached_property
     def responses(self) -> list[str]:
-        return [shortened(text) for text in self._read]
+        return [truncate(text) for text in self._read]
 
     @cached_property
     def _read(self) -> list[str]:
@@ -64,8 +64,8 @@ class Predictions:
         return [row.get("id", f"number {i} (from 0)") for i, row in enumerate(self.rows)]
 
     @cached_property
-    def shortened(self) -> list[str]:
-        """Ids of the samples whose reference or response is only scored in part; see [`shortened`]."""
+    def truncated_ids(self) -> list[str]:
+        """Ids of the samples whose reference or response is only scored in part; see [`truncate`]."""
         scored = zip(self.ids, self.rows, self._read, self.references, self.responses, strict=True)
         return [name for name, row, read, *texts in scored if texts != [row["reference"], read]]
 
@@ -87,7 +87,7 @@ class Predictions:
         return [answer.value if answer.follows else None for answer in self.answers]
 
 
-def shortened(text: str) -> str:
+def truncate(text: str) -> str:
     """The part of a text that is scored: no more than 30 combining marks in a row, and 100,000 characters."""
     return _MANY_MARKS.sub(r"\1", text)[:MOST_CHARACTERS]
 
@@ -127,7 +127,7 @@ def score(predictions: Predictions) -> dict[str, Metric]:
         UserWarning: texts are so long that only a part of them is scored; and as the metrics warn.
     """
     task = predictions.task
-    if names := predictions.shortened:
+    if names := predictions.truncated_ids:
         warnings.warn(
             f"task {task.name}: of {len(names)} samples (first: {names[0]}) a text is too long to be scored whole: the "
             f"first {MOST_CHARACTERS:,} characters count, and of combining marks 30 in a row",

@@ -188,14 +188,14 @@ def read_tasks(
         try:
             found = read_manifest(path, on_error=on_error)[:limit]
         except InputError as error:
-            mend = "" if manifest else f"; or give --data, the folder it is below, or {task.name}=MANIFEST"
-            raise InputError(f"task {task.name}: {error}{mend}") from None
+            remedy = "" if manifest else f"; or give --data, the folder it is below, or {task.name}=MANIFEST"
+            raise InputError(f"task {task.name}: {error}{remedy}") from None
         tasks.append(task)
         samples += [task.prepare(sample) for sample in found]
     return tasks, samples
 
 
-def reading(tasks: Sequence[Task], read: str | None) -> list[Task]:
+def with_read(tasks: Sequence[Task], read: str | None) -> list[Task]:
     """The tasks, all with this setting of `read`; as they are if it is None.
 
     Raises:
@@ -230,8 +230,8 @@ def _read(name: str) -> tuple[Task, Path]:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         near = get_close_matches(name, builtin_tasks(), n=1, cutoff=0.5)
-        mend = f"did you mean {near[0]}?" if near else f"there are: {', '.join(builtin_tasks())}; or give a YAML file"
-        raise InputError(f"task {name!r} does not exist; {mend}")
+        remedy = f"did you mean {near[0]}?" if near else f"there are: {', '.join(builtin_tasks())}; or give a YAML file"
+        raise InputError(f"task {name!r} does not exist; {remedy}")
     return _parse(path), path.parent
 
 

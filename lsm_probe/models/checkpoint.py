@@ -25,7 +25,7 @@ from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
 from lsm_probe.models.spread import input_device
-from lsm_probe.models.thinking import Thought, find_thought, opening_of
+from lsm_probe.models.thinking import Thought, find_thought, text_after_user
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Checkpoint:
             None where the response holds no thinking.
         """
         ended = bool(response) and response[-1] in self.eos_token_ids
-        return find_thought(self.tokenizer, response, opening_of(self.tokenizer, prompt), ended=ended)
+        return find_thought(self.tokenizer, response, text_after_user(self.tokenizer, prompt), ended=ended)
 
     def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
         """Saves model and processor (or tokenizer) so that [`load`] takes the folder; all of it appears or nothing.

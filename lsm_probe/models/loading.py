@@ -481,9 +481,9 @@ def pretrained_model(
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, loaded = pretrained(auto_class, name, config=config, **options)
     if getattr(model, "_hf_peft_config_loaded", False):  # from the hub: a folder's was refused before
-        raise _two_models(name, "whole weights")
+        raise _adapter_error(name, "whole weights")
     check_tensors(model, loaded, name, part=part, left_out=left_out)
-    _tell_attention(name, asked, model)
+    _warn_other_attention(name, asked, model)
     return cast(PreTrainedModel, model)
 
 
@@ -496,7 +496,7 @@ def _attention_of(config: PreTrainedConfig, part: str = "") -> dict[str, str | N
     return found
 
 
-def _tell_attention(name: str | Path, asked: dict[str, str | None], model: PreTrainedModel) -> None:
+def _warn_other_attention(name: str | Path, asked: dict[str, str | None], model: PreTrainedModel) -> None:
     """Says where a model does not run the attention that its `config.json` asks for: the probes need sdpa, or eager
     where its class has no other."""
     runs = _attention_of(model.config)
@@ -511,7 +511,7 @@ def _tell_attention(name: str | Path, asked: dict[str, str | None], model: PreTr
             return
 
 
-def _two_models(name: str | Path, weights: str) -> InputError:
+def _adapter_error(name: str | Path, weights: str) -> InputError:
     """Why an adapter beside whole weights is refused: transformers would apply it to them by itself, a second time
     where it is merged into them."""
     return InputError(
@@ -528,7 +528,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     if (path / "adapter_config.json").is_file():
         whole = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
         if whole:
-            raise _two_models(name, min(whole).name)
+            raise _adapter_error(name, min(whole).name)
         raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")

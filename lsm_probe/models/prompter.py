@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.models.prompts import encode_prompt
-from lsm_probe.models.thinking import has_special_marks, opening_of_template
+from lsm_probe.models.thinking import has_special_marks, text_after_user_in
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Prompter:
     @cached_property
     def opening(self) -> str:
         """What its prompts end with, behind the user's words."""
-        return opening_of_template(self.tokenizer, self.template)
+        return text_after_user_in(self.tokenizer, self.template)
 
     @cached_property
     def has_special_marks(self) -> bool:

@@ -73,7 +73,7 @@ def group_by_frequencies(llm: PreTrainedModel, lengths: Sequence[int]) -> list[l
     return list(groups.values())
 
 
-def keep_frequencies(llm: PreTrainedModel, lengths: Sequence[int], more: int) -> bool:
+def frequencies_unchanged(llm: PreTrainedModel, lengths: Sequence[int], more: int) -> bool:
     """Whether sequences keep their rotary frequencies when each grows by `more` tokens.
 
     Args:

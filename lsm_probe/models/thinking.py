@@ -71,7 +71,7 @@ def find_thought(
     Args:
         tokenizer: of the response.
         response: token ids.
-        opening: see [`opening_of`].
+        opening: see [`text_after_user`].
         ended: whether the model ended the response itself.
 
     Returns:
@@ -104,7 +104,7 @@ def find_thought_in_text(
     Args:
         tokenizer: of the response.
         response: text with its special tokens.
-        opening: see [`opening_of`].
+        opening: see [`text_after_user`].
         ended: whether the model ended the response itself.
 
     Returns:
@@ -134,7 +134,7 @@ def split_thought(
     Args:
         response: text with its special tokens.
         marks: see [`marks_of`].
-        opening: see [`opening_of`].
+        opening: see [`text_after_user`].
         ended: whether the model ended the response itself.
 
     Returns:
@@ -153,16 +153,16 @@ def split_thought(
     return None
 
 
-def opening_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
+def text_after_user(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """What the prompt's template writes behind the user's words: DeepSeek-R1's opens the thinking there."""
     users = [i for i, own in enumerate(prompt.segments) if own in (Segment.INSTRUCTION, Segment.SOURCE)]
     behind = prompt.input_ids[users[-1] + 1 :] if users else []
     return str(tokenizer.decode(behind, skip_special_tokens=False)) if behind else ""
 
 
-def opening_of_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """As [`opening_of`], of any prompt of a text LLM."""
-    return opening_of(tokenizer, encode_prompt(tokenizer, template, "Listen.", "Hello."))
+def text_after_user_in(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """As [`text_after_user`], of any prompt of a text LLM."""
+    return text_after_user(tokenizer, encode_prompt(tokenizer, template, "Listen.", "Hello."))
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> list[Marks]:

@@ -160,7 +160,7 @@ class Round:
     def _run_batch(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
         subjects, left_out = prepare(self.checkpoint, batch, self.answering, self.on_error)
         if self.answering.response != "none":
-            left_out |= {s.sample.id: s.lacks for s in subjects if s.lacks is not None}
+            left_out |= {s.sample.id: s.reason_unmeasured for s in subjects if s.reason_unmeasured is not None}
         chosen = [subject for subject in subjects if subject.sample.id not in left_out]
         measured = dict(zip((s.sample.id for s in chosen), measure(chosen), strict=True)) if chosen else {}
         answered = {subject.sample.id: subject for subject in subjects if subject.response}

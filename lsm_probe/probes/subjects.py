@@ -87,7 +87,7 @@ class Subject:
         return slice(thinking if self.part == "answer" else 0, stop)
 
     @property
-    def lacks(self) -> str | None:
+    def reason_unmeasured(self) -> str | None:
         """Why no token of the response is measured, or None."""
         if not self.response:
             return EMPTY

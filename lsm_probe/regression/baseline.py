@@ -132,7 +132,7 @@ def require_comparable(baseline: Baseline, current: Baseline, *, paired: bool = 
     for before, now in zip(_terms(baseline), _terms(current), strict=True):
         if before.value == now.value or (paired and before.what == LEFT_OUT):
             continue
-        if before.what in MAY_BE_UNTOLD and None in (before.value, now.value):
+        if before.what in OPTIONAL_TERMS and None in (before.value, now.value):
             continue
         raise InputError(
             f"{before.what} differs: {_short(before.value)} in the baseline, {_short(now.value)} in the current "
@@ -182,8 +182,8 @@ class _Term(NamedTuple):
 
 
 LEFT_OUT = "which samples were left out"
-MAY_BE_UNTOLD = ("the date in the prompt", "the text of the prompt template (sha256)")
-"""What results of older versions do not tell."""
+OPTIONAL_TERMS = ("the date in the prompt", "the text of the prompt template (sha256)")
+"""Terms that results of older versions do not store."""
 
 
 def _terms(result: Baseline) -> list[_Term]:
@@ -203,8 +203,8 @@ def _terms(result: Baseline) -> list[_Term]:
         _Term("the kind of source", checkpoint.source, "probe a model of the same kind"),
         _Term("the kind of control", checkpoint.control, "probe a model of the same kind"),
         _Term("the prompt template", checkpoint.template, "probe both with the same --template"),
-        _Term(MAY_BE_UNTOLD[0], checkpoint.date, "probe both with the same --date"),
-        _Term(MAY_BE_UNTOLD[1], checkpoint.prompt_sha256, "take the chat template of the baseline's checkpoint"),
+        _Term(OPTIONAL_TERMS[0], checkpoint.date, "probe both with the same --date"),
+        _Term(OPTIONAL_TERMS[1], checkpoint.prompt_sha256, "take the chat template of the baseline's checkpoint"),
         _Term("the number of layers", len(result.layers), "probe a model of the same depth"),
         _Term("which layers were measured", result.layers, "probe a model of the same depth"),
         _Term(LEFT_OUT, _left_out(result), "mend these samples, or compare those that both have with --paired"),

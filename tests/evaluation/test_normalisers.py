@@ -131,5 +131,5 @@ def test_of_an_endless_response_the_first_part_is_scored_and_a_warning_names_it(
     predictions, start = Predictions(read_task("boolq"), rows), time.process_time()
     with pytest.warns(UserWarning, match=r"of 1 samples \(first: s1\) a text is too long"):
         assert score(predictions)["accuracy"].value == 50
-    assert predictions.shortened == ["s1"]
+    assert predictions.truncated_ids == ["s1"]
     assert time.process_time() - start < 5

@@ -8,8 +8,8 @@ from lsm_probe.models.thinking import (
     find_thought,
     find_thought_in_text,
     has_special_marks,
-    opening_of,
-    opening_of_template,
+    text_after_user,
+    text_after_user_in,
 )
 
 THINK = [("<think>", False), ("</think>", False)]
@@ -113,9 +113,9 @@ def test_what_a_prompt_opens_is_read_behind_the_users_words(tokenizer_with):
     tokenizer, plain = tokenizer_with(THINK), tokenizer_with(THINK)
     tokenizer.chat_template = plain.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     prompt = encode_prompt(tokenizer, "chat", "Say it.", "the sea")
-    assert opening_of(tokenizer, prompt) == "<|im_end|>\n<|im_start|>assistant\n<think>\n"
-    assert opening_of_template(tokenizer, "chat") == opening_of(tokenizer, prompt)
-    assert "<think>" not in opening_of(plain, encode_prompt(plain, "chat", "Say it.", "the sea"))
+    assert text_after_user(tokenizer, prompt) == "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert text_after_user_in(tokenizer, "chat") == text_after_user(tokenizer, prompt)
+    assert "<think>" not in text_after_user(plain, encode_prompt(plain, "chat", "Say it.", "the sea"))
 
 
 def test_a_text_from_a_server_is_read_as_its_tokens_are(tokenizer_with):

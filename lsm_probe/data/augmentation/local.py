@@ -14,7 +14,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
-from lsm_probe.models.thinking import find_thought, opening_of_template
+from lsm_probe.models.thinking import find_thought, text_after_user_in
 
 BATCH_SIZE = 48
 """Prompts answered together: on one CPU core 1.8 times as fast as 16 (`analyses/performance/generation.json`)."""
@@ -73,7 +73,7 @@ def answer(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> list[
     def run(batch: Sequence[Job]) -> list[dict[str, Any]]:
         prompts = [Prompt(job.prompt, []) for job in batch]
         answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=recipe.max_new_tokens)
-        opening = opening_of_template(checkpoint.tokenizer, checkpoint.template)
+        opening = text_after_user_in(checkpoint.tokenizer, checkpoint.template)
         return [_row(checkpoint, job, ids, recipe, opening) for job, ids in zip(batch, answers, strict=True)]
 
     def alone(job: Job, error: RuntimeError) -> dict[str, Any]:
