@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -58,6 +59,10 @@ def find_language(spelling: str | None, where: str = "") -> Language | None:
     """
     if spelling is None or not spelling.strip():
         return None
+    if spelling.strip().lower() == "nan":  # as pandas writes a missing value
+        raise InputError(
+            f"{where}{spelling!r} may be a missing value, or Min Nan Chinese: leave it out, or write 'nan-Hant'"
+        )
     found = _read(spelling.strip())
     if found is None:
         raise InputError(
@@ -94,12 +99,15 @@ def _by_tag(spelling: str) -> langcodes.Language | None:
         found = langcodes.Language.get(spelling)
     except langcodes.LanguageTagError:
         return None
-    return found if found.is_valid() else None
+    # langcodes takes a private tag such as "x-foo" for a language.
+    return found if found.is_valid() and not spelling.lower().startswith("x-") else None
 
 
 def _by_name(spelling: str) -> langcodes.Language | None:
     # Short Latin strings are mistaken codes ("gb", "jp"), for which names of remote languages would be found.
     if spelling.isascii() and sum(map(str.isalpha, spelling)) <= 3:
+        return None
+    if re.search(r"[,;/|&+]", spelling):  # several languages: langcodes drops the signs, and "en,de" becomes Ende
         return None
     try:
         found = langcodes.find(spelling)

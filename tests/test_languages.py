@@ -39,10 +39,18 @@ def test_no_language_is_none(spelling):
     assert find_language(spelling) is None
 
 
-@pytest.mark.parametrize("spelling", ["xx", "jp", "ua", "en-", "transcription", "pirate", "Germany", "a b", "?"])
+@pytest.mark.parametrize(
+    "spelling", ["xx", "jp", "ua", "en-", "transcription", "pirate", "Germany", "a b", "?", "en,de", "x-foo"]
+)
 def test_what_is_no_language_is_refused(spelling):
     with pytest.raises(InputError, match="is no language; write an ISO 639 code"):
         find_language(spelling)
+
+
+def test_a_missing_value_of_pandas_is_not_min_nan():
+    with pytest.raises(InputError, match="'nan' may be a missing value, or Min Nan Chinese: leave it out, or write"):
+        find_language("nan")
+    assert require_language("nan-Hant").is_spaced is False
 
 
 def test_a_manifest_is_refused_at_the_line_of_an_unknown_language(tmp_path):

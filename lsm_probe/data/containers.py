@@ -21,6 +21,16 @@ from lsm_probe.errors import InputError
 _UNKNOWN_SIZES = (0x7F00_0000, 2**31, 2**32, 2**63, 2**64)
 _NEAR = 2**12
 
+_NIST = b"NIST_1A"
+_BEGINNINGS = {
+    b"RIFF": rb"....WAVE(fmt |JUNK|bext|LIST|fact)",
+    b"FORM": rb"....AIF[FC](COMM|FVER)",
+    b"fLaC": rb"[\x00\x80]\x00\x00\x22",
+    b"OggS": rb"\x00\x02\x00{8}",
+    _NIST: rb"\n   1024\n",
+}
+"""How a file of a kind begins, and what follows: enough of it that no audio looks like it by chance."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -93,6 +103,7 @@ def find_streams(raw: mmap) -> list[Stream]:
         InputError: the file is cut short, or it holds streams that cannot be read one after another.
     """
     begin = _after_id3(raw, 0)
+    _refuse_other_kinds(raw, begin)
     if raw[begin : begin + 4] == b"OggS":
         return _ogg(raw, begin)
     if raw[begin : begin + 4] == b"fLaC":
@@ -103,6 +114,24 @@ def find_streams(raw: mmap) -> list[Stream]:
         if raw[begin : begin + len(kind.magic)] == kind.magic:
             return _sized(raw, begin, kind)
     return _mpeg(raw, begin)
+
+
+def _refuse_other_kinds(raw: mmap, begin: int) -> None:
+    """Refuses a file with the beginning of a file of another kind in it, which would be left out or read as noise.
+
+    Of NIST files also of its own kind: no second one is looked for there.
+    """
+    for magic, rest in _BEGINNINGS.items():
+        if raw[begin : begin + len(magic)] == magic and magic != _NIST:
+            continue
+        position = raw.find(magic, begin + 1)
+        while position >= 0:
+            if re.match(rest, raw[position + len(magic) : position + len(magic) + 16], re.DOTALL):
+                raise InputError(
+                    f"holds a second sound file ({magic.decode()} at byte {position}), which cannot be read with the "
+                    "first; split it"
+                )
+            position = raw.find(magic, position + 1)
 
 
 def _whole(raw: mmap) -> tuple[range]:

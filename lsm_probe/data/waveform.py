@@ -20,8 +20,8 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
     """Checks a mono waveform and converts it to float32, where full scale is 1.
 
     Args:
-        audio: `[samples]`: floating-point numbers up to [`MAX_PEAK`], taken as they are; or integers of 8 (unsigned
-            too), 16 or 32 bits, divided by the full scale of their type.
+        audio: `[samples]`, an array, a tensor or a list: floating-point numbers up to [`MAX_PEAK`], taken as they
+            are; or integers of 8 (unsigned too), 16 or 32 bits, divided by the full scale of their type.
 
     Raises:
         InputError: there is no sample or more than one channel; a sample is NaN, infinite or far above 1; or the type
@@ -31,10 +31,10 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
         >>> as_waveform(np.array([0, 16384], dtype=np.int16))
         array([0. , 0.5], dtype=float32)
     """
-    samples: NDArray[Any] = np.asarray(audio)
+    samples: NDArray[Any] = _as_array(audio)
     if samples.ndim != 1 or not samples.size:
         raise InputError(f"the speech has shape {samples.shape}: give a mono waveform of at least one sample")
-    if samples.dtype in (np.int8, np.int16, np.int32):
+    if samples.dtype.newbyteorder("=") in (np.int8, np.int16, np.int32):
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
     if samples.dtype == np.uint8:
         return ((samples - 128.0) / 128).astype(np.float32)
@@ -58,6 +58,13 @@ def check_scale(samples: NDArray[np.floating[Any]]) -> None:
         raise InputError("the speech holds NaN or infinite samples; replace or repair it")
     if peak > MAX_PEAK:
         raise InputError(f"the speech has samples up to {peak:.6g}, and full scale is 1; {_advice(peak)}")
+
+
+def _as_array(audio: Any) -> NDArray[Any]:
+    if hasattr(audio, "detach"):  # a tensor, perhaps in bfloat16, which numpy does not have
+        tensor = audio.detach().cpu()
+        audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return np.asarray(audio)
 
 
 def _advice(peak: float) -> str:

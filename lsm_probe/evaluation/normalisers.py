@@ -24,8 +24,8 @@ ENGLISH, BASIC, WITHOUT_POINTS = "whisper-english", "basic-with-marks", "basic-w
 _LOWER_CASE = str.maketrans({"İ": "i", "I": "ı"})
 """Of Turkish and Azerbaijani; Python lowers both letters as English does."""
 _TURKISH_CASE = ("tr", "az")
-_VOWEL_POINTS = {"ar": r"[\u064B-\u0652\u0670\u0640]", "he": r"[\u05B0-\u05BC\u05BF\u05C1\u05C2\u05C7]"}
-"""Signs that most writers of Arabic and Hebrew leave out, and the line that stretches Arabic words."""
+_VOWEL_POINTS = {"Arab": r"[\u064B-\u0652\u0670\u0640]", "Hebr": r"[\u05B0-\u05BC\u05BF\u05C1\u05C2\u05C7]"}
+"""Signs that most writers of Arabic and Hebrew script leave out, and the line that stretches Arabic words."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def normalise_pair(reference: str, response: str, language: Language | None) -> 
     unspaced = is_unspaced(reference) or (language is not None and not language.is_spaced)
     maybe_english = language is None or language.code == "en"
     unexpected_script = maybe_english and not is_latin(reference)
-    chosen = basic = _basic(None if language is None else language.code, unspaced)
+    chosen = basic = _basic(language, unspaced)
     if maybe_english and not unexpected_script:
         chosen = _english()
     try:
@@ -87,18 +87,20 @@ def _english() -> Normaliser:
 
 
 @cache
-def _basic(code: str | None, unspaced: bool) -> Normaliser:
+def _basic(language: Language | None, unspaced: bool) -> Normaliser:
     normalise = BasicTextNormalizer(preserve_marks=True, split_letters=unspaced)
-    points = re.compile(_VOWEL_POINTS.get(code or "", "(?!)"))
+    has_points = language is not None and language.script in _VOWEL_POINTS
+    points = re.compile(_VOWEL_POINTS[language.script] if language is not None and has_points else "(?!)")
+    is_turkish = language is not None and language.code in _TURKISH_CASE
 
     def apply(text: str) -> str:
-        if code in _TURKISH_CASE:
+        if is_turkish:
             text = text.translate(_LOWER_CASE)
         # Invisible characters: the zero-width space parts words, others (joiners, directions) are not part of the text.
         text = regex.sub(r"\p{Cf}", "", text.replace("\u200b", " "))
         return points.sub("", normalise(_quick_to_read(text))).strip()
 
-    return Normaliser(WITHOUT_POINTS if code in _VOWEL_POINTS else BASIC, "character" if unspaced else "word", apply)
+    return Normaliser(WITHOUT_POINTS if has_points else BASIC, "character" if unspaced else "word", apply)
 
 
 def _quick_to_read(text: str) -> str:

@@ -167,8 +167,10 @@ class Checkpoint:
         an LSM's connector learns.
 
         Raises:
-            InputError: the model, one of transformers' audio LLMs, hands more to its LLM than embeddings.
+            InputError: the model, one of transformers' audio LLMs, hands more to its LLM than embeddings; or the
+                tokenizer has a token in the prompt that the LLM has not.
         """
+        self._check_ids(prompt)
         device = input_device(self.model)
         ids = torch.tensor([prompt.input_ids], device=device)
         features = {name: tensor.to(device) for name, tensor in prompt.features.items()}
@@ -182,6 +184,18 @@ class Checkpoint:
         merged = merged_embeddings(self.model, ids, features)
         # Without a graph: where one is asked for, the words are embedded again, as those of any other prompt.
         return self._place(prompt, merged[prompt.positions(Segment.SOURCE)]) if torch.is_grad_enabled() else merged
+
+    def _check_ids(self, prompt: Prompt) -> None:
+        embeddings: Any = self.llm.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
+        # The placeholder of the speech may be outside the vocabulary.
+        speech = set(prompt.positions(Segment.SOURCE)) if self.source == "speech" else set()
+        beyond = [token for i, token in enumerate(prompt.input_ids) if token >= rows and i not in speech]
+        if beyond:
+            raise InputError(
+                f"{self.name}: the prompt has token {beyond[0]}, and the LLM has embeddings for {rows}: "
+                "its tokenizer is that of another model"
+            )
 
     def _place(self, prompt: Prompt, speech: Tensor) -> Tensor:
         """The embedded prompt with speech tokens in their places."""

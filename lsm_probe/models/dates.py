@@ -27,14 +27,13 @@ def read_date(text: str) -> datetime.date:
         raise InputError(f"--date {text!r} is no date: write it as {DATE}") from None
 
 
-def pin_date(part: Any, date: datetime.date) -> None:
-    """Makes chat templates write this date; one that writes none stays as it is.
-
-    A template that is saved keeps its date, so that a model goes on reading the prompts it was trained on.
+def pin_date(part: Any, date: datetime.date | None) -> None:
+    """Makes chat templates write a fixed date; one that writes none stays as it is.
 
     Args:
         part: a tokenizer or a processor; its chat templates are changed in place.
-        date: the date to write.
+        date: the date to write. None: that with which the template was saved, so that a model goes on reading the
+            prompts it was trained on, or else [`DATE`].
     """
     templates = getattr(part, "chat_template", None)
     if isinstance(templates, str):
@@ -54,8 +53,11 @@ def pinned_date(*parts: Any) -> str | None:
     return pinned[1] if pinned else None
 
 
-def _pinned(template: str, date: datetime.date) -> str:
+def _pinned(template: str, date: datetime.date | None) -> str:
     """The template with a function of its own in place of the one that transformers gives it."""
+    if date is None and _PINNED.match(template):
+        return template
+    date = date or datetime.date.fromisoformat(DATE)
     template = _PINNED.sub("", template)
     if _ASKS not in template:
         return template

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.models.audio_llm import forget_positions
 from lsm_probe.models.rotary import frequencies_unchanged
 
@@ -43,6 +43,7 @@ def generate_greedily(
     Raises:
         InputError: the model cannot generate from embeddings, or is of a kind (linear attention, state space) whose
             cache does not keep rows apart.
+        SampleFault: a logit is NaN, of which no token would be the largest.
     """
     model: Any = llm
     if "inputs_embeds" not in signature(model.prepare_inputs_for_generation).parameters:
@@ -54,6 +55,7 @@ def generate_greedily(
     rows = list(range(len(embedded)))  # those in the batch still
     cache: Any = None
     made = 0
+    seen_nan = _SeenNan()
     # A checkpoint's own settings (repetition penalties, ...) would make a text LLM and the LSM round it answer by
     # different rules; generate() takes from them whatever it is not given.
     own, model.generation_config = model.generation_config, GenerationConfig()
@@ -68,11 +70,16 @@ def generate_greedily(
                 past_key_values=cache,
                 attention_mask=mask,
                 do_sample=False,
+                logits_processor=LogitsProcessorList([seen_nan]),
                 max_new_tokens=_stage_tokens(llm, lengths, max_new_tokens - made),
                 eos_token_id=eos_token_ids or None,
                 pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
                 return_dict_in_generate=True,
             )
+            if seen_nan.found:
+                raise SampleFault(
+                    "the model's logits are NaN: the weights hold NaN, or the dtype overflows (try --dtype float32)"
+                )
             new = output.sequences
             made += new.shape[1]
             for row, ids in zip(rows, new.tolist(), strict=True):
@@ -92,6 +99,22 @@ def generate_greedily(
     finally:
         model.generation_config = own
         forget_positions(model)
+
+
+class _SeenNan(LogitsProcessor):
+    """Notices NaN on the device, and is asked once for each stage: each look waits for the device."""
+
+    def __init__(self) -> None:
+        self._found: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        found = scores.isnan().any()
+        self._found = found if self._found is None else self._found | found
+        return scores
+
+    @property
+    def found(self) -> bool:
+        return self._found is not None and bool(self._found)
 
 
 def _stage_tokens(llm: PreTrainedModel, lengths: list[int], left: int) -> int:

@@ -34,9 +34,10 @@ from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcesso
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.dates import DATE, pin_date, pinned_date, read_date
+from lsm_probe.models.dates import pin_date, pinned_date, read_date
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.places import before_the_hub, require_folder
+from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import Prompter
 from lsm_probe.models.prompts import encode_prompt, encode_target, prompt_sha256
 from lsm_probe.models.spread import SPREAD, spread
@@ -332,6 +333,7 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
     if isinstance(config, LsmConfig):
         processor = _with_date(pretrained(AutoProcessor, folder), date)
         processor.template = template or processor.template
+        check_feature_extractor(processor.feature_extractor, config)
         model = pretrained_model(LsmForConditionalGeneration, folder, dtype)
         checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
     elif (audio_class := audio_llm_class(config)) is not None:
@@ -377,7 +379,7 @@ def _audio_llm_processor(
 
 def _with_date(part: Any, date: str | None) -> Any:
     """A tokenizer, or a processor with its tokenizer, whose chat templates write a fixed date."""
-    day = read_date(DATE if date is None else date)
+    day = None if date is None else read_date(date)
     for held in (part, getattr(part, "tokenizer", None)):
         pin_date(held, day)
     return part

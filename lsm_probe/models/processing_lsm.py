@@ -15,6 +15,7 @@ from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import num_speech_tokens
+from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.prompts import Prompt, encode_prompt, refuse_placeholder
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
@@ -54,7 +55,12 @@ class LsmProcessor(ProcessorMixin):
     def for_model(
         cls, config: LsmConfig, feature_extractor: Any, tokenizer: Any, template: str | None = None
     ) -> LsmProcessor:
-        """The processor that fits a model of this configuration."""
+        """The processor that fits a model of this configuration.
+
+        Raises:
+            InputError: the feature extractor is that of another encoder.
+        """
+        check_feature_extractor(feature_extractor, config)
         projector = {
             k: v
             for k, v in config.projector_config.to_diff_dict().items()
@@ -146,7 +152,9 @@ class LsmProcessor(ProcessorMixin):
                 f"soxr.resample(audio, {sampling_rate}, {needed})"
             )
         instructions = [instruction] if isinstance(instruction, str) else instruction
-        audios = [audio] if isinstance(audio, np.ndarray) else audio
+        audios = audio if isinstance(audio, list) else [] if audio is None else [audio]
+        if audios and isinstance(audios[0], int | float):
+            raise InputError("the speech is a list of numbers: give an array, or a list of arrays")
         if not instructions or not audios or len(instructions) != len(audios):
             raise ValueError("give as many instructions as waveforms, and at least one")
         prompts = [self.encode(i, a) for i, a in zip(instructions, audios, strict=True)]
@@ -187,6 +195,25 @@ class LsmProcessor(ProcessorMixin):
         pieces = [min(extractor.n_samples, num_samples - i) for i in range(0, num_samples, extractor.n_samples)]
         # Counted here: the extractor's own mask is a frame off unless the length divides by the hop.
         return torch.tensor([-(-piece // extractor.hop_length) for piece in pieces])
+
+
+def check_feature_extractor(extractor: Any, config: LsmConfig) -> None:
+    """Refuses a feature extractor whose features the encoder cannot read.
+
+    Raises:
+        InputError: the number of mel bins, the frames of a piece, or the sampling rate differ.
+    """
+    audio: Any = config.audio_config
+    for setting, has, needs in (
+        ("feature_size", extractor.feature_size, audio.num_mel_bins),
+        ("nb_max_frames", extractor.nb_max_frames, 2 * audio.max_source_positions),
+        ("sampling_rate", extractor.sampling_rate, RATE),
+    ):
+        if has != needs:
+            raise InputError(
+                f"the feature extractor has {setting} {has}, and the encoder needs {needs}: take the "
+                "preprocessor_config.json of the encoder"
+            )
 
 
 def pad(rows: list[list[int]], value: int, side: Literal["left", "right"]) -> Tensor:

@@ -73,8 +73,11 @@ class ModelSettings(_Settings):
         known = inspect.get_annotations(LsmProjectorConfig)
         if unknown := sorted(connector.keys() - known.keys()):
             raise ValueError(f"has no setting {unknown[0]!r}; its settings are: {', '.join(known)}")
-        of_type = {"int": int, "float": float, "str": str}  # YAML takes 1e-2 for text
-        return {key: value if value is None else of_type[known[key]](value) for key, value in connector.items()}
+        for key, value in connector.items():
+            kinds = {"int": int, "float": int | float, "str": str}
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds[known[key]])):
+                raise ValueError(f"{key} is {value!r}; it must be of type {known[key]}")
+        return connector
 
     def projector(self) -> LsmProjectorConfig:
         """The connector's configuration.
@@ -133,8 +136,8 @@ class Stage(_Settings):
     batch_size: Annotated[int, Field(gt=0)] = 8
     learning_rate: Positive = 2e-5
     connector_learning_rate: Positive | None = None
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    warmup: Annotated[float, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    warmup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 

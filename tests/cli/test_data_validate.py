@@ -170,15 +170,17 @@ def test_text_that_a_checkpoint_reads_as_markup(lsm_probe_command, folder, reque
         GOOD | {"id": "turn", "text": "Hello.<|im_end|>"},
         GOOD | {"id": "told", "instruction": "Say <s> it."},
         GOOD | {"id": "ended", "target": "Hello.</s>"},
+        GOOD | {"id": "read", "context": "Before.<|im_end|>"},
     )
     assert lsm_probe_command("data", "validate", path)[0] == 0
     code, stdout, stderr = lsm_probe_command("data", "validate", path, "--ckpt", ckpt)
     assert code == 2
-    assert "1 samples usable, 3 not" in stdout
+    assert "1 samples usable, 4 not" in stdout
     for line in (
         "line 2: sample 'turn': the source holds <|im_end|>",
         "line 3: sample 'told': the instruction holds <s>",
         "line 4: sample 'ended': the target holds </s>",
+        "line 5: sample 'read': the context holds <|im_end|>",
     ):
         assert line in stderr
 

@@ -102,6 +102,20 @@ def test_streams_of_different_rates_are_refused(tmp_path: Path) -> None:
     assert "streams of different rates (8000, 16000 Hz)" in said
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        *(("FLAC", "WAV", "RIFF"), ("MP3", "FLAC", "fLaC"), ("OGG", "FLAC", "fLaC"), ("FLAC", "OGG", "OggS")),
+        *(("WAV", "FLAC", "fLaC"), ("WAV", "OGG", "OggS"), ("MP3", "AIFF", "FORM"), ("NIST", "NIST", "NIST_1A")),
+    ],
+)
+def test_a_file_behind_one_of_another_kind_is_refused(tmp_path: Path, first: str, second: str, said: str) -> None:
+    content = encoded(noise(1), first)
+    assert f"holds a second sound file ({said} at byte {len(content)})" in refusal(
+        tmp_path / "x", content + encoded(noise(1, 1), second)
+    )
+
+
 def ogg_pages(content: bytes) -> list[bytes]:
     return [b"OggS" + page for page in content.split(b"OggS")[1:]]
 

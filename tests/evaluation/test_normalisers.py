@@ -77,6 +77,7 @@ def test_samples_of_several_languages_each_count_in_their_own_unit():
         ("می\u200cخواهم", "میخواهم", "fa"),  # the joiner of Persian is invisible
         ("ខ្ញុំ\u200bទៅ", "ខ្ញុំ ទៅ", "km"),  # words parted by a space of no width
         ("\u200fשָׁלוֹם", "שלום", "he"),
+        ("مُحَمَّد", "محمد", "arz"),  # Arabic of Egypt
         ("u\u0308ber", "über", "de"),
         ("ＡＢＣ（笑）", "abc 笑", "ja"),
     ],

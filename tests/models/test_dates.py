@@ -110,6 +110,8 @@ def test_a_saved_lsm_keeps_the_date_and_takes_another(
     assert "Today Date: 01 Mar 2031<" in prompt_of(other)
     assert kept.identity["prompt_sha256"] == built.identity["prompt_sha256"]
     assert other.identity["date"] == "2031-03-01"
+    other.save(tmp_path / "of_2031")
+    assert lsm_probe.load(tmp_path / "of_2031").identity["date"] == "2031-03-01"
 
 
 @pytest.mark.parametrize("day", ["2024-07-06", "2030-12-31"])

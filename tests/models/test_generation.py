@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 import lsm_probe
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.models.checkpoint import Checkpoint
 
 TEXTS = ["the quick brown fox", "rain", "she sells sea shells by the sea shore", "my favourite colour is green", "old"]
@@ -45,6 +45,14 @@ def test_the_model_keeps_its_own_generation_settings(tiny_llm: Checkpoint) -> No
     tiny_llm.generate(tiny_llm.embed(prompts), max_new_tokens=9)
     assert tiny_llm.llm.generation_config is own
     assert own.repetition_penalty == 1.7
+
+
+def test_nan_is_refused_and_no_answer(tiny_llm: Checkpoint) -> None:
+    with torch.no_grad():
+        tiny_llm.llm.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    prompts = [tiny_llm.encode("Continue writing the text.", TEXTS[0])]
+    with pytest.raises(SampleFault, match="logits are NaN: the weights hold NaN, or the dtype overflows"):
+        tiny_llm.generate(tiny_llm.embed(prompts), max_new_tokens=3)
 
 
 def test_a_cache_whose_rows_cannot_be_chosen_is_refused(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:

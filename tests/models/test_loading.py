@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViTConfig,
     WhisperConfig,
+    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperModel,
 )
@@ -502,3 +503,29 @@ class TestIdentity:
         assert identity["connector"]["seed"] == 5
         assert identity["connector"]["hidden_size"] == 32
         json.dumps(identity)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_llm_is_refused_where_they_are_used(tiny_llm):
+    embeddings = tiny_llm.llm.get_input_embeddings()
+    embeddings.weight = torch.nn.Parameter(embeddings.weight[:300].detach())
+    prompt = tiny_llm.encode("Repeat.", "She sells sea shells.")
+    with pytest.raises(InputError, match=r"the prompt has token 3\d\d, and the LLM has embeddings for 300"):
+        tiny_llm.embed([prompt])
+
+
+@pytest.mark.parametrize("change", [{"feature_size": 128}, {"chunk_length": 20}, {"sampling_rate": 8_000}])
+def test_a_feature_extractor_of_another_encoder_is_refused(
+    tiny_lsm, tiny_encoder_folder, tiny_llm_folder, tmp_path, change
+):
+    tiny_lsm.save(tmp_path / "lsm")
+    path = tmp_path / "lsm" / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["feature_extractor"] |= change
+    path.write_text(json.dumps(settings))
+    (tmp_path / "lsm" / "checksums.json").unlink()
+    with pytest.raises(InputError, match=r"the feature extractor has .*, and the encoder needs"):
+        lsm_probe.load(tmp_path / "lsm")
+    encoder = shutil.copytree(tiny_encoder_folder, tmp_path / "encoder")
+    WhisperFeatureExtractor(**change).save_pretrained(encoder)
+    with pytest.raises(InputError, match=r"the feature extractor has .*, and the encoder needs"):
+        lsm_probe.build_lsm(encoder, tiny_llm_folder)

@@ -46,6 +46,22 @@ def test_16_bit_integers_are_what_a_file_of_them_is(tiny_lsm, waveform):
     assert torch.equal(found["input_features"], expected["input_features"])
 
 
+@pytest.mark.parametrize(
+    "other",
+    [torch.from_numpy, lambda audio: audio.astype(">f4"), lambda audio: torch.from_numpy(audio).requires_grad_()],
+    ids=["tensor", "big-endian", "tensor with gradient"],
+)
+def test_tensors_and_other_byte_orders_are_the_same_speech(tiny_lsm, waveform, other):
+    audio = waveform(1.0)
+    found, expected = tiny_lsm.processor("Repeat.", other(audio)), tiny_lsm.processor("Repeat.", audio)
+    assert torch.equal(found["input_features"], expected["input_features"])
+
+
+def test_a_list_of_numbers_is_refused(tiny_lsm):
+    with pytest.raises(InputError, match="the speech is a list of numbers: give an array, or a list of arrays"):
+        tiny_lsm.processor("Repeat.", [0.0] * 16_000)
+
+
 def test_the_sampling_rate_is_checked(tiny_lsm, waveform):
     audio = waveform(1.0)
     found = tiny_lsm.processor("Repeat.", audio, sampling_rate=16_000)

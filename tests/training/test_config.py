@@ -168,3 +168,18 @@ def test_what_decides_the_outcome_leaves_the_machine_out() -> None:
     assert config.deciding() == elsewhere.deciding()
     assert config.deciding() != read_config("self_powered", ["learning_rate=1e-5"]).deciding()
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    "override", ["hidden_size=32.7", "hidden_size=true", "hidden_size=1e3", "dropout=false", "connector=3"]
+)
+def test_a_connector_setting_of_another_type_is_refused_and_not_cut(override: str) -> None:
+    setting, _ = override.split("=")
+    with pytest.raises(InputError, match=rf"{setting} is .*; it must be of type"):
+        read_config("mini/commands", [f"model.connector.{override}"])
+
+
+@pytest.mark.parametrize("setting", ["warmup", "weight_decay", "learning_rate", "max_grad_norm"])
+def test_an_infinite_setting_is_refused(setting: str) -> None:
+    with pytest.raises(InputError, match=f"'{setting}'"):
+        read_config("mini/commands", [f"{setting}=.inf"])

@@ -74,5 +74,10 @@ def _text_check(ckpt: str, template: str | None) -> Callable[[Sample], None]:
     def check(sample: Sample) -> None:
         with naming(sample):
             refuse(sample.instruction, sample.text, sample.target)
+            if sample.context is not None:  # a task writes it behind its instruction
+                try:
+                    refuse(sample.context, None, None)
+                except InputError as error:
+                    raise InputError(str(error).replace("instruction", "context")) from None
 
     return check

@@ -111,6 +111,7 @@ def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sampl
         raise InputError("has no transcript; add 'text' to it")
     draw = recipe.pool.draw(recipe.seed, sample.id)
     if draw.answer == "transcript":
+        encode(draw.instruction, sample.text)  # refuses what training would refuse
         return Job(number, sample, draw, [])
     try:
         prompt = encode(draw.instruction, sample.text)
