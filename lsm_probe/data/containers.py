@@ -119,7 +119,7 @@ def find_streams(raw: mmap) -> list[Stream]:
 def _refuse_other_kinds(raw: mmap, begin: int) -> None:
     """Refuses a file with the beginning of a file of another kind in it, which would be left out or read as noise.
 
-    Of NIST files also of its own kind: no second one is looked for there.
+    A second NIST file is refused too, because the reader of NIST files does not look for one.
     """
     for magic, rest in _BEGINNINGS.items():
         if raw[begin : begin + len(magic)] == magic and magic != _NIST:

@@ -25,7 +25,7 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
 
     Raises:
         InputError: there is no sample or more than one channel; a sample is NaN, infinite or far above 1; or the type
-            says nothing about the scale.
+            does not tell the scale.
 
     Example:
         >>> as_waveform(np.array([0, 16384], dtype=np.int16))
