@@ -25,45 +25,45 @@ if TYPE_CHECKING:
     from lsm_probe.evaluation.text_ability import text_ability
     from lsm_probe.evaluation.text_ability_result import TextAbilityResult
     from lsm_probe.models.loading import build_lsm, load
-    from lsm_probe.probes.alignment import alignment
-    from lsm_probe.probes.alignment_result import AlignmentResult
-    from lsm_probe.probes.attention import attention
-    from lsm_probe.probes.attention_result import AttentionResult
-    from lsm_probe.probes.comparison import compare
-    from lsm_probe.probes.importance import importance
-    from lsm_probe.probes.importance_result import ImportanceResult
-    from lsm_probe.probes.knockout import knockout
-    from lsm_probe.probes.knockout_result import KnockoutResult
-    from lsm_probe.probes.sensitivity import sensitivity
-    from lsm_probe.probes.sensitivity_result import SensitivityResult
-    from lsm_probe.probes.speech_attention import SpeechAttention, speech_attention
-    from lsm_probe.probes.timeline import timeline
-    from lsm_probe.probes.timeline_result import Timeline
+    from lsm_probe.probes.alignment.measure import alignment
+    from lsm_probe.probes.alignment.result import AlignmentResult
+    from lsm_probe.probes.attention.measure import attention
+    from lsm_probe.probes.attention.result import AttentionResult
+    from lsm_probe.probes.attention.speech import SpeechAttention, speech_attention
+    from lsm_probe.probes.importance.measure import importance
+    from lsm_probe.probes.importance.result import ImportanceResult
+    from lsm_probe.probes.knockout.measure import knockout
+    from lsm_probe.probes.knockout.result import KnockoutResult
+    from lsm_probe.probes.sensitivity.measure import sensitivity
+    from lsm_probe.probes.sensitivity.result import SensitivityResult
+    from lsm_probe.probes.timeline.measure import timeline
+    from lsm_probe.probes.timeline.result import Timeline
     from lsm_probe.reports.collection import read_results
+    from lsm_probe.runner.comparison import compare
     from lsm_probe.training.config import read_config
     from lsm_probe.training.run import train
 
 _HOMES = {
-    "AlignmentResult": "probes.alignment_result",
-    "AttentionResult": "probes.attention_result",
+    "AlignmentResult": "probes.alignment.result",
+    "AttentionResult": "probes.attention.result",
     "EvaluationResult": "evaluation.evaluation_result",
-    "ImportanceResult": "probes.importance_result",
+    "ImportanceResult": "probes.importance.result",
     "InputError": "errors",
-    "KnockoutResult": "probes.knockout_result",
+    "KnockoutResult": "probes.knockout.result",
     "Recipe": "data.augmentation.recipe",
     "Sample": "data.sample",
-    "SensitivityResult": "probes.sensitivity_result",
-    "SpeechAttention": "probes.speech_attention",
+    "SensitivityResult": "probes.sensitivity.result",
+    "SpeechAttention": "probes.attention.speech",
     "TextAbilityResult": "evaluation.text_ability_result",
-    "Timeline": "probes.timeline_result",
-    "alignment": "probes.alignment",
-    "attention": "probes.attention",
+    "Timeline": "probes.timeline.result",
+    "alignment": "probes.alignment.measure",
+    "attention": "probes.attention.measure",
     "augment": "data.augmentation.run",
     "build_lsm": "models.loading",
-    "compare": "probes.comparison",
+    "compare": "runner.comparison",
     "evaluate": "evaluation.evaluate",
-    "importance": "probes.importance",
-    "knockout": "probes.knockout",
+    "importance": "probes.importance.measure",
+    "knockout": "probes.knockout.measure",
     "load": "models.loading",
     "read_config": "training.config",
     "read_manifest": "data.manifest",
@@ -71,10 +71,10 @@ _HOMES = {
     "read_pool": "data.pools",
     "read_results": "reports.collection",
     "read_tasks": "evaluation.task",
-    "sensitivity": "probes.sensitivity",
-    "speech_attention": "probes.speech_attention",
+    "sensitivity": "probes.sensitivity.measure",
+    "speech_attention": "probes.attention.speech",
     "text_ability": "evaluation.text_ability",
-    "timeline": "probes.timeline",
+    "timeline": "probes.timeline.measure",
     "train": "training.run",
 }
 

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lsm_probe.data.sample import Sample
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.subjects import Answering, Subject, check_samples, prepare
+from lsm_probe.runner.prepared_samples import PreparedSample, ResponseSource, check_samples, prepare
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -65,17 +65,17 @@ def embed_prompts(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Embedded
     Raises:
         InputError: if a sample cannot be used; the line names it.
     """
-    answering = Answering(response="none")
-    check_samples(checkpoint, samples, answering)
-    subjects, _ = prepare(checkpoint, samples, answering, on_error="fail")
-    device = subjects[0].embedded.device
-    segments = pad_sequence([torch.tensor(s.prompt.segments) for s in subjects], batch_first=True).to(device)
+    response_source = ResponseSource(response="none")
+    check_samples(checkpoint, samples, response_source)
+    items, _ = prepare(checkpoint, samples, response_source, on_error="fail")
+    device = items[0].embedded.device
+    segments = pad_sequence([torch.tensor(s.prompt.segments) for s in items], batch_first=True).to(device)
     return EmbeddedPrompts(
-        inputs_embeds=pad_sequence([s.embedded for s in subjects], batch_first=True),
+        inputs_embeds=pad_sequence([s.embedded for s in items], batch_first=True),
         attention_mask=(segments != Segment.PADDING).long(),
         segments=segments,
-        labels=[_labels(subject) for subject in subjects],
-        last=torch.tensor([len(s.prompt) - 1 for s in subjects], device=device),
+        labels=[_labels(item) for item in items],
+        last=torch.tensor([len(s.prompt) - 1 for s in items], device=device),
     )
 
 
@@ -94,7 +94,7 @@ def to_transformer_lens(checkpoint: Checkpoint) -> TransformerBridge:
         InputError: if TransformerLens is not installed, or cannot take the model; audio LLMs other than our own LSM
             are refused.
     """
-    from lsm_probe.probes.backends.transformer_lens import bridge_over
+    from lsm_probe.instruments.backends.transformer_lens import bridge_over
 
     bridge = bridge_over(checkpoint.llm)
 
@@ -120,13 +120,13 @@ def to_nnsight(checkpoint: Checkpoint) -> NNsight:
     Raises:
         InputError: if nnsight is not installed; audio LLMs other than our own LSM are refused.
     """
-    from lsm_probe.probes.backends.nnsight import wrap
+    from lsm_probe.instruments.backends.nnsight import wrap
 
     return wrap(checkpoint.llm)
 
 
-def _labels(subject: Subject) -> list[str]:
-    checkpoint, prompt = subject.checkpoint, subject.prompt
+def _labels(item: PreparedSample) -> list[str]:
+    checkpoint, prompt = item.checkpoint, item.prompt
     speech = prompt.positions(Segment.SOURCE) if checkpoint.source == "speech" else []
     number = {position: i for i, position in enumerate(speech)}
     return [

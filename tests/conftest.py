@@ -330,14 +330,14 @@ def small_garbage() -> Iterator[None]:
 
 @pytest.fixture
 def mmlu_folder(tmp_path: Path) -> Path:
-    """MMLU of three subjects in three groups: five examples and seven questions each, with a header line."""
+    """MMLU of three items in three groups: five examples and seven questions each, with a header line."""
     rng = np.random.default_rng(0)
     words = " ".join(SENTENCES).split()
     folder = tmp_path / "mmlu"
-    for subject in ("anatomy", "sociology", "world_religions"):
+    for item in ("anatomy", "sociology", "world_religions"):
         for split, lines in (("dev", 5), ("test", 7)):
             (folder / split).mkdir(parents=True, exist_ok=True)
-            with (folder / split / f"{subject}_{split}.csv").open("w", newline="") as file:
+            with (folder / split / f"{item}_{split}.csv").open("w", newline="") as file:
                 table = csv.writer(file)
                 table.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
                 for _ in range(lines):

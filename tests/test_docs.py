@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import lsm_probe
 from lsm_probe import assets
 from lsm_probe.cli import app
-from lsm_probe.probes.word_times import Word
+from lsm_probe.probes.timeline.word_times import Word
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -110,7 +110,7 @@ def stand_ins(tmp_path, monkeypatch, tiny_lsm_folder, tiny_llm_folder, tiny_enco
         return draw(self, to, **how) if hasattr(to, "write") else Path(to).write_bytes(b"")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    monkeypatch.setattr("lsm_probe.probes.timeline.word_times", lambda waveform, text: [Word(text, 0.1, 0.4)])
+    monkeypatch.setattr("lsm_probe.probes.timeline.measure.word_times", lambda waveform, text: [Word(text, 0.1, 0.4)])
     for name, folder in [*((name, tiny_lsm_folder) for name in LSMS), *((name, tiny_llm_folder) for name in LLMS)]:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).symlink_to(folder)

@@ -21,8 +21,8 @@ from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.pools import read_pool
 from lsm_probe.errors import InputError
 from lsm_probe.files import check_can_write, replacing
-from lsm_probe.plots.labels import checkpoint_labels
-from lsm_probe.probes.runs import slug
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.run import slug
 from lsm_probe.training.config import Stage, TrainConfig, read_config
 
 

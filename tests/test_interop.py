@@ -166,6 +166,6 @@ def test_logits_are_the_models_own_on_the_embedded_models(name, logits_of):
 def test_the_command_line_starts_after_nnsight_was_imported():
     """nnsight gives every object a method `save`, which a dataclass with a field of that name takes for its default."""
     pytest.importorskip("nnsight")
-    script = "import nnsight; import lsm_probe.cli.run, lsm_probe.cli.attention, lsm_probe.probes.attention_result"
+    script = "import nnsight; import lsm_probe.cli.run, lsm_probe.cli.attention, lsm_probe.probes.attention.result"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert not ended.returncode, ended.stderr

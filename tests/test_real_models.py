@@ -11,7 +11,7 @@ import torch
 import lsm_probe
 from lsm_probe.data.audio import read_audio
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention_result import SEGMENTS
+from lsm_probe.probes.attention.result import SEGMENTS
 
 pytestmark = pytest.mark.real
 
@@ -63,8 +63,8 @@ def test_equals_brute_force_in_float64(checkpoint, samples, result):
 
 
 def test_logits_are_bit_identical_with_the_probe_on_and_off(checkpoint, samples):
-    from lsm_probe.probes.attention import SegmentSums, generating_rows
-    from lsm_probe.probes.capture import capture
+    from lsm_probe.instruments.capture import capture
+    from lsm_probe.probes.attention.measure import SegmentSums, generating_rows
 
     prompts = [prompt_of(checkpoint, sample) for sample in samples[:2]]
     embedded = checkpoint.embed(prompts)

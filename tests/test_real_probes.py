@@ -9,7 +9,7 @@ import torch
 import lsm_probe
 from lsm_probe.data.audio import read_audio
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.knockout_result import SEGMENTS
+from lsm_probe.probes.knockout.result import SEGMENTS
 
 pytestmark = pytest.mark.real
 
@@ -89,7 +89,7 @@ def test_the_text_llm_loses_its_source_in_the_later_layers(knocked_out):
 def test_the_speech_tokens_are_the_same_heard_once_or_every_time(untrained, samples):
     """What sensitivity spares: encoding the same utterance again for every instruction."""
     waveform = read_audio(samples[0])
-    once = untrained.encode(samples[1].instruction, untrained.listen(waveform))
+    once = untrained.encode(samples[1].instruction, untrained.encode_speech(waveform))
     again = untrained.encode(samples[1].instruction, waveform)
     assert once.input_ids == again.input_ids
     torch.testing.assert_close(*untrained.embed([once, again]), rtol=0, atol=1e-6)

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from lsm_probe.files import replacing
-from lsm_probe.plots.files import save_figure, save_frame
-from lsm_probe.probes.alignment_result import AlignmentResult
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.knockout_result import KnockoutResult
-from lsm_probe.probes.result import ProbeResult
-from lsm_probe.probes.sensitivity_result import SensitivityResult
+from lsm_probe.probes.alignment.result import AlignmentResult
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.probes.knockout.result import KnockoutResult
+from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.result import ProbeResult
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent.parent / "figures" / HERE.name

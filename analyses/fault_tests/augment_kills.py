@@ -41,7 +41,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lsm_probe import load
-from lsm_probe.data.augmentation import local, ranks
+from lsm_probe.data.augmentation import local
+from lsm_probe.data.augmentation import rank_progress as ranks
 from lsm_probe.data.augmentation.at_scale import augment_at_scale
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.augmentation.run import augment
@@ -54,7 +55,7 @@ SHARD_ROWS = 8
 BATCH = 4
 RECIPE: dict[str, Any] = {"max_new_tokens": 24, "max_prompt_tokens": 500, "keep": "all"}
 VICTIM = (
-    "from lsm_probe.data.augmentation import local, ranks; "
+    "from lsm_probe.data.augmentation import local, rank_progress as ranks; "
     f"local.SHARD_ROWS = ranks.SHARD_ROWS = {SHARD_ROWS}; "
     "from lsm_probe.cli import main; main()"
 )

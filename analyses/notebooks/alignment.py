@@ -20,7 +20,7 @@
 
 # %%
 import lsm_probe
-from lsm_probe.plots.alignment import alignment_figure
+from lsm_probe.probes.alignment.plot import alignment_figure
 
 names = ("builtin:untrained", "builtin:self_powered")
 samples = lsm_probe.read_manifest("builtin:commands")[:24:2]

@@ -20,7 +20,7 @@
 # %%
 
 import lsm_probe
-from lsm_probe.probes.rates import layer_rates
+from lsm_probe.probes.importance.learning_rates import layer_rates
 
 checkpoint = lsm_probe.load("builtin:llm", device="cpu")
 samples = lsm_probe.read_manifest("builtin:probe")[:3]

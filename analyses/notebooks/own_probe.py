@@ -13,7 +13,7 @@
 # %% [markdown]
 # # A probe of your own in 20 lines
 #
-# A probe is a function from a batch of subjects (sample, prompt with its segments, embedded prompt, response) to
+# A probe is a function from a batch of items (sample, prompt with its segments, embedded prompt, response) to
 # arrays. The round through the samples does the rest: prompts, answers, batches, memory, faulty samples, resuming,
 # several processes.
 #
@@ -31,22 +31,22 @@ import torch
 import lsm_probe
 from lsm_probe.bootstrap import cluster_weights, interval
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.sampling import Round, stack
-from lsm_probe.probes.subjects import Answering
+from lsm_probe.runner.measurement_run import MeasurementRun, stack
+from lsm_probe.runner.prepared_samples import ResponseSource
 
 samples = lsm_probe.read_manifest("builtin:commands")[:12]
 
 
 # %%
 @torch.no_grad()
-def shift(checkpoint, subjects):
+def shift(checkpoint, items):
     """KL divergence (nats) of the first token's distribution without the instruction's words from that with them."""
     measured = []
-    for subject in subjects:
-        blank = subject.embedded.clone()
-        positions = subject.prompt.positions(Segment.INSTRUCTION)
+    for item in items:
+        blank = item.embedded.clone()
+        positions = item.prompt.positions(Segment.INSTRUCTION)
         blank[positions] = blank[positions].mean(0)
-        pair = torch.stack([subject.embedded, blank])
+        pair = torch.stack([item.embedded, blank])
         told, untold = checkpoint.llm(inputs_embeds=pair).logits[:, -1].double().log_softmax(-1)
         measured.append({"shift": (told.exp() * (told - untold)).sum().numpy()})
     return measured
@@ -55,10 +55,10 @@ def shift(checkpoint, subjects):
 def measure(name):
     """What the probe says of each sample, and the utterance each speaks of."""
     checkpoint = lsm_probe.load(name, device="cpu")
-    measuring = Round(
+    measuring = MeasurementRun(
         checkpoint,
         samples,
-        Answering("none"),
+        ResponseSource("none"),
         settings={"probe": "shift"},
         batch_size=4,
         on_error="fail",

@@ -19,7 +19,7 @@
 
 # %%
 import lsm_probe
-from lsm_probe.plots.eta import eta_figure
+from lsm_probe.probes.attention.plot import eta_figure
 
 samples = lsm_probe.read_manifest("builtin:commands")[:8]
 names = ["builtin:llm", "builtin:vanilla_asr", "builtin:self_powered"]

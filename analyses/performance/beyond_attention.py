@@ -22,12 +22,12 @@ from torch import Tensor
 
 import lsm_probe
 from lsm_probe.files import replacing
+from lsm_probe.instruments.capture import capture
+from lsm_probe.instruments.scoring import gathered_log_probabilities, log_probabilities
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.probes.capture import capture
-from lsm_probe.probes.counterfactuals import OtherSources, other_instructions, pool_of
-from lsm_probe.probes.knockout import _TOKENS, _measure, plan_knockouts
-from lsm_probe.probes.scoring import gathered_log_probabilities, log_probabilities
-from lsm_probe.probes.subjects import Subject
+from lsm_probe.probes.knockout.measure import _TOKENS, _measure, plan_knockouts
+from lsm_probe.probes.sensitivity.counterfactuals import OtherSources, other_instructions, pool_of
+from lsm_probe.runner.prepared_samples import PreparedSample
 
 
 def main() -> None:
@@ -42,13 +42,13 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = lsm_probe.load(options.llm, device=options.device, dtype=options.dtype)
     samples = lsm_probe.read_manifest("builtin:probe")
-    subjects = [_subject(checkpoint, sample, options.response) for sample in samples[: options.samples]]
+    items = [_subject(checkpoint, sample, options.response) for sample in samples[: options.samples]]
     pool = pool_of(samples)
     others = OtherSources(checkpoint, samples, 0, "fail")
-    pools = [_pools(checkpoint, subject, pool, others) for subject in subjects]
+    pools = [_pools(checkpoint, item, pool, others) for item in items]
     ways = {
-        "sensitivity": _sensitivity_ways(checkpoint, subjects, pools),
-        "knockout": _knockout_ways(checkpoint, subjects),
+        "sensitivity": _sensitivity_ways(checkpoint, items, pools),
+        "knockout": _knockout_ways(checkpoint, items),
     }
     if options.memory_of:
         probe, way = options.memory_of
@@ -56,7 +56,7 @@ def main() -> None:
         return
     result = {
         "settings": {key: value for key, value in vars(options).items() if key != "memory_of"},
-        "prompt_tokens": [len(subject.prompt) for subject in subjects],
+        "prompt_tokens": [len(item.prompt) for item in items],
         **{probe: _compare(found, options) for probe, found in ways.items()},
         "peak_mib_above_model": {
             probe: {way: in_fresh_process(probe, way) for way in found} for probe, found in ways.items()
@@ -68,40 +68,40 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def _subject(checkpoint: Checkpoint, sample: Any, tokens: int) -> Subject:
-    subject = Subject(sample, checkpoint.encode(sample.instruction, sample.text), checkpoint)
-    subject.response = checkpoint.generate([subject.embedded], max_new_tokens=tokens)[0]
-    return subject
+def _subject(checkpoint: Checkpoint, sample: Any, tokens: int) -> PreparedSample:
+    item = PreparedSample(sample, checkpoint.encode(sample.instruction, sample.text), checkpoint)
+    item.response = checkpoint.generate([item.embedded], max_new_tokens=tokens)[0]
+    return item
 
 
-def _pools(checkpoint: Checkpoint, subject: Subject, pool: Any, others: OtherSources) -> list[list[Tensor]]:
+def _pools(checkpoint: Checkpoint, item: PreparedSample, pool: Any, others: OtherSources) -> list[list[Tensor]]:
     """The embedded prompts of both pools, the own one first in each."""
-    sample = subject.sample
+    sample = item.sample
     instructions = [checkpoint.encode(i, sample.text) for i in other_instructions(sample, pool, "tasks")]
     sources = [checkpoint.encode(sample.instruction, s) for s in others.draw(sample, len(instructions))]
-    return [[subject.embedded, *checkpoint.embed(prompts)] for prompts in (instructions, sources)]
+    return [[item.embedded, *checkpoint.embed(prompts)] for prompts in (instructions, sources)]
 
 
 Way = Callable[[], list[Tensor]]
 
 
 def _sensitivity_ways(
-    checkpoint: Checkpoint, subjects: Sequence[Subject], pools: Sequence[list[list[Tensor]]]
+    checkpoint: Checkpoint, items: Sequence[PreparedSample], pools: Sequence[list[list[Tensor]]]
 ) -> dict[str, Way]:
     llm = checkpoint.llm
 
     def shared() -> list[Tensor]:
-        return [log_probabilities(llm, p, s.response) for s, both in zip(subjects, pools, strict=True) for p in both]
+        return [log_probabilities(llm, p, s.response) for s, both in zip(items, pools, strict=True) for p in both]
 
     def batched() -> list[Tensor]:
         """The passes that cannot be avoided without sharing: each pool as one plain right-padded batch."""
-        return [_plain(llm, p, s.response) for s, both in zip(subjects, pools, strict=True) for p in both]
+        return [_plain(llm, p, s.response) for s, both in zip(items, pools, strict=True) for p in both]
 
     def naive() -> list[Tensor]:
         """One prompt after another."""
         return [
             torch.cat([_plain(llm, [prompt], s.response) for prompt in p])
-            for s, both in zip(subjects, pools, strict=True)
+            for s, both in zip(items, pools, strict=True)
             for p in both
         ]
 
@@ -124,7 +124,7 @@ def _plain(llm: Any, embedded: Sequence[Tensor], response: Sequence[int]) -> Ten
     return gathered_log_probabilities(chosen, ids)
 
 
-def _knockout_ways(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> dict[str, Way]:
+def _knockout_ways(checkpoint: Checkpoint, items: Sequence[PreparedSample]) -> dict[str, Way]:
     llm: Any = checkpoint.llm
     layers = llm.config.get_text_config().num_hidden_layers
     plan = plan_knockouts(layers, 5)
@@ -132,8 +132,8 @@ def _knockout_ways(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> dict[
     def ours() -> list[Tensor]:
         found = []
         with capture(llm) as captured:
-            for subject in subjects:
-                measured = _measure(checkpoint, captured, subject, plan)
+            for item in items:
+                measured = _measure(checkpoint, captured, item, plan)
                 assert isinstance(measured, dict)
                 found.append(torch.from_numpy(measured["fall"]))
         return found
@@ -141,10 +141,10 @@ def _knockout_ways(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> dict[
     @torch.no_grad()
     def floor() -> list[Tensor]:
         """The same passes on the prompt's cache with nothing cut and nothing checked."""
-        for subject in subjects:
-            ids = torch.tensor(subject.response, device=subject.embedded.device)
-            rows = torch.cat([subject.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
-            cache = llm(inputs_embeds=subject.embedded[None, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        for item in items:
+            ids = torch.tensor(item.response, device=item.embedded.device)
+            rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
+            cache = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1).past_key_values
             together = _TOKENS // len(rows)
             for first in range(0, len(plan), together):
                 part = plan[first : first + together]
@@ -157,9 +157,9 @@ def _knockout_ways(checkpoint: Checkpoint, subjects: Sequence[Subject]) -> dict[
     @torch.no_grad()
     def naive() -> list[Tensor]:
         """A whole pass over prompt and response for each knockout, batches of 8, nothing cut: the usual way."""
-        for subject in subjects:
+        for item in items:
             for first in range(0, len(plan), 8):
-                _plain(llm, [subject.embedded] * len(plan[first : first + 8]), subject.response)
+                _plain(llm, [item.embedded] * len(plan[first : first + 8]), item.response)
         return []
 
     return {"lsm-probe": ours, "same passes, nothing cut": floor, "whole passes": naive}

@@ -22,8 +22,8 @@ import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.files import replacing
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.probes.importance import response_loss
-from lsm_probe.probes.subjects import Subject
+from lsm_probe.probes.importance.measure import response_loss
+from lsm_probe.runner.prepared_samples import PreparedSample
 
 Way = Callable[[], None]
 
@@ -70,9 +70,9 @@ def _ways(checkpoint: Checkpoint, samples: Sequence[Sample]) -> dict[str, Way]:
         """What cannot be avoided: all gradients, kept until the pass is over, as a training step has them."""
         for sample in samples:
             prompt = checkpoint.encode(sample.instruction, sample.text or "")
-            subject = Subject(sample, prompt, checkpoint, checkpoint.encode_response(sample.target or ""))
+            item = PreparedSample(sample, prompt, checkpoint, checkpoint.encode_response(sample.target or ""))
             with torch.enable_grad():
-                response_loss(checkpoint, subject).backward()
+                response_loss(checkpoint, item).backward()
             checkpoint.model.zero_grad(set_to_none=True)
 
     return {

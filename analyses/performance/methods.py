@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from lsm_probe.instruments.capture import capture
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention import SegmentSums, generating_rows
-from lsm_probe.probes.capture import capture
+from lsm_probe.probes.attention.measure import SegmentSums, generating_rows
 
 SEGMENTS = (Segment.SYSTEM, Segment.TEMPLATE, Segment.INSTRUCTION, Segment.SOURCE)
 SHARES = (0.08, 0.12, 0.16)  # of the prompt, for the first three; the source takes the rest

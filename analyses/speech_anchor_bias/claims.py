@@ -31,10 +31,10 @@ from measured import (
     seeds,
 )
 
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.result import Curve, curve
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.reports.finding import READ, Comparison, paired, sides
+from lsm_probe.runner.result import Curve, curve
 
 GROUP = 5  # layers: a sixth of SmolLM2's 30
 KEPT = 0.1  # nats per token that text may lose and still count as kept

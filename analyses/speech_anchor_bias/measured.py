@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 import lsm_probe
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import FOLLOWING
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import CONTROL
-from lsm_probe.probes.importance_result import ImportanceResult
-from lsm_probe.probes.result import Curve
+from lsm_probe.probes.attention.controls import CONTROL
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.probes.importance.result import ImportanceResult
+from lsm_probe.runner.result import Curve
 
 RESULTS = Path(__file__).parent / "results"
 LLM = "builtin:llm"

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 import lsm_probe
-from lsm_probe.plots.eta import eta_figure
+from lsm_probe.probes.attention.plot import eta_figure
 
 names = ["builtin:llm", "builtin:vanilla_asr", "builtin:self_powered"]
 samples = lsm_probe.read_manifest("builtin:commands")[:8]

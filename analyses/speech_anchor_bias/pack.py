@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import lsm_probe
-from lsm_probe.models.trained import CONNECTOR, TALL, WIDE, trained_file
+from lsm_probe.models.builtin_arms import CONNECTOR, TALL, WIDE, arm_file
 
 RANK = 8
 LLM = "language_model."
@@ -49,8 +49,8 @@ def main(folder: Path, name: str) -> None:
         "arm": {"study": "speech_anchor_bias", "arm": arm, "seed": int(seed)},
     }
     tensors = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, trained_file(name), metadata={"lsm_probe": json.dumps(about)})
-    size = trained_file(name).stat().st_size / 1e6
+    save_file(tensors, arm_file(name), metadata={"lsm_probe": json.dumps(about)})
+    size = arm_file(name).stat().st_size / 1e6
     print(f"{len(missed)} matrices, at most {max(missed):.1e} of a change missed, {size:.1f} MB")
 
 

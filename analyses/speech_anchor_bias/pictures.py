@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from measured import ARMS, LLM, at_length, measured, seeds
 from prediction import OUTCOMES, PROBES
 
-from lsm_probe.plots.files import save_figure
+from lsm_probe.runner.picture_files import save_figure
 
 FIGURES = Path(__file__).parents[2] / "figures" / "speech_anchor_bias"
 FAMILIES = ("against_llm", "own_D_i", "other_text", "standardised_retrieval")

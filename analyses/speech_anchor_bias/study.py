@@ -14,7 +14,7 @@ from pictures import draw
 from prediction import prediction
 from table import arms
 
-from lsm_probe.plots.files import save_frame
+from lsm_probe.runner.picture_files import save_frame
 
 HERE = Path(__file__).parent
 

@@ -28,8 +28,8 @@ from measured import (
 
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.result import Curve
 from lsm_probe.reports.finding import Comparison, last_group_eta
+from lsm_probe.runner.result import Curve
 
 
 def columns(name: str, found: Curve) -> dict[str, float]:

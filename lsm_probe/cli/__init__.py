@@ -111,9 +111,9 @@ def main() -> None:
 
 def _end(line: str, code: int) -> None:
     if "RANK" in os.environ:  # as `torchrun` sets it
-        from lsm_probe.processes import say
+        from lsm_probe.distributed import print_on_main
 
-        say(line)
+        print_on_main(line)
     else:
         print(line, file=sys.stderr)
     sys.exit(code)

@@ -65,12 +65,12 @@ def alignment(
     from typing import Any
 
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables.alignment import alignment_note, alignment_table
     from lsm_probe.models.checkpoint import Checkpoint
-    from lsm_probe.plots.alignment import PICTURES, save_alignment
-    from lsm_probe.probes.alignment import alignment as measure
-    from lsm_probe.probes.alignment import state_numbers
-    from lsm_probe.probes.alignment_result import AlignmentResult
+    from lsm_probe.probes.alignment.measure import alignment as measure
+    from lsm_probe.probes.alignment.measure import state_numbers
+    from lsm_probe.probes.alignment.plot import PICTURES, save_alignment
+    from lsm_probe.probes.alignment.result import AlignmentResult
+    from lsm_probe.probes.alignment.table import alignment_note, alignment_table
 
     @wraps(measure)
     def probe(checkpoint: Checkpoint, *args: Any, **options: Any) -> AlignmentResult:

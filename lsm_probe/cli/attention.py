@@ -93,10 +93,10 @@ def attention(
 def run(names: list[str], data: str, out: Path | None, **options: Any) -> None:
     """Runs the attention probe with its table, pictures and control; the demo does the same."""
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables.attention import attention_note, attention_table
-    from lsm_probe.plots.eta import PICTURES, save_eta
-    from lsm_probe.probes.attention import attention
-    from lsm_probe.probes.controls import length_controls
+    from lsm_probe.probes.attention.controls import length_controls
+    from lsm_probe.probes.attention.measure import attention
+    from lsm_probe.probes.attention.plot import PICTURES, save_eta
+    from lsm_probe.probes.attention.table import attention_note, attention_table
 
     view = View(attention_table, attention_note, save_eta, PICTURES)
     probe_and_report(attention, view, names, data, out, controls=length_controls, **options)

@@ -46,11 +46,11 @@ def check(
     ] = False,
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.tables.check import show_accepted, show_verdict
     from lsm_probe.files import check_can_write
     from lsm_probe.regression.baseline import result_file
     from lsm_probe.regression.check import check
     from lsm_probe.regression.github import annotating, publish
+    from lsm_probe.regression.table import show_accepted, show_verdict
     from lsm_probe.regression.update import accept
 
     with annotating(baseline):

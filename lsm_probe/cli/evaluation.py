@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lsm_probe.cli.run import View, measure_and_report
-from lsm_probe.cli.tables.evaluation import evaluation_note, evaluation_table
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.cascade import cascade_name, load_any, look_up_any
 from lsm_probe.evaluation.evaluate import evaluate
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.plot import PICTURES, save_evaluation
+from lsm_probe.evaluation.result_table import evaluation_note, evaluation_table
 from lsm_probe.evaluation.task import Task, builtin_tasks, read_task, read_tasks, with_read
 from lsm_probe.files import check_can_write
-from lsm_probe.plots.evaluation import PICTURES, save_evaluation
-from lsm_probe.probes.subjects import describe_data
+from lsm_probe.runner.prepared_samples import describe_data
 
 VIEW: View[EvaluationResult] = View(evaluation_table, evaluation_note, save_evaluation, PICTURES)
 

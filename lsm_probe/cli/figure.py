@@ -32,8 +32,8 @@ def figure(
 ) -> None:
     opt.one_of("figure", name, "figure3", "figure5", "figure6", "table2", "table6", "table7")
     from lsm_probe.files import check_can_write
-    from lsm_probe.plots.paper import save_drawing
     from lsm_probe.reports.collection import KINDS, read_results
+    from lsm_probe.reports.paper_figures import save_drawing
 
     check_can_write("--out", out, folder=True)
     found = read_results(result)

@@ -11,7 +11,7 @@ import typer
 from lsm_probe.cli import options as opt
 
 if TYPE_CHECKING:
-    from lsm_probe.probes.importance_result import ImportanceResult
+    from lsm_probe.probes.importance.result import ImportanceResult
 
 EXAMPLES = """
 Measures for each weight how much the loss of the responses would change, to first order, if it were 0:
@@ -70,12 +70,12 @@ def importance(
     json: opt.Json = False,
 ) -> None:
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables.importance import importance_note, importance_table
     from lsm_probe.files import check_can_write
     from lsm_probe.models.loading import look_up, look_up_text
-    from lsm_probe.plots.importance import PICTURES, save_importance
-    from lsm_probe.probes.importance import importance as probe
-    from lsm_probe.probes.rates import check_strength, write_rates
+    from lsm_probe.probes.importance.learning_rates import check_strength, write_rates
+    from lsm_probe.probes.importance.measure import importance as probe
+    from lsm_probe.probes.importance.plot import PICTURES, save_importance
+    from lsm_probe.probes.importance.table import importance_note, importance_table
 
     check_strength(strength)
     if write_lr_schedule is not None:

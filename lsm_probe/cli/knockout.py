@@ -64,9 +64,9 @@ def knockout(
     json: opt.Json = False,
 ) -> None:
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables.knockout import knockout_note, knockout_table
-    from lsm_probe.plots.knockout import HEAD_PICTURES, PICTURES, save_knockout
-    from lsm_probe.probes.knockout import knockout as probe
+    from lsm_probe.probes.knockout.measure import knockout as probe
+    from lsm_probe.probes.knockout.plot import HEAD_PICTURES, PICTURES, save_knockout
+    from lsm_probe.probes.knockout.table import knockout_note, knockout_table
 
     probe_and_report(
         probe,

@@ -36,9 +36,9 @@ def report(
         ),
     ] = None,
 ) -> None:
+    from lsm_probe.distributed import print_on_main
     from lsm_probe.errors import InputError
     from lsm_probe.files import check_can_write
-    from lsm_probe.processes import say
     from lsm_probe.reports.collection import read_results
     from lsm_probe.reports.notebook import missing, save_notebook
     from lsm_probe.reports.report import save_report
@@ -55,7 +55,7 @@ def report(
     save_report(found, out)
     print(f"written to {out}")
     if notebook is None and absent:
-        say(f"no notebook, since {', '.join(absent)} is not installed: pip install 'lsm-probe[notebooks]'")
+        print_on_main(f"no notebook, since {', '.join(absent)} is not installed: pip install 'lsm-probe[notebooks]'")
     elif notebook is not False:
         save_notebook(found, page_and_notebook[1])
         print(f"written to {page_and_notebook[1]}")

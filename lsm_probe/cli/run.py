@@ -15,16 +15,16 @@ from lsm_probe.cli.console import text_console
 from lsm_probe.cli.drawing import report_drawing_failure
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
-from lsm_probe.cli.tables.common import thinking_note
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
+from lsm_probe.distributed import init_distributed, is_distributed, is_main_rank, on_all_ranks
 from lsm_probe.files import check_can_write
-from lsm_probe.models.places import may_be_the_hubs
-from lsm_probe.probes.controls import CONTROL
-from lsm_probe.probes.result import ProbeResult
-from lsm_probe.probes.runs import OUTPUTS, run_probe, slug
-from lsm_probe.probes.subjects import describe_data, read_responses
-from lsm_probe.processes import is_main, join, several, together
+from lsm_probe.models.checkpoint_names import may_be_the_hubs
+from lsm_probe.probes.attention.controls import CONTROL
+from lsm_probe.runner.prepared_samples import describe_data, read_responses
+from lsm_probe.runner.result import ProbeResult
+from lsm_probe.runner.run import OUTPUTS, run_probe, slug
+from lsm_probe.runner.tables import thinking_note
 
 Result = TypeVar("Result", bound=ProbeResult)
 Read = TypeVar("Read")
@@ -92,18 +92,18 @@ def measure_and_report(
     """
     quiet_transformers()
     out = out or Path("runs") / command / slug(*names)
-    if several():
-        join(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
-    with together():
+    if is_distributed():
+        init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
+    with on_all_ranks():
         check_can_write("--out", out, folder=True)
         samples, about = _silently(read)
         probing = {**probing, **about}
         if responses is not None:
             probing["responses"] = read_responses(responses)
-    for name in names if is_main() else ():
+    for name in names if is_main_rank() else ():
         if may_be_the_hubs(name):  # which takes half a minute to find that it cannot be reached
             print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
-    with stoppable(), progress() if is_main() else nullcontext(lambda *_: None) as on_progress:
+    with stoppable(), progress() if is_main_rank() else nullcontext(lambda *_: None) as on_progress:
         results, comparison = run_probe(
             probe,
             names,
@@ -116,8 +116,8 @@ def measure_and_report(
             on_progress=on_progress,
             **running,
         )
-    with together():
-        if is_main():
+    with on_all_ranks():
+        if is_main_rank():
             _report(view, results, comparison, out, as_json)
     return results
 
@@ -125,7 +125,7 @@ def measure_and_report(
 def _silently(read: Callable[[], Read]) -> Read:
     """Of several processes, which all read the same, the main one alone warns."""
     with warnings.catch_warnings():
-        if not is_main():
+        if not is_main_rank():
             warnings.simplefilter("ignore")
         return read()
 

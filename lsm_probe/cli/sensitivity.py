@@ -56,10 +56,10 @@ def sensitivity(
     json: opt.Json = False,
 ) -> None:
     from lsm_probe.cli.run import View, probe_and_report
-    from lsm_probe.cli.tables.sensitivity import sensitivity_note, sensitivity_table
     from lsm_probe.data.pools import read_pool
-    from lsm_probe.plots.sensitivity import PICTURES, save_sensitivity
-    from lsm_probe.probes.sensitivity import sensitivity as probe
+    from lsm_probe.probes.sensitivity.measure import sensitivity as probe
+    from lsm_probe.probes.sensitivity.plot import PICTURES, save_sensitivity
+    from lsm_probe.probes.sensitivity.table import sensitivity_note, sensitivity_table
 
     probe_and_report(
         probe,

@@ -41,10 +41,10 @@ def stoppable(way_on: str = RESUME) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated) as stop:
-        from lsm_probe.processes import say
+        from lsm_probe.distributed import print_on_main
 
         terminated = isinstance(stop, Terminated)
-        say(str(stop) or f"{'stopped by SIGTERM' if terminated else 'interrupted'}{way_on and ': '}{way_on}")
+        print_on_main(str(stop) or f"{'stopped by SIGTERM' if terminated else 'interrupted'}{way_on and ': '}{way_on}")
         raise typer.Exit(143 if terminated else 130) from None
 
 

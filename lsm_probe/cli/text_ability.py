@@ -73,13 +73,13 @@ def text_ability(
     from pandas import concat
 
     from lsm_probe.cli.run import View, measure_and_report
-    from lsm_probe.cli.tables.text_ability import text_ability_note, text_ability_table
     from lsm_probe.data.manifest import read_manifest
     from lsm_probe.evaluation.mmlu import read_mmlu, write_mmlu_tasks
     from lsm_probe.evaluation.text_ability import text_ability as probe
+    from lsm_probe.evaluation.text_ability_table import text_ability_note, text_ability_table
     from lsm_probe.models.loading import look_up_text
-    from lsm_probe.plots.files import save_frame
-    from lsm_probe.probes.subjects import describe_data
+    from lsm_probe.runner.picture_files import save_frame
+    from lsm_probe.runner.prepared_samples import describe_data
 
     probing = opt.probing(seed, on_error, batch_size)
 

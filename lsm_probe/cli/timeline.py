@@ -50,30 +50,30 @@ def timeline(
 ) -> None:
     from lsm_probe.cli.drawing import report_drawing_failure
     from lsm_probe.cli.progress import quiet_transformers
-    from lsm_probe.cli.tables.timeline import show_timeline
     from lsm_probe.data.manifest import read_manifest
     from lsm_probe.files import check_can_write, plain_name
     from lsm_probe.folders import alone_in
     from lsm_probe.models.loading import load
-    from lsm_probe.plots.timeline import save_timeline
-    from lsm_probe.probes.runs import check_names, slug
-    from lsm_probe.probes.timeline import choose_sample
-    from lsm_probe.probes.timeline import timeline as probe
-    from lsm_probe.probes.timeline_result import check_layer
-    from lsm_probe.reports.timeline import save_page
+    from lsm_probe.probes.timeline.measure import choose_sample
+    from lsm_probe.probes.timeline.measure import timeline as probe
+    from lsm_probe.probes.timeline.page import save_page
+    from lsm_probe.probes.timeline.plot import save_timeline
+    from lsm_probe.probes.timeline.result import check_layer
+    from lsm_probe.probes.timeline.table import show_timeline
+    from lsm_probe.runner.run import check_names, slug
 
     quiet_transformers()
     if out is not None:
         check_can_write("--out", out, folder=True)
     check_names([ckpt])
-    answering = opt.one_of("--response", response, "generated", "reference")
+    response_source = opt.one_of("--response", response, "generated", "reference")
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / slug(ckpt) / plain_name(chosen.id)
     with alone_in(out):
         checkpoint = load(ckpt, **opt.loading(device, dtype, template, date))
         if layer is not None:
             check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
-        result = probe(checkpoint, chosen, response=answering, max_new_tokens=max_new_tokens)
+        result = probe(checkpoint, chosen, response=response_source, max_new_tokens=max_new_tokens)
         layer = result.choose_layer(layer)
         result.save(out)
         try:

@@ -15,9 +15,9 @@ from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import RESUME, stoppable
 from lsm_probe.data.problems import OnError
 from lsm_probe.files import check_can_write
-from lsm_probe.plots.training import save_history
 from lsm_probe.training.config import TrainConfig
-from lsm_probe.training.evaluation import CONTROLS
+from lsm_probe.training.held_out_loss import CONTROLS
+from lsm_probe.training.plot import save_history
 from lsm_probe.training.processes import join_processes
 from lsm_probe.training.run import train
 

@@ -15,8 +15,8 @@ import soxr
 
 from lsm_probe.data.containers import Stream, View, find_streams
 from lsm_probe.data.sample import Sample, regular_file_bytes
-from lsm_probe.data.waveform import check_scale
 from lsm_probe.errors import InputError
+from lsm_probe.waveform import check_scale
 
 MAX_SECONDS = 3_600
 SILENCE_PEAK = 1e-4
@@ -84,7 +84,7 @@ def read_audio_file(
         InputError: The file is missing, not regular, empty, not audio, cut short, or claims more audio than
             its bytes can hold; its streams overlap or differ in rate, or its kind does not let their length be
             checked; the section is empty, lies outside the file (by more than 1 ms, which is rounding) or exceeds
-            `MAX_SECONDS`; a sample is NaN, infinite or above `lsm_probe.data.waveform.MAX_PEAK`. Decoding goes by
+            `MAX_SECONDS`; a sample is NaN, infinite or above `lsm_probe.waveform.MAX_PEAK`. Decoding goes by
             blocks, so a refused file never takes more memory than its section's result. A WAV, AIFF or Ogg that is
             cut short is refused whole; of a FLAC or MP3 the part before the cut can be read.
 

@@ -13,7 +13,7 @@ from itertools import product
 from typing import TypeVar
 
 from lsm_probe.data.answers import keywords_answer, label_answer
-from lsm_probe.data.draws import hashed
+from lsm_probe.data.seeded_hash import seeded_hash
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
@@ -164,12 +164,12 @@ def _in_rounds(seed: int) -> Iterator[tuple[int, Command]]:
 
 
 def _shuffled(values: Iterable[T], seed: int, purpose: str) -> list[T]:
-    return sorted(values, key=lambda value: hashed(seed, purpose, str(value)))
+    return sorted(values, key=lambda value: seeded_hash(seed, purpose, str(value)))
 
 
 def _split(turn: int, seed: int) -> str:
     """Drawn for each ten rounds anew, so that no split sees the same places with the same intents again and again."""
     ten, one = divmod(turn, _IN_TEN)
-    test = hashed(seed, "test", str(ten)) % _IN_TEN
-    validation = (test + 1 + hashed(seed, "validation", str(ten)) % (_IN_TEN - 1)) % _IN_TEN
+    test = seeded_hash(seed, "test", str(ten)) % _IN_TEN
+    validation = (test + 1 + seeded_hash(seed, "validation", str(ten)) % (_IN_TEN - 1)) % _IN_TEN
     return {test: "test", validation: "validation"}.get(one, "train")

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lsm_probe.data.draws import hashed
 from lsm_probe.data.sample import Words, regular_file_bytes
+from lsm_probe.data.seeded_hash import seeded_hash
 from lsm_probe.errors import InputError
 from lsm_probe.formats import load_yaml
 
@@ -113,12 +113,12 @@ class Pool:
             sample_id: the sample.
             language: fixes the language instead of drawing it.
         """
-        task = self.tasks[hashed(seed, "task", sample_id) % len(self.tasks)]
+        task = self.tasks[seeded_hash(seed, "task", sample_id) % len(self.tasks)]
         if language is None and task.languages:
-            language = task.languages[hashed(seed, "language", sample_id) % len(task.languages)]
+            language = task.languages[seeded_hash(seed, "language", sample_id) % len(task.languages)]
         elif not task.languages:
             language = None
-        number = hashed(seed, "instruction", sample_id) % len(task.instructions)
+        number = seeded_hash(seed, "instruction", sample_id) % len(task.instructions)
         name = "/".join([task.task, *([language] if language else []), str(number)])
         return Draw(task.task, task.fill(number, language), name, language, task.answer)
 

@@ -24,8 +24,8 @@ import soundfile
 import soxr
 
 from lsm_probe.data.audio import check_audio_file
-from lsm_probe.data.draws import hashed
 from lsm_probe.data.problems import Problems
+from lsm_probe.data.seeded_hash import seeded_hash
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.data.voices import DEFAULT_VOICE, FASTEST, SLOWEST, check_voice, say
 from lsm_probe.errors import InputError, Terminated
@@ -64,9 +64,9 @@ class Delivery:
 
     def draw(self, sample_id: str) -> tuple[str, float, int]:
         """Voice, speed and seed for a sample."""
-        voice = self.voices[hashed(self.seed, "voice", sample_id) % len(self.voices)]
-        speed = self.speeds[hashed(self.seed, "speed", sample_id) % len(self.speeds)]
-        return voice, speed, hashed(self.seed, "noise", sample_id) % 2**32
+        voice = self.voices[seeded_hash(self.seed, "voice", sample_id) % len(self.voices)]
+        speed = self.speeds[seeded_hash(self.seed, "speed", sample_id) % len(self.speeds)]
+        return voice, speed, seeded_hash(self.seed, "noise", sample_id) % 2**32
 
 
 @dataclass(frozen=True)

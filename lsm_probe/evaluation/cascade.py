@@ -22,7 +22,7 @@ class Cascade(Checkpoint):
 
     transcriber: Transcriber
 
-    def hear(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
+    def preprocess_audio(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
         """The transcripts of the waveforms of a batch."""
         return [heard.strip() or NOTHING_HEARD for heard in self.transcriber.transcribe(sources, languages)]
 

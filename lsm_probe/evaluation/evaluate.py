@@ -17,9 +17,9 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult, Reading
 from lsm_probe.evaluation.scoring import check
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.probes.record import Record
-from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round
-from lsm_probe.probes.subjects import MAX_NEW_TOKENS, Answering, Subject, describe_data, prepare
+from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun
+from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource, describe_data, prepare
+from lsm_probe.runner.record import Record
 
 
 def evaluate(
@@ -57,10 +57,10 @@ def evaluate(
     """
     check(tasks, samples)
     ordered = _longest_first(samples, checkpoint)
-    answering = Round(
+    response_source = MeasurementRun(
         checkpoint,
         ordered,
-        Answering("generated", max_new_tokens),
+        ResponseSource("generated", max_new_tokens),
         settings={"probe": EvaluationResult.PROBE},
         batch_size=batch_size,
         on_error=on_error,
@@ -70,8 +70,8 @@ def evaluate(
         needs=("target",),
     )
     # What a device does once, at its first pass, is no part of the speed.
-    prepare(checkpoint, ordered[-1:], Answering("generated", 1), "skip")
-    records, common = answering.run(_measure)
+    prepare(checkpoint, ordered[-1:], ResponseSource("generated", 1), "skip")
+    records, common = response_source.run(_measure)
     record_of = {record.sample["id"]: record for record in records}
     answered = [sample for sample in samples if sample.id in record_of]
     in_order = [record_of[sample.id] for sample in answered]
@@ -100,14 +100,14 @@ def _longest_first(samples: Sequence[Sample], checkpoint: Checkpoint) -> list[Sa
     return sorted(samples, key=tokens, reverse=True)
 
 
-def _measure(subjects: Sequence[Subject]) -> list[Measured]:
+def _measure(items: Sequence[PreparedSample]) -> list[Measured]:
     return [
         {
-            "seconds": np.array(subject.seconds),
+            "seconds": np.array(item.seconds),
             # A text LLM's source is the sample's own text, a cascade's what it has heard.
-            "transcript": np.array("" if subject.checkpoint.source == "text" else _transcript(subject.source)),
+            "transcript": np.array("" if item.checkpoint.source == "text" else _transcript(item.source)),
         }
-        for subject in subjects
+        for item in items
     ]
 
 

@@ -17,7 +17,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, truncate
 from lsm_probe.evaluation.task import Task, with_read
-from lsm_probe.probes.result import Curve, ProbeResult, curve, package_versions, rounded, thinking_summary
+from lsm_probe.runner.result import Curve, ProbeResult, curve, package_versions, rounded, thinking_summary
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.mmlu import not_installed
+from lsm_probe.instruments.scoring import NOT_FINITE
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.rotary import depends_on_length
 from lsm_probe.models.sparse_attention import find_exact_length
-from lsm_probe.probes.scoring import NOT_FINITE
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:

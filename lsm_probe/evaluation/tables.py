@@ -11,7 +11,7 @@ import pandas as pd
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
 from lsm_probe.files import replacing
-from lsm_probe.probes.result import Curve, write_json
+from lsm_probe.runner.result import Curve, write_json
 
 TABLES = ("metrics.json", "metrics.csv", "table.md")
 SCHEMA = "lsm-probe/metrics/1"

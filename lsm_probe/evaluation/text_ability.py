@@ -23,19 +23,19 @@ import numpy as np
 
 from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.sample import Sample, naming
+from lsm_probe.distributed import RankShare, all_gather_or_raise, is_distributed, on_all_ranks
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.harness import Harness, check_tokenizer
 from lsm_probe.evaluation.mmlu import LETTERS, Mmlu, write_mmlu_tasks
 from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
+from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import encode_target
-from lsm_probe.probes.progress import Progress
-from lsm_probe.probes.record import Record
-from lsm_probe.probes.result import package_versions
-from lsm_probe.probes.sampling import BATCH_SIZE, Measured, Round, Unusable, stack
-from lsm_probe.probes.scoring import NOT_FINITE, log_probabilities
-from lsm_probe.probes.subjects import Answering, Subject, describe_checkpoint, describe_data
-from lsm_probe.processes import Share, exchange, several, together
+from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.prepared_samples import PreparedSample, ResponseSource, describe_checkpoint, describe_data
+from lsm_probe.runner.progress import Progress
+from lsm_probe.runner.record import Record
+from lsm_probe.runner.result import package_versions
 
 SHOTS = 5
 _THINKING = ("thinking_tokens", "answer")
@@ -86,7 +86,7 @@ def text_ability(
     parts: list[dict[str, Any]] = []
     if samples:
         parts.append(dict(data or describe_data(samples)))
-        measuring = Round(
+        measuring = MeasurementRun(
             checkpoint,
             samples,
             _answering(checkpoint, samples),
@@ -97,7 +97,7 @@ def text_ability(
             progress_folder=progress_folder and progress_folder / "texts",
             on_progress=lambda done: on_progress(done, total),
         )
-        records, common = measuring.run(lambda subjects: [_measure(subject) for subject in subjects])
+        records, common = measuring.run(lambda items: [_measure(item) for item in items])
         excluded = common["excluded"]
     if mmlu is not None:
         parts.append(mmlu.describe())
@@ -114,7 +114,7 @@ def text_ability(
         **stack(records, "counts"),
         clusters=number_clusters([record.utterance for record in records]),
         samples=[_without_thinking(record.sample) for record in records],
-        checkpoint=describe_checkpoint(checkpoint, Answering("none")),
+        checkpoint=describe_checkpoint(checkpoint, ResponseSource("none")),
         data=_joined(parts),
         conventions=TextAbilityConventions(shots=shots if mmlu is not None else None),
         excluded=excluded,
@@ -130,7 +130,7 @@ def _check_shots(mmlu: Mmlu, shots: int) -> None:
         raise InputError(f"--shots {shots}: {mmlu.name} has {most} examples of {fewest}; give 0 to {most}")
 
 
-def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Answering:
+def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseSource:
     """The targets as responses, without their end."""
     without = [sample.id for sample in samples if sample.target is None]
     if without:
@@ -142,12 +142,12 @@ def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Answering:
     for sample in samples:
         with naming(sample):
             tokens[sample.id] = encode_target(checkpoint.tokenizer, sample.target or "")
-    return Answering("reference", responses=tokens)
+    return ResponseSource("reference", responses=tokens)
 
 
-def _measure(subject: Subject) -> Measured:
+def _measure(item: PreparedSample) -> Measured:
     """Nats and tokens of a sample's target; summed over tokens in float64."""
-    found = log_probabilities(subject.checkpoint.llm, [subject.embedded], subject.response)[0].double()
+    found = log_probabilities(item.checkpoint.llm, [item.embedded], item.response)[0].double()
     if not found.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)
     return {"counts": np.array([-found.sum().item(), len(found)])}
@@ -169,13 +169,13 @@ class _Questions:
     progress_folder: Path | None
     on_progress: Callable[[int], None]
 
-    @together()
+    @on_all_ranks()
     def run(self) -> list[Record]:
         """A record for each question, in order; the same in all processes."""
         progress = Progress(
             self.progress_folder,
             {
-                "checkpoint": describe_checkpoint(self.checkpoint, Answering("none")),
+                "checkpoint": describe_checkpoint(self.checkpoint, ResponseSource("none")),
                 "data": self.mmlu.describe(),
                 "shots": self.shots,
                 "batch_size": self.batch_size,
@@ -186,13 +186,13 @@ class _Questions:
         with TemporaryDirectory() as folder:
             tasks = write_mmlu_tasks(self.mmlu, folder)
             harness = Harness(self.checkpoint, Path(folder), shots=self.shots, batch_size=self.batch_size)
-            share = Share(range(len(tasks)))
+            share = RankShare(range(len(tasks)))
             for i in share:
                 own[i] = progress.get(i) or progress.put(i, self._records(harness, i, tasks[i]))
                 self.on_progress(share.done(len(own[i])))
-            found = {i: records for part in exchange(own) for i, records in part.items()}
+            found = {i: records for part in all_gather_or_raise(own) for i, records in part.items()}
         records = [record for i in sorted(found) for record in found[i]]
-        if several():
+        if is_distributed():
             self.on_progress(len(records))  # of the others' last subjects nothing was heard yet
         return records
 

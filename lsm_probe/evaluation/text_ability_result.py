@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lsm_probe.evaluation.metrics import Floats, Metric
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, LETTERS, SUBJECTS
-from lsm_probe.probes.conventions import Choices
-from lsm_probe.probes.result import Curve, ProbeResult, curve
+from lsm_probe.runner.conventions import Choices
+from lsm_probe.runner.result import Curve, ProbeResult, curve
 
 AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
 

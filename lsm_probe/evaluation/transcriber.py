@@ -16,9 +16,9 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperPro
 
 from lsm_probe import assets
 from lsm_probe.assets.notice import quiet_log
-from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.languages import find_language
+from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.loading import (
     check_folder,
@@ -28,7 +28,7 @@ from lsm_probe.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from lsm_probe.models.places import require_folder
+from lsm_probe.waveform import as_waveform
 
 BUILTIN = "builtin:whisper"
 _SAME_LANGUAGE = 1

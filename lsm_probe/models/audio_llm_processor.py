@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE
 from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
 from lsm_probe.models.segments import Piece, Segment
 from lsm_probe.models.templates import TEMPLATE_ERRORS, applied, chat_pieces
+from lsm_probe.waveform import as_waveform
 
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _LAST = RATE // 50

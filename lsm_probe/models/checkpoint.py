@@ -17,6 +17,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import new_folder
 from lsm_probe.models.audio_llm import merged_embeddings
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
+from lsm_probe.models.device_map import input_device
 from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
@@ -24,7 +25,6 @@ from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
-from lsm_probe.models.spread import input_device
 from lsm_probe.models.thinking import Thought, find_thought, text_after_user
 
 
@@ -75,7 +75,7 @@ class Checkpoint:
             eos = self.tokenizer.eos_token_id
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
-    def hear(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
+    def preprocess_audio(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
         """What of the sources of a batch goes into its prompts: they themselves, unless something hears them first.
 
         Args:
@@ -91,8 +91,8 @@ class Checkpoint:
 
         Args:
             instruction: what the model is told to do.
-            source: the transcript; of a model that hears also the waveform (mono, 16 kHz), or what [`listen`] made
-                of it.
+            source: the transcript; of a model that hears also the waveform (mono, 16 kHz), or what [`encode_speech`]
+                made of it.
             source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
 
         Raises:
@@ -151,7 +151,7 @@ class Checkpoint:
             (self.processor or self.tokenizer).save_pretrained(temporary)
             write_checksums(temporary)
 
-    def listen(self, waveform: NDArray[np.float32]) -> Tensor:
+    def encode_speech(self, waveform: NDArray[np.float32]) -> Tensor:
         """The speech tokens of an utterance, `[speech tokens, llm_dim]`, for any number of prompts about it."""
         # Its speech tokens come before the LLM reads anything: any instruction will do.
         prompt = self.encode("Listen.", waveform)

@@ -28,25 +28,25 @@ from transformers import (
 from lsm_probe import assets
 from lsm_probe.assets.cache import SEAL
 from lsm_probe.checksums import leads_outside, read_checksums, verify
+from lsm_probe.distributed import local_device
 from lsm_probe.errors import InputError
 from lsm_probe.hardware import computes_natively, warn_if_emulated
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
+from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_names import before_the_hub, require_folder
 from lsm_probe.models.dates import pin_date, pinned_date, read_date
+from lsm_probe.models.device_map import SPREAD, spread
 from lsm_probe.models.mistral_processor import audio_llm_processor
-from lsm_probe.models.places import before_the_hub, require_folder
 from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import Prompter
 from lsm_probe.models.prompts import encode_prompt, encode_target, prompt_sha256
-from lsm_probe.models.spread import SPREAD, spread
 from lsm_probe.models.templates import AUDIO_TOKEN, TEMPLATES, default_template
 from lsm_probe.models.tensors import check_tensors
-from lsm_probe.models.trained import read_training, trained, trained_file
-from lsm_probe.processes import own_device
 
-BUILTIN = ("builtin:llm", "builtin:untrained", *(f"builtin:{name}" for name in trained()))
+BUILTIN = ("builtin:llm", "builtin:untrained", *(f"builtin:{name}" for name in builtin_arms()))
 
 
 def load(
@@ -262,7 +262,7 @@ def build_lsm(
 
 def resolve_device(device: str) -> torch.device:
     if device in ("auto", SPREAD):
-        return own_device()
+        return local_device()
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
@@ -323,7 +323,7 @@ def _build_trained(name: str, dtype: torch.dtype, template: str | None, date: st
     checkpoint.name = name
     # Not what was drawn, but what came of it.
     checkpoint.identity["connector"] = checkpoint.processor.projector | {"trained": True}
-    checkpoint.identity["training"] = training.arm | {"sha256": _sha256(trained_file(name.removeprefix("builtin:")))}
+    checkpoint.identity["training"] = training.arm | {"sha256": _sha256(arm_file(name.removeprefix("builtin:")))}
     return checkpoint
 
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
-from lsm_probe.data.waveform import as_waveform
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import num_speech_tokens
@@ -20,6 +19,7 @@ from lsm_probe.models.prompts import Prompt, encode_prompt, refuse_placeholder
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.models.templates import AUDIO_TOKEN, default_template
+from lsm_probe.waveform import as_waveform
 
 
 class LsmProcessor(ProcessorMixin):

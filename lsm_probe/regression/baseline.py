@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lsm_probe.data.manifest import explain
 from lsm_probe.errors import InputError
-from lsm_probe.probes.conventions import Conventions
+from lsm_probe.probes.attention.conventions import Conventions
 
 GENERATED = "the responses are generated, and may change with the model: baselines should use --response reference"
 

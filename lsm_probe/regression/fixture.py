@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.result import write_json
+from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.regression.check import TOLERANCE, check
 from lsm_probe.regression.update import accept
+from lsm_probe.runner.result import write_json
 
 
 class EtaRegression:

@@ -3,7 +3,7 @@
 Eta of each utterance is taken from both results. A layer has regressed if its mean fall is above the tolerance by more
 than chance: were it the tolerance and no more, what the utterances fall beyond it could as well have the other sign.
 The p-value is the share of random signs in which the *largest* Student's t among all layers reaches the layer's own
-([`lsm_probe.probes.heads.corrected_p`]; Nichols & Holmes 2002), so that thirty layers together raise a false alarm in
+([`corrected_p`]; Nichols & Holmes 2002), so that thirty layers together raise a false alarm in
 about 5 % of draws of utterances at most, however they hang together.
 
 Why against the tolerance and not against 0: a gate asks whether eta fell by more than it may; with enough utterances
@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.heads import corrected_p
-from lsm_probe.probes.result import Floats
+from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.regression.baseline import Baseline
 from lsm_probe.regression.check import SIGNIFICANT
+from lsm_probe.runner.multiple_testing import corrected_p
+from lsm_probe.runner.result import Floats
 
 FEWEST = 20
 """Utterances: on fewer, differences that are not symmetric raise false alarms in more than one check of twenty."""

@@ -13,14 +13,14 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.cascade import PLUS
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.text_ability_result import TextAbilityResult
-from lsm_probe.probes.alignment_result import AlignmentResult
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import CONTROL, is_control
-from lsm_probe.probes.importance_result import ImportanceResult
-from lsm_probe.probes.knockout_result import KnockoutResult
-from lsm_probe.probes.result import ProbeResult
-from lsm_probe.probes.sensitivity_result import SensitivityResult
-from lsm_probe.probes.timeline_result import Timeline
+from lsm_probe.probes.alignment.result import AlignmentResult
+from lsm_probe.probes.attention.controls import CONTROL, is_control
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.probes.importance.result import ImportanceResult
+from lsm_probe.probes.knockout.result import KnockoutResult
+from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.probes.timeline.result import Timeline
+from lsm_probe.runner.result import ProbeResult
 
 KINDS: dict[str, type[ProbeResult]] = {
     "attention": AttentionResult,

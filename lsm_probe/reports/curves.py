@@ -9,13 +9,13 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from lsm_probe.plots.style import MARKERS
-from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
-from lsm_probe.probes.controls import controls_for, is_control
-from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.heads import SIGNIFICANT, corrected_p
-from lsm_probe.probes.result import Floats
+from lsm_probe.probes.attention.controls import controls_for, is_control
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
 from lsm_probe.reports.finding import READ, paired, text_at_length
+from lsm_probe.runner.multiple_testing import SIGNIFICANT, corrected_p
+from lsm_probe.runner.result import Floats
+from lsm_probe.runner.style import MARKERS
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT = 720, 300, 44, 12, 12
 """Of the plane of the chart in its own units; the strips of marks come below."""

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import FOLLOWING
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import controls_for, is_control, same_source_lengths
-from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.knockout_result import SEGMENTS, KnockoutResult
-from lsm_probe.probes.result import GROUPS, Curve, curve
-from lsm_probe.probes.sensitivity_result import SensitivityResult
+from lsm_probe.probes.attention.controls import controls_for, is_control, same_source_lengths
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
+from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.reports.collection import Results
+from lsm_probe.runner.result import GROUPS, Curve, curve
 
 READ = ("heads", "segment", "aggregate", "span")
 """The conventions that are chosen when a result is read."""

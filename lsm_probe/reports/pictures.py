@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lsm_probe.plots.style import own_settings
+from lsm_probe.runner.style import own_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

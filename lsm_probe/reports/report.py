@@ -11,13 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
-from lsm_probe.plots.style import own_settings
-from lsm_probe.probes.controls import is_control
+from lsm_probe.probes.attention.controls import is_control
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import KINDS, Results, StoredTimeline
 from lsm_probe.reports.finding import READ, Finding, find_in
 from lsm_probe.reports.pictures import Picture, picture
 from lsm_probe.reports.tables import Table
+from lsm_probe.runner.style import own_settings
 
 LARGEST = 5_000_000
 """Bytes of a page. Timelines, then samples, are left out where they would make it larger."""
@@ -253,7 +253,7 @@ def _conventions(finding: Finding | None) -> Section:
 
 
 def _heads(results: Results) -> Section:
-    from lsm_probe.plots.eta import eta_heads_figure
+    from lsm_probe.probes.attention.plot import eta_heads_figure
 
     measured = [result for result in results.attention if not is_control(result)]
     figure = picture(eta_heads_figure(measured), "heads", "Maps of η by layer and head, one for each checkpoint")
@@ -268,7 +268,7 @@ def _heads(results: Results) -> Section:
 
 
 def _sensitivity(results: Results) -> Section:
-    from lsm_probe.plots.sensitivity import sensitivity_figure
+    from lsm_probe.probes.sensitivity.plot import sensitivity_figure
 
     shown = [group for group in (results.sensitivity, results.own_words) if group]
     pictures = []
@@ -289,7 +289,7 @@ def _sensitivity(results: Results) -> Section:
 
 
 def _knockout(results: Results) -> Section:
-    from lsm_probe.plots.knockout import knockout_figure, knockout_heads_figure
+    from lsm_probe.probes.knockout.plot import knockout_figure, knockout_heads_figure
 
     pictures = [
         picture(knockout_figure(results.knockout), "knockout", "What is lost without instruction and source, by layer")
@@ -309,7 +309,7 @@ def _knockout(results: Results) -> Section:
 
 
 def _alignment(results: Results) -> Section:
-    from lsm_probe.plots.alignment import alignment_figure
+    from lsm_probe.probes.alignment.plot import alignment_figure
 
     figure = alignment_figure(results.alignment)
     segment = results.alignment[0].conventions.segment
@@ -324,7 +324,7 @@ def _alignment(results: Results) -> Section:
 
 
 def _importance(results: Results) -> Section:
-    from lsm_probe.plots.importance import importance_figure
+    from lsm_probe.probes.importance.plot import importance_figure
 
     return Section(
         "importance",
@@ -337,7 +337,7 @@ def _importance(results: Results) -> Section:
 
 
 def _evaluation(results: Results) -> Section:
-    from lsm_probe.plots.evaluation import evaluation_figure
+    from lsm_probe.evaluation.plot import evaluation_figure
 
     figure = evaluation_figure(results.evaluation)
     return Section(

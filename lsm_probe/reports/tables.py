@@ -13,17 +13,17 @@ from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS
 from lsm_probe.evaluation.tables import agreements, reference_llm, speeds
 from lsm_probe.evaluation.text_ability_result import AVERAGE, Number, TextAbilityResult
-from lsm_probe.probes.alignment_result import AlignmentResult
-from lsm_probe.probes.attention_result import SEGMENTS, AttentionResult
-from lsm_probe.probes.controls import is_control
-from lsm_probe.probes.importance_result import ImportanceResult
-from lsm_probe.probes.knockout_result import SEGMENTS as CUT
-from lsm_probe.probes.knockout_result import KnockoutResult
-from lsm_probe.probes.result import ProbeResult, thinking_summary
-from lsm_probe.probes.sensitivity_result import SensitivityResult
+from lsm_probe.probes.alignment.result import AlignmentResult
+from lsm_probe.probes.attention.controls import is_control
+from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
+from lsm_probe.probes.importance.result import ImportanceResult
+from lsm_probe.probes.knockout.result import SEGMENTS as CUT
+from lsm_probe.probes.knockout.result import KnockoutResult
+from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.reports.collection import KINDS, Results
 from lsm_probe.reports.curves import SIGNS, differing, reference_of
 from lsm_probe.reports.finding import READ, Finding, last_group_eta, last_layers, shown, sides
+from lsm_probe.runner.result import ProbeResult, thinking_summary
 
 NONE = "–"
 _HEADS = 3

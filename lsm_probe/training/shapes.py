@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig
-from lsm_probe.models.places import require_folder
+from lsm_probe.models.checkpoint_names import require_folder
 
 
 def _whisper(width: int, layers: int, vocab_size: int = 51865, num_mel_bins: int = 80) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transformers import Trainer
 from lsm_probe.errors import WorkFailed
 from lsm_probe.training.config import Stage
 from lsm_probe.training.dataset import TrainingSet
-from lsm_probe.training.evaluation import sample_losses, summarise
+from lsm_probe.training.held_out_loss import sample_losses, summarise
 from lsm_probe.training.order import LengthGrouped
 from lsm_probe.training.parameters import parameter_groups
 from lsm_probe.training.stopping import StopOnSignal, outlive_sigterm

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 import lsm_probe
-from lsm_probe.models.trained import trained
-from lsm_probe.probes.result import Curve
+from lsm_probe.models.builtin_arms import builtin_arms
+from lsm_probe.runner.result import Curve
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "speech_anchor_bias"
 MODULES = ("claims", "measured", "page", "prediction", "table")
@@ -74,7 +74,7 @@ def test_a_claim_holds_only_where_every_seed_shows_it(study, intervals, side, bo
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", trained())
+@pytest.mark.parametrize("name", builtin_arms())
 def test_the_published_curve_comes_out_again(name, lsm_probe_command, tmp_path):
     checkpoint = lsm_probe.load(f"builtin:{name}", device="cpu", dtype="float32")
     again = lsm_probe.attention(checkpoint, lsm_probe.read_manifest("builtin:commands"), max_new_tokens=32)

@@ -5,9 +5,9 @@ import json
 import pytest
 import soundfile
 
-from lsm_probe.plots.alignment import PICTURES
-from lsm_probe.probes.alignment_result import AlignmentResult
-from lsm_probe.probes.comparison import SCHEMA
+from lsm_probe.probes.alignment.plot import PICTURES
+from lsm_probe.probes.alignment.result import AlignmentResult
+from lsm_probe.runner.comparison import SCHEMA
 
 WORDS = [
     "the quick brown fox",

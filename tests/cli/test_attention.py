@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 import lsm_probe
-from lsm_probe.probes.attention_result import AttentionResult
+from lsm_probe.probes.attention.result import AttentionResult
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(lsm_probe_command, tiny_lsm_fo
     script = (
         "import os, signal, sys\n"
         "from lsm_probe import cli\n"
-        "from lsm_probe.probes.progress import Progress\n"
+        "from lsm_probe.runner.progress import Progress\n"
         "put = Progress.put\n"
         "def killed(self, batch, records):\n"
         "    put(self, batch, records)\n"
@@ -214,7 +214,7 @@ def test_an_interrupt_says_how_to_go_on(lsm_probe_command, tiny_llm_folder, mani
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lsm_probe.probes.sampling.Round.run", interrupt)
+    monkeypatch.setattr("lsm_probe.runner.measurement_run.MeasurementRun.run", interrupt)
     code, _, stderr = lsm_probe_command(
         "attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out"
     )

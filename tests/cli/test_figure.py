@@ -11,9 +11,9 @@ import soundfile
 from lsm_probe.evaluation import cascade
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.transcriber import Transcriber
-from lsm_probe.plots.paper import DRAWINGS
-from lsm_probe.probes.attention_result import AttentionResult, eta_difference
-from lsm_probe.probes.result import GROUPS
+from lsm_probe.probes.attention.result import AttentionResult, eta_difference
+from lsm_probe.reports.paper_figures import DRAWINGS
+from lsm_probe.runner.result import GROUPS
 
 QUICK = ("--max-new-tokens", 3, "--device", "cpu")
 

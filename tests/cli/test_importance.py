@@ -10,12 +10,12 @@ import torch
 import yaml
 
 import lsm_probe
-from lsm_probe.cli.tables.importance import importance_note
-from lsm_probe.plots.importance import PICTURES
-from lsm_probe.probes.importance_result import ImportanceResult
-from lsm_probe.probes.masks import jaccard
-from lsm_probe.probes.rates import layer_rates
-from lsm_probe.probes.scoring import NOT_FINITE
+from lsm_probe.instruments.scoring import NOT_FINITE
+from lsm_probe.probes.importance.learning_rates import layer_rates
+from lsm_probe.probes.importance.masks import jaccard
+from lsm_probe.probes.importance.plot import PICTURES
+from lsm_probe.probes.importance.result import ImportanceResult
+from lsm_probe.probes.importance.table import importance_note
 from lsm_probe.training.config import Stage
 
 TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green"]
@@ -52,7 +52,7 @@ def run(lsm_probe_command, manifest, tmp_path, monkeypatch):
         named = [part for checkpoint in checkpoints for part in ("--ckpt", checkpoint)]
         with monkeypatch.context() as patch:
             if not draw:
-                patch.setattr("lsm_probe.plots.importance.save_importance", lambda results, out: None)
+                patch.setattr("lsm_probe.probes.importance.plot.save_importance", lambda results, out: None)
             return lsm_probe_command("importance", *named, "--data", manifest, "--out", out, *options)
 
     return command
@@ -252,7 +252,7 @@ def test_learning_rates_are_written_as_training_reads_them(run, tiny_llm_folder,
 
 @pytest.mark.parametrize("options", [(), ("--mode", "signed")], ids=["sums", "single weights"])
 def test_an_interrupted_run_resumes_to_the_same_numbers(run, tiny_lsm_folder, tmp_path, monkeypatch, options):
-    from lsm_probe.probes import importance as module
+    from lsm_probe.probes.importance import measure as module
 
     options = (*options, "--batch-size", 1)
     assert run(tiny_lsm_folder, out=tmp_path / "whole", options=options)[0] == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lsm_probe.probes.knockout_result import KnockoutResult
+from lsm_probe.probes.knockout.result import KnockoutResult
 
 PLAIN = {"result.json", "arrays.npz", "samples.jsonl", "knockout.png", "knockout.svg", "knockout.csv"}
 HEADS = {"knockout_heads.png", "knockout_heads.svg", "knockout_heads.csv"}

@@ -125,7 +125,7 @@ def test_what_is_measured_is_kept_and_told_where_drawing_fails(
     def fail(*_):
         raise RuntimeError("latex was not found\n")
 
-    monkeypatch.setattr("lsm_probe.plots.eta.eta_figure", fail)
+    monkeypatch.setattr("lsm_probe.probes.attention.plot.eta_figure", fail)
     out = tmp_path / "out"
     arguments = ("--ckpt", tiny_llm_folder, "--data", manifest, "--max-new-tokens", 2, "--out", out)
     code, stdout, stderr = lsm_probe_command("attention", *arguments)
@@ -145,7 +145,7 @@ def test_a_timeline_is_printed_where_drawing_fails(lsm_probe_command, tiny_lsm_f
     def fail(*_):
         raise RuntimeError("latex was not found")
 
-    monkeypatch.setattr("lsm_probe.plots.timeline.save_timeline", fail)
+    monkeypatch.setattr("lsm_probe.probes.timeline.plot.save_timeline", fail)
     out = tmp_path / "out"
     arguments = ("--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 2, "--out", out)
     code, stdout, stderr = lsm_probe_command("timeline", *arguments)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from lsm_probe.plots.sensitivity import PICTURES
-from lsm_probe.probes.sensitivity_result import SensitivityResult
+from lsm_probe.probes.sensitivity.plot import PICTURES
+from lsm_probe.probes.sensitivity.result import SensitivityResult
 
 TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green"]
 ASKED = [

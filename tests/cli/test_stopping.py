@@ -27,7 +27,7 @@ def signalled(monkeypatch):
 def test_a_probe_ends_at_once_and_says_how_to_go_on(lsm_probe_command, tiny_llm_folder, signalled, tmp_path, number):
     manifest = tmp_path / "data.jsonl"
     manifest.write_text('{"id": "a", "instruction": "Do.", "text": "some words"}\n')
-    signalled("lsm_probe.probes.sampling.Round.run", number)
+    signalled("lsm_probe.runner.measurement_run.MeasurementRun.run", number)
     begun = time.monotonic()
     code, _, stderr = lsm_probe_command(
         "attention", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out"

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from lsm_probe.cli.tables.text_ability import text_ability_table
 from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
+from lsm_probe.evaluation.text_ability_table import text_ability_table
 
 TEXTS = [("the quick brown fox", "jumps over the lazy dog"), ("rain falls", "softly on the old town")]
 FILES = {"result.json", "arrays.npz", "samples.jsonl", "text_ability.csv"}

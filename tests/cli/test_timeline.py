@@ -5,8 +5,8 @@ import json
 import pytest
 import soundfile
 
-from lsm_probe.probes import timeline as timeline_module
-from lsm_probe.probes.word_times import Word
+from lsm_probe.probes.timeline import measure as timeline_module
+from lsm_probe.probes.timeline.word_times import Word
 
 FILES = {"timeline.html", "timeline.png", "timeline.svg", "timeline.json"}
 

@@ -13,7 +13,7 @@ from lsm_probe.evaluation.cascade import NOTHING_HEARD, cascade
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.task import Task
 from lsm_probe.evaluation.transcriber import Transcriber
-from lsm_probe.probes.runs import run_probe
+from lsm_probe.runner.run import run_probe
 
 TEXTS = ["the quick brown fox jumps", "rain falls softly", "she sells sea shells by the sea shore", "green"]
 SAID = Task(name="said", title="Said", metrics=("word_error_rate", "word_error_rate_macro"))
@@ -217,7 +217,7 @@ def test_a_cascade_goes_on_where_it_stopped_without_hearing_again(listening, sam
 
 def test_the_seconds_of_a_batch_are_shared_among_its_samples(tiny_lsm, samples, monkeypatch):
     clock = iter(range(1_000))
-    monkeypatch.setattr("lsm_probe.probes.subjects.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("lsm_probe.runner.prepared_samples.perf_counter", lambda: float(next(clock)))
     result = lsm_probe.evaluate(tiny_lsm, samples, batch_size=4, **QUICK)
     assert result.seconds.tolist() == pytest.approx(np.full(8, 1 / 4))
 

@@ -31,8 +31,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.importance import response_loss
-from lsm_probe.probes.subjects import Answering, prepare
+from lsm_probe.probes.importance.measure import response_loss
+from lsm_probe.runner.prepared_samples import ResponseSource, prepare
 
 LLM = {
     "hidden_size": 32,
@@ -506,7 +506,7 @@ def test_a_bos_that_the_tokenizer_adds_begins_every_prompt(tmp_path, make_tokeni
     base.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     checkpoint = load(qwen2_audio(tmp_path / "bos", base, monkeypatch))
     heard = checkpoint.encode("Repeat.", waveform(1.0))
-    again = checkpoint.encode("Repeat.", checkpoint.listen(waveform(1.0)))
+    again = checkpoint.encode("Repeat.", checkpoint.encode_speech(waveform(1.0)))
     read = checkpoint.encode("Repeat.", "rain")
     assert again.input_ids == heard.input_ids
     assert again.segments == heard.segments
@@ -560,7 +560,7 @@ def test_answers_are_the_models_own(folder, waveform):
 def test_speech_heard_once_serves_every_instruction(folder, waveform):
     checkpoint = load(folder)
     audio = waveform(1.3)
-    again = checkpoint.encode("Repeat what was said.", checkpoint.listen(audio))
+    again = checkpoint.encode("Repeat what was said.", checkpoint.encode_speech(audio))
     whole = checkpoint.encode("Repeat what was said.", audio)
     assert again.input_ids == whole.input_ids
     assert again.segments == whole.segments
@@ -569,14 +569,14 @@ def test_speech_heard_once_serves_every_instruction(folder, waveform):
 
 def test_the_loss_reaches_the_embeddings_as_in_the_model(folder, samples):
     checkpoint = load(folder)
-    subject = prepare(checkpoint, samples[:1], Answering("reference"), "fail")[0][0]
+    item = prepare(checkpoint, samples[:1], ResponseSource("reference"), "fail")[0][0]
     weight = checkpoint.llm.get_input_embeddings().weight
-    (gradient,) = torch.autograd.grad(response_loss(checkpoint, subject), weight)
-    ids = torch.tensor([[*subject.prompt.input_ids, *subject.response]])
-    logits = checkpoint.model(input_ids=ids, attention_mask=torch.ones_like(ids), **subject.prompt.features).logits[
-        0, -len(subject.response) - 1 : -1
+    (gradient,) = torch.autograd.grad(response_loss(checkpoint, item), weight)
+    ids = torch.tensor([[*item.prompt.input_ids, *item.response]])
+    logits = checkpoint.model(input_ids=ids, attention_mask=torch.ones_like(ids), **item.prompt.features).logits[
+        0, -len(item.response) - 1 : -1
     ]
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(subject.response))
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(item.response))
     (expected,) = torch.autograd.grad(loss, weight)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
@@ -654,7 +654,7 @@ def test_attention_equals_brute_force_in_float64(folder, samples):
     scores = vectors.norm(dim=-1).mean(0)
     for name, segment in (("instruction", Segment.INSTRUCTION), ("source", Segment.SOURCE)):
         expected = scores[prompt.positions(segment)].sum().item()
-        got = result.norms[0, -1, lsm_probe.probes.attention_result.SEGMENTS.index(name)]
+        got = result.norms[0, -1, lsm_probe.probes.attention.result.SEGMENTS.index(name)]
         assert got == pytest.approx(expected, rel=1e-5)
 
 
@@ -873,7 +873,7 @@ def test_the_harness_reads_text_as_the_model_does_after_its_own_embeddings(folde
     from lsm_probe.evaluation.mmlu import Mmlu, read_mmlu, write_mmlu_tasks
 
     checkpoint = load(folder)
-    mmlu = Mmlu("one", {"anatomy": read_mmlu(mmlu_folder, questions=3).subjects["anatomy"]})
+    mmlu = Mmlu("one", {"anatomy": read_mmlu(mmlu_folder, questions=3).items["anatomy"]})
     if checkpoint.model.config.model_type == "voxtral":
         with pytest.raises(InputError, match=r"voxtral.* \(MistralCommonBackend\): leave MMLU"):
             lsm_probe.text_ability(checkpoint, mmlu=mmlu)

@@ -9,14 +9,14 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.transcriber import load_transcriber
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
-from lsm_probe.probes.word_times import word_times
+from lsm_probe.probes.timeline.word_times import word_times
 
 DOORS = {
     "processor": lambda lsm, audio: lsm.processor("Repeat.", audio),
     "processor.encode": lambda lsm, audio: lsm.processor.encode("Repeat.", audio),
     "processor.extract": lambda lsm, audio: lsm.processor.extract(audio),
     "encode": lambda lsm, audio: lsm.encode("Repeat.", audio),
-    "listen": lambda lsm, audio: lsm.listen(audio),
+    "listen": lambda lsm, audio: lsm.encode_speech(audio),
     "speech_attention": lsm_probe.speech_attention,
     "word_times": lambda lsm, audio: word_times(audio, "a"),
 }

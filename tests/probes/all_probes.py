@@ -16,12 +16,13 @@ from unittest.mock import patch
 import torch
 
 import lsm_probe
-from lsm_probe import processes
+from lsm_probe import distributed as processes
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.task import Task
-from lsm_probe.probes import sampling, subjects
-from lsm_probe.probes.runs import run_probe
+from lsm_probe.runner import measurement_run as sampling
+from lsm_probe.runner import prepared_samples as items
+from lsm_probe.runner.run import run_probe
 
 QUICK = {"max_new_tokens": 6, "batch_size": 2}
 TASK = Task(name="said", title="Said", metrics=("word_error_rate",))
@@ -29,7 +30,7 @@ TASK = Task(name="said", title="Said", metrics=("word_error_rate",))
 
 def evaluation(checkpoint, samples, **options):
     """The one result that holds times, which are never the same twice: on a clock that stands still."""
-    with patch.object(subjects, "perf_counter", lambda: 0.0):
+    with patch.object(items, "perf_counter", lambda: 0.0):
         asked = [sample.model_copy(update={"task": TASK.name}) for sample in samples]
         return lsm_probe.evaluate(checkpoint, asked, tasks=[TASK], **options)
 

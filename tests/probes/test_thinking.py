@@ -8,10 +8,10 @@ import torch
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.comparison import compare
-from lsm_probe.probes.importance import response_loss
-from lsm_probe.probes.subjects import Answering, prepare
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.probes.importance.measure import response_loss
+from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.prepared_samples import ResponseSource, prepare
 
 THINKING = "<think>\nThe speaker wants green.\n</think>"
 ANSWER = "\n\nIt is green.</s>"
@@ -96,9 +96,9 @@ def test_the_other_probes_measure_the_same_answer(tiny_llm, samples, responses, 
     np.testing.assert_allclose(alone.instruction_log_probs[:, 0], own, atol=1e-5)
     cut = lsm_probe.knockout(tiny_llm, samples[:3], window=1, **some)
     np.testing.assert_allclose(cut.log_prob, own.mean(1), atol=1e-5)
-    subjects, _ = prepare(tiny_llm, samples[:3], Answering(responses=responses, part="answer"), "fail")
+    items, _ = prepare(tiny_llm, samples[:3], ResponseSource(responses=responses, part="answer"), "fail")
     with torch.no_grad():
-        losses = [response_loss(tiny_llm, subject).item() for subject in subjects]
+        losses = [response_loss(tiny_llm, item).item() for item in items]
     np.testing.assert_allclose(losses, -own.mean(1), atol=1e-5)
     whole, answer = (
         lsm_probe.importance(tiny_llm, samples[:2], **options) for options in ({"responses": responses}, some)

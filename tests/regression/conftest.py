@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.conventions import Conventions
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import AttentionResult
 
 CURVE = np.linspace(0.8, 0.3, 6)
 UTTERANCES = 24

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.conventions import Conventions
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.regression.baseline import Baseline, read_baseline
 from lsm_probe.regression.check import Verdict, check
 

@@ -19,10 +19,10 @@ import lsm_probe
 from lsm_probe.data.pools import Pool, Task
 from lsm_probe.data.sample import Sample
 from lsm_probe.evaluation.task import Task as EvaluationTask
-from lsm_probe.probes.attention_result import AttentionResult
-from lsm_probe.probes.controls import length_controls
-from lsm_probe.probes.conventions import Conventions
-from lsm_probe.probes.runs import run_probe
+from lsm_probe.probes.attention.controls import length_controls
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.runner.run import run_probe
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -242,8 +242,8 @@ def runs(tmp_path_factory, waveform, tiny_lsm_folder, tiny_llm_folder):
         loading = {"device": "cpu", "dtype": "float32"}
         run_probe(probe, names, samples, out / name, loading=loading, probing=probing, **controls)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lsm_probe.probes.timeline.word_times", lambda wave, text: [])
-        from lsm_probe.reports.timeline import save_page
+        patch.setattr("lsm_probe.probes.timeline.measure.word_times", lambda wave, text: [])
+        from lsm_probe.probes.timeline.page import save_page
 
         timeline = lsm_probe.timeline(lsm_probe.load(tiny_lsm_folder), samples[3], max_new_tokens=4)
         timeline.save(out / "timeline")

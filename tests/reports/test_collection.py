@@ -8,10 +8,10 @@ import pytest
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.probes.comparison import compare
-from lsm_probe.probes.controls import CONTROL
-from lsm_probe.probes.result import write_json
+from lsm_probe.probes.attention.controls import CONTROL
 from lsm_probe.reports.collection import KINDS
+from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.result import write_json
 
 
 def test_every_probe_is_found_below_one_folder(runs, tiny_lsm_folder):

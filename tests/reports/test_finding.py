@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsm_probe.plots.paper import gain_frame
-from lsm_probe.probes.controls import CONTROL, length_controls
-from lsm_probe.probes.knockout_result import KnockoutConventions, KnockoutResult
-from lsm_probe.probes.sensitivity_result import SensitivityConventions, SensitivityResult
+from lsm_probe.probes.attention.controls import CONTROL, length_controls
+from lsm_probe.probes.knockout.result import KnockoutConventions, KnockoutResult
+from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
 from lsm_probe.reports.curves import chart
 from lsm_probe.reports.finding import find, last_group_eta, shown, text_at_length
+from lsm_probe.reports.paper_figures import gain_frame
 
 
 @pytest.fixture

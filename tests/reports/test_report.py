@@ -9,7 +9,7 @@ import pytest
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.probes.controls import CONTROL
+from lsm_probe.probes.attention.controls import CONTROL
 from lsm_probe.reports import report
 from lsm_probe.reports.collection import KINDS, StoredTimeline
 from lsm_probe.reports.curves import HEIGHT, TOP, chart, differing

@@ -22,7 +22,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.segments import Segment
 from lsm_probe.training.config import Stage
 from lsm_probe.training.dataset import IGNORED, TrainingSet, collate
-from lsm_probe.training.evaluation import sample_losses
+from lsm_probe.training.held_out_loss import sample_losses
 from lsm_probe.training.parameters import prepare_model
 from lsm_probe.training.states import SpeechStates
 

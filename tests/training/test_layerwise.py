@@ -16,7 +16,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.probes.rates import layer_rates, write_rates
+from lsm_probe.probes.importance.learning_rates import layer_rates, write_rates
 from lsm_probe.training.config import Stage, read_config
 from lsm_probe.training.parameters import parameter_groups, prepare_model
 

@@ -19,7 +19,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.training.config import TrainConfig
 from lsm_probe.training.dataset import TrainingSet, collate
-from lsm_probe.training.evaluation import sample_losses
+from lsm_probe.training.held_out_loss import sample_losses
 from lsm_probe.training.run import train
 from lsm_probe.training.samples import with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model

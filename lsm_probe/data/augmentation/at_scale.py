@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from lsm_probe.data.augmentation import ranks
+from lsm_probe.data.augmentation import rank_progress as ranks
 from lsm_probe.data.augmentation.collect import SHARDS, collect
 from lsm_probe.data.augmentation.plan import digest, make_job
-from lsm_probe.data.augmentation.ranks import CHECKPOINTS, LOGS, SHARD_NAME, split
+from lsm_probe.data.augmentation.rank_progress import CHECKPOINTS, LOGS, SHARD_NAME, split
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.augmentation.servers import IN_FLIGHT, Server
 from lsm_probe.data.augmentation.shards import SCHEMA

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lsm_probe.data.augmentation import at_scale, ranks, servers
+from lsm_probe.data.augmentation import at_scale, servers
+from lsm_probe.data.augmentation import rank_progress as ranks
 from lsm_probe.data.augmentation.at_scale import augment_at_scale
 from lsm_probe.data.augmentation.collect import collect
-from lsm_probe.data.augmentation.ranks import Rank
+from lsm_probe.data.augmentation.rank_progress import Rank
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.augmentation.run import augment
 from lsm_probe.data.augmentation.servers import Server, find_server

@@ -1,0 +1,114 @@
+"""Evaluation: what responses are worth in each task, and beside it whether they have the asked-for form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.metrics import Score
+from lsm_probe.evaluation.scoring import FOLLOWING
+from lsm_probe.evaluation.tables import TABLES, save_tables
+from lsm_probe.runner.labels import checkpoint_labels, plain
+from lsm_probe.runner.picture_files import save_figure
+from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = (*TABLES, "evaluation.png", "evaluation.svg")
+"""What [`save_evaluation`] writes; `metrics.csv` holds the numbers behind the picture."""
+_SPREAD = 0.6
+"""Of the height of a task, the part that its checkpoints take."""
+
+
+def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None) -> Axes:
+    """Draws the first metric of each task, a row each, with the 95 % interval of each checkpoint."""
+    names = [task.metrics[0] for task in results[0].tasks]
+    scores = [_scores(result, names) for result in results]
+    described = [_described(name, score) for name, score in zip(names, scores[0], strict=True)]
+    titles = [f"{plain(task.title)}\n{what}" for task, what in zip(results[0].tasks, described, strict=True)]
+    ax = _plot(results, titles, scores, ax)
+    ax.set(title="score", xlabel="per cent")
+    return ax
+
+
+def plot_following(results: Sequence[EvaluationResult], ax: Axes | None = None) -> Axes:
+    """Draws the share of responses that have the asked-for form; tasks that ask for none are left blank."""
+    titles = [plain(task.title) for task in results[0].tasks]
+    ax = _plot(results, titles, [_scores(result, [FOLLOWING] * len(titles)) for result in results], ax)
+    ax.set(title="responses in the asked-for form", xlabel="per cent", xlim=(-3, 103))
+    return ax
+
+
+@with_own_settings
+def evaluation_figure(results: Sequence[EvaluationResult]) -> Figure:
+    """Both pictures side by side."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    rows = len(results[0].tasks)
+    with sns.axes_style("ticks"):
+        figure = Figure(figsize=(10, legend_height(1.6 + 0.65 * rows, results)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        plot_following(results, right)
+        plot_scores(results, left)
+        for ax in (left, right):
+            sns.despine(ax=ax)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+def save_evaluation(results: Sequence[EvaluationResult], out: Path) -> None:
+    """Writes `PICTURES`."""
+    save_tables(results, out)
+    save_figure(evaluation_figure(results), out / "evaluation")
+
+
+def _described(metric: str, score: Score | None) -> str:
+    words = metric.replace("_", " ")
+    if not metric.startswith("word_error_rate"):
+        return words
+    if score is not None and "words" not in score.details:
+        words = words.replace("word", "character")
+    return f"{words} (less is better)"
+
+
+def _scores(result: EvaluationResult, names: Sequence[str]) -> list[Score | None]:
+    """Of each task the metric of this name, None where there is none."""
+    found = result.scores()
+    return [found.get(task.name, {}).get(name) for task, name in zip(result.tasks, names, strict=True)]
+
+
+def _plot(
+    results: Sequence[EvaluationResult],
+    titles: Sequence[str],
+    scores: Sequence[Sequence[Score | None]],
+    ax: Axes | None,
+) -> Axes:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(5, 1.2 + 0.65 * len(titles)), layout="constrained")[1]
+    step = _SPREAD / max(1, len(results))
+    labels = checkpoint_labels([result.name for result in results])
+    for i, (label, color) in enumerate(zip(labels, sns.color_palette("colorblind", len(results)), strict=True)):
+        drawn = [(row, score) for row, score in enumerate(scores[i]) if score is not None]
+        places = [row + (i - (len(results) - 1) / 2) * step for row, _ in drawn]
+        values = [score.value for _, score in drawn]
+        # A percentile interval need not hold the value itself.
+        errors = [
+            [max(0, score.value - score.ci_low) for _, score in drawn],
+            [max(0, score.ci_high - score.value) for _, score in drawn],
+        ]
+        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "elinewidth": 1, "capsize": 2}
+        ax.errorbar(values, places, xerr=errors, linestyle="none", label=label, **look)
+    for row in range(1, len(titles)):
+        ax.axhline(row - 0.5, color="0.85", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(titles)), titles, fontsize=8)
+    ax.set_ylim(len(titles) - 0.5, -0.5)
+    return ax

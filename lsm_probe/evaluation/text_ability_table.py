@@ -1,0 +1,75 @@
+"""Text ability, as `lsm-probe text-ability` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, SUBJECTS
+from lsm_probe.evaluation.text_ability_result import AVERAGE, Number, TextAbilityResult
+from lsm_probe.runner.comparison import compare
+
+_TITLES = {"stem": "STEM", "humanities": "Humanities", "social_sciences": "Social sciences", "other": "Other"}
+_MMLU = (*GROUPS, AVERAGE)
+
+
+def text_ability_table(results: Sequence[TextAbilityResult]) -> Table:
+    """A row for each checkpoint, columns as in Table 6 of arXiv 2410.03798; below, what each has forgotten of the
+    first."""
+    mmlu, texts = any(result.accuracies for result in results), any(result.nats for result in results)
+    guessing = f"; guessing gives {CHANCE:g} %; – where the first is not above it" if mmlu else ""
+    table = Table(
+        title=f"text ability{': MMLU accuracy in per cent' if mmlu else ''}",
+        caption=f"95 % interval over questions or texts{guessing}",
+    )
+    table.add_column("checkpoint", overflow="fold")
+    columns = [*([*_TITLES.values(), "average"] if mmlu else []), *(["nats per token", "perplexity"] if texts else [])]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for result in results:
+        numbers = [result.accuracies.get(name) for name in _MMLU] if mmlu else []
+        cells = [*map(_cell, numbers), *([_cell(result.nats, 3), _cell(result.perplexity, 2)] if texts else [])]
+        table.add_row(result.name, *cells)
+    for result in results[1:]:
+        table.add_section()
+        table.add_row(f"{result.name}: forgotten", *_forgotten(results[0], result, mmlu, texts))
+    return table
+
+
+def text_ability_note(result: TextAbilityResult) -> str:
+    notes = []
+    if result.accuracies:
+        letters = ", ".join(f"{letter} {share:.0f} %" for letter, share in result.chosen.items())
+        cut = f", {result.cut} prompts cut to fit the context" if result.cut else ""
+        notes.append(
+            f"MMLU: {result.accuracies[AVERAGE].n} questions of {len(result.subjects)} of {SUBJECTS} subjects, "
+            f"{result.conventions.shots} shots{cut}, answered {letters}"
+        )
+    if result.nats is not None:
+        notes.append(f"perplexity: {result.nats.n} texts of {result.tokens} tokens in all")
+    return "; ".join(notes)
+
+
+def _forgotten(before: TextAbilityResult, after: TextAbilityResult, mmlu: bool, texts: bool) -> list[str]:
+    """Forgetting rates of what MMLU tells from guessing, what nats per token rose by, ratio of the perplexities."""
+    pair = compare([before, after])["pairs"][0]
+    rates, perplexity = pair.get("mmlu") or {}, pair.get("perplexity") or {}
+    told = {name for name, rate in rates.items() if rate.get("forgetting_rate_above_chance")}
+    cells = [_interval(rates[name]["forgetting_rate"] if name in told else None, 1) for name in _MMLU] if mmlu else []
+    if texts:
+        cells += [_interval(perplexity.get("difference"), 3, "+"), _interval(perplexity.get("ratio"), 2, before="× ")]
+    return cells
+
+
+def _cell(number: Number | None, digits: int = 1) -> str:
+    return "–" if number is None else _interval(number.curve.to_dict(), digits)
+
+
+def _interval(curve: dict[str, Any] | None, digits: int, sign: str = "", *, before: str = "") -> str:
+    """On two lines: seven columns of numbers with their intervals are too wide for a terminal."""
+    if curve is None:
+        return "–"
+    mean, low, high = (f"{curve[end]:{sign}.{digits}f}" for end in ("mean", "ci_low", "ci_high"))
+    return f"{before}{mean}\n[{low}, {high}]"

@@ -1,0 +1,83 @@
+"""Whose activations the attention probe reads: our own capture's, TransformerLens's or nnsight's.
+
+A backend is one function, a [`RunPass`], that runs a teacher-forced pass and shows each layer's attention to a visitor.
+All three answer the same question by independent means, so that each is a second opinion on the others: only the norms
+([`norm_attention`]) and the sums by segment are the same code. The libraries run eager attention on a twin of the LLM;
+the LLM itself is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lsm_probe.errors import InputError
+from lsm_probe.instruments.capture import Visit, capture
+
+BACKENDS = ("native", "transformer-lens", "nnsight")
+
+
+class RunPass(Protocol):
+    """One pass of an LLM, its attention shown layer by layer."""
+
+    def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit, /) -> list[Tensor]:
+        """Runs the LLM and shows every layer to `visit`, in order.
+
+        Args:
+            inputs: embedded prompts and responses, `[batch, tokens, d]`, right-padded.
+            mask: `[batch, tokens]`, 1 for real tokens.
+            rows: query positions to look at, `[batch, rows]`.
+            row_mask: `[batch, rows]`, False for padding among them; a padded row names a real position.
+            visit: shown a [`LayerAttention`] for each layer.
+
+        Returns:
+            The self-check's relative errors, `[layers, rows]` for each sample: how far what was shown (alpha, v and
+            W_O) is from reproducing the attention output that the same means reported.
+
+        Raises:
+            InputError: if an error exceeds [`error_bounds`].
+        """
+
+
+@contextmanager
+def open_backend(backend: str, llm: PreTrainedModel) -> Iterator[RunPass]:
+    """Prepares a causal LM for passes through a backend; the LLM is as before afterwards.
+
+    The weights must not change inside the block: products of them are kept.
+
+    Args:
+        backend: one of `BACKENDS`.
+        llm: a causal LM in evaluation mode that runs `sdpa` attention.
+
+    Raises:
+        InputError: if the backend is unknown or not installed, or if it, or our own capture, cannot measure the model.
+    """
+    if backend == "native":
+        with capture(llm) as captured:
+
+            def run_pass(inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:
+                with captured.at_rows(rows, row_mask, visit):
+                    llm(inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1)
+                return captured.errors_by_sample()
+
+            yield run_pass
+    elif backend == "transformer-lens":
+        from lsm_probe.instruments.backends.transformer_lens import TransformerLensPass
+
+        yield TransformerLensPass(llm)
+    elif backend == "nnsight":
+        from lsm_probe.instruments.backends.nnsight import NNsightPass
+
+        yield NNsightPass(llm)
+    else:
+        raise InputError(f"backend {backend!r} is unknown; choose one of: {', '.join(BACKENDS)}")
+
+
+def backend_versions(backend: str) -> dict[str, str]:
+    """Version of the library behind a backend, as stored with a result."""
+    return {} if backend == "native" else {backend: version(backend)}

@@ -1,0 +1,117 @@
+"""What the backends that read another library's activations share."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lsm_probe.errors import InputError, SampleFault
+from lsm_probe.instruments.capture import LayerAttention, Visit, capture, checked_errors, error_bounds
+from lsm_probe.instruments.norms import output_metric, recompose
+
+if TYPE_CHECKING:
+    from lsm_probe.instruments.backends import RunPass
+
+
+def twin(llm: PreTrainedModel, library: str) -> PreTrainedModel:
+    """A second model over the same weights, for a library to rebuild as it likes.
+
+    Modules and configuration are copies, parameters and buffers the very same tensors: it costs no memory, and
+    replaced modules, wrapped forwards and eager attention (which both libraries need to see probabilities) never
+    reach the LLM.
+
+    Raises:
+        InputError: if the model is more than a text LLM.
+    """
+    if llm.config.sub_configs:
+        raise InputError(
+            f"{type(llm).__name__} is more than a plain causal LM, and {library} is handed text LLMs alone: "
+            "use the native backend"
+        )
+    copied = copy.deepcopy(llm, {id(tensor): tensor for tensor in (*llm.parameters(), *llm.buffers())})
+    copied.set_attn_implementation("eager")
+    return copied
+
+
+def missing(library: str, error: ImportError) -> InputError:
+    """The error for a library that cannot be imported."""
+    return InputError(f'{library} cannot be imported ({error}): pip install "lsm-probe[interop]"')
+
+
+@torch.no_grad()
+def try_out(run_pass: RunPass, llm: PreTrainedModel, library: str) -> None:
+    """Runs a pass over a few tokens, so that a model that cannot be measured is refused before the work begins.
+
+    Our own capture goes first: attention that is more than alpha v W_O added to the residual stream (gates, sinks, a
+    norm behind it) has no norm to compare, whoever shows it.
+
+    Raises:
+        InputError: from our own capture, or with what the library stumbled over.
+    """
+    tokens = torch.arange(4, device=llm.device)[None]
+    inputs, mask, rows = llm.get_input_embeddings()(tokens), torch.ones_like(tokens), tokens[:, 1:]
+    try:
+        with capture(llm) as captured, captured.at_rows(rows, rows > 0):
+            llm(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
+        run_pass(inputs, mask, rows, rows > 0, lambda layer: None)
+    except SampleFault:
+        pass  # says something of these tokens alone
+    except InputError:
+        raise
+    except Exception as error:  # whatever another library raises for a model it was not made for
+        raise InputError(f"{library} cannot read the attention of {type(llm).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Reading:
+    """One pass as a library shows it: each layer is checked and handed to the visitor.
+
+    Args:
+        library: its name, for errors.
+        rows, row_mask, visit: as in [`RunPass`].
+        metrics: [`output_metric`] by layer, kept from pass to pass.
+    """
+
+    def __init__(self, library: str, rows: Tensor, row_mask: Tensor, visit: Visit, metrics: dict[int, list[Tensor]]):
+        self.library, self.rows, self.row_mask, self.visit, self.metrics = library, rows, row_mask, visit, metrics
+        self._errors: list[Tensor] = []
+
+    def show(
+        self, layer: int, pattern: Tensor, value: Tensor, w_o: Tensor, bias: Tensor | None, output: Tensor
+    ) -> None:
+        """Takes what the library shows of a layer; layers come in order.
+
+        Args:
+            layer: its index.
+            pattern: attention probabilities, `[batch, heads, queries, keys]`.
+            value: `[batch, kv_heads, keys, head_dim]`.
+            w_o: output projection, `[heads, head_dim, d]`, one for each query head.
+            bias: output bias `[d]`, or None.
+            output: what the attention put out, `[batch, queries, d]`.
+
+        Raises:
+            InputError: if alpha, v and W_O do not reproduce the output.
+        """
+        heads, keys = pattern.shape[1], pattern.shape[3]
+        alpha = pattern.gather(2, self.rows[:, None, :, None].expand(-1, heads, -1, keys))
+        alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
+        actual = output.gather(1, self.rows[:, :, None].expand(-1, -1, output.shape[-1]))
+        expected = recompose(alpha, value, w_o, bias)
+        place = f"attention of layer {layer} cannot be measured through {self.library}"
+        self._errors.append(checked_errors(expected, actual, self.row_mask, error_bounds(output.dtype), place))
+        if layer not in self.metrics:
+            self.metrics[layer] = output_metric(w_o, value.shape[1])
+        self.visit(LayerAttention(layer, alpha, value, self.metrics[layer]))
+
+    def errors_by_sample(self) -> list[Tensor]:
+        """The self-check's relative errors: `[layers, rows]` for each sample."""
+        errors = torch.stack(self._errors, 1).cpu()
+        return [e[:, m] for e, m in zip(errors, self.row_mask.cpu(), strict=True)]

@@ -1,0 +1,445 @@
+"""Capture: the one place that looks inside attention modules.
+
+A function in the place of the stock attention calls it for the output, so the model's numbers do not change by a bit,
+and shows query, key and value to whoever is capturing. Every captured layer checks itself: alpha, v and W_O must
+reproduce what the attention module put out, or the numbers are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lsm_probe.errors import InputError, SampleFault
+from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
+from lsm_probe.models.device_map import is_away
+from lsm_probe.models.layers import find_decoder
+
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
+NOT_ATTENTION = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
+"""Layers, by their `layer_types`, whose tokens reach each other past attention, or besides it."""
+
+Part = Literal["llm", "encoder", "connector"]
+"""What can be captured: a causal LM's decoder; the speech encoder of an LSM; the Q-Former between the two."""
+
+_active: ContextVar[Capture | None] = ContextVar("lsm_probe_capture", default=None)
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One attention module and its output projection.
+
+    Attributes:
+        index: number of the layer.
+        name: of the module in the model.
+        module: what calls the attention interface.
+        projection: W_O.
+        output: name of the module whose output is `sum_h alpha v W_O` and the bias: `module` itself where it projects,
+            else the projection.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    projection: nn.Module
+    output: str
+
+    def output_weight(self, heads: int, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The effective W_O `[heads, head_dim, d]` and output bias `[d]`, for values `[..., head_dim]`.
+
+        Read as `projection(I) - projection(0)` unless the projection is a plain linear layer: adapters, quantised
+        and offloaded layers are then what they really do, not what their `.weight` says.
+        """
+        projection = self.projection
+        if type(projection) is nn.Linear and not is_away(projection):
+            return projection.weight.t().unflatten(0, (heads, -1)), projection.bias
+        identity = torch.eye(heads * value.shape[-1], dtype=value.dtype, device=value.device)
+        bias = projection(torch.zeros_like(identity[:1]))
+        return (projection(identity) - bias).unflatten(0, (heads, -1)), bias[0]
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What one layer's attention did at the probed rows.
+
+    Attributes:
+        layer: index of the layer.
+        alpha: attention probabilities, `[batch, heads, rows, keys]`, float32.
+        value: `[batch, kv_heads, keys, head_dim]`, in the model's dtype.
+        metric: [`output_metric`] of the effective output projection.
+    """
+
+    layer: int
+    alpha: Tensor
+    value: Tensor
+    metric: list[Tensor]
+
+
+Visit = Callable[[LayerAttention], None]
+"""Called once for each layer of a captured forward pass."""
+Block = Callable[[int], Tensor | None]
+"""The keys that no query may see in a layer, True in `[batch, 1 or heads, keys]` (query heads); None where all may."""
+
+
+def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """Largest median and largest worst-row relative error of the self-check accepted.
+
+    In half precision the bounds are the attention module's own rounding, measured.
+    """
+    return (1e-5, 1e-5) if dtype in (torch.float32, torch.float64) else (5e-3, 2e-2)
+
+
+def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Median and worst self-check error over all layers and rows, with the bounds they were held to.
+
+    Args:
+        errors: relative errors `|recomposed - output| / |output|`, any shapes.
+        dtype: the model's.
+    """
+    flat = torch.cat([e.flatten() for e in errors])
+    median_bound, worst_bound = error_bounds(dtype)
+    return {
+        "median": flat.median().item(),
+        "worst": flat.max().item(),
+        "median_bound": median_bound,
+        "worst_bound": worst_bound,
+    }
+
+
+def checked_errors(
+    expected: Tensor, actual: Tensor, row_mask: Tensor, bounds: tuple[float, float], place: str
+) -> Tensor:
+    """Relative errors `|expected - actual| / |actual|` of each row, `[batch, rows]`, where they are within bounds.
+
+    Args:
+        expected: what alpha, v and W_O give, `[batch, rows, d]`.
+        actual: what the attention put out at these rows, `[batch, rows, d]`.
+        row_mask: `[batch, rows]`, False for padding.
+        bounds: as in [`error_bounds`].
+        place: whose attention this is; begins the line of an error.
+
+    Raises:
+        InputError: alpha, v and W_O do not reproduce the output.
+        SampleFault: the output is not finite, or half precision may be what rounds too coarsely.
+    """
+    actual = actual.to(expected.dtype)
+    # An attention that puts out nothing at all is reproduced by nothing, not by 0 / 0.
+    errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(torch.finfo(expected.dtype).tiny)
+    real = errors[row_mask]
+    median_bound, worst_bound = bounds
+    if not actual.isfinite().all():
+        raise SampleFault(f"{place}: its output is not finite (NaN in the weights, or float16 overflows)")
+    # Written so that NaN is refused too.
+    if not (real.median() <= median_bound and real.max() <= worst_bound):
+        # In half precision a single sample may round too coarsely.
+        half = median_bound > error_bounds(torch.float32)[0]
+        raise (SampleFault if half else InputError)(
+            f"{place}: alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
+            f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so something else stands between "
+            "them, such as a gate or a norm"
+            + (", or half precision rounds too coarsely: try --dtype float32" if half else "")
+        )
+    return errors
+
+
+class Capture:
+    """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`].
+
+    Args:
+        layers: the LLM's attention modules.
+        dtype: the model's; sets the bounds of the self-check.
+    """
+
+    def __init__(self, layers: list[AttentionLayer], dtype: torch.dtype):
+        self.layers = {id(layer.module): layer for layer in layers}
+        self.bounds = error_bounds(dtype)
+        self._visit: Visit | None = None
+        self._block: Block = lambda layer: None
+        self._metrics: dict[int, list[Tensor]] = {}
+        self._rows = self._row_mask = torch.empty(0)
+        self._expected: dict[int, Tensor] = {}
+        self._errors: dict[int, Tensor] = {}
+        self._last_output: tuple[AttentionLayer, Tensor] | None = None
+
+    @contextmanager
+    def at_rows(
+        self, rows: Tensor, row_mask: Tensor, visit: Visit | None = None, block: Block = lambda layer: None
+    ) -> Iterator[None]:
+        """Captures the one forward pass inside the block.
+
+        Args:
+            rows: query positions to look at, `[batch, rows]`.
+            row_mask: `[batch, rows]`, False for padding among them; a padded row must name a real position.
+            visit: shown every layer.
+            block: keys taken out of a layer's attention, for every query of the pass: what remains is normalised
+                again. Where it blocks nothing, the model's numbers do not change by a bit.
+
+        Raises:
+            InputError: if a layer's attention cannot be measured exactly; the line names the module.
+        """
+        self._rows, self._row_mask, self._visit, self._block = rows, row_mask, visit, block
+        self._errors.clear()
+        token = _active.set(self)
+        try:
+            yield
+        finally:
+            _active.reset(token)
+            self._expected.clear()
+            self._last_output = None
+        for layer in self.layers.values():
+            if layer.index not in self._errors:
+                raise _refusal(layer, "it does not go through transformers' attention interface")
+
+    def errors_by_sample(self) -> list[Tensor]:
+        """The self-check's relative errors in the last captured pass: `[layers, rows]` for each sample."""
+        errors = torch.stack([self._errors[i].cpu() for i in sorted(self._errors)], 1)
+        return [e[:, m] for e, m in zip(errors, self._row_mask.cpu(), strict=True)]
+
+    def see(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor | None:
+        """Called by the registered attention function of every attention module of the model.
+
+        Returns:
+            The mask to attend with: the one given, less what is blocked.
+        """
+        layer = self.layers.get(id(module))
+        if layer is None:
+            return mask
+        _refuse_variants(layer, kwargs)
+        if layer.index in self._expected or layer.index in self._errors:
+            raise _refusal(layer, "it attends more than once in a pass")
+        is_causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        scaling = kwargs.get("scaling")
+        blocked = self._block(layer.index)
+        if blocked is not None:
+            mask = _without(mask, blocked.to(query.device), query.shape[2], key.shape[2], causal)
+        alpha = attention_weights(
+            query,
+            key,
+            self._rows.to(query.device),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            mask=mask,
+            causal=causal and query.shape[2] > 1,
+            sinks=kwargs.get("s_aux"),
+        )
+        w_o, bias = layer.output_weight(query.shape[1], value)
+        self._expected[layer.index] = recompose(alpha, value, w_o, bias)
+        if self._visit is not None:
+            if layer.index not in self._metrics:
+                self._metrics[layer.index] = output_metric(w_o, value.shape[1])
+            self._visit(LayerAttention(layer.index, alpha, value, self._metrics[layer.index]))
+        return mask
+
+    def compare(self, layer: AttentionLayer, output: Tensor) -> None:
+        """Holds the module's own output `[batch, tokens, d]` against what was recomposed.
+
+        Raises:
+            InputError: if they differ by more than rounding.
+        """
+        expected = self._expected.pop(layer.index, None)
+        if expected is None:
+            return
+        self._last_output = (layer, output)
+        rows, row_mask = self._rows.to(output.device), self._row_mask.to(output.device)
+        actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1]))
+        self._errors[layer.index] = checked_errors(expected, actual, row_mask, self.bounds, _place(layer))
+
+    def watch_sibling(self, name: str, args: tuple[Any, ...]) -> None:
+        """Refuses a layer whose attention output goes through another module before it joins the residual stream."""
+        if self._last_output is not None and args and args[0] is self._last_output[1]:
+            raise _refusal(self._last_output[0], f"its output passes through {name} before the residual stream")
+
+
+@contextmanager
+def capture(model: PreTrainedModel, part: Part = "llm") -> Iterator[Capture]:
+    """Prepares a model for capturing one part of it, and puts everything back after, errors included.
+
+    Inside the block, `with captured.at_rows(rows, row_mask, visit): model(...)` shows every layer to `visit`; other
+    passes run as they always do. The weights must not change inside the block: products of them are kept.
+
+    Args:
+        model: in evaluation mode, running `sdpa` attention, or `eager` where its class has no other (attention sinks):
+            a causal LM for `llm`, an LSM for the other parts.
+        part: which one; its layers are numbered from 0, and those of a Q-Former block are two: self-attention of the
+            queries, then cross-attention to the states.
+
+    Raises:
+        InputError: if the model has no such part, runs another attention implementation, is in training mode, or has
+            attention this capture does not support exactly; the line names the module.
+    """
+    inner = _find_part(model, part)
+    stock = "sdpa" if inner._supports_sdpa else "eager"
+    if inner.config._attn_implementation != stock:
+        raise InputError(
+            f"{type(model).__name__} runs attn_implementation={inner.config._attn_implementation!r}, which cannot be "
+            f'captured exactly: call model.set_attn_implementation("{stock}") first'
+        )
+    if inner.training:
+        raise InputError(f"{type(model).__name__} is in training mode (dropout would be measured): call model.eval()")
+    layers = find_attention_layers(model, part)
+    captured = Capture(layers, inner.dtype)
+    with ExitStack() as stack:
+        for layer in layers:
+            for hook in _hooks(model, layer, captured):
+                stack.callback(hook.remove)
+        _show_attention(stock, layers, stack)
+        yield captured
+
+
+def find_attention_layers(model: PreTrainedModel, part: Part = "llm") -> list[AttentionLayer]:
+    """The attention modules of a part in layer order, by their names in the model.
+
+    Raises:
+        InputError: if there are not as many as the part has layers (two for each block of a Q-Former).
+    """
+    inner = _find_part(model, part)
+    inside = set(inner.modules())
+    layers: list[AttentionLayer] = []
+    for name, module in model.named_modules():
+        if module not in inside or "Attention" not in type(module).__name__:
+            continue
+        if part == "connector":
+            layers += _qformer_layer(len(layers), name, module)
+        elif part == "encoder" or hasattr(module, "layer_idx"):
+            layers += _self_projecting_layer(module.layer_idx if part == "llm" else len(layers), name, module)
+    config = inner.config if part != "llm" else model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    others = sorted(set(kinds) & set(NOT_ATTENTION))
+    if others:
+        raise InputError(
+            f"{type(model).__name__} has layers of kind {', '.join(others)} ({sum(k in others for k in kinds)} of "
+            f"{len(kinds)}), whose tokens reach each other past attention: norms of attention would not tell all"
+        )
+    expected = config.num_hidden_layers * (2 if part == "connector" else 1)
+    if sorted(layer.index for layer in layers) != list(range(expected)):
+        raise InputError(
+            f"{type(model).__name__} has {len(layers)} attention modules with a known output projection for "
+            f"{expected} layers: its attention cannot be captured"
+        )
+    return sorted(layers, key=lambda layer: layer.index)
+
+
+def _find_part(model: Any, part: Part) -> PreTrainedModel:
+    if part == "llm":
+        return find_decoder(model)
+    if part == "encoder":
+        tower = model.audio_tower
+        return tower.encoder if hasattr(tower, "encoder") else tower
+    if not hasattr(model.multi_modal_projector, "qformer"):
+        name = type(model.multi_modal_projector).__name__
+        raise InputError(f"{name} is a connector without attention: there is nothing to capture in it")
+    qformer: PreTrainedModel = model.multi_modal_projector.qformer
+    return qformer
+
+
+def _self_projecting_layer(index: Any, name: str, module: nn.Module) -> Iterator[AttentionLayer]:
+    for projection in OUTPUT_PROJECTIONS:
+        if isinstance(getattr(module, projection, None), nn.Module):
+            yield AttentionLayer(index, name, module, getattr(module, projection), name)
+            return
+
+
+def _qformer_layer(index: int, name: str, module: nn.Module) -> Iterator[AttentionLayer]:
+    """As BERT has it: one module attends, and its sibling `output` projects, adds and normalises."""
+    attention, output = getattr(module, "attention", None), getattr(module, "output", None)
+    if isinstance(attention, nn.Module) and isinstance(output, nn.Module):
+        projection = output.get_submodule("dense")
+        yield AttentionLayer(index, f"{name}.attention", attention, projection, f"{name}.output.dense")
+
+
+def _hooks(model: PreTrainedModel, layer: AttentionLayer, captured: Capture) -> Iterator[Any]:
+    def compare(module: nn.Module, args: Any, output: Any) -> None:
+        captured.compare(layer, output[0] if isinstance(output, tuple) else output)
+
+    def watch(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        captured.watch_sibling(name, args)
+
+    putting_out = model.get_submodule(layer.output)
+    yield putting_out.register_forward_hook(compare)
+    parent = layer.output.rpartition(".")[0]
+    for name, sibling in model.get_submodule(parent).named_children():
+        # Dropout does nothing in evaluation mode.
+        if sibling is not putting_out and not isinstance(sibling, nn.Dropout | nn.Identity):
+            yield sibling.register_forward_pre_hook(partial(watch, f"{parent}.{name}"))
+
+
+def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, causal: bool) -> Tensor:
+    """The attention mask `[batch, 1 or heads, queries, keys]` less the blocked keys.
+
+    Args:
+        mask: as in [`attention_weights`].
+        blocked: `[batch, 1 or heads, all keys]`. Sliding layers keep the last keys of a cache alone.
+    """
+    hidden = blocked[:, :, None, -keys:]
+    if mask is None:
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=blocked.device)
+        mask = mask.tril(keys - queries) if causal else mask
+    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, -torch.inf)
+
+
+def _refuse_variants(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
+    variants = {
+        "softcap": "a softcap on its scores",
+        "position_bias": "a position bias",
+    }
+    for key, what in variants.items():
+        if kwargs.get(key) is not None:
+            raise _refusal(layer, f"it uses {what}, which is not supported")
+
+
+def _refusal(layer: AttentionLayer, reason: str) -> InputError:
+    return InputError(f"{_place(layer)}: {reason}")
+
+
+def _place(layer: AttentionLayer) -> str:
+    return f"attention of layer {layer.index} ({layer.name}) cannot be measured"
+
+
+def _show_attention(stock: str, layers: Sequence[AttentionLayer], stack: ExitStack) -> None:
+    """Puts [`_attend`] in the place of the stock attention until the stack closes.
+
+    Under the stock one's own name: models with sparse attention make no sparse mask for a name they do not know.
+    """
+    if stock == "sdpa":
+        stack.callback(AttentionInterface.register, stock, AttentionInterface()[stock])
+        AttentionInterface.register(stock, partial(_attend, sdpa_attention_forward))
+        return
+    files: set[Any] = {sys.modules[type(layer.module).__module__] for layer in layers}
+    for file in files:
+        eager = getattr(file, "eager_attention_forward", None)  # each family has its own, beside its attention module
+        if eager is not None:
+            stack.callback(setattr, file, "eager_attention_forward", eager)
+            file.eager_attention_forward = partial(_attend, eager)
+
+
+def _attend(
+    stock: Callable[..., tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    captured = _active.get()
+    if captured is not None:
+        attention_mask = captured.see(module, query, key, value, attention_mask, kwargs)
+    return stock(module, query, key, value, attention_mask, **kwargs)

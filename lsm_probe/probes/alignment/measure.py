@@ -1,0 +1,263 @@
+"""Alignment: does the LLM represent speech as it represents the words of that speech?
+
+Each sample goes through the LLM twice under the same instruction: once with its speech in the source slot, once with
+its transcript there. The hidden states of a segment are averaged to one vector a pass and layer, and the result says
+how alike the two sets of vectors are, by layer. In arXiv 2410.03798 a t-SNE picture of such vectors (figure 6) is to
+show that speech and text share a space; the numbers say how far they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lsm_probe.bootstrap import number_clusters
+from lsm_probe.data.manifest import fingerprint
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.instruments.similarity import check_perplexity
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
+from lsm_probe.probes.alignment.result import AlignmentConventions, AlignmentResult
+from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource, describe_data
+
+PERPLEXITY = 30.0
+UTTERANCES = 5
+"""Fewest utterances: the interval of CKA leaves out one, and CKA needs four."""
+
+
+def alignment(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    segment: Literal["source", "prompt", "response"] = "source",
+    instruction: str | None = None,
+    layers: Sequence[int] | None = None,
+    response: Literal["generated", "reference"] = "generated",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
+    responses: Mapping[str, list[int]] | None = None,
+    perplexity: float = PERPLEXITY,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> AlignmentResult:
+    """Measures how alike an LSM's states are for speech and for its transcript, by layer.
+
+    State 0 is what enters the first layer, state l what layer l puts out, and the last one comes after the final
+    norm (transformers' `hidden_states`). A vector is the mean over the segment's positions, in float32.
+
+    Args:
+        checkpoint: an LSM, as [`lsm_probe.load`] returns it.
+        samples: with `audio` and `text`; with `target` for `response="reference"`.
+        segment: which positions are averaged: the `source` (speech tokens, or the transcript's), the whole `prompt`,
+            most of which is the same in both passes, or those of the tokens of the `response`, the same token ids in
+            both passes. Tokens that both passes share are alike without any alignment: read `prompt` and `response`
+            against `builtin:untrained`.
+        instruction: replaces that of every sample. Under instructions of their own, the samples differ by them too,
+            in both passes alike, which all numbers but the distances take for likeness of speech and text: four
+            wordings of one task gave a miniature LSM a standardised cosine of 0.10 after its last layer, one
+            wording 0.005.
+        layers: numbers of the states to keep, by default all. All states of 1,000 samples are 1 GB for a 7B model.
+        response: for `segment="response"`, whose: the checkpoint's own `generated` one (after the speech), or the
+            sample's `reference`. Other segments need none.
+        max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
+        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+        perplexity: of the t-SNE; changes no other number.
+        batch_size: samples run together; halved where memory runs out. It changes the numbers by rounding alone.
+        seed: of the bootstrap, of the permutations, and of the t-SNE.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: the checkpoint is a text LLM, there are too few samples for `perplexity` or fewer than 5
+            utterances, a state is unknown, the response part is unknown or given without `segment="response"`, a sample
+            cannot be used (under `on_error="fail"`), or states are not finite.
+    """
+    conventions = AlignmentConventions(segment, response if segment == "response" else "none")
+    if checkpoint.source != "speech":
+        raise InputError(
+            f"{checkpoint.name} is a text LLM, and alignment compares speech with text inside one model: give an LSM"
+        )
+    if responses is not None and segment != "response":
+        raise InputError(f"segment {segment!r} needs no responses: leave out --responses, or take --segment response")
+    if response_part != "all" and segment != "response":
+        raise InputError(f"segment {segment!r} is no response: leave out --response-part, or take --segment response")
+    kept = state_numbers(checkpoint, layers)
+    if instruction is not None:
+        samples = with_instruction(samples, instruction)
+        data = {**(data or describe_data(samples)), "sha256": fingerprint(samples), "instruction": instruction}
+    measuring = MeasurementRun(
+        checkpoint,
+        samples,
+        ResponseSource(conventions.response, max_new_tokens, responses, part=response_part),
+        settings={"segment": segment, "layers": kept},
+        batch_size=batch_size,
+        on_error=on_error,
+        data=data,
+        progress_folder=progress_folder,
+        on_progress=on_progress,
+        needs=("audio", "text"),
+    )
+    _check_enough(samples, perplexity)
+    records, common = measuring.run(_Reader(checkpoint, segment, kept))
+    measured = {sample["id"] for sample in common["samples"]}
+    used = [sample for sample in samples if sample.id in measured]
+    _check_enough(used, perplexity, left_out=len(samples) - len(used))
+    return AlignmentResult(
+        **common | {"clusters": utterances(used)},
+        **stack(records, "speech", "text"),
+        conventions=conventions,
+        layers=kept,
+        perplexity=perplexity,
+        seed=seed,
+    )
+
+
+def state_numbers(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> list[int]:
+    """The chosen states in ascending order; all of them by default: one more than the LLM has layers.
+
+    Raises:
+        InputError: a number is no state of this model, or none is chosen.
+    """
+    last = checkpoint.llm.config.get_text_config().num_hidden_layers
+    if layers is None:
+        return list(range(last + 1))
+    unknown = [layer for layer in layers if not 0 <= layer <= last]
+    if unknown or not layers:
+        what = f"has no state {unknown[0]}" if unknown else "needs a state to look at"
+        raise InputError(f"{checkpoint.name} {what}: choose from 0 (embeddings) to {last} (after the last layer)")
+    return sorted({int(layer) for layer in layers})
+
+
+def with_instruction(samples: Sequence[Sample], instruction: str) -> list[Sample]:
+    """The same samples under another instruction.
+
+    Raises:
+        InputError: the instruction is blank or no Unicode text.
+    """
+    try:
+        return [Sample.model_validate({**sample.model_dump(), "instruction": instruction}) for sample in samples]
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"the instruction {instruction!r} cannot be used: it {reason}") from error
+
+
+def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """Number of the utterance of each sample, `[samples]`; recordings of the same words count as one.
+
+    Their transcripts give the very same vectors: to take one for "another" would be to count a match as a miss, and
+    to draw them apart to count one sentence as several.
+    """
+    words: dict[str, str] = {}
+    for sample in samples:
+        words.setdefault(sample.utterance, (sample.text or "").strip())
+    return number_clusters([words[sample.utterance] for sample in samples])
+
+
+def _check_enough(samples: Sequence[Sample], perplexity: float, left_out: int = 0) -> None:
+    """Raises InputError where the samples are too few for a number or the picture."""
+    after = f"{left_out} of {left_out + len(samples)} samples had to be left out, and " if left_out else ""
+    different = len(set(utterances(samples).tolist()))
+    if different < UTTERANCES:
+        raise InputError(
+            f"{after}alignment needs at least {UTTERANCES} utterances of different words, got {different}: "
+            "give more samples"
+        )
+    try:
+        check_perplexity(perplexity, len(samples))
+    except InputError as error:
+        raise InputError(f"{after}{error}") from error
+
+
+class _Reader:
+    """Gives each item of a batch its vectors: `speech` and `text`, `[states, llm_dim]` float32."""
+
+    def __init__(self, checkpoint: Checkpoint, segment: str, layers: Sequence[int]):
+        self.checkpoint, self.segment, self.layers = checkpoint, segment, layers
+
+    def __call__(self, items: Sequence[PreparedSample]) -> list[Measured]:
+        prompts: dict[str, Prompt] = {}
+        measured: dict[str, Measured] = {}
+        for item in items:
+            try:
+                prompts[item.sample.id] = self._with_transcript(item)
+            except InputError as error:
+                measured[item.sample.id] = Unusable(str(error), fault=True)
+        usable = [item for item in items if item.sample.id in prompts]
+        if usable:
+            measured |= self._read(usable, list(prompts.values()))
+        return [measured[item.sample.id] for item in items]
+
+    def _with_transcript(self, item: PreparedSample) -> Prompt:
+        """The item's prompt with its transcript in the place of the speech."""
+        text = item.sample.text
+        assert text is not None  # the round has checked it
+        checkpoint = self.checkpoint
+        prompt = checkpoint.encode(item.sample.instruction, text)
+        checkpoint.check_length(prompt, len(item.response))
+        return prompt
+
+    def _read(self, items: Sequence[PreparedSample], prompts: list[Prompt]) -> dict[str, Measured]:
+        speech = self._means(items, [s.embedded for s in items], [s.prompt for s in items])
+        text = self._means(items, self.checkpoint.embed(prompts), prompts)
+        return {s.sample.id: self._pair(*both) for s, *both in zip(items, speech, text, strict=True)}
+
+    def _pair(self, speech: NDArray[np.float32], text: NDArray[np.float32]) -> Measured:
+        for name, vectors in (("speech", speech), ("transcript", text)):
+            bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+            if len(bad):
+                return Unusable(
+                    f"state {self.layers[bad[0]]} of its {name} is not finite (the first that is not): the weights "
+                    "hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)",
+                    fault=True,
+                )
+        return {"speech": speech, "text": text}
+
+    @torch.no_grad()
+    def _means(
+        self, items: Sequence[PreparedSample], embedded: Sequence[Tensor], prompts: Sequence[Prompt]
+    ) -> list[NDArray[np.float32]]:
+        """One teacher-forced pass, right-padded: the mean over the segment, `[states, llm_dim]`, of each prompt."""
+        llm: Any = self.checkpoint.llm
+        device = embedded[0].device
+        said = [llm.get_input_embeddings()(torch.tensor(s.response, dtype=torch.long, device=device)) for s in items]
+        rows = [torch.cat(pair) for pair in zip(embedded, said, strict=True)]
+        inputs = pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).long().to(device)
+        states = llm(
+            inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1, output_hidden_states=True
+        ).hidden_states
+        means = []
+        for row, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+            chosen = self._positions(item, prompt)
+            vectors = [states[layer][row, chosen].float().mean(0).cpu() for layer in self.layers]
+            means.append(torch.stack(vectors).numpy())
+        return means
+
+    def _positions(self, item: PreparedSample, prompt: Prompt) -> list[int]:
+        if self.segment == "source":
+            return prompt.positions(Segment.SOURCE)
+        if self.segment == "prompt":
+            return list(range(len(prompt)))
+        return list(range(len(prompt), len(prompt) + len(item.response))[item.measured])

@@ -1,0 +1,234 @@
+"""Alignment: speech and transcript in one plane (arXiv 2410.03798, figure 6), and how alike they are by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.style import MARKERS, with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
+
+PICTURES = ("alignment.png", "alignment.svg", "alignment.csv", "alignment_points.csv")
+"""What [`save_alignment`] writes."""
+_MODALITIES = (("speech", "o"), ("transcript", "^"))
+_JOINED = 100
+"""Most samples whose two points are joined by a line: more would hide the points."""
+_LONGEST_NAME = 28
+_PALE: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": "", "solid_capstyle": "round"}
+_DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "marker": ""}
+_DOTTED: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8, "marker": ""}
+_HOLLOW: dict[str, Any] = {"linestyle": "", "markersize": 5, "markerfacecolor": "white"}
+
+
+def plot_points(result: AlignmentResult, layer: int = -1, ax: Axes | None = None) -> Axes:
+    """Draws speech and transcript of one state in one plane by joint t-SNE, with the density contours of each.
+
+    Contours enclose 20, 40, 60, 80 and 95 % of a set's density; a set that has no two dimensions has none. A sample's
+    two points are joined where there are at most 100 samples.
+
+    Args:
+        result: what to draw.
+        layer: number of a state; a negative one counts the kept states from the end.
+        ax: axes to draw on; new ones if None.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.collections import LineCollection
+
+    if ax is None:
+        ax = plt.subplots(figsize=(4.5, 4.5), layout="constrained")[1]
+    both = result.embed_2d(layer)
+    if len(result.samples) <= _JOINED:
+        ax.add_collection(LineCollection(list(np.stack(both, 1)), colors="0.75", linewidths=0.5, zorder=1))
+    size = float(np.clip(600 / len(result.samples), 4, 18))
+    for points, color, (label, marker) in zip(both, sns.color_palette("colorblind", 2), _MODALITIES, strict=True):
+        x, y = points.T
+        if _spans_a_plane(points):
+            sns.kdeplot(x=x, y=y, ax=ax, color=color, levels=(0.05, 0.2, 0.4, 0.6, 0.8), linewidths=0.9, zorder=2)
+        look: dict[str, Any] = {"color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.3}
+        ax.scatter(x, y, size, label=label, zorder=3, **look)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set(xlabel="", ylabel="", xticks=[], yticks=[])
+    return ax
+
+
+def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashed: bool = False) -> None:
+    """Draws one of the result's curves for each result, with its 95 % interval as a band where it is not dashed."""
+    for result, look in zip(results, _looks(len(results)), strict=True):
+        numbers = result.curves()[name]
+        if dashed:
+            ax.plot(result.layers, numbers.mean, **look | _DASHED)
+            continue
+        ax.plot(result.layers, numbers.mean, **look)
+        band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(result.layers, numbers.ci_low, numbers.ci_high, **band)
+
+
+@with_own_settings
+def alignment_figure(results: Sequence[AlignmentResult], layer: int = -1) -> Figure:
+    """The plane of one state for each checkpoint, and beside them the numbers by state for all.
+
+    Args:
+        results: of one or several checkpoints; up to four are easy to read.
+        layer: state of the planes; a negative one counts the kept states from the end.
+    """
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    columns = -(-len(results) // 2)
+    planes_width = 4.6 if len(results) == 1 else 3.0 * columns
+    with sns.axes_style("ticks"), sns.plotting_context("paper"):
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(planes_width + 6.4, 6), layout="constrained")
+        halves: Any = figure.subfigures(1, 2, width_ratios=(planes_width, 6.4), wspace=0.02)
+        _draw_planes(results, layer, halves[0])
+        _draw_curves(results, halves[1])
+    return figure
+
+
+def save_alignment(results: Sequence[AlignmentResult], out: Path, layer: int = -1) -> None:
+    """Writes `PICTURES`: the figure, a row for each checkpoint and state, and the points of the planes."""
+    save_figure(alignment_figure(results, layer), out / "alignment")
+    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "alignment.csv")
+    save_frame(point_frame(results, layer), out / "alignment_points.csv")
+
+
+def point_frame(results: Sequence[AlignmentResult], layer: int = -1) -> pd.DataFrame:
+    """Where the points of the planes lie: a row for each checkpoint, modality and sample."""
+    frames = []
+    for result in results:
+        for (modality, _), points in zip(_MODALITIES, result.embed_2d(layer), strict=True):
+            about = {"checkpoint": result.name, "id": result.ids, "modality": modality, "state": result.state(layer)}
+            frames.append(pd.DataFrame({**about, "x": points[:, 0], "y": points[:, 1]}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _draw_planes(results: Sequence[AlignmentResult], layer: int, figure: SubFigure) -> None:
+    rows, columns = min(len(results), 2), -(-len(results) // 2)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, result, name in zip(axes, results, _short_names([r.name for r in results]), strict=False):
+        plot_points(result, layer, ax)
+        ax.set_title(f"{name}\nt-SNE of state {result.state(layer)}, perplexity {result.perplexity:g}", fontsize=9)
+    for ax in axes[len(results) :]:
+        ax.set_axis_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+
+
+def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
+    import seaborn as sns
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.subplots(2, 2, sharex=True)
+    for draw, ax in zip((_draw_cosines, _draw_cka, _draw_recall, _draw_distances), axes.ravel(), strict=True):
+        draw(results, ax)
+        ax.title.set_fontsize(9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        sns.despine(ax=ax)
+    for ax in axes[1]:
+        ax.set_xlabel("state (0: embeddings)")
+    names = _short_names([result.name for result in results])
+    labels = [f"{name} ({len(r.samples)} samples)" for name, r in zip(names, results, strict=True)]
+    look: dict[str, Any] = {"frameon": False, "fontsize": 9}
+    figure.legend(axes[1, 0].get_lines()[: len(results)], labels, loc="outside upper center", ncols=2, **look)
+    figure.legend(handles=_key(), loc="outside lower center", ncols=4, **look | {"fontsize": 8})
+
+
+def _draw_cosines(results: Sequence[AlignmentResult], ax: Axes) -> None:
+    # Wide and pale, and so still to be seen under the other, on which it often lies.
+    for result, look in zip(results, _looks(len(results)), strict=True):
+        ax.plot(result.layers, result.curves()["unpaired_cosine"].mean, **look | _PALE)
+    plot_curve(results, "paired_cosine", ax)
+    plot_curve(results, "standardised_cosine", ax, dashed=True)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(title="cosine of speech and transcript", ylabel="cosine", ylim=(None, 1.02))
+
+
+def _draw_cka(results: Sequence[AlignmentResult], ax: Axes) -> None:
+    plot_curve(results, "cka", ax)
+    plot_curve(results, "standardised_cka", ax, dashed=True)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(title="likeness of geometry", ylabel="debiased linear CKA", ylim=(None, 1.02))
+
+
+def _draw_recall(results: Sequence[AlignmentResult], ax: Axes) -> None:
+    plot_curve(results, "retrieval", ax)
+    plot_curve(results, "standardised_retrieval", ax, dashed=True)
+    _draw_levels(ax, [result.chance() for result in results])
+    ax.set(title="retrieval of the partner", ylabel="R@1, mean of both ways", ylim=(-0.02, 1.02))
+
+
+def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:
+    plot_curve(results, "centroid_distance", ax)
+    for result, look in zip(results, _looks(len(results)), strict=True):
+        alike = result.mmd()["p_value"] >= ALPHA
+        ax.plot(np.array(result.layers)[alike], result.curves()["centroid_distance"].mean[alike], **look | _HOLLOW)
+    floors = [result.centroid_floor() for result in results]
+    _draw_levels(ax, floors)
+    # Logarithmic above what noise gives, linear below: 0 is possible.
+    ax.set_yscale("symlog", linthresh=min(floors), linscale=0.5)
+    ax.set(title="distance of the centres", ylabel="distance / spread", ylim=(-0.1 * min(floors), None))
+
+
+def _draw_levels(ax: Axes, levels: Sequence[float]) -> None:
+    for level in sorted(set(levels)):
+        ax.axhline(level, color="0.5", zorder=0, **_DOTTED)
+
+
+def _key() -> list[Line2D]:
+    """What the kinds of lines mean, whichever checkpoint's they are."""
+    from matplotlib.lines import Line2D
+
+    kinds = {
+        "another's transcript": _PALE,
+        "standardised": _DASHED,
+        "chance, noise alone": _DOTTED,
+        f"MMD: p ≥ {ALPHA:g}": _HOLLOW,
+    }
+    return [Line2D([], [], **{"color": "0.3", "marker": "o", **look}, label=label) for label, look in kinds.items()]
+
+
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Colour and marker of each checkpoint: not blue or orange, which are those of speech and transcript."""
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind")
+    colors = [(0.25, 0.25, 0.25), *(palette[i] for i in (2, 4, 5, 7))]
+    return [
+        {
+            "color": colors[0 if count == 1 else 1 + i % 4],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 3,
+            "linewidth": 1.2,
+        }
+        for i in range(count)
+    ]
+
+
+def _spans_a_plane(points: NDArray[np.float64]) -> bool:
+    """Whether a density of two dimensions can be estimated: at least 3 points that are not all on a line."""
+    if len(points) < 3:
+        return False
+    spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
+    return bool(spread[1] > 1e-6 * spread[0])
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The end of each path that tells it from the others, for the titles: `vanilla/model`, `repaired/model`."""
+    parts = [[name] if name.startswith("builtin:") else name.rstrip("/").split("/") for name in names]
+    depth = 1
+    while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len(set(names)):
+        depth += 1
+    return checkpoint_labels(["/".join(part[-depth:]) for part in parts], _LONGEST_NAME)

@@ -1,0 +1,298 @@
+"""The alignment probe's result: a speech and a text vector of each sample and state, and how alike the sets are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.errors import InputError
+from lsm_probe.instruments import similarity
+from lsm_probe.runner.conventions import Choices
+from lsm_probe.runner.result import Curve, Floats, ProbeResult, curve, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ALPHA = 0.05
+"""At a p-value of MMD as large as this, the two sets cannot be told apart."""
+CURVES = (
+    "paired_cosine",
+    "unpaired_cosine",
+    "cosine_gap",
+    "standardised_cosine",
+    "cka",
+    "standardised_cka",
+    "retrieval",
+    "retrieval_speech_to_text",
+    "retrieval_text_to_speech",
+    "standardised_retrieval",
+    "centroid_distance",
+)
+"""The numbers by state that have an interval."""
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AlignmentConventions(Choices):
+    """What was averaged. The defaults come first; another choice needs another run.
+
+    Attributes:
+        segment: the positions behind a vector: those of the `source`, of the whole `prompt`, or of the tokens of the
+            `response`.
+        response: whose: the model's own `generated` answer or the `reference`; `none` where the segment needs none.
+    """
+
+    segment: Literal["source", "prompt", "response"] = "source"
+    response: Literal["none", "generated", "reference"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentResult(ProbeResult):
+    """Where an LSM's states lie for speech and for its transcript, and by state how alike the two sets are.
+
+    | in [`curves`] | says |
+    |---|---|
+    | `paired_cosine`, `unpaired_cosine` | cosine of speech with its own transcript, and with another's |
+    | `cosine_gap` | their difference: what is the sample's own |
+    | `cka` | debiased linear CKA: whether utterances lie to each other as their transcripts do |
+    | `retrieval`, `retrieval_speech_to_text`, `..._text_to_speech` | how often the nearest by cosine is the own, R@1 |
+    | `standardised_cosine`, `..._cka`, `..._retrieval` | the same, each dimension of each set at mean 0, variance 1 |
+    | `centroid_distance` | distance of the centres in units of the spread within the sets |
+
+    Where the standardised numbers are the larger ones, an offset between the sets or a few large dimensions hide what
+    they share ([`standardised`]). CKA asks for no common space: a connector drawn at random
+    keeps enough of the encoder's geometry for a CKA of 0.4 in state 0 (60 spoken commands, measured), so that it is
+    worth only what it has above `builtin:untrained`.
+
+    Intervals are 95 % over utterances: bootstrap, and for CKA jackknife; means and variances of the standardised
+    numbers stay those of all samples. Recordings of the same words are one utterance (`clusters`).
+
+    Attributes:
+        speech: mean state of the segment under speech, `[samples, states, llm_dim]`, float32.
+        text: the same with the transcript in the source slot.
+        layers: which states these are: 0 is what enters layer 0, l what layer l - 1 puts out (layers are counted from
+            0, as in the other probes' results).
+        perplexity: of the t-SNE.
+    """
+
+    PROBE: ClassVar[str] = "alignment"
+    SCHEMA: ClassVar[str] = "lsm-probe/alignment/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("speech", "text")
+
+    speech: Floats
+    text: Floats
+    layers: list[int]
+    perplexity: float
+    conventions: AlignmentConventions
+
+    @property
+    def n_utterances(self) -> int:
+        return len(np.unique(self.clusters))
+
+    def curves(self) -> dict[str, Curve]:
+        """The numbers that have an interval, `[states]`, by the names in `CURVES`; NaN where one is undefined."""
+        return self._curves
+
+    def chance(self) -> float:
+        """What retrieval gives by lot: the mean over samples of 1 / candidates."""
+        own = np.bincount(self.clusters)[self.clusters]
+        return float((1 / (len(self.clusters) - own + 1)).mean())
+
+    def centroid_floor(self) -> float:
+        """`sqrt(2 / utterances)`: about what two unrelated sets of one distribution would have by noise alone."""
+        return float(np.sqrt(2 / self.n_utterances))
+
+    def mmd(self) -> dict[str, Doubles]:
+        """Squared MMD, its p-value by permutation, the kernel's width: `squared`, `p_value`, `sigma`, `[states]` each.
+
+        The p-value is of each state by itself: of 31 states of one distribution, one or two come below 0.05 on average.
+        """
+        return {name: np.array([getattr(mmd, name) for mmd in self._mmd]) for name in similarity.Mmd._fields}
+
+    def embed_2d(self, layer: int = -1) -> tuple[Doubles, Doubles]:
+        """Joint t-SNE of one state: where speech and text lie, each `[samples, 2]`.
+
+        Args:
+            layer: number of a state; a negative one counts the kept states from the end.
+
+        Raises:
+            InputError: that state was not kept, or the samples are too few for the perplexity.
+        """
+        i = self._place(layer)
+        if i not in self._planes:
+            both = self.speech[:, i], self.text[:, i]
+            self._planes[i] = similarity.joint_tsne(*both, perplexity=self.perplexity, seed=self.seed)
+        return self._planes[i]
+
+    def state(self, layer: int = -1) -> int:
+        """The number of a state that a negative `layer` counts from the end.
+
+        Raises:
+            InputError: that state was not kept.
+        """
+        return self.layers[self._place(layer)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each state: all numbers, with `_low` and `_high` the ends of their intervals."""
+        columns: dict[str, Any] = {"checkpoint": self.name, "state": self.layers}
+        for name, numbers in self.curves().items():
+            columns |= {name: numbers.mean, f"{name}_low": numbers.ci_low, f"{name}_high": numbers.ci_high}
+        columns |= {f"mmd_{name}": values for name, values in self.mmd().items()}
+        return pd.DataFrame({**columns, "retrieval_chance": self.chance(), "centroid_floor": self.centroid_floor()})
+
+    def plot(self, ax: Axes | None = None, layer: int = -1) -> Axes:
+        """Draws both sets in one plane; see [`lsm_probe.probes.alignment.plot.plot_points`]."""
+        from lsm_probe.probes.alignment.plot import plot_points
+
+        return plot_points(self, layer, ax=ax)
+
+    def summary(self) -> dict[str, Any]:
+        numbers = {name: values.to_dict() for name, values in self.curves().items()}
+        # The p-value can be no lower: swapping all utterances, or those that were not swapped, gives the same.
+        least_p_value = max(1 / (1 + similarity.PERMUTATIONS), 2.0 ** (1 - self.n_utterances))
+        return {
+            "states": self.layers,
+            "perplexity": self.perplexity,
+            "n_utterances": self.n_utterances,
+            **numbers,
+            "retrieval_chance": round(self.chance(), 6),
+            "centroid_floor": round(self.centroid_floor(), 6),
+            "centroid_note": "noise alone gives two unrelated sets of one distribution about the floor; of that "
+            "order, the interval lies above the estimate",
+            "mmd": {
+                **{name: rounded(values) for name, values in self.mmd().items()},
+                "least_p_value": round(least_p_value, 6),
+            },
+        }
+
+    def differences(self, other: AlignmentResult) -> dict[str, Any]:
+        """By state, on the same utterances in each draw; None where the results hold other states."""
+        if self.layers != other.layers:
+            return {"states": None, **dict.fromkeys(f"{name}_difference" for name in CURVES)}
+        differences = {f"{name}_difference": values.to_dict() for name, values in self._differences(other).items()}
+        return {"states": self.layers, **differences}
+
+    def warning(self, other: AlignmentResult, controls: Sequence[str] = ()) -> str | None:
+        warnings = []
+        if self.layers != other.layers:
+            warnings.append(
+                f"{self.name} has {len(self.layers)} states and {other.name} {len(other.layers)}, or others: no "
+                "differences by layer"
+            )
+        if self.conventions.segment == "response" and self.responses() != other.responses():
+            warnings.append(
+                f"{self.name} and {other.name} are measured on different responses, each its own: compare also on "
+                "one's (--responses), or on the reference"
+            )
+        return "; ".join(warnings) or None
+
+    def _differences(self, other: AlignmentResult) -> dict[str, Curve]:
+        """`other` minus this one, by the names in `CURVES`."""
+        numbers = {name: self._mean(other._by_sample[name] - values) for name, values in self._by_sample.items()}
+        for name, (whole, left_out) in self._cka.items():
+            other_whole, other_left_out = other._cka[name]
+            between = other_whole - whole
+            numbers[name] = Curve(between, *similarity.jackknife_interval(between, other_left_out - left_out))
+        (distance, drawn), (other_distance, other_drawn) = self._centroids, other._centroids
+        numbers["centroid_distance"] = curve(other_distance - distance, other_drawn - drawn)
+        return {name: numbers[name] for name in CURVES}
+
+    def _place(self, layer: int) -> int:
+        """Where a state is among those kept."""
+        if -len(self.layers) <= layer < 0:
+            return len(self.layers) + layer
+        if layer not in self.layers:
+            raise InputError(
+                f"{self.name}: state {layer} was not kept; there are {', '.join(map(str, self.layers))} "
+                "(--layer -1 is the last)"
+            )
+        return self.layers.index(layer)
+
+    def _mean(self, values: Doubles) -> Curve:
+        """Mean over samples by state with its interval, from `[samples, states]`."""
+        weights = self.weights()
+        return curve(values.mean(0), weights @ values / weights.sum(1, keepdims=True))
+
+    def _by_state(self, function: Callable[[Floats, Floats], Any], *, standardised: bool = False) -> list[Any]:
+        """What a function says of the two sets, `[samples, llm_dim]` each, at every state."""
+        found = []
+        for i in range(len(self.layers)):
+            both: list[Floats] = [self.speech[:, i], self.text[:, i]]
+            found.append(function(*map(similarity.standardised, both) if standardised else both))
+        return found
+
+    # A frozen dataclass lets cached_property write into its __dict__; replace() and subset() start afresh.
+
+    @cached_property
+    def _curves(self) -> dict[str, Curve]:
+        numbers = {name: self._mean(values) for name, values in self._by_sample.items()}
+        for name, (whole, left_out) in self._cka.items():
+            low, high = similarity.jackknife_interval(whole, left_out)
+            numbers[name] = Curve(whole, low.clip(-1, 1), high.clip(-1, 1))
+        numbers["centroid_distance"] = curve(*self._centroids)
+        return {name: numbers[name] for name in CURVES}
+
+    @cached_property
+    def _by_sample(self) -> dict[str, Doubles]:
+        """The numbers that each sample has of its own, `[samples, states]`, by name."""
+
+        def unpaired_cosine(x: Floats, y: Floats) -> Doubles:
+            return similarity.unpaired_cosine(x, y, self.clusters)
+
+        def hits(x: Floats, y: Floats) -> Doubles:
+            return np.stack(similarity.retrieval(x, y, self.clusters))
+
+        paired, unpaired = (
+            np.stack(self._by_state(cosine), 1) for cosine in (similarity.paired_cosine, unpaired_cosine)
+        )
+        to_text, to_speech = np.stack(self._by_state(hits), 2)
+        return {
+            "paired_cosine": paired,
+            "unpaired_cosine": unpaired,
+            "cosine_gap": paired - unpaired,
+            "standardised_cosine": np.stack(self._by_state(similarity.paired_cosine, standardised=True), 1),
+            "retrieval": (to_text + to_speech) / 2,
+            "retrieval_speech_to_text": to_text,
+            "retrieval_text_to_speech": to_speech,
+            "standardised_retrieval": np.stack(self._by_state(hits, standardised=True), 2).mean(0),
+        }
+
+    @cached_property
+    def _cka(self) -> dict[str, tuple[Doubles, Doubles]]:
+        """CKA `[states]`, and without one utterance each `[utterances, states]`, by name."""
+
+        def both(x: Floats, y: Floats) -> tuple[float, Doubles]:
+            return similarity.debiased_cka(x, y, self.clusters), similarity.jackknife_cka(x, y, self.clusters)
+
+        found = {}
+        for name, standardised in (("cka", False), ("standardised_cka", True)):
+            whole, left_out = zip(*self._by_state(both, standardised=standardised), strict=True)
+            found[name] = np.array(whole), np.stack(left_out, 1)
+        return found
+
+    @cached_property
+    def _centroids(self) -> tuple[Doubles, Doubles]:
+        """The distance `[states]`, and that of each resample `[draws, states]`."""
+        weights = self.weights()
+        drawn = self._by_state(lambda x, y: similarity.centroid_distance(x, y, weights))
+        return np.array(self._by_state(similarity.centroid_distance)), np.stack(drawn, 1)
+
+    @cached_property
+    def _mmd(self) -> list[similarity.Mmd]:
+        return self._by_state(lambda x, y: similarity.mmd(x, y, self.clusters, seed=self.seed))
+
+    @cached_property
+    def _planes(self) -> dict[int, tuple[Doubles, Doubles]]:
+        """What [`embed_2d`] has computed, by place."""
+        return {}
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        conventions = AlignmentConventions(**summary["conventions"])
+        return {**arrays, "conventions": conventions, "layers": summary["states"], "perplexity": summary["perplexity"]}

@@ -1,0 +1,73 @@
+"""What `lsm-probe alignment` prints: a table of the numbers by state and a line about each result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.table import Table
+
+from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
+
+_STATES = 7
+"""States that the table shows, evenly spread from the first to the last."""
+
+
+def alignment_table(results: Sequence[AlignmentResult]) -> Table:
+    """Every number at some states: a row for each checkpoint and number."""
+    table = Table(
+        title="how alike speech and its transcript are, by state: 0 is the embeddings, the last comes after all layers",
+        caption="gap: own minus another's transcript; std: each dimension of each set at mean 0, variance 1; "
+        "R@1: nearest is the own, mean of both ways; distance: of the centres, in units of the spread",
+    )
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("number")
+    same_layers = all(result.layers == results[0].layers for result in results)
+    places = _places(results[0])
+    for i, place in enumerate(places, start=1):
+        header = str(results[0].layers[place]) if same_layers else f"{i}/{len(places)}"
+        table.add_column(header, justify="right")
+    for result in results:
+        shown = np.array(_places(result))
+        for label, values in _rows(result).items():
+            # As many columns as the first result has.
+            cells = [_cell(value) for value in values[shown]][: len(places)]
+            table.add_row(result.name, label, *cells)
+    return table
+
+
+def alignment_note(result: AlignmentResult) -> str:
+    differ = int((result.mmd()["p_value"] < ALPHA).sum())
+    note = (
+        f"segment {result.conventions.segment}; R@1 by chance {result.chance():.3f}; distance by noise "
+        f"{result.centroid_floor():.2f}; MMD tells speech from text (p < {ALPHA:g}) at {differ} of "
+        f"{len(result.layers)} states"
+    )
+    instructions = len({sample["instruction"] for sample in result.samples})
+    if instructions > 1:
+        note += f"; {instructions} instructions, which make samples differ too (--instruction gives all one)"
+    return note
+
+
+def _rows(result: AlignmentResult) -> dict[str, np.ndarray]:
+    curves = {name: curve.mean for name, curve in result.curves().items()}
+    return {
+        "cosine, own": curves["paired_cosine"],
+        "cosine gap": curves["cosine_gap"],
+        "cosine, std": curves["standardised_cosine"],
+        "CKA": curves["cka"],
+        "CKA, std": curves["standardised_cka"],
+        "R@1": curves["retrieval"],
+        "R@1, std": curves["standardised_retrieval"],
+        "distance": curves["centroid_distance"],
+        "MMD, p": result.mmd()["p_value"],
+    }
+
+
+def _places(result: AlignmentResult) -> list[int]:
+    count = min(_STATES, len(result.layers))
+    return [int(place) for place in np.linspace(0, len(result.layers) - 1, count).round()]
+
+
+def _cell(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:z.3f}"

@@ -1,0 +1,273 @@
+"""The attention probe: what the generating rows take from instruction and from source, layer by layer.
+
+For each sample: answer (greedily, or take a given response), one teacher-forced pass over prompt and response, and
+the norm-based attention of the rows that predict the response's tokens, summed by segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.instruments.backends import RunPass, backend_versions, open_backend
+from lsm_probe.instruments.capture import LayerAttention, error_summary
+from lsm_probe.instruments.norms import norm_attention
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import SEGMENTS, AnswerSums, AttentionResult, TokenScores
+from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+from lsm_probe.runner.record import Record
+from lsm_probe.runner.result import package_versions
+
+
+def attention(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    heads: Literal["sum_then_norm", "mean_of_norms"] = "sum_then_norm",
+    segment: Literal["mean", "sum"] = "mean",
+    aggregate: Literal["mean_of_ratios", "ratio_of_means"] = "mean_of_ratios",
+    span: Literal["instruction", "instruction+template"] = "instruction",
+    response: Literal["generated", "reference"] = "generated",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
+    responses: Mapping[str, list[int]] | None = None,
+    source_lengths: Mapping[str, int] | None = None,
+    tokens: bool = False,
+    backend: Literal["native", "transformer-lens", "nnsight"] = "native",
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> AttentionResult:
+    """Measures norm-based attention and the instruction proportion eta (arXiv 2410.03798, section 3.2).
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
+        heads, segment, aggregate, span: how the result reads itself; see [`Conventions`]. They can be changed later
+            at no cost with `result.with_conventions`.
+        response: `generated` answers greedily with at most `max_new_tokens` (an EOS alone is a response of one token);
+            `reference` takes the sample's target, closed with EOS.
+        max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
+        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+        source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With
+            another checkpoint's `result.source_lengths()` this is the length- and position-matched control.
+        tokens: keep the scores of single prompt tokens too.
+        backend: whose activations are read: our own capture's, or for a second opinion TransformerLens's or nnsight's
+            (text LLMs and LSMs; `pip install "lsm-probe[interop]"`). All generate in the same way. In float32 they
+            agree to 1e-4 relative; in half precision, eager attention rounds otherwise, by several percent of a norm.
+        batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
+            rounding alone: 1e-5 relative in float32.
+        seed: of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+
+    Returns:
+        An [`AttentionResult`]; every convention but `response` can be read from it.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the backend is not installed,
+            the response part is unknown, or the model's attention cannot be measured exactly.
+    """
+    conventions = Conventions(heads, segment, aggregate, span, response)
+    measuring = MeasurementRun(
+        checkpoint,
+        samples,
+        ResponseSource(response, max_new_tokens, responses, source_lengths, response_part),
+        settings={"tokens": tokens, "backend": backend},
+        batch_size=batch_size,
+        on_error=on_error,
+        data=data,
+        progress_folder=progress_folder,
+        on_progress=on_progress,
+    )
+    with open_backend(backend, checkpoint.llm) as run_pass:
+        records, common = measuring.run(lambda items: _measure(checkpoint, run_pass, items, tokens))
+    errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
+    return AttentionResult(
+        **common,
+        **stack(records, "norms", "head_norms", "tokens"),
+        rows=np.array([e.shape[1] for e in errors]),
+        conventions=conventions,
+        self_check={"backend": backend, **error_summary(errors, checkpoint.llm.dtype)},
+        seed=seed,
+        versions=package_versions() | backend_versions(backend),
+        token_scores=_token_scores(records),
+        answer=_answer_sums(records),
+    )
+
+
+@torch.no_grad()
+def _measure(
+    checkpoint: Checkpoint, run_pass: RunPass, items: Sequence[PreparedSample], keep_tokens: bool
+) -> list[Measured]:
+    """One teacher-forced pass over prompts and responses, right-padded: the arrays of a [`Record`] for each."""
+    embedding = checkpoint.llm.get_input_embeddings()
+    device = items[0].embedded.device
+    inputs = pad_sequence(
+        [torch.cat([s.embedded, embedding(torch.tensor(s.response, device=device))]) for s in items],
+        batch_first=True,
+    )
+    lengths = torch.tensor([len(s.prompt) + len(s.response) for s in items])
+    mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).to(device)
+    parts = [s.measured for s in items]
+    rows, row_mask = generating_rows(
+        [len(s.prompt) + part.start for s, part in zip(items, parts, strict=True)],
+        [part.stop - part.start for part in parts],
+    )
+    thinking = [s.thought.tokens if s.thought and s.part == "all" else 0 for s in items]
+    sums = SegmentSums([s.prompt for s in items], row_mask.to(device), keep_tokens, thinking)
+    errors = run_pass(inputs, mask.long(), rows.to(device), row_mask.to(device), sums)
+    arrays = sums.by_sample()
+    for array, error in zip(arrays, errors, strict=True):
+        array["errors"] = error.float().numpy()
+    return [array if _has_norms(array["norms"]) else Unusable("zero norms") for array in arrays]
+
+
+def generating_rows(prompt_lengths: Sequence[int], response_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The positions whose logits predict the response's tokens: one before each.
+
+    For a part of the response, what stands before it counts as prompt.
+
+    Returns:
+        `(rows, row_mask)`, both `[batch, longest response]`. Padding repeats a sample's first row, so that it stays
+        a real position, and is False in the mask.
+    """
+    steps = torch.arange(max(response_lengths))
+    row_mask = steps < torch.tensor(response_lengths)[:, None]
+    rows = torch.tensor(prompt_lengths)[:, None] - 1 + steps * row_mask
+    return rows, row_mask
+
+
+class SegmentSums:
+    """Visitor of a captured pass: adds up each layer's norm-based attention by segment, on the device.
+
+    Args:
+        prompts: the batch's prompts; prompt tokens begin at position 0 (right padding).
+        row_mask: `[batch, rows]`, the real generating rows.
+        keep_tokens: keep A_j of every prompt token as well.
+        thinking: how many of each sample's rows predict thinking; where any do, the sums over the others, which predict
+            the answer, are kept too.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], row_mask: Tensor, keep_tokens: bool, thinking: Sequence[int] = ()):
+        device = row_mask.device
+        self.prompts = prompts
+        self.keep_tokens = keep_tokens
+        self.row_weight = row_mask / row_mask.sum(1, keepdim=True)
+        self.answer_mask: Tensor | None = None
+        if any(thinking):
+            is_answer = torch.arange(row_mask.shape[1]) >= torch.tensor(thinking)[:, None]
+            self.answer_mask = row_mask & is_answer.to(device)
+        self.segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True).to(device)
+        self.members = _membership(self.segments)
+        self.norms: list[Tensor] = []
+        self.head_norms: list[Tensor] = []
+        self.token_norms: list[Tensor] = []
+        self.answer_norms: list[Tensor] = []
+        self.answer_head_norms: list[Tensor] = []
+
+    def __call__(self, layer: LayerAttention) -> None:
+        a, norms, head_norms = self._sums(layer, self.row_weight)
+        self.norms.append(norms)
+        self.head_norms.append(head_norms)
+        if self.keep_tokens:
+            self.token_norms.append(a)
+        if self.answer_mask is not None:
+            # 0 / 0, NaN, where no row predicts an answer.
+            _, norms, head_norms = self._sums(layer, self.answer_mask / self.answer_mask.sum(1, keepdim=True))
+            self.answer_norms.append(norms)
+            self.answer_head_norms.append(head_norms)
+
+    def _sums(self, layer: LayerAttention, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A_j of each key and, by segment, its sums and those of single heads."""
+        keys = self.segments.shape[1]
+        own, device = self.members.device, layer.alpha.device  # layers may lie on several
+        a, a_heads = norm_attention(
+            layer.alpha[..., :keys],
+            layer.value[:, :, :keys],
+            layer.metric,
+            row_weight.to(device),
+            (self.segments != Segment.PADDING).to(device),
+        )
+        members = self.members.to(a)
+        norms = torch.einsum("bk,bks->bs", a, members)
+        head_norms = torch.einsum("bhk,bks->bhs", a_heads, members)
+        return a.to(own), norms.to(own), head_norms.to(own)
+
+    def by_sample(self) -> list[dict[str, np.ndarray]]:
+        """The arrays of each sample, layers in order."""
+        norms = torch.stack(self.norms, 1).float().cpu().numpy()
+        head_norms = torch.stack(self.head_norms, 1).float().cpu().numpy()
+        tokens = self.members.sum(1).cpu().numpy()
+        arrays = [{"norms": n, "head_norms": h, "tokens": t} for n, h, t in zip(norms, head_norms, tokens, strict=True)]
+        if self.answer_mask is not None:
+            answer_norms = torch.stack(self.answer_norms, 1).float().cpu().numpy()
+            answer_head_norms = torch.stack(self.answer_head_norms, 1).float().cpu().numpy()
+            rows = self.answer_mask.sum(1).cpu().numpy()
+            for array, *own in zip(arrays, answer_norms, answer_head_norms, rows, strict=True):
+                array |= dict(zip(("answer_norms", "answer_head_norms", "answer_rows"), own, strict=True))
+        if self.keep_tokens:
+            token_norms = torch.stack(self.token_norms, 1).float().cpu().numpy()
+            for array, scores, prompt in zip(arrays, token_norms, self.prompts, strict=True):
+                array["token_norms"] = scores[:, : len(prompt)]
+                array["token_ids"] = np.array(prompt.input_ids)
+                array["token_segments"] = np.array(prompt.segments)
+        return arrays
+
+
+def _membership(segments: Tensor) -> Tensor:
+    """Which of the stored `SEGMENTS` each prompt token counts in: `[batch, keys, 5]`, integers 0 or 1."""
+    columns = [segments == Segment[name.upper()] for name in SEGMENTS[:-1]]
+    first = torch.zeros_like(columns[0])
+    first[:, 0] = segments[:, 0] == Segment.TEMPLATE
+    return torch.stack([*columns, first], -1).long()
+
+
+def _has_norms(norms: np.ndarray) -> bool:
+    """Whether instruction and source together received anything in every layer, `norms [layers, segments]`."""
+    both = norms[:, SEGMENTS.index("instruction")] + norms[:, SEGMENTS.index("source")]
+    return bool(np.isfinite(both).all() and (both > 0).all())
+
+
+def _answer_sums(records: Sequence[Record]) -> AnswerSums | None:
+    """None where no sample thinks. In batches without thinking all rows are the answer's."""
+    if not any("answer_norms" in record.arrays for record in records):
+        return None
+    arrays = [record.arrays for record in records]
+    return AnswerSums(
+        norms=np.stack([a.get("answer_norms", a["norms"]) for a in arrays]),
+        head_norms=np.stack([a.get("answer_head_norms", a["head_norms"]) for a in arrays]),
+        rows=np.array([a.get("answer_rows", a["errors"].shape[1]) for a in arrays]),
+    )
+
+
+def _token_scores(records: Sequence[Record]) -> TokenScores | None:
+    if "token_norms" not in records[0].arrays:
+        return None
+    arrays = [record.arrays for record in records]
+    return TokenScores(
+        norms=np.concatenate([a["token_norms"] for a in arrays], axis=1),
+        ids=np.concatenate([a["token_ids"] for a in arrays]),
+        segments=np.concatenate([a["token_segments"] for a in arrays]),
+        offsets=np.cumsum([0, *(len(a["token_ids"]) for a in arrays)]),
+    )

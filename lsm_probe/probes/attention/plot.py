@@ -1,0 +1,132 @@
+"""Eta by layer and by head: curves with intervals, maps, and the numbers behind the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lsm_probe.probes.attention.controls import is_control
+from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult, head_eta_difference
+from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.multiple_testing import SIGNIFICANT
+from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("eta.png", "eta.svg", "eta.csv", "eta_heads.png", "eta_heads.svg", "eta_heads.csv")
+"""What [`save_eta`] writes."""
+
+
+def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style: Any) -> Axes:
+    """Draws eta by layer for each result, with its 95 % bootstrap interval as a band; controls are dashed.
+
+    Args:
+        results: read under their own conventions.
+        ax: axes to draw on; new ones if None.
+        style: passed on to every `Axes.plot`.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    palette = sns.color_palette("colorblind", len(results))
+    for i, (result, color, label) in enumerate(zip(results, palette, _labels(results), strict=True)):
+        frame = result.to_frame()
+        line = "--" if is_control(result) else "-"
+        look = {
+            "color": color,
+            "linestyle": line,
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 3,
+            "label": label,
+        } | style
+        ax.plot(frame["layer"], frame["eta"], **look)
+        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(frame["layer"], frame["ci_low"], frame["ci_high"], **band)
+    ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(
+        xlabel="layer",
+        ylabel="instruction proportion η (0.5 = balanced)",
+        ylim=(0, 1),
+        xlim=(-0.5, max(r.n_layers for r in results) - 0.5),
+    )
+    return ax
+
+
+@with_own_settings
+def eta_figure(results: Sequence[AttentionResult]) -> Figure:
+    """Eta under both `segment` conventions side by side, since source length moves them in opposite directions."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    with sns.axes_style("ticks"):
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(9, legend_height(4, results)), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, segment in zip(axes, ("mean", "sum"), strict=True):
+            plot_eta([r.with_conventions(segment=segment) for r in results], ax=ax)
+            ax.set_title(f"segment = {segment}", fontsize=10)
+            sns.despine(ax=ax)
+        axes[1].set_ylabel("")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+@with_own_settings
+def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
+    """Eta of single heads, a map for each result under its own conventions; a head's area is its share of its layer.
+
+    Two results of the same samples and heads have the map of their difference below, with a frame round the heads
+    that have changed (p below 0.05, corrected for the number of heads).
+    """
+    maps = [
+        HeadMap(label, result.head_eta().mean, range(result.n_layers), result.head_share())
+        for result, label in zip(results, _labels(results), strict=True)
+    ]
+    scales = [Scale("η of the head (0.5 = balanced)", 0.5, 0.5)] * len(maps)
+    if len(results) == 2 and results[0].ids == results[1].ids and maps[0].values.shape == maps[1].values.shape:
+        found = head_eta_difference(*results)
+        first, second = checkpoint_labels([result.name for result in results])
+        title = f"{second} minus {first} (framed: changed)"
+        maps.append(HeadMap(title, found.mean, maps[0].layers, outlined=found.p < SIGNIFICANT))
+        scales.append(Scale("difference of η", 0, 1))
+    xlabel = "layer (area of η's squares: the head's share of its layer)"
+    return head_figure([[shown] for shown in maps], scales, xlabel)
+
+
+def save_eta(results: Sequence[AttentionResult], out: Path) -> None:
+    """Writes `PICTURES`: curves and their numbers (a row for each checkpoint, segment convention and layer), maps of
+    single heads and theirs (a row for each checkpoint, layer and head, under the results' own conventions)."""
+    save_figure(eta_figure(results), out / "eta")
+    save_frame(eta_frame(results), out / "eta.csv")
+    save_figure(eta_heads_figure(results), out / "eta_heads")
+    save_frame(pd.concat([result.head_frame() for result in results], ignore_index=True), out / "eta_heads.csv")
+
+
+def eta_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
+    """The numbers behind [`eta_figure`]: a row for each checkpoint, `segment` convention and layer."""
+    frames = []
+    for result in results:
+        for segment in ("mean", "sum"):
+            frame = result.with_conventions(segment=segment).to_frame()
+            frame.insert(1, "segment", segment)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _labels(results: Sequence[AttentionResult]) -> list[str]:
+    labels = []
+    for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
+        source = result.tokens[:, SEGMENTS.index("source")].mean()
+        kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+        labels.append(f"{name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)")
+    return labels

@@ -1,0 +1,403 @@
+"""The attention probe's result: sums by sample, layer and segment, read under any convention without a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.errors import InputError
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.runner.multiple_testing import Tested, corrected_p
+from lsm_probe.runner.result import GROUPS, Curve, Floats, ProbeResult, curve, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SEGMENTS = ("system", "template", "instruction", "source", "first")
+"""Last axis of the stored sums. `first` is position 0 where it is template, and is counted in `template` too."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A_j of single prompt tokens, samples one after another.
+
+    Attributes:
+        norms: `[layers, tokens]`, head form `sum_then_norm`.
+        ids: token ids, `[tokens]`.
+        segments: stored values of [`Segment`], `[tokens]`.
+        offsets: where each sample begins and the last one ends, `[samples + 1]`.
+    """
+
+    norms: Floats
+    ids: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AnswerSums:
+    """What the rows behind the thinking take: the same sums as those of all rows.
+
+    Attributes:
+        norms, head_norms: as in [`AttentionResult`]; NaN where a thought is unfinished.
+        rows: generating rows of the answer, `[samples]`; all of them where there is no thinking.
+    """
+
+    norms: Floats
+    head_norms: Floats
+    rows: NDArray[np.int64]
+
+    def subset(self, keep: NDArray[np.int64]) -> AnswerSums:
+        """The sums of the samples at these positions, in this order."""
+        return AnswerSums(*(values[keep] for values in vars(self).values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionResult(ProbeResult):
+    """Norm-based attention of one checkpoint on one set of samples.
+
+    Norms carry the unit of the model's residual stream; only their ratios mean something across models.
+
+    Attributes:
+        norms: sums over a segment's tokens of A_j (the mean over generating rows of `|sum_h alpha v W_O|`),
+            `[samples, layers, segments]`, segments as in `SEGMENTS`, accumulated in float32.
+        head_norms: the same for the norm of each head, `[samples, layers, heads, segments]`.
+        tokens: token counts, `[samples, segments]`.
+        rows: generating rows (response tokens, EOS included where produced), `[samples]`.
+        conventions: how this object reads itself; see [`with_conventions`].
+        self_check: how well the same alpha, v and W_O reproduced the attention modules' own output, and whose
+            activations they were (`backend`).
+        token_scores: only when asked for.
+        answer: only where a response begins with thinking and all rows were measured; see [`of_part`].
+    """
+
+    PROBE: ClassVar[str] = "attention"
+    SCHEMA: ClassVar[str] = "lsm-probe/attention/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("norms", "head_norms", "tokens", "rows")
+
+    norms: Floats
+    head_norms: Floats
+    tokens: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    conventions: Conventions
+    self_check: dict[str, Any]
+    token_scores: TokenScores | None = None
+    answer: AnswerSums | None = None
+
+    @property
+    def n_layers(self) -> int:
+        return self.norms.shape[1]
+
+    def with_conventions(self, **changes: str) -> AttentionResult:
+        """The same sums read under other conventions (`heads`, `segment`, `aggregate`, `span`).
+
+        Raises:
+            InputError: for an unknown value, or for `response`, which needs another run.
+        """
+        if changes.get("response", self.conventions.response) != self.conventions.response:
+            raise InputError(
+                f"response {changes['response']!r} cannot be read from a result made with "
+                f"{self.conventions.response!r}: run the probe again"
+            )
+        return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
+
+    def of_part(self, part: Literal["thinking", "answer"]) -> AttentionResult:
+        """What the rows of a part of the responses take, of the samples that have such rows. Needs no forward pass.
+
+        Args:
+            part: of responses that begin with thinking; a response without thinking counts entirely as answer.
+
+        Raises:
+            InputError: no measured response has that part, or only one part was measured.
+        """
+        if "response_part" in self.checkpoint:
+            raise InputError(f"{self.name} was measured with --response-part {self.checkpoint['response_part']} alone")
+        answer = self.answer or AnswerSums(self.norms, self.head_norms, self.rows)
+        rows = answer.rows if part == "answer" else self.rows - answer.rows
+        if not rows.any():
+            raise InputError(f"no response of {self.name} has the part {part!r}")
+
+        def of_rows(whole: Floats, answers: Floats) -> Floats:
+            if part == "answer":
+                return answers
+            own = answer.rows.reshape(-1, *[1] * (whole.ndim - 1))
+            summed = (own + rows.reshape(own.shape)) * whole.astype(np.float64) - own * np.nan_to_num(answers)
+            return summed / rows.reshape(own.shape).clip(1)
+
+        return replace(
+            self,
+            norms=of_rows(self.norms, answer.norms),
+            head_norms=of_rows(self.head_norms, answer.head_norms),
+            rows=rows,
+            checkpoint={**self.checkpoint, "response_part": part},
+            answer=None,
+        ).subset([sample for sample, count in zip(self.ids, rows, strict=True) if count])
+
+    def scores(self) -> tuple[Floats, Floats]:
+        """S_instruction and S_source under the conventions, each `[samples, layers]` (arXiv 2410.03798, eq. 2)."""
+        norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
+        return self._instruction_and_source(norms.astype(np.float64))
+
+    def head_scores(self) -> tuple[Floats, Floats]:
+        """S_instruction and S_source of single heads, each `[samples, layers, heads]`."""
+        samples, layers, heads, segments = self.head_norms.shape
+        flat = self.head_norms.astype(np.float64).reshape(samples, layers * heads, segments)
+        instruction, source = self._instruction_and_source(flat)
+        return instruction.reshape(samples, layers, heads), source.reshape(samples, layers, heads)
+
+    def eta(self) -> Curve:
+        """Instruction proportion `S_instruction / (S_instruction + S_source)` by layer, with its interval."""
+        mean = self._aggregate(self.scores(), self._all())[0]
+        return curve(mean, self.resampled_eta())
+
+    def resampled_eta(self) -> Floats:
+        """Eta by layer of each bootstrap resample, `[resamples, layers]`."""
+        return self._aggregate(self.scores(), self.weights())
+
+    def head_eta(self) -> Curve:
+        """Eta of single heads with its interval, `[layers, heads]`, under `segment`, `aggregate` and `span`.
+
+        NaN for a head that takes nothing from instruction and source in some sample.
+        """
+        return curve(self._aggregate(self.head_scores(), self._all())[0], self.resampled_head_eta())
+
+    def resampled_head_eta(self) -> Floats:
+        """Eta of single heads of each bootstrap resample, `[resamples, layers, heads]`."""
+        return self._aggregate(self.head_scores(), self.weights())
+
+    def head_share(self) -> Floats:
+        """Each head's part of what its layer takes from instruction and source, `[layers, heads]`.
+
+        `(S_instruction + S_source)` of the head over the sum of its layer's heads: what the head weighs in the layer's
+        eta under `mean_of_norms`. A head with a low eta and next to no share is no head that reads the source.
+        """
+        both = np.add(*self.head_scores())
+        if self.conventions.aggregate == "mean_of_ratios":
+            return (both / both.sum(2, keepdims=True)).mean(0)
+        return both.mean(0) / both.mean(0).sum(1, keepdims=True)
+
+    def eta_groups(self) -> list[dict[str, Any]]:
+        """Eta averaged over `numpy.array_split(layers, 6)`, as in the paper's figures."""
+        mean = self.eta().mean
+        groups = [g for g in np.array_split(np.arange(self.n_layers), GROUPS) if len(g)]
+        return [{"layers": [int(g[0]), int(g[-1])], "eta": float(mean[g].mean())} for g in groups]
+
+    def source_lengths(self) -> dict[str, int]:
+        """Number of source tokens by sample id."""
+        return dict(zip(self.ids, self.tokens[:, SEGMENTS.index("source")].tolist(), strict=True))
+
+    def subset(self, ids: list[str]) -> AttentionResult:
+        """The result of these samples alone, in this order; single-token scores are left behind."""
+        answer = None if self.answer is None else self.answer.subset(self.positions(ids))
+        return replace(super().subset(ids), token_scores=None, answer=answer)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each layer: eta with its interval, S_instruction and S_source (means over samples)."""
+        instruction, source = self.scores()
+        curve = self.eta()
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "layer": np.arange(self.n_layers),
+                "eta": curve.mean,
+                "ci_low": curve.ci_low,
+                "ci_high": curve.ci_high,
+                "S_instruction": instruction.mean(0),
+                "S_source": source.mean(0),
+            }
+        )
+
+    def head_frame(self) -> pd.DataFrame:
+        """A row for each layer and head: its own eta with its interval, its share of the layer (see [`head_share`]),
+        S_instruction and S_source (means over samples). `.sort_values("eta")` ranks the heads."""
+        instruction, source = self.head_scores()
+        layers, heads = instruction.shape[1:]
+        eta = self.head_eta()
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "layer": np.repeat(np.arange(layers), heads),
+                "head": np.tile(np.arange(heads), layers),
+                "eta": eta.mean.ravel(),
+                "ci_low": eta.ci_low.ravel(),
+                "ci_high": eta.ci_high.ravel(),
+                "share": self.head_share().ravel(),
+                "S_instruction": instruction.mean(0).ravel(),
+                "S_source": source.mean(0).ravel(),
+            }
+        )
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draws eta by layer with its interval; see [`lsm_probe.probes.attention.plot.plot_eta`]."""
+        from lsm_probe.probes.attention.plot import plot_eta
+
+        return plot_eta([self], ax=ax, **style)
+
+    def summary(self) -> dict[str, Any]:
+        by_segment = {s: self.with_conventions(segment=s).eta().mean for s in ("mean", "sum")}
+        return {
+            "self_check": self.self_check,
+            "layers": list(range(self.n_layers)),
+            "eta": self.eta().to_dict(),
+            "eta_groups": [{**group, "eta": round(group["eta"], 6)} for group in self.eta_groups()],
+            "eta_by_segment_convention": {segment: rounded(eta) for segment, eta in by_segment.items()},
+            "segments": self._segment_summary(),
+            **({} if self.answer is None else {"eta_by_part": self._by_part()}),
+        }
+
+    def _by_part(self) -> dict[str, Any]:
+        """Eta of the rows of thinking and answer apart, each over the samples that have such rows."""
+        assert self.answer is not None
+        counts: dict[Literal["thinking", "answer"], NDArray[np.int64]] = {
+            "thinking": self.rows - self.answer.rows,
+            "answer": self.answer.rows,
+        }
+        found = {part: self.of_part(part) for part, rows in counts.items() if rows.any()}
+        return {
+            part: {"n_samples": len(own.samples), "rows": rounded(own.rows.mean()), **own.eta().to_dict()}
+            for part, own in found.items()
+        }
+
+    def differences(self, other: AttentionResult) -> dict[str, Any]:
+        source = SEGMENTS.index("source")
+        differences = None
+        if self.n_layers == other.n_layers:
+            both = {s: [r.with_conventions(segment=s) for r in (self, other)] for s in ("mean", "sum")}
+            differences = {segment: eta_difference(*pair).to_dict() for segment, pair in both.items()}
+        same_heads = self.head_norms.shape[1:3] == other.head_norms.shape[1:3]
+        return {
+            "eta_difference": differences,
+            "head_eta_difference": head_eta_difference(self, other).to_dict() if same_heads else None,
+            "source_tokens": [round(float(r.tokens[:, source].mean()), 3) for r in (self, other)],
+            "same_lengths": bool(np.array_equal(self.tokens, other.tokens)),
+        }
+
+    def warning(self, other: AttentionResult, controls: Sequence[str] = ()) -> str | None:
+        """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
+        falls as the source gets longer."""
+        warnings = []
+        backends = [r.self_check.get("backend", "native") for r in (self, other)]
+        if backends[0] != backends[1]:
+            warnings.append(f"{self.name} was measured through {backends[0]} and {other.name} through {backends[1]}")
+        if self.n_layers != other.n_layers:
+            warnings.append(
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
+            )
+        source = SEGMENTS.index("source")
+        if not np.array_equal(np.delete(self.tokens, source, 1), np.delete(other.tokens, source, 1)):
+            warnings.append(
+                f"{self.name} and {other.name} lay their prompts out differently, which moves eta by itself"
+            )
+        elif not np.array_equal(self.tokens, other.tokens):
+            means = [f"{r.name} {r.tokens[:, source].mean():.1f}" for r in (self, other)]
+            warnings.append(
+                f"source lengths differ ({means[0]}, {means[1]} tokens on average), which moves eta by itself: read "
+                f"`mean` and `sum` together{self._instead(other, controls)}"
+            )
+        return "; ".join(warnings) or None
+
+    def _instead(self, other: AttentionResult, controls: Sequence[str]) -> str:
+        """What to compare with where source lengths differ."""
+        if controls:
+            named = ", ".join(f"`{name}`" for name in controls)
+            return f", and compare with the length-matched control{'s' if len(controls) > 1 else ''} {named}"
+        if any("control" in result.checkpoint for result in (self, other)):
+            return ""
+        return ", and compare with a length-matched control"
+
+    def _arrays(self) -> dict[str, Any]:
+        optional = {"token": self.token_scores, "answer": self.answer}
+        return super()._arrays() | {
+            f"{prefix}_{name}": values
+            for prefix, own in optional.items()
+            if own is not None
+            for name, values in vars(own).items()
+        }
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        def of(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): own for name, own in arrays.items() if name.startswith(prefix)}
+
+        tokens, answer = of("token_"), of("answer_")
+        return {
+            **{name: values for name, values in arrays.items() if not name.startswith(("token_", "answer_"))},
+            "conventions": Conventions(**summary["conventions"]),
+            "self_check": summary["self_check"],
+            "token_scores": TokenScores(**tokens) if tokens else None,
+            "answer": AnswerSums(**answer) if answer else None,
+        }
+
+    def _instruction_and_source(self, norms: Floats) -> tuple[Floats, Floats]:
+        """Both scores from sums `[samples, x, segments]` under the conventions `span` and `segment`."""
+        column = {name: norms[..., i] for i, name in enumerate(SEGMENTS)}
+        count = {name: self.tokens[:, i, None].astype(np.float64) for i, name in enumerate(SEGMENTS)}
+        instruction, n_instruction = column["instruction"], count["instruction"]
+        if self.conventions.span == "instruction+template":
+            instruction = instruction + column["template"] - column["first"]
+            n_instruction = n_instruction + count["template"] - count["first"]
+        if self.conventions.segment == "sum":
+            return instruction, column["source"]
+        return instruction / n_instruction, column["source"] / count["source"]
+
+    def _aggregate(self, scores: tuple[Floats, Floats], weights: NDArray[np.float64]) -> Floats:
+        """Eta of S_instruction and S_source, `[samples, ...]` each, for each row of sample weights `[draws, samples]`:
+        `[draws, ...]`."""
+        instruction, source = scores
+        # A head that takes nothing has no eta.
+        with np.errstate(invalid="ignore"):
+            if self.conventions.aggregate == "mean_of_ratios":
+                drawn = np.tensordot(weights, instruction / (instruction + source), 1)
+                return drawn / weights.sum(1).reshape(-1, *[1] * (drawn.ndim - 1))
+            drawn = np.tensordot(weights, instruction, 1)
+            return drawn / (drawn + np.tensordot(weights, source, 1))
+
+    def _head_ratios(self) -> Floats:
+        """Eta of single heads of each sample, `[samples, layers, heads]`."""
+        instruction, source = self.head_scores()
+        with np.errstate(invalid="ignore"):
+            return instruction / (instruction + source)
+
+    def _all(self) -> NDArray[np.float64]:
+        """Weights of one draw that holds each sample once, `[1, samples]`."""
+        return np.ones((1, len(self.samples)))
+
+    def _segment_summary(self) -> dict[str, Any]:
+        norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
+        means = norms.astype(np.float64).mean(0)
+        return {
+            name: {
+                "tokens": {
+                    "mean": round(float(self.tokens[:, i].mean()), 3),
+                    "min": int(self.tokens[:, i].min()),
+                    "max": int(self.tokens[:, i].max()),
+                },
+                "norm_sum": rounded(means[:, i]),
+            }
+            for i, name in enumerate(SEGMENTS)
+        }
+
+
+def eta_difference(first: AttentionResult, second: AttentionResult) -> Curve:
+    """Eta of `second` minus eta of `first` by layer, with its 95 % interval over paired utterances.
+
+    Both must hold the same samples in the same order.
+    """
+    return curve(second.eta().mean - first.eta().mean, second.resampled_eta() - first.resampled_eta())
+
+
+def head_eta_difference(first: AttentionResult, second: AttentionResult) -> Tested:
+    """Eta of `second` minus eta of `first` by head, `[layers, heads]`, p being of the samples' own ratios.
+
+    Both must hold the same samples in the same order, and as many heads.
+    """
+    found = curve(
+        second.head_eta().mean - first.head_eta().mean, second.resampled_head_eta() - first.resampled_head_eta()
+    )
+    ratios = [r._head_ratios() for r in (first, second)]
+    return Tested(**vars(found), p=corrected_p(ratios[1] - ratios[0], first.clusters, seed=first.seed))

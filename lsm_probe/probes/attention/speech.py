@@ -1,0 +1,213 @@
+"""Attention of the speech side: what Whisper's frames take from each other, and the connector's queries from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lsm_probe.errors import InputError
+from lsm_probe.instruments.capture import Capture, LayerAttention, capture, error_summary
+from lsm_probe.instruments.norms import norm_attention, row_norms
+from lsm_probe.models import LsmForConditionalGeneration
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.connectors import WindowQFormer
+from lsm_probe.models.connectors.times import Times, frame_times, speech_token_times
+from lsm_probe.models.speech_encoder import num_states
+from lsm_probe.waveform import as_waveform
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ConnectorAttention:
+    """Cross-attention of a `window_qformer`'s queries to the frames of their windows.
+
+    Attributes:
+        norms: a(m, j) = `|sum_h alpha v W_O|`, `[blocks, speech tokens, window]`; 0 for frames that the last window of
+            a piece lacks.
+        alpha: attention probabilities, `[blocks, heads, speech tokens, window]`.
+        first_frame: the frame that `window` begins with, `[speech tokens]`.
+    """
+
+    norms: Floats
+    alpha: Floats
+    first_frame: NDArray[np.int64]
+
+    def shares(self) -> Floats:
+        """What part of a token comes from each frame of its window, `[speech tokens, window]`, each row summing to 1:
+        its norms over their sum, mean over the blocks."""
+        return (self.norms / self.norms.sum(-1, keepdims=True)).mean(0)
+
+
+@dataclass(frozen=True)
+class SpeechAttention:
+    """Attention of the speech side of an LSM for one utterance, all in float32.
+
+    Frames are the encoder's, 20 ms each, those of several 30 s pieces one after another; a piece attends to itself
+    alone. Means are over the frames of a piece as queries; the silence a piece is filled up with is never a query.
+
+    Attributes:
+        norms: A_j of the encoder, the mean over frames m of `|sum_h alpha v W_O|`, `[layers, frames]`.
+        head_norms: the same for the norm of each head, `[layers, heads, frames]`.
+        alpha: mean over frames m of the attention probability, `[layers, heads, frames]`.
+        padding: probability that goes to the silence a piece is filled up with, mean over heads and frames,
+            `[layers, pieces]`; 0 where the encoder's context is `trimmed`.
+        maps: of the layer asked for, a(m, j) of all frames of each piece, `[frames, frames]` a piece; else empty.
+        frame_times: begin and end of each frame, seconds, `[frames, 2]`.
+        token_times: the same of each speech token, `[speech tokens, 2]`; None where tokens have no time.
+        connector: the connector's cross-attention to frames; None where it has none.
+        self_check: for `encoder` and `connector`, how well alpha, v and W_O reproduced the modules' own output.
+    """
+
+    norms: Floats
+    head_norms: Floats
+    alpha: Floats
+    padding: Floats
+    maps: list[Floats] = field(repr=False)
+    frame_times: Times
+    token_times: Times | None
+    connector: ConnectorAttention | None
+    self_check: dict[str, Any]
+
+
+@torch.no_grad()
+def speech_attention(
+    checkpoint: Checkpoint, waveform: NDArray[np.float32], *, layer: int | None = None
+) -> SpeechAttention:
+    """Measures norm-based attention (arXiv 2004.10102) inside the encoder and the connector of an LSM.
+
+    A layer of one piece is in memory at a time, and of it three arrays of heads x frames x 1,500 float32 numbers: for
+    30 s of speech 54 MB each in Whisper tiny, 180 MB in large. Kept are the means over frames, and every number
+    (`maps`, 9 MB for 30 s) of one layer if asked for.
+
+    Args:
+        checkpoint: an LSM.
+        waveform: mono at 16 kHz, `[samples]`, as [`as_waveform`] takes it; any length.
+        layer: encoder layer of which to keep a(m, j) of every pair of frames.
+
+    Raises:
+        InputError: the checkpoint is no LSM of ours, has no such layer, or its attention cannot be measured exactly;
+            the line names the module. Or as [`as_waveform`].
+    """
+    model: Any = checkpoint.model
+    processor: Any = checkpoint.processor
+    if not isinstance(model, LsmForConditionalGeneration):
+        raise InputError(f"{checkpoint.name} is no LSM of ours: the attention of its speech side cannot be measured")
+    layers = model.config.audio_config.encoder_layers
+    if layer is not None and not 0 <= layer < layers:
+        raise InputError(f"layer {layer} is not one of the encoder's {layers}: give 0 to {layers - 1}")
+    waveform = as_waveform(waveform)
+    features, mask = (inputs.to(model.device) for inputs in processor.extract(waveform))
+    frames = num_states(mask.sum(-1), None).tolist()
+    encoder = _EncoderAttention(layer)
+    states: list[Tensor] = []
+    with capture(model, "encoder") as captured:
+        for i, count in enumerate(frames):
+            with captured.at_rows(*_all_rows(1, count, model.device), encoder.piece(count)):
+                states.append(model.encode_speech(features[i : i + 1], mask[i : i + 1])[0])
+            encoder.errors += captured.errors_by_sample()
+    timed = model.config.decoder_states is None
+    connector, check = None, dict[str, Any]()
+    if timed and isinstance(model.multi_modal_projector, WindowQFormer):
+        connector, check = _connector_attention(model, states, frames)
+    return SpeechAttention(
+        **encoder.arrays(),
+        frame_times=frame_times(len(waveform)),
+        token_times=speech_token_times(model.config, len(waveform)) if timed else None,
+        connector=connector,
+        self_check={"encoder": error_summary(encoder.errors, model.audio_tower.dtype), **check},
+    )
+
+
+class _EncoderAttention:
+    """Visitor of [`capture`]: reduces each layer of each piece to its means over frames, and keeps one map.
+
+    Args:
+        mapped: the layer whose map is kept.
+    """
+
+    def __init__(self, mapped: int | None):
+        self.mapped = mapped
+        self.pieces: list[list[dict[str, Tensor]]] = []
+        self.maps: list[Floats] = []
+        self.errors: list[Tensor] = []
+        self.frames = 0
+
+    def piece(self, frames: int) -> _EncoderAttention:
+        """Begins the next piece, of so many frames that are speech."""
+        self.frames = frames
+        self.pieces.append([])
+        return self
+
+    def __call__(self, layer: LayerAttention) -> None:
+        rows, n = layer.alpha.shape[2], self.frames
+        alpha, value = layer.alpha[..., :n], layer.value[:, :, :n]
+        weight, wanted = alpha.new_full((1, rows), 1 / rows), torch.ones(1, n, dtype=torch.bool, device=alpha.device)
+        norms, head_norms = norm_attention(alpha, value, layer.metric, weight, wanted)
+        means = {"norms": norms[0], "head_norms": head_norms[0], "alpha": alpha[0].mean(1)}
+        means["padding"] = layer.alpha[..., n:].sum(-1).mean()[None]
+        self.pieces[-1].append({name: mean.float().cpu() for name, mean in means.items()})
+        if layer.layer == self.mapped:
+            self.maps.append(row_norms(alpha, value, layer.metric)[0].float().cpu().numpy())
+
+    def arrays(self) -> dict[str, Any]:
+        """Layers first, the frames of all pieces last."""
+        names = self.pieces[0][0]
+        joined = {
+            name: torch.cat([torch.stack([layer[name] for layer in piece]) for piece in self.pieces], -1).numpy()
+            for name in names
+        }
+        return {**joined, "maps": self.maps}
+
+
+def _connector_attention(
+    model: LsmForConditionalGeneration, states: list[Tensor], frames: list[int]
+) -> tuple[ConnectorAttention, dict[str, Any]]:
+    """The cross-attention of all pieces, `frames [pieces]` counting their valid states."""
+    projector: Any = model.multi_modal_projector
+    queries, window = projector.query.shape[1], projector.window
+    dtype = projector.query.dtype
+    norms: list[Tensor] = []
+    alphas: list[Tensor] = []
+    first: list[int] = []
+    errors: list[Tensor] = []
+    with capture(model, "connector") as captured:
+        for i, (piece, count) in enumerate(zip(states, frames, strict=True)):
+            windows = -(-count // window)
+            seen = _CrossAttention(captured)
+            with captured.at_rows(*_all_rows(windows, queries, model.device), seen):
+                projector(piece.to(dtype), torch.tensor([count], device=model.device))
+            norms.append(torch.stack(seen.norms))
+            alphas.append(torch.stack(seen.alphas))
+            first += [sum(frames[:i]) + w * window for w in range(windows) for _ in range(queries)]
+            errors += captured.errors_by_sample()
+    attention = ConnectorAttention(
+        torch.cat(norms, 1).numpy(), torch.cat(alphas, 2).numpy(), np.array(first, dtype=np.int64)
+    )
+    return attention, {"connector": error_summary(errors, dtype)}
+
+
+class _CrossAttention:
+    """Visitor of [`capture`]: the cross-attention of each Q-Former block, windows and their queries as tokens."""
+
+    def __init__(self, captured: Capture):
+        self.names = {layer.index: layer.name for layer in captured.layers.values()}
+        self.norms: list[Tensor] = []
+        self.alphas: list[Tensor] = []
+
+    def __call__(self, layer: LayerAttention) -> None:
+        if "crossattention" in self.names[layer.layer]:
+            norms = row_norms(layer.alpha, layer.value, layer.metric)  # [windows, queries, window]
+            self.norms.append(norms.flatten(0, 1).float().cpu())
+            self.alphas.append(layer.alpha.transpose(0, 1).flatten(1, 2).float().cpu())
+
+
+def _all_rows(batch: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All query positions, and that all are real: both `[batch, rows]`."""
+    positions = torch.arange(rows, device=device).expand(batch, -1)
+    return positions, torch.ones_like(positions, dtype=torch.bool)

@@ -1,0 +1,65 @@
+"""Does importance mean what it says? Perplexity after the most, the least and random weights were set to 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lsm_probe.probes.importance.masks import top_share
+
+Which = Literal["top", "bottom", "random"]
+WHICH: tuple[Which, ...] = ("top", "bottom", "random")
+
+
+def perplexities(
+    perplexity: Callable[[], float],
+    weights: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    share: float,
+    seed: int,
+) -> dict[str, float]:
+    """Perplexity of the model as it is, and with a share of each matrix set to 0.
+
+    Args:
+        perplexity: measures the model.
+        weights: the matrices, which are changed for the time of a measurement and restored bit by bit.
+        scores: their importance, of the same shapes.
+        share: of each matrix.
+        seed: of the random weights.
+
+    Returns:
+        Perplexity by `none`, `top`, `bottom` and `random`.
+    """
+    found = {"none": perplexity()}
+    for which in WHICH:
+        generator = torch.Generator().manual_seed(seed)
+        with zeroed(weights, {name: _chosen(score, share, which, generator) for name, score in scores.items()}):
+            found[which] = perplexity()
+    return found
+
+
+@contextmanager
+def zeroed(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Sets the marked weights to 0 inside the block; after it, errors included, every bit is as it was."""
+    saved: list[tuple[Tensor, Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                weight, mask = weights[name], mask.to(weights[name].device)
+                saved.append((weight, mask, weight[mask]))
+                weight[mask] = 0
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, mask, values in saved:
+                weight[mask] = values
+
+
+def _chosen(score: Tensor, share: float, which: Which, generator: torch.Generator) -> Tensor:
+    if which == "random":
+        return top_share(torch.rand(score.shape, generator=generator), share)
+    return top_share(score, share, largest=which == "top")

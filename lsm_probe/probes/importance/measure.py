@@ -1,0 +1,330 @@
+"""Parameter importance: which weights the response's likelihood hangs on, by layer, module and matrix.
+
+For each weight `|theta * dL/dtheta|`, to first order the change of the loss when the weight is set to 0 (Molchanov et
+al. 2017, arXiv 1611.06440, equation 7; for speech LLMs arXiv 2509.23755), where L is the mean negative log-likelihood
+of a sample's response tokens, in nats. `abs` is the mean over samples of the absolute value, one sample at a time;
+`signed` adds up the gradients first, so that samples can cancel each other out (arXiv 2402.14700's code).
+
+Sums need the weights and the gradients of about one layer at a time; single weights (`signed`, masks) one float32
+number for each weight besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.distributed import all_reduce_sum, rank_suffix
+from lsm_probe.errors import InputError
+from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
+from lsm_probe.instruments.scoring import NOT_FINITE
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.device_map import is_away
+from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
+from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.rotary import sequence_length
+from lsm_probe.models.thinking import ResponsePart
+from lsm_probe.probes.importance.ablation import perplexities
+from lsm_probe.probes.importance.masks import top_masks
+from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+
+CONNECTOR = "multi_modal_projector"
+_MEND = "the weights hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)"
+
+
+def importance(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    mode: Literal["abs", "signed"] = "abs",
+    modality: Literal["own", "text"] = "own",
+    masks: float | None = None,
+    ablate: float | None = None,
+    scratch: Path | None = None,
+    response: Literal["reference", "generated"] = "reference",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
+    responses: Mapping[str, list[int]] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> ImportanceResult:
+    """Measures the first-order importance of every weight that can be trained.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM or `modality="text"`; with `target` for
+            `response="reference"`.
+        mode: how the result reads itself: `abs`, or `signed`, which needs one float32 number for each weight.
+        modality: `own` is what the checkpoint reads (speech for an LSM); `text` gives an LSM's LLM the transcript
+            instead, which is *textual importance*.
+        masks: share of weights (0.05: the top 5 %) to mark in masks; needs one float32 number for each weight.
+        ablate: share of weights (0.03) to set to 0, the most important, the least important and random ones of each
+            matrix in turn, and measure the perplexity of the same responses; needs as much as `masks`.
+        scratch: a folder where the numbers for single weights are kept, memory-mapped, instead of in memory.
+        response: whose response is scored: the sample's `reference`, or the checkpoint's own `generated` one.
+        max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
+        responses: response token ids by sample id, taken instead.
+        batch_size: samples between two notes of progress; gradients are always taken one sample at a time.
+        seed: of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept. A run that needs single weights begins afresh.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the loss is not finite, the
+            share is not between 0 and 1, the response part is unknown, or weights cannot have gradients (quantised
+            ones).
+    """
+    conventions = ImportanceConventions(mode, modality, response)
+    for option, share in (("--masks", masks), ("--ablate", ablate)):
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"{option} {share} is no share of weights: give a number between 0 and 1, such as 0.05")
+    if modality == "text":
+        checkpoint = replace(checkpoint, source="text")
+    single_weights = mode == "signed" or masks is not None or ablate is not None
+    scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
+    measuring = MeasurementRun(
+        checkpoint,
+        samples,
+        ResponseSource(response, max_new_tokens, responses, part=response_part),
+        settings={"modality": modality},
+        # What is added up by single weights cannot be taken back: a batch must not be run again in halves.
+        batch_size=1 if single_weights else batch_size,
+        on_error=on_error,
+        data=data,
+        # Sums by matrix go on from stored batches; what is added up by single weights is not stored.
+        progress_folder=None if single_weights else progress_folder,
+        on_progress=on_progress,
+    )
+    with gradients_taken(checkpoint.model, scorer.parameters, scorer.take):
+        records, common = measuring.run(scorer)
+        scorer.add_up(len(records))
+    ablation = None
+    if ablate is not None:
+        ids = {sample["id"]: sample["response_ids"] for sample in common["samples"]}
+        again = replace(
+            measuring,
+            samples=[sample for sample in samples if sample.id in ids],
+            response_source=replace(measuring.response_source, responses=ids),
+            on_progress=lambda done: None,
+        )
+        ablation = {"share": ablate, "perplexity": scorer.ablate(ablate, again, seed)}
+    return ImportanceResult(
+        **common,
+        **stack(records, "sums"),
+        parameters=[_describe(parameter) for parameter in scorer.parameters],
+        not_trained=_not_trained(checkpoint, scorer.parameters),
+        signed=scorer.signed_sums() if mode == "signed" else None,
+        conventions=conventions,
+        seed=seed,
+        masks=None if masks is None else top_masks(scorer.layer_scores(), masks),
+        ablation=ablation,
+    )
+
+
+def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
+    """The parameters whose importance is measured: those of the LLM under their names there, and, where an LSM of ours
+    hears, of the connector.
+
+    What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
+
+    Raises:
+        InputError: no layer is left, one of them has no matrix that is trained, or weights are offloaded.
+    """
+    llm = checkpoint.llm
+    if is_away(checkpoint.model):
+        raise InputError(
+            f"{checkpoint.name} does not fit on the GPUs, and weights that come there for their layer's run alone "
+            "get no gradients: give more GPUs, --dtype bfloat16 or --device cpu"
+        )
+    prefix = layers_prefix(llm)
+    inside = {id(t) for part in (find_decoder(llm), llm.get_output_embeddings()) for t in part.parameters()}
+    own = [
+        (name, tensor)
+        for name, tensor in llm.named_parameters()
+        if id(tensor) in inside and tensor.requires_grad and "lora_" not in name
+    ]
+    found = [_locate(name, tensor, prefix) for name, tensor in own]
+    trained = {parameter.layer for parameter in found if parameter.is_matrix} - {None}
+    frozen = sorted(set(range(llm.config.get_text_config().num_hidden_layers)) - trained)
+    if not trained:
+        raise InputError(f"{checkpoint.name} has no layer that is trained (only adapters, or all frozen): merge them")
+    if frozen:
+        raise InputError(f"{checkpoint.name}: layer {frozen[0]} is frozen, so it has no importance: let it learn")
+    if checkpoint.source == "speech" and isinstance(checkpoint.model, LsmForConditionalGeneration):
+        connector: nn.Module = checkpoint.model.multi_modal_projector
+        for name, tensor in connector.named_parameters(CONNECTOR):
+            if tensor.requires_grad:
+                found.append(Parameter(name, None, CONNECTOR, tensor))
+    return found
+
+
+def _locate(name: str, tensor: nn.Parameter, prefix: str) -> Parameter:
+    layer, within = layer_of(name, prefix)
+    return Parameter(name, layer, within.removesuffix(".weight").removesuffix(".bias"), tensor)
+
+
+def _describe(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "layer": parameter.layer,
+        "module": parameter.module,
+        "shape": list(parameter.tensor.shape),
+    }
+
+
+def _not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) -> dict[str, int]:
+    """Parameters that are not trained, in numbers by part of the model: no importance is measured of them."""
+    known = {id(parameter.tensor) for parameter in measured}
+    if isinstance(checkpoint.model, LsmForConditionalGeneration):
+        connector: nn.Module = checkpoint.model.multi_modal_projector
+        known |= {id(tensor) for tensor in connector.parameters() if tensor.requires_grad}
+    counts: dict[str, int] = {}
+    for name, tensor in checkpoint.model.named_parameters():
+        if id(tensor) not in known:
+            part = name.split(".")[0]
+            counts[part] = counts.get(part, 0) + tensor.numel()
+    return counts
+
+
+class _Scorer:
+    """Scores the samples of a batch one after another; with `keep`, single weights are added up besides.
+
+    Attributes:
+        parameters: those measured.
+        kept: sums over samples by parameter, float32 on the CPU: of `|theta * gradient|`, or of the gradient.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, keep: Literal["abs", "signed"] | None, scratch: Path | None):
+        self.checkpoint, self.keep = checkpoint, keep
+        self.parameters = list_parameters(checkpoint)
+        self.position = {parameter.name: i for i, parameter in enumerate(self.parameters)}
+        self.kept = None if keep is None else [_zeros(p, scratch) for p in self.parameters]
+        self.sums = torch.zeros(len(self.parameters), dtype=torch.float64)
+        self.reached = torch.zeros(len(self.parameters), dtype=torch.bool)
+        self.samples = 0  # in those sums
+
+    def __call__(self, items: Sequence[PreparedSample]) -> list[Measured]:
+        return [self._measure(item) for item in items]
+
+    def take(self, parameter: Parameter, gradient: Tensor) -> None:
+        i = self.position[parameter.name]
+        if self.kept is not None and self.keep == "signed":
+            self.kept[i] += gradient.float().cpu()
+        product = gradient.float().mul_(parameter.tensor.detach())  # in the gradient's own memory, which is freed next
+        self.sums[i] = absolute_sum(product)
+        self.reached[i] = True
+        if self.kept is not None and self.keep == "abs":
+            self.kept[i] += product.abs_().cpu()
+
+    def _measure(self, item: PreparedSample) -> Measured:
+        self.sums.fill_(torch.nan)  # stays so for what the loss does not reach
+        self.reached.fill_(False)
+        with torch.enable_grad():
+            loss = response_loss(self.checkpoint, item)
+            if not loss.isfinite():
+                return Unusable(NOT_FINITE, fault=True)
+            self._backward(loss, item)
+        if self.reached.any() and not self.sums[self.reached].isfinite().all():
+            if self.kept is not None:  # and it is among the sums now
+                raise InputError(f"sample {item.sample.id}: its importance is not finite: {_MEND}")
+            return Unusable(f"its importance is not finite: {_MEND}", fault=True)
+        return {"sums": self.sums.numpy().copy()}
+
+    def _backward(self, loss: Tensor, item: PreparedSample) -> None:
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if self.kept is None or not should_reduce_batch_size(error):
+                raise
+            raise InputError(
+                f"sample {item.sample.id} alone does not fit into memory, and half of it is among the sums of "
+                "single weights now: leave it out, or shorten it"
+            ) from error
+
+    def add_up(self, samples: int) -> None:
+        """Sums what each process has kept of its samples; from then on all hold the same."""
+        all_reduce_sum(self.kept or [])
+        self.samples = samples
+
+    def scores(self) -> list[Tensor]:
+        """The importance of single weights, mean over samples, float32."""
+        assert self.kept is not None
+        if self.keep == "abs":
+            return [kept / self.samples for kept in self.kept]
+        pairs = zip(self.parameters, self.kept, strict=True)
+        return [taylor_score(p.tensor.cpu(), kept / self.samples) for p, kept in pairs]
+
+    def signed_sums(self) -> np.ndarray:
+        """The importance of each parameter, summed over its weights, samples added up first."""
+        return np.array([float(score.sum(dtype=torch.float64)) for score in self.scores()])
+
+    def layer_scores(self) -> dict[str, Tensor]:
+        """The importance of single weights of the layers' matrices, by name."""
+        pairs = zip(self.parameters, self.scores(), strict=True)
+        return {p.name: score for p, score in pairs if p.is_matrix and p.layer is not None}
+
+    def ablate(self, share: float, measuring: MeasurementRun, seed: int) -> dict[str, float]:
+        """Perplexities with a share of each matrix set to 0."""
+
+        def perplexity() -> float:
+            records, _ = measuring.run(self._losses)
+            nats, tokens = np.sum([record.arrays["loss"] for record in records], axis=0)
+            return float(np.exp(nats / tokens))
+
+        weights = {parameter.name: parameter.tensor for parameter in self.parameters}
+        return perplexities(perplexity, weights, self.layer_scores(), share, seed)
+
+    def _losses(self, items: Sequence[PreparedSample]) -> list[Measured]:
+        """Summed loss and number of tokens of each response."""
+        with torch.no_grad():
+            return [self._summed_loss(item) for item in items]
+
+    def _summed_loss(self, item: PreparedSample) -> Measured:
+        tokens = len(item.response[item.measured])
+        return {"loss": np.array([response_loss(self.checkpoint, item).item() * tokens, tokens])}
+
+
+def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
+    if scratch is None:
+        return torch.zeros(parameter.tensor.shape)
+    path = scratch / f"{parameter.name}{rank_suffix()}.f32"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"--scratch {scratch} cannot be written to: {error.strerror}") from error
+    flat = torch.from_file(str(path), shared=True, size=parameter.tensor.numel(), dtype=torch.float32)
+    return flat.zero_().view(parameter.tensor.shape)
+
+
+def response_loss(checkpoint: Checkpoint, item: PreparedSample) -> Tensor:
+    """Mean negative log-likelihood of the measured tokens, nats, with the graph to every parameter; float32."""
+    llm: Any = checkpoint.llm
+    embedded = checkpoint.embed_prompt(item.prompt)
+    response = torch.tensor(item.response, device=embedded.device)
+    said = llm.get_input_embeddings()(response[:-1])
+    inputs = torch.cat([embedded, said])[None]
+    with sequence_length(inputs.shape[1] + 1):  # the last token of the response too, which predicts nothing
+        logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
+    logits = logits[-len(response) :]  # Qwen2-Audio keeps all
+    part = item.measured
+    return nn.functional.cross_entropy(logits[part].float(), response[part].to(logits.device))

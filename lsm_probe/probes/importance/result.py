@@ -1,0 +1,281 @@
+"""The importance probe's result: importance of every matrix by sample, read by layer, by module, as sum or mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import spearmanr
+
+from lsm_probe.probes.importance.masks import Masks, clustering, jaccard
+from lsm_probe.runner.conventions import Choices
+from lsm_probe.runner.result import Curve, Floats, ProbeResult, curve, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_COLUMNS = ("name", "layer", "module", "shape")
+
+
+@dataclass(frozen=True)
+class ImportanceConventions(Choices):
+    """How gradients become importance. The defaults come first.
+
+    Attributes:
+        mode: `abs` is the mean over samples of `|theta * gradient|`; `signed` is `|theta * mean gradient|`, in which
+            samples can cancel each other out.
+        modality: `own` is what the checkpoint reads, `text` its LLM on the transcript.
+        response: the `reference`, or the model's own `generated` answer.
+    """
+
+    mode: Literal["abs", "signed"] = "abs"
+    modality: Literal["own", "text"] = "own"
+    response: Literal["reference", "generated"] = "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceResult(ProbeResult):
+    """Importance of one checkpoint's weights, in nats: the change of the loss if a weight were 0, to first order.
+
+    Attributes:
+        sums: sum over each parameter's weights of `|theta * gradient|` for each sample, `[samples, parameters]`,
+            float64; NaN for what the loss does not reach (the connector, where the source is text).
+        parameters: name, layer (None outside the layers), module and shape of each.
+        not_trained: parameters without importance (frozen ones, the encoder): their number, by part of the model.
+        signed: sum over each parameter's weights of `|theta * mean gradient|`, `[parameters]`; with `mode="signed"`.
+        masks: the most important weights, where asked for.
+        ablation: perplexity with a share of each matrix set to 0, where asked for.
+        conventions: how this object reads itself.
+    """
+
+    PROBE: ClassVar[str] = "importance"
+    SCHEMA: ClassVar[str] = "lsm-probe/importance/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("sums",)
+
+    sums: Floats
+    parameters: list[dict[str, Any]]
+    not_trained: dict[str, int]
+    conventions: ImportanceConventions
+    signed: Floats | None = None
+    masks: Masks | None = None
+    ablation: dict[str, Any] | None = None
+
+    @property
+    def n_layers(self) -> int:
+        return 1 + max(p["layer"] for p in self.parameters if p["layer"] is not None)
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules of a layer that hold matrices, in the order of the first layer."""
+        return list(dict.fromkeys(p["module"] for p in self.parameters if _in_layer(p)))
+
+    def by_layer(self, reduce: Literal["sum", "mean"] = "sum") -> Curve:
+        """I_layer: over the weight matrices of each layer (norms and biases apart), `[layers]`, with its interval.
+
+        `signed` importance has no interval: its samples are added up before the absolute value is taken.
+        """
+        layers = np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
+        members = (layers[:, None] == np.arange(self.n_layers)).astype(np.float64)
+        if reduce == "mean":
+            members /= (members * self._sizes()[:, None]).sum(0)
+        return self._curve(members)
+
+    def by_module(self, reduce: Literal["sum", "mean"] = "sum") -> Floats:
+        """Importance of each matrix, `[layers, modules]`; NaN where a layer lacks the module."""
+        table = np.full((self.n_layers, len(self.modules)), np.nan)
+        values = self.values() / (self._sizes() if reduce == "mean" else 1)
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if _in_layer(parameter):
+                table[parameter["layer"], self.modules.index(parameter["module"])] = value
+        return table
+
+    def values(self) -> Floats:
+        """Importance of each parameter, summed over its weights, `[parameters]`, under `mode`."""
+        return self.sums.mean(0) if self.signed is None else self.signed
+
+    def distribution(self) -> Floats:
+        """I_layer as shares of all layers, `[layers]`."""
+        by_layer = self.by_layer().mean
+        return by_layer / by_layer.sum()
+
+    def share_by_layer(self) -> Curve:
+        """The same with its interval; `signed` importance has none."""
+        point = self.distribution()
+        if self.signed is not None:
+            return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
+        return curve(point, self._resampled_distribution())
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each parameter: sum and mean over its weights, with the interval of the sum."""
+        found = self._curve(np.eye(len(self.parameters)))
+        sizes = self._sizes()
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "parameter": [p["name"] for p in self.parameters],
+                "layer": [p["layer"] for p in self.parameters],
+                "module": [p["module"] for p in self.parameters],
+                "weights": sizes.astype(int),
+                "sum": found.mean,
+                "ci_low": found.ci_low,
+                "ci_high": found.ci_high,
+                "mean": found.mean / sizes,
+            }
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws importance by layer; see [`lsm_probe.probes.importance.plot.plot_layers`]."""
+        from lsm_probe.probes.importance.plot import plot_layers
+
+        return plot_layers([self], ax=ax)
+
+    def summary(self) -> dict[str, Any]:
+        outside = {p["name"]: v for p, v in zip(self.parameters, self.values(), strict=True) if p["layer"] is None}
+        summary: dict[str, Any] = {
+            "unit": "nats, summed over weights",
+            "layers": list(range(self.n_layers)),
+            "by_layer": self.by_layer().to_dict(),
+            "share_of_layers": self.share_by_layer().to_dict(),
+            "peak_layer": int(self.by_layer().mean.argmax()),
+            "modules": self.modules,
+            "by_module": rounded(self.by_module()),
+            "outside_of_layers": {name: rounded(value) for name, value in outside.items()},
+            "not_trained": self.not_trained,
+            "ablation": self._finite_ablation(),
+        }
+        if self.masks is not None:
+            found = clustering(self.masks)
+            summary["masks"] = {
+                "share": self.masks.share,
+                "clustering": {a: float(np.mean([c[a] for c in found.values()])) for a in ("rows", "columns")},
+            }
+        return summary
+
+    def _finite_ablation(self) -> dict[str, Any] | None:
+        """A perplexity out of the range of numbers is None."""
+        if self.ablation is None:
+            return None
+        perplexity = {
+            k: v if v is not None and np.isfinite(v) else None for k, v in self.ablation["perplexity"].items()
+        }
+        return {**self.ablation, "perplexity": perplexity}
+
+    def differences(self, other: ImportanceResult) -> dict[str, Any]:
+        """The shift from this one (the base LLM, say) to `other` (its speech-tuned child)."""
+        if self.n_layers != other.n_layers:
+            return {"shift": None}
+        if (self.signed is None) != (other.signed is None):
+            return self.unsigned().differences(other.unsigned())
+        mine, theirs = self.distribution(), other.distribution()
+        found: dict[str, Any] = {
+            "share_difference": rounded(theirs - mine),
+            "jensen_shannon": _divergence(mine, theirs),
+            "rank_correlation": rounded(np.array(spearmanr(mine, theirs).statistic)),
+            "peak_layer": [int(mine.argmax()), int(theirs.argmax())],
+        }
+        if self.signed is None and other.signed is None:
+            drawn = [r._resampled_distribution() for r in (self, other)]
+            found["share_difference"] = curve(theirs - mine, drawn[1] - drawn[0]).to_dict()
+            divergences = np.array([_divergence(a, b) for a, b in zip(*drawn, strict=True)])
+            found["jensen_shannon"] = curve(np.array(found["jensen_shannon"]), divergences).to_dict()
+            ranks = np.array([spearmanr(a, b).statistic for a, b in zip(*drawn, strict=True)])
+            point = np.array(spearmanr(mine, theirs).statistic)
+            found["rank_correlation"] = curve(point, ranks).to_dict()
+        if self.masks is not None and other.masks is not None:
+            overlap = jaccard(self.masks, other.masks)
+            share = self.masks.share
+            found["mask_overlap"] = {"mean": float(np.mean(list(overlap.values()))), "by_chance": share / (2 - share)}
+        return {"shift": found}
+
+    def warning(self, other: ImportanceResult, controls: Sequence[str] = ()) -> str | None:
+        if self.n_layers == other.n_layers:
+            if self.responses() == other.responses():
+                return None
+            return f"{self.name} and {other.name} are measured on different responses: compare on the reference"
+        return f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no shift to speak of"
+
+    def subset(self, ids: list[str]) -> ImportanceResult:
+        """The result of these samples alone. What was added up over samples (`signed`, masks) must hold them all."""
+        found = super().subset(ids)
+        return found if len(ids) == len(self.samples) else replace(found.unsigned(), masks=None, ablation=None)
+
+    def unsigned(self) -> ImportanceResult:
+        """The same read as `abs`, which is always stored."""
+        return replace(self, signed=None, conventions=replace(self.conventions, mode="abs"))
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `result.json`, `arrays.npz`, `samples.jsonl` and, where there are masks, `masks.npz`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "masks.npz"):  # gone first, result.json written last
+            (folder / name).unlink(missing_ok=True)
+        if self.masks is not None:
+            self.masks.save(folder / "masks.npz")
+        return super().save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ImportanceResult:
+        result = super().load(folder)
+        path = Path(folder) / "masks.npz"
+        return replace(result, masks=Masks.load(path)) if path.exists() else result
+
+    def _arrays(self) -> dict[str, Any]:
+        parameters = {key: np.array([str(p[key]) for p in self.parameters]) for key in _COLUMNS}
+        signed = {} if self.signed is None else {"signed": self.signed}
+        return super()._arrays() | {f"parameter_{key}": v for key, v in parameters.items()} | signed
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        columns = zip(*(arrays[f"parameter_{key}"].tolist() for key in _COLUMNS), strict=True)
+        return {
+            "clusters": arrays["clusters"],
+            "sums": arrays["sums"],
+            "signed": arrays.get("signed"),
+            "parameters": [
+                {
+                    "name": name,
+                    "layer": None if layer == "None" else int(layer),
+                    "module": module,
+                    "shape": [int(n) for n in shape.strip("[]").split(",") if n.strip()],
+                }
+                for name, layer, module, shape in columns
+            ],
+            "not_trained": summary["not_trained"],
+            "ablation": summary["ablation"],
+            "conventions": ImportanceConventions(**summary["conventions"]),
+        }
+
+    def _sizes(self) -> Floats:
+        return np.array([np.prod(p["shape"]) for p in self.parameters], dtype=np.float64)
+
+    def _curve(self, members: NDArray[np.float64]) -> Curve:
+        """Weighted sums over parameters, `members [parameters, x]`: `[x]` with intervals."""
+        if self.signed is not None:
+            point = np.where(members, self.signed[:, None] * members, 0).sum(0)
+            return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
+        sums = np.stack([np.where(column, self.sums * column, 0).sum(1) for column in members.T], 1)
+        weights = self.weights()
+        return curve(sums.mean(0), weights @ sums / weights.sum(1, keepdims=True))
+
+    def _resampled_distribution(self) -> Floats:
+        layers = np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
+        sums = np.stack([self.sums[:, layers == layer].sum(1) for layer in range(self.n_layers)], 1)
+        drawn = self.weights() @ sums
+        return drawn / drawn.sum(1, keepdims=True)
+
+
+def _in_layer(parameter: Mapping[str, Any]) -> bool:
+    """Whether it is a weight matrix of a decoder layer."""
+    return parameter["layer"] is not None and len(parameter["shape"]) >= 2
+
+
+def _divergence(first: Floats, second: Floats) -> float:
+    """Jensen-Shannon divergence in nats, between 0 and log 2."""
+    return float(jensenshannon(first, second) ** 2)

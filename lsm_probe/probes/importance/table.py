@@ -1,0 +1,59 @@
+"""Importance, as `lsm-probe importance` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.table import Table
+
+from lsm_probe.probes.importance.result import ImportanceResult
+from lsm_probe.runner.result import GROUPS
+from lsm_probe.runner.tables import whose
+
+
+def importance_table(results: Sequence[ImportanceResult]) -> Table:
+    """Each module's importance in six groups of layers, as shares of all: a row for each checkpoint and module."""
+    table = Table(
+        title="importance of weights |θ · ∂L/∂θ|: shares of the importance of all layers, %",
+        caption="all: nats, summed over the weights of the layers' matrices, mean over samples",
+    )
+    for column in ("checkpoint", "module"):
+        table.add_column(column, overflow="fold")
+    same_layers = len({result.n_layers for result in results}) == 1
+    for i, group in enumerate(_groups(results[0]), start=1):
+        layers = "–".join(str(layer) for layer in sorted({group[0], group[-1]})) if len(group) else ""
+        table.add_column(layers if same_layers else f"{i}/{GROUPS}", justify="right")
+    table.add_column("all", justify="right")
+    for result in results:
+        by_module = np.nan_to_num(result.by_module())
+        rows = {"all": by_module.sum(1), **dict(zip(result.modules, by_module.T, strict=True))}
+        for name, values in rows.items():
+            cells = [f"{100 * values[group].sum() / by_module.sum():.1f}" for group in _groups(result)]
+            table.add_row(result.name, name, *cells, f"{values.sum():.1f}")
+    return table
+
+
+def importance_note(result: ImportanceResult) -> str:
+    note = f"responses: {whose(result)}; mode {result.conventions.mode}; peak at layer {result.distribution().argmax()}"
+    if result.ablation is not None:
+        values = result.ablation["perplexity"]
+        tokens = max(parameter["shape"][0] for parameter in result.parameters if parameter["layer"] is None)
+        broken = tokens * (values["none"] or 1)
+        found = ", ".join(f"{which} {_perplexity(value, broken)}" for which, value in values.items())
+        note += f"; perplexity with {100 * result.ablation['share']:g} % of each matrix at 0: {found}"
+    if result.not_trained:
+        note += f"; not trained, so not measured: {', '.join(result.not_trained)}"
+    return note
+
+
+def _perplexity(value: float | None, broken: float) -> str:
+    """A perplexity as far as another machine reproduces it: of a model that lost more than guessing among all tokens
+    would cost, only the order of magnitude."""
+    if value is None or not np.isfinite(value):
+        return "out of range"
+    return f"{value:.4g}" if value <= broken else f"about 1e{np.log10(value):.0f}"
+
+
+def _groups(result: ImportanceResult) -> list[np.ndarray]:
+    return np.array_split(np.arange(result.n_layers), GROUPS)

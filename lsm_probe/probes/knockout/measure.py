@@ -1,0 +1,242 @@
+"""Attention knockout: what the response loses when it may not see the instruction, or the source, in some layers.
+
+The generating rows (those whose logits predict the response) are kept from attending to a segment in a window of
+layers; attention is normalised again over what remains. The fall of the response's mean log-probability per token is
+what the segment gave it through those layers (Geva et al. 2023, arXiv 2304.14767, section 4, window of layers).
+
+What this does not show: tokens after the segment had already read it before the generating rows read them. Template
+tokens, and the speech after the instruction, pass on what they took, so that part of what a segment is worth leaks
+through, also when it is cut off in all layers (stored beside the windows). Attention normalised over what remains is
+not what the model was trained on either, which can make a fall larger than that worth, or negative. No bound, then.
+In bfloat16 a mean fall is off by about 0.01 nats (measured): curves want float32, and single heads need it.
+
+Single heads, on request: one head of one layer may not see the segment, the other heads see everything. Heads stand in
+for each other, so that single falls are small and need not add up to what they are worth together.
+
+Only the generating rows change, so the prompt runs once; each knockout runs the response alone on its key-value cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.instruments.capture import Capture, capture, error_summary
+from lsm_probe.instruments.scoring import NOT_FINITE, gathered_log_probabilities
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.rotary import sequence_length
+from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
+from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutConventions, KnockoutResult
+from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+
+_TOKENS, _CACHED = 2048, 16384
+"""Generating rows run together, over as many knockouts as that makes (their logits are a large tensor), and cached
+tokens, since each knockout has a copy of the prompt's."""
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """One way to cut the response off.
+
+    Attributes:
+        segment: the segment it may not see; None cuts nothing.
+        layers: the layers in which it may not.
+        head: the one query head that may not; None for all heads.
+    """
+
+    segment: Segment | None
+    layers: range
+    head: int | None = None
+
+
+def knockout(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    window: int = 5,
+    heads: bool = False,
+    layers: Sequence[int] | None = None,
+    response: Literal["generated", "reference"] = "generated",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
+    responses: Mapping[str, list[int]] | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> KnockoutResult:
+    """Measures what the response loses without the instruction and without the source, layer by layer.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
+        window: layers cut together round each layer in turn (an even number has one more after it); at both ends the
+            window is what there is of it, which flattens the curves there.
+        heads: knock single heads out too: `2 * layers * heads` knockouts more for each sample.
+        layers: the layers whose heads are knocked out; all of them if None.
+        response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
+        max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
+        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+        batch_size: samples answered together; halved where memory runs out.
+        seed: of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive
+            number, `layers` names none of the model's or comes without `heads`, the response part is unknown, or the
+            model's attention cannot be captured and cut exactly.
+    """
+    if window < 1:
+        raise InputError(f"--window {window} is no number of layers: give 1 or more")
+    head_layers = _head_layers(checkpoint, heads, layers)
+    measuring = MeasurementRun(
+        checkpoint,
+        samples,
+        ResponseSource(response, max_new_tokens, responses, part=response_part),
+        settings={"window": window, "head_layers": head_layers},
+        batch_size=batch_size,
+        on_error=on_error,
+        data=data,
+        progress_folder=progress_folder,
+        on_progress=on_progress,
+    )
+    with capture(checkpoint.llm) as captured:
+        plan = plan_knockouts(len(captured.layers), window) + plan_heads(head_layers, _count_heads(checkpoint))
+        records, common = measuring.run(lambda items: [_measure(checkpoint, captured, s, plan) for s in items])
+    errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
+    check = error_summary(errors, checkpoint.llm.dtype)
+    check["worst"] = max(float(record.arrays["worst"]) for record in records)
+    return KnockoutResult(
+        **common,
+        **stack(records, "log_prob", "fall", "fall_all_layers", "fall_heads"),
+        head_layers=head_layers,
+        conventions=KnockoutConventions(window, response),
+        self_check=check,
+        seed=seed,
+    )
+
+
+def plan_knockouts(layers: int, window: int) -> list[Knockout]:
+    """Nothing cut; each segment in each window; each segment in all layers."""
+    before = (window - 1) // 2
+    windows = [range(max(0, i - before), min(layers, i - before + window)) for i in range(layers)]
+    return [
+        Knockout(None, range(0)),
+        *(Knockout(segment, chosen) for segment in SEGMENTS for chosen in windows),
+        *(Knockout(segment, range(layers)) for segment in SEGMENTS),
+    ]
+
+
+def plan_heads(layers: Sequence[int], heads: int) -> list[Knockout]:
+    """Each segment hidden from each head of these layers alone."""
+    return [
+        Knockout(segment, range(layer, layer + 1), head)
+        for segment in SEGMENTS
+        for layer in layers
+        for head in range(heads)
+    ]
+
+
+def _head_layers(checkpoint: Checkpoint, heads: bool, layers: Sequence[int] | None) -> list[int]:
+    """The layers whose heads are knocked out, in order."""
+    if not heads:
+        if layers is not None:
+            raise InputError("--layers chooses the layers whose heads are knocked out: give --heads too")
+        return []
+    depth = checkpoint.llm.config.get_text_config().num_hidden_layers
+    chosen = sorted(set(range(depth) if layers is None else layers))
+    beyond = [layer for layer in chosen if not 0 <= layer < depth]
+    if beyond or not chosen:
+        named = f"names layer {beyond[0]}, but" if beyond else "names no layer:"
+        raise InputError(f"--layers {named} {checkpoint.name} has layers 0 to {depth - 1}")
+    return chosen
+
+
+def _count_heads(checkpoint: Checkpoint) -> int:
+    """Query heads of a layer."""
+    return int(checkpoint.llm.config.get_text_config().num_attention_heads)
+
+
+def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, plan: Sequence[Knockout]) -> Measured:
+    with torch.no_grad(), sequence_length(len(item.prompt) + len(item.response)):
+        return _measure_falls(checkpoint, captured, item, plan)
+
+
+def _measure_falls(
+    checkpoint: Checkpoint, captured: Capture, item: PreparedSample, plan: Sequence[Knockout]
+) -> Measured:
+    llm: Any = checkpoint.llm
+    ids = torch.tensor(item.response, device=item.embedded.device)
+    # The generating rows: the prompt's last token, then the response but for its last.
+    rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
+    before = item.embedded[None, :-1]
+    cache = llm(inputs_embeds=before, use_cache=True, logits_to_keep=1).past_key_values
+    errors: list[np.ndarray] = []  # of the self-check, for each knockout `[layers, rows]`
+
+    def run(part: Sequence[Knockout]) -> list[Tensor]:
+        own_cache = deepcopy(cache)
+        own_cache.batch_repeat_interleave(len(part))
+        everywhere = torch.arange(len(rows), device=ids.device).expand(len(part), -1)
+        blocking = _Blocking(item, part, _count_heads(checkpoint))
+        with captured.at_rows(everywhere, torch.ones_like(everywhere, dtype=torch.bool), block=blocking):
+            logits = llm(
+                inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own_cache, logits_to_keep=len(rows)
+            ).logits
+        errors.extend(e.float().numpy() for e in captured.errors_by_sample())
+        return list(gathered_log_probabilities(logits, ids)[:, item.measured].mean(1))
+
+    together = max(1, min(_TOKENS // len(rows), _CACHED // (len(item.prompt) + len(rows))))
+    parts = (plan[first : first + together] for first in range(0, len(plan), together))
+    means = torch.stack([mean for part in parts for mean in run_in_halves(run, part)]).cpu()
+    if not means.isfinite().all():
+        return Unusable(NOT_FINITE, fault=True)
+    falls = (means[0] - means[1:]).numpy()
+    n = len(SEGMENTS) * len(captured.layers)
+    windows, whole, single = np.split(falls, [n, n + len(SEGMENTS)])
+    return {
+        "log_prob": means[0].numpy(),
+        "fall": windows.reshape(len(SEGMENTS), -1),
+        "fall_all_layers": whole,
+        "fall_heads": single.reshape(len(SEGMENTS), -1, _count_heads(checkpoint)),
+        "errors": errors[0],  # nothing cut
+        "worst": np.max([e.max() for e in errors]),
+    }
+
+
+class _Blocking:
+    """What each knockout of a pass hides in a layer: see [`lsm_probe.instruments.capture.Block`]."""
+
+    def __init__(self, item: PreparedSample, part: Sequence[Knockout], heads: int):
+        device = item.embedded.device
+        keys = len(item.prompt) + len(item.response) - 1
+        segments = torch.zeros(keys, dtype=torch.long)
+        segments[: len(item.prompt)] = torch.tensor(item.prompt.segments)
+        self.part = part
+        self.hidden = torch.stack([segments == (cut.segment or -1) for cut in part]).to(device)
+        # Where every head is meant, one mask does for all of them.
+        columns = range(heads if any(cut.head is not None for cut in part) else 1)
+        self.meant = torch.tensor([[cut.head in (None, head) for head in columns] for cut in part], device=device)
+
+    def __call__(self, layer: int) -> Tensor | None:
+        active = torch.tensor([layer in cut.layers for cut in self.part], device=self.hidden.device)
+        return self.hidden[:, None] & (self.meant & active[:, None])[:, :, None] if active.any() else None

@@ -1,0 +1,125 @@
+"""Knockout: what the response loses without instruction or source, by layer and by head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
+from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.result import Curve
+from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("knockout.png", "knockout.svg", "knockout.csv")
+HEAD_PICTURES = ("knockout_heads.png", "knockout_heads.svg", "knockout_heads.csv")
+"""What [`save_knockout`] writes; the second where single heads were knocked out."""
+
+
+def plot_falls(
+    results: Sequence[KnockoutResult], segment: Segment = Segment.INSTRUCTION, ax: Axes | None = None
+) -> Axes:
+    """Draws the fall of the response's log-probability without a segment, by the window's middle layer.
+
+    Args:
+        results: of one window.
+        segment: `INSTRUCTION` or `SOURCE`.
+        ax: axes to draw on; new ones if None.
+    """
+    ax = _plot_curves(results, [result.falls(segment) for result in results], ax)
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    ax.set(title=f"without the {segment.name.lower()}", ylabel="nats per response token lost")
+    return ax
+
+
+def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -> Axes:
+    """Draws causal eta by layer; it has gaps where a fall is not above 0."""
+    ax = _plot_curves(results, [result.causal_eta() for result in results], ax)
+    ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(title="causal η", ylabel="instruction's share of both falls", ylim=(0, 1))
+    return ax
+
+
+@with_own_settings
+def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
+    """Both falls and causal eta side by side."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    with sns.axes_style("ticks"):
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(12, legend_height(4, results)), layout="constrained")
+        first, second, third = figure.subplots(1, 3)
+        plot_falls(results, Segment.INSTRUCTION, first)
+        plot_falls(results, Segment.SOURCE, second)
+        plot_causal_eta(results, third)
+        second.set_ylabel("")
+        for ax in (first, second, third):
+            ax.set_xlabel(f"layer (middle of {results[0].conventions.window})")
+            sns.despine(ax=ax)
+        handles, labels = first.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+@with_own_settings
+def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
+    """Falls without one head's view of a segment: a row for each result, instruction left and source right.
+
+    Framed are instruction heads on the left, source heads on the right (see [`KnockoutResult.head_kinds`]), and those
+    that are both on either side.
+    """
+    rows = []
+    for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
+        kinds = result.head_kinds()
+        rows.append(
+            [
+                HeadMap(
+                    f"{name}, {segment.name.lower()}",
+                    result.head_falls(segment).mean,
+                    result.head_layers,
+                    outlined=(kinds == segment.name.lower()) | (kinds == "both"),
+                )
+                for segment in SEGMENTS
+            ]
+        )
+    reach = max(float(np.abs(shown.values).max()) for row in rows for shown in row)
+    scale = Scale("nats per response token lost", 0, reach, reverse=True)
+    return head_figure(rows, [scale] * len(rows), "layer (framed: heads that matter)")
+
+
+def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
+    """Writes `PICTURES`: the figure, and its numbers as a row for each checkpoint and layer; where single heads were
+    knocked out `HEAD_PICTURES` too, with a row for each checkpoint, layer and head."""
+    save_figure(knockout_figure(results), out / "knockout")
+    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "knockout.csv")
+    if all(result.head_layers for result in results):
+        save_figure(knockout_heads_figure(results), out / "knockout_heads")
+        frames = [result.head_frame() for result in results]
+        save_frame(pd.concat(frames, ignore_index=True), out / "knockout_heads.csv")
+
+
+def _plot_curves(results: Sequence[KnockoutResult], curves: Sequence[Curve], ax: Axes | None) -> Axes:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    palette = sns.color_palette("colorblind", len(curves))
+    names = checkpoint_labels([result.name for result in results])
+    for i, (name, found, color) in enumerate(zip(names, curves, palette, strict=True)):
+        layers = np.arange(len(found.mean))
+        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
+        ax.plot(layers, found.mean, label=name, **look)
+        ax.fill_between(layers, found.ci_low, found.ci_high, color=color, alpha=0.15, linewidth=0)
+    return ax

@@ -1,0 +1,234 @@
+"""The knockout probe's result: what each segment gave the response through each window of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lsm_probe.bootstrap import interval
+from lsm_probe.models.segments import Segment
+from lsm_probe.runner.conventions import Choices
+from lsm_probe.runner.multiple_testing import SIGNIFICANT, Tested, corrected_p
+from lsm_probe.runner.result import Curve, Floats, ProbeResult, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SEGMENTS = (Segment.INSTRUCTION, Segment.SOURCE)
+"""The segments that are cut off, in the order of the stored arrays."""
+
+
+@dataclass(frozen=True)
+class KnockoutConventions(Choices):
+    """What was cut, and whose response it was.
+
+    Attributes:
+        window: layers cut together.
+        response: the model's own `generated` answer or the `reference`.
+    """
+
+    window: int = 5
+    response: Literal["generated", "reference"] = "generated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoutResult(ProbeResult):
+    """The fall of the response's log-probability without the instruction, and without the source.
+
+    Attributes:
+        log_prob: mean log-probability of the response's tokens, nothing cut, `[samples]`, nats per token, float32.
+        fall: how much lower it is with a segment cut off in a window of layers, `[samples, segments, layers]`, by the
+            window's middle layer, segments as in `SEGMENTS`.
+        fall_all_layers: the same with the segment cut off in all layers, `[samples, segments]`.
+        fall_heads: the same with a segment hidden from one head of one layer, `[samples, segments, layers, heads]`,
+            layers as in `head_layers`.
+        head_layers: the layers whose heads were knocked out; none unless asked for.
+        conventions: what was cut.
+        self_check: how well alpha (with what was cut at 0), v and W_O reproduced the attention modules' own output.
+    """
+
+    PROBE: ClassVar[str] = "knockout"
+    SCHEMA: ClassVar[str] = "lsm-probe/knockout/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("log_prob", "fall", "fall_all_layers", "fall_heads")
+
+    log_prob: Floats
+    fall: Floats
+    fall_all_layers: Floats
+    fall_heads: Floats
+    head_layers: list[int]
+    conventions: KnockoutConventions
+    self_check: dict[str, Any]
+
+    @property
+    def n_layers(self) -> int:
+        return self.fall.shape[2]
+
+    def falls(self, segment: Segment) -> Curve:
+        """Mean fall by layer with its interval, `[layers]`, nats per token."""
+        values = self._falls()[:, SEGMENTS.index(segment)]
+        return self.mean(values)
+
+    def fall_in_all_layers(self, segment: Segment) -> Curve:
+        """Mean fall with the segment cut off in every layer, with its interval, nats per token."""
+        values = self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64)
+        return self.mean(values)
+
+    def causal_eta(self) -> Curve:
+        """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
+
+        In the interval's resamples a fall below 0 counts as 0, so that the interval then reaches to 0 or 1; those in
+        which neither is above 0 say nothing and are left out.
+        """
+        falls = self._falls().mean(0)
+        drawn = np.clip(self.resampled(self._falls()), 0, None)
+        defined = (falls > 0).all(0)
+        eta = np.full((3, self.n_layers), np.nan)
+        for layer in np.flatnonzero(defined):
+            instruction, source = drawn[:, :, layer].T
+            some = instruction + source > 0
+            share = instruction[some] / (instruction[some] + source[some])
+            eta[:, layer] = falls[0, layer] / falls[:, layer].sum(), *interval(share)
+        return Curve(*eta)
+
+    def head_falls(self, segment: Segment) -> Tested:
+        """Mean fall with the segment hidden from one head, `[layers, heads]`, layers as in `head_layers`, nats per
+        token; p is of a fall of at most 0."""
+        return self._tested(self._head_falls()[:, SEGMENTS.index(segment)])
+
+    def head_kinds(self) -> NDArray[np.str_]:
+        """What each head is to the response, `[layers, heads]`, layers as in `head_layers`.
+
+        `source`: the response loses without what the head takes from the source, and more than without what it takes
+        from the instruction, which by itself is not found to cost it anything. In a model that hears its source this
+        is a **speech-anchor head**. `instruction`: its mirror. `both`: either costs it. Empty: neither is found to.
+        Each is found where p is below 0.05, corrected for the number of heads (see [`corrected_p`]).
+        """
+        instruction, source = np.moveaxis(self._head_falls(), 1, 0)
+        hurts, more = {}, {}
+        for name, own, other in (("instruction", instruction, source), ("source", source, instruction)):
+            hurts[name] = self._tested(own).p < SIGNIFICANT
+            more[name] = self._tested(own - other).p < SIGNIFICANT
+        kinds = np.where(hurts["instruction"] & hurts["source"], "both", "").astype("<U11")
+        kinds[hurts["instruction"] & ~hurts["source"] & more["instruction"]] = "instruction"
+        kinds[hurts["source"] & ~hurts["instruction"] & more["source"]] = "source"
+        return kinds
+
+    def head_frame(self) -> pd.DataFrame:
+        """A row for each layer and head: both falls with interval and corrected p, and its kind (see [`head_kinds`]).
+
+        `.sort_values("fall_source", ascending=False)` ranks the heads.
+        """
+        heads = self.fall_heads.shape[3]
+        columns: dict[str, Any] = {
+            "checkpoint": self.name,
+            "layer": np.repeat(np.array(self.head_layers, dtype=np.int64), heads),
+            "head": np.tile(np.arange(heads), len(self.head_layers)),
+        }
+        for segment in SEGMENTS:
+            name, found = f"fall_{segment.name.lower()}", self.head_falls(segment)
+            columns |= {
+                name: found.mean.ravel(),
+                f"{name}_low": found.ci_low.ravel(),
+                f"{name}_high": found.ci_high.ravel(),
+                f"{name}_p": found.p.ravel(),
+            }
+        return pd.DataFrame({**columns, "kind": self.head_kinds().ravel()})
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each layer: falls and causal eta with their intervals."""
+        columns: dict[str, Any] = {"checkpoint": self.name, "layer": np.arange(self.n_layers)}
+        curves = {f"fall_{s.name.lower()}": self.falls(s) for s in SEGMENTS} | {"causal_eta": self.causal_eta()}
+        for name, found in curves.items():
+            columns |= {name: found.mean, f"{name}_low": found.ci_low, f"{name}_high": found.ci_high}
+        return pd.DataFrame(columns)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the fall without the instruction by layer; see [`lsm_probe.probes.knockout.plot.plot_falls`]."""
+        from lsm_probe.probes.knockout.plot import plot_falls
+
+        return plot_falls([self], ax=ax)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "self_check": self.self_check,
+            "unit": "nats per response token",
+            "log_prob": rounded(self.log_prob.astype(np.float64).mean()),
+            "layers": list(range(self.n_layers)),
+            **{f"fall_{s.name.lower()}": self.falls(s).to_dict() for s in SEGMENTS},
+            "causal_eta": self.causal_eta().to_dict(),
+            "all_layers": {s.name.lower(): self.fall_in_all_layers(s).to_dict() for s in SEGMENTS},
+            "heads": self._head_summary() if self.head_layers else None,
+        }
+
+    def differences(self, other: KnockoutResult) -> dict[str, Any]:
+        same_depth = self.n_layers == other.n_layers
+        gained = other._falls() - self._falls() if same_depth else None
+        whole = (other.fall_all_layers - self.fall_all_layers).astype(np.float64)
+        return {
+            **{
+                f"fall_{s.name.lower()}_difference": (None if gained is None else self.mean(gained[:, i]).to_dict())
+                for i, s in enumerate(SEGMENTS)
+            },
+            "all_layers_difference": {s.name.lower(): self.mean(whole[:, i]).to_dict() for i, s in enumerate(SEGMENTS)},
+            "heads_difference": self._head_differences(other),
+            "same_responses": self.responses() == other.responses(),
+        }
+
+    def warning(self, other: KnockoutResult, controls: Sequence[str] = ()) -> str | None:
+        warnings = []
+        if self.n_layers != other.n_layers:
+            warnings.append(
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
+            )
+        if self.responses() != other.responses():
+            warnings.append(
+                f"{self.name} and {other.name} are measured on different responses: compare also on those of one "
+                "(--responses), or on the reference"
+            )
+        return "; ".join(warnings) or None
+
+    def _falls(self) -> Floats:
+        return self.fall.astype(np.float64)
+
+    def _head_falls(self) -> Floats:
+        return self.fall_heads.astype(np.float64)
+
+    def _tested(self, values: Floats, side: Literal["greater", "both"] = "greater") -> Tested:
+        """The mean of `values [samples, layers, heads]` over samples."""
+        return Tested(**vars(self.mean(values)), p=corrected_p(values, self.clusters, seed=self.seed, side=side))
+
+    def _head_summary(self) -> dict[str, Any]:
+        kinds = self.head_kinds()
+        named = {kind: np.argwhere(kinds == kind) for kind in ("source", "instruction", "both")}
+        return {
+            "layers": self.head_layers,
+            **{f"fall_{s.name.lower()}": self.head_falls(s).to_dict() for s in SEGMENTS},
+            "kinds": {kind: [[self.head_layers[i], int(h)] for i, h in found] for kind, found in named.items()},
+        }
+
+    def _head_differences(self, other: KnockoutResult) -> dict[str, Any] | None:
+        """By head, where both have the same ones."""
+        mine, its = self._head_falls(), other._head_falls()
+        if not self.head_layers or self.head_layers != other.head_layers or mine.shape != its.shape:
+            return None
+        gained = {f"fall_{s.name.lower()}": (its - mine)[:, i] for i, s in enumerate(SEGMENTS)}
+        return {
+            "layers": self.head_layers,
+            **{name: self._tested(values, "both").to_dict() for name, values in gained.items()},
+        }
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        heads = summary.get("heads")  # results made before single heads were knocked out say nothing of them
+        return {
+            "fall_heads": np.zeros((*arrays["fall"].shape[:2], 0, 0), np.float32),
+            **arrays,
+            "head_layers": heads["layers"] if heads else [],
+            "conventions": KnockoutConventions(**summary["conventions"]),
+            "self_check": summary["self_check"],
+        }

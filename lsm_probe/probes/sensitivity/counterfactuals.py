@@ -1,0 +1,164 @@
+"""The other instructions and the other sources that a sample's response is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from lsm_probe.data.pools import Pool, Task
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.runner.prepared_samples import read_source
+
+_LARGEST_POOL = 32
+"""Of instructions taken from the samples: every prompt of a pool is scored for every sample."""
+_SOURCES_KEPT = 512
+"""Encoded sources kept in memory: 30 speech tokens of 4,096 numbers each are 0.5 MB."""
+
+
+def pool_of(samples: Sequence[Sample]) -> Pool:
+    """The instructions the samples carry themselves, by task; each its own task where samples name none.
+
+    Raises:
+        InputError: they cannot be a pool: an instruction holds a placeholder, or a task's name is blank.
+    """
+    wordings: dict[str, dict[str, None]] = {}
+    for sample in samples:
+        wordings.setdefault(sample.task or sample.instruction, {})[sample.instruction] = None
+    if len(wordings) > _LARGEST_POOL:
+        raise InputError(
+            f"the samples carry instructions of {len(wordings)} tasks, or name no tasks: give a pool to --instructions"
+        )
+    try:
+        return Pool(tuple(Task(task=task, instructions=list(found)) for task, found in wordings.items()))
+    except ValidationError as error:
+        reason = " ".join(error.errors(include_url=False)[0]["msg"].split())
+        raise InputError(
+            f"the samples' own instructions make no pool ({reason}): give one to --instructions"
+        ) from error
+
+
+def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "paraphrases"]) -> list[str]:
+    """What the pool holds beside the sample's own instruction.
+
+    Args:
+        sample: it names its task, or is found in the pool by its words.
+        pool: tasks and their wordings; the first wording and the first language of each stand for a task.
+        kind: `tasks`, one instruction for each other task; `paraphrases`, the other wordings of the sample's own, in
+            the language it asks for.
+
+    Raises:
+        InputError: nothing is left to compare with.
+    """
+    own = sample.instruction.strip()
+    mine = [task for task in pool.tasks if task.task == sample.task or _language_of(own, task) is not None]
+    if kind == "paraphrases":
+        others = [words for task in mine for words in _wordings(task, _asked_for(own, task)) if words != own]
+        mend = "the pool holds no other wording of its task: give one with several wordings to --instructions"
+    else:
+        others = [_wordings(task)[0] for task in pool.tasks if task not in mine]
+        mend = "a pool of one instruction says nothing: give one with other tasks to --instructions, such as `probing`"
+    if not others:
+        raise InputError(mend)
+    return others
+
+
+def _language_of(instruction: str, task: Task) -> str | None:
+    """The language in which the instruction is one of the task's wordings ("" for a task without); None if in none."""
+    return next((x for x in task.languages or [""] if instruction in _wordings(task, x)), None)
+
+
+def _asked_for(instruction: str, task: Task) -> str | None:
+    """The language an instruction asks for, by the wording or by its name.
+
+    Raises:
+        InputError: the task has languages and the instruction names none of them.
+    """
+    language = _language_of(instruction, task)
+    if language is None and task.languages:
+        language = next((name for name in task.languages if name.lower() in instruction.lower()), None)
+        if language is None:
+            raise InputError(
+                f"{instruction!r} asks for none of the languages of task {task.task}: it has no paraphrase"
+            )
+    return language
+
+
+def _wordings(task: Task, language: str | None = None) -> list[str]:
+    language = language or (task.languages[0] if task.languages else None)
+    return [task.fill(number, language).strip() for number in range(len(task.instructions))]
+
+
+class OtherSources:
+    """Draws, for each sample, sources of other utterances; each is read and encoded once.
+
+    Every sample gets those that follow its own utterance in one shuffled circle of all, so that each is drawn equally
+    often. An utterance of the same words is none other.
+
+    Args:
+        checkpoint: encodes the speech.
+        samples: all samples.
+        seed: of the shuffle.
+        on_error: `skip` passes over a source that cannot be used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample], seed: int, on_error: str):
+        self.checkpoint, self.on_error = checkpoint, on_error
+        distinct = list({sample.utterance: sample for sample in samples}.values())
+        self.circle = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
+        self.place = {sample.utterance: i for i, sample in enumerate(self.circle)}
+        self._kept: dict[str, Any] = {}
+
+    def draw(self, sample: Sample, number: int, fits: Callable[[Any], None] = lambda source: None) -> list[Any]:
+        """The sources of `number` other utterances, or of all if there are fewer: transcripts or speech tokens.
+
+        Args:
+            sample: whose source they stand in for.
+            number: how many.
+            fits: raises InputError for a source that cannot be used for this sample.
+
+        Raises:
+            InputError: there is no other utterance, or one cannot be used (unless such are skipped).
+        """
+        found = list(islice(self._usable(sample, fits), number))
+        if not found:
+            raise InputError(
+                "no other sample speaks of another utterance, and a pool of one source says nothing: give more samples"
+            )
+        return found
+
+    def _usable(self, sample: Sample, fits: Callable[[Any], None]) -> Iterator[Any]:
+        start = self.place[sample.utterance]
+        for other in (*self.circle[start + 1 :], *self.circle[:start]):
+            if sample.text is not None and other.text is not None and sample.text.strip() == other.text.strip():
+                continue
+            try:
+                source = self.read(other)
+                fits(source)
+            except InputError as error:
+                if self.on_error == "fail":
+                    raise InputError(f"with the source of sample {other.id}: {error}") from error
+                continue
+            yield source
+
+    def read(self, sample: Sample) -> Any:
+        """A sample's source as prompts take it: the transcript, or the speech tokens `[tokens, llm_dim]`."""
+        if sample.utterance not in self._kept:
+            while len(self._kept) >= _SOURCES_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[sample.utterance] = self._encode(sample)
+        return self._kept[sample.utterance]
+
+    def _encode(self, sample: Sample) -> Any:
+        source = read_source(self.checkpoint, sample)
+        if self.checkpoint.source == "text":
+            return source
+        speech = self.checkpoint.encode_speech(source)
+        if not speech.isfinite().all():
+            raise InputError("its speech tokens are not finite")
+        return speech

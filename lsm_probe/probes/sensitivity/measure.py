@@ -1,0 +1,229 @@
+"""Instruction sensitivity: does the response still depend on the instruction, or has `P(t|s,i)` become `P(t|s)`?
+
+No attention is involved. The response `t` of a sample (source `s`, instruction `i`) is scored after its own prompt,
+after the same source under the instructions of other tasks, and after other sources under its own instruction:
+
+    D_i = log P(t|s,i) - log mean_k P(t|s,i_k)        D_s = log P(t|s,i) - log mean_k P(t|s_k,i)
+
+in nats, both means over pools that include the own. A pool that changes nothing gives 0; one whose members push the
+response about at random gives less than 0, since the mean of P is ruled by the highest. Taken token by token
+(`per="token"`, the default), P is that of a token after those of the response before it, and D the mean over tokens.
+
+This is the claim of arXiv 2410.03798, section 3.4, put to the test directly. D of whole responses is their pointwise
+mutual information with the instruction (or source) under a uniform pool; D of tokens does not add up to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsm_probe.data.pools import Pool
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
+from lsm_probe.memory import run_in_halves
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import ResponsePart
+from lsm_probe.probes.sensitivity.counterfactuals import OtherSources, other_instructions, pool_of
+from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
+from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+from lsm_probe.runner.record import Record
+
+BOUNDS, BOUNDS_HALF = (1e-3, 1e-3), (0.1, 0.3)
+"""Largest allowed difference, in nats per token, between scoring a prompt in a batch and alone: over all samples, and
+in the worst sample; in full and half precision. Six built-in samples in bfloat16: 0.06, and 0.09 in the worst."""
+
+
+def sensitivity(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    *,
+    per: Literal["token", "response"] = "token",
+    pool: Literal["tasks", "paraphrases"] = "tasks",
+    instructions: Pool | None = None,
+    sources: int | None = None,
+    response: Literal["generated", "reference"] = "generated",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    response_part: ResponsePart = "all",
+    responses: Mapping[str, list[int]] | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: Literal["fail", "skip"] = "fail",
+    data: Mapping[str, Any] | None = None,
+    progress_folder: Path | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> SensitivityResult:
+    """Measures how much the response depends on the instruction and on the source, in nats.
+
+    Args:
+        checkpoint: what [`lsm_probe.load`] returns.
+        samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
+        per: how the result reads itself; see [`SensitivityConventions`].
+        pool: `tasks` holds the sample's own instruction and one for each other task; `paraphrases` its own and the
+            other wordings of its task, which should change nothing: the control.
+        instructions: the pool, as [`lsm_probe.read_pool`] gives it; by default the instructions of the samples.
+        sources: size of the pool of sources, the own included; by default that of the pool of instructions.
+        response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
+        max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted.
+        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+        batch_size: samples answered together; the prompts of one sample are always scored together. Halved where
+            memory runs out.
+        seed: of the draw of sources and of the bootstrap.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
+        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, a pool holds nothing but the
+            own, the response part is unknown, the model gives log-probabilities that are not finite, or its key-value
+            cache or batching changes its results.
+    """
+    if sources is not None and sources < 2:
+        raise InputError(f"--sources {sources}: a pool of sources holds at least 2, the own and another")
+    chosen = instructions or pool_of(samples)
+    for sample in samples:
+        _check_pool(sample, chosen, pool, on_error)
+    conventions = SensitivityConventions(per, pool, response, _digest(chosen, samples), sources, seed)
+    measuring = MeasurementRun(
+        checkpoint,
+        samples,
+        ResponseSource(response, max_new_tokens, responses, part=response_part),
+        settings={**conventions.to_dict(), "per": None},
+        batch_size=batch_size,
+        on_error=on_error,
+        data=data,
+        progress_folder=progress_folder,
+        on_progress=on_progress,
+    )
+    others = OtherSources(checkpoint, samples, seed, on_error)
+    scorer = _Scorer(checkpoint, others, chosen, pool, sources)
+    records, common = measuring.run(scorer)
+    return SensitivityResult(
+        **common,
+        **stack(records, "instruction_log_probs", "source_log_probs"),
+        conventions=conventions,
+        self_check=_self_check(records, checkpoint.llm.dtype),
+        seed=seed,
+    )
+
+
+def _digest(pool: Pool, samples: Sequence[Sample]) -> str:
+    """Of all that decides which instructions a sample is held against."""
+    deciding = [task.model_dump() for task in pool.tasks], [(sample.id, sample.task) for sample in samples]
+    return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
+
+
+def _check_pool(sample: Sample, pool: Pool, kind: Literal["tasks", "paraphrases"], on_error: str) -> None:
+    """Refuses at once a pool that has nothing for a sample."""
+    try:
+        other_instructions(sample, pool, kind)
+    except InputError as error:
+        if on_error == "fail":
+            raise InputError(f"sample {sample.id}: {error}") from error
+
+
+def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]:
+    """How far scoring prompts together is from plain passes, nats per token: all samples, and the worst of them.
+
+    Raises:
+        InputError: further than rounding, in any sample.
+    """
+    errors = [float(record.arrays["errors"].mean()) for record in records]
+    bound, worst_bound = BOUNDS if dtype in (torch.float32, torch.float64) else BOUNDS_HALF
+    mean, worst = float(np.mean(errors)), int(np.argmax(errors))
+    if not (mean <= bound and errors[worst] <= worst_bound):
+        remedy = "" if bound == BOUNDS[0] else "; try --dtype float32"
+        raise InputError(
+            f"log-probabilities of prompts scored together differ from those of single passes by {mean:.1e} nats a "
+            f"token (bound {bound:.0e}), and by {errors[worst]:.1e} in sample {records[worst].sample['id']} (bound "
+            f"{worst_bound:.0e}): the model's key-value cache or batching changes its results, so it cannot be "
+            f"measured{remedy}"
+        )
+    return {
+        "mean": mean,
+        "bound": bound,
+        "worst": errors[worst],
+        "worst_bound": worst_bound,
+        "unit": "nats per token",
+    }
+
+
+class _Scorer:
+    """Scores the responses of a batch after all the prompts of both pools."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        others: OtherSources,
+        pool: Pool,
+        kind: Literal["tasks", "paraphrases"],
+        sources: int | None,
+    ):
+        self.checkpoint, self.others, self.pool, self.kind, self.sources = checkpoint, others, pool, kind, sources
+
+    def __call__(self, items: Sequence[PreparedSample]) -> list[Measured]:
+        return [self._measure(item) for item in items]
+
+    def _measure(self, item: PreparedSample) -> Measured:
+        try:
+            by_instruction, by_source = self._prompts(item)
+        except InputError as error:
+            return Unusable(str(error), fault=True)
+        together = [[item.embedded, *self.checkpoint.embed(by_instruction)], self.checkpoint.embed(by_source)]
+        instruction, others = scores = [self._score(embedded, item) for embedded in together]
+        if not (instruction.isfinite().all() and others.isfinite().all()):
+            return Unusable(NOT_FINITE, fault=True)
+        # The prompt with the most padding beside it, where what a pass does to its rows shows most.
+        group, row = max(
+            ((group, row) for group, embedded in enumerate(together) for row in range(len(embedded))),
+            key=lambda place: max(map(len, together[place[0]])) - len(together[place[0]][place[1]]),
+        )
+        alone = self._score([together[group][row]], item)[0]
+        return {
+            "instruction_log_probs": instruction.cpu().numpy(),
+            "source_log_probs": torch.cat([instruction[:1], others]).cpu().numpy(),
+            "errors": (alone - scores[group][row]).abs().cpu().numpy(),
+        }
+
+    def _prompts(self, item: PreparedSample) -> tuple[list[Prompt], list[Prompt]]:
+        """The same source under other instructions, and other sources under the same instruction."""
+        sample, encode = item.sample, self.checkpoint.encode
+        instructions = other_instructions(sample, self.pool, self.kind)
+        number = len(instructions) if self.sources is None else self.sources - 1
+        sources = self.others.draw(sample, number, lambda source: self._check_length(item, source))
+        own = self._own_source(item)
+        by_instruction = [encode(instruction, own) for instruction in instructions]
+        by_source = [encode(sample.instruction, source) for source in sources]
+        for prompt in by_instruction:
+            self.checkpoint.check_length(prompt, len(item.response))
+        return by_instruction, by_source
+
+    def _check_length(self, item: PreparedSample, source: Any) -> None:
+        prompt = self.checkpoint.encode(item.sample.instruction, source)
+        self.checkpoint.check_length(prompt, len(item.response))
+
+    def _own_source(self, item: PreparedSample) -> Any:
+        if self.checkpoint.source == "text":
+            return item.sample.text
+        return item.embedded[item.prompt.positions(Segment.SOURCE)]
+
+    def _score(self, embedded: Sequence[Tensor], item: PreparedSample) -> Tensor:
+        """`[prompts, measured response tokens]`, in as many passes as memory asks for."""
+        scored = torch.stack(
+            run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, item.response)), embedded)
+        )
+        return scored[:, item.measured]

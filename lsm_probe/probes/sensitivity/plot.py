@@ -1,0 +1,117 @@
+"""Sensitivity: what instruction and source are worth to the response, as bars and along the response."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("sensitivity.png", "sensitivity.svg", "sensitivity.csv", "sensitivity_tokens.csv")
+"""What [`save_sensitivity`] writes."""
+_TOKENS = 32
+"""Tokens of the response that are drawn."""
+_LONGEST_TICK = 28
+
+
+def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
+    """Draws D_i and D_s of each result as bars with their 95 % intervals, and the ceiling that the pools set.
+
+    Args:
+        results: read under their own conventions, which should be the same.
+        ax: axes to draw on; new ones if None.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    colors = sns.color_palette("colorblind", len(results))
+    looks: tuple[dict[str, Any], ...] = ({"color": colors}, {"color": "white", "edgecolor": colors, "hatch": "///"})
+    for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
+        curves = [getattr(result, label)() for result in results]
+        means = np.array([float(curve.mean) for curve in curves])
+        # Where all samples are alike, mean and interval differ by rounding.
+        errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0)
+        places = np.arange(len(results)) + (i - 0.5) * 0.38
+        ax.bar(places, means, 0.36, yerr=errors, capsize=3, **look)
+    ceiling = max(max(result.ceilings()) for result in results)
+    if results[0].conventions.per == "response":
+        ax.axhline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label="most the pools allow")
+        ax.legend(frameon=False, fontsize=8)
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    names = checkpoint_labels([result.name for result in results], _LONGEST_TICK)
+    ax.set_xticks(range(len(results)), names, rotation=20, ha="right")
+    ax.set(title="solid: instruction, hatched: source", ylabel=f"sensitivity D (nats per {results[0].conventions.per})")
+    return ax
+
+
+def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
+    """Draws D_i (solid) and D_s (dashed) of each of the first tokens of the response, mean over samples."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    labels, palette = checkpoint_labels([r.name for r in results]), sns.color_palette("colorblind", len(results))
+    for i, (result, label, color) in enumerate(zip(results, labels, palette, strict=True)):
+        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
+        frame = token_frame([result])
+        ax.plot(frame["token"], frame["D_instruction"], label=label, **look)
+        ax.plot(frame["token"], frame["D_source"], linestyle="--", **look)
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    ax.set(title="solid: instruction, dashed: source", xlabel="token of the response")
+    ax.set_ylabel("sensitivity D (nats per token)")
+    return ax
+
+
+@with_own_settings
+def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
+    """Both pictures side by side."""
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    with sns.axes_style("ticks"):
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(10, legend_height(4.5, results)), layout="constrained")
+        bars, tokens = figure.subplots(1, 2)
+        plot_sensitivity(results, bars)
+        plot_tokens(results, tokens)
+        for ax in (bars, tokens):
+            sns.despine(ax=ax)
+        handles, labels = tokens.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+def save_sensitivity(results: Sequence[SensitivityResult], out: Path) -> None:
+    """Writes `PICTURES`: the figure, a row for each checkpoint and sample, and a row for each checkpoint and token."""
+    save_figure(sensitivity_figure(results), out / "sensitivity")
+    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "sensitivity.csv")
+    save_frame(token_frame(results), out / "sensitivity_tokens.csv")
+
+
+def token_frame(results: Sequence[SensitivityResult]) -> pd.DataFrame:
+    """The numbers behind [`plot_tokens`]: a row for each checkpoint and token of the response."""
+    frames = []
+    for result in results:
+        instruction, source = (values[:, :_TOKENS] for values in result.by_token())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no sample has a response as long as this
+            columns = {"D_instruction": np.nanmean(instruction, 0), "D_source": np.nanmean(source, 0)}
+        count = (~np.isnan(instruction)).sum(0)
+        token = np.arange(instruction.shape[1])
+        frames.append(pd.DataFrame({"checkpoint": result.name, "token": token, "n_samples": count, **columns}))
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,210 @@
+"""The sensitivity probe's result: log-probabilities of the response by pool member and token, read either way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from lsm_probe.errors import InputError
+from lsm_probe.runner.conventions import Choices
+from lsm_probe.runner.result import Curve, Floats, ProbeResult, curve, rounded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class SensitivityConventions(Choices):
+    """How log-probabilities become a sensitivity. The defaults come first; `per` is chosen when a result is read.
+
+    Attributes:
+        per: `token` takes P of each token after those before it, and then the mean over tokens, in nats per token;
+            `response` takes P of the whole response, in nats per response. Both are at most the logarithm of the
+            pool's size; whole responses soon reach it (1.606 of 1.609 nats, measured), so that nothing can be told
+            apart any more.
+        pool: the other instructions: one for each other `tasks`, or `paraphrases` of the sample's own.
+        response: whose: the model's own `generated` answer or the `reference`.
+        instructions: digest of the pool of instructions and of the samples' tasks.
+        sources: size of the pool of sources; None for that of the pool of instructions.
+        draw: seed of the draw of sources.
+    """
+
+    per: Literal["token", "response"] = "token"
+    pool: Literal["tasks", "paraphrases"] = "tasks"
+    response: Literal["generated", "reference"] = "generated"
+    instructions: str = ""
+    sources: int | None = None
+    draw: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityResult(ProbeResult):
+    """What the response of each sample is worth under its own and under other instructions and sources.
+
+    Attributes:
+        instruction_log_probs: `log P(t_m | t_<m, s, i_k)` in nats, `[samples, pool, tokens]`, float32; the own
+            instruction first; NaN beyond a sample's pool and response.
+        source_log_probs: the same for `P(t_m | t_<m, s_k, i)`, the own source first.
+        conventions: how this object reads itself; see [`with_conventions`].
+        self_check: how far scoring prompts together is from plain passes, over all samples and in the worst one.
+    """
+
+    PROBE: ClassVar[str] = "sensitivity"
+    SCHEMA: ClassVar[str] = "lsm-probe/sensitivity/1"
+    BY_SAMPLE: ClassVar[tuple[str, ...]] = ("instruction_log_probs", "source_log_probs")
+
+    instruction_log_probs: Floats
+    source_log_probs: Floats
+    conventions: SensitivityConventions
+    self_check: dict[str, Any]
+
+    def with_conventions(self, **changes: str) -> SensitivityResult:
+        """The same log-probabilities read another way (`per`).
+
+        Raises:
+            InputError: for an unknown value, or for what needs another run.
+        """
+        for key in ("pool", "response", "instructions", "sources", "draw"):
+            own = getattr(self.conventions, key)
+            if changes.get(key, own) != own:
+                raise InputError(f"{key} {changes[key]!r} cannot be read from a result made with {own!r}: run it again")
+        return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
+
+    @property
+    def of_own_words(self) -> bool:
+        """Whether the responses are the checkpoint's own, not the reference and not given ones."""
+        return self.conventions.response == "generated" and "responses" not in self.checkpoint
+
+    def by_sample(self) -> tuple[Floats, Floats]:
+        """D_i and D_s of each sample in nats, each `[samples]`, accumulated in float64."""
+        return self._sensitivity(self.instruction_log_probs), self._sensitivity(self.source_log_probs)
+
+    def by_token(self) -> tuple[Floats, Floats]:
+        """D_i and D_s of each token after the true ones before it, each `[samples, tokens]`; NaN after the end."""
+        return _against_pool(self.instruction_log_probs), _against_pool(self.source_log_probs)
+
+    def instruction(self) -> Curve:
+        """D_i: mean over samples with its interval, nats."""
+        return self.mean(self.by_sample()[0])
+
+    def source(self) -> Curve:
+        """D_s: mean over samples with its interval, nats."""
+        return self.mean(self.by_sample()[1])
+
+    def info_eta(self) -> Curve | None:
+        """`D_i / (D_i + D_s)` of the means, with its interval; None where an interval of either touches 0."""
+        if self.instruction().ci_low <= 0 or self.source().ci_low <= 0:
+            return None
+        instruction, source = self.by_sample()
+        drawn_i, drawn_s = self.resampled(instruction), self.resampled(source)
+        return curve(instruction.mean() / (instruction.mean() + source.mean()), drawn_i / (drawn_i + drawn_s))
+
+    def ceilings(self) -> tuple[float, float]:
+        """The largest D_i and D_s that the pools allow: the mean of the logarithm of their sizes, nats."""
+        sizes = [(~np.isnan(p[:, :, 0])).sum(1) for p in (self.instruction_log_probs, self.source_log_probs)]
+        return float(np.log(sizes[0]).mean()), float(np.log(sizes[1]).mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each sample: D_i and D_s in nats."""
+        instruction, source = self.by_sample()
+        return pd.DataFrame(
+            {
+                "checkpoint": self.name,
+                "id": self.ids,
+                "task": [sample.get("task") for sample in self.samples],
+                "D_instruction": instruction,
+                "D_source": source,
+            }
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws D_i and D_s with their intervals; see [`lsm_probe.probes.sensitivity.plot.plot_sensitivity`]."""
+        from lsm_probe.probes.sensitivity.plot import plot_sensitivity
+
+        return plot_sensitivity([self], ax=ax)
+
+    def summary(self) -> dict[str, Any]:
+        ceilings = self.ceilings()
+        info_eta = self.info_eta()
+        return {
+            "self_check": self.self_check,
+            "unit": f"nats per {self.conventions.per}",
+            "instruction": {**self.instruction().to_dict(), "ceiling": round(ceilings[0], 6)},
+            "source": {**self.source().to_dict(), "ceiling": round(ceilings[1], 6)},
+            "info_eta": None if info_eta is None else info_eta.to_dict(),
+            "by_convention": {per: self._reading(per) for per in ("token", "response")},
+            "by_task": self._by_task(),
+        }
+
+    def differences(self, other: SensitivityResult) -> dict[str, Any]:
+        both = [(r.by_sample(), r.info_eta()) for r in (self, other)]
+        (mine, my_eta), (theirs, their_eta) = both
+        eta = None
+        if my_eta is not None and their_eta is not None:
+            eta = curve(their_eta.mean - my_eta.mean, other._resampled_eta() - self._resampled_eta()).to_dict()
+        return {
+            "instruction_difference": self.mean(theirs[0] - mine[0]).to_dict(),
+            "source_difference": self.mean(theirs[1] - mine[1]).to_dict(),
+            "info_eta_difference": eta,
+            "same_responses": self.responses() == other.responses(),
+        }
+
+    def warning(self, other: SensitivityResult, controls: Sequence[str] = ()) -> str | None:
+        if self.responses() == other.responses():
+            return None
+        return (
+            f"{self.name} and {other.name} are measured on different responses: a model that says less depends on "
+            "less; compare also on those of one (--responses), or on the reference"
+        )
+
+    def _reading(self, per: str) -> dict[str, Any]:
+        read = self.with_conventions(per=per)
+        info_eta = read.info_eta()
+        return {
+            "instruction": rounded(read.instruction().mean),
+            "source": rounded(read.source().mean),
+            "info_eta": None if info_eta is None else rounded(info_eta.mean),
+        }
+
+    def _by_task(self) -> dict[str, Any]:
+        frame = self.to_frame().assign(task=lambda f: f["task"].fillna("none"))
+        return {
+            str(task): {
+                "n_samples": len(rows),
+                "instruction": rounded(rows["D_instruction"].to_numpy().mean()),
+                "source": rounded(rows["D_source"].to_numpy().mean()),
+            }
+            for task, rows in frame.groupby("task")
+        }
+
+    def _sensitivity(self, log_probs: Floats) -> Floats:
+        if self.conventions.per == "token":
+            return np.nanmean(_against_pool(log_probs), 1)
+        absent = np.isnan(log_probs[:, :, 0])
+        whole = np.where(absent, np.nan, np.nansum(log_probs.astype(np.float64), 2))
+        return _against_pool(whole[:, :, None])[:, 0]
+
+    def _resampled_eta(self) -> NDArray[np.float64]:
+        instruction, source = (self.resampled(values) for values in self.by_sample())
+        return instruction / (instruction + source)
+
+    @classmethod
+    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+        conventions = SensitivityConventions(**summary["conventions"])
+        return {**arrays, "conventions": conventions, "self_check": summary["self_check"]}
+
+
+def _against_pool(log_probs: Floats) -> Floats:
+    """`log P_own - log mean_k P_k` over the pool axis: `[samples, pool, tokens]` -> `[samples, tokens]`."""
+    log_probs = log_probs.astype(np.float64)
+    absent = np.isnan(log_probs)
+    size = (~absent).sum(1)
+    with np.errstate(divide="ignore"):
+        total = logsumexp(np.where(absent, -np.inf, log_probs), axis=1)
+        return np.where(size > 0, log_probs[:, 0] - total + np.log(size), np.nan)

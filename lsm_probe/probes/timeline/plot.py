@@ -1,0 +1,209 @@
+"""The timeline of one utterance: waveform, words and spectrogram over what each layer and each response token takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsm_probe.models.connectors.times import RATE
+from lsm_probe.probes.timeline.result import Timeline
+from lsm_probe.runner.labels import plain
+from lsm_probe.runner.picture_files import save_figure
+from lsm_probe.runner.style import with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURES = ("timeline.png", "timeline.svg")
+"""What [`save_timeline`] writes."""
+COLORS = "magma"
+PLACED = {
+    "connector": "speech tokens lie where the connector reads them",
+    "even": "speech tokens are spread evenly over the utterance, since it is not known what each covers",
+}
+_LABELLED = 48
+"""Most response tokens that are all written out."""
+_HEATMAP: dict[str, Any] = {"cmap": COLORS, "shading": "flat", "rasterized": True}
+
+
+def log_mel(timeline: Timeline) -> NDArray[np.float32]:
+    """Whisper's log-mel spectrogram of the whole utterance, `[80 mel bins, mel frames]`, 10 ms a frame."""
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor()
+    samples = len(timeline.waveform)
+    # Its windows reach half their length into what comes before and after, mirrored: less than that cannot be.
+    wave = np.pad(timeline.waveform, (0, max(extractor.n_fft - samples, 0)))
+    whole: dict[str, Any] = {"truncation": False, "padding": "longest", "return_tensors": "np"}
+    mel: NDArray[np.float32] = extractor(wave, sampling_rate=RATE, **whole).input_features[0]
+    return mel[:, : -(-samples // extractor.hop_length)]
+
+
+def layer_picture(timeline: Timeline) -> NDArray[np.floating[Any]]:
+    """A_j by layer and frame over the layer's mean, `[layers, frames]`: 1 is what even attention would give.
+
+    Norms grow through the layers, so bare ones would show the last layer alone.
+    """
+    over_time = timeline.over_time()
+    return over_time / over_time.mean(1, keepdims=True)
+
+
+def tone(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Numbers from 0 as 0 to 1 for a colour map: square roots up to the 99.5th percentile, so that a few tokens that
+    receive very much do not blacken the others."""
+    most = np.percentile(values, 99.5)
+    return np.sqrt(np.clip(values / max(most, np.finfo(np.float32).tiny), 0, 1))
+
+
+def row_picture(timeline: Timeline, layer: int, *, standing_out: bool = False) -> NDArray[np.floating[Any]]:
+    """What each response token takes from each frame in one layer, `[rows, frames]`: a(m, j), or that over A_j."""
+    if standing_out:
+        return timeline.at_frame(timeline.standing_out()[layer])
+    return timeline.by_frame(timeline.norms[layer])
+
+
+def spaced(positions: Sequence[float], gap: float) -> list[float]:
+    """Places for labels: their positions, moved right where they would lie on the one before."""
+    places: list[float] = []
+    for position in positions:
+        places.append(max(position, places[-1] + gap) if places else position)
+    return places
+
+
+def readable(token: str) -> str:
+    """A response token as a label, line breaks spelled out."""
+    return repr(token)[1:-1].strip() or "␣"
+
+
+def plot_layers(timeline: Timeline, ax: Axes) -> None:
+    """Draws A_j by layer and time."""
+    edges = np.append(timeline.frame_times[:, 0], timeline.seconds)
+    layers = np.arange(timeline.n_layers + 1) - 0.5
+    ax.pcolormesh(edges, layers, tone(layer_picture(timeline)), **_HEATMAP)
+    ax.set(ylabel="LLM layer")
+
+
+def plot_rows(timeline: Timeline, layer: int, ax: Axes, *, standing_out: bool = False) -> None:
+    """Draws what each response token (top to bottom) takes from each time in one layer."""
+    picture = row_picture(timeline, layer, standing_out=standing_out)
+    edges = np.append(timeline.frame_times[:, 0], timeline.seconds)
+    ax.pcolormesh(edges, np.arange(len(picture) + 1) - 0.5, tone(picture), **_HEATMAP)
+    step = -(-len(picture) // _LABELLED)
+    labels = [plain(readable(token)) for token in timeline.tokens]
+    ax.set_yticks(range(0, len(picture), step), labels[::step], fontsize=6)
+    ax.invert_yaxis()
+
+
+@with_own_settings
+def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
+    """All of it over one axis of time.
+
+    Args:
+        timeline: what to draw.
+        layer: whose attention is drawn for each response token; see [`Timeline.choose_layer`].
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    layer = timeline.choose_layer(layer)
+    rows = min(max(0.14 * len(timeline.tokens), 1.2), 5.5)
+    heights = [0.9, 0.9, 2.6, rows, rows]
+    with sns.axes_style("ticks"), sns.plotting_context("paper"):
+        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+        figure = Figure(figsize=(_inches(timeline), sum(heights) + 2), layout="constrained")
+        grid = figure.add_gridspec(5, 2, width_ratios=(7, 1), height_ratios=heights)
+        axes = [figure.add_subplot(grid[0, 0])]
+        axes += [figure.add_subplot(grid[i, 0], sharex=axes[0]) for i in range(1, 5)]
+        _draw_waveform(timeline, axes[0])
+        _draw_spectrogram(timeline, axes[1])
+        plot_layers(timeline, axes[2])
+        plot_rows(timeline, layer, axes[3])
+        plot_rows(timeline, layer, axes[4], standing_out=True)
+        _draw_titles(timeline, layer, axes)
+        _draw_curves(timeline, layer, figure.add_subplot(grid[2, 1], sharey=axes[2]))
+        for ax in axes[:-1]:
+            ax.tick_params(labelbottom=False)
+        for ax in axes:
+            _draw_word_borders(timeline, ax)
+        axes[-1].set(xlim=(0, timeline.seconds), xlabel=f"time (s); {PLACED[timeline.times_from]}")
+        figure.suptitle(_title(timeline), fontsize=8, x=0.01, ha="left")
+    return figure
+
+
+def save_timeline(timeline: Timeline, out: Path, layer: int | None = None) -> None:
+    """Writes `PICTURES`."""
+    save_figure(timeline_figure(timeline, layer), out / "timeline")
+
+
+def _inches(timeline: Timeline) -> float:
+    """Width of the figure."""
+    return max(9.0, min(0.9 * timeline.seconds, 30))
+
+
+def _draw_titles(timeline: Timeline, layer: int, axes: Sequence[Axes]) -> None:
+    follows = timeline.advance(timeline.standing_out())[layer]
+    titles = {
+        2: "norm-based attention of the response, over the layer's mean",
+        3: f"by response token, layer {layer}",
+        4: f"the same over its mean over the response (peaks advance with it: ρ = {follows:.2f})",
+    }
+    for i, title in titles.items():
+        axes[i].set_title(title, loc="left", fontsize=8)
+
+
+def _draw_waveform(timeline: Timeline, ax: Axes) -> None:
+    step = max(len(timeline.waveform) // 8000, 1)
+    shape = timeline.waveform[: len(timeline.waveform) // step * step].reshape(-1, step)
+    seconds = np.arange(len(shape)) * step / RATE
+    ax.fill_between(seconds, shape.min(1), shape.max(1), color="0.35", linewidth=0.3)
+    words = timeline.words or []
+    look: dict[str, Any] = {"fontsize": 7, "rotation": 40, "ha": "left", "va": "bottom"}
+    # Slanted lines of text lie 7 points apart where they begin 7 / sin 40 apart; the axis takes 0.79 of the width.
+    points = 0.79 * 72 * _inches(timeline)
+    places = spaced([word.begin for word in words], 11 * timeline.seconds / points)
+    for word, place in zip(words, places, strict=True):
+        ax.annotate(plain(word.text), (place, 1.02), xycoords=("data", "axes fraction"), **look)
+    ax.set(ylabel="wave", yticks=[])
+
+
+def _draw_spectrogram(timeline: Timeline, ax: Axes) -> None:
+    mel = log_mel(timeline)
+    edges = np.minimum(np.arange(mel.shape[1] + 1) * 0.01, timeline.seconds)
+    ax.pcolormesh(edges, np.arange(len(mel) + 1), mel, **_HEATMAP)
+    ax.set(ylabel="log-mel", yticks=[])
+
+
+def _draw_curves(timeline: Timeline, layer: int, ax: Axes) -> None:
+    """Eta by layer, and how far attention advances with the response, beside the layers."""
+    layers = np.arange(timeline.n_layers)
+    ax.plot(timeline.eta, layers, color="0.2", label="η")
+    ax.plot(timeline.advance(timeline.standing_out()), layers, color="C1", linewidth=1, label="follows ρ")
+    ax.axvline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    ax.axhline(layer, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
+    ax.set(xlim=(-1.02, 1.02))
+    ax.tick_params(labelleft=False)
+    ax.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _draw_word_borders(timeline: Timeline, ax: Axes) -> None:
+    for word in timeline.words or []:
+        ax.axvline(word.begin, color="0.6", linewidth=0.4, alpha=0.8)
+
+
+def _title(timeline: Timeline) -> str:
+    said = " ".join(timeline.sample["response"].split())
+    lines = {"": f"{timeline.checkpoint['name']}, sample {timeline.sample['id']}"}
+    lines |= {"instruction: ": timeline.sample["instruction"], "response: ": said}
+    return plain("\n".join(f"{name}{_cut(text)}" for name, text in lines.items()))
+
+
+def _cut(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,235 @@
+"""The timeline of one utterance as a result: numbers by layer, response token and time, and what is read from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.stats import spearmanr
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.connectors.times import FRAME_SECONDS, RATE, Times
+from lsm_probe.probes.timeline.word_times import Word, loudness
+from lsm_probe.runner.result import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """What the response takes from the speech of one utterance, by layer of the LLM and by time.
+
+    Norms are those of the attention probe in head form `sum_then_norm`, in the unit of the model's residual stream.
+
+    Attributes:
+        sample: id, task, instruction, transcript (`text`, None if unknown), response and its token ids.
+        tokens: the response's tokens as text, one for each generating row.
+        checkpoint, data: identity and hashes.
+        conventions: of eta.
+        versions: of what the numbers depend on.
+        eta: instruction proportion, `[layers]`.
+        norms: a(m, j) of generating row m and speech token j, `[layers, rows, speech tokens]`; its mean over rows is
+            A_j.
+        token_times: begin and end of what each speech token covers, seconds, `[speech tokens, 2]`.
+        times_from: where those come from: `connector`, or `even` for a model of which it is not known, whose tokens
+            are spread evenly over the utterance.
+        shares: what part of each speech token comes from each frame, `[speech tokens, frames]`, rows summing to 1: of
+            a `window_qformer` the shares of its own norm-based cross-attention, else of the token's time.
+        frame_times: begin and end of each frame of 20 ms, seconds, `[frames, 2]`.
+        words: the transcript's words at their times; None where they could not be placed.
+        words_missing: why not.
+        self_check: of the LLM's attention, and of the encoder's and the connector's where they were measured.
+        waveform: mono at 16 kHz, `[samples]`; not stored in `timeline.json`.
+    """
+
+    SCHEMA: ClassVar[str] = "lsm-probe/timeline/1"
+
+    sample: dict[str, Any]
+    tokens: list[str]
+    checkpoint: dict[str, Any]
+    data: dict[str, Any]
+    conventions: dict[str, str]
+    versions: dict[str, str]
+    eta: Floats
+    norms: Floats
+    token_times: Times
+    times_from: Literal["connector", "even"]
+    shares: csr_array
+    frame_times: Times
+    words: list[Word] | None
+    words_missing: str | None
+    self_check: dict[str, Any]
+    waveform: NDArray[np.float32] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.waveform) / RATE
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.norms)
+
+    def by_frame(self, norms: Floats) -> Floats:
+        """Shares amounts `[..., speech tokens]` out among frames, `[..., frames]`; sums stay what they are.
+
+        A token that covers fewer frames than others, as the last one may, gives each of them more.
+        """
+        flat: Floats = norms.reshape(-1, norms.shape[-1]) @ self.shares
+        return flat.reshape(*norms.shape[:-1], -1)
+
+    def at_frame(self, values: Floats) -> Floats:
+        """Ratios `[..., speech tokens]` as frames see them, `[..., frames]`: means over their tokens, by shares."""
+        total = self.shares.sum(0)
+        return self.by_frame(values) / np.maximum(total, np.finfo(total.dtype).tiny)
+
+    def over_time(self) -> Floats:
+        """A_j by layer and frame, `[layers, frames]`."""
+        return self.by_frame(self.norms.mean(1))
+
+    def standing_out(self) -> Floats:
+        """a(m, j) over its mean over rows, A_j, `[layers, rows, speech tokens]`: what one row takes above the others.
+
+        From some speech tokens every row takes much, whatever it says; here they hide nothing.
+        """
+        mean = self.norms.mean(1, keepdims=True)
+        return self.norms / np.maximum(mean, np.finfo(mean.dtype).tiny)
+
+    def peak_times(self, norms: Floats) -> NDArray[np.float64]:
+        """The middle of the speech token where each row of `norms [layers, rows, speech tokens]` is largest, seconds,
+        `[layers, rows]`."""
+        middles: NDArray[np.float64] = self.token_times.mean(1)
+        return middles[norms.argmax(-1)]
+
+    def advance(self, norms: Floats) -> NDArray[np.float64]:
+        """Whether attention moves on through the speech as the response does, `[layers]`: Spearman's rank correlation
+        of a row's number with the time of its peak. 1 follows the speech in order; NaN where all peaks are one.
+
+        Needed for following words, but no proof of it: positions alone let later rows look further on, and so an
+        untrained connector advances too in some layers. Compare with one.
+
+        Args:
+            norms: `self.norms`, or what stands out of them.
+        """
+        peaks = self.peak_times(norms)
+        rows = np.arange(peaks.shape[1])
+        moving = [len(np.unique(peak)) > 1 for peak in peaks]
+        return np.array([spearmanr(rows, p).statistic if m else np.nan for p, m in zip(peaks, moving, strict=True)])
+
+    def chance(self) -> float:
+        """How far from 0 [`advance`] lies in 1 of 20 layers where rows and times have nothing to do with each other; 1,
+        which says nothing, where there are few rows."""
+        return min(1.0, float(1.96 / np.sqrt(max(len(self.tokens) - 1, 1))))
+
+    def choose_layer(self, layer: int | None = None) -> int:
+        """The layer asked for, or the one whose attention that stands out advances most with the response.
+
+        The best of many layers is high by chance alone where the response is short: see [`chance`].
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        if layer is None:
+            return int(np.argmax(np.nan_to_num(self.advance(self.standing_out()), nan=-1)))
+        return check_layer(layer, self.n_layers)
+
+    def in_words(self) -> NDArray[np.bool_] | None:
+        """Whether the middle of each frame lies in a word, `[frames]`."""
+        if self.words is None:
+            return None
+        middles = self.frame_times.mean(1)
+        return np.any([(word.begin <= middles) & (middles < word.end) for word in self.words], axis=0)
+
+    def words_to_silence(self) -> NDArray[np.float64] | None:
+        """A_j a frame inside words over A_j a frame outside of them, means, `[layers]`; None where words are not known
+        or leave no frame on one side."""
+        inside = self.in_words()
+        if inside is None or inside.all() or not inside.any():
+            return None
+        over_time = self.over_time().astype(np.float64)
+        ratio: NDArray[np.float64] = over_time[:, inside].mean(1) / over_time[:, ~inside].mean(1)
+        return ratio
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each layer: eta, how attention (and what stands out of it) advances, words against silence."""
+        ratio = self.words_to_silence()
+        return pd.DataFrame(
+            {
+                "checkpoint": self.checkpoint["name"],
+                "sample": self.sample["id"],
+                "layer": np.arange(self.n_layers),
+                "eta": self.eta,
+                "advance": self.advance(self.norms),
+                "advance_standing_out": self.advance(self.standing_out()),
+                "words_to_silence": np.nan if ratio is None else ratio,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `timeline.json` holds: all numbers behind the pictures, the spectrogram and the samples of the waveform
+        apart; norms to five significant digits."""
+        ratio = self.words_to_silence()
+        return {
+            "schema": self.SCHEMA,
+            "checkpoint": self.checkpoint,
+            "data": self.data,
+            "conventions": self.conventions,
+            "versions": self.versions,
+            "sample": self.sample,
+            "seconds": round(self.seconds, 4),
+            "self_check": self.self_check,
+            "layers": list(range(self.n_layers)),
+            "eta": _significant(self.eta),
+            "advance": _significant(self.advance(self.norms)),
+            "advance_standing_out": _significant(self.advance(self.standing_out())),
+            "advance_chance": round(self.chance(), 4),
+            "words_to_silence": None if ratio is None else _significant(ratio),
+            "words": None if self.words is None else [dataclasses.asdict(word) for word in self.words],
+            "words_missing": self.words_missing,
+            "speech_token_times": self.token_times.round(4).tolist(),
+            "speech_token_times_from": self.times_from,
+            "frame_seconds": FRAME_SECONDS,
+            "loudness_db": loudness(self.waveform).round(1).tolist(),
+            "norms_by_frame": _significant(self.over_time()),
+            "response_tokens": self.tokens,
+            "norms_by_response_token": _significant(self.norms),
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `timeline.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "timeline.json", self.to_dict())
+        return folder
+
+    def plot(self, layer: int | None = None) -> Figure:
+        """Draws it; see [`lsm_probe.probes.timeline.plot.timeline_figure`]."""
+        from lsm_probe.probes.timeline.plot import timeline_figure
+
+        return timeline_figure(self, layer)
+
+
+def check_layer(layer: int, layers: int) -> int:
+    """The layer, where the LLM has so many `layers`.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    if not 0 <= layer < layers:
+        raise InputError(f"layer {layer} is not one of {layers}: give 0 to {layers - 1}")
+    return layer
+
+
+def _significant(values: Floats) -> Any:
+    """Lists of numbers of five significant digits; NaN, undefined, becomes None."""
+    if np.ndim(values):
+        return [_significant(value) for value in values]
+    return None if np.isnan(values) else float(f"{values:.5g}")

@@ -1,0 +1,126 @@
+"""When each word of a known transcript is spoken: forced alignment by the embedded Whisper tiny.en."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from lsm_probe import assets
+from lsm_probe.errors import InputError
+from lsm_probe.models.connectors.times import FRAME_SECONDS, PIECE_SECONDS, RATE
+from lsm_probe.waveform import as_waveform
+
+SILENCE_DB = -35
+"""A frame of 20 ms this much below the loudest of its utterance is silence."""
+_PAUSE = 7
+"""Most frames of silence within a word: stops close the mouth for some 0.1 s."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as the transcript writes it, and when it is spoken, seconds."""
+
+    text: str
+    begin: float
+    end: float
+
+
+@torch.no_grad()
+def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
+    """Places the words of an English transcript in its speech.
+
+    Whisper's decoder reads the transcript; some heads of its cross-attention ("alignment heads", found by OpenAI for
+    each model) follow the speech, and dynamic time warping through their mean gives each token its first frame, 20 ms
+    exact at best. Both steps are transformers' own, as `generate(return_token_timestamps=True)` takes them. A word ends
+    where its punctuation or the next word begins; silence that this leaves at its ends, and what lies beyond a pause,
+    is taken off. About one word in thirty gets no time of its own: it begins and ends where the next one begins.
+
+    Args:
+        waveform: mono at 16 kHz, `[samples]`, as [`as_waveform`] takes it, at most 30 s.
+        transcript: what is said, all of it.
+
+    Raises:
+        InputError: the speech is longer than 30 s, or the transcript than Whisper's context; or the embedded Whisper
+            cannot be had. Or as [`as_waveform`].
+    """
+    waveform = as_waveform(waveform)
+    if len(waveform) > PIECE_SECONDS * RATE:
+        raise InputError(f"words are placed in speech of at most {PIECE_SECONDS} s, and this is longer")
+    model, processor = _whisper()
+    words = transcript.split()
+    ids = [processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    start = [model.generation_config.decoder_start_token_id, model.generation_config.no_timestamps_token_id]
+    tokens = torch.tensor([[*start, *(token for word in ids for token in word)]])
+    limit = model.config.max_target_positions
+    if tokens.shape[1] > limit:
+        raise InputError(f"words are placed in transcripts of at most {limit - len(start)} tokens, and this is longer")
+    features = processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt").input_features
+    # By itself: with the decoder it would hand out its own attention too, 200 MB.
+    encoded = model.model.encoder(features).last_hidden_state
+    output: Seq2SeqLMOutput = model(
+        encoder_outputs=BaseModelOutput(encoded), decoder_input_ids=tokens, output_attentions=True, use_cache=False
+    )
+    starts = model._extract_token_timestamps(
+        _Generated(sequences=tokens, cross_attentions=(output.cross_attentions,)),
+        model.generation_config.alignment_heads,
+        num_frames=len(waveform) // processor.feature_extractor.hop_length,
+        # The row of a token tells where the next one begins, so that of the second start token is the first word's.
+        num_input_ids=1,
+    )[0, 1:]
+    sound = loudness(waveform) > SILENCE_DB
+    return [_trimmed(word, sound) for word in _words(words, ids, starts.tolist(), processor.tokenizer)]
+
+
+def loudness(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Root mean square of each 20 ms frame in dB below the loudest, `[frames]`; the last frame may be shorter."""
+    frame = round(FRAME_SECONDS * RATE)
+    firsts = np.arange(0, len(waveform), frame)
+    squares = np.add.reduceat(waveform.astype(np.float64) ** 2, firsts)
+    means = squares / np.minimum(frame, len(waveform) - firsts)
+    return 10 * np.log10(np.maximum(means, 1e-12) / max(means.max(), 1e-12))
+
+
+class _Generated(dict[str, Any]):
+    """What `generate` would have returned, as far as the timestamps are read from it."""
+
+    __getattr__ = dict.__getitem__
+
+
+def _words(words: list[str], ids: list[list[int]], starts: list[float], tokenizer: Any) -> list[Word]:
+    """Joins tokens to words, given the start of each token and the end of the last."""
+    placed = []
+    first = 0
+    for word, own in zip(words, ids, strict=True):
+        spoken = [i for i, token in enumerate(own) if any(c.isalnum() for c in tokenizer.decode([token]))]
+        past = spoken[-1] + 1 if spoken else len(own)
+        placed.append(Word(word, round(starts[first], 2), round(starts[first + past], 2)))
+        first += len(own)
+    return placed
+
+
+def _trimmed(word: Word, sound: NDArray[np.bool_]) -> Word:
+    """The word from its first to its last frame of sound, where it has any; the longest part, if a pause parts it."""
+    first, past = (round(time / FRAME_SECONDS) for time in (word.begin, word.end))
+    found = first + sound[first:past].nonzero()[0]
+    if not len(found):
+        return word
+    part = max(np.split(found, (np.diff(found) > _PAUSE).nonzero()[0] + 1), key=len)
+    return Word(word.text, round(part[0] * FRAME_SECONDS, 2), round((part[-1] + 1) * FRAME_SECONDS, 2))
+
+
+@lru_cache(maxsize=1)
+def _whisper() -> tuple[Any, Any]:
+    """The embedded Whisper with its decoder. Eager: no other attention hands out its probabilities."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    folder = assets.speech_encoder()
+    model = WhisperForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    return model, WhisperProcessor.from_pretrained(folder)

@@ -1,0 +1,302 @@
+"""Figures and tables in the form of arXiv:2410.03798, at the size a paper prints them, with the numbers behind them.
+
+| name | shows | of results of |
+| --- | --- | --- |
+| figure3 | eta in six groups of layers, a curve for each checkpoint | `lsm-probe attention` |
+| figure5 | the same, and below it what the last LSM adds to each of the others | `lsm-probe attention` |
+| figure6 | speech and transcript in one plane, a panel for each checkpoint | `lsm-probe alignment` |
+| table2 | tasks by checkpoint | `lsm-probe evaluate` |
+| table6 | MMLU by group | `lsm-probe text-ability` |
+| table7 | the cascade, and how many times as fast the others are | `lsm-probe evaluate --cascade` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.tables import speeds
+from lsm_probe.evaluation.text_ability_result import TextAbilityResult
+from lsm_probe.files import replacing
+from lsm_probe.probes.alignment.plot import plot_points
+from lsm_probe.probes.alignment.result import AlignmentResult
+from lsm_probe.probes.attention.controls import controls_for, is_control
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
+from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.result import GROUPS, Curve, Floats, ProbeResult, curve
+from lsm_probe.runner.style import MARKERS, own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.0
+"""Widths in inches of one column and of the page of a two-column paper."""
+_LONGEST_NAME = 48
+"""Characters that a column has room for."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the paper draws or tabulates of results of one kind.
+
+    Attributes:
+        kind: class of the results it is made of.
+        frame: the numbers, a row each.
+        figure: the picture; None for a table, which is written as Markdown and LaTeX.
+        least: results it takes at least.
+    """
+
+    kind: type[ProbeResult]
+    frame: Callable[[Sequence[Any]], pd.DataFrame]
+    figure: Callable[[Sequence[Any]], Figure] | None = None
+    least: int = 1
+
+
+def save_drawing(name: str, results: Sequence[ProbeResult], out: Path) -> list[str]:
+    """Writes a figure as `NAME.png`, `.svg` and `.csv`, a table as `NAME.csv`, `.md` and `.tex`. Returns their names.
+
+    Args:
+        name: one of `DRAWINGS`.
+        results: those of other probes are passed over.
+        out: the folder.
+
+    Raises:
+        InputError: too few of the results are of its probe, or they do not hold what it shows.
+    """
+    import seaborn as sns
+
+    drawing = DRAWINGS[name]
+    results = [result for result in results if isinstance(result, drawing.kind)]
+    if len(results) < drawing.least:
+        raise InputError(
+            f"{name} is made of {drawing.least} or more {drawing.kind.PROBE} results, and {len(results)} are given: "
+            "add folders"
+        )
+    frame = drawing.frame(results)
+    if drawing.figure is not None:
+        save_frame(frame, out / f"{name}.csv")
+        with own_settings(), sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.9):
+            figure = drawing.figure(results)
+            use_fonts_with_all_glyphs(figure)
+        save_figure(figure, out / name)
+        return [f"{name}.png", f"{name}.svg", f"{name}.csv"]
+    written = {
+        "csv": frame.to_csv(index=False),
+        "md": _markdown(frame),
+        "tex": frame.to_latex(index=False, escape=True),
+    }
+    for suffix, text in written.items():
+        with replacing(out / f"{name}.{suffix}") as path:
+            path.write_text(text, encoding="utf-8")
+    return [f"{name}.{suffix}" for suffix in written]
+
+
+def eta_by_group(result: AttentionResult) -> Curve:
+    """Eta averaged over `numpy.array_split(layers, 6)`, with its interval, `[groups]`."""
+    return curve(_grouped(result.eta().mean), _grouped(result.resampled_eta()))
+
+
+def group_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
+    """A row for each checkpoint and group: its layers, eta with its interval."""
+    return pd.concat([_rows(result.name, _groups(result), eta_by_group(result)) for result in results])
+
+
+def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
+    """[`group_frame`], and the last LSM minus each of the others, paired on the samples both have.
+
+    Of the controls its own alone: the text LLM at the length of another's speech is no match for it.
+    """
+    last, gains = _gains(results)
+    rows = [_rows(f"{last.name} − {name}", _groups(last), gain) for name, gain in gains]
+    return pd.concat([group_frame(results), *rows])
+
+
+def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
+    """Draws eta by group, 0.5 dotted."""
+    curves = [(label, eta_by_group(result)) for label, result in zip(_labels(results), results, strict=True)]
+    _plot_curves(curves, ax, [(i, _line(result)) for i, result in enumerate(results)])
+    ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set(ylim=(0, 1), ylabel="η", xlabel="group of layers, first to last")
+
+
+def eta_figure(results: Sequence[AttentionResult]) -> Figure:
+    """Figure 3."""
+    figure = _figure(COLUMN, 2.6 + 0.16 * len(results))
+    plot_groups(results, ax := figure.subplots())
+    return _finished(figure, [ax])
+
+
+def gain_figure(results: Sequence[AttentionResult]) -> Figure:
+    """Figure 5."""
+    figure = _figure(COLUMN, 4.2 + 0.16 * (2 * len(results) - 1))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    plot_groups(results, above)
+    above.set(xlabel="")
+    last, gains = _gains(results)
+    # What is taken away looks as it does above.
+    styles = {result.name: (i, _line(result)) for i, result in enumerate(results)}
+    labels = dict(zip(styles, _labels(results), strict=True))
+    _plot_curves([(f"− {labels[name]}", gain) for name, gain in gains], below, [styles[name] for name, _ in gains])
+    below.axhline(0, color="0.5", linewidth=0.8)
+    below.set(ylabel="Δη", xlabel="group of layers, first to last")
+    above.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.04))
+    return _finished(figure, [above, below], legend_of=below, title=labels[last.name])
+
+
+def plane_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
+    """A row for each checkpoint, sample and modality: its point in the plane of the last state."""
+    rows = []
+    for result in results:
+        for modality, points in zip(("speech", "transcript"), result.embed_2d(-1), strict=True):
+            place = {"x": points[:, 0], "y": points[:, 1]}
+            rows.append(pd.DataFrame({"checkpoint": result.name, "sample": result.ids, "modality": modality, **place}))
+    return pd.concat(rows)
+
+
+def plane_figure(results: Sequence[AlignmentResult]) -> Figure:
+    """Figure 6."""
+    figure = _figure(min(PAGE, COLUMN * len(results)), COLUMN)
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for result, label, ax in zip(results, _labels(results), panels, strict=True):
+        plot_points(result, ax=ax)
+        ax.set_title(label, fontsize=8)
+        ax.set_frame_on(False)
+    return _finished(figure, list(panels), legend_of=panels[0])
+
+
+def task_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:
+    """Table 2: a row for each checkpoint, the first metric of each task, per cent."""
+    rows = []
+    for result in results:
+        scores, following = result.scores(), result.following()
+        first = {task.title: scores.get(task.name, {}).get(task.metrics[0]) for task in result.tasks}
+        told = {"follows": following} if following else {}
+        rows.append({"model": result.name, **{key: _one_digit(score) for key, score in {**first, **told}.items()}})
+    return pd.DataFrame(rows)
+
+
+def mmlu_table(results: Sequence[TextAbilityResult]) -> pd.DataFrame:
+    """Table 6: a row for each checkpoint, MMLU by group and on average, per cent."""
+    rows = []
+    for result in results:
+        if not result.accuracies:
+            raise InputError(f"{result.name} was not asked MMLU: run `lsm-probe text-ability` with --mmlu")
+        whole = {name: number for name, number in result.accuracies.items() if name not in result.subjects}
+        rows.append({"model": result.name, **{name: round(number.value, 1) for name, number in whole.items()}})
+    return pd.DataFrame(rows)
+
+
+def speed_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:
+    """Table 7: [`task_table`] with seconds per sample, and how many times as fast as the cascade each is."""
+    found = speeds(results)
+    if not found:
+        raise InputError("table7 holds a cascade against the others: evaluate with --cascade")
+    table = task_table(results)
+    table["seconds per sample"] = [round(float(result.seconds.mean()), 3) for result in results]
+    table["speed"] = [f"{found[r.name].mean:.1f}x" if r.name in found else "–" for r in results]
+    return table
+
+
+DRAWINGS = {
+    "figure3": Drawing(AttentionResult, group_frame, eta_figure),
+    "figure5": Drawing(AttentionResult, gain_frame, gain_figure, least=2),
+    "figure6": Drawing(AlignmentResult, plane_frame, plane_figure),
+    "table2": Drawing(EvaluationResult, task_table),
+    "table6": Drawing(TextAbilityResult, mmlu_table),
+    "table7": Drawing(EvaluationResult, speed_table, least=2),
+}
+
+
+def _grouped(values: Floats) -> Floats:
+    """`[..., layers]` -> `[..., groups]`."""
+    return np.stack([part.mean(-1) for part in np.array_split(values, GROUPS, axis=-1) if part.shape[-1]], axis=-1)
+
+
+def _groups(result: AttentionResult) -> list[str]:
+    parts = [part for part in np.array_split(np.arange(result.n_layers), GROUPS) if len(part)]
+    return [f"{part[0]}-{part[-1]}" for part in parts]
+
+
+def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
+    """The last LSM (of text LLMs the last), and what it adds to each of the others, by their names."""
+    own = [result for result in results if not is_control(result)] or results
+    last = ([result for result in own if result.checkpoint["source"] == "speech"] or own)[-1]
+    controls = [control.name for control in controls_for(results, last).values()]
+    gains = []
+    for other in results:
+        if other is last or (is_control(other) and other.name not in controls):
+            continue
+        shared = [sample for sample in last.ids if sample in set(other.ids)]
+        if not shared or last.n_layers != other.n_layers:
+            raise InputError(f"{last.name} and {other.name} have no samples in common, or not as many layers")
+        pair = other.subset(shared), last.subset(shared)
+        mean = np.subtract(*(_grouped(r.eta().mean) for r in pair[::-1]))
+        drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair[::-1]))
+        gains.append((other.name, curve(mean, drawn)))
+    if not gains:
+        raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")
+    return last, gains
+
+
+def _labels(results: Sequence[ProbeResult]) -> list[str]:
+    return checkpoint_labels([result.name for result in results], _LONGEST_NAME)
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    def cell(value: Any) -> Any:
+        return " ".join(value.split()).replace("|", r"\|") if isinstance(value, str) else value
+
+    return str(frame.rename(columns=cell).map(cell).to_markdown(index=False)) + "\n"
+
+
+def _line(result: AttentionResult) -> str:
+    return "--" if is_control(result) else "-"
+
+
+def _rows(name: str, groups: list[str], numbers: Curve) -> pd.DataFrame:
+    return pd.DataFrame({"checkpoint": name, "group": range(1, len(groups) + 1), "layers": groups, **vars(numbers)})
+
+
+def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[int, str]]) -> None:
+    """Each with the number of its colour and marker, and its kind of line."""
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind", 1 + max(number for number, _ in styles))
+    for (name, numbers), (number, line) in zip(curves, styles, strict=True):
+        x = np.arange(1, len(numbers.mean) + 1)
+        color, marker = palette[number], MARKERS[number % len(MARKERS)]
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
+        ax.plot(x, numbers.mean, label=name, linestyle=line, **look)
+        ax.fill_between(x, numbers.ci_low, numbers.ci_high, color=color, alpha=0.15, linewidth=0)
+    ax.set_xticks(range(1, GROUPS + 1))
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _finished(figure: Figure, axes: Sequence[Axes], legend_of: Axes | None = None, title: str | None = None) -> Figure:
+    import seaborn as sns
+
+    for ax in axes:
+        sns.despine(ax=ax)
+    handles, labels = (legend_of or axes[0]).get_legend_handles_labels()
+    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 7, "title_fontsize": 7}
+    figure.legend(handles, labels, title=title, **look)
+    return figure
+
+
+def _one_digit(score: Any) -> float | None:
+    return None if score is None or np.isnan(score.value) else round(score.value, 1)

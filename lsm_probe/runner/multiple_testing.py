@@ -1,0 +1,77 @@
+"""Hundreds of heads at once: which of them differ from 0, when chance alone would make some look as if they did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsm_probe.bootstrap import RESAMPLES
+from lsm_probe.runner.result import Curve, Floats, rounded
+
+SIGNIFICANT = 0.05
+"""Largest corrected p-value of a head that is said to matter, or to have changed."""
+
+
+@dataclass(frozen=True)
+class Tested(Curve):
+    """A number by layer and head with the 95 % interval of each head by itself, all `[layers, heads]`.
+
+    Attributes:
+        p: of the number being 0, corrected for how many heads there are; see [`corrected_p`].
+    """
+
+    p: Floats
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "p_corrected": rounded(self.p), "n_heads": int(self.p.size)}
+
+
+def corrected_p(
+    values: Floats, clusters: NDArray[np.int64], *, seed: int, side: Literal["greater", "both"] = "both"
+) -> Floats:
+    """P-values of "the mean over samples is 0", corrected for the number of heads by the maximum statistic.
+
+    Were nothing there, the values of an utterance could as well have the other sign. All its heads change signs
+    together, so that what they share stays; p is the share of such draws in which the *largest* statistic among all
+    heads reaches the head's own (Nichols & Holmes 2002, "Nonparametric permutation tests for functional neuroimaging",
+    section "Single threshold test"). The chance that any head at all is wrongly below 0.05 is then at most 0.05, for
+    values that scatter alike above and below their mean. With n utterances no p is below `2**-n`, twice that for
+    `both`: four find nothing, whatever is there.
+
+    Args:
+        values: `[samples, ...]`, one number for each sample and head; NaN makes a head's p 1.
+        clusters: number of the utterance each sample speaks of, `[samples]`.
+        seed: of the draws.
+        side: `greater` asks whether means are above 0, `both` whether they are other than 0.
+
+    Returns:
+        `[...]`: of all changes of signs where they are 1,000 at most (nine utterances), else in steps of 1 / 1001:
+        1,000 draws and the signs as they are.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    sums = np.zeros((int(clusters.max()) + 1, flat.shape[1]))
+    np.add.at(sums, clusters, flat)
+    signs = _signs(len(sums), seed)
+    # Student's t rises with the sum over its root mean square, which no change of signs changes.
+    length = np.sqrt((sums**2).sum(0))
+    known = length > 0
+    statistics = signs @ sums[:, known] / length[known]
+    if side == "both":
+        statistics = np.abs(statistics)
+    p = np.ones(flat.shape[1])
+    # Draws that repeat the signs as they are count as reaching them, whatever rounding does to them.
+    p[known] = (statistics.max(1, initial=-np.inf)[:, None] >= statistics[0] - 1e-9).mean(0)
+    return p.reshape(values.shape[1:])
+
+
+def _signs(count: int, seed: int) -> NDArray[np.float64]:
+    """Signs of `count` utterances, `[draws, count]`, the first draw the signs as they are."""
+    if 2**count <= RESAMPLES:
+        # All there are: draws could miss by chance how few they are, and find something where nothing can be found.
+        return np.array(list(product([1.0, -1.0], repeat=count)))
+    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, count))
+    return np.vstack([np.ones(count), drawn])

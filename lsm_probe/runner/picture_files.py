@@ -1,0 +1,43 @@
+"""Pictures and their numbers as files: whole or not at all, and the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.files import replacing
+from lsm_probe.runner.style import own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure beside `path` (which has no suffix) as PNG and as SVG."""
+    with own_settings():
+        _settle(figure)
+        for suffix in (".png", ".svg"):
+            with replacing(path.with_name(path.name + suffix)) as temporary:
+                figure.savefig(temporary, dpi=200, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def save_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Writes the numbers behind a picture as CSV, six decimals."""
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6f")
+
+
+def _settle(figure: Figure) -> None:
+    """Lays the figure out for good, in round numbers.
+
+    The layout's solver ends off by a last digit now and then, and an SVG's ids are hashes of all digits.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for half in figure.subfigs:
+        half.bbox_relative.set_points(np.round(half.bbox_relative.get_points(), 6))
+    for ax in figure.axes:
+        ax.set_position(np.round(ax.get_position().bounds, 6))

@@ -1,0 +1,72 @@
+"""Progress of an interrupted run: finished batches on disk, taken up again only under the same settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+from lsm_probe.runner.record import Record
+
+
+class Progress:
+    """Keeps the records of finished batches in a folder; does nothing without one.
+
+    Args:
+        folder: where to keep them; created when the first batch is put.
+        settings: everything that decides the numbers.
+
+    Raises:
+        InputError: if the folder holds the progress of a run with other settings.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]):
+        self.folder = folder
+        # JSON with sorted keys, so that the same settings have the same hash in another process.
+        text = json.dumps(settings, sort_keys=True, default=str)
+        self.stamp = hashlib.sha256(text.encode()).hexdigest()
+        stamp_file = None if folder is None else folder / "settings.sha256"
+        if stamp_file is not None and stamp_file.exists() and stamp_file.read_text() != self.stamp:
+            raise InputError(
+                f"{folder} holds an interrupted run with another checkpoint, data or settings: repeat those, or start "
+                "afresh without --resume"
+            )
+
+    def get(self, batch: int) -> list[Record] | None:
+        """The records of a finished batch, or None."""
+        path = self._path(batch)
+        if path is None or not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                described = json.loads(str(stored["records"]))
+                return [
+                    Record(**about, arrays={name: stored[f"{i}/{name}"] for name in names})
+                    for i, (about, names) in enumerate(described)
+                ]
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return None  # damaged, by a crash of the machine say: run the batch again
+
+    def put(self, batch: int, records: list[Record]) -> list[Record]:
+        """Keeps the records of a batch; they appear whole or not at all. Returns them."""
+        path = self._path(batch)
+        if path is None or self.folder is None:
+            return records
+        with replacing(self.folder / "settings.sha256") as temporary:
+            temporary.write_text(self.stamp)
+        described = [
+            ({"sample": r.sample, "utterance": r.utterance, "excluded": r.excluded}, list(r.arrays)) for r in records
+        ]
+        arrays = {f"{i}/{name}": a for i, r in enumerate(records) for name, a in r.arrays.items()}
+        with replacing(path) as temporary:
+            np.savez(temporary, records=np.array(json.dumps(described)), allow_pickle=False, **arrays)
+        return records
+
+    def _path(self, batch: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"batch-{batch:06d}.npz"

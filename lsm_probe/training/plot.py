@@ -1,0 +1,70 @@
+"""Losses over training: the training loss, and the held-out loss with true, other speech and other instructions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lsm_probe.files import replacing
+from lsm_probe.runner.picture_files import save_figure
+from lsm_probe.runner.style import own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CURVES = {
+    "loss": "training",
+    "eval_loss": "held out",
+    "eval_loss_speech_shuffled": "held out, speech of another",
+    "eval_loss_instruction_shuffled": "held out, instruction of another",
+}
+
+
+def history_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """The losses that a run logged: a row for each step, a column for each curve, nats per response token."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in entries:
+        rows.setdefault(entry["step"], {}).update({key: entry[key] for key in _CURVES if key in entry})
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(_CURVES)).sort_index()
+    return frame.dropna(axis=0, how="all").rename_axis("step")
+
+
+def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws the curves of [`history_frame`] over optimizer steps."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    blue, _, green, red = sns.color_palette("colorblind", 4)
+    # A control that changes nothing lies on the true curve: both stay visible.
+    looks: dict[str, dict[str, Any]] = {
+        "loss": {"color": "0.75", "linewidth": 1},
+        "eval_loss": {"color": blue, "linewidth": 3, "marker": "o"},
+        "eval_loss_speech_shuffled": {"color": green, "marker": "s", "markersize": 4},
+        "eval_loss_instruction_shuffled": {"color": red, "marker": "^", "markersize": 4, "linestyle": "--"},
+    }
+    for key, label in _CURVES.items():
+        curve = frame[key].dropna()
+        if len(curve):
+            ax.plot(curve.index, curve, label=label, **looks[key])
+    ax.set(xlabel="optimizer step", ylabel="loss (nats per response token)", ylim=(0, None))
+    if ax.lines:
+        ax.legend(frameon=False)
+    return ax
+
+
+def save_history(path: Path) -> None:
+    """Writes `history.png`, `.svg` and `.csv` beside a `history.json`."""
+    from matplotlib.figure import Figure
+
+    frame = history_frame(json.loads(path.read_text(encoding="utf-8")))
+    with own_settings():
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        plot_history(frame, figure.add_subplot())
+    save_figure(figure, path.with_suffix(""))
+    with replacing(path.with_suffix(".csv")) as temporary:
+        frame.to_csv(temporary)

@@ -1,0 +1,43 @@
+"""The trained miniatures in the package: they load by name, say where they come from, and do what their arms do."""
+
+import pytest
+import torch
+
+import lsm_probe
+from lsm_probe.data.audio import read_audio
+from lsm_probe.models.builtin_arms import CONNECTOR, TALL, WIDE, Training, builtin_arms, read_training
+
+
+def test_a_training_is_added_to_the_untrained_model(tiny_lsm):
+    model, rank = tiny_lsm.model, 2
+    matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
+    bias = next(name for name, _ in model.named_parameters() if name.startswith(CONNECTOR))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    tall, wide = torch.randn(before[matrix].shape[0], rank), torch.randn(rank, before[matrix].shape[1])
+    new = torch.randn_like(before[bias])
+    tensors = {matrix + TALL: tall, matrix + WIDE: wide, bias: new}
+    Training(model.config.projector_config, "full", tensors, {}).apply(model)
+    after = dict(model.named_parameters())
+    torch.testing.assert_close(after[matrix], before[matrix] + tall @ wide)
+    torch.testing.assert_close(after[bias], new)
+    others = before.keys() - {matrix, bias}
+    assert all(torch.equal(after[name], before[name]) for name in others)
+
+
+@pytest.mark.parametrize("name", builtin_arms())
+def test_each_is_small_and_says_where_it_comes_from(name):
+    training = read_training(name)
+    assert training.arm == {"study": "speech_anchor_bias", "arm": name, "seed": 0}
+    assert sum(tensor.nbytes for tensor in training.tensors.values()) < 15e6
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", builtin_arms())
+def test_each_hears_what_is_said(name):
+    checkpoint = lsm_probe.load(f"builtin:{name}", device="cpu")
+    assert checkpoint.identity["training"]["arm"] == name
+    assert checkpoint.identity["connector"]["trained"]
+    said = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]
+    prompts = [checkpoint.encode(sample.instruction, read_audio(sample)) for sample in said]
+    answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=32)
+    assert [checkpoint.decode(ids) for ids in answers] == [sample.text for sample in said]

@@ -1,0 +1,75 @@
+"""The figure shows the numbers of the result, and the same numbers give the same file."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.plot import PICTURES, eta_figure, plot_eta, save_eta
+from lsm_probe.probes.attention.result import AttentionResult
+
+
+@pytest.fixture
+def results():
+    rng = np.random.default_rng(0)
+    first = AttentionResult(
+        norms=rng.gamma(2.0, size=(5, 8, 5)).astype(np.float32),
+        head_norms=rng.gamma(2.0, size=(5, 8, 2, 5)).astype(np.float32),
+        tokens=rng.integers(2, 30, size=(5, 5)),
+        rows=np.ones(5, dtype=int),
+        clusters=np.arange(5),
+        samples=[{"id": str(i)} for i in range(5)],
+        checkpoint={"name": "speech model", "source": "speech"},
+        data={"name": "data", "sha256": "x", "n_samples": 5},
+        conventions=Conventions(),
+        self_check={},
+    )
+    control = {"name": "text at length", "source": "text", "control": "given lengths"}
+    return [first, replace(first, norms=first.norms[::-1], checkpoint=control)]
+
+
+def test_each_curve_is_the_results_eta_with_its_band(results):
+    ax = plot_eta(results)
+    for result, line, band in zip(results, ax.lines, ax.collections, strict=False):
+        curve = result.eta()
+        np.testing.assert_allclose(line.get_ydata(), curve.mean)
+        edges = band.get_paths()[0].vertices[:, 1]
+        assert edges.min() == pytest.approx(curve.ci_low.min())
+        assert edges.max() == pytest.approx(curve.ci_high.max())
+    assert [line.get_linestyle() for line in ax.lines[:2]] == ["-", "--"]
+    plt.close(ax.figure)
+
+
+def test_result_plot_draws_on_the_axes_it_is_given(results):
+    figure, ax = plt.subplots()
+    assert results[0].plot(ax, color="red", label="mine") is ax
+    assert ax.lines[0].get_color() == "red"
+    plt.close(figure)
+
+
+def test_both_segment_conventions_are_shown(results):
+    figure = eta_figure(results)
+    for ax, segment in zip(figure.axes, ("mean", "sum"), strict=True):
+        expected = results[0].with_conventions(segment=segment).eta().mean
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "speech model (5 samples" in labels[0]
+    assert "speech tokens" in labels[0]
+    assert "transcript tokens" in labels[1]
+
+
+def test_the_same_numbers_give_the_same_files(results, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_eta(results, tmp_path / name)
+    assert {path.name for path in (tmp_path / "one").iterdir()} == set(PICTURES)
+    for name in PICTURES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    frame = pd.read_csv(tmp_path / "one" / "eta.csv")
+    assert len(frame) == 2 * 2 * 8
+    row = frame[(frame["checkpoint"] == "speech model") & (frame["segment"] == "sum") & (frame["layer"] == 3)]
+    expected = results[0].with_conventions(segment="sum").eta().mean[3]
+    assert row["eta"].item() == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,227 @@
+"""Layers on several devices, or off them between their runs: the same numbers as in one place."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.models import device_map as spread
+
+CPU = torch.device("cpu")
+QUICK = {"max_new_tokens": 4, "batch_size": 4}
+PROBES = {
+    "attention": (lsm_probe.attention, {**QUICK, "max_new_tokens": 10, "tokens": True}),
+    "sensitivity": (lsm_probe.sensitivity, QUICK),
+    "knockout": (lsm_probe.knockout, {**QUICK, "heads": True}),
+    "alignment": (lsm_probe.alignment, {**QUICK, "perplexity": 2.0}),
+    "importance": (lsm_probe.importance, QUICK),
+}
+
+
+def load(folder):
+    """The model; its head has weights of its own, so that it can lie elsewhere than the embeddings."""
+    checkpoint = lsm_probe.load(folder, device="cpu", dtype="float32")
+    head = checkpoint.llm.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def taken(samples):
+    """Six samples, each instruction a task of its own."""
+    return [sample.model_copy(update={"task": None}) for sample in samples[:6]]
+
+
+@pytest.fixture(scope="module")
+def in_place(tiny_lsm_folder, taken):
+    return {name: probe(load(tiny_lsm_folder), taken, **options) for name, (probe, options) in PROBES.items()}
+
+
+def assert_same(result, expected):
+    assert result.samples == expected.samples
+    for name in expected.BY_SAMPLE:
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+
+
+# Off the devices
+
+
+def offload(model, kind, folder):
+    if kind == "memory":
+        cpu_offload(model, execution_device="cpu")
+    elif kind == "disk":
+        disk_offload(model, folder, execution_device="cpu")
+    else:  # every other layer
+        places = {f"language_model.model.layers.{i}": ("disk", "cpu")[i % 2] for i in range(3)}
+        parts = ("embed_tokens", "norm", "rotary_emb")
+        places |= {f"language_model.model.{part}": "cpu" for part in parts} | {"language_model.lm_head": "cpu"}
+        places |= {"audio_tower": "disk", "multi_modal_projector": "cpu"}
+        dispatch_model(model, places, main_device="cpu", offload_dir=folder)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
+@pytest.mark.parametrize("name", [name for name in PROBES if name != "importance"])
+def test_weights_that_come_for_a_layers_run_give_the_same_numbers(
+    tiny_lsm_folder, taken, in_place, tmp_path, name, kind
+):
+    checkpoint = load(tiny_lsm_folder)
+    offload(checkpoint.model, kind, tmp_path)
+    assert spread.is_away(checkpoint.model)
+    probe, options = PROBES[name]
+    assert_same(probe(checkpoint, taken, **options), in_place[name])
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
+def test_importance_refuses_weights_that_can_have_no_gradients(tiny_lsm_folder, taken, tmp_path, kind):
+    checkpoint = load(tiny_lsm_folder)
+    offload(checkpoint.model, kind, tmp_path)
+    with pytest.raises(InputError, match="get no gradients: give more GPUs"):
+        lsm_probe.importance(checkpoint, taken, **QUICK)
+
+
+# On several devices
+
+
+class TwoGpus(TorchFunctionMode):
+    """Two GPUs pretended on the CPU. As on real ones, what takes tensors from two devices at once fails.
+
+    Knows where each tensor is: on the CPU, unless it was sent or made elsewhere, or made of what is elsewhere. Single
+    numbers and indices may come from the CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.place = WeakIdKeyDictionary()
+
+    def put(self, module, device):
+        """Lays a module's weights there, and has what it is called with sent after."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self.place[tensor] = device
+
+        def send(module, args, kwargs):
+            def to(value):
+                return value.to(device) if isinstance(value, torch.Tensor) else value
+
+            # Keys and values stay with their layers.
+            return tree_map(to, args), {k: v if k == "past_key_values" else tree_map(to, v) for k, v in kwargs.items()}
+
+        module.register_forward_pre_hook(send, with_kwargs=True)
+
+    def of(self, tensor):
+        return self.place.get(tensor, CPU)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if function == torch.Tensor.device.__get__:
+            return self.of(args[0])
+        if name == "to":
+            return self._send(args[0], *args[1:], *kwargs.values())
+        if name == "cpu":
+            return self._send(args[0], CPU)
+        made_on = torch.device(kwargs.get("device") or CPU)
+        found = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        places = {self.of(tensor) for tensor in found if tensor.dim() or self.of(tensor) != CPU}
+        if name == "__getitem__":
+            places = {self.of(args[0])} | places - {CPU}
+        if name == "__deepcopy__":  # all that was copied before is among its arguments
+            places = {self.of(args[0])}
+        if len(places) > 1 or (name == "numpy" and places - {CPU}):
+            raise RuntimeError(f"{name} cannot take tensors on {places}")
+        made = function(*args, **({**kwargs, "device": "cpu"} if "device" in kwargs else kwargs))
+        place = made_on if "device" in kwargs else next(iter(places), CPU)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and place != CPU:
+                self.place[tensor] = place
+        return made
+
+    def _send(self, tensor, *where):
+        device, dtype = self.of(tensor), tensor.dtype
+        for value in where:
+            if isinstance(value, torch.Tensor):
+                device, dtype = self.of(value), value.dtype
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, torch.device | str):
+                device = torch.device(value)
+        sent = tensor.to(dtype, copy=device != self.of(tensor))
+        self.place[sent] = device
+        return sent
+
+
+def lay(model, gpus):
+    """What follows in the model's run mostly lies on the other GPU."""
+    llm = model.language_model
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    for module in (llm.model.embed_tokens, llm.model.rotary_emb, model.multi_modal_projector, llm.model.layers[0]):
+        gpus.put(module, first)
+    for module in (model.audio_tower, *llm.model.layers[1:], llm.model.norm, llm.lm_head):
+        gpus.put(module, second)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_layers_on_two_gpus_give_the_same_numbers(tiny_lsm_folder, taken, in_place, name):
+    checkpoint = load(tiny_lsm_folder)
+    probe, options = PROBES[name]
+    gpus = TwoGpus()
+    lay(checkpoint.model, gpus)
+    with gpus:
+        result = probe(checkpoint, taken, **options)
+    assert_same(result, in_place[name])
+
+
+def test_the_pretended_gpus_refuse_to_mix():
+    with TwoGpus():
+        first, second = torch.ones(2, device="cuda:0"), torch.ones(2).to("cuda:1")
+        for other in (second, torch.ones(2)):
+            with pytest.raises(RuntimeError, match="mul cannot take"):
+                first * other
+        assert (first * second.to(first.device)).device == first.device
+
+
+# The split
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """`split(model, {0: bytes, 1: bytes})`: where `spread` would lay a model over GPUs of this size."""
+
+    def made(model, sizes):
+        found = {}
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr(spread, "get_balanced_memory", lambda model, **_: {**sizes, "cpu": 0})
+        monkeypatch.setattr(spread, "dispatch_model", lambda model, places, **_: found.update(places))
+        spread.spread(model)
+        return found
+
+    return made
+
+
+def test_layers_are_laid_whole_over_the_gpus_and_the_rest_stays_on_the_cpu(tiny_lsm, split):
+    layers = tiny_lsm.llm.model.layers
+    size = sum(parameter.numel() * 4 for parameter in layers[0].parameters())
+    rest = sum(parameter.numel() * 4 for parameter in tiny_lsm.model.parameters()) - 3 * size
+    places = split(tiny_lsm.model, {0: rest + size, 1: 2 * size})
+    assert set(places.values()) == {0, 1, "cpu"}
+    inside = [name for name in places if name.startswith("language_model.model.layers.")]
+    assert inside
+    assert all(name.count(".") == 3 for name in inside)
+
+
+def test_without_gpus_a_model_stays_as_it_is(tiny_lsm_folder, tiny_lsm):
+    checkpoint = lsm_probe.load(tiny_lsm_folder, device="spread")
+    assert spread.input_device(checkpoint.model) == CPU
+    for mine, theirs in zip(checkpoint.model.parameters(), tiny_lsm.model.parameters(), strict=True):
+        assert mine.equal(theirs)
+
+
+def test_several_processes_are_refused_in_one_line(tiny_lsm_folder, monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="start a single process"):
+        lsm_probe.load(tiny_lsm_folder, device="spread")

@@ -1,0 +1,305 @@
+"""Single heads: who is who among them, what chance alone would find, and what a result says of them."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.models.segments import Segment
+from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.result import SEGMENTS as ATTENTION_SEGMENTS
+from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
+from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutConventions, KnockoutResult
+from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.multiple_testing import corrected_p
+
+RNG = np.random.default_rng
+
+
+def probe(checkpoint, samples, **options):
+    return lsm_probe.knockout(checkpoint, samples, **{"max_new_tokens": 4, "heads": True, **options})
+
+
+# What chance alone would find.
+
+
+def test_of_many_heads_without_an_effect_one_is_found_in_5_of_100_runs_at_most():
+    runs, heads = 300, 60
+    for side in ("greater", "both"):
+        found = by_itself = 0
+        for run in range(runs):
+            values = RNG(run).standard_t(3, size=(10, heads))
+            found += (corrected_p(values, np.arange(10), seed=run, side=side) < 0.05).any()
+            by_itself += (corrected_p(values[:, :1], np.arange(10), seed=run, side=side) < 0.05).any()
+        assert found / runs < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+        assert by_itself / runs > 0.01  # a test that finds nothing ever would pass as well
+
+
+def test_an_effect_is_found_among_many_heads():
+    values = RNG(0).normal(size=(20, 300))
+    values[:, 7] += 3
+    values[:, 9] -= 3
+    both, greater = (corrected_p(values, np.arange(20), seed=0, side=side) for side in ("both", "greater"))
+    assert np.flatnonzero(both < 0.05).tolist() == [7, 9]
+    assert np.flatnonzero(greater < 0.05).tolist() == [7]
+    assert greater[9] == 1
+
+
+def test_of_four_utterances_nothing_is_found_whatever_is_drawn():
+    values = RNG(0).uniform(1, 1.1, size=(4, 1))
+    assert {float(corrected_p(values, np.arange(4), seed=s, side="greater")[0]) for s in range(200)} == {1 / 16}
+    assert corrected_p(values, np.arange(4), seed=0, side="both") == 2 / 16
+
+
+def test_samples_of_one_utterance_count_once():
+    values = RNG(1).normal(0.5, 1, size=(9, 5, 4))
+    once = corrected_p(values, np.arange(9), seed=3)
+    twice = corrected_p(np.repeat(values, 2, 0), np.repeat(np.arange(9), 2), seed=3)
+    np.testing.assert_array_equal(once, twice)
+    assert corrected_p(np.repeat(values, 9, 0), np.arange(81), seed=3).min() < once.min()
+
+
+def test_four_utterances_find_nothing_and_constants_are_found_among_six():
+    for n, side, found in ((4, "greater", False), (5, "greater", True), (5, "both", False), (6, "both", True)):
+        assert (corrected_p(np.ones((n, 3)), np.arange(n), seed=0, side=side) < 0.05).all() == found
+
+
+def test_what_is_nothing_or_undefined_has_p_1():
+    values = np.ones((8, 3))
+    values[:, 1], values[3, 2] = 0, np.nan
+    np.testing.assert_array_equal(corrected_p(values, np.arange(8), seed=0)[1:], [1, 1])
+    assert corrected_p(np.zeros((8, 0, 4)), np.arange(8), seed=0).shape == (0, 4)
+
+
+# Knockout.
+
+
+def test_a_head_that_writes_nothing_costs_nothing_and_no_other_is_taken_for_it(tiny_llm, samples):
+    """Heads are query heads: of the three that share a key and a value only the one without output is idle."""
+    model = deepcopy(tiny_llm.llm)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] = 0
+    result = probe(replace(tiny_llm, model=model), samples[:3])
+    idle = np.abs(result.fall_heads).max(0) < 1e-6  # [segments, layers, heads]
+    assert [tuple(place) for place in np.argwhere(idle)] == [(0, 1, 4), (1, 1, 4)]
+
+
+def test_chosen_layers_have_the_numbers_of_all(tiny_llm, samples):
+    every = probe(tiny_llm, samples[:2])
+    chosen = probe(tiny_llm, samples[:2], layers=[2, 0, 2])
+    assert (every.head_layers, chosen.head_layers) == ([0, 1, 2], [0, 2])
+    np.testing.assert_allclose(chosen.fall_heads, every.fall_heads[:, :, [0, 2]], atol=1e-6)
+    np.testing.assert_allclose(chosen.fall, every.fall, atol=1e-6)
+
+
+def test_heads_are_left_out_unless_asked_for(tiny_llm, samples, tmp_path):
+    result = probe(tiny_llm, samples[:1], heads=False)
+    assert result.fall_heads.size == 0
+    assert len(result.head_frame()) == 0
+    assert json.loads((result.save(tmp_path) / "result.json").read_text())["heads"] is None
+    assert KnockoutResult.load(tmp_path).head_layers == []
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"layers": [3]}, "--layers names layer 3, but .* has layers 0 to 2"),
+        ({"layers": [-1, 0]}, "--layers names layer -1"),
+        ({"layers": []}, "--layers names no layer"),
+        ({"layers": [1], "heads": False}, "give --heads too"),
+    ],
+)
+def test_layers_that_cannot_be_meant_are_refused(tiny_llm, samples, options, line):
+    with pytest.raises(InputError, match=line):
+        probe(tiny_llm, samples[:1], **options)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_heads_alone(tiny_llm, samples, tmp_path):
+    options = {"batch_size": 1, "progress_folder": tmp_path, "layers": [1]}
+    whole, again = (probe(tiny_llm, samples[:2], **options) for _ in range(2))
+    np.testing.assert_array_equal(whole.fall_heads, again.fall_heads)
+    with pytest.raises(InputError, match="another checkpoint, data or settings"):
+        probe(tiny_llm, samples[:2], **{**options, "layers": [2]})
+
+
+def make(n=20, seed=0, name="model", source="speech"):
+    """Three layers of four heads, none of which matters but in layer 5: a source head, an instruction head, one that
+    is both, and one whose instruction is as dear as its source, though it scatters too widely to be found so."""
+    fall = RNG(seed).normal(0, 0.01, size=(n, 2, 3, 4))
+    fall[:, 1, 1, 0] += 0.1
+    fall[:, 0, 1, 1] += 0.1
+    fall[:, :, 1, 2] += 0.1
+    fall[:, :, 1, 3] += 0.1
+    fall[:, 0, 1, 3] += RNG(9).permutation(np.linspace(-0.4, 0.4, n))
+    return KnockoutResult(
+        log_prob=np.zeros(n, np.float32),
+        fall=np.zeros((n, 2, 6), np.float32),
+        fall_all_layers=np.zeros((n, 2), np.float32),
+        fall_heads=fall.astype(np.float32),
+        head_layers=[2, 5, 6],
+        clusters=np.arange(n),
+        samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(n)],
+        checkpoint={"name": name, "source": source},
+        data={"name": "data", "sha256": "abc", "n_samples": n},
+        conventions=KnockoutConventions(),
+        self_check={"worst": 1e-7, "worst_bound": 1e-5},
+    )
+
+
+def test_a_speech_anchor_head_is_hurt_by_the_source_alone_and_by_more(tmp_path):
+    result = make()
+    kinds = result.head_kinds()
+    assert kinds[1].tolist() == ["source", "instruction", "both", ""]
+    assert (kinds[[0, 2]] == "").all()
+    assert result.head_falls(Segment.SOURCE).p[1, 3] < 0.05  # found by itself, but not to be more than the instruction
+    stored = json.loads((result.save(tmp_path) / "result.json").read_text())["heads"]
+    assert stored["kinds"] == {"source": [[5, 0]], "instruction": [[5, 1]], "both": [[5, 2]]}
+    assert stored["fall_source"]["n_heads"] == 12
+
+
+def test_the_frame_ranks_heads_by_their_fall():
+    frame = make().head_frame()
+    best = frame.sort_values("fall_source", ascending=False).iloc[:3]
+    assert set(zip(best["layer"], best["head"], strict=True)) == {(5, 0), (5, 2), (5, 3)}
+    row = frame[(frame["layer"] == 5) & (frame["head"] == 1)].iloc[0]
+    assert row["fall_instruction_low"] < row["fall_instruction"] < row["fall_instruction_high"]
+    assert row["fall_instruction"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_saving_and_loading_loses_no_head(tmp_path):
+    result = make()
+    loaded = KnockoutResult.load(result.save(tmp_path))
+    assert loaded.to_dict() == result.to_dict()
+    np.testing.assert_array_equal(loaded.fall_heads, result.fall_heads)
+
+
+def test_a_result_made_before_there_were_heads_is_read(tmp_path):
+    result = make()
+    result.save(tmp_path)
+    with np.load(tmp_path / "arrays.npz") as stored:
+        np.savez(tmp_path / "arrays.npz", **{k: v for k, v in stored.items() if k != "fall_heads"})
+    summary = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "heads"}))
+    loaded = KnockoutResult.load(tmp_path)
+    assert loaded.head_layers == []
+    np.testing.assert_array_equal(loaded.fall, result.fall)
+
+
+def test_differences_by_head_are_paired_and_corrected():
+    first = make()
+    gain = np.zeros(first.fall_heads.shape[1:])
+    gain[1, 2, 3] = 0.2
+    noise = RNG(5).normal(0, 0.01, size=first.fall_heads.shape)
+    second = replace(first, fall_heads=first.fall_heads + gain + noise, checkpoint={"name": "second"})
+    found = compare([first, second])["pairs"][0]["heads_difference"]
+    assert np.argwhere(np.array(found["fall_source"]["p_corrected"]) < 0.05).tolist() == [[2, 3]]
+    assert (np.array(found["fall_instruction"]["p_corrected"]) > 0.05).all()
+    assert found["fall_source"]["mean"][2][3] == pytest.approx(0.2, abs=0.01)
+    elsewhere = replace(second, head_layers=[2, 5, 7])
+    assert compare([first, elsewhere])["pairs"][0]["heads_difference"] is None
+
+
+# Attention.
+
+
+def attention_result(seed=0, n=12, aggregate="mean_of_ratios", segment="mean", name="model"):
+    rng = RNG(seed)
+    head_norms = rng.gamma(2, size=(n, 6, 3, 5)).astype(np.float32)
+    return AttentionResult(
+        norms=head_norms.sum(2),
+        head_norms=head_norms,
+        tokens=rng.integers(3, 9, size=(n, 5)),
+        rows=np.ones(n, dtype=int),
+        clusters=np.arange(n),
+        samples=[{"id": f"s{i}"} for i in range(n)],
+        checkpoint={"name": name, "source": "speech"},
+        data={"name": "data", "sha256": "abc", "n_samples": n},
+        conventions=Conventions(heads="mean_of_norms", segment=segment, aggregate=aggregate),
+        self_check={},
+    )
+
+
+@pytest.mark.parametrize("segment", ["mean", "sum"])
+def test_the_layers_eta_is_its_heads_weighed_by_their_shares(segment):
+    result = attention_result(aggregate="ratio_of_means", segment=segment)
+    np.testing.assert_allclose((result.head_share() * result.head_eta().mean).sum(1), result.eta().mean, rtol=1e-6)
+    for aggregate in ("ratio_of_means", "mean_of_ratios"):
+        np.testing.assert_allclose(result.with_conventions(aggregate=aggregate).head_share().sum(1), 1)
+
+
+def test_a_models_only_head_has_the_layers_eta_and_interval():
+    result = attention_result()
+    lone = replace(result, head_norms=result.head_norms[:, :, :1])
+    for aggregate in ("ratio_of_means", "mean_of_ratios"):
+        read = lone.with_conventions(aggregate=aggregate)
+        for one, layer in zip(vars(read.head_eta()).values(), vars(read.eta()).values(), strict=True):
+            np.testing.assert_allclose(one[:, 0], layer)
+
+
+def test_a_head_that_takes_nothing_has_no_eta_and_no_share(tmp_path):
+    result = attention_result()
+    result.head_norms[:, 2, 1] = 0
+    frame = result.head_frame().set_index(["layer", "head"])
+    assert np.isnan(frame.loc[(2, 1), "eta"])
+    assert frame.loc[(2, 1), "share"] == 0
+    assert frame["eta"].isna().sum() == 1
+    other = replace(result, checkpoint={"name": "other"})
+    pair = compare([result, other])["pairs"][0]["head_eta_difference"]
+    assert pair["mean"][2][1] is None
+    assert pair["p_corrected"][2][1] == 1
+    json.dumps(pair, allow_nan=False)
+
+
+def test_heads_that_changed_are_found_among_those_that_did_not():
+    first = attention_result()
+    source = ATTENTION_SEGMENTS.index("source")
+    head_norms = first.head_norms * RNG(7).lognormal(0, 0.02, size=first.head_norms.shape)
+    head_norms[:, 4, 2, source] *= 3
+    second = replace(first, head_norms=head_norms)
+    found = head_eta_difference(first, second)
+    assert np.argwhere(found.p < 0.05).tolist() == [[4, 2]]
+    assert found.ci_low[4, 2] < found.mean[4, 2] < found.ci_high[4, 2] < 0
+    np.testing.assert_allclose(found.mean, second.head_eta().mean - first.head_eta().mean)
+
+
+@pytest.mark.real
+def test_heads_of_smollm2_equal_an_eager_float64_pass_with_the_mask_of_one_head_edited_by_hand():
+    text_llm = lsm_probe.load("builtin:llm", device="cpu")
+    sample = lsm_probe.read_manifest("builtin:probe")[0]
+    result = lsm_probe.knockout(text_llm, [sample], max_new_tokens=8, heads=True, layers=[14, 16])
+    prompt = text_llm.encode(sample.instruction, sample.text)
+    ids = torch.tensor(result.samples[0]["response_ids"])
+    llm = deepcopy(text_llm.llm).double()
+    llm.set_attn_implementation("eager")
+    inputs = torch.cat([torch.tensor(prompt.input_ids), ids])[None]
+    rows = slice(len(prompt) - 1, len(prompt) + len(ids) - 1)
+
+    def log_prob(layer=None, head=0, segment=None):
+        columns = [i for i, own in enumerate(prompt.segments) if own is segment]
+
+        def edit(module, args, kwargs):
+            mask = kwargs["attention_mask"].repeat(1, llm.config.num_attention_heads, 1, 1)
+            mask[:, head, rows, columns] = -torch.inf
+            return args, {**kwargs, "attention_mask": mask}
+
+        hook = None
+        if layer is not None:
+            hook = llm.model.layers[layer].self_attn.register_forward_pre_hook(edit, with_kwargs=True)
+        with torch.no_grad():
+            logits = llm(input_ids=inputs, use_cache=False).logits[0, rows]
+        if hook is not None:
+            hook.remove()
+        return logits.log_softmax(-1).gather(1, ids[:, None]).mean().item()
+
+    base = log_prob()
+    for place, layer in enumerate(result.head_layers):
+        for head in (0, 4, 8):
+            for s, segment in enumerate(SEGMENTS):
+                fall = base - log_prob(layer, head, segment)
+                assert result.fall_heads[0, s, place, head] == pytest.approx(fall, abs=1e-5)
+    assert np.abs(result.fall_heads).max() > 1e-3
