@@ -1,4 +1,7 @@
-"""The exceptions that end a command with one line instead of a traceback."""
+"""The exceptions that end a command with one line instead of a traceback, and with which exit code.
+
+Any other exception is a bug and ends with its traceback. `lsm_probe.cli.main` prints the line.
+"""
 
 import unicodedata
 
@@ -9,30 +12,56 @@ def one_line(message: str) -> str:
     return "".join(c if unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in line)
 
 
-class InputError(Exception):
-    """Something given from outside cannot be used.
+class CommandError(Exception):
+    """Ends a command with one line on stderr, which is made one line whatever names it holds.
 
-    The message says what is wrong, where, and how to fix it; the command line prints it without a traceback and exits
-    with code 2. It is made one line, whatever names it holds.
+    Args:
+        message: what is wrong, where, and what to do; empty if the command has printed it already.
     """
 
-    def __init__(self, message: str):
+    exit_code = 1
+
+    def __init__(self, message: str = ""):
         super().__init__(one_line(message))
+
+
+class InputError(CommandError):
+    """Something given from outside cannot be used."""
+
+    exit_code = 2
 
 
 class SampleFault(InputError):
     """A sample, or the model on it, gives no sound numbers; another sample may."""
 
 
-class WorkFailed(Exception):
-    """The input was usable, but the work came to no good end. One line; exit code 1."""
-
-    def __init__(self, message: str):
-        super().__init__(one_line(message))
+class WorkFailed(CommandError):
+    """The input was usable, but the work failed."""
 
 
-class Terminated(BaseException):
-    """The process received SIGTERM. Exit code 143.
+class CheckFailed(WorkFailed):
+    """A check found a regression, and has printed it."""
+
+
+class Stopped(BaseException):
+    """A signal stopped the work.
 
     Not an `Exception`, like KeyboardInterrupt, so that `except Exception` does not catch it.
     """
+
+    exit_code: int
+    reason: str
+
+
+class Interrupted(Stopped):
+    """Ctrl-C, as the commands report it; the package raises KeyboardInterrupt."""
+
+    exit_code = 130
+    reason = "interrupted"
+
+
+class Terminated(Stopped):
+    """The process received SIGTERM."""
+
+    exit_code = 143
+    reason = "stopped by SIGTERM"

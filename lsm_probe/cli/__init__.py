@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from contextlib import nullcontext
+from typing import Any
 
 import typer
 
@@ -23,18 +24,27 @@ from lsm_probe.cli.knockout import knockout
 from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
 from lsm_probe.cli.sensitivity import sensitivity
-from lsm_probe.cli.stopping import sigterm_raises
+from lsm_probe.cli.stopping import sigterm_raises, stoppable
 from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
-from lsm_probe.errors import InputError, Terminated, WorkFailed, one_line
+from lsm_probe.errors import CommandError, InputError, Stopped, WorkFailed, one_line
 from lsm_probe.files import disk_is_full
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands. Ctrl-C leaves them as Interrupted: at KeyboardInterrupt typer would end without a line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with stoppable(hint=""):
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="lsm-probe",
+    cls=Commands,
     help="Shows, locates and measures speech anchor bias in large speech-text models (arXiv 2410.03798).",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -74,7 +84,7 @@ def _root(
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 terminated.
 
-    All but the first come with one line on stderr.
+    All but the first come with one line on stderr; [`lsm_probe.errors`] says which exception has which code.
     """
     print_any_character()
     # Before torch is imported. OpenMP's threads wait for each other by spinning, which costs much where another process
@@ -85,35 +95,40 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     try:
         with nullcontext() if "RANK" in os.environ else sigterm_raises():
-            app()
-    except InputError as error:
-        _end(f"error: {error}", 2)
-    except WorkFailed as error:
-        _end(f"error: {error}", 1)
-    except Terminated as error:
-        _end(str(error) or "stopped by SIGTERM", 143)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
-    except SystemExit as end:
-        # typer turns Ctrl-C into this by itself, without a word; `stoppable` has said more.
-        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
-            _end("interrupted", 130)
-        raise
+            sys.exit(app(standalone_mode=False))
+    except CommandError as error:
+        _exit(error.exit_code, f"error: {error}" if str(error) else "")
+    except typer.TyperException as error:
+        _exit(InputError.exit_code, _usage_error(error))
+    except Stopped as stop:
+        _exit(stop.exit_code, str(stop))
     except OSError as error:
+        # What was being written has been taken back; what was finished before is whole.
+        place = f" at {error.filename}" if error.filename else ""
         if disk_is_full(error):
-            # What was being written has been taken back; what was finished before is whole.
-            place = f" at {error.filename}" if error.filename else ""
-            _end(f"error: the disk is full{place}: make room, then run it again (--resume goes on)", 1)
-        if error.errno is None or not error.filename:
+            reason = f"the disk is full{place}: make room, then run it again (--resume goes on)"
+        elif error.errno is not None and place:
+            reason = f"cannot read or write {error.filename}: {error.strerror}; check the path and its permissions"
+        else:
             raise
-        _end(f"error: cannot read or write {error.filename}: {error.strerror}; check the path and its permissions", 1)
+        _exit(WorkFailed.exit_code, f"error: {reason}")
 
 
-def _end(line: str, code: int) -> None:
-    if "RANK" in os.environ:  # as `torchrun` sets it
+def _usage_error(error: typer.TyperException) -> str:
+    """One line about an option or argument; empty if the help is printed instead."""
+    message = one_line(error.format_message()).removesuffix(".")
+    if not message:
+        return ""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else app.info.name
+    return f"error: {message[0].lower()}{message[1:]}; see {command} --help"
+
+
+def _exit(code: int, line: str) -> None:
+    if line and "RANK" in os.environ:  # as `torchrun` sets it
         from lsm_probe.distributed import print_on_main
 
         print_on_main(line)
-    else:
+    elif line:
         print(line, file=sys.stderr)
     sys.exit(code)

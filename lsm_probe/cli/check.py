@@ -46,6 +46,7 @@ def check(
     ] = False,
     json: opt.Json = False,
 ) -> None:
+    from lsm_probe.errors import CheckFailed
     from lsm_probe.files import check_can_write
     from lsm_probe.regression.baseline import result_file
     from lsm_probe.regression.check import check
@@ -62,7 +63,7 @@ def check(
     show_verdict(verdict, as_json=json)
     publish(verdict, baseline)
     if verdict.regressed:
-        raise typer.Exit(1)
+        raise CheckFailed
 
 
 check.__doc__ = EXAMPLES

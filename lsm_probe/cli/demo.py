@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ of models.
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
     full: Annotated[bool, typer.Option("--full", help="Train longer and probe more samples.")] = False,
     steps: Annotated[
@@ -41,12 +43,17 @@ def demo(
         typer.Option("--resume", help="Continue an interrupted demo, with the training size it was started with."),
     ] = False,
 ) -> None:
-    from lsm_probe.cli.story import FULL, Repair, run_demo
+    from lsm_probe.reports.demo import FULL, TrainingSize, run_demo
 
     size = FULL if full else None
     if steps is not None:
-        size = Repair(steps, FULL.batch if full else 4)
-    run_demo(out, size=size, limit=limit or (24 if full else 8), resume=resume)
+        size = TrainingSize(steps, FULL.batch if full else 4)
+    run_demo(partial(_run_command, context), out, size=size, limit=limit or (24 if full else 8), resume=resume)
+
+
+def _run_command(context: typer.Context, arguments: list[str]) -> None:
+    """Runs a command of this package in this process."""
+    context.find_root().command.main(arguments, prog_name="lsm-probe", standalone_mode=False)
 
 
 demo.__doc__ = EXPLANATION

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command ends within seconds, says how to go on, and exits with 130 or 143."""
+"""Ctrl-C and SIGTERM: a command ends within seconds and says how to continue."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import typer
+from lsm_probe.errors import Interrupted, Terminated
 
-from lsm_probe.errors import Terminated
+RESUME = "run the same command with --resume to continue"
 
 
 @contextmanager
@@ -25,27 +25,22 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-RESUME = "run the same command with --resume to continue"
-
-
 @contextmanager
-def stoppable(way_on: str = RESUME) -> Iterator[None]:
-    """Ends the command when the block is stopped, with one line that says how to go on.
+def stoppable(hint: str = RESUME) -> Iterator[None]:
+    """Says how to continue if the block is stopped.
 
     Args:
-        way_on: what is said where the work itself does not say how far it came.
+        hint: how to continue, if the work itself does not say how far it came; may be empty.
 
     Raises:
-        typer.Exit: Ctrl-C (130) or SIGTERM (143) came.
+        Interrupted: Ctrl-C came.
+        Terminated: SIGTERM came.
     """
     try:
         yield
-    except (KeyboardInterrupt, Terminated) as stop:
-        from lsm_probe.distributed import print_on_main
-
-        terminated = isinstance(stop, Terminated)
-        print_on_main(str(stop) or f"{'stopped by SIGTERM' if terminated else 'interrupted'}{way_on and ': '}{way_on}")
-        raise typer.Exit(143 if terminated else 130) from None
+    except (KeyboardInterrupt, Interrupted, Terminated) as stop:
+        kind = Terminated if isinstance(stop, Terminated) else Interrupted
+        raise kind(str(stop) or f"{kind.reason}: {hint}".removesuffix(": ")) from None
 
 
 def _terminate(*_: Any) -> None:

@@ -2,29 +2,34 @@
 
 import json
 import shlex
+from importlib import import_module
 
 import pytest
 
-from lsm_probe.cli import story
-from lsm_probe.cli.story import FULL, Repair
+from lsm_probe import assets
+from lsm_probe.errors import CheckFailed, WorkFailed
+from lsm_probe.reports import demo
+from lsm_probe.reports.demo import FULL, TrainingSize, diagnosis_steps, largest_training, repair_steps
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The command lines that a demo runs, none of which does anything; `codes` are their exit codes."""
-    commands, codes = [], {}
+    """The command lines that a demo runs, none of which does anything; `failures` are the errors they end with."""
+    commands, failures = [], {}
 
-    def run(arguments):
+    def run(context, arguments):
         commands.append(arguments)
-        return codes.get(arguments[0], 0)
+        if arguments[0] in failures:
+            raise failures[arguments[0]]
 
-    monkeypatch.setattr(story, "_run", run)
-    monkeypatch.setattr(story, "_fetch_models", lambda: None)
-    monkeypatch.setattr(story, "_fitting_size", lambda *_: Repair(7, 4))
-    return commands, codes
+    monkeypatch.setattr(import_module("lsm_probe.cli.demo"), "_run_command", run)
+    monkeypatch.setattr(assets, "speech_encoder", lambda: None)
+    monkeypatch.setattr(assets, "language_model", lambda: None)
+    monkeypatch.setattr(demo, "_fitting_size", lambda *_: TrainingSize(7, 4))
+    return commands, failures
 
 
-STEPS = [*story.diagnosis(5), *story.repair(Repair(3, 4), 5)]
+STEPS = [*diagnosis_steps(5), *repair_steps(TrainingSize(3, 4), 5)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=[f"{i}-{step.command.split()[0]}" for i, step in enumerate(STEPS)])
@@ -51,15 +56,15 @@ def test_the_first_result_comes_before_anything_is_made_or_trained(ran, lsm_prob
     ("seconds", "each", "size"),
     [
         (400, 1.0, FULL),  # 370 s for 320 samples
-        (158, 1.0, Repair(32, 4)),
-        (94, 1.0, Repair(16, 4)),
+        (158, 1.0, TrainingSize(32, 4)),
+        (94, 1.0, TrainingSize(16, 4)),
         (400, 0.3, FULL),
-        (40, 10.0, Repair(8, 4)),  # no time is left: the smallest
-        (-50, 1.0, Repair(8, 4)),
+        (40, 10.0, TrainingSize(8, 4)),  # no time is left: the smallest
+        (-50, 1.0, TrainingSize(8, 4)),
     ],
 )
 def test_the_training_is_the_largest_that_fits(seconds, each, size):
-    assert story.fitting(seconds, each) == size
+    assert largest_training(seconds, each) == size
 
 
 def test_full_trains_for_longer_on_more_samples(ran, lsm_probe_command, tmp_path):
@@ -71,25 +76,25 @@ def test_full_trains_for_longer_on_more_samples(ran, lsm_probe_command, tmp_path
 
 
 def test_only_the_check_may_fail(ran, lsm_probe_command, tmp_path):
-    commands, codes = ran
-    codes["check"] = 1
+    commands, failures = ran
+    failures["check"] = CheckFailed()
     assert lsm_probe_command("demo", "--out", tmp_path / "demo")[0] == 0
-    codes["train"] = 1
+    failures["train"] = WorkFailed("the loss is not finite")
     commands.clear()
     assert lsm_probe_command("demo", "--out", tmp_path / "other")[0] == 1
     assert commands[-1][0] == "train"
 
 
 def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_probe_command, tmp_path):
-    demo = tmp_path / "demo"
+    out = tmp_path / "demo"
     for made in ("commands/test.transcription.jsonl", "answers/manifest.jsonl", "repaired/config.yaml"):
-        (demo / made).parent.mkdir(parents=True, exist_ok=True)
-        (demo / made).touch()
-    (demo / "repair.json").write_text(json.dumps({"steps": 11, "batch": 2}))
-    code, _, err = lsm_probe_command("demo", "--out", demo)
+        (out / made).parent.mkdir(parents=True, exist_ok=True)
+        (out / made).touch()
+    (out / "repair.json").write_text(json.dumps({"steps": 11, "batch": 2}))
+    code, _, err = lsm_probe_command("demo", "--out", out)
     assert (code, err.count("\n")) == (2, 1)
     assert "holds files already: go on with --resume, or choose another folder" in err
-    code, told, _ = lsm_probe_command("demo", "--out", demo, "--resume", "--steps", 20)
+    code, told, _ = lsm_probe_command("demo", "--out", out, "--resume", "--steps", 20)
     assert code == 0
     assert "The training keeps the size it was started with: 11 steps of 2 samples" in told
     by_name = {command[0]: command for command in ran[0]}
@@ -102,8 +107,8 @@ def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_pro
 def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
     lsm_probe_command, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(story, "PLANNED_SECONDS", 0)  # the smallest training
-    monkeypatch.setattr(story, "_SMALLEST", Repair(2, 2))
+    monkeypatch.setattr(demo, "PLANNED_SECONDS", 0)  # the smallest training
+    monkeypatch.setattr(demo, "_SMALLEST", TrainingSize(2, 2))
     out = tmp_path / "demo"
     code, told, _ = lsm_probe_command("demo", "--limit", 4, "--out", out)
     assert code == 0

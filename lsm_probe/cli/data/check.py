@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import typer
-
 from lsm_probe.cli.progress import progress
 from lsm_probe.data.audio import check_audio_file, read_audio
 from lsm_probe.data.manifest import scan_manifest
@@ -52,7 +50,7 @@ def validate_and_report(
     if not samples and not problems.found:
         raise InputError(f"{manifest} holds no sample; write one JSON object a line")
     if problems.found:
-        raise typer.Exit(2)
+        raise InputError  # the lines above say what is wrong
 
 
 def _check(sample: Sample, headers: bool) -> None:

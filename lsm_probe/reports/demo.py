@@ -1,18 +1,19 @@
-"""The demo's steps: each is a command line of this package, run as it is printed."""
+"""The demo: speech anchor bias and its repair, in steps that are command lines of this package."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 
-import typer
-
-from lsm_probe.errors import InputError
+from lsm_probe import assets
+from lsm_probe.errors import CheckFailed, InputError
 from lsm_probe.files import check_can_write, replacing
+from lsm_probe.training.config import read_config
+from lsm_probe.training.timing import seconds_per_sample
 
 PLANNED_SECONDS = 330
 """What the whole demo may take, downloads apart."""
@@ -30,7 +31,7 @@ class Step:
         why: what it is for.
         command: what is run, without `lsm-probe`; `OUT` stands for the output folder.
         makes: a file or folder that is there when the step is done, below the output folder.
-        may_fail: whether exit code 1, "the check failed", is expected.
+        may_fail: whether the check may find a regression.
     """
 
     why: str
@@ -40,18 +41,18 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Repair:
-    """The size of the training: its steps, and the samples in each."""
+class TrainingSize:
+    """Optimizer steps of the repair, and the samples in each."""
 
     steps: int
     batch: int
 
 
-FULL = Repair(40, 8)
-_SMALLEST = Repair(8, 4)
+FULL = TrainingSize(40, 8)
+_SMALLEST = TrainingSize(8, 4)
 
 
-def diagnosis(limit: int) -> list[Step]:
+def diagnosis_steps(limit: int) -> list[Step]:
     """The steps that look at the built-in models."""
     return [
         Step(
@@ -80,7 +81,7 @@ def diagnosis(limit: int) -> list[Step]:
     ]
 
 
-def repair(size: Repair, limit: int) -> list[Step]:
+def repair_steps(size: TrainingSize, limit: int) -> list[Step]:
     """The steps that train the biased model on self-powered data, and look at it again."""
     rates = f"warmup={max(1, size.steps // 8)} learning_rate=5e-4 connector_learning_rate=2e-4 max_grad_norm=1"
     sizes = f"max_steps={size.steps} batch_size={size.batch} machine.per_device_batch_size={size.batch}"
@@ -125,10 +126,13 @@ def repair(size: Repair, limit: int) -> list[Step]:
     ]
 
 
-def run_demo(out: Path, *, size: Repair | None, limit: int, resume: bool) -> None:
+def run_demo(
+    run_command: Callable[[list[str]], object], out: Path, *, size: TrainingSize | None, limit: int, resume: bool
+) -> None:
     """Runs the steps one after another; with `resume` it goes on where an earlier demo stopped.
 
     Args:
+        run_command: runs a command line of this package; an exception says that it failed.
         out: the output folder.
         size: of the training; None chooses what fits into [`PLANNED_SECONDS`] on this machine. A resumed demo keeps the
             size it was started with.
@@ -137,23 +141,24 @@ def run_demo(out: Path, *, size: Repair | None, limit: int, resume: bool) -> Non
 
     Raises:
         InputError: `out` holds files and `resume` is False.
-        typer.Exit: a step failed, with its code.
+        CommandError: a step failed.
     """
     check_can_write("--out", out, folder=True)
     if not resume and out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out} holds files already: go on with --resume, or choose another folder")
-    first = diagnosis(limit)
-    total = len(first) + len(repair(FULL, limit))
-    _fetch_models()
+    first = diagnosis_steps(limit)
+    total = len(first) + len(repair_steps(FULL, limit))
+    assets.speech_encoder()
+    assets.language_model()
     begun = monotonic()
-    seconds = _run_steps(first, out, number=1, total=total)
+    seconds = _run_steps(run_command, first, out, number=1, total=total)
     earlier = _earlier_size(out)
     if earlier and size not in (None, earlier):
         print(f"The training keeps the size it was started with: {earlier.steps} steps of {earlier.batch} samples")
     size = earlier or size or _fitting_size(out, PLANNED_SECONDS - (monotonic() - begun), seconds)
     with replacing(out / _SIZE) as temporary:
         temporary.write_text(json.dumps(asdict(size)) + "\n", encoding="utf-8")
-    _run_steps(repair(size, limit), out, number=1 + len(first), total=total)
+    _run_steps(run_command, repair_steps(size, limit), out, number=1 + len(first), total=total)
     print(f"\nThe demo took {(monotonic() - begun) / 60:.1f} minutes. Open {out / 'report.html'}")
 
 
@@ -161,14 +166,9 @@ def _probed(limit: int) -> str:
     return f"--data builtin:commands --limit {limit} --max-new-tokens 32"
 
 
-def _fetch_models() -> None:
-    from lsm_probe import assets
-
-    assets.speech_encoder()
-    assets.language_model()
-
-
-def _run_steps(steps: Sequence[Step], out: Path, *, number: int, total: int) -> list[float]:
+def _run_steps(
+    run_command: Callable[[list[str]], object], steps: Sequence[Step], out: Path, *, number: int, total: int
+) -> list[float]:
     """Runs the steps; the seconds that each took."""
     seconds = []
     for i, step in enumerate(steps, start=number):
@@ -181,9 +181,11 @@ def _run_steps(steps: Sequence[Step], out: Path, *, number: int, total: int) -> 
         if step.makes and (out / step.makes).exists():
             print("done before")
         else:
-            code = _run(arguments)
-            if code and not (step.may_fail and code == 1):
-                raise typer.Exit(code)
+            try:
+                run_command(arguments)
+            except CheckFailed:
+                if not step.may_fail:
+                    raise
         seconds.append(monotonic() - begun)
     return seconds
 
@@ -192,18 +194,15 @@ def _holds_files(folder: Path) -> bool:
     return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
-def _earlier_size(out: Path) -> Repair | None:
+def _earlier_size(out: Path) -> TrainingSize | None:
     try:
-        return Repair(**json.loads((out / _SIZE).read_text(encoding="utf-8")))
+        return TrainingSize(**json.loads((out / _SIZE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[float]) -> Repair:
+def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[float]) -> TrainingSize:
     """The training that fits into the time left, less what comes after it; never below the smallest that shows much."""
-    from lsm_probe.training.config import read_config
-    from lsm_probe.training.timing import seconds_per_sample
-
     print("\nTiming two training passes, to choose a size that fits this machine", flush=True)
     attention, sensitivity, report, _ = diagnosis_seconds
     data = out / "commands" / "train.transcription.jsonl"
@@ -212,7 +211,7 @@ def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[fl
     )
     # One quarter of the attention time and one third of the sensitivity time, rounded up for safety.
     after = attention / 3 + sensitivity / 2 + report
-    size = fitting(seconds_left - after, each)
+    size = largest_training(seconds_left - after, each)
     full = FULL.steps * FULL.batch * each / 60
     print(
         f"{each:.2f} s a sample: the repair takes {size.steps} steps of {size.batch} samples, about "
@@ -223,17 +222,9 @@ def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[fl
     return size
 
 
-def fitting(seconds: float, seconds_per_sample: float) -> Repair:
+def largest_training(seconds: float, seconds_per_sample: float) -> TrainingSize:
     """The largest training up to [`FULL`] that takes at most `seconds`, with 30 s for loading, encoding and saving."""
     passes = (seconds - 30) / seconds_per_sample
     if passes >= FULL.steps * FULL.batch:
         return FULL
-    return Repair(min(FULL.steps, max(_SMALLEST.steps, int(passes / _SMALLEST.batch))), _SMALLEST.batch)
-
-
-def _run(arguments: list[str]) -> int:
-    """Runs a command of this package in this process; its exit code."""
-    from lsm_probe.cli import app
-
-    code = typer.main.get_command(app).main(arguments, prog_name="lsm-probe", standalone_mode=False)
-    return code if isinstance(code, int) else 0
+    return TrainingSize(min(FULL.steps, max(_SMALLEST.steps, int(passes / _SMALLEST.batch))), _SMALLEST.batch)
