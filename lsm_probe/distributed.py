@@ -1,8 +1,8 @@
-"""The processes of a run: one, or those that `torchrun` or `accelerate launch` started.
+"""The ranks of a run that `torchrun` or `accelerate launch` started, and what they exchange.
 
-Each does its share of the work and all go on with what all have found. What ends one of them ends them all: a process
-that fails says so at once, the others look before each piece of their share, and nobody is left waiting. They talk
-over sockets between CPUs, whatever the models run on: a device whose memory has run out can still say so.
+An error in one rank ends all of them with the same error. The rank that fails counts its failure in the store of the
+process group; the others read that count before each item of their share, and every rank then meets the others in a
+gather. All goes through gloo, between CPUs: a rank whose GPU has run out of memory can still report it.
 """
 
 from __future__ import annotations
@@ -25,204 +25,213 @@ from torch import Tensor
 
 from lsm_probe.errors import InputError, Terminated, WorkFailed
 
-# While one process encodes or hashes what is large, the others wait; the libraries' 10 or 30 minutes are not enough.
-_PATIENCE = timedelta(hours=3)
-_FAREWELL = timedelta(minutes=1)
-_SUM_AT_ONCE = 2**24  # numbers: 64 MB
-_TOLD, _FAILURES = "_told_to_all", "failures"
+# One rank may encode or hash large files while the others wait; the defaults of 10 or 30 minutes are too short.
+_TIMEOUT = timedelta(hours=3)
+_EXIT_TIMEOUT = timedelta(minutes=1)
+_REDUCE_ELEMENTS = 2**24  # 64 MB of float32
+_RAISED_ON_ALL_RANKS = "_raised_on_all_ranks"  # attribute of an exception
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several."""
+    """Whether this run has more than one rank."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def init_distributed(*, cpu: bool = False) -> PartialState:
-    """Which process this is, of how many, on which device; the first call makes them a group.
-
-    Args:
-        cpu: stay off the accelerators, if there are any.
-    """
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
-    if is_distributed():
-        atexit.unregister(_leave)
-        atexit.register(_leave)
-    return state
-
-
-def _leave() -> None:
-    """Ends the group before the interpreter ends: gloo's thread may not let go of a tensor after that (SIGABRT).
-
-    The threads end with the last reference to the group.
-    """
-    _group.cache_clear()
-    if dist.is_initialized():
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
-
-
 def is_main_rank() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is rank 0, which writes files and prints."""
     return not is_distributed() or os.environ["RANK"] == "0"
 
 
 def rank_suffix() -> str:
-    """Tells this process's files from those of others in one folder; empty for a single process."""
+    """A suffix for file names that must differ between ranks, such as `.1`; empty in a single process."""
     return f".{os.environ['RANK']}" if is_distributed() else ""
 
 
+def init_distributed(*, cpu: bool = False) -> PartialState:
+    """Initializes the process group at the first call; returns rank, world size and device.
+
+    Args:
+        cpu: use the CPU even if there are accelerators.
+    """
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_TIMEOUT)
+    if is_distributed():
+        atexit.unregister(_destroy_groups)
+        atexit.register(_destroy_groups)
+    return state
+
+
 def local_device() -> torch.device:
-    """The GPU of this process, one each; the CPU where there are none.
+    """The GPU with this rank's local number; the CPU if there are no GPUs.
 
     Raises:
-        InputError: this machine has fewer GPUs than processes.
+        InputError: this machine has fewer GPUs than ranks.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if not is_distributed():
         return torch.device("cuda")
-    index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if index >= there:
+    index, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= gpus:
         raise InputError(
-            f"process {index} has no GPU: this machine has {there}. Start no more processes than GPUs "
-            f"(--nproc-per-node {there}), or give --device cpu"
+            f"process {index} has no GPU: this machine has {gpus}. Start no more processes than GPUs "
+            f"(--nproc-per-node {gpus}), or give --device cpu"
         )
-    torch.cuda.set_device(index)  # for what libraries put on "the" GPU
+    torch.cuda.set_device(index)  # for libraries that use the current GPU
     return torch.device("cuda", index)
 
 
-def all_gather_or_raise(found: Found) -> list[Found]:
-    """What each process has found, in their order, in all of them; every process must come here.
+def all_gather_or_raise(value: Value) -> list[Value]:
+    """Gathers a picklable value from all ranks, in their order. Every rank must call it.
 
     Raises:
-        BaseException: what has ended another process: its own InputError, WorkFailed, OSError, Ctrl-C and the like,
-            or WorkFailed that names it.
+        BaseException: another rank failed: its InputError, WorkFailed, OSError, Terminated or KeyboardInterrupt, or
+            WorkFailed with the text of any other error.
     """
     if not is_distributed():
-        return [found]
-    gathered, failures = _own_group().gather(found)
+        return [value]
+    values, failures = _gloo().gather(value)
     if failures:
-        setattr(failures[0], _TOLD, True)
+        setattr(failures[0], _RAISED_ON_ALL_RANKS, True)
         raise failures[0]
-    return gathered
+    return values
 
 
 @contextmanager
 def on_all_ranks() -> Iterator[None]:
-    """An exception in one process inside the block ends all, at their next gather or the end of the block."""
+    """Raises an exception of one rank in all of them, at their next gather or at the end of the block.
+
+    Every rank must enter the block. As a decorator it does the same for a function.
+    """
     try:
         yield
     except BaseException as error:
-        if is_distributed() and not hasattr(error, _TOLD):
-            with suppress(WorkFailed, KeyboardInterrupt):  # its own failure is what counts
-                _own_group().gather(None, error)
-            setattr(error, _TOLD, True)
+        if is_distributed() and not hasattr(error, _RAISED_ON_ALL_RANKS):
+            with suppress(WorkFailed, KeyboardInterrupt):  # of the gather: this rank's own error is what is raised
+                _gloo().gather(None, error)
+            setattr(error, _RAISED_ON_ALL_RANKS, True)
         raise
     all_gather_or_raise(None)
 
 
 class RankShare(Generic[Item]):
-    """This process's part of some work, every n-th piece. It ends early where another process has failed.
+    """Iterates over this rank's share of the work, every n-th item, and stops early if another rank has failed.
 
     Args:
-        work: all pieces, the same in every process.
+        work: all items, the same on every rank.
     """
 
     def __init__(self, work: Sequence[Item]):
-        self._group = _own_group() if is_distributed() else None
-        self._work = work if self._group is None else work[self._group.rank :: self._group.size]
-        self._key = "" if self._group is None else self._group.new_key()
+        self._gloo = _gloo() if is_distributed() else None
+        self._work = work if self._gloo is None else work[self._gloo.rank :: self._gloo.world_size]
+        self._counter = "" if self._gloo is None else self._gloo.new_counter()
         self._done = 0
 
     def __iter__(self) -> Iterator[Item]:
         for item in self._work:
-            if self._group is not None and self._group.someone_failed():
+            if self._gloo is not None and self._gloo.has_failed():
                 return
             yield item
 
     def done(self, number: int) -> int:
-        """Notes what this process has done; returns what all have done by now."""
-        self._done = self._done + number if self._group is None else self._group.add(self._key, number)
+        """Adds to what this rank has done; returns what all ranks have done so far."""
+        self._done = self._done + number if self._gloo is None else self._gloo.add(self._counter, number)
         return self._done
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
-    """Sums each tensor over the processes, in place: on the CPU, in its own dtype, the same bits in all of them.
+    """Sums each tensor over the ranks, in place, in its own dtype; the result has the same bits on every rank.
 
-    All processes must come here straight from an [`all_gather_or_raise`]: a failure between the two would not be heard.
+    Every rank must call it directly after [`all_gather_or_raise`]: a failure between the two would not be noticed.
+
+    Args:
+        tensors: contiguous tensors on the CPU, of the same shapes on every rank.
     """
     if not is_distributed():
         return
     for tensor in tensors:
-        for part in tensor.view(-1).split(_SUM_AT_ONCE):
-            with _lost_others(), _uninterrupted():
-                dist.all_reduce(part, group=_own_group().sockets)
+        for part in tensor.view(-1).split(_REDUCE_ELEMENTS):
+            with _lost_rank_as_work_failed(), _defer_interrupt():
+                dist.all_reduce(part, group=_gloo().group)
 
 
 def print_on_main(line: str) -> None:
-    """Prints a line on stderr. Processes that are ended by the same error say it once.
+    """Prints a line on stderr, once for all ranks.
 
-    The others wait until the main one has spoken: a launcher that sees one process end badly ends the rest.
+    The others wait until rank 0 has printed: a launcher that sees one process fail ends the rest. Before the process
+    group is initialized each process prints for itself.
     """
-    met = _group.cache_info().currsize  # before the processes know each other, each speaks for itself
-    group = _own_group() if met else None
-    if group is None or group.rank == 0:
+    gloo = _gloo() if _gloo_of.cache_info().currsize else None
+    if gloo is None or gloo.rank == 0:
         print(line, file=sys.stderr, flush=True)
-    if group is not None:
+    if gloo is not None:
         with suppress(RuntimeError):
-            dist.monitored_barrier(group.sockets, timeout=_FAREWELL)
+            dist.monitored_barrier(gloo.group, timeout=_EXIT_TIMEOUT)
 
 
-class _Group:
-    """What the processes talk through."""
+class _Gloo:
+    """A gloo group of all ranks, with counters in the store that the process group was made through."""
 
     def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.sockets = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        # There is no public name for the store that all process groups are made through.
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        # torch has no public name for this store.
         self._store = dist.PrefixStore("lsm_probe", dist.distributed_c10d._get_default_store())
-        self._keys = 0
-        self._failures = 0  # those that all have heard of
+        self._counters = 0
+        self._raised = 0  # failures that have been raised on all ranks
 
-    def new_key(self) -> str:
-        self._keys += 1
-        return str(self._keys)
+    def new_counter(self) -> str:
+        """The key of a new counter; the same on every rank, since all make them in the same order."""
+        self._counters += 1
+        return str(self._counters)
 
-    def add(self, key: str, number: int) -> int:
-        with _lost_others():
-            return int(self._store.add(key, number))
+    def add(self, counter: str, number: int) -> int:
+        """Adds to a counter; returns its sum over all ranks."""
+        with _lost_rank_as_work_failed():
+            return int(self._store.add(counter, number))
 
-    def someone_failed(self) -> bool:
-        return self.add(_FAILURES, 0) > self._failures
+    def has_failed(self) -> bool:
+        """Whether a rank has failed and the others have yet to raise its error."""
+        return self.add("failures", 0) > self._raised
 
-    def gather(self, found: Any, failure: BaseException | None = None) -> tuple[list[Any], list[BaseException]]:
-        """What the processes have found, and what has ended some of them."""
-        outcome = (found, None if failure is None else _telling(failure, self.rank))
-        gathered: list[Any] = [None] * self.size
-        with _lost_others(), _uninterrupted():
+    def gather(self, value: Any, failure: BaseException | None = None) -> tuple[list[Any], list[BaseException]]:
+        """Gathers the values of all ranks, and the failures of those that failed."""
+        outcome = (value, None if failure is None else _picklable(failure, self.rank))
+        outcomes: list[Any] = [None] * self.world_size
+        with _lost_rank_as_work_failed(), _defer_interrupt():
             if failure is not None:
-                self._store.add(_FAILURES, 1)
-            dist.all_gather_object(gathered, outcome, group=self.sockets)
-        failures = [failure for _, failure in gathered if failure is not None]
-        self._failures += len(failures)
-        return [found for found, _ in gathered], failures
+                self._store.add("failures", 1)
+            dist.all_gather_object(outcomes, outcome, group=self.group)
+        failures = [failure for _, failure in outcomes if failure is not None]
+        self._raised += len(failures)
+        return [value for value, _ in outcomes], failures
 
 
-def _own_group() -> _Group:
+def _gloo() -> _Gloo:
     init_distributed()
-    return _group(dist.group.WORLD)
+    return _gloo_of(dist.group.WORLD)
 
 
 @cache
-def _group(world: Any) -> _Group:
-    return _Group()
+def _gloo_of(world: Any) -> _Gloo:
+    return _Gloo()
 
 
-def _telling(failure: BaseException, rank: int) -> BaseException:
-    """A failure as the other processes hear of it: plain, since what libraries raise may not bear the way."""
+def _destroy_groups() -> None:
+    """Ends the groups before the interpreter: a gloo thread that releases a tensor later aborts the process (SIGABRT).
+
+    The threads end with the last reference to the group.
+    """
+    _gloo_of.cache_clear()
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _picklable(failure: BaseException, rank: int) -> BaseException:
+    """A failure as the other ranks raise it: one of a few types, since exceptions of libraries may not be picklable."""
     for kind in (InputError, WorkFailed, Terminated, KeyboardInterrupt):
         if isinstance(failure, kind):
             return kind(str(failure))
@@ -232,26 +241,27 @@ def _telling(failure: BaseException, rank: int) -> BaseException:
 
 
 @contextmanager
-def _lost_others() -> Iterator[None]:
+def _lost_rank_as_work_failed() -> Iterator[None]:
+    """Raises WorkFailed if gloo or the store cannot reach another rank."""
     try:
         yield
     except RuntimeError as error:
         lost = WorkFailed("another process of this run is gone, or does not answer: run it again (--resume goes on)")
-        setattr(lost, _TOLD, True)
+        setattr(lost, _RAISED_ON_ALL_RANKS, True)
         raise lost from error
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block: one process that left an exchange half-way would keep the others in it."""
+def _defer_interrupt() -> Iterator[None]:
+    """Raises KeyboardInterrupt only at the end of the block: a rank that left a collective would block the others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
+    if received:
         raise KeyboardInterrupt

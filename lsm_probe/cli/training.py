@@ -14,18 +14,18 @@ from lsm_probe.cli.drawing import report_drawing_failure
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import RESUME, stoppable
 from lsm_probe.data.problems import OnError
+from lsm_probe.distributed import init_distributed
 from lsm_probe.files import check_can_write
 from lsm_probe.training.config import TrainConfig
 from lsm_probe.training.held_out_loss import CONTROLS
 from lsm_probe.training.plot import save_history
-from lsm_probe.training.processes import join_processes
 from lsm_probe.training.run import train
 
 
 def train_and_report(config: TrainConfig, out: Path, *, resume: bool, on_error: OnError, as_json: bool) -> None:
     """Trains, draws the losses, and shows what came out; of several processes the main one speaks."""
     quiet_transformers()
-    main = join_processes(config.machine).is_main_process
+    main = init_distributed(cpu=config.machine.device == "cpu").is_main_process
     check_can_write("--out", out, folder=True)
     shown = progress() if main else nullcontext(lambda *_: None)
     with stoppable(f"{RESUME} from the last checkpoint"), shown as on_progress:

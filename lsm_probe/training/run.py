@@ -14,12 +14,12 @@ from accelerate import PartialState
 
 from lsm_probe.checksums import is_complete
 from lsm_probe.data.problems import OnError
+from lsm_probe.distributed import init_distributed
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
 from lsm_probe.hardware import warn_if_emulated
 from lsm_probe.training.callbacks import OnProgress
 from lsm_probe.training.config import TrainConfig
-from lsm_probe.training.processes import join_processes
 from lsm_probe.training.stage import StageRun
 
 
@@ -55,7 +55,7 @@ def train(
         Terminated: SIGTERM came; everything is saved.
     """
     out = Path(out)
-    state = join_processes(config.machine)
+    state = init_distributed(cpu=config.machine.device == "cpu")
     if config.precision == "bf16" and state.is_main_process:
         warn_if_emulated(torch.bfloat16, state.device, "precision=bf16")
     config = config.with_precision_for(state.device)

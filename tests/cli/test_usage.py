@@ -1,6 +1,5 @@
 """What the command line says of itself: help, choices and mistakes in options."""
 
-
 import pytest
 
 

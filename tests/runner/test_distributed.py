@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsm_probe import cli
-from lsm_probe import distributed as processes
+from lsm_probe import cli, distributed
 from lsm_probe.errors import InputError
 
 SCRIPT = Path(__file__).with_name("all_probes.py")
@@ -257,24 +256,24 @@ def test_ctrl_c_in_one_process_ends_both_and_the_run_goes_on_later(tiny_lsm_fold
 # One process
 
 
-def test_a_single_process_talks_to_nobody():
-    share = processes.Share([1, 2, 3])
+def test_a_single_process_has_all_the_work():
+    share = distributed.RankShare([1, 2, 3])
     assert list(share) == [1, 2, 3]
     assert [share.done(2), share.done(1)] == [2, 3]
-    assert processes.exchange("found") == ["found"]
-    assert processes.is_main()
-    with pytest.raises(InputError, match="mine"), processes.together():
+    assert distributed.all_gather_or_raise("found") == ["found"]
+    assert distributed.is_main_rank()
+    with pytest.raises(InputError, match="mine"), distributed.on_all_ranks():
         raise InputError("mine")
 
 
 def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert str(processes.own_device()) == "cuda"
+    assert str(distributed.local_device()) == "cuda"
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="--nproc-per-node 1"):
-        processes.own_device()
+        distributed.local_device()
 
 
 def test_no_thread_of_the_group_outlives_it(tmp_path):
@@ -283,12 +282,12 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
     script.write_text(
         "import atexit, pathlib, sys\n"
         "def threads():\n"
-        "    return [(task / 'comm').read_text() for task in pathlib.Path('/proc/self/task').iterdir()]\n"
-        "atexit.register(lambda: print('left with', *threads()))\n"
-        "from lsm_probe import distributed as processes\n"
-        "processes.join(cpu=True)\n"
-        "with processes.together():\n"
-        "    assert processes.exchange('found') == ['found', 'found']\n"
+        "    return [(task / 'comm').read_text().strip() for task in pathlib.Path('/proc/self/task').iterdir()]\n"
+        "atexit.register(lambda: sys.stdout.write(' '.join(['left with', *threads()]) + '\\n'))\n"
+        "from lsm_probe.distributed import all_gather_or_raise, init_distributed, on_all_ranks\n"
+        "init_distributed(cpu=True)\n"
+        "with on_all_ranks():\n"
+        "    assert all_gather_or_raise('found') == ['found', 'found']\n"
         "assert any('gloo' in name for name in threads())\n"
     )
     ended = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=TIMEOUT)

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 import lsm_probe
-from lsm_probe import distributed as processes
+from lsm_probe import distributed
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.task import Task
@@ -103,7 +103,7 @@ def with_damage(lsm, manifest, damaged):
 
     def wait(done):
         deadline = time.monotonic() + 60
-        while not processes._own_group().someone_failed() and time.monotonic() < deadline:
+        while not distributed._gloo().has_failed() and time.monotonic() < deadline:
             time.sleep(0.05)
 
     checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
@@ -123,7 +123,7 @@ def main():
     with noted() as report["begun"]:
         report["refused"] = refusal(with_damage, lsm, manifest, out / "damaged.wav")
     report["taken"] = refusal(in_folder, lsm, manifest, out / "taken")
-    report["after"] = processes.exchange(rank)
+    report["after"] = distributed.all_gather_or_raise(rank)
     (out / str(rank) / "report.json").write_text(json.dumps(report))
 
 
