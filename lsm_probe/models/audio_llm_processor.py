@@ -82,7 +82,7 @@ class AudioLlmProcessor:
         written = self._write(instruction.strip(), None)
         ids, features = self._hear(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
-            raise NoTokens(f"{len(audio) / RATE:.3f} s of speech are too little for a single speech token")
+            raise NoTokens("speech", f"of {len(audio) / RATE:.3f} s is too short for a single speech token")
         if len(audio) > PIECE_SECONDS * RATE:  # processors that cannot take more cut it off without a word
             self._check_whole(instruction, audio, features)
         prompt = resize_source(written, ids.count(self.audio_token_id), self.audio_token_id)

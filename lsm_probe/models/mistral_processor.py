@@ -48,7 +48,7 @@ class MistralProcessor(AudioLlmProcessor):
         segments = self._segments(ids, pieces)
         for segment, text in pieces:
             if segment not in segments and segment is not Segment.TEMPLATE:
-                raise NoTokens(f"the {segment.name.lower()} {text!r} has no tokens")
+                raise NoTokens(segment.name.lower(), f"{text!r} has no tokens")
         return Prompt(ids, segments)
 
     def _segments(self, ids: list[int], pieces: list[Piece]) -> list[Segment]:

@@ -18,8 +18,25 @@ from lsm_probe.models.segments import Piece, Segment, token_segments
 from lsm_probe.models.templates import AUDIO_TOKEN, TEMPLATES
 
 
-class NoTokens(InputError):
-    """An instruction or a source that a tokenizer has no token for."""
+class RefusedText(InputError):
+    """A text cannot be part of a prompt or response.
+
+    Args:
+        part: what the text is: instruction, source, transcript or target.
+        reason: what is wrong with it, to be read after its name.
+    """
+
+    def __init__(self, part: str, reason: str):
+        super().__init__(f"the {part} {reason}")
+        self.part, self.reason = part, reason
+
+    def renamed(self, part: str) -> RefusedText:
+        """The same error for a text that was checked in the place of another part."""
+        return type(self)(part, self.reason)
+
+
+class NoTokens(RefusedText):
+    """The tokenizer makes no token of the text, or the model none of the speech."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ def encode_pieces(
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
         text = "".join(piece for own, piece in pieces if own is segment)
         if segment not in prompt.segments:
-            raise NoTokens(f"the {segment.name.lower()} {text!r} has no tokens")
+            raise NoTokens(segment.name.lower(), f"{text!r} has no tokens")
         if text != placeholder:
             _refuse_control_tokens(tokenizer, prompt, segment, text)
     return prompt
@@ -139,10 +156,8 @@ def _refuse_written(added: Mapping[int, AddedToken], what: str, text: str, contr
     for token in sorted(control):
         spelling = added[token].content.strip()
         if spelling and not spelling.isalnum() and _folded(spelling) in _folded(text):
-            raise InputError(
-                f"the {what} holds {spelling}, which the tokenizer reads as a control token and not as text: take it "
-                f"out of the {what}"
-            )
+            reason = f"holds {spelling}, which the tokenizer reads as a control token and not as text: take it out"
+            raise RefusedText(what, reason)
 
 
 def _folded(text: str) -> str:
@@ -174,7 +189,7 @@ def refuse_placeholder(name: str, text: str, placeholder: str) -> None:
         InputError: it does.
     """
     if placeholder in text:
-        raise InputError(f"the {name} holds {placeholder}, which stands for the speech: take it out")
+        raise RefusedText(name, f"holds {placeholder}, which stands for the speech: take it out")
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> tuple[list[int], list[Segment]]:

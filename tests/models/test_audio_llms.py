@@ -761,7 +761,7 @@ def test_no_speech_is_refused(folder):
 
 
 def test_too_little_speech_for_a_token_is_refused(qwen, waveform):
-    with pytest.raises(InputError, match=r"0\.020 s of speech are too little"):
+    with pytest.raises(InputError, match=r"the speech of 0\.020 s is too short"):
         load(qwen).encode("Repeat.", waveform(0.02))
 
 

@@ -417,7 +417,7 @@ class TestControlTokens:
         text = place.format(control)
         with pytest.raises(InputError, match=f"^the instruction holds {re.escape(control)}, which the tokenizer reads"):
             encode_prompt(tokenizer, "vicuna", text, "The fox")
-        with pytest.raises(InputError, match=f"^the source holds {re.escape(control)}, .*: take it out of the source"):
+        with pytest.raises(InputError, match=f"^the source holds {re.escape(control)}, .*: take it out$"):
             encode_prompt(tokenizer, "vicuna", "Continue.", text)
         with pytest.raises(InputError, match=f"^the target holds {re.escape(control)}"):
             encode_target(tokenizer, text)

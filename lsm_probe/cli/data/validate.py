@@ -1,19 +1,22 @@
-"""`lsm-probe data validate`: every bad line of a manifest, and every bad clip."""
+"""`lsm-probe data validate`: a check of a manifest."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lsm_probe.cli import options as opt
 
+if TYPE_CHECKING:
+    from lsm_probe.data.validation import Validation
+
 
 def validate(
     manifest: Annotated[Path, typer.Argument(help="JSONL manifest.")],
     headers: Annotated[
-        bool, typer.Option("--headers", help="Look at the header of each clip only; much faster, finds less.")
+        bool, typer.Option("--headers", help="Read only the header of each sound file; much faster, finds less.")
     ] = False,
     ckpt: Annotated[
         str | None,
@@ -24,9 +27,12 @@ def validate(
     template: opt.Template = None,
     json: opt.Json = False,
 ) -> None:
-    """Reads a manifest and decodes every clip it names. Reports each bad line by number and cause, and counts.
+    """Check a manifest: every line and every sound file.
 
-    Exit codes: 0 all is well, 2 something is not.
+    Decodes each sound file that the manifest names. Prints each line that cannot be used with its number and the
+    cause, then the counts.
+
+    Exit codes: 0 all samples can be used, 2 some cannot.
 
     Examples:
 
@@ -34,6 +40,36 @@ def validate(
 
         lsm-probe data validate clips.jsonl --ckpt my-lsm
     """
-    from lsm_probe.cli.data.check import validate_and_report
+    from lsm_probe.cli.progress import progress
+    from lsm_probe.data.validation import validate_manifest
+    from lsm_probe.errors import InputError
 
-    validate_and_report(manifest, headers=headers, as_json=json, ckpt=ckpt, template=template)
+    check_texts = None
+    if ckpt is not None:
+        from lsm_probe.cli.progress import quiet_transformers
+        from lsm_probe.models.loading import load_text_check
+
+        quiet_transformers()
+        check_texts = load_text_check(ckpt, template=template)
+    with progress() as on_progress:
+        found = validate_manifest(manifest, headers=headers, check_texts=check_texts, on_progress=on_progress)
+    _show(manifest, found, as_json=json)
+    if found.problems:
+        raise InputError  # the problems are printed
+    if not found.usable:
+        raise InputError(f"{manifest} holds no sample; write one JSON object a line")
+
+
+def _show(manifest: Path, found: Validation, *, as_json: bool) -> None:
+    import json
+    import sys
+
+    if as_json:
+        print(json.dumps(found.to_dict()))
+        return
+    for line in found.problems:
+        print(line, file=sys.stderr)
+    print(f"{manifest}: {found.usable} samples usable, {len(found.problems)} not")
+    print(f"  of those, {', '.join(f'{count} with {key}' for key, count in found.keys.items())}")
+    for task, count in sorted(found.tasks.items()):
+        print(f"  {task}: {count}")

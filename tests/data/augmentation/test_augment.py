@@ -313,7 +313,7 @@ def test_a_transcript_without_tokens_is_dropped_and_counted_and_a_bad_template_i
 
     def without_b(instruction, text):
         if text == "b":
-            raise NoTokens("the source 'b' has no tokens")
+            raise NoTokens("source", "'b' has no tokens")
         return encode(instruction, text)
 
     monkeypatch.setattr(tiny_llm, "encode", without_b)
