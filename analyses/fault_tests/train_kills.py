@@ -35,7 +35,7 @@ from typing import Any
 # Importing takes seconds, in which nothing is written: one process imports, and forks for every run.
 SERVER = """
 import json, os, sys
-import lsm_probe.cli.training
+import lsm_probe.training.run
 from lsm_probe.cli import main
 
 def run(arguments, environment, log):

@@ -1,4 +1,4 @@
-"""The command line: one module for each command, no logic of its own."""
+"""The command line: one module for each command; what a command does is elsewhere in the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lsm_probe.cli.alignment import alignment
 from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.check import check
-from lsm_probe.cli.console import print_any_character
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.cli.evaluate import evaluate
@@ -28,6 +27,7 @@ from lsm_probe.cli.stopping import sigterm_raises, stoppable
 from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
+from lsm_probe.console import print_any_character
 from lsm_probe.errors import CommandError, InputError, Stopped, WorkFailed, one_line
 from lsm_probe.files import disk_is_full
 
@@ -43,7 +43,7 @@ class Commands(typer.core.TyperGroup):
 app = typer.Typer(
     name="lsm-probe",
     cls=Commands,
-    help="Shows, locates and measures speech anchor bias in large speech-text models (arXiv 2410.03798).",
+    help="Find and measure speech anchor bias in speech-text models (arXiv 2410.03798).",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -116,7 +116,7 @@ def main() -> None:
 
 def _usage_error(error: typer.TyperException) -> str:
     """One line about an option or argument; empty if the help is printed instead."""
-    message = one_line(error.format_message()).removesuffix(".")
+    message = one_line(error.format_message()).removesuffix(".").replace("Value error, ", "")  # a prefix of pydantic's
     if not message:
         return ""
     context = getattr(error, "ctx", None)

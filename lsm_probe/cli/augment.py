@@ -1,4 +1,4 @@
-"""`lsm-probe augment`: self-powered data."""
+"""`lsm-probe augment`: makes self-powered data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from lsm_probe.cli import options as opt
+from lsm_probe.data.augmentation import Keep, Thinking
 
 EXAMPLES = """
-Makes self-powered training data: for each transcript a task and an instruction are drawn, and what the text LLM answers
-becomes the target of the speech. One part in seven is speech recognition, whose target is the transcript itself.
+Make self-powered training data: a text LLM's own answers become the targets.
+
+For each transcript a task and an instruction are drawn. The LLM's answer to them is the target for the speech. One
+seventh of the samples is for speech recognition; there the target is the transcript itself.
 
 Examples:
 
@@ -38,10 +41,7 @@ def augment(
     data: Annotated[str, typer.Option(help="JSONL manifest with transcripts (`text`).", show_default=False)],
     out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
     llm: Annotated[str, typer.Option(help="The text LLM: a folder, a hub name or `builtin:llm`.")] = "builtin:llm",
-    template: Annotated[
-        str | None,
-        typer.Option(help="Prompt template: vicuna, vicuna_text, llama3 or chat.  [default: the LLM's own]"),
-    ] = None,
+    template: opt.Template = None,
     date: opt.Date = None,
     instructions: opt.Instructions = None,
     task: Annotated[
@@ -50,10 +50,10 @@ def augment(
     max_new_tokens: opt.MaxNewTokens = 225,
     max_prompt_tokens: Annotated[int, typer.Option(help="Samples with a longer prompt are dropped.", min=1)] = 149,
     keep: Annotated[
-        str, typer.Option(help="Answers kept: ending in `punctuation`, `finished` by the LLM, or `all`.")
+        Keep, typer.Option(help="Answers to keep: those that end in punctuation, those the LLM finished, or all.")
     ] = "punctuation",
     thinking: Annotated[
-        str, typer.Option(help="Of a reasoning LLM: `drop` its thinking from the targets, or `keep` it there.")
+        Thinking, typer.Option(help="Drop a reasoning LLM's thinking from the targets, or keep it there.")
     ] = "drop",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -83,30 +83,41 @@ def augment(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.augmentation import augment_and_report
+    from json import dumps
 
-    augment_and_report(
-        data,
-        out,
+    from lsm_probe.cli.progress import progress, quiet_transformers
+    from lsm_probe.cli.stopping import stoppable
+    from lsm_probe.data.augmentation.engines import load_engine
+    from lsm_probe.data.augmentation.recipe import POOLS, Recipe
+    from lsm_probe.data.augmentation.table import show_report
+    from lsm_probe.data.manifest import scan_manifest
+    from lsm_probe.data.pools import read_pool
+    from lsm_probe.data.problems import Problems
+    from lsm_probe.files import check_can_write
+
+    quiet_transformers()
+    check_can_write("--out", out, folder=True)
+    pool = read_pool(*(instructions or POOLS))
+    recipe = Recipe(pool.only(task) if task else pool, seed, max_new_tokens, max_prompt_tokens, keep, thinking)
+    problems = Problems()
+    samples = [sample for _, sample in list(scan_manifest(data, problems))[:limit]]
+    engine = load_engine(
         llm,
         loading=opt.loading(device, dtype, template, date),
-        instructions=instructions,
-        tasks=task,
-        recipe={
-            "seed": seed,
-            "max_new_tokens": max_new_tokens,
-            "max_prompt_tokens": max_prompt_tokens,
-            "keep": keep,
-            "thinking": thinking,
-        },
-        batch_size=batch_size,
         server=server,
         workers=workers,
-        limit=limit,
-        resume=resume,
-        on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
-        as_json=json,
+        batch_size=batch_size,
     )
+    with stoppable(), progress() as on_progress:
+
+        def show(done: int, tokens: int, seconds: float, total: int) -> None:
+            on_progress(llm, done, total, f"{tokens / seconds:.0f} tokens/s" if seconds else "")
+
+        report = engine(samples, out, recipe, resume=resume, on_error=on_error, problems=problems, on_progress=show)
+    if json:
+        print(dumps(report, ensure_ascii=False))
+    else:
+        show_report(report, out)
 
 
 augment.__doc__ = EXAMPLES

@@ -1,4 +1,4 @@
-"""`lsm-probe check`: has eta regressed against a baseline?"""
+"""`lsm-probe check`: compares eta with a baseline."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typer
 from lsm_probe.cli import options as opt
 
 EXAMPLES = """
-Holds an eta curve against a baseline, on two result.json alone: no model, no GPU, a second. A layer has regressed if
-its eta fell by more than the tolerance. Exit codes: 0 holds, 1 regressed, 2 unusable (other data, conventions,
-template or layers, or a value that is no number).
+Check whether eta has fallen, compared with a baseline.
+
+Reads two result.json files: it needs no model and no GPU, and takes a second. A layer has regressed if its eta fell by
+more than the tolerance. Exit codes: 0 no layer regressed, 1 a layer regressed, 2 the two cannot be compared (other
+data, conventions, template or layers, or a value that is not a number).
 
 Examples:
 
@@ -24,16 +26,16 @@ Examples:
 
     lsm-probe check --baseline runs/before --current runs/now --paired
 
-By default the question is whether eta fell on these very samples; --paired asks whether it would on others too. In
+By default it checks whether eta fell on these samples; --paired checks whether it would fall on other samples too. In
 GitHub Actions it annotates the run and adds a table to the job's summary.
 """
 
 
 def check(
-    baseline: Annotated[Path, typer.Option(help="The curve to hold: a result.json or its folder.", show_default=False)],
-    current: Annotated[Path, typer.Option(help="The curve in question, likewise.", show_default=False)],
+    baseline: Annotated[Path, typer.Option(help="The baseline: a result.json or its folder.", show_default=False)],
+    current: Annotated[Path, typer.Option(help="The result to check, likewise.", show_default=False)],
     tolerance: Annotated[float, typer.Option(help="How far eta may fall in any layer.")] = 0.02,
-    two_sided: Annotated[bool, typer.Option("--two-sided", help="A rise counts as much as a fall.")] = False,
+    two_sided: Annotated[bool, typer.Option("--two-sided", help="Count a rise as much as a fall.")] = False,
     paired: Annotated[
         bool,
         typer.Option(
@@ -42,7 +44,7 @@ def check(
         ),
     ] = False,
     update: Annotated[
-        bool, typer.Option("--update", help="Accept the current curve as the new (or first) baseline.")
+        bool, typer.Option("--update", help="Accept the current result as the new (or first) baseline.")
     ] = False,
     json: opt.Json = False,
 ) -> None:

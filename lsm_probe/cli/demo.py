@@ -1,4 +1,4 @@
-"""`lsm-probe demo`: speech anchor bias and its repair on a laptop, by commands that anyone can run."""
+"""`lsm-probe demo`: shows speech anchor bias and its repair on a laptop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 EXPLANATION = """
-Shows speech anchor bias and its repair with the embedded models.
+Show speech anchor bias and its repair with the embedded models.
 
-First it probes builtin:vanilla_asr, a small speech LLM that was trained on transcription alone and answers every
-instruction with what was said, beside builtin:self_powered, which was repaired, and SmolLM2, the text LLM of both. Then
-it lets SmolLM2 answer instructions about spoken commands, trains builtin:vanilla_asr on those answers, and probes it
-again. It ends with report.html.
+First it probes three models: builtin:vanilla_asr, a small speech LLM that was trained on transcription alone and
+answers every instruction with the transcript; builtin:self_powered, which was repaired; and SmolLM2, the text LLM of
+both. Then SmolLM2 answers instructions about spoken commands, builtin:vanilla_asr is trained on those answers, and is
+probed again. The demo ends with report.html.
 
-Each step prints what it is for and the command that does it. The training is sized so that the whole demo takes about
+Each step prints its purpose and its command. The training is sized so that the whole demo takes about
 6 minutes on this machine; --full trains for 40 steps of 8 samples and probes 24 samples. The first run fetches 164 MB
 of models.
 """

@@ -1,18 +1,20 @@
-"""`lsm-probe figure`: the paper's figures and tables of one's own results."""
+"""`lsm-probe figure`: draws results as the figures and tables of the paper."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from lsm_probe.cli import options as opt
+Name = Literal["figure3", "figure5", "figure6", "table2", "table6", "table7"]
 
 EXAMPLES = """
-Draws results in the form of the paper's figures and tables, at the size a paper prints them, with the numbers behind
-them: figure3 (eta in six groups of layers), figure5 (the same, and what the last LSM adds to the others),
-figure6 (speech and transcript in one plane), table2 (tasks), table6 (MMLU), table7 (cascade and speed).
+Draw results as the figures and tables of the paper.
+
+The pictures have the size of a printed paper; the numbers behind them are written too. figure3 shows eta in
+six groups of layers, figure5 also the difference of the last LSM from the others, figure6 speech and transcripts in
+one plane. table2 holds the tasks, table6 MMLU, table7 the cascade and speed.
 
 Examples:
 
@@ -26,11 +28,10 @@ A folder of a run over several checkpoints stands for all of them. Figures are w
 
 
 def figure(
-    name: Annotated[str, typer.Argument(help="figure3, figure5, figure6, table2, table6 or table7.")],
+    name: Annotated[Name, typer.Argument(help="The figure or table.", show_default=False)],
     result: Annotated[list[Path], typer.Argument(help="Result folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:
-    opt.one_of("figure", name, "figure3", "figure5", "figure6", "table2", "table6", "table7")
     from lsm_probe.files import check_can_write
     from lsm_probe.reports.collection import KINDS, read_results
     from lsm_probe.reports.paper_figures import save_drawing

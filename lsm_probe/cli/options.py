@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lsm_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from lsm_probe.data.speech import Delivery
 
 RUN, NUMBERS = "Running", "Conventions"
 
@@ -66,10 +69,35 @@ Instructions = Annotated[
         show_default=False,
     ),
 ]
+Voice = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="`hibari:heart`; with flite installed also `flite:slt`, `flite:rms`, ... Repeat it to draw one for each "
+        "text.  [default: hibari:heart]",
+        show_default=False,
+    ),
+]
+Speed = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="0.5 to 2; 1 is the voice's own speed. Repeat it to draw one for each text.  [default: 1]",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that synthesize speech.  [default: one for each core]",
+        min=1,
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Only the first N samples.", min=1, rich_help_panel=RUN)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.", rich_help_panel=RUN)]
 OnError = Annotated[
-    str, typer.Option(help="At a sample that cannot be used: `fail`, or `skip` and count it.", rich_help_panel=RUN)
+    Literal["fail", "skip"],
+    typer.Option(help="At a sample that cannot be used: stop, or skip and count it.", rich_help_panel=RUN),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN)]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
@@ -117,3 +145,11 @@ def loading(device: str, dtype: str, template: str | None, date: str | None) -> 
 def probing(seed: int, on_error: str, size: str) -> dict[str, Any]:
     """What every probe takes, as its keyword arguments."""
     return {"seed": seed, "on_error": one_of("--on-error", on_error, "fail", "skip"), **batch_size(size)}
+
+
+def delivery(voice: list[str] | None, speed: list[float] | None, seed: int) -> Delivery:
+    """How texts are spoken, as the argument of the functions that speak them."""
+    from lsm_probe.data.speech import Delivery
+    from lsm_probe.data.voices import DEFAULT_VOICE
+
+    return Delivery(tuple(voice or [DEFAULT_VOICE]), tuple(speed or [1.0]), seed)

@@ -1,4 +1,4 @@
-"""`lsm-probe report`: a page to send to a colleague, from results."""
+"""`lsm-probe report`: writes an HTML page about results."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 EXAMPLES = """
-Writes one HTML page from results: the finding in one sentence with its interval, eta by layer, token counts and the
+Write an HTML page and a notebook about results.
+
+The page begins with the finding in one sentence and its interval. It shows eta by layer, token counts, the
 length-matched control, the other conventions, single heads, sensitivity, knockout, alignment, importance, evaluation,
-samples and a timeline to listen to, and where every number comes from. It needs nothing from elsewhere, reads without
-JavaScript and in print, and stays below 5 MB. Beside it the same as an executed notebook.
+samples, a timeline with audio, and the source of every number. It is one file below 5 MB that needs no network and no
+JavaScript, and can be printed. The notebook is written beside it, executed.
 
 Examples:
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from lsm_probe.cli.console import text_console
-from lsm_probe.cli.drawing import report_drawing_failure
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
+from lsm_probe.console import text_console
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import init_distributed, is_distributed, is_main_rank, on_all_ranks
 from lsm_probe.files import check_can_write
 from lsm_probe.models.checkpoint_names import may_be_the_hubs
 from lsm_probe.probes.attention.controls import CONTROL
+from lsm_probe.runner.picture_files import report_drawing_failure
 from lsm_probe.runner.prepared_samples import describe_data, read_responses
 from lsm_probe.runner.result import ProbeResult
 from lsm_probe.runner.run import OUTPUTS, run_probe, slug

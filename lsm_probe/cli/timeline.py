@@ -48,7 +48,6 @@ def timeline(
     dtype: opt.Dtype = "auto",
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.drawing import report_drawing_failure
     from lsm_probe.cli.progress import quiet_transformers
     from lsm_probe.data.manifest import read_manifest
     from lsm_probe.files import check_can_write, plain_name
@@ -60,6 +59,7 @@ def timeline(
     from lsm_probe.probes.timeline.plot import save_timeline
     from lsm_probe.probes.timeline.result import check_layer
     from lsm_probe.probes.timeline.table import show_timeline
+    from lsm_probe.runner.picture_files import report_drawing_failure
     from lsm_probe.runner.run import check_names, slug
 
     quiet_transformers()

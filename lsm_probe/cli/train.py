@@ -1,18 +1,25 @@
-"""`lsm-probe train`: the checkpoints that the probes look into."""
+"""`lsm-probe train`: trains a checkpoint for the probes."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lsm_probe.cli import options as opt
 
+if TYPE_CHECKING:
+    from lsm_probe.data.problems import OnError
+    from lsm_probe.training.config import TrainConfig
+
 EXAMPLES = """
-Trains a large speech-text model: Whisper's encoder frozen, a connector, and an LLM that is trained whole, through
-adapters (LoRA) or not at all. The loss is that of the response alone. At every evaluation the held-out loss is also
-taken with the speech, and with the instructions, of other samples: does the model use them at all?
+Train a large speech-text model.
+
+Whisper's encoder stays frozen. The connector is trained; the LLM is trained in full, with LoRA adapters, or not at all.
+The loss covers the response only. Each evaluation also computes the held-out loss with the speech, and with the
+instructions, of other samples: if the loss does not rise, the model does not use them.
 
 CONFIG is a preset or a YAML file; KEY=VALUE changes settings (`machine.workers=4`, `train=[a.jsonl,b.jsonl]`).
 
@@ -33,7 +40,7 @@ Examples:
     lsm-probe attention --ckpt runs/vanilla/model --ckpt runs/sp/model
 
 Writes model/ (what --ckpt takes), report.json, history.json and history.png (losses), tensorboard/, config.yaml, and
-the last two checkpoint-* folders, from which --resume goes on after a kill at any moment.
+the last two checkpoint-* folders, from which --resume continues after a kill at any moment.
 """
 
 
@@ -56,21 +63,47 @@ def train(
 
     settings = read_config(config, overrides or [])
     if dry_run:
-        from lsm_probe.cli.dry_run import show_estimate
         from lsm_probe.training.estimate import estimate
+        from lsm_probe.training.estimate_table import show_estimate
 
         arguments = [config, *(overrides or []), *(["--out", str(out)] if out else [])]
         show_estimate(estimate(settings, arguments), as_json=json)
         return
-    from lsm_probe.cli.training import train_and_report
+    name = config if config in presets() else Path(config).stem
+    _train_and_show(settings, out or Path("runs") / "train" / name, resume=resume, on_error=on_error, as_json=json)
 
-    train_and_report(
-        settings,
-        out or Path("runs") / "train" / (config if config in presets() else Path(config).stem),
-        resume=resume,
-        on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
-        as_json=json,
-    )
+
+def _train_and_show(config: TrainConfig, out: Path, *, resume: bool, on_error: OnError, as_json: bool) -> None:
+    """Trains, draws the losses, and prints the report; of several processes the main one does."""
+    import json
+
+    from lsm_probe.cli.progress import progress, quiet_transformers
+    from lsm_probe.cli.stopping import RESUME, stoppable
+    from lsm_probe.distributed import init_distributed
+    from lsm_probe.files import check_can_write
+    from lsm_probe.runner.picture_files import report_drawing_failure
+    from lsm_probe.training.plot import save_histories
+    from lsm_probe.training.run import train
+    from lsm_probe.training.table import show_report
+
+    quiet_transformers()
+    main = init_distributed(cpu=config.machine.device == "cpu").is_main_process
+    check_can_write("--out", out, folder=True)
+    with (
+        stoppable(f"{RESUME} from the last checkpoint"),
+        progress() if main else nullcontext(lambda *_: None) as on_progress,
+    ):
+        report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
+    if not main:
+        return
+    try:
+        with report_drawing_failure(out):
+            save_histories(out)
+    finally:
+        if as_json:
+            print(json.dumps(report, ensure_ascii=False))
+        else:
+            show_report(report)
 
 
 train.__doc__ = EXAMPLES

@@ -41,6 +41,11 @@ class Prepared:
     left_out: list[str]
     spoken: Spoken | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, for machines."""
+        counts: dict[str, Any] = {"samples": self.samples, "left_out": len(self.left_out)}
+        return counts if self.spoken is None else {**counts, **self.spoken.to_dict()}
+
 
 def prepare_corpus(
     corpus: Corpus,
@@ -236,7 +241,7 @@ def _spoken_in(
 
 
 def _check_tasks(corpus: Corpus, tasks: Sequence[str]) -> None:
-    known = list(dict.fromkeys([*corpus.tasks, "transcription"]))
     for task in tasks:
-        if task not in known:
-            raise InputError(f"--task {task!r} is none of {corpus.title}; choose from: {', '.join(known)}")
+        if task not in corpus.all_tasks:
+            known = ", ".join(corpus.all_tasks)
+            raise InputError(f"--task {task!r} is not a task of {corpus.title}; choose one of: {known}")

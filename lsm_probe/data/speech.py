@@ -93,6 +93,16 @@ class Spoken:
     def times_real_time(self) -> float:
         return self.seconds / self.wall_seconds
 
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, for machines."""
+        return {
+            "spoken": self.new,
+            "already": self.already,
+            "seconds": round(self.seconds, 3),
+            "wall_seconds": round(self.wall_seconds, 3),
+            "times_real_time": round(self.times_real_time, 1),
+        }
+
 
 @dataclass(frozen=True)
 class _Order:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from lsm_probe.files import replacing
+from lsm_probe.errors import InputError, WorkFailed
+from lsm_probe.files import disk_is_full, replacing
 from lsm_probe.runner.style import own_settings
 
 if TYPE_CHECKING:
@@ -41,3 +44,21 @@ def _settle(figure: Figure) -> None:
         half.bbox_relative.set_points(np.round(half.bbox_relative.get_points(), 6))
     for ax in figure.axes:
         ax.set_position(np.round(ax.get_position().bounds, 6))
+
+
+@contextmanager
+def report_drawing_failure(out: Path) -> Iterator[None]:
+    """Ends a command with one line if the block, which draws the results stored in `out`, fails.
+
+    Raises:
+        WorkFailed: whatever matplotlib raised.
+    """
+    try:
+        yield
+    except (InputError, WorkFailed):
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise WorkFailed(f"the numbers are in {out}, but drawing them failed ({reason})") from error

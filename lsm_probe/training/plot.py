@@ -68,3 +68,10 @@ def save_history(path: Path) -> None:
     save_figure(figure, path.with_suffix(""))
     with replacing(path.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary)
+
+
+def save_histories(out: Path) -> None:
+    """Draws the losses of each stage of a run."""
+    for history in sorted([out / "history.json", *out.glob("*/history.json")]):
+        if history.exists():
+            save_history(history)

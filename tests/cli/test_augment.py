@@ -62,13 +62,13 @@ def test_task_and_instruction_file_are_taken(lsm_probe_command, tiny_llm_folder,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--keep", "some"), "--keep 'some' is unknown; choose one of: punctuation, finished, all"),
+        (("--keep", "some"), "invalid value for '--keep': 'some' is not one of 'punctuation', 'finished', 'all'"),
         (("--task", "juggling"), "task 'juggling' is not in the instruction pool"),
         (("--instructions", "nowhere.yaml"), "nowhere.yaml does not exist"),
         (("--template", "mine"), "--template 'mine' is unknown"),
         (("--data", "nowhere.jsonl"), "manifest nowhere.jsonl does not exist"),
         (("--llm", "builtin:untrained"), "is an LSM; give the text LLM"),
-        (("--on-error", "maybe"), "--on-error 'maybe' is unknown"),
+        (("--on-error", "maybe"), "invalid value for '--on-error': 'maybe' is not one of 'fail', 'skip'"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

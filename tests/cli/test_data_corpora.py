@@ -111,7 +111,7 @@ def test_a_missing_root_or_column_and_nothing_found(data, tmp_path, besides_prog
     assert "test_sent_emo.csv has no column 'Emotion'" in stderr
     code, _, stderr = data("meld", "--root", table.parent, "--out", out, "--task", "intent")
     assert code == 2
-    assert "--task 'intent' is none of MELD; choose from: emotion, transcription" in stderr
+    assert "--task 'intent' is not a task of MELD; choose one of: emotion, transcription" in stderr
 
 
 def test_common_voice_mp3_and_its_translation(data, clip, tmp_path):

@@ -164,7 +164,10 @@ MISTAKES = {
     "unknown voice": (["speak", "TALK", "--out", "o", "--voice", "hibari:x"], "available: hibari:heart"),
     "speed": (["speak", "TALK", "--out", "o", "--speed", "3"], "--speed 3.0"),
     "pool without transcription": (["speak", "TALK", "--out", "o", "--instructions", "continuation"], "transcription"),
-    "on-error": (["speak", "TALK", "--out", "o", "--on-error", "hope"], "fail, skip"),
+    "on-error": (
+        ["speak", "TALK", "--out", "o", "--on-error", "hope"],
+        "'hope' is not one of 'fail', 'skip'",
+    ),
     "out is a file": (["speak", "TALK", "--out", "TALK"], "is a file: name a folder"),
     "too many commands": (["commands", "--out", "o", "--count", "20000"], "10400"),
     "too few commands": (["commands", "--out", "o", "--count", "5"], "240"),

@@ -111,7 +111,11 @@ def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, 
     ("name", "made", "message"),
     [
         ("figure6", "figure3", "figure6 is made of 1 or more alignment results, and 0 are given: add folders"),
-        ("figure9", "figure3", "figure 'figure9' is unknown; choose one of: figure3, figure5, figure6, table2"),
+        (
+            "figure9",
+            "figure3",
+            "invalid value for 'name': 'figure9' is not one of 'figure3', 'figure5',",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(name, made, message, results, lsm_probe_command, tmp_path):

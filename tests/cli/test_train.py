@@ -105,7 +105,7 @@ def test_the_report_is_printed_where_drawing_fails(
     def fail(*_: Any) -> None:
         raise RuntimeError("latex was not found")
 
-    monkeypatch.setattr("lsm_probe.cli.training.save_history", fail)
+    monkeypatch.setattr("lsm_probe.training.plot.save_history", fail)
     code, stdout, stderr = train_command("--json")
     assert code == 1
     assert stderr[-1].endswith("drawing them failed (RuntimeError: latex was not found)")
@@ -149,7 +149,10 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown setting": (("learning_speed=3",), "learning_speed"),
     "negative rate": (("learning_rate=-1",), "learning_rate"),
     "no key=value": (("full",), "'full' is not of the form key=value"),
-    "unknown on-error": (("--on-error", "ignore"), "--on-error 'ignore' is unknown"),
+    "unknown on-error": (
+        ("--on-error", "ignore"),
+        "'--on-error': 'ignore' is not one of 'fail', 'skip'",
+    ),
 }
 
 

@@ -1,6 +1,21 @@
 """What the command line says of itself: help, choices and mistakes in options."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import get_args
+
 import pytest
+import typer
+
+from lsm_probe.cli import app
+from lsm_probe.reports.paper_figures import DRAWINGS
+
+REWRITTEN_WITH_THE_REGISTRY = (
+    *("attention", "sensitivity", "alignment", "knockout", "importance", "timeline"),
+    *("evaluate", "score", "text-ability"),
+)
 
 
 @pytest.mark.parametrize(
@@ -24,3 +39,46 @@ def test_without_a_command_the_help_is_printed(arguments, lsm_probe_command):
     code, stdout, stderr = lsm_probe_command(*arguments)
     assert (code, stderr) == (2, "")
     assert "Usage: lsm-probe" in stdout
+
+
+def commands(group: typer.core.TyperGroup, *above: str) -> Iterator[tuple[str, typer.core.TyperCommand]]:
+    for name, command in group.commands.items():
+        yield " ".join([*above, name]), command
+        if isinstance(command, typer.core.TyperGroup):
+            yield from commands(command, *above, name)
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_line_of_help_stands_alone(name):
+    if name in REWRITTEN_WITH_THE_REGISTRY:
+        pytest.skip("its help is rewritten with the registry")
+    first, _, rest = COMMANDS[name].help.strip().partition("\n")
+    assert len(first) <= 80
+    assert first.endswith((".", "?"))
+    assert not rest or rest.startswith("\n")
+
+
+def test_choices_are_shown_and_completed(lsm_probe_command, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "<punctuation|finished|all>" in lsm_probe_command("augment", "--help")[1]
+    assert "[emotion|transcription]" in lsm_probe_command("data", "meld", "--help")[1]
+    completed = {"figure figure": "figure3", "augment --keep p": "punctuation", "data meld --task e": "emotion"}
+    for words, expected in completed.items():
+        with monkeypatch.context() as shell:
+            shell.setenv("_LSM_PROBE_COMPLETE", "complete_bash")
+            shell.setenv("COMP_WORDS", f"lsm-probe {words}")
+            shell.setenv("COMP_CWORD", str(len(words.split())))
+            code, stdout, _ = lsm_probe_command()
+        assert (code, expected in stdout.splitlines()) == (0, True)
+
+
+def test_the_names_of_figures_are_those_that_can_be_drawn():
+    assert list(DRAWINGS) == list(get_args(import_module("lsm_probe.cli.figure").Name))
+
+
+def test_help_does_without_torch():
+    script = "import sys, lsm_probe.cli; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -1,4 +1,4 @@
-"""`lsm-probe data`: manifests from corpora, from text spoken here, and a check of manifests."""
+"""`lsm-probe data`: makes and checks manifests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lsm_probe.cli.data.speak import speak
 from lsm_probe.cli.data.validate import validate
 
 app = typer.Typer(
-    help="Manifests: from corpora, from text spoken here, and a check of any manifest.",
+    help="Make manifests from corpora or synthesized speech, and check manifests.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )

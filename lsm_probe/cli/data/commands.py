@@ -1,4 +1,4 @@
-"""`lsm-probe data commands`: a closed world of spoken commands."""
+"""`lsm-probe data commands`: synthesizes household commands whose meaning is known."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Annotated
 import typer
 
 from lsm_probe.cli import options as opt
-from lsm_probe.cli.data.delivery import Speed, Voice, Workers, delivery
 
 
 def commands(
     out: Annotated[Path, typer.Option(help="Folder for the sound files and the manifests.", show_default=False)],
     count: Annotated[int, typer.Option(help="How many sentences, 240 to 10,400.")] = 2_000,
-    voice: Voice = None,
-    speed: Speed = None,
+    voice: opt.Voice = None,
+    speed: opt.Speed = None,
     instructions: opt.Instructions = None,
     seed: opt.DrawSeed = 0,
-    workers: Workers = None,
+    workers: opt.Workers = None,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    """Speaks household commands ("Could you switch on the lamp in the kitchen, please?") whose meaning is known.
+    """Synthesize household commands with labels, and write manifests.
 
-    Writes `<split>.<task>.jsonl` for splits train, validation and test (80, 10 and 10 in a hundred, no sentence in
-    two of them) and tasks transcription, intent, keywords, device, place and capitals. Words are few.
+    A command is a sentence such as "Could you switch on the lamp in the kitchen, please?". The vocabulary is small.
+    Writes `<split>.<task>.jsonl` for the splits train, validation and test (80, 10 and 10 %; no sentence is in two of
+    them) and the tasks transcription, intent, keywords, device, place and capitals.
 
     Example:
 
@@ -42,12 +42,12 @@ def commands(
         prepare_utterances,
         command_utterances(count, seed),
         out,
-        delivery(voice, speed, seed),
+        opt.delivery(voice, speed, seed),
         name="data commands",
         tasks=TASKS,
         instructions=instructions or ["commands"],
         workers=workers,
         resume=resume,
-        on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+        on_error=on_error,
     )
     prepare_and_show(prepare, out, resumable=True, as_json=json)

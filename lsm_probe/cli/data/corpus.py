@@ -1,23 +1,20 @@
-"""`lsm-probe data NAME`: a corpus in its own layout to manifests."""
+"""`lsm-probe data NAME`: writes manifests for a corpus in its own layout."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lsm_probe.cli import options as opt
 from lsm_probe.data.corpora import CORPORA, Corpus
 
-Root = Annotated[Path, typer.Option(help="Where the corpus lies.", show_default=False)]
+Root = Annotated[Path, typer.Option(help="The corpus: a folder or file, see above.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder for the manifests.", show_default=False)]
 Split = Annotated[
     list[str] | None, typer.Option(help="Only this split. Repeat it for several.  [default: all]", show_default=False)
-]
-Task = Annotated[
-    list[str] | None, typer.Option(help="What to ask for. Repeat it for several.  [default: the first named above]")
 ]
 
 
@@ -29,11 +26,11 @@ def add_corpora(app: typer.Typer) -> None:
 
 
 def _help(name: str, corpus: Corpus) -> str:
-    tasks = ", ".join(dict.fromkeys([*corpus.tasks, "transcription"]))
-    return f"""{corpus.title} to manifests. --root: {corpus.root}. Tasks: {tasks}.
+    return f"""{corpus.title}: write manifests.
 
-Writes `<split>.<task>.jsonl` for each split and task, with the evaluation instruction of the task and the right answer
-as target. Nothing is copied: the manifests name the corpus's own files, whose headers are checked.
+`--root` is {corpus.root}. Writes `<split>.<task>.jsonl` for each split and task, with the evaluation instruction of the
+task and the correct answer as target. No audio is copied: the manifests name the corpus's own files, whose headers are
+checked.
 
 Example:
 
@@ -46,7 +43,7 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
         root: Root,
         out: Out,
         split: Split = None,
-        task: Task = None,
+        task: list[str] | None = None,
         instructions: opt.Instructions = None,
         seed: opt.DrawSeed = 0,
         limit: opt.Limit = None,
@@ -68,9 +65,20 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
             instructions=instructions or ["evaluation"],
             seed=seed,
             limit=limit,
-            on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+            on_error=on_error,
         )
         prepare_and_show(prepare, out, resumable=False, as_json=json)
 
-    command.__name__ = name
+    command.__annotations__["task"] = task_option(corpus)
     return command
+
+
+def task_option(corpus: Corpus) -> Any:
+    """`--task`, with the tasks of a corpus shown and completed; what is given is checked as the corpus is read."""
+    option = typer.Option(
+        help=f"Task of the manifests. Repeat it for several.  [default: {corpus.tasks[0]}]",
+        metavar="[" + "|".join(corpus.all_tasks) + "]",
+        autocompletion=lambda: corpus.all_tasks,
+        show_default=False,
+    )
+    return Annotated[list[str] | None, option]

@@ -1,4 +1,4 @@
-"""`lsm-probe data NAME` for question sets: text that is spoken here, with its context and answers."""
+"""`lsm-probe data NAME` for question sets: synthesizes the questions and writes manifests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 import typer
 
 from lsm_probe.cli import options as opt
-from lsm_probe.cli.data.corpus import Out, Root, Task
-from lsm_probe.cli.data.delivery import Speed, Voice, Workers, delivery
+from lsm_probe.cli.data.corpus import Out, Root, task_option
 from lsm_probe.data.corpora import Corpus, question_sets
 
 
@@ -19,11 +18,10 @@ def add_question_sets(app: typer.Typer) -> None:
 
 
 def _help(name: str, corpus: Corpus) -> str:
-    tasks = ", ".join(dict.fromkeys([*corpus.tasks, "transcription"]))
-    return f"""{corpus.title} spoken, to manifests. --root: {corpus.root}. Tasks: {tasks}.
+    return f"""{corpus.title}: synthesize the questions and write manifests.
 
-Speaks each question and writes `<file>.<task>.jsonl` for each task, with the evaluation instruction of the
-task and the right answer as target.
+`--root` is {corpus.root}. Writes `<file>.<task>.jsonl` for each task, with the evaluation instruction of the task and
+the correct answer as target.
 
 Example:
 
@@ -35,12 +33,12 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
     def command(
         root: Root,
         out: Out,
-        task: Task = None,
-        voice: Voice = None,
-        speed: Speed = None,
+        task: list[str] | None = None,
+        voice: opt.Voice = None,
+        speed: opt.Speed = None,
         instructions: opt.Instructions = None,
         seed: opt.DrawSeed = 0,
-        workers: Workers = None,
+        workers: opt.Workers = None,
         limit: opt.Limit = None,
         resume: opt.Resume = False,
         on_error: opt.OnError = "fail",
@@ -56,15 +54,15 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
             corpus,
             root,
             out,
-            delivery(voice, speed, seed),
+            opt.delivery(voice, speed, seed),
             tasks=task or list(corpus.tasks[:1]),
             limit=limit,
             instructions=instructions or ["evaluation"],
             workers=workers,
             resume=resume,
-            on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+            on_error=on_error,
         )
         prepare_and_show(prepare, out, resumable=True, as_json=json)
 
-    command.__name__ = name
+    command.__annotations__["task"] = task_option(corpus)
     return command

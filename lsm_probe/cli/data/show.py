@@ -1,4 +1,4 @@
-"""What the commands that write manifests show: a bar on stderr, then the manifests and what was left out."""
+"""Output of the commands that write manifests: progress, then the counts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from lsm_probe.files import check_can_write
 
 
 def prepare_and_show(prepare: Callable[..., Prepared], out: Path, *, resumable: bool, as_json: bool) -> None:
-    """Calls `prepare(on_progress=...)` and shows what came of it."""
+    """Calls `prepare(on_progress=...)` and prints the counts that it returns."""
     check_can_write("--out", out, folder=True)
     with stoppable(RESUME if resumable else ""), progress() as on_progress:
         prepared = prepare(on_progress=on_progress)
     if as_json:
-        left_out = {"left_out": len(prepared.left_out)}
-        print(json.dumps({"out": str(out), "samples": prepared.samples, **left_out, **_speed(prepared)}))
+        print(json.dumps({"out": str(out), **prepared.to_dict()}))
         return
     for name, count in sorted(prepared.samples.items()):
         print(f"{out / name}: {count} samples")
@@ -31,16 +30,3 @@ def prepare_and_show(prepare: Callable[..., Prepared], out: Path, *, resumable: 
             f"spoken: {spoken.new} texts, {spoken.seconds:.0f} s of speech in {spoken.wall_seconds:.0f} s, "
             f"{spoken.times_real_time:.0f} times real time; {spoken.already} were there already"
         )
-
-
-def _speed(prepared: Prepared) -> dict[str, float]:
-    spoken = prepared.spoken
-    if spoken is None:
-        return {}
-    return {
-        "spoken": spoken.new,
-        "already": spoken.already,
-        "seconds": round(spoken.seconds, 3),
-        "wall_seconds": round(spoken.wall_seconds, 3),
-        "times_real_time": round(spoken.times_real_time, 1),
-    }

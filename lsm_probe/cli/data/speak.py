@@ -1,4 +1,4 @@
-"""`lsm-probe data speak`: sentences to speech and a manifest."""
+"""`lsm-probe data speak`: synthesizes sentences and writes their manifest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from lsm_probe.cli import options as opt
-from lsm_probe.cli.data.delivery import Speed, Voice, Workers, delivery
 
 
 def speak(
@@ -20,20 +19,20 @@ def speak(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the sound files and the manifest.", show_default=False)],
-    voice: Voice = None,
-    speed: Speed = None,
+    voice: opt.Voice = None,
+    speed: opt.Speed = None,
     instructions: opt.Instructions = None,
     seed: opt.DrawSeed = 0,
-    workers: Workers = None,
+    workers: opt.Workers = None,
     limit: opt.Limit = None,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    """Speaks English sentences and writes `manifest.jsonl` for them.
+    """Synthesize English sentences and write their manifest.
 
-    A row that brings an instruction keeps it; any other gets one of the pool's for transcription, with its text as
-    target. Voice and speed are drawn for each sentence; the draw and the sound depend on --seed and the id alone.
+    A row with an instruction keeps it. Any other row gets a transcription instruction from the pool, and its text as
+    target. Voice and speed are drawn for each sentence; they and the audio depend only on --seed and the id.
 
     Example:
 
@@ -48,11 +47,11 @@ def speak(
         prepare_sentences,
         sentences,
         out,
-        delivery(voice, speed, seed),
+        opt.delivery(voice, speed, seed),
         instructions=instructions or ["transcription"],
         workers=workers,
         limit=limit,
         resume=resume,
-        on_error=opt.one_of("--on-error", on_error, "fail", "skip"),
+        on_error=on_error,
     )
     prepare_and_show(prepare, out, resumable=True, as_json=json)

@@ -6,3 +6,10 @@ found greedily. One part of the mix, speech recognition, has the transcript itse
 `plan` draws and tokenises, `local` generates with transformers, `at_scale` through datatrove; both leave the same
 Parquet `shards`, which `collect` turns into the training manifest and the report. `recipe` holds what decides all this.
 """
+
+from typing import Literal
+
+Keep = Literal["punctuation", "finished", "all"]
+"""Which answers stay in the data; see [`lsm_probe.data.augmentation.recipe.Recipe`]."""
+Thinking = Literal["drop", "keep"]
+"""What becomes of a reasoning model's thinking."""

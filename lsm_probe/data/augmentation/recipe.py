@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from lsm_probe.data.augmentation import Keep, Thinking
 from lsm_probe.data.pools import Pool, read_pool
 from lsm_probe.errors import InputError
-
-Keep = Literal["punctuation", "finished", "all"]
-Thinking = Literal["drop", "keep"]
 
 POOLS = ("generation", "transcription")
 """The paper's mix: six tasks answered by the LLM and one by the transcript, in equal parts."""

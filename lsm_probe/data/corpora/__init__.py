@@ -30,6 +30,11 @@ class Corpus:
     tasks: tuple[str, ...]
     spoken: bool = True
 
+    @property
+    def all_tasks(self) -> list[str]:
+        """`tasks`, and transcription, which any corpus has."""
+        return list(dict.fromkeys([*self.tasks, "transcription"]))
+
     def read(self, root: Path, problems: Problems, splits: Collection[str] | None = None) -> Iterator[Utterance]:
         """Yields the corpus's utterances in its own order; what cannot be used goes into `problems`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lsm_probe.cli.console import text_console
+from lsm_probe.console import text_console
 from lsm_probe.probes.timeline.page import PAGE
 from lsm_probe.probes.timeline.plot import PICTURES, PLACED
 from lsm_probe.probes.timeline.result import Timeline

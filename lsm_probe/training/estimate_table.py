@@ -1,4 +1,4 @@
-"""What `lsm-probe train --dry-run` shows: the run's parameters, steps, memory, and the line that starts it."""
+"""The tables of `lsm-probe train --dry-run`: parameters, steps, memory, and the command that starts the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from rich.table import Table
 
-from lsm_probe.cli.console import text_console
+from lsm_probe.console import text_console
 from lsm_probe.training.estimate import GIB, Estimate, StageEstimate
 
 
