@@ -13,7 +13,8 @@ from lsm_probe.regression.baseline import notes, read_baseline, require_comparab
 SCHEMA = "lsm-probe/check/1"
 TOLERANCE = 0.02
 SIGNIFICANT = 0.05
-"""Largest corrected p-value of a layer that a paired check calls regressed; as in `probes.heads`."""
+"""Largest corrected p-value of a layer that a paired check calls regressed: that of `runner.multiple_testing`, whose
+import takes half a second."""
 _SHOWN = 8
 
 

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from lsm_probe.errors import InputError
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.regression.baseline import Baseline
-from lsm_probe.regression.check import SIGNIFICANT
-from lsm_probe.runner.multiple_testing import corrected_p
+from lsm_probe.runner.multiple_testing import SIGNIFICANT, corrected_p
 from lsm_probe.runner.result import Floats
 
 FEWEST = 20

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, TrainingArguments
 
@@ -13,30 +16,62 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.training.batches import accumulation
+from lsm_probe.training.callbacks import ShowProgress
 from lsm_probe.training.checkpoints import SealCheckpoints
+from lsm_probe.training.config import Machine, Stage, TrainConfig
 from lsm_probe.training.dataset import TrainingSet, collate
 from lsm_probe.training.order import LengthGrouped
+from lsm_probe.training.stopping import StopOnSignal
 from lsm_probe.training.trainer import LsmTrainer
 
-if TYPE_CHECKING:
-    from lsm_probe.training.stage import StageRun
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Where and how a stage is trained.
+
+    Attributes:
+        config: of the run, its precision resolved.
+        stage: of this stage.
+        machine: of this stage; its passes may be smaller than the config's.
+        folder: of the stage's checkpoints and logs.
+        state: this process, of how many, and its device.
+    """
+
+    config: TrainConfig
+    stage: Stage
+    machine: Machine
+    folder: Path
+    state: PartialState
 
 
 def make_trainer(
-    run: StageRun,
+    run: StageSettings,
     checkpoint: Checkpoint,
     model: Any,
     train_set: TrainingSet,
     held_out: dict[str, TrainingSet],
     *,
+    stop: StopOnSignal,
+    progress: ShowProgress,
     resumed: bool,
 ) -> LsmTrainer:
-    """The trainer, its arguments those of the run's stage and machine."""
+    """Builds the trainer of a stage.
+
+    Args:
+        run: gives the arguments of the Trainer.
+        checkpoint: whose processor is saved with the model.
+        model: what is trained.
+        train_set: the samples.
+        held_out: the held-out samples under `true`, and under `speech` and `instruction` the controls.
+        stop: ends the run at a signal.
+        progress: shows how far the run is.
+        resumed: whether the run continues from a checkpoint.
+    """
     assert isinstance(checkpoint.processor, LsmProcessor)
     arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
     # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if arguments.fsdp and run.precision == "bf16":
+    if arguments.fsdp and run.config.precision == "bf16":
         # accelerate would also add up gradients in bfloat16, over passes and processes.
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
@@ -44,7 +79,7 @@ def make_trainer(
     trainer = LsmTrainer(
         stage=run.stage,
         order=LengthGrouped(train_set.lengths, run.stage.batch_size, run.config.seed),
-        stop=run.stop,
+        stop=stop,
         held_out=held_out,
         model=model,
         args=arguments,
@@ -53,16 +88,12 @@ def make_trainer(
         processing_class=checkpoint.processor,
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (
-        run.progress,
-        SealCheckpoints(),
-        *_tensorboard(run),
-    ):
+    for callback in (progress, SealCheckpoints(), *_tensorboard(run)):
         trainer.add_callback(callback)
     return trainer
 
 
-def _arguments(run: StageRun, checkpoint: Checkpoint, *, evaluates: bool, resumed: bool) -> TrainingArguments:
+def _arguments(run: StageSettings, checkpoint: Checkpoint, *, evaluates: bool, resumed: bool) -> TrainingArguments:
     config, stage, machine = run.config, run.stage, run.machine
     return TrainingArguments(
         output_dir=str(run.folder),
@@ -76,7 +107,7 @@ def _arguments(run: StageRun, checkpoint: Checkpoint, *, evaluates: bool, resume
         warmup_steps=stage.warmup,
         lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
         max_grad_norm=stage.max_grad_norm,
-        bf16=run.precision == "bf16",
+        bf16=run.config.precision == "bf16",
         use_cpu=run.state.device.type == "cpu",
         seed=config.seed,
         eval_strategy="steps" if evaluates else "no",
@@ -99,7 +130,7 @@ def _arguments(run: StageRun, checkpoint: Checkpoint, *, evaluates: bool, resume
     )
 
 
-def _sharding(run: StageRun, checkpoint: Checkpoint) -> dict[str, Any]:
+def _sharding(run: StageSettings, checkpoint: Checkpoint) -> dict[str, Any]:
     """FSDP2, each decoder layer a unit of its own. On CPU accelerate knows none and copies the model."""
     if run.state.num_processes == 1 or run.state.device.type != "cuda" or run.machine.sharding == "ddp":
         return {}
@@ -119,7 +150,7 @@ def _sharding(run: StageRun, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _tensorboard(run: StageRun) -> list[Any]:
+def _tensorboard(run: StageSettings) -> list[Any]:
     if "tensorboard" not in run.machine.report_to or not run.state.is_main_process:
         return []
     from torch.utils.tensorboard import SummaryWriter

@@ -23,7 +23,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import replacing
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.training.assembly import make_trainer
+from lsm_probe.training.assembly import StageSettings, make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
 from lsm_probe.training.callbacks import OnProgress, ShowProgress
 from lsm_probe.training.checkpoints import is_saved, keep_data, last_whole, remove_unfinished, step_of
@@ -65,7 +65,6 @@ class StageRun:
         self.progress = ShowProgress(stage.name, on_progress)
         self.state = PartialState()
         self.stop = StopOnSignal(several=self.state.num_processes > 1)
-        self.precision = config.precision
 
     def until_done(self) -> None:
         """Trains and saves. Where memory runs out, goes on from the last checkpoint with smaller passes and more of
@@ -119,7 +118,18 @@ class StageRun:
         total = optimizer_steps(self.stage, len(train_set))
         if self.state.is_main_process:
             keep_data(self.folder, train_set.samples, resumed=last is not None)
-        trainer = make_trainer(self, checkpoint, model, train_set, held_out, resumed=last is not None)
+        trainer = make_trainer(
+            StageSettings(
+                config=self.config, stage=self.stage, machine=self.machine, folder=self.folder, state=self.state
+            ),
+            checkpoint,
+            model,
+            train_set,
+            held_out,
+            stop=self.stop,
+            progress=self.progress,
+            resumed=last is not None,
+        )
         if last is not None and trainer.is_fsdp_enabled != (last / "pytorch_model_fsdp_0").is_dir():
             raise InputError(f"{last} was written with another sharding: go on with as many devices, sharded as before")
         began = time.monotonic()
@@ -155,7 +165,7 @@ class StageRun:
         held_out = read_samples(stage.eval, limit=stage.eval_limit, **given) if stage.eval else []
         states = None
         if self.config.cache_features:
-            states = SpeechStates(cache_root() / "states", checkpoint, _dtype(self.precision))
+            states = SpeechStates(cache_root() / "states", checkpoint, _dtype(self.config.precision))
             train, held_out = self._encode(states, checkpoint, train, held_out)
         views: dict[str, list[Sample] | None] = {}
         if held_out:
@@ -194,7 +204,7 @@ class StageRun:
             "steps": trainer.state.global_step,
             "samples": samples,
             "parameters": {"all": sum(p.numel() for p in parameters), "trained": trained},
-            "precision": self.precision,
+            "precision": self.config.precision,
             "processes": self.state.num_processes,
             "per_device_batch_size": self.machine.per_device_batch_size,
             "gradient_accumulation": trainer.args.gradient_accumulation_steps,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError, SampleFault
+from lsm_probe.instruments.backends.run_pass import RunPass
 from lsm_probe.instruments.capture import LayerAttention, Visit, capture, checked_errors, error_bounds
 from lsm_probe.instruments.norms import output_metric, recompose
-
-if TYPE_CHECKING:
-    from lsm_probe.instruments.backends import RunPass
 
 
 def twin(llm: PreTrainedModel, library: str) -> PreTrainedModel:
