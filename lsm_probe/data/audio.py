@@ -21,6 +21,8 @@ from lsm_probe.waveform import check_scale
 MAX_SECONDS = 3_600
 SILENCE_PEAK = 1e-4
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
+RATE = 16_000
+"""Of what is read, Hz."""
 
 # The densest legal encoding is FLAC's: a constant block of 65,535 samples in a frame of 10 bytes or a little
 # more. Opus (120 ms in 2 bytes), Vorbis and MP3 stay below; uncompressed files cannot claim more than they hold.
@@ -51,7 +53,7 @@ _REMEMBERED = 16
 _SURPLUS = 2**31
 
 
-def read_audio(sample: Sample, *, sampling_rate: int = 16_000) -> np.ndarray:
+def read_audio(sample: Sample) -> np.ndarray:
     """Reads the section of a sample's audio; see `read_audio_file`.
 
     Returns:
@@ -62,20 +64,17 @@ def read_audio(sample: Sample, *, sampling_rate: int = 16_000) -> np.ndarray:
     """
     if sample.audio is None:
         raise InputError(f"sample {sample.id!r}: has no audio; add 'audio' to it")
-    return _read(sample.audio, sample.start, sample.duration, sampling_rate, f"sample {sample.id!r}: ")
+    return _read(sample.audio, sample.start, sample.duration, f"sample {sample.id!r}: ")
 
 
-def read_audio_file(
-    path: str | Path, start: float = 0.0, duration: float | None = None, sampling_rate: int = 16_000
-) -> np.ndarray:
-    """Reads a section of a sound file, averages its channels and resamples it (soxr, HQ).
+def read_audio_file(path: str | Path, start: float = 0.0, duration: float | None = None) -> np.ndarray:
+    """Reads a section of a sound file, averages its channels and resamples it to 16 kHz (soxr, HQ).
 
     Args:
         path: WAV, RF64, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, Ogg (Vorbis, Opus) or MP3; 1 to 384 kHz, any number of
             channels. Of several streams in one file, one begins where the last one ends.
         start: Where the section begins, seconds.
         duration: Its length, seconds; None reads to the end.
-        sampling_rate: Of the result, Hz.
 
     Returns:
         float32 `[n_samples]`, mono, nominally within [-1, 1].
@@ -92,7 +91,7 @@ def read_audio_file(
         UserWarning: The peak lies below `SILENCE_PEAK`; or the header and the content disagree about the length, and
             what is there is read.
     """
-    return _read(Path(path), start, duration, sampling_rate, "")
+    return _read(Path(path), start, duration, "")
 
 
 def check_audio_file(path: str | Path, start: float = 0.0, duration: float | None = None) -> float:
@@ -163,10 +162,10 @@ class _Sound:
         return sum(part.frames for part in self.parts)
 
 
-def _read(path: Path, start: float, duration: float | None, sampling_rate: int, who: str) -> np.ndarray:
+def _read(path: Path, start: float, duration: float | None, who: str) -> np.ndarray:
     where = f"{who}{path}"
     with _section(path, start, duration, who) as (sound, first, stop):
-        audio = _resample(_mono_blocks(sound, first, stop), sound.rate, sampling_rate)
+        audio = _resample(_mono_blocks(sound, first, stop), sound.rate)
     if not audio.size:
         raise InputError(f"{where}: the section is too short for one sample; lengthen it")
     peak = float(np.abs(audio).max())
@@ -359,10 +358,10 @@ def _blocks(file: _Sequential, part: _Part, first: int, stop: int) -> Iterator[n
         raise InputError(f"holds more audio than its {part.frames} frames; re-encode it")
 
 
-def _resample(blocks: Iterable[np.ndarray], rate: int, sampling_rate: int) -> np.ndarray:
-    if rate == sampling_rate:
+def _resample(blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
+    if rate == RATE:
         return np.concatenate(list(blocks))
-    stream = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(rate, RATE, 1, dtype="float32", quality="HQ")
     chunks = [stream.resample_chunk(block) for block in blocks]
     chunks.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
     return np.concatenate(chunks)

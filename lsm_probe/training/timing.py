@@ -13,15 +13,16 @@ from lsm_probe.training.parameters import prepare_model
 from lsm_probe.training.samples import read_samples
 from lsm_probe.training.start import start_model
 
+_SAMPLES = 4
 
-def seconds_per_sample(config: TrainConfig, *, samples: int = 4) -> float:
+
+def seconds_per_sample(config: TrainConfig) -> float:
     """Seconds that a sample takes in a pass forward and back, with those it is batched with.
 
     The optimizer's update, reading and saving are not in it.
 
     Args:
-        config: of the run; its first stage is timed, on its first samples.
-        samples: in a pass. The second of two passes is timed.
+        config: of the run; its first stage is timed, on its first four samples, in the second of two passes.
 
     Raises:
         InputError: config, data or model cannot be used.
@@ -31,7 +32,7 @@ def seconds_per_sample(config: TrainConfig, *, samples: int = 4) -> float:
     stage = config.resolved_stages()[0]
     checkpoint = start_model(config.model, None, config.seed)
     model = prepare_model(checkpoint.model.to(device), stage).train()
-    chosen = TrainingSet(read_samples(stage.train, limit=samples, tasks=stage.tasks, on_error="fail"), checkpoint)
+    chosen = TrainingSet(read_samples(stage.train, limit=_SAMPLES, tasks=stage.tasks, on_error="fail"), checkpoint)
     batch = collate([chosen[i] for i in range(len(chosen))], pad_id=checkpoint.tokenizer.pad_token_id or 0)
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "index"}
     for _ in range(2):

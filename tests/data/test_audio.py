@@ -95,13 +95,6 @@ def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rat
     np.testing.assert_allclose(audio, expected, atol=1e-6)
 
 
-def test_sampling_rate_of_the_result(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "x.wav", sine(440, 1, 16_000), 16_000)
-    audio = read_audio(Sample(id="a", instruction="Repeat.", audio=tmp_path / "x.wav", start=0.5), sampling_rate=24_000)
-    assert audio.shape == (12_000,)
-    assert measure(audio, 24_000)[0] == pytest.approx(440, abs=2)
-
-
 FORMATS = [
     ("x.wav", "PCM_16"),
     ("x.wav", "GSM610"),  # cannot seek
