@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from lsm_probe.evaluation.task import read_tasks
     from lsm_probe.evaluation.text_ability import text_ability
     from lsm_probe.evaluation.text_ability_result import TextAbilityResult
-    from lsm_probe.models.loading import build_lsm, load
+    from lsm_probe.models.building import build_lsm
+    from lsm_probe.models.loading import load
     from lsm_probe.probes.alignment.measure import alignment
     from lsm_probe.probes.alignment.result import AlignmentResult
     from lsm_probe.probes.attention.measure import attention
@@ -59,7 +60,7 @@ _HOMES = {
     "alignment": "probes.alignment.measure",
     "attention": "probes.attention.measure",
     "augment": "data.augmentation.run",
-    "build_lsm": "models.loading",
+    "build_lsm": "models.building",
     "compare": "runner.comparison",
     "evaluate": "evaluation.evaluate",
     "importance": "probes.importance.measure",

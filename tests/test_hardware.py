@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lsm_probe import hardware
-from lsm_probe.models.loading import resolve_dtype
+from lsm_probe.models.devices import resolve_dtype
 from lsm_probe.training.config import TrainConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,7 +44,7 @@ def test_a_cpu_limited_to_avx2_has_no_half_precision_and_the_warning_says_how_sl
 
 
 def test_auto_is_what_the_device_computes_with_speed(natively, monkeypatch):
-    for module in ("lsm_probe.models.loading", "lsm_probe.training.config"):
+    for module in ("lsm_probe.models.devices", "lsm_probe.training.config"):
         monkeypatch.setattr(f"{module}.computes_natively", lambda *given: hardware.computes_natively(*given))
     natively(False)
     assert resolve_dtype("auto", CPU) == torch.float32

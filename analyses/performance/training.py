@@ -46,8 +46,8 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.files import replacing
 from lsm_probe.models import LsmProjectorConfig
+from lsm_probe.models.building import build_lsm
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.loading import build_lsm
 from lsm_probe.models.processing_lsm import pad
 from lsm_probe.training.config import Stage
 from lsm_probe.training.dataset import IGNORED, TrainingSet, collate

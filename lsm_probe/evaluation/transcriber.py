@@ -20,14 +20,9 @@ from lsm_probe.errors import InputError
 from lsm_probe.languages import find_language
 from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.connectors.times import RATE
-from lsm_probe.models.loading import (
-    check_folder,
-    identify,
-    pretrained,
-    pretrained_model,
-    resolve_device,
-    resolve_dtype,
-)
+from lsm_probe.models.devices import resolve_device, resolve_dtype
+from lsm_probe.models.identity import check_folder, identify
+from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.waveform import as_waveform
 
 BUILTIN = "builtin:whisper"

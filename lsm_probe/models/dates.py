@@ -42,6 +42,14 @@ def pin_date(part: Any, date: datetime.date | None) -> None:
         part.chat_template = {name: _pinned(template, date) for name, template in templates.items()}
 
 
+def with_date(part: Any, date: str | None) -> Any:
+    """A tokenizer, or a processor with its tokenizer, whose chat templates write a fixed date."""
+    day = None if date is None else read_date(date)
+    for held in (part, getattr(part, "tokenizer", None)):
+        pin_date(held, day)
+    return part
+
+
 def pinned_date(*parts: Any) -> str | None:
     """The fixed date in the chat template of the first part that has one; None if that template prints no date.
 

@@ -40,7 +40,7 @@ def check_tensors(
         model: as it was loaded.
         loaded: transformers' loading information; `mismatched_keys` is empty unless sizes were ignored.
         name: what was loaded, for messages.
-        part, left_out: see [`lsm_probe.models.loading.pretrained_model`].
+        part, left_out: see [`lsm_probe.models.pretrained.pretrained_model`].
 
     Raises:
         InputError: tensors are missing, unused or of another shape.

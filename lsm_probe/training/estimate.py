@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from lsm_probe.data.manifest import manifest_lines
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
+from lsm_probe.models.causal_llm import is_causal
 from lsm_probe.models.connectors import num_speech_tokens
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.training.batches import accumulation, optimizer_steps, warmup_steps
@@ -146,8 +147,7 @@ def _lsm_config(config: TrainConfig) -> LsmConfig:
     encoder, llm = model_config(model.encoder), model_config(model.llm)
     if encoder.model_type != "whisper":
         raise InputError(f"model.encoder {model.encoder} is a {encoder.model_type!r} model: give a Whisper of any size")
-    # transformers lists Whisper's decoder as a causal LM too.
-    if type(llm) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(llm, "is_encoder_decoder", False):
+    if not is_causal(llm):
         raise InputError(f"model.llm {model.llm} is a {llm.model_type!r} model: give a causal text LLM")
     return LsmConfig(
         audio_config=encoder,

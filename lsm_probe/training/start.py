@@ -7,8 +7,9 @@ from pathlib import Path
 from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmForConditionalGeneration
+from lsm_probe.models.building import build_lsm
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.loading import build_lsm, load
+from lsm_probe.models.loading import load
 from lsm_probe.training.config import ModelSettings
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -105,7 +106,7 @@ def test_the_parts_of_a_new_lsm_are_looked_for_alike(tiny_encoder_folder: Path, 
 def test_what_a_checkpoint_reads_is_told_without_loading_it(
     tiny_lsm_folder: Path, tiny_llm_folder: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lsm_probe.models.loading.pretrained_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     assert look_up("builtin:llm") == look_up(str(tiny_llm_folder)) == "text"
     assert look_up("builtin:untrained") == look_up(str(tiny_lsm_folder)) == "speech"
     assert look_up(str(tiny_encoder_folder)) is None

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, WhisperModel
 
 import lsm_probe
-from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig, loading
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig, building
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.segments import Segment
 
@@ -139,13 +139,13 @@ class TestBuilding:
                 parts[name] = load(*args, **kwargs)
                 return parts[name]
 
-            monkeypatch.setattr(loading, name, loading_and_keeping)
+            monkeypatch.setattr(building, name, loading_and_keeping)
 
-        keep("_causal_llm", loading._causal_llm)
-        keep("_whisper", loading._whisper)
+        keep("load_causal_llm", building.load_causal_llm)
+        keep("_whisper", building._whisper)
         options: dict[str, Any] = {"projector": tiny_projector(), "decoder_states": decoder_states}
         model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, **options).model
-        assert model.language_model is parts["_causal_llm"]
+        assert model.language_model is parts["load_causal_llm"]
         whisper = parts["_whisper"] if decoder_states else parts["_whisper"].encoder
         places = {name: tensor.data_ptr() for name, tensor in whisper.state_dict().items()}
         assert {name: tensor.data_ptr() for name, tensor in model.audio_tower.state_dict().items()} == places

@@ -1,0 +1,118 @@
+"""An LSM put together of pretrained parts, and the built-in checkpoints that are built so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, WhisperFeatureExtractor, WhisperModel
+
+from lsm_probe import assets
+from lsm_probe.assets.cache import sha256
+from lsm_probe.errors import InputError
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
+from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
+from lsm_probe.models.causal_llm import load_causal_llm
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.dates import with_date
+from lsm_probe.models.identity import describe_prompt, identify
+from lsm_probe.models.pretrained import pretrained, pretrained_model
+
+UNTRAINED = "builtin:untrained"
+BUILTIN_LSMS = (UNTRAINED, *(f"builtin:{name}" for name in builtin_arms()))
+"""Names of the LSMs made of the embedded models."""
+
+
+def build_lsm(
+    encoder: str | Path,
+    llm: str | Path,
+    *,
+    projector: LsmProjectorConfig | None = None,
+    encoder_context: str = "full",
+    decoder_states: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    template: str | None = None,
+    date: str | None = None,
+) -> Checkpoint:
+    """Puts a pretrained Whisper and a pretrained LLM together with a new, seeded connector.
+
+    Only the connector's weights are drawn; those of the others are in memory once.
+
+    Args:
+        encoder: folder or hub name of a Whisper model of any size.
+        llm: folder or hub name of a decoder-only causal LM.
+        projector: the connector's configuration.
+        encoder_context: what the encoder sees of a piece of speech, `full` or `trimmed`: see [`LsmConfig`].
+        decoder_states: states taken from Whisper's decoder (LLaSM: 64); None takes its encoder's.
+        seed: seeds the connector's weights, and nothing else decides them.
+        dtype: of all weights.
+        template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
+        date: as in [`load`].
+
+    Raises:
+        InputError: if either part cannot be loaded, the parts cannot be put together as asked, or the date is invalid.
+    """
+    tokenizer = with_date(pretrained(AutoTokenizer, llm), date)
+    language_model = load_causal_llm(str(llm), llm, dtype)
+    whisper = _whisper(encoder, dtype, part=r"encoder\." if decoder_states is None else "")
+    config = LsmConfig(
+        audio_config=whisper.config,
+        projector_config=projector or LsmProjectorConfig(),
+        text_config=language_model.config,
+        decoder_states=decoder_states,
+        encoder_context=encoder_context,
+    )
+    config.dtype = dtype
+    with torch.device("meta"):  # a skeleton: no memory, nothing drawn
+        model = LsmForConditionalGeneration(config)
+    tower = whisper.encoder if decoder_states is None else whisper
+    model.audio_tower.load_state_dict(tower.state_dict(), assign=True)
+    model.language_model = language_model
+    model.draw_connector(seed)
+    model.multi_modal_projector.to(dtype)
+    model.generation_config = language_model.generation_config
+    processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
+    identity = {
+        "model_type": config.model_type,
+        "encoder": identify(encoder, whisper.config) | {"context": encoder_context, "decoder_states": decoder_states},
+        "llm": identify(llm, language_model.config),
+        "connector": {**processor.projector, "seed": seed, "trained": False},
+        **describe_prompt(tokenizer, processor.template, processor, str(llm), date),
+    }
+    return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity, "speech")
+
+
+def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None, date: str | None = None) -> Checkpoint:
+    """One of [`BUILTIN_LSMS`], the arguments as in [`build_lsm`]."""
+    parts = (assets.speech_encoder(), assets.language_model())
+    if name == UNTRAINED:
+        checkpoint = build_lsm(*parts, dtype=dtype, template=template, date=date)
+        checkpoint.name = name
+        return checkpoint
+    arm = name.removeprefix("builtin:")
+    training = read_training(arm)
+    checkpoint = build_lsm(
+        *parts,
+        projector=training.projector,
+        encoder_context=training.encoder_context,
+        dtype=dtype,
+        template=template,
+        date=date,
+    )
+    assert isinstance(checkpoint.model, LsmForConditionalGeneration)
+    assert isinstance(checkpoint.processor, LsmProcessor)
+    training.apply(checkpoint.model)
+    checkpoint.name = name
+    # The seed of the connector is left out: its weights were replaced.
+    checkpoint.identity["connector"] = checkpoint.processor.projector | {"trained": True}
+    checkpoint.identity["training"] = training.arm | {"sha256": sha256(arm_file(arm))}
+    return checkpoint
+
+
+def _whisper(name: str | Path, dtype: torch.dtype, part: str) -> Any:
+    config = pretrained(AutoConfig, name)
+    if config.model_type != "whisper":
+        raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
+    return pretrained_model(WhisperModel, name, dtype, part=part)

@@ -1,0 +1,51 @@
+"""Causal text LLMs: which models are, and loading one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.audio_llm import check_reads_embeddings
+from lsm_probe.models.pretrained import pretrained, pretrained_model
+
+
+def load_causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Loads a causal text LLM.
+
+    Args:
+        label: how error messages name it.
+        name: folder or hub name.
+        dtype: of all weights.
+
+    Raises:
+        InputError: it cannot be loaded, is no causal LM, or needs more than embeddings as its input.
+    """
+    config = pretrained(AutoConfig, name)
+    refusal = (
+        f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
+        "for its speech, nor a causal text LLM"
+    )
+    if not is_causal(config):
+        raise InputError(refusal)
+    model = pretrained_model(AutoModelForCausalLM, name, dtype)
+    # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
+    with torch.no_grad():
+        first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
+    if (first[0] - first[1]).abs().max() > 0.01 * first.abs().max():
+        raise InputError(f"{refusal}: its tokens see what follows them")
+    check_reads_embeddings(model.eval(), label)
+    return model
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration is a causal LM; transformers lists Whisper's decoder as one too."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
