@@ -8,6 +8,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class TestDamageToACheckpoint:
     def test_these_are_all_its_files(self, saved: Path) -> None:
         assert sorted(path.name for path in saved.iterdir()) == sorted([*FILES, CHECKSUMS])
         assert list(read_checksums(saved)) == FILES
-        assert lsm_probe.load(saved).identity["checksums"] == "verified"
+        assert lsm_probe.load(saved).identity.checksums == "verified"
 
     @pytest.mark.parametrize("name", FILES)
     def test_truncated_by_one_byte(self, saved: Path, name: str) -> None:
@@ -140,7 +141,7 @@ class TestDamageToACheckpoint:
 
     def test_a_text_llm_too(self, tiny_llm: Checkpoint, tmp_path: Path) -> None:
         tiny_llm.save(tmp_path)
-        assert lsm_probe.load(tmp_path).identity["checksums"] == "verified"
+        assert lsm_probe.load(tmp_path).identity.checksums == "verified"
         assert load_prompter(tmp_path).identity == lsm_probe.load(tmp_path).identity
         flip(tmp_path / "tokenizer.json", 100)
         refusal(lsm_probe.load, tmp_path, "tokenizer.json")
@@ -151,7 +152,7 @@ class TestIdentity:
     def test_weights_of_a_verified_folder_are_hashed_once(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lsm_probe.models.identity.sha256", lambda path: pytest.fail(f"hashed {path} again"))
         expected = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-        identity = lsm_probe.load(saved).identity
+        identity = lsm_probe.load(saved).identity.to_dict()
         del identity["prompt_sha256"]
         assert identity == {
             "model_type": "lsm",
@@ -165,13 +166,13 @@ class TestIdentity:
         assert not is_complete(saved)
         assert not verify(saved)
         after = lsm_probe.load(saved)
-        assert after.identity == before.identity | {"checksums": "unverified"}
+        assert after.identity == replace(before.identity, checksums="unverified")
         assert all(torch.equal(a, b) for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True))
 
     def test_what_a_pin_vouches_for_is_neither(self, saved: Path) -> None:
         (saved / CHECKSUMS).unlink()
         (saved / "asset.json").write_text("{}")
-        assert "checksums" not in lsm_probe.load(saved).identity
+        assert lsm_probe.load(saved).identity.checksums is None
 
 
 class TestWriting:

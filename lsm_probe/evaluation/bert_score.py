@@ -163,7 +163,7 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
     tokenizer.model_max_length = min(tokenizer.model_max_length, _most_tokens(bert))
     identity = {
         "model": model,
-        **identify(model, config, checksums),
+        **identify(model, config, checksums).to_dict(),
         "layer": layer,
         "idf": False,
         "rescale": False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lsm_probe.errors import InputError
@@ -35,10 +35,12 @@ def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
     """
     if llm.processor is not None:
         raise InputError(f"{llm.name} hears by itself: a cascade is of a recogniser and a text LLM")
-    parts = {name: getattr(llm, name) for name in ("model", "tokenizer", "template", "identity")}
     return Cascade(
         name=cascade_name(transcriber.name, llm.name),
-        **{**parts, "identity": {**llm.identity, "transcriber": transcriber.identity}},
+        model=llm.model,
+        tokenizer=llm.tokenizer,
+        template=llm.template,
+        identity=replace(llm.identity, transcriber=transcriber.identity),
         source="speech",
         transcriber=transcriber,
     )

@@ -21,7 +21,7 @@ from lsm_probe.languages import find_language
 from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.devices import resolve_device, resolve_dtype
-from lsm_probe.models.identity import check_folder, identify
+from lsm_probe.models.identity import WeightsIdentity, check_folder, identify
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.waveform import as_waveform
 
@@ -44,7 +44,7 @@ class Transcriber:
     name: str
     model: Any
     processor: Any
-    identity: dict[str, Any]
+    identity: WeightsIdentity
 
     @torch.no_grad()
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]) -> list[str]:

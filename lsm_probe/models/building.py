@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
 from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.identity import describe_prompt, identify
+from lsm_probe.models.identity import (
+    ConnectorIdentity,
+    EncoderIdentity,
+    ModelIdentity,
+    TrainingIdentity,
+    describe_prompt,
+    identify,
+)
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 
 UNTRAINED = "builtin:untrained"
@@ -74,14 +82,16 @@ def build_lsm(
     model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
     processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
-    identity = {
-        "model_type": config.model_type,
-        "encoder": identify(encoder, whisper.config) | {"context": encoder_context, "decoder_states": decoder_states},
-        "llm": identify(llm, language_model.config),
-        "connector": {**processor.projector, "seed": seed, "trained": False},
-        **describe_prompt(tokenizer, processor.template, processor, str(llm), date),
-    }
-    return Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, identity, "speech")
+    built = Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, source="speech")
+    tower_weights = vars(identify(encoder, whisper.config))
+    built.identity = ModelIdentity(
+        model_type=config.model_type,
+        encoder=EncoderIdentity(**tower_weights, context=encoder_context, decoder_states=decoder_states),
+        llm=identify(llm, language_model.config),
+        connector=ConnectorIdentity(settings=processor.projector, seed=seed, trained=False),
+        **describe_prompt(built, str(llm), date),
+    )
+    return built
 
 
 def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None, date: str | None = None) -> Checkpoint:
@@ -106,8 +116,11 @@ def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None,
     training.apply(checkpoint.model)
     checkpoint.name = name
     # The seed of the connector is left out: its weights were replaced.
-    checkpoint.identity["connector"] = checkpoint.processor.projector | {"trained": True}
-    checkpoint.identity["training"] = training.arm | {"sha256": sha256(arm_file(arm))}
+    checkpoint.identity = replace(
+        checkpoint.identity,
+        connector=ConnectorIdentity(settings=checkpoint.processor.projector, trained=True),
+        training=TrainingIdentity(**training.arm, sha256=sha256(arm_file(arm))),
+    )
     return checkpoint
 
 

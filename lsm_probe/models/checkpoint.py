@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import new_folder
 from lsm_probe.models.audio_llm import merged_embeddings
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
+from lsm_probe.models.dates import written_date
 from lsm_probe.models.device_map import input_device
 from lsm_probe.models.generation import generate_greedily
+from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
-from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
+from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target, example_prompt
 from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
@@ -47,7 +50,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     template: str
     processor: LsmProcessor | AudioLlmProcessor | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
+    identity: ModelIdentity = field(default_factory=ModelIdentity)
     source: Literal["speech", "text"] = "text"
 
     def __post_init__(self) -> None:
@@ -74,6 +77,15 @@ class Checkpoint:
         if eos is None:
             eos = self.tokenizer.eos_token_id
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+    @property
+    def date(self) -> str | None:
+        """What its chat template writes as today's date; None if its prompts have none."""
+        return written_date(self.template, getattr(self.processor, "processor", None), self.tokenizer)
+
+    def example_prompt(self) -> Sequence[tuple[int, object]]:
+        """A prompt with fixed words in the place of instruction and source, cut into segments."""
+        return self.processor.example() if self.processor else example_prompt(self.tokenizer, self.template)
 
     def preprocess_audio(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
         """What of the sources of a batch goes into its prompts: they themselves, unless something hears them first.

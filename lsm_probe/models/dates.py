@@ -50,12 +50,15 @@ def with_date(part: Any, date: str | None) -> Any:
     return part
 
 
-def pinned_date(*parts: Any) -> str | None:
-    """The fixed date in the chat template of the first part that has one; None if that template prints no date.
+def written_date(name: str, *parts: Any) -> str | None:
+    """The fixed date that prompts contain; None if they contain none.
 
     Args:
-        parts: tokenizers and processors; None counts as one without a template.
+        name: of the prompt template; those of this package contain no date.
+        parts: tokenizers and processors: the first one with a chat template writes the prompts.
     """
+    if not name.startswith("chat"):
+        return None
     template = next((found for part in parts if (found := getattr(part, "chat_template", None))), "")
     pinned = _PINNED.match(template.get("default", "") if isinstance(template, dict) else template)
     return pinned[1] if pinned else None

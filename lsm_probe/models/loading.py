@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.device_map import SPREAD, spread
 from lsm_probe.models.devices import resolve_device, resolve_dtype
-from lsm_probe.models.identity import check_folder, describe_prompt, identify
+from lsm_probe.models.identity import ModelIdentity, check_folder, describe_prompt, identify
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
@@ -140,9 +141,9 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
     tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
-    template = template or default_template(tokenizer)
-    identity = identify(folder, config, checksums) | describe_prompt(tokenizer, template, None, name, date)
-    return Prompter(name, folder, tokenizer, template, identity)
+    prompter = Prompter(name, folder, tokenizer, template or default_template(tokenizer))
+    weights = identify(folder, config, checksums)
+    return replace(prompter, identity=ModelIdentity(**vars(weights), **describe_prompt(prompter, name, date)))
 
 
 def load_text_check(name: str, *, template: str | None = None) -> Callable[[str, str | None, str | None], None]:
@@ -217,8 +218,8 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
         model = load_causal_llm(f"--ckpt {name}", folder, dtype)
         tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
         checkpoint = Checkpoint(name, model, tokenizer, template or default_template(tokenizer))
-    prompt = describe_prompt(checkpoint.tokenizer, checkpoint.template, checkpoint.processor, name, date)
-    checkpoint.identity = identify(folder, config, checksums) | prompt
+    weights = identify(folder, config, checksums)
+    checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))
     return checkpoint
 
 

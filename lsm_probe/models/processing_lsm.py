@@ -15,8 +15,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import num_speech_tokens
 from lsm_probe.models.connectors.times import RATE
-from lsm_probe.models.prompts import Prompt, encode_prompt, refuse_placeholder
-from lsm_probe.models.segments import Segment
+from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt, refuse_placeholder
+from lsm_probe.models.segments import Piece, Segment
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.models.templates import AUDIO_TOKEN, default_template
 from lsm_probe.waveform import as_waveform
@@ -109,6 +109,10 @@ class LsmProcessor(ProcessorMixin):
         """
         refuse_placeholder("transcript", transcript, AUDIO_TOKEN)
         return encode_prompt(self.tokenizer, self.template, instruction, transcript)
+
+    def example(self) -> list[Piece]:
+        """A prompt of given words as the template renders it, cut into segments: tells templates apart."""
+        return example_prompt(self.tokenizer, self.template, AUDIO_TOKEN)
 
     def _encode_speech(self, instruction: str, speech_tokens: int) -> Prompt:
         return encode_prompt(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lsm_probe.models.prompts import encode_prompt
+from lsm_probe.models.dates import written_date
+from lsm_probe.models.identity import ModelIdentity
+from lsm_probe.models.prompts import encode_prompt, example_prompt
+from lsm_probe.models.segments import Piece
 from lsm_probe.models.thinking import has_special_marks, text_after_user_in
 
 
@@ -28,12 +30,21 @@ class Prompter:
     folder: str
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     template: str
-    identity: dict[str, Any] = field(default_factory=dict)
+    identity: ModelIdentity = field(default_factory=ModelIdentity)
 
     @cached_property
     def opening(self) -> str:
         """What its prompts end with, behind the user's words."""
         return text_after_user_in(self.tokenizer, self.template)
+
+    @property
+    def date(self) -> str | None:
+        """What its chat template writes as today's date; None if its prompts have none."""
+        return written_date(self.template, self.tokenizer)
+
+    def example_prompt(self) -> list[Piece]:
+        """A prompt with fixed words in the place of instruction and source, cut into segments."""
+        return example_prompt(self.tokenizer, self.template)
 
     @cached_property
     def has_special_marks(self) -> bool:

@@ -177,6 +177,16 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int,
     return found if isinstance(found, Mapping) else {}
 
 
+def example_prompt(tokenizer: PreTrainedTokenizerBase, template: str, source: str = "{source}") -> list[Piece]:
+    """A prompt with fixed words in the place of instruction and source, as its template renders it.
+
+    Raises:
+        InputError: the template cannot render it.
+        LookupError: there is no such template.
+    """
+    return TEMPLATES[template](tokenizer, "{instruction}", source)
+
+
 def prompt_sha256(pieces: Sequence[tuple[int, object]]) -> str:
     """sha256 (hexadecimal) of an example prompt, as rendered and cut into segments."""
     return hashlib.sha256(json.dumps([[int(segment), part] for segment, part in pieces]).encode()).hexdigest()

@@ -133,7 +133,7 @@ def describe_checkpoint(checkpoint: Checkpoint, answers: ResponseSource) -> dict
         **({} if answers.responses is None else {"responses": "given"}),
         **({} if answers.part == "all" else {"response_part": answers.part}),
         **({} if answers.source_lengths is None else {"control": "transcript repeated or cut to given lengths"}),
-        **checkpoint.identity,
+        **checkpoint.identity.to_dict(),
     }
 
 

@@ -94,7 +94,7 @@ def test_a_run_writes_what_it_says(train_command: Command, write_manifest: Any, 
     assert f"train: 2 steps, 8 samples, {trained:,} of {everything:,} parameters trained" in stdout
     assert f"lsm-probe attention --ckpt {out / 'model'}" in stdout
     checkpoint = lsm_probe.load(out / "model", device="cpu", dtype="float32")
-    assert checkpoint.identity["checksums"] == "verified"
+    assert checkpoint.identity.checksums == "verified"
     prompt = checkpoint.encode("Say it again.", np.ones(4_000, np.float32))
     assert checkpoint.generate(checkpoint.embed([prompt]), max_new_tokens=3)[0]
 
@@ -133,7 +133,7 @@ def test_two_stages_the_connector_alone_then_all(train_command: Command, tmp_pat
         assert (out / folder / "history.png").exists()
     assert "connect: 2 steps, 4 samples, " in stdout
     assert "all: 1 steps, 8 samples, " in stdout
-    assert lsm_probe.load(out / "model", device="cpu").identity["checksums"] == "verified"
+    assert lsm_probe.load(out / "model", device="cpu").identity.checksums == "verified"
 
 
 REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {

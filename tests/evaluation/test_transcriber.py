@@ -202,8 +202,8 @@ class Remarks(Handler):
 
 
 def test_identity_tells_the_weights(transcriber, folder):
-    assert transcriber.identity["model_type"] == "whisper"
-    assert list(transcriber.identity["weights_sha256"]) == ["model.safetensors"]
+    assert transcriber.identity.model_type == "whisper"
+    assert list(transcriber.identity.weights_sha256) == ["model.safetensors"]
     assert transcriber.name == str(folder)
 
 

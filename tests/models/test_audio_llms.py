@@ -365,8 +365,8 @@ def test_a_template_that_writes_the_date_writes_a_fixed_one(qwen, waveform):
     for checkpoint, written in ((fixed, "You are 26 July 2024."), (other, "You are 01 March 2031.")):
         prompt = checkpoint.encode("Repeat.", waveform(1))
         assert written in checkpoint.tokenizer.decode(prompt.input_ids)
-    assert (fixed.identity["date"], other.identity["date"]) == ("2024-07-26", "2031-03-01")
-    assert fixed.identity["prompt_sha256"] != other.identity["prompt_sha256"]
+    assert (fixed.identity.date, other.identity.date) == ("2024-07-26", "2031-03-01")
+    assert fixed.identity.prompt_sha256 != other.identity.prompt_sha256
 
 
 def test_text_that_looks_like_markup_is_text_or_refused(folder, waveform):

@@ -35,8 +35,8 @@ def test_each_is_small_and_says_where_it_comes_from(name):
 @pytest.mark.parametrize("name", builtin_arms())
 def test_each_hears_what_is_said(name):
     checkpoint = lsm_probe.load(f"builtin:{name}", device="cpu")
-    assert checkpoint.identity["training"]["arm"] == name
-    assert checkpoint.identity["connector"]["trained"]
+    assert checkpoint.identity.training.arm == name
+    assert checkpoint.identity.connector.trained
     said = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]
     prompts = [checkpoint.encode(sample.instruction, read_audio(sample)) for sample in said]
     answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=32)

@@ -77,14 +77,14 @@ def test_another_date_is_written_stored_and_hashed(save_dated: Callable[..., Pat
     folder = save_dated(LLAMA)
     default, other = lsm_probe.load(folder), lsm_probe.load(folder, date="2031-03-01")
     assert "Today Date: 01 Mar 2031<" in prompt_of(other)
-    assert other.identity["date"] == "2031-03-01"
-    assert other.identity["prompt_sha256"] != default.identity["prompt_sha256"]
+    assert other.identity.date == "2031-03-01"
+    assert other.identity.prompt_sha256 != default.identity.prompt_sha256
     assert load_prompter(folder, date="2031-03-01").identity == other.identity
 
 
 def test_a_template_that_writes_none_keeps_its_results(tiny_llm_folder: Path, save_dated: Callable[..., Path]) -> None:
-    assert "date" not in lsm_probe.load(tiny_llm_folder).identity
-    assert "date" not in lsm_probe.load(save_dated(LLAMA), template="vicuna").identity
+    assert lsm_probe.load(tiny_llm_folder).identity.date is None
+    assert lsm_probe.load(save_dated(LLAMA), template="vicuna").identity.date is None
     with pytest.warns(
         UserWarning, match=r"--date 2031-03-01 changes nothing: the prompt template of .* writes no date"
     ):
@@ -108,10 +108,10 @@ def test_a_saved_lsm_keeps_the_date_and_takes_another(
     kept, other = lsm_probe.load(tmp_path / "lsm"), lsm_probe.load(tmp_path / "lsm", date="2031-03-01")
     assert "Today Date: 26 Jul 2024<" in prompt_of(kept)
     assert "Today Date: 01 Mar 2031<" in prompt_of(other)
-    assert kept.identity["prompt_sha256"] == built.identity["prompt_sha256"]
-    assert other.identity["date"] == "2031-03-01"
+    assert kept.identity.prompt_sha256 == built.identity.prompt_sha256
+    assert other.identity.date == "2031-03-01"
     other.save(tmp_path / "of_2031")
-    assert lsm_probe.load(tmp_path / "of_2031").identity["date"] == "2031-03-01"
+    assert lsm_probe.load(tmp_path / "of_2031").identity.date == "2031-03-01"
 
 
 @pytest.mark.parametrize("day", ["2024-07-06", "2030-12-31"])

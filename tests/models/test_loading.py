@@ -29,6 +29,7 @@ from transformers import (
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
+from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.loading import load_prompter
 
 
@@ -480,8 +481,8 @@ class TestIdentity:
     def test_it_holds_the_weights_sha256(self, copy: Path) -> None:
         identity = lsm_probe.load(copy).identity
         expected = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
-        assert identity["weights_sha256"] == {"model.safetensors": expected}
-        assert identity["model_type"] == ("lsm" if copy.name == "lsm" else "llama")
+        assert identity.weights_sha256 == {"model.safetensors": expected}
+        assert identity.model_type == ("lsm" if copy.name == "lsm" else "llama")
 
     def test_other_weights_have_another_identity(self, copy: Path) -> None:
         before = lsm_probe.load(copy).identity
@@ -497,12 +498,15 @@ class TestIdentity:
         identity = lsm_probe.build_lsm(
             tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), seed=5
         ).identity
-        for part, folder in (("encoder", tiny_encoder_folder), ("llm", tiny_llm_folder)):
+        assert identity.encoder is not None
+        assert identity.llm is not None
+        assert identity.connector is not None
+        for part, folder in ((identity.encoder, tiny_encoder_folder), (identity.llm, tiny_llm_folder)):
             sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-            assert identity[part]["weights_sha256"] == {"model.safetensors": sha256}
-        assert identity["connector"]["seed"] == 5
-        assert identity["connector"]["hidden_size"] == 32
-        json.dumps(identity)
+            assert part.weights_sha256 == {"model.safetensors": sha256}
+        assert identity.connector.seed == 5
+        assert identity.connector.settings["hidden_size"] == 32
+        assert ModelIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
 
 
 def test_a_tokenizer_with_more_tokens_than_the_llm_is_refused_where_they_are_used(tiny_llm):

@@ -46,4 +46,4 @@ def test_the_model_of_a_lora_run_is_merged_and_loads(uninterrupted) -> None:
     out = uninterrupted(*LORA)
     weights = load_file(out / "model" / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in weights)
-    assert lsm_probe.load(out / "model", device="cpu").identity["checksums"] == "verified"
+    assert lsm_probe.load(out / "model", device="cpu").identity.checksums == "verified"

@@ -354,7 +354,7 @@ def test_it_learns_what_only_speech_and_instruction_together_tell(
     assert found["eval_speech_gain"] > 1
     assert found["eval_instruction_gain"] > 1
     checkpoint = lsm_probe.load(out / "model", device="cpu", dtype="float32")
-    assert checkpoint.identity["checksums"] == "verified"
+    assert checkpoint.identity.checksums == "verified"
     for sample in read_manifest(four_answers):
         assert sample.audio is not None
         prompt = checkpoint.encode(sample.instruction, read_audio_file(sample.audio))

@@ -118,7 +118,7 @@ def augment_at_scale(
             "workers": workers,
             "shard_rows": ranks.SHARD_ROWS,
         },
-        "llm": {"name": llm.name, "template": llm.template, **llm.identity},
+        "llm": {"name": llm.name, "template": llm.template, **llm.identity.to_dict()},
         "data_sha256": digest(samples),
         "recipe": recipe.to_dict(),
     }

@@ -66,8 +66,8 @@ class Server:
             # datatrove asks for it; code from a checkpoint is never run.
             "trust-remote-code": False,
         }
-        if "revision" in llm.identity:
-            options["revision"] = llm.identity["revision"]
+        if llm.identity.revision is not None:
+            options["revision"] = llm.identity.revision
         return {"server_type": "vllm", "model_kwargs": options, "server_log_folder": log_folder, **common}
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -361,7 +362,7 @@ def test_vllm_is_started_greedy_pinned_and_without_foreign_code(prompter, monkey
         "dtype": "bfloat16",
         "VLLM_BATCH_INVARIANT": "1",
     }
-    prompter.identity["revision"] = "abc"
+    prompter = replace(prompter, identity=replace(prompter.identity, revision="abc"))
     _, runner = at_scale.generation_steps(tmp_path, prompter, recipe(), server)
     assert (runner.config.server_type, runner.config.use_chat) == ("vllm", False)
     assert runner.config.model_max_context == 412
