@@ -1,8 +1,12 @@
-"""What was measured of each arm, as it is committed under `results/SEED/PART`."""
+"""The results of each arm, from `results.tar.xz`: one folder for each seed, measurement and checkpoint."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tarfile
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.importance.result import ImportanceResult
 from lsm_probe.runner.result import Curve
 
-RESULTS = Path(__file__).parent / "results"
+ARCHIVE = Path(__file__).with_name("results.tar.xz")
 LLM = "builtin:llm"
 CASCADE = "builtin:whisper + builtin:llm"
 ARMS = ("untrained", "vanilla_asr", "true_answers", "self_powered_one", "self_powered")
@@ -37,26 +41,36 @@ TRUE = ("commands-place", "commands-intent", "commands-capitals")
 """Tasks of `true_answers`, which SmolLM2 itself does not follow: 0, 8 and 0 % right."""
 
 
+@cache
+def results() -> Path:
+    """The folder `results` of the archive, unpacked once; it is deleted when Python exits."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return Path(folder) / "results"
+
+
 def seeds() -> list[str]:
-    return sorted(folder.name for folder in RESULTS.iterdir() if folder.is_dir())
+    return sorted(folder.name for folder in results().iterdir())
 
 
 @cache
 def measured(seed: str, part: str) -> dict[str, Any]:
-    """Arm (its seed left out), or the name of the LLM or the cascade -> its result in a part."""
-    found = lsm_probe.read_results([RESULTS / seed / part])
-    results = [r for group in vars(found).values() if isinstance(group, list) for r in group if hasattr(r, "PROBE")]
-    return {result.name.removesuffix(f"-{seed}"): result for result in results}
+    """Name of an arm (without its seed), the LLM or the cascade -> its result in a measurement."""
+    found = lsm_probe.read_results([results() / seed / part])
+    groups = [group for group in vars(found).values() if isinstance(group, list)]
+    return {r.name.removesuffix(f"-{seed}"): r for group in groups for r in group if hasattr(r, "PROBE")}
 
 
 def at_length(seed: str, part: str) -> AttentionResult:
-    """The text LLM at the length of the speech. All arms hear the same with the same connector: one serves them all."""
+    """The text LLM at the length of the speech. One control serves all arms: all have equally many speech tokens."""
     return next(result for name, result in measured(seed, part).items() if name.startswith(f"{LLM}{CONTROL}"))
 
 
 def alignment_change(seed: str, number: str, first: str, second: str) -> Curve:
     """`second` minus `first` in the last state, as `comparison.json` has it (the states themselves are 70 MB)."""
-    content = json.loads((RESULTS / seed / "alignment" / "comparison.json").read_text(encoding="utf-8"))
+    content = json.loads((results() / seed / "alignment" / "comparison.json").read_text(encoding="utf-8"))
     names = {"first": f"{first}-{seed}", "second": f"{second}-{seed}"}
     pair = next(pair for pair in content["pairs"] if names.items() <= pair.items())
     return Curve(*(np.array(values[-1]) for values in pair[f"{number}_difference"].values()))
@@ -64,7 +78,7 @@ def alignment_change(seed: str, number: str, first: str, second: str) -> Curve:
 
 def alignment(seed: str, arm: str, number: str) -> float:
     """A number of the last state."""
-    content = json.loads((RESULTS / seed / "alignment" / f"{arm}-{seed}" / "result.json").read_text(encoding="utf-8"))
+    content = json.loads((results() / seed / "alignment" / f"{arm}-{seed}" / "result.json").read_text(encoding="utf-8"))
     return float(content[number]["mean"][-1])
 
 

@@ -1,4 +1,4 @@
-"""The study's tables and pictures, from the results that are committed here alone.
+"""The study's tables and pictures, from results.tar.xz alone.
 
 python analyses/speech_anchor_bias/study.py  # arms.csv, claims.csv, conventions.csv, prediction.csv, and pictures
 

@@ -1,10 +1,12 @@
-"""The study's tables come out of its committed results, and its published curves come out of the package again."""
+"""The committed results give the study's tables, and the package measures its published curves again."""
 
 import importlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 import lsm_probe
 from lsm_probe.models.builtin_arms import builtin_arms
+from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.result import Curve
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "speech_anchor_bias"
@@ -73,13 +76,22 @@ def test_a_claim_holds_only_where_every_seed_shows_it(study, intervals, side, bo
     assert study["claims"].verdict(claim, [Curve((low + high) / 2, low, high) for low, high in intervals]) == verdict
 
 
+def test_the_unpacked_results_serve_as_baselines(lsm_probe_command, tmp_path):
+    subprocess.run([sys.executable, "-m", "tarfile", "-e", FOLDER / "results.tar.xz", tmp_path], check=True)
+    vanilla, repaired = (tmp_path / "results/0/attention" / name for name in ("vanilla_asr-0", "self_powered-0"))
+    again = AttentionResult.load(vanilla).save(tmp_path / "again")
+    for current, expected in ((again, 0), (repaired, 1)):
+        code, out, err = lsm_probe_command("check", "--two-sided", "--baseline", vanilla, "--current", current)
+        assert code == expected, f"{out}\n{err}"
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("name", builtin_arms())
-def test_the_published_curve_comes_out_again(name, lsm_probe_command, tmp_path):
+def test_the_published_curve_comes_out_again(study, name, lsm_probe_command, tmp_path):
     checkpoint = lsm_probe.load(f"builtin:{name}", device="cpu", dtype="float32")
     again = lsm_probe.attention(checkpoint, lsm_probe.read_manifest("builtin:commands"), max_new_tokens=32)
     again.save(tmp_path / "now")
-    published = FOLDER / "results" / "0" / "attention" / f"{name}-0"
+    published = study["measured"].results() / "0" / "attention" / f"{name}-0"
     code, out, err = lsm_probe_command("check", "--two-sided", "--baseline", published, "--current", tmp_path / "now")
     assert code == 0, f"{out}\n{err}"
 
@@ -121,3 +133,20 @@ def test_a_step_that_is_done_is_passed_over(run_study, tmp_path):
     commands = run_study()
     assert not any("train/listen-0" in command for command in commands)
     assert any("train/listen-1" in command for command in commands)
+
+
+@pytest.mark.skipif(shutil.which("xz") is None, reason="tar needs xz")
+def test_the_study_packs_the_results_that_its_tables_read(run_study, tmp_path):
+    read = [f"attention/arm/{name}" for name in ("arrays.npz", "result.json", "samples.jsonl")]
+    read += [
+        "attention/llm-at-length-of-vanilla_asr/result.json",
+        "alignment/arm/result.json",
+        "alignment/comparison.json",
+    ]
+    others = ["attention/eta.png", "attention/llm-at-length-of-untrained/result.json", "alignment/arm/arrays.npz"]
+    for path in (tmp_path / "study" / "results" / "0" / name for name in read + others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run_study()
+    with tarfile.open(tmp_path / "study" / "results.tar.xz") as archive:
+        assert sorted(archive.getnames()) == sorted(f"results/0/{name}" for name in read)
