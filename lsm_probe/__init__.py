@@ -41,52 +41,63 @@ if TYPE_CHECKING:
     from lsm_probe.probes.timeline.result import Timeline
     from lsm_probe.reports.collection import read_results
     from lsm_probe.runner.comparison import compare
+    from lsm_probe.runner.measurement import CommandOptions, Measurement
+    from lsm_probe.runner.measurement_run import MeasurementRun, stack
+    from lsm_probe.runner.options import ResponseOptions, RunOptions
+    from lsm_probe.runner.result import MeasurementResult
+    from lsm_probe.runner.run import named_checkpoint, run_measurement
     from lsm_probe.training.config import read_config
     from lsm_probe.training.run import train
 
-_HOMES = {
-    "AlignmentResult": "probes.alignment.result",
-    "AttentionResult": "probes.attention.result",
+_MODULES = {
+    "CommandOptions": "runner.measurement",
     "EvaluationResult": "evaluation.evaluation_result",
-    "ImportanceResult": "probes.importance.result",
     "InputError": "errors",
-    "KnockoutResult": "probes.knockout.result",
+    "Measurement": "runner.measurement",
+    "MeasurementResult": "runner.result",
+    "MeasurementRun": "runner.measurement_run",
     "Recipe": "data.augmentation.recipe",
+    "ResponseOptions": "runner.options",
+    "RunOptions": "runner.options",
     "Sample": "data.sample",
-    "SensitivityResult": "probes.sensitivity.result",
     "SpeechAttention": "probes.attention.speech",
     "TextAbilityResult": "evaluation.text_ability_result",
     "Timeline": "probes.timeline.result",
-    "alignment": "probes.alignment.measure",
-    "attention": "probes.attention.measure",
     "augment": "data.augmentation.run",
     "build_lsm": "models.building",
     "compare": "runner.comparison",
     "evaluate": "evaluation.evaluate",
-    "importance": "probes.importance.measure",
-    "knockout": "probes.knockout.measure",
     "load": "models.loading",
+    "named_checkpoint": "runner.run",
     "read_config": "training.config",
     "read_manifest": "data.manifest",
     "read_mmlu": "evaluation.mmlu",
     "read_pool": "data.pools",
     "read_results": "reports.collection",
     "read_tasks": "evaluation.task",
-    "sensitivity": "probes.sensitivity.measure",
+    "run_measurement": "runner.run",
     "speech_attention": "probes.attention.speech",
+    "stack": "runner.measurement_run",
     "text_ability": "evaluation.text_ability",
     "timeline": "probes.timeline.measure",
     "train": "training.run",
 }
+"""Public name -> the module it is imported from when first used, so that `lsm-probe --help` need not wait for torch."""
 
 __all__ = [
     "AlignmentResult",
     "AttentionResult",
+    "CommandOptions",
     "EvaluationResult",
     "ImportanceResult",
     "InputError",
     "KnockoutResult",
+    "Measurement",
+    "MeasurementResult",
+    "MeasurementRun",
     "Recipe",
+    "ResponseOptions",
+    "RunOptions",
     "Sample",
     "SensitivityResult",
     "SpeechAttention",
@@ -101,14 +112,17 @@ __all__ = [
     "importance",
     "knockout",
     "load",
+    "named_checkpoint",
     "read_config",
     "read_manifest",
     "read_mmlu",
     "read_pool",
     "read_results",
     "read_tasks",
+    "run_measurement",
     "sensitivity",
     "speech_attention",
+    "stack",
     "text_ability",
     "timeline",
     "train",
@@ -120,7 +134,14 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `lsm-probe --help` need not wait for torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lsm_probe' has no attribute {name!r}")
-    return getattr(import_module(f"lsm_probe.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"lsm_probe.{_MODULES[name]}"), name)
+    if not name.startswith("_"):
+        from lsm_probe.probes.registry import PROBES
+
+        for probe in PROBES.values():
+            if name == probe.name.replace("-", "_"):
+                return probe.get("measure")
+            if name.endswith("Result") and name == str(probe.result).rpartition(":")[2]:
+                return probe.get("result")
+    raise AttributeError(f"module 'lsm_probe' has no attribute {name!r}")

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lsm_probe.data.sample import Sample
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.segments import Segment
-from lsm_probe.runner.prepared_samples import PreparedSample, ResponseSource, check_samples, prepare
+from lsm_probe.runner.prepared_samples import PreparedSample, check_samples, prepare
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -65,9 +65,8 @@ def embed_prompts(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Embedded
     Raises:
         InputError: if a sample cannot be used; the line names it.
     """
-    response_source = ResponseSource(response="none")
-    check_samples(checkpoint, samples, response_source)
-    items, _ = prepare(checkpoint, samples, response_source, on_error="fail")
+    check_samples(checkpoint, samples, None)
+    items, _ = prepare(checkpoint, samples, None, "fail")
     device = items[0].embedded.device
     segments = pad_sequence([torch.tensor(s.prompt.segments) for s in items], batch_first=True).to(device)
     return EmbeddedPrompts(

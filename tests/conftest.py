@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from transformers import (
 
 import lsm_probe
 from lsm_probe import cli
+from lsm_probe.data.sample import Sample
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
 
@@ -194,10 +196,30 @@ def tiny_lsm_folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folde
     """A saved LSM with its processor; do not write into it."""
     folder = tmp_path_factory.mktemp("tiny") / "lsm"
     checkpoint = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector())
-    assert checkpoint.processor is not None
     checkpoint.model.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def install_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`install_package(group, {name: "other_package:attribute"}, source)` puts a package with entry points on the path:
+    one module, gone after the test."""
+    packages = []
+
+    def install(group: str, entry_points: dict[str, str], source: str = "", package: str = "other_package") -> None:
+        packages.append(package)
+        (tmp_path / f"{package}.py").write_text(source)
+        metadata = tmp_path / f"{package}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"[{group}]", *(f"{name} = {value}" for name, value in entry_points.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines))
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield install
+    for package in packages:
+        sys.modules.pop(package, None)
 
 
 @pytest.fixture(scope="session")
@@ -219,6 +241,13 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BertModel(config).save_pretrained(folder)
     BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def builtin() -> Callable[[str], Checkpoint]:
+    """`builtin("builtin:llm")`: an embedded checkpoint on CPU in float32, loaded once; do not change it."""
+    load = lsm_probe.load  # a test may replace it
+    return cache(lambda name: load(name, device="cpu", dtype="float32"))
 
 
 @pytest.fixture
@@ -344,3 +373,30 @@ def mmlu_folder(tmp_path: Path) -> Path:
                     question = " ".join(rng.choice(words, 8)) + ",\nor which?"
                     table.writerow([question, *rng.choice(words, 4), int(rng.integers(4))])
     return folder
+
+
+TEXTS = [
+    "the quick brown fox jumps over the lazy dog",
+    "rain falls softly on the old town",
+    "she sells sea shells by the sea shore and nobody knows how many she has sold this year",
+    "green",
+    "the forest in early spring reminds me of my favourite colour",
+    "nobody knows",
+    "the lazy dog sells shells",
+    "he has sold many this year while rain falls on the sea shore of the old town",
+]
+INSTRUCTIONS = ["Translate the speech into German.", "Write down what the speaker says, and repeat it twice."]
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory, waveform):
+    """Eight utterances of 0.3 to 5 s, under two instructions in turn."""
+    folder = tmp_path_factory.mktemp("speech")
+    made = []
+    for i, text in enumerate(TEXTS):
+        path = folder / f"{i}.wav"
+        soundfile.write(path, waveform(np.linspace(0.3, 5, len(TEXTS))[i], seed=i), 16_000)
+        made.append(
+            Sample(id=f"s{i}", instruction=INSTRUCTIONS[i % 2], audio=path, text=text, target=text[:20], task="test")
+        )
+    return made

@@ -22,7 +22,7 @@ from lsm_probe.data.pools import read_pool
 from lsm_probe.errors import InputError
 from lsm_probe.files import check_can_write, replacing
 from lsm_probe.runner.labels import checkpoint_labels
-from lsm_probe.runner.run import slug
+from lsm_probe.runner.output_folder import folder_name
 from lsm_probe.training.config import Stage, TrainConfig, read_config
 
 
@@ -178,7 +178,7 @@ NAMES = st.text(min_size=1, max_size=12) | st.sampled_from(
 @generated(50)
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True))
 def test_names_of_checkpoints(tmp_path: Path, names) -> None:
-    folder = slug(*names)
+    folder = folder_name(*names)
     assert folder == Path(folder).name
     assert folder not in ("", ".", "..")
     (tmp_path / folder).mkdir(exist_ok=True)

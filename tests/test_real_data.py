@@ -14,17 +14,17 @@ from lsm_probe.data.commands import command_utterances
 from lsm_probe.data.manifest import manifest_writer, read_manifest
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
-from lsm_probe.data.speech import Delivery, speak
+from lsm_probe.data.speech import SpeechSettings, synthesize
 
 pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """Twelve spoken commands."""
+    """Six spoken commands."""
     folder = tmp_path_factory.mktemp("commands")
-    delivery = Delivery(speeds=(0.9, 1.1))
-    spoken = speak(command_utterances(240, 0)[:12], folder / "audio", delivery, workers=1, problems=Problems())
+    settings = SpeechSettings(speeds=(0.9, 1.1))
+    spoken = synthesize(command_utterances(240, 0)[:6], folder / "audio", settings, workers=1, problems=Problems())
     with manifest_writer(folder / "manifest.jsonl") as write:
         for utterance in spoken.utterances:
             write(Sample(id=utterance.id, instruction="Transcribe.", audio=utterance.audio, text=utterance.text))
@@ -42,17 +42,17 @@ def test_whisper_reads_the_commands_back(manifest):
     assert jiwer.wer([normalise(s.text) for s in samples], [normalise(text) for text in heard]) < 0.05
 
 
-def test_self_powered_answers_are_those_of_the_naive_loop(manifest, tmp_path):
-    checkpoint = lsm_probe.load("builtin:llm", device="cpu", dtype="float32")
-    recipe = lsm_probe.Recipe(max_new_tokens=24)
+def test_self_powered_answers_are_those_of_the_naive_loop(manifest, builtin, tmp_path):
+    checkpoint = builtin("builtin:llm")
+    recipe = lsm_probe.Recipe(max_new_tokens=12)
     samples = read_manifest(manifest)
     report = lsm_probe.augment(checkpoint, samples, tmp_path / "out", recipe)
     rows = pq.read_table(tmp_path / "out" / "shards" / "00000.parquet").to_pylist()
-    assert report["samples"] == len(rows) == 12
+    assert report["samples"] == len(rows) == 6
     eos = checkpoint.eos_token_ids
-    settings = GenerationConfig(do_sample=False, max_new_tokens=24, eos_token_id=eos, pad_token_id=eos[0])
+    settings = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=eos, pad_token_id=eos[0])
     asked = [row for row in rows if row["finish_reason"] != "transcript"]
-    assert len(asked) > 6
+    assert len(asked) > 3
     for row in asked:
         ids = torch.tensor([checkpoint.encode(row["instruction"], row["text"]).input_ids])
         alone = checkpoint.llm.generate(input_ids=ids, generation_config=settings)[0, ids.shape[1] :].tolist()

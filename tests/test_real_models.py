@@ -22,13 +22,13 @@ def samples():
 
 
 @pytest.fixture(scope="module", params=["builtin:llm", "builtin:untrained"])
-def checkpoint(request):
-    return lsm_probe.load(request.param, device="cpu")
+def checkpoint(request, builtin):
+    return builtin(request.param)
 
 
 @pytest.fixture(scope="module")
 def result(checkpoint, samples):
-    return lsm_probe.attention(checkpoint, samples[:8], max_new_tokens=16)
+    return lsm_probe.attention(checkpoint, samples[:4], max_new_tokens=8)
 
 
 def prompt_of(checkpoint, sample):
@@ -81,7 +81,7 @@ def test_logits_are_bit_identical_with_the_probe_on_and_off(checkpoint, samples)
     assert torch.equal(plain, probed)
 
 
-def test_eta_of_a_sample_alone_equals_eta_in_a_batch_of_8(checkpoint, samples, result):
+def test_eta_of_a_sample_alone_equals_eta_in_a_batch(checkpoint, samples, result):
     alone = lsm_probe.attention(checkpoint, samples[2:3], responses=result.responses())
     for heads in ("sum_then_norm", "mean_of_norms"):
         one, many = (r.with_conventions(heads=heads) for r in (alone, result))
@@ -98,9 +98,8 @@ def test_the_self_check_has_room_to_spare(result):
     assert result.self_check["worst"] < 0.2 * result.self_check["worst_bound"]
 
 
-def test_bfloat16_agrees_to_its_precision(samples):
-    checkpoint = lsm_probe.load("builtin:llm", device="cpu", dtype="float32")
-    exact = lsm_probe.attention(checkpoint, samples[:2], response="reference").eta().mean
+def test_bfloat16_agrees_to_its_precision(builtin, samples):
+    exact = lsm_probe.attention(builtin("builtin:llm"), samples[:2], response="reference").eta().mean
     half = lsm_probe.attention(
         lsm_probe.load("builtin:llm", device="cpu", dtype="bfloat16"), samples[:2], response="reference"
     )

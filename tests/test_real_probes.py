@@ -21,13 +21,13 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def text_llm():
-    return lsm_probe.load("builtin:llm", device="cpu")
+def text_llm(builtin):
+    return builtin("builtin:llm")
 
 
 @pytest.fixture(scope="module")
-def untrained():
-    return lsm_probe.load("builtin:untrained", device="cpu")
+def untrained(builtin):
+    return builtin("builtin:untrained")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Registries: names of this package, and those that installed packages add."""
 
-import sys
 import warnings
 
 import pytest
@@ -8,24 +7,6 @@ import pytest
 from lsm_probe.registry import Registry
 
 GROUP = "lsm_probe.test_registry"
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Puts a distribution on the path: a module, and entry points that name what is in it."""
-
-    def install(entry_points, source="", package="other_package"):
-        (tmp_path / f"{package}.py").write_text(source)
-        metadata = tmp_path / f"{package}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        lines = [f"[{GROUP}]", *(f"{name} = {value}" for name, value in entry_points.items())]
-        (metadata / "entry_points.txt").write_text("\n".join(lines))
-
-    monkeypatch.syspath_prepend(tmp_path)
-    yield install
-    for module in [name for name in sys.modules if name.startswith("other_package")]:
-        del sys.modules[module]
 
 
 @pytest.fixture
@@ -46,16 +27,16 @@ def test_holds_what_is_registered(registry):
         registry.register("hello")(print)
 
 
-def test_holds_what_an_installed_package_adds(registry, install):
-    install({"moin": "other_package:moin"}, "def moin():\n    return 'moin'\n")
+def test_holds_what_an_installed_package_adds(registry, install_package):
+    install_package(GROUP, {"moin": "other_package:moin"}, "def moin():\n    return 'moin'\n")
     assert registry["moin"]() == "moin"
     assert list(registry) == ["hello", "moin"]
     assert len(registry) == 2
     assert "ahoy" not in registry
 
 
-def test_reads_no_entry_point_for_a_built_in_name(registry, install):
-    install({"moin": "other_package:moin"}, "raise RuntimeError('imported')")
+def test_reads_no_entry_point_for_a_built_in_name(registry, install_package):
+    install_package(GROUP, {"moin": "other_package:moin"}, "raise RuntimeError('imported')")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert registry["hello"]() == "hello"
@@ -71,8 +52,8 @@ def test_reads_no_entry_point_for_a_built_in_name(registry, install):
         ("hello", "moin = print", "its name is taken"),
     ],
 )
-def test_leaves_out_what_cannot_be_used_with_one_line(registry, install, name, source, reason):
-    install({name: "other_package:moin"}, source)
+def test_leaves_out_what_cannot_be_used_with_one_line(registry, install_package, name, source, reason):
+    install_package(GROUP, {name: "other_package:moin"}, source)
     with pytest.warns(UserWarning, match=reason) as warned:
         assert list(registry) == ["hello"]
     assert len(warned) == 1
@@ -82,8 +63,8 @@ def test_leaves_out_what_cannot_be_used_with_one_line(registry, install, name, s
     assert registry["hello"]() == "hello"
 
 
-def test_a_name_that_two_packages_add_is_the_firsts(registry, install):
-    install({"moin": "other_package:one"}, "def one():\n    return 1\n")
-    install({"moin": "other_package_2:two"}, "def two():\n    return 2\n", package="other_package_2")
+def test_a_name_that_two_packages_add_is_the_firsts(registry, install_package):
+    install_package(GROUP, {"moin": "other_package:one"}, "def one():\n    return 1\n")
+    install_package(GROUP, {"moin": "other_package_2:two"}, "def two():\n    return 2\n", package="other_package_2")
     with pytest.warns(UserWarning, match=r"other_package_2:two\) of other_package_2 is left out: its name is taken"):
         assert registry["moin"]() == 1

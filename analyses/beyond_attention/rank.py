@@ -24,7 +24,7 @@ from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.runner.picture_files import save_figure, save_frame
-from lsm_probe.runner.result import ProbeResult
+from lsm_probe.runner.result import MeasurementResult
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent.parent / "figures" / HERE.name
@@ -61,10 +61,10 @@ def main() -> None:
 def _load(kind: Callable[..., Any], folder: Path) -> list[Any]:
     """The results of a run over several checkpoints, length-matched controls left out."""
     found = [kind.load(path.parent) for path in sorted(folder.glob("*/result.json"))]
-    return [result for result in found if "control" not in result.checkpoint]
+    return [result for result in found if not result.is_control]
 
 
-def _name(result: ProbeResult) -> str:
+def _name(result: MeasurementResult) -> str:
     """`runs/vanilla/model` is called vanilla."""
     path = Path(result.name)
     return path.parent.name if path.name == "model" else result.name

@@ -11,71 +11,85 @@
 # ---
 
 # %% [markdown]
-# # A probe of your own in 20 lines
+# # A probe of your own in one file
 #
-# A probe is a function from a batch of items (sample, prompt with its segments, embedded prompt, response) to
-# arrays. The round through the samples does the rest: prompts, answers, batches, memory, faulty samples, resuming,
-# several processes.
+# A probe is a function from a checkpoint and samples to a result, a class that names what the result stores, and a
+# `Measurement` that names both. lsm-probe does the rest: prompts, responses, batches, memory, samples that cannot be
+# used, resuming, several processes, the command, the table, the figure, paired comparison, and a section of the report.
 #
-# This one asks how sure the model is of its first token, with its instruction and with the instruction's embeddings
-# set to their mean: a model that ignores the instruction is as sure of the same token either way. Asked of a model
-# trained on transcription alone, and of one that then learned from the LLM's own answers. Run it as a script, or open
-# it as a notebook with jupytext.
+# This probe asks how much the distribution of the first response token changes when the embeddings of the instruction
+# are replaced by their mean: a model that ignores the instruction predicts the same token either way. We compare a
+# model trained on transcription alone with one that was repaired with self-powered data.
 
 # %%
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import torch
 
 import lsm_probe
-from lsm_probe.bootstrap import cluster_weights, interval
 from lsm_probe.models.segments import Segment
-from lsm_probe.runner.measurement_run import MeasurementRun, stack
-from lsm_probe.runner.prepared_samples import ResponseSource
-
-samples = lsm_probe.read_manifest("builtin:commands")[:12]
 
 
 # %%
+@dataclass(frozen=True, kw_only=True)
+class ShiftResult(lsm_probe.MeasurementResult):
+    """How far the first token's distribution moves without the words of the instruction: `shift`, nats, `[samples]`."""
+
+    NAME = "shift"
+    BY_SAMPLE = ("shift",)
+
+    shift: np.ndarray
+
+
+def shift(checkpoint, samples, **options):
+    """KL divergence of the first token's distribution without the instruction's words from that with them."""
+    options = lsm_probe.RunOptions(**options)
+    measurement = lsm_probe.MeasurementRun(checkpoint=checkpoint, samples=samples, responses=None, options=options)
+    records, common = measurement.run(lambda items: [measure(checkpoint, item) for item in items])
+    return ShiftResult(**common, **lsm_probe.stack(records, "shift"))
+
+
 @torch.no_grad()
-def shift(checkpoint, items):
-    """KL divergence (nats) of the first token's distribution without the instruction's words from that with them."""
-    measured = []
-    for item in items:
-        blank = item.embedded.clone()
-        positions = item.prompt.positions(Segment.INSTRUCTION)
-        blank[positions] = blank[positions].mean(0)
-        pair = torch.stack([item.embedded, blank])
-        told, untold = checkpoint.llm(inputs_embeds=pair).logits[:, -1].double().log_softmax(-1)
-        measured.append({"shift": (told.exp() * (told - untold)).sum().numpy()})
-    return measured
+def measure(checkpoint, item):
+    """The arrays of one sample: `item` holds its prompt with segments, and the prompt's embeddings."""
+    blank = item.embedded.clone()
+    positions = item.prompt.positions(Segment.INSTRUCTION)
+    blank[positions] = blank[positions].mean(0)
+    pair = torch.stack([item.embedded, blank])
+    told, untold = checkpoint.llm(inputs_embeds=pair).logits[:, -1].double().log_softmax(-1)
+    return {"shift": (told.exp() * (told - untold)).sum().numpy()}
 
 
-def measure(name):
-    """What the probe says of each sample, and the utterance each speaks of."""
-    checkpoint = lsm_probe.load(name, device="cpu")
-    measuring = MeasurementRun(
-        checkpoint,
-        samples,
-        ResponseSource("none"),
-        settings={"probe": "shift"},
-        batch_size=4,
-        on_error="fail",
-        data=None,
-        progress_folder=None,
-        on_progress=lambda done: print(f"{done} of {len(samples)}"),
-    )
-    records, common = measuring.run(partial(shift, checkpoint))
-    return stack(records, "shift")["shift"], common["clusters"]
-
+PROBE = lsm_probe.Measurement(
+    name="shift",
+    help="How much the first response token depends on the words of the instruction (nats).",
+    measure=shift,
+    result=ShiftResult,
+    response=None,  # it looks at prompts alone
+)
 
 # %% [markdown]
-# A mean with its bootstrap interval over utterances, as every probe of the package gives it.
+# To get the command `lsm-probe shift`, register the probe in the `pyproject.toml` of your package:
+#
+# ```toml
+# [project.entry-points."lsm_probe.probes"]
+# shift = "my_package.my_module:PROBE"
+# ```
+#
+# Here we run it from Python, as the command does. Interrupted, it continues with `resume=True`.
 
 # %%
-for name in ("builtin:vanilla_asr", "builtin:self_powered"):
-    values, clusters = measure(name)
-    weights = cluster_weights(clusters, seed=0)
-    low, high = interval(weights @ values / weights.sum(1))
-    print(f"{name}: shift {np.mean(values):.2f} [{low:.2f}, {high:.2f}] nats over {len(values)} samples")
+samples = lsm_probe.read_manifest("builtin:commands")[:12]
+out = Path(mkdtemp()) / "shift"
+names = ("builtin:vanilla_asr", "builtin:self_powered")
+checkpoints = [lsm_probe.named_checkpoint(name, {"device": "cpu"}) for name in names]
+results, comparison = lsm_probe.run_measurement(PROBE, checkpoints, samples, out, options={"batch_size": 4})
+for result in results:
+    print(result.to_frame().round(2).to_string(index=False))
+print("difference:", comparison["pairs"][0]["shift_difference"])
+
+# %%
+PROBE.make_figures(results)[0]

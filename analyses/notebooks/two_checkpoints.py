@@ -44,8 +44,8 @@ control = lsm_probe.attention(
     samples,
     response="reference",
     source_lengths=results[1].source_lengths(),
+    source_length_of=["builtin:vanilla_asr"],
 )
-control.checkpoint["name"] = "builtin:llm at length of builtin:vanilla_asr"
 eta_figure([*results, control])
 
 # %%

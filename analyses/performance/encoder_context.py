@@ -33,7 +33,6 @@ def main() -> None:
         for context in ("full", "trimmed")
     }
     processor = models["full"].processor
-    assert processor is not None
     rows = []
     for sample in samples:
         features, mask = processor.extract(read_audio(sample))

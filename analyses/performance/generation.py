@@ -57,9 +57,9 @@ def make_prompts(checkpoint: Checkpoint, recipe: Recipe, count: int, seed: int) 
     """(task, prompt) of the first `count` sentences that fall to the LLM."""
     prompts = []
     for utterance in command_utterances(max(240, 2 * count), seed):
-        draw = recipe.pool.draw(seed, utterance.id)
-        if draw.answer == "llm":
-            prompts.append((draw.task, checkpoint.encode(draw.instruction, utterance.text)))
+        assignment = recipe.pool.assign(seed, utterance.id)
+        if assignment.answer == "llm":
+            prompts.append((assignment.task, checkpoint.encode(assignment.instruction, utterance.text)))
     return prompts[:count]
 
 

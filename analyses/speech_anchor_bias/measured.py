@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 import lsm_probe
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import FOLLOWING
-from lsm_probe.probes.attention.controls import CONTROL
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.importance.result import ImportanceResult
 from lsm_probe.runner.result import Curve
@@ -59,13 +58,12 @@ def seeds() -> list[str]:
 def measured(seed: str, part: str) -> dict[str, Any]:
     """Name of an arm (without its seed), the LLM or the cascade -> its result in a measurement."""
     found = lsm_probe.read_results([results() / seed / part])
-    groups = [group for group in vars(found).values() if isinstance(group, list)]
-    return {r.name.removesuffix(f"-{seed}"): r for group in groups for r in group if hasattr(r, "PROBE")}
+    return {each.name.removesuffix(f"-{seed}"): each for _, group in found.measured() for each in group}
 
 
 def at_length(seed: str, part: str) -> AttentionResult:
     """The text LLM at the length of the speech. One control serves all arms: all have equally many speech tokens."""
-    return next(result for name, result in measured(seed, part).items() if name.startswith(f"{LLM}{CONTROL}"))
+    return next(result for result in measured(seed, part).values() if result.is_control)
 
 
 def alignment_change(seed: str, number: str, first: str, second: str) -> Curve:

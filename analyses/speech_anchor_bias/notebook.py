@@ -51,8 +51,8 @@ control = lsm_probe.attention(
     samples,
     responses=results["builtin:llm"].responses(),
     source_lengths=results["builtin:vanilla_asr"].source_lengths(),
+    source_length_of=["builtin:vanilla_asr"],
 )
-control.checkpoint["name"] = "builtin:llm at length of builtin:vanilla_asr"
 eta_figure([*results.values(), control])
 
 # %% [markdown]

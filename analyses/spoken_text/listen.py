@@ -30,7 +30,7 @@ from lsm_probe.assets import speech_encoder
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.data.sample import Sample
-from lsm_probe.data.speech import Delivery
+from lsm_probe.data.speech import SpeechSettings
 from lsm_probe.files import replacing
 
 HERE = Path(__file__).parent
@@ -74,26 +74,26 @@ def error_rate(pairs: Iterable[Pair]) -> dict[str, Any]:
     }
 
 
-def delivered(manifest: Path) -> Delivery | None:
+def delivered(manifest: Path) -> SpeechSettings | None:
     """How the folder's texts were spoken, as its config.yaml says."""
     path = manifest.parent / "config.yaml"
     if not path.exists():
         return None
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Delivery(tuple(config["voices"]), tuple(config["speeds"]), config["seed"])
+    return SpeechSettings(tuple(config["voices"]), tuple(config["speeds"]), config["seed"])
 
 
 def measure(manifest: Path, limit: int, batch_size: int, worst: int) -> dict[str, Any]:
     samples = read_manifest(manifest)
     samples = samples[:: max(1, len(samples) // limit)][:limit]
-    normalise, delivery = EnglishTextNormalizer(), delivered(manifest)
+    normalise, settings = EnglishTextNormalizer(), delivered(manifest)
     pairs: dict[str, Pair] = {}
     groups: dict[str, list[str]] = defaultdict(list)
     for sample, text in zip(samples, hear(samples, batch_size), strict=True):
         assert sample.text is not None
         pairs[sample.id] = (normalise(_unbracketed(sample.text)), normalise(_unbracketed(text)))
-        if delivery is not None:
-            voice, speed, _ = delivery.draw(sample.id)
+        if settings is not None:
+            voice, speed, _ = settings.choose(sample.id)
             groups[voice].append(sample.id)
             groups[f"speed {speed}"].append(sample.id)
     by_errors = sorted(pairs, key=lambda i: -jiwer.process_words(*pairs[i]).wer)

@@ -10,19 +10,15 @@ from typing import Any
 
 import typer
 
-from lsm_probe.cli.alignment import alignment
-from lsm_probe.cli.attention import attention
 from lsm_probe.cli.augment import augment
 from lsm_probe.cli.check import check
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
 from lsm_probe.cli.evaluate import evaluate
 from lsm_probe.cli.figure import figure
-from lsm_probe.cli.importance import importance
-from lsm_probe.cli.knockout import knockout
+from lsm_probe.cli.measurement_command import measurement_command
 from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
-from lsm_probe.cli.sensitivity import sensitivity
 from lsm_probe.cli.stopping import sigterm_raises, stoppable
 from lsm_probe.cli.text_ability import text_ability
 from lsm_probe.cli.timeline import timeline
@@ -30,6 +26,7 @@ from lsm_probe.cli.train import train
 from lsm_probe.console import print_any_character
 from lsm_probe.errors import CommandError, InputError, Stopped, WorkFailed, one_line
 from lsm_probe.files import disk_is_full
+from lsm_probe.probes.registry import PROBES
 
 
 class Commands(typer.core.TyperGroup):
@@ -48,11 +45,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.command()(attention)
-app.command()(sensitivity)
-app.command()(alignment)
-app.command()(knockout)
-app.command()(importance)
+for probe in PROBES.values():
+    app.command(probe.name)(measurement_command(probe))
 app.command()(timeline)
 app.command()(report)
 app.command()(figure)

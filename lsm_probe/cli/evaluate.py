@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lsm_probe.cli import options as opt
+from lsm_probe.errors import InputError
 
 EXAMPLES = """
 Puts tasks to checkpoints, greedily, and scores the responses: correctness, and apart from it whether a response has
@@ -33,20 +34,13 @@ def evaluate(
     task: Annotated[
         list[str], typer.Option(help="Name or YAML file, perhaps with =MANIFEST. Repeat it.", show_default=False)
     ],
-    ckpt: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
-            "`builtin:self_powered` (LSMs). Repeat it to compare.",
-            show_default=False,
-        ),
-    ] = None,
+    ckpt: opt.OptionalCkpt = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of the manifests that tasks name.  [default: the current one]")
     ] = None,
     cascade: Annotated[
         list[str] | None,
-        typer.Option(help="A text LLM that answers to what --whisper has heard. Repeat it to compare."),
+        typer.Option(help="A text LLM that answers to what --whisper transcribed. Repeat it to compare."),
     ] = None,
     whisper: Annotated[
         str, typer.Option(help="Recogniser of the cascades: folder, hub name or builtin:whisper.")
@@ -58,30 +52,46 @@ def evaluate(
     read: opt.Read = None,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    batch_size: opt.BatchSize = "auto",
+    batch_size: opt.BatchSize = 8,
     seed: opt.Seed = 0,
     limit: Annotated[
-        int | None, typer.Option(help="Only the first N samples of each task.", min=1, rich_help_panel=opt.RUN)
+        int | None, typer.Option(help="Only the first N samples of each task.", min=1, rich_help_panel=opt.RUNNING)
     ] = None,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.evaluation import evaluate_and_report, list_tasks
+    from lsm_probe.evaluation.task import builtin_tasks, read_task, read_tasks, with_read
 
     if task == ["list"]:
-        return list_tasks()
-    evaluate_and_report(
-        task,
-        ckpt or [],
-        data,
+        for name in builtin_tasks():
+            listed = read_task(name)
+            print(f"{name}: {listed.title}; {', '.join(listed.metrics)}; {listed.manifest}")
+        return
+    if not ckpt and not cascade:
+        raise InputError("there is nothing to evaluate: give --ckpt or --cascade")
+
+    from lsm_probe.cli.run import Samples, run_and_show
+    from lsm_probe.data.manifest import describe_data
+    from lsm_probe.evaluation import EVALUATION
+    from lsm_probe.evaluation.cascade import named_cascade
+    from lsm_probe.runner.run import named_checkpoint
+
+    def read_samples() -> Samples:
+        tasks, samples = read_tasks(task, data=data, limit=limit, on_error=on_error)
+        names = "+".join(task.name for task in tasks)
+        return samples, {"tasks": with_read(tasks, read), "data": describe_data(samples, names)}
+
+    loading = {"device": device, "dtype": dtype, "template": template, "date": date}
+    run_and_show(
+        EVALUATION,
+        [
+            *(named_checkpoint(name, loading) for name in ckpt or ()),
+            *(named_cascade(whisper, llm, loading) for llm in cascade or ()),
+        ],
+        read_samples,
         out,
-        cascades=cascade or [],
-        whisper=whisper,
-        read=read,
-        loading=opt.loading(device, dtype, template, date),
-        evaluating={"max_new_tokens": max_new_tokens, **opt.probing(seed, on_error, batch_size)},
-        limit=limit,
+        options={"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed, "on_error": on_error},
         resume=resume,
         as_json=json,
     )

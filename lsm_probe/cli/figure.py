@@ -33,13 +33,13 @@ def figure(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:
     from lsm_probe.files import check_can_write
-    from lsm_probe.reports.collection import KINDS, read_results
+    from lsm_probe.reports.collection import read_results
     from lsm_probe.reports.paper_figures import save_drawing
 
     check_can_write("--out", out, folder=True)
     found = read_results(result)
     out.mkdir(parents=True, exist_ok=True)
-    written = save_drawing(name, [result for kind in KINDS for result in found.of(kind)], out)
+    written = save_drawing(name, [each for _, group in found.measured() for each in group], out)
     print("\n".join(str(out / file) for file in written))
 
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lsm_probe.errors import InputError
+from lsm_probe.runner.options import (  # noqa: F401  # commands take all their options from this module
+    CONVENTIONS,
+    RUNNING,
+    BatchSize,
+    MaxNewTokens,
+    OnError,
+    Response,
+    Seed,
+)
 
 if TYPE_CHECKING:
-    from lsm_probe.data.speech import Delivery
+    from lsm_probe.data.speech import SpeechSettings
 
-RUN, NUMBERS = "Running", "Conventions"
+RUN = RUNNING
 
-Ckpt = Annotated[
-    list[str],
-    typer.Option(
-        help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
-        "`builtin:self_powered` (LSMs). Repeat it to compare.",
-        show_default=False,
-    ),
-]
+_CKPT = typer.Option(
+    help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
+    "`builtin:self_powered` (LSMs). Repeat it to compare.",
+    show_default=False,
+)
+Ckpt = Annotated[list[str], _CKPT]
+OptionalCkpt = Annotated[list[str] | None, _CKPT]
 Data = Annotated[
     str,
     typer.Option(
@@ -57,10 +65,6 @@ Dtype = Annotated[
         rich_help_panel=RUN,
     ),
 ]
-BatchSize = Annotated[
-    str, typer.Option(help="Samples run together; halved where memory runs out.", rich_help_panel=RUN)
-]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0, rich_help_panel=RUN)]
 DrawSeed = Annotated[int, typer.Option(help="Seed of every draw.", min=0, rich_help_panel=RUN)]
 Instructions = Annotated[
     list[str] | None,
@@ -95,20 +99,7 @@ Workers = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="Only the first N samples.", min=1, rich_help_panel=RUN)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.", rich_help_panel=RUN)]
-OnError = Annotated[
-    Literal["fail", "skip"],
-    typer.Option(help="At a sample that cannot be used: stop, or skip and count it.", rich_help_panel=RUN),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN)]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
-Response = Annotated[str, typer.Option(help="generated or reference.", rich_help_panel=NUMBERS)]
-ResponsePart = Annotated[
-    str,
-    typer.Option(
-        help="Part of a reasoning model's response that is measured: `all`, `thinking` or `answer`.",
-        rich_help_panel=NUMBERS,
-    ),
-]
 Read = Annotated[
     str | None,
     typer.Option(
@@ -128,28 +119,14 @@ def one_of(option: str, value: str, *allowed: str) -> Any:
     return value
 
 
-def batch_size(value: str) -> dict[str, int]:
-    """As the keyword argument of a probe; `auto` leaves it to the probe."""
-    if value == "auto":
-        return {}
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"--batch-size {value!r} is neither `auto` nor a positive number")
-    return {"batch_size": int(value)}
-
-
 def loading(device: str, dtype: str, template: str | None, date: str | None) -> dict[str, Any]:
     """As the keyword arguments of `load`."""
     return {"device": device, "dtype": dtype, "template": template, "date": date}
 
 
-def probing(seed: int, on_error: str, size: str) -> dict[str, Any]:
-    """What every probe takes, as its keyword arguments."""
-    return {"seed": seed, "on_error": one_of("--on-error", on_error, "fail", "skip"), **batch_size(size)}
-
-
-def delivery(voice: list[str] | None, speed: list[float] | None, seed: int) -> Delivery:
+def speech_settings(voice: list[str] | None, speed: list[float] | None, seed: int) -> SpeechSettings:
     """How texts are spoken, as the argument of the functions that speak them."""
-    from lsm_probe.data.speech import Delivery
+    from lsm_probe.data.speech import SpeechSettings
     from lsm_probe.data.voices import DEFAULT_VOICE
 
-    return Delivery(tuple(voice or [DEFAULT_VOICE]), tuple(speed or [1.0]), seed)
+    return SpeechSettings(tuple(voice or [DEFAULT_VOICE]), tuple(speed or [1.0]), seed)

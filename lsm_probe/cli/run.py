@@ -1,4 +1,4 @@
-"""What the commands of all probes have in common: progress on stderr, table or JSON on stdout, pictures."""
+"""Runs a measurement and shows what came out: progress on stderr, table or JSON on stdout, pictures."""
 
 from __future__ import annotations
 
@@ -7,119 +7,92 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
 from lsm_probe.console import text_console
-from lsm_probe.data.manifest import read_manifest
+from lsm_probe.data.manifest import describe_data, read_manifest
+from lsm_probe.data.problems import OnError
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import init_distributed, is_distributed, is_main_rank, on_all_ranks
 from lsm_probe.files import check_can_write
-from lsm_probe.models.checkpoint_names import may_be_the_hubs
-from lsm_probe.probes.attention.controls import CONTROL
+from lsm_probe.models.checkpoint_names import may_be_on_hub
+from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.output_folder import OUTPUTS, folder_name
 from lsm_probe.runner.picture_files import report_drawing_failure
-from lsm_probe.runner.prepared_samples import describe_data, read_responses
-from lsm_probe.runner.result import ProbeResult
-from lsm_probe.runner.run import OUTPUTS, run_probe, slug
+from lsm_probe.runner.prepared_samples import read_responses
+from lsm_probe.runner.result import MeasurementResult
+from lsm_probe.runner.run import ToMeasure, run_measurement
 from lsm_probe.runner.tables import thinking_note
 
-Result = TypeVar("Result", bound=ProbeResult)
 Read = TypeVar("Read")
+Samples = tuple[list[Sample], dict[str, Any]]
+"""Samples, and the keyword arguments of the measurement that describe them."""
 
 
-@dataclass(frozen=True)
-class View(Generic[Result]):
-    """How the results of a probe are shown.
-
-    Attributes:
-        table: what is printed of them, for rich.
-        note: one line about each result.
-        draw: draws them into a folder. Not `save`, which nnsight gives to every object, as a default of the field.
-        pictures: the files that `draw` writes.
-    """
-
-    table: Callable[[Sequence[Result]], Any]
-    note: Callable[[Result], str]
-    draw: Callable[[Sequence[Result], Path], None]
-    pictures: Sequence[str]
+def read_samples(data: str, limit: int | None, on_error: OnError) -> Samples:
+    """The first samples of a manifest, and their identity."""
+    samples = read_manifest(data, on_error=on_error)[:limit]
+    return samples, {"data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
 
 
-def probe_and_report(
-    probe: Callable[..., Result],
-    view: View[Result],
-    names: Sequence[str],
-    data: str,
+def run_and_show(
+    measurement: Measurement,
+    checkpoints: Sequence[ToMeasure],
+    read: Callable[[], Samples],
     out: Path | None,
     *,
-    probing: dict[str, Any],
-    limit: int | None = None,
-    **options: Any,
-) -> list[Result]:
-    """Runs a probe on checkpoints and the samples of a manifest; see [`measure_and_report`]."""
-
-    def read() -> tuple[list[Sample], dict[str, Any]]:
-        samples = read_manifest(data, on_error=probing.get("on_error", "fail"))[:limit]
-        return samples, {"data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
-
-    return measure_and_report(probe, view, names, read, out, probing=probing, **options)
-
-
-def measure_and_report(
-    probe: Callable[..., Result],
-    view: View[Result],
-    names: Sequence[str],
-    read: Callable[[], tuple[list[Sample], dict[str, Any]]],
-    out: Path | None,
-    *,
-    command: str,
-    loading: dict[str, Any],
-    probing: dict[str, Any],
+    options: dict[str, Any],
     responses: Path | None = None,
     resume: bool = False,
     as_json: bool = False,
-    **running: Any,
-) -> list[Result]:
-    """Runs a probe on checkpoints and shows what came out; `running` goes to [`run_probe`].
-
-    Of several processes the main one writes and speaks.
+    finish: Callable[[Sequence[Any]], None] | None = None,
+) -> None:
+    """Measure checkpoints and show the results; of several processes the main one writes and prints.
 
     Args:
-        read: gives the samples, and the keyword arguments of the probe that tell of them.
-        probing: the other keyword arguments of the probe.
+        measurement: what is measured.
+        checkpoints: of what.
+        read: gives the samples.
+        out: output folder; by default `runs/MEASUREMENT/CHECKPOINTS`.
+        options: keyword arguments of the measurement.
+        responses: result folder whose responses are used instead of generating.
+        resume: continue an interrupted run.
+        as_json: print JSON instead of a table.
+        finish: called with the results when they are stored.
     """
     quiet_transformers()
-    out = out or Path("runs") / command / slug(*names)
+    out = out or Path("runs") / measurement.name / folder_name(*(part for c in checkpoints for part in c.parts))
     if is_distributed():
         init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
     with on_all_ranks():
         check_can_write("--out", out, folder=True)
         samples, about = _silently(read)
-        probing = {**probing, **about}
-        if responses is not None:
-            probing["responses"] = read_responses(responses)
-    for name in names if is_main_rank() else ():
-        if may_be_the_hubs(name):  # which takes half a minute to find that it cannot be reached
+        given = {} if responses is None else {"responses": read_responses(responses)}
+    for name in [checkpoint.name for checkpoint in checkpoints] if is_main_rank() else ():
+        if may_be_on_hub(name):  # which takes half a minute to find that it cannot be reached
             print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
     with stoppable(), progress() if is_main_rank() else nullcontext(lambda *_: None) as on_progress:
-        results, comparison = run_probe(
-            probe,
-            names,
+        results, comparison = run_measurement(
+            measurement,
+            checkpoints,
             samples,
             out,
-            loading=loading,
-            probing=probing,
-            pictures=view.pictures,
+            options={**options, **about, **given},
             resume=resume,
             on_progress=on_progress,
-            **running,
         )
     with on_all_ranks():
         if is_main_rank():
-            _report(view, results, comparison, out, as_json)
-    return results
+            try:
+                with report_drawing_failure(out):
+                    if finish is not None:
+                        finish(results)
+                    measurement.save_pictures(results, out)
+            finally:
+                _print(measurement, results, comparison, out, as_json)
 
 
 def _silently(read: Callable[[], Read]) -> Read:
@@ -130,44 +103,40 @@ def _silently(read: Callable[[], Read]) -> Read:
         return read()
 
 
-def _report(
-    view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path, as_json: bool
+def _print(
+    measurement: Measurement,
+    results: Sequence[MeasurementResult],
+    comparison: dict[str, Any] | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
-    try:
-        with report_drawing_failure(out):
-            view.draw(results, out)
-    finally:
-        if as_json:
-            print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
-        else:
-            _show(view, results, comparison, out)
-
-
-def _show(view: View[Result], results: Sequence[Result], comparison: dict[str, Any] | None, out: Path) -> None:
+    if as_json:
+        print(json.dumps({"results": [r.to_dict() for r in results], "comparison": comparison}, ensure_ascii=False))
+        return
     console = text_console()
-    console.print(view.table(results))
+    console.print(measurement.make_table(results).to_rich())
     for result in results:
         left_out = sum(len(ids) for ids in result.excluded.values())
         console.print(
-            f"{result.name}: {result.counted}, {left_out} left out; {view.note(result)}",
+            f"{result.name}: {result.counted}, {left_out} left out{measurement.make_note(result)}",
             highlight=False,
         )
         if thinking := thinking_note(result):
             print(f"warning: {result.name}: {thinking}", file=sys.stderr)
-    for warning in _warnings(comparison["pairs"] if comparison else []):
+    for warning in _warnings(comparison["pairs"] if comparison else [], results):
         print(f"warning: {warning}", file=sys.stderr)
     kept = OUTPUTS if len(results) == 1 else ("comparison.json",)
-    written = [name for name in (*kept, *view.pictures) if (out / name).exists()]
+    written = [name for name in (*kept, *measurement.picture_names()) if (out / name).exists()]
     apart = "" if len(results) == 1 else f", and a folder for each of {len(results)} results"
     console.print(f"written to {out}: {', '.join(written)}{apart}")
 
 
-def _warnings(pairs: Sequence[dict[str, Any]]) -> list[str]:
+def _warnings(pairs: Sequence[dict[str, Any]], results: Sequence[MeasurementResult]) -> list[str]:
     """One for each kind: that of the first pair, and how many others have the same."""
+    control_of = {result.name: result.checkpoint.control and result.checkpoint.control.control_of for result in results}
     kinds: dict[str, list[str]] = {}
     for pair in pairs:
-        with_own_control = pair["second"].startswith(pair["first"] + CONTROL)
-        if pair["warning"] and not with_own_control:
+        if pair["warning"] and control_of[pair["second"]] != pair["first"]:
             kind = pair["warning"].replace(pair["first"], "").replace(pair["second"], "")
             kinds.setdefault(kind, []).append(pair["warning"])
     return [

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lsm_probe.cli import options as opt
+from lsm_probe.errors import InputError
+
+if TYPE_CHECKING:
+    from lsm_probe.evaluation.evaluation_result import EvaluationResult
 
 EXAMPLES = """
 Scores the predictions of earlier evaluations again, without a model: after a change of a task's definition (its file
@@ -31,9 +38,33 @@ def score(
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
-    from lsm_probe.cli.evaluation import score_and_report
+    from lsm_probe.cli.run import run_and_show
+    from lsm_probe.evaluation import EVALUATION
+    from lsm_probe.evaluation.evaluation_result import EvaluationResult
+    from lsm_probe.evaluation.task import read_task
+    from lsm_probe.files import check_can_write
+    from lsm_probe.runner.run import ToMeasure
 
-    score_and_report(result, task or [], out, read=read, as_json=json)
+    if out is not None and any(folder.resolve().is_relative_to(out.resolve()) for folder in result):
+        raise InputError(f"--out {out} is where the predictions are: choose another folder")
+    if out is not None:
+        check_can_write("--out", out, folder=True)
+    tasks = [read_task(name) for name in task or ()]
+    results = [EvaluationResult.load(folder) for folder in result]
+    if len({each.name for each in results}) < len(results):
+        raise InputError("two of these folders are of one checkpoint, which no table could tell apart: leave one out")
+
+    def rescore(stored: EvaluationResult, samples: Sequence[Any], **_: Any) -> EvaluationResult:
+        return stored.rescored(tasks, read)
+
+    run_and_show(
+        replace(EVALUATION, name="score", measure=rescore),
+        [ToMeasure(str(folder), partial(results.__getitem__, i)) for i, folder in enumerate(result)],
+        lambda: ([], {}),
+        out,
+        options={},
+        as_json=json,
+    )
 
 
 score.__doc__ = EXAMPLES

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,6 @@ from lsm_probe.cli import options as opt
 from lsm_probe.errors import InputError
 
 if TYPE_CHECKING:
-    from lsm_probe.data.sample import Sample
     from lsm_probe.evaluation.mmlu import Mmlu
     from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 
@@ -52,16 +51,18 @@ def text_ability(
     template: opt.Template = None,
     date: opt.Date = None,
     shots: Annotated[
-        int, typer.Option(help="Examples before each question of MMLU.", min=0, rich_help_panel=opt.NUMBERS)
+        int, typer.Option(help="Examples before each question of MMLU.", min=0, rich_help_panel=opt.CONVENTIONS)
     ] = 5,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
-    batch_size: opt.BatchSize = "auto",
+    batch_size: opt.BatchSize = 8,
     seed: opt.Seed = 0,
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Only the first N samples, and the first N questions of each subject.", min=1, rich_help_panel=opt.RUN
+            help="Only the first N samples, and the first N questions of each subject.",
+            min=1,
+            rich_help_panel=opt.RUNNING,
         ),
     ] = None,
     resume: opt.Resume = False,
@@ -70,43 +71,34 @@ def text_ability(
 ) -> None:
     if mmlu is None and data is None:
         raise InputError("nothing to measure: give --mmlu FOLDER, --data MANIFEST, or both")
-    from pandas import concat
+    from functools import cache
 
-    from lsm_probe.cli.run import View, measure_and_report
-    from lsm_probe.data.manifest import read_manifest
+    from lsm_probe.cli.run import Samples, read_samples, run_and_show
+    from lsm_probe.evaluation import TEXT_ABILITY
     from lsm_probe.evaluation.mmlu import read_mmlu, write_mmlu_tasks
-    from lsm_probe.evaluation.text_ability import text_ability as probe
-    from lsm_probe.evaluation.text_ability_table import text_ability_note, text_ability_table
-    from lsm_probe.models.loading import look_up_text
-    from lsm_probe.runner.picture_files import save_frame
-    from lsm_probe.runner.prepared_samples import describe_data
-
-    probing = opt.probing(seed, on_error, batch_size)
+    from lsm_probe.runner.picture_files import save_frames
+    from lsm_probe.runner.run import named_checkpoint
 
     @cache
     def questions() -> Mmlu | None:
         return None if mmlu is None else read_mmlu(mmlu, questions=limit)
 
-    def read() -> tuple[list[Sample], dict[str, Any]]:
-        samples = [] if data is None else read_manifest(data, on_error=probing["on_error"])[:limit]
-        about = {} if data is None else {"data": describe_data(samples, Path(data).name)}
+    def read() -> Samples:
+        samples, about = ([], {}) if data is None else read_samples(data, limit, on_error)
         return samples, {"mmlu": questions(), **about}
 
-    def write(results: Sequence[TextAbilityResult], folder: Path) -> None:
-        save_frame(concat([result.to_frame() for result in results]), folder / "text_ability.csv")
+    def save(results: Sequence[TextAbilityResult], folder: Path) -> None:
+        save_frames(results, folder / "text_ability.csv")
         if (asked := questions()) is not None:
             write_mmlu_tasks(asked, folder / "mmlu_tasks")
 
-    measure_and_report(
-        probe,
-        View(text_ability_table, text_ability_note, write, ("text_ability.csv",)),
-        ckpt,
+    loading = {"device": device, "dtype": dtype, "template": template, "date": date}
+    run_and_show(
+        replace(TEXT_ABILITY, save_figures=save),
+        [named_checkpoint(name, loading, source="text") for name in ckpt],
         read,
         out,
-        command="text-ability",
-        loading=opt.loading(device, dtype, template, date),
-        probing={"shots": shots, **probing},
-        source_of=look_up_text,
+        options={"shots": shots, "batch_size": batch_size, "seed": seed, "on_error": on_error},
         resume=resume,
         as_json=json,
     )

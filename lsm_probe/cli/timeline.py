@@ -59,21 +59,21 @@ def timeline(
     from lsm_probe.probes.timeline.plot import save_timeline
     from lsm_probe.probes.timeline.result import check_layer
     from lsm_probe.probes.timeline.table import show_timeline
+    from lsm_probe.runner.output_folder import folder_name
     from lsm_probe.runner.picture_files import report_drawing_failure
-    from lsm_probe.runner.run import check_names, slug
+    from lsm_probe.runner.run import check_names
 
     quiet_transformers()
     if out is not None:
         check_can_write("--out", out, folder=True)
     check_names([ckpt])
-    response_source = opt.one_of("--response", response, "generated", "reference")
     chosen = choose_sample(read_manifest(data), sample)
-    out = out or Path("runs") / "timeline" / slug(ckpt) / plain_name(chosen.id)
+    out = out or Path("runs") / "timeline" / folder_name(ckpt) / plain_name(chosen.id)
     with alone_in(out):
         checkpoint = load(ckpt, **opt.loading(device, dtype, template, date))
         if layer is not None:
             check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
-        result = probe(checkpoint, chosen, response=response_source, max_new_tokens=max_new_tokens)
+        result = probe(checkpoint, chosen, response=response, max_new_tokens=max_new_tokens)
         layer = result.choose_layer(layer)
         result.save(out)
         try:

@@ -47,7 +47,7 @@ def build_manifests(
         out: the folder.
         tasks: names of tasks in `pool`.
         pool: where each sample's instruction is drawn from.
-        seed: of the draw.
+        seed: of the random choices.
         splits: those that were asked for, which must then be there.
         problems: what the reader of `utterances` has met goes here too.
         on_error: "fail" writes nothing if there is any problem.
@@ -115,22 +115,22 @@ def _header_problem(utterance: Utterance) -> str | None:
 
 
 def _to_sample(utterance: Utterance, pool: Pool, seed: int) -> Sample:
-    draw = pool.draw(seed, utterance.id, language=utterance.target_language)
-    target = utterance.answer(draw.task)
+    assignment = pool.assign(seed, utterance.id, language=utterance.target_language)
+    target = utterance.answer(assignment.task)
     if not target or not target.strip():
-        what = "its transcript" if draw.task == "transcription" else f"the answer to task {draw.task!r}"
-        raise InputError(f"{what} is missing or empty; mend the corpus's own file")
+        what = "its transcript" if assignment.task == "transcription" else f"the answer to task {assignment.task!r}"
+        raise InputError(f"{what} is missing or empty; correct the corpus's own file")
     try:
         return Sample(
             id=utterance.id,
-            instruction=draw.instruction,
+            instruction=assignment.instruction,
             audio=utterance.audio,
             text=utterance.text,
             target=target,
-            alternatives=utterance.alternatives.get(draw.task, ()),
+            alternatives=utterance.alternatives.get(assignment.task, ()),
             start=utterance.start,
             duration=utterance.duration,
-            task=draw.task,
+            task=assignment.task,
             language=utterance.language,
             context=utterance.context,
         )

@@ -104,7 +104,7 @@ def command_utterances(count: int, seed: int) -> list[Utterance]:
 
     Args:
         count: how many.
-        seed: of the draw.
+        seed: of the random choices.
 
     Returns:
         Utterances without audio, ids "cmd-00001" and so on, with the answers to all of `TASKS`.

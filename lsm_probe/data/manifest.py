@@ -5,7 +5,7 @@ import json
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample, regular_file_bytes
 from lsm_probe.errors import InputError
@@ -105,6 +106,11 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
         yield write
+
+
+def describe_data(samples: Sequence[Sample], name: str = "samples") -> DataIdentity:
+    """The identity of samples as a result stores it."""
+    return DataIdentity(name, fingerprint(samples), len(samples))
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -225,7 +231,7 @@ def _mistaken(values: dict[str, Any], error: ValidationError) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing wrong with a sample or a config, in our words where pydantic's do not say how to mend it."""
+    """The first thing wrong with a sample or a config, in our words where pydantic's do not say how to fix it."""
     first = error.errors(include_url=False)[0]
     key = f"{'.'.join(map(str, first['loc']))!r} " if first["loc"] else ""
     if first["type"] == "missing":

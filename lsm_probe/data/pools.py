@@ -1,4 +1,4 @@
-"""Instruction pools: YAML files of tasks and their wordings, and the draw of one for each sample."""
+"""Instruction pools: YAML files of tasks and their wordings, one of which each sample gets."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class _File(BaseModel):
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The instruction that fell to a sample.
+class Assignment:
+    """The task and instruction that a pool assigns to a sample.
 
     Attributes:
         task: name of the task.
@@ -86,12 +86,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Pool:
-    """Tasks to draw from."""
+    """Tasks, of which each sample is assigned one."""
 
     tasks: tuple[Task, ...]
 
     def only(self, names: Sequence[str]) -> Pool:
-        """The pool without other tasks than these; in the pool's order, which the draw goes by.
+        """The pool without other tasks than these; in the pool's order, on which assignments depend.
 
         Raises:
             InputError: a name is not in the pool.
@@ -102,14 +102,14 @@ class Pool:
                 raise InputError(f"task {name!r} is not in the instruction pool; it has: {', '.join(known)}")
         return Pool(tuple(task for task in self.tasks if task.task in names))
 
-    def draw(self, seed: int, sample_id: str, *, language: str | None = None) -> Draw:
-        """Draws a task, then its language where it has several, then a wording.
+    def assign(self, seed: int, sample_id: str, *, language: str | None = None) -> Assignment:
+        """Assigns a task, then its language if it has more than one, then a wording.
 
-        Each is a hash of (seed, sample id), so that a sample's draw does not depend on other samples, on their
-        order, or on the process that draws.
+        Each is chosen by a hash of (seed, sample id): it does not depend on other samples, their order or the
+        process.
 
         Args:
-            seed: another seed, another draw.
+            seed: another seed gives another assignment.
             sample_id: the sample.
             language: fixes the language instead of drawing it.
         """
@@ -120,7 +120,7 @@ class Pool:
             language = None
         number = seeded_hash(seed, "instruction", sample_id) % len(task.instructions)
         name = "/".join([task.task, *([language] if language else []), str(number)])
-        return Draw(task.task, task.fill(number, language), name, language, task.answer)
+        return Assignment(task.task, task.fill(number, language), name, language, task.answer)
 
 
 def builtin_pools() -> list[str]:

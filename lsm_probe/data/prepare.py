@@ -15,7 +15,7 @@ from lsm_probe.data.manifest import manifest_writer
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sentences import read_sentences
-from lsm_probe.data.speech import Delivery, Spoken, speak, texts_sha256
+from lsm_probe.data.speech import SpeechSettings, SynthesisResult, synthesize, texts_sha256
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.data.voices import check_text
 from lsm_probe.errors import InputError
@@ -39,7 +39,7 @@ class Prepared:
 
     samples: dict[str, int]
     left_out: list[str]
-    spoken: Spoken | None = None
+    spoken: SynthesisResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The counts, for machines."""
@@ -69,7 +69,7 @@ def prepare_corpus(
         tasks: what to ask for.
         splits: only these; all if none are named.
         instructions: names or files of the pools that instructions are drawn from.
-        seed: of the draw.
+        seed: of the random choices.
         limit: only the first utterances.
         on_error: at an entry that cannot be used `fail`, with nothing written, or `skip` and count it.
         on_progress: see [`OnProgress`].
@@ -111,7 +111,7 @@ def prepare_questions(
     corpus: Corpus,
     root: Path,
     out: Path,
-    delivery: Delivery,
+    speech: SpeechSettings,
     *,
     tasks: Sequence[str],
     limit: int | None = None,
@@ -126,14 +126,14 @@ def prepare_questions(
     problems = Problems()
     questions = list(islice(corpus.read(root, problems), limit))
     return prepare_utterances(
-        questions, out, delivery, name=f"data {corpus.module}", tasks=tasks, problems=problems, **how
+        questions, out, speech, name=f"data {corpus.module}", tasks=tasks, problems=problems, **how
     )
 
 
 def prepare_utterances(
     utterances: Sequence[Utterance],
     out: Path,
-    delivery: Delivery,
+    speech: SpeechSettings,
     *,
     name: str,
     tasks: Sequence[str],
@@ -149,7 +149,7 @@ def prepare_utterances(
     Args:
         utterances: with text, without audio.
         out: the folder.
-        delivery: how they are spoken; its seed is that of the instructions too.
+        speech: how they are spoken; its seed is that of the instructions too.
         name: of what they are, for `config.yaml`.
         tasks: what to ask for.
         instructions: names or files of the pools that instructions are drawn from.
@@ -164,9 +164,9 @@ def prepare_utterances(
     """
     pool, problems = read_pool(*instructions).only(tasks), problems or Problems()
     settings = {"command": name, "tasks": list(tasks), "instructions": [str(source) for source in instructions]}
-    with _spoken_in(out, utterances, delivery, settings, workers, resume, problems, on_error, on_progress) as spoken:
+    with _spoken_in(out, utterances, speech, settings, workers, resume, problems, on_error, on_progress) as spoken:
         counts = build_manifests(
-            spoken.utterances, out, tasks, pool, seed=delivery.seed, problems=problems, on_error=on_error
+            spoken.utterances, out, tasks, pool, seed=speech.seed, problems=problems, on_error=on_error
         )
     return Prepared(counts, problems.found, spoken)
 
@@ -174,7 +174,7 @@ def prepare_utterances(
 def prepare_sentences(
     path: Path,
     out: Path,
-    delivery: Delivery,
+    speech: SpeechSettings,
     *,
     instructions: Sequence[str] = ("transcription",),
     workers: int | None = None,
@@ -190,7 +190,7 @@ def prepare_sentences(
         instructions: names or files of the pools that the transcription instructions are drawn from, for sentences
             without one of their own.
         limit: only the first sentences.
-        out, delivery, workers, resume, on_error, on_progress: as in [`prepare_utterances`].
+        out, speech, workers, resume, on_error, on_progress: as in [`prepare_utterances`].
 
     Raises:
         InputError: the file, its lines, the instructions or the folder cannot be used.
@@ -199,13 +199,13 @@ def prepare_sentences(
     sentences = {sentence.utterance.id: sentence for sentence in islice(read_sentences(path, problems), limit)}
     utterances = [sentence.utterance for sentence in sentences.values()]
     settings = {"command": "data speak", "instructions": [str(source) for source in instructions]}
-    with _spoken_in(out, utterances, delivery, settings, workers, resume, problems, on_error, on_progress) as spoken:
+    with _spoken_in(out, utterances, speech, settings, workers, resume, problems, on_error, on_progress) as spoken:
         problems.settle(on_error)
         if not spoken.utterances:
             raise InputError(f"{path} holds no sentence that can be spoken; write one on each line")
         with manifest_writer(out / MANIFEST) as write:
             for utterance in spoken.utterances:
-                write(sentences[utterance.id].sample(utterance.audio, pool, delivery.seed))
+                write(sentences[utterance.id].sample(utterance.audio, pool, speech.seed))
     return Prepared({MANIFEST: len(spoken.utterances)}, problems.found, spoken)
 
 
@@ -213,26 +213,26 @@ def prepare_sentences(
 def _spoken_in(
     out: Path,
     utterances: Sequence[Utterance],
-    delivery: Delivery,
+    speech: SpeechSettings,
     settings: dict[str, Any],
     workers: int | None,
     resume: bool,
     problems: Problems,
     on_error: OnError,
     on_progress: OnProgress,
-) -> Iterator[Spoken]:
+) -> Iterator[SynthesisResult]:
     """Speaks utterances into `out/audio` and gives what came of it, to be written beside while the folder is ours."""
     if on_error == "fail":
         for utterance in utterances:
             with problems.catching(utterance.place):
                 check_text(utterance.text or "")
         problems.settle("fail")
-    config = {**settings, **asdict(delivery), "texts": texts_sha256(utterances)}
+    config = {**settings, **asdict(speech), "texts": texts_sha256(utterances)}
     with work_folder(out, config, resume=resume):
-        yield speak(
+        yield synthesize(
             utterances,
             out / "audio",
-            delivery,
+            speech,
             workers=workers,
             problems=problems,
             on_progress=lambda done: on_progress("speech", done, len(utterances)),

@@ -65,21 +65,21 @@ class Sentence:
         Args:
             audio: the text, spoken.
             pool: has the task transcription.
-            seed: of the draw.
+            seed: of the random choices.
         """
-        said = self.utterance
+        utterance = self.utterance
         instruction, target, task = self.instruction, self.target, self.task
         if instruction is None:
-            instruction, target, task = pool.only([_TASK]).draw(seed, said.id).instruction, said.text, _TASK
+            instruction, target, task = pool.only([_TASK]).assign(seed, utterance.id).instruction, utterance.text, _TASK
         return Sample(
-            id=said.id,
+            id=utterance.id,
             instruction=instruction,
             audio=audio,
-            text=said.text,
+            text=utterance.text,
             target=target,
             task=task,
-            language=said.language,
-            context=said.context,
+            language=utterance.language,
+            context=utterance.context,
         )
 
 

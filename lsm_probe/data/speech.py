@@ -23,29 +23,26 @@ import numpy as np
 import soundfile
 import soxr
 
-from lsm_probe.data.audio import check_audio_file
+from lsm_probe.data.audio import RATE, check_audio_file
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.seeded_hash import seeded_hash
 from lsm_probe.data.utterance import Utterance
-from lsm_probe.data.voices import DEFAULT_VOICE, FASTEST, SLOWEST, check_voice, say
+from lsm_probe.data.voices import DEFAULT_VOICE, FASTEST, SLOWEST, check_voice, synthesize_text
 from lsm_probe.errors import InputError, Terminated
 from lsm_probe.files import replacing
 
-RATE = 16_000
-"""Of the files, Hz: what Whisper reads."""
-
-_AT_ONCE = 8
-"""Texts handed to a process together: under a second of work."""
+_CHUNK_SIZE = 8
+"""Texts that a process synthesizes at a time: under a second of work."""
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """How texts are spoken: a voice, a speed and the seed of the voice's noise are drawn for each.
+class SpeechSettings:
+    """How texts are spoken: a voice, a speed and the seed of the voice's noise are chosen for each.
 
     Attributes:
-        voices: to draw from, of [`lsm_probe.data.voices.available_voices`].
-        speeds: to draw from, 1.0 is a voice's own pace.
-        seed: of the draw.
+        voices: to choose from, of [`lsm_probe.data.voices.available_voices`].
+        speeds: to choose from; 1.0 is a voice's own speed.
+        seed: of the random choices.
 
     Raises:
         InputError: a voice is not here, or a speed is not between `SLOWEST` and `FASTEST`.
@@ -62,7 +59,7 @@ class Delivery:
             if not SLOWEST <= speed <= FASTEST:
                 raise InputError(f"--speed {speed} is not between {SLOWEST} and {FASTEST}; 1.0 is a voice's own pace")
 
-    def draw(self, sample_id: str) -> tuple[str, float, int]:
+    def choose(self, sample_id: str) -> tuple[str, float, int]:
         """Voice, speed and seed for a sample."""
         voice = self.voices[seeded_hash(self.seed, "voice", sample_id) % len(self.voices)]
         speed = self.speeds[seeded_hash(self.seed, "speed", sample_id) % len(self.speeds)]
@@ -70,8 +67,8 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What `speak` made.
+class SynthesisResult:
+    """What `synthesize` made.
 
     Attributes:
         utterances: those that have their `audio`, in the order given.
@@ -105,7 +102,7 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class _Order:
+class _Job:
     """One text to be spoken into one file."""
 
     path: Path
@@ -123,15 +120,15 @@ def texts_sha256(utterances: Iterable[Utterance]) -> str:
     return total.hexdigest()
 
 
-def speak(
+def synthesize(
     utterances: Sequence[Utterance],
     folder: Path,
-    delivery: Delivery,
+    speech: SpeechSettings,
     *,
     workers: int | None = None,
     problems: Problems,
     on_progress: Callable[[int], None] = lambda done: None,
-) -> Spoken:
+) -> SynthesisResult:
     """Speaks each utterance's text into `folder/<2 hex>/<name>.flac`, 16 kHz mono, 16 bits.
 
     A file that is there, with a header that can be right, is taken as it is, so the caller must keep other texts and
@@ -141,7 +138,7 @@ def speak(
     Args:
         utterances: with text.
         folder: for the files; only one process may fill it.
-        delivery: how they are spoken.
+        speech: how they are spoken.
         workers: processes, a core each; None takes one for each core. 1 works in this process; with more, a script
             that calls this must guard its entry by `if __name__ == "__main__"`.
         on_progress: called with the number of texts done in this run and before.
@@ -150,20 +147,20 @@ def speak(
         InputError: a working process was killed from outside.
         OSError: the folder cannot be written to; ENOSPC if the disk is full.
     """
-    begun = time.monotonic()
+    began = time.monotonic()
     _remove_leftovers(folder)
     files = _files(utterances, folder, problems)
-    orders = [
-        _Order(path, utterance.text or "", *delivery.draw(utterance.id))
+    jobs = [
+        _Job(path, utterance.text or "", *speech.choose(utterance.id))
         for path, utterance in files.items()
         if not _is_spoken(path)
     ]
-    failed, seconds, done = {}, 0.0, len(files) - len(orders)
+    failed, seconds, done = {}, 0.0, len(files) - len(jobs)
     try:
-        with closing(_outcomes(orders, workers or os.cpu_count() or 1)) as outcomes:
-            for order, outcome in outcomes:
+        with closing(_outcomes(jobs, workers or os.cpu_count() or 1)) as outcomes:
+            for job, outcome in outcomes:
                 if isinstance(outcome, str):
-                    failed[order.path] = outcome
+                    failed[job.path] = outcome
                 else:
                     seconds += outcome
                 on_progress(done := done + 1)
@@ -172,7 +169,7 @@ def speak(
     for path, reason in failed.items():
         problems.add(files[path].place, reason)
     spoken = [replace(utterance, audio=path) for path, utterance in files.items() if path not in failed]
-    return Spoken(spoken, len(orders) - len(failed), seconds, time.monotonic() - begun)
+    return SynthesisResult(spoken, len(jobs) - len(failed), seconds, time.monotonic() - began)
 
 
 def _is_spoken(path: Path) -> bool:
@@ -208,11 +205,11 @@ def _relative_path(utterance: Utterance) -> Path:
     return Path(digest[:2]) / f"{readable}-{digest}.flac"
 
 
-def _outcomes(orders: Sequence[_Order], workers: int) -> Generator[tuple[_Order, float | str]]:
-    """Each order with the seconds of its speech, or why there is none."""
-    chunks = [orders[i : i + _AT_ONCE] for i in range(0, len(orders), _AT_ONCE)]
-    with _processes(min(workers, len(chunks))) as spread:
-        for chunk, outcomes in zip(chunks, spread(_carry_out, chunks), strict=True):
+def _outcomes(jobs: Sequence[_Job], workers: int) -> Generator[tuple[_Job, float | str]]:
+    """Each job with the seconds of its speech, or why there is none."""
+    chunks = [jobs[i : i + _CHUNK_SIZE] for i in range(0, len(jobs), _CHUNK_SIZE)]
+    with _processes(min(workers, len(chunks))) as parallel_map:
+        for chunk, outcomes in zip(chunks, parallel_map(_run_jobs, chunks), strict=True):
             yield from zip(chunk, outcomes, strict=True)
 
 
@@ -223,14 +220,14 @@ def _processes(count: int) -> Iterator[Callable[..., Iterable[list[float | str]]
         yield map
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_work)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _initialize_worker)
 
-    def spread(work: Callable[..., list[float | str]], chunks: Sequence[Sequence[_Order]]) -> Iterator[Any]:
-        with _interrupts_held():  # the processes start here
+    def parallel_map(work: Callable[..., list[float | str]], chunks: Sequence[Sequence[_Job]]) -> Iterator[Any]:
+        with _interrupts_blocked():  # the processes start here
             return pool.map(work, chunks)
 
     try:
-        yield spread
+        yield parallel_map
     except (KeyboardInterrupt, Terminated, GeneratorExit):  # nobody waits for the rest
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
@@ -244,7 +241,7 @@ def _processes(count: int) -> Iterator[Callable[..., Iterable[list[float | str]]
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     """Interrupts wait for the end of the block; processes started in it leave them to the parent for good."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -256,7 +253,7 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin_work() -> None:
+def _initialize_worker() -> None:
     """In a new process: ends it with its parent, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -268,20 +265,20 @@ def _begin_work() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _carry_out(orders: Sequence[_Order]) -> list[float | str]:
-    return [_speak_one(order) for order in orders]
+def _run_jobs(jobs: Sequence[_Job]) -> list[float | str]:
+    return [_run_job(job) for job in jobs]
 
 
-def _speak_one(order: _Order) -> float | str:
+def _run_job(job: _Job) -> float | str:
     try:
-        samples, rate = say(order.text, order.voice, speed=order.speed, seed=order.seed)
+        samples, rate = synthesize_text(job.text, job.voice, speed=job.speed, seed=job.seed)
     except InputError as error:
         return str(error)
     samples = soxr.resample(samples, rate, RATE, quality="VHQ")
     # Encoded in memory and written by Python, whose errors tell a full disk; libsndfile's do not.
     encoded = io.BytesIO()
     soundfile.write(encoded, _sixteen_bits(samples), RATE, format="FLAC", subtype="PCM_16")
-    with replacing(order.path) as temporary:
+    with replacing(job.path) as temporary:
         temporary.write_bytes(encoded.getvalue())
     return len(samples) / RATE
 

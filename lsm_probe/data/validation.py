@@ -27,7 +27,7 @@ class Validation:
     Attributes:
         tasks: number of usable samples of each task.
         keys: number of usable samples that have each of `KEYS`.
-        problems: a line for every sample that cannot be used: where, what, and how to mend it.
+        problems: a line for every sample that cannot be used: where, what, and how to fix it.
     """
 
     tasks: dict[str, int]

@@ -41,7 +41,7 @@ def check_voice(voice: str) -> None:
         )
 
 
-def say(text: str, voice: str, *, speed: float = 1.0, seed: int = 0) -> tuple[np.ndarray, int]:
+def synthesize_text(text: str, voice: str, *, speed: float = 1.0, seed: int = 0) -> tuple[np.ndarray, int]:
     """Speaks English text.
 
     Args:
@@ -107,7 +107,7 @@ def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
     # flite passes over letters with accents; without these, it reads them.
     letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     with tempfile.TemporaryDirectory(prefix="lsm-probe-") as folder:
-        path = Path(folder) / "said.wav"
+        path = Path(folder) / "speech.wav"
         # The text goes in by standard input: as an argument it could be taken for an option or a file to read.
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed:.6f}", "-o", str(path), "-f", "-"]
         done = subprocess.run(command, input=letters.encode(), capture_output=True, cwd=folder, check=False)
@@ -115,6 +115,6 @@ def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
             check_audio_file(path)
             samples, rate = soundfile.read(path, dtype="float32")
         except InputError as error:
-            said = done.stderr.decode(errors="replace").strip() or str(error)
-            raise InputError(f"flite cannot speak {_shortened(text)} ({said})") from None
+            reason = done.stderr.decode(errors="replace").strip() or str(error)
+            raise InputError(f"flite cannot speak {_shortened(text)} ({reason})") from None
     return samples, int(rate)

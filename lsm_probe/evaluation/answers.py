@@ -49,15 +49,15 @@ _LANGUAGE_OF = {word: language for language, words in _FUNCTION_WORDS.items() fo
 
 def text(response: str) -> Answer:
     """Free text (Table 10: transcription, WebQA): the response itself; anything but blank follows."""
-    said = response.strip()
-    return Answer(said or None, bool(said))
+    response = response.strip()
+    return Answer(response or None, bool(response))
 
 
 def capitals(response: str) -> Answer:
     """Words in capital letters. The value are the words as they are, without punctuation; it follows if none of its
     letters is a small one."""
-    said = unicodedata.normalize("NFKC", response)
-    return Answer(" ".join(words(said)) or None, said.upper() == said and said.lower() != said)
+    response = unicodedata.normalize("NFKC", response)
+    return Answer(" ".join(words(response)) or None, response.upper() == response and response.lower() != response)
 
 
 def label(labels: Sequence[str]) -> Parser:
@@ -79,10 +79,10 @@ def label(labels: Sequence[str]) -> Parser:
     alone = re.compile(rf"(?P<open>\{{ ?)?(?P<quote>' ?)?{_either(names)}(?(quote) ?')(?(open) ?\}}) ?[.!]?")
 
     def parse(response: str) -> Answer:
-        said = _plain(response)
-        found = set(anywhere.findall(said))
+        response = _plain(response)
+        found = set(anywhere.findall(response))
         value = names[found.pop()] if len(found) == 1 else None
-        return Answer(value, alone.fullmatch(said) is not None)
+        return Answer(value, alone.fullmatch(response) is not None)
 
     return parse
 
@@ -103,11 +103,11 @@ def keywords(labels: Sequence[str], number: int) -> Parser:
     anywhere = _anywhere(names)
 
     def parse(response: str) -> Answer:
-        said = _plain(response)
-        listed = _LIST.search(said)
-        items = [item.strip(" '") for item in listed[1].split(",")] if listed else anywhere.findall(said)
+        response = _plain(response)
+        listed = _LIST.search(response)
+        items = [item.strip(" '") for item in listed[1].split(",")] if listed else anywhere.findall(response)
         value = frozenset(names.get(item, item) for item in items if item)
-        follows = _LIST_ALONE.fullmatch(said) is not None and len(items) == len(value) == number
+        follows = _LIST_ALONE.fullmatch(response) is not None and len(items) == len(value) == number
         return Answer(value or None, follows and value <= set(labels))
 
     return parse
@@ -143,29 +143,30 @@ def language(target: str) -> Parser:
     wanted = require_language(target)
 
     def parse(response: str) -> Answer:
-        said = response.strip()
-        return Answer(said or None, _is_in(wanted, unicodedata.normalize("NFKC", said)) if said else False)
+        response = response.strip()
+        follows = _is_in(wanted, unicodedata.normalize("NFKC", response)) if response else False
+        return Answer(response or None, follows)
 
     return parse
 
 
-def _is_in(wanted: Language, said: str) -> bool | None:
-    letters = [character for character in said if character.isalpha()]
+def _is_in(wanted: Language, response: str) -> bool | None:
+    letters = [character for character in response if character.isalpha()]
     wants_chinese = wanted.script in CHINESE_SCRIPTS
     if not letters or not (wants_chinese or wanted.code in _FUNCTION_WORDS):
         return None
     chinese = sum(unicodedata.name(letter, "").startswith("CJK UNIFIED") for letter in letters) >= len(letters) / 2
     if wants_chinese or chinese:
         return wants_chinese and chinese
-    votes = [_LANGUAGE_OF[word] for word in words(said.casefold()) if word in _LANGUAGE_OF]
+    votes = [_LANGUAGE_OF[word] for word in words(response.casefold()) if word in _LANGUAGE_OF]
     counts = {language: votes.count(language) for language in _FUNCTION_WORDS}
     first, second = sorted(counts.values(), reverse=True)[:2]
     return None if first == second else counts[wanted.code] == first
 
 
-def _plain(said: str) -> str:
+def _plain(response: str) -> str:
     """Lower case, straight single quotes, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", said).translate(_QUOTES).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", response).translate(_QUOTES).casefold().split())
 
 
 def _names(labels: Sequence[str]) -> dict[str, str]:

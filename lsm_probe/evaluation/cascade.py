@@ -8,33 +8,33 @@ from typing import Any, Literal
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.transcriber import Transcriber, check_transcriber, load_transcriber
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import TextLlm
 from lsm_probe.models.loading import load, look_up
+from lsm_probe.runner.run import ToMeasure
 
-NOTHING_HEARD = "[inaudible]"
-"""What the LLM reads where the recogniser has heard no word."""
-PLUS = " + "
-"""Stands in a cascade's name between recogniser and LLM."""
+NO_WORDS = "[inaudible]"
+"""What the LLM reads where the recogniser transcribes no word."""
 
 
 @dataclass(kw_only=True)
-class Cascade(Checkpoint):
+class Cascade(TextLlm):
     """A text LLM that is given speech, and what transcribes it."""
 
     transcriber: Transcriber
 
     def preprocess_audio(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
         """The transcripts of the waveforms of a batch."""
-        return [heard.strip() or NOTHING_HEARD for heard in self.transcriber.transcribe(sources, languages)]
+        return [text.strip() or NO_WORDS for text in self.transcriber.transcribe(sources, languages)]
 
 
 def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
     """Puts a recogniser before a text LLM.
 
     Raises:
-        InputError: the LLM is none, but a model that hears.
+        InputError: the LLM is no text LLM, but a model that takes speech itself.
     """
-    if llm.processor is not None:
-        raise InputError(f"{llm.name} hears by itself: a cascade is of a recogniser and a text LLM")
+    if not isinstance(llm, TextLlm):
+        raise InputError(f"{llm.name} takes speech itself: a cascade consists of a speech recogniser and a text LLM")
     return Cascade(
         name=cascade_name(transcriber.name, llm.name),
         model=llm.model,
@@ -43,36 +43,33 @@ def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
         identity=replace(llm.identity, transcriber=transcriber.identity),
         source="speech",
         transcriber=transcriber,
+        cascade_of=(transcriber.name, llm.name),
     )
 
 
 def cascade_name(transcriber: str, llm: str) -> str:
-    """How a cascade is called, and named to [`load_any`]."""
-    return f"{transcriber}{PLUS}{llm}"
+    """How a cascade is called in tables and figures."""
+    return f"{transcriber} + {llm}"
 
 
-def load_any(name: str, **loading: Any) -> Checkpoint:
-    """Loads a cascade by its [`cascade_name`], anything else as [`load`] does.
+def named_cascade(transcriber: str, llm: str, loading: dict[str, Any]) -> ToMeasure:
+    """A cascade by the names of its parts, for a run.
 
-    Raises:
-        InputError: as [`load`], or there is no such recogniser.
+    Args:
+        transcriber: name of the recogniser, as [`load_transcriber`] takes it.
+        llm: name of the text LLM, as [`load`] takes it.
+        loading: keyword arguments of [`load`]; device and dtype are also those of the recogniser.
     """
-    transcriber, plus, llm = name.partition(PLUS)
-    if not plus:
-        return load(name, **loading)
     running = {key: loading[key] for key in ("device", "dtype") if key in loading}
-    return cascade(load(llm, **loading), load_transcriber(transcriber, **running))
 
+    def look_up_parts() -> Literal["speech"]:
+        check_transcriber(transcriber)
+        look_up(llm)
+        return "speech"
 
-def look_up_any(name: str) -> Literal["speech", "text"] | None:
-    """As [`look_up`], also of a cascade: it is given speech.
-
-    Raises:
-        InputError: as [`look_up`], or there is no such recogniser.
-    """
-    transcriber, plus, llm = name.partition(PLUS)
-    if not plus:
-        return look_up(name)
-    check_transcriber(transcriber)
-    look_up(llm)
-    return "speech"
+    return ToMeasure(
+        cascade_name(transcriber, llm),
+        lambda: cascade(load(llm, **loading), load_transcriber(transcriber, **running)),
+        look_up_parts,
+        (transcriber, llm),
+    )

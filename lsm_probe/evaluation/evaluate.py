@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 
 from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.audio import check_audio_file
+from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.evaluation_result import EvaluationResult, Reading
 from lsm_probe.evaluation.scoring import check
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource, describe_data, prepare
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun
+from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions, RunKeywords, RunOptions
+from lsm_probe.runner.prepared_samples import PreparedSample, prepare
 from lsm_probe.runner.record import Record
 
 
@@ -28,14 +30,9 @@ def evaluate(
     *,
     tasks: Sequence[Task],
     max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_error: str = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    **options: Unpack[RunKeywords],
 ) -> EvaluationResult:
-    """Answers the samples of tasks greedily (as the paper, at most 128 tokens) and scores the answers.
+    """Answer the samples of tasks greedily (as the paper, with at most 128 tokens) and score the responses.
 
     The samples are put to the checkpoint from the longest to the shortest, so that those of a batch are of a length.
 
@@ -43,13 +40,8 @@ def evaluate(
         checkpoint: what [`lsm_probe.load`] returns, or a [`lsm_probe.evaluation.cascade.Cascade`].
         samples: with `target`, and `task` the name of one of `tasks`: as [`lsm_probe.read_tasks`] gives them.
         tasks: how their responses are read and scored.
-        max_new_tokens: longest response.
-        batch_size: samples answered together; halved where memory runs out.
-        seed: of the bootstrap.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
-        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
-        on_progress: called with the number of finished samples.
+        max_new_tokens: longest response, in tokens.
+        options: what all measurements share; see [`RunOptions`].
 
     Raises:
         InputError: a sample cannot be used (under `on_error="fail"`), has no target or one that its task cannot read,
@@ -57,21 +49,20 @@ def evaluate(
     """
     check(tasks, samples)
     ordered = _longest_first(samples, checkpoint)
-    response_source = MeasurementRun(
-        checkpoint,
-        ordered,
-        ResponseSource("generated", max_new_tokens),
-        settings={"probe": EvaluationResult.PROBE},
-        batch_size=batch_size,
-        on_error=on_error,
-        data=data or describe_data(samples),
-        progress_folder=progress_folder,
-        on_progress=on_progress,
+    run = RunOptions(**options)
+    run = replace(run, data=run.data or describe_data(samples))
+    responses = ResponseOptions(max_new_tokens=max_new_tokens)
+    measurement = MeasurementRun(
+        checkpoint=checkpoint,
+        samples=ordered,
+        responses=responses,
+        options=run,
+        settings={"probe": EvaluationResult.NAME},
         needs=("target",),
     )
     # What a device does once, at its first pass, is no part of the speed.
-    prepare(checkpoint, ordered[-1:], ResponseSource("generated", 1), "skip")
-    records, common = response_source.run(_measure)
+    prepare(checkpoint, ordered[-1:], replace(responses, max_new_tokens=1), "skip")
+    records, common = measurement.run(_measure)
     record_of = {record.sample["id"]: record for record in records}
     answered = [sample for sample in samples if sample.id in record_of]
     in_order = [record_of[sample.id] for sample in answered]
@@ -83,7 +74,6 @@ def evaluate(
         },
         seconds=np.array([float(record.arrays["seconds"]) for record in in_order]),
         conventions=Reading(max_new_tokens, tuple(tasks)),
-        seed=seed,
     )
 
 

@@ -17,7 +17,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, truncate
 from lsm_probe.evaluation.task import Task, with_read
-from lsm_probe.runner.result import Curve, ProbeResult, curve, package_versions, rounded, thinking_summary
+from lsm_probe.runner.result import Curve, MeasurementResult, curve, package_versions, rounded, thinking_summary
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult(ProbeResult):
+class EvaluationResult(MeasurementResult):
     """The predictions of one checkpoint, and what they amount to.
 
     `samples` holds a row for each: id, task, instruction, `reference`, `response` and its ids; of a cascade the
@@ -56,8 +56,7 @@ class EvaluationResult(ProbeResult):
         seconds: wall time of each sample, hearing and answering; an equal part of its batch's, `[samples]`.
     """
 
-    PROBE: ClassVar[str] = "evaluate"
-    SCHEMA: ClassVar[str] = "lsm-probe/evaluate/1"
+    NAME: ClassVar[str] = "evaluate"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("seconds",)
 
     seconds: NDArray[np.float64]

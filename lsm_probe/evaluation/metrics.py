@@ -116,9 +116,9 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: i
     if first.name != second.name:
         raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
     same_length(first=first.counts, second=second.counts)
-    drawn = second.resampled(utterances, seed) - first.resampled(utterances, seed)
+    resampled = second.resampled(utterances, seed) - first.resampled(utterances, seed)
     details = {"first": _or_none(first.value), "second": _or_none(second.value)}
-    return estimated(first, second.value - first.value, drawn, min(first.n, second.n), details)
+    return estimated(first, second.value - first.value, resampled, min(first.n, second.n), details)
 
 
 def word_error_rate(
@@ -199,7 +199,7 @@ def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> 
     same_length(references=references, responses=responses)
     tokenizer = _bleu_tokenizer(require_language(language))
     scorer = sacrebleu.BLEU(tokenize=tokenizer)
-    found = [scorer.corpus_score([said], [[meant]]) for meant, said in zip(references, responses, strict=True)]
+    found = [scorer.corpus_score([r], [[reference]]) for reference, r in zip(references, responses, strict=True)]
     counts = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in found], dtype=np.float64)
     smoothing = scorer.smooth_method
 
@@ -233,8 +233,8 @@ def accuracy(references: Sequence[Any], values: Sequence[Any]) -> Metric:
     """
     same_length(references=references, values=values)
     if None in references:
-        raise InputError(f"the reference of sample {list(references).index(None)} (from 0) cannot be read; mend it")
-    right = [meant == said for meant, said in zip(references, values, strict=True)]
+        raise InputError(f"the reference of sample {list(references).index(None)} (from 0) cannot be read; correct it")
+    right = [reference == value for reference, value in zip(references, values, strict=True)]
     return _share("accuracy", right, unread=sum(value is None for value in values))
 
 
@@ -258,17 +258,17 @@ def f1(
     if average not in ("macro", "micro"):
         raise InputError(f"average {average!r} is unknown; choose 'macro' or 'micro'")
     if foreign := {*references, *values} - {*labels, None} | ({None} & {*references}):
-        raise InputError(f"{sorted(map(str, foreign))} are none of the labels {list(labels)}; mend the data")
-    meant = np.array([[reference == label for label in labels] for reference in references])
-    said = np.array([[value == label for label in labels] for value in values])
+        raise InputError(f"{sorted(map(str, foreign))} are none of the labels {list(labels)}; correct the data")
+    expected = np.array([[reference == label for label in labels] for reference in references])
+    predicted = np.array([[value == label for label in labels] for value in values])
     # true positives, and positives of either side: F1 = 2 tp / (2 tp + fp + fn)
-    counts = np.stack([2 * (meant & said), meant.astype(int) + said], axis=1).astype(np.float64)
+    counts = np.stack([2 * (expected & predicted), expected.astype(int) + predicted], axis=1).astype(np.float64)
     by_label = _ratio(*counts.sum(0))
     details = {
         "average": average,
         "unread": sum(value is None for value in values),
         "labels": {
-            label: {"f1": _or_none(float(by_label[i])), "references": int(meant[:, i].sum())}
+            label: {"f1": _or_none(float(by_label[i])), "references": int(expected[:, i].sum())}
             for i, label in enumerate(labels)
         },
     }
@@ -300,8 +300,8 @@ def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[st
         if isinstance(answers, str) or not answers:
             raise InputError(f"the answers of sample {i} (from 0) are {answers!r}; give a list of one or more")
     held = [
-        any(answer and answer in said for answer in map(_content, answers))
-        for answers, said in zip(references, map(_content, responses), strict=True)
+        any(answer and answer in response for answer in map(_content, answers))
+        for answers, response in zip(references, map(_content, responses), strict=True)
     ]
     return _share("answer_contained", held)
 
@@ -401,12 +401,12 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
         return np.where(whole > 0, 100 * part / whole, np.nan)
 
 
-def estimated(metric: Metric, value: float, drawn: Floats, n: int, details: dict[str, Any]) -> Score:
+def estimated(metric: Metric, value: float, resampled: Floats, n: int, details: dict[str, Any]) -> Score:
     """A value of a metric with its interval over the resamples that have one."""
-    known = drawn[~np.isnan(drawn)]
+    known = resampled[~np.isnan(resampled)]
     low, high = interval(known) if known.size else (math.nan, math.nan)
-    if known.size < drawn.size:
-        details = {**details, "undefined_resamples": drawn.size - known.size}
+    if known.size < resampled.size:
+        details = {**details, "undefined_resamples": resampled.size - known.size}
     if math.isnan(value):
         details = {**details, "undefined": metric.undefined_if}
     return Score(metric.name, value, float(low), float(high), n, details)
@@ -425,7 +425,7 @@ def _content(text: str) -> str:
 def same_length(**lists: Any) -> None:
     lengths = {name: len(items) for name, items in lists.items()}
     if len(set(lengths.values())) > 1:
-        told = " and ".join(f"{length} {name}" for name, length in lengths.items())
-        raise InputError(f"{told} cannot be paired; give one each")
+        counts = " and ".join(f"{length} {name}" for name, length in lengths.items())
+        raise InputError(f"{counts} cannot be paired; give one each")
     if 0 in lengths.values():
         raise InputError("there are no samples to score; give one or more")

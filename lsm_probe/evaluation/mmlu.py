@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 
 import yaml
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 
@@ -70,11 +71,11 @@ class Mmlu:
     def questions(self) -> int:
         return sum(len(subject.test) for subject in self.subjects.values())
 
-    def describe(self) -> dict[str, Any]:
-        """What a result stores about them: name, sha256 of questions and examples, number of questions."""
+    def describe(self) -> DataIdentity:
+        """The identity of the questions and examples as a result stores it."""
         content = {name: vars(subject) for name, subject in self.subjects.items()}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        return {"name": self.name, "sha256": digest, "n_samples": self.questions}
+        return DataIdentity(self.name, digest, self.questions)
 
 
 def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
@@ -100,7 +101,7 @@ def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
     known = _harness_tasks()
     for name in files["test"]:
         if name not in known:
-            raise InputError(f"{files['test'][name]} is no subject of MMLU: take it away, or mend its name")
+            raise InputError(f"{files['test'][name]} is no subject of MMLU: take it away, or correct its name")
     subjects = {
         name: Subject(_group(known[name]), _read(files["dev"][name]), _read(files["test"][name])[:questions])
         for name in sorted(files["test"])
@@ -172,7 +173,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _question(path: Path, line: int, row: list[str]) -> Question:
     if len(row) != len(_COLUMNS) or row[-1].strip() not in _ANSWERS:
         raise InputError(
-            f"{path}, line {line}: not a question, four choices and an answer (A to D, or 0 to 3): mend the line"
+            f"{path}, line {line}: not a question, four choices and an answer (A to D, or 0 to 3): correct the line"
         )
     return {"question": row[0], "choices": row[1:5], "answer": _ANSWERS[row[-1].strip()]}
 

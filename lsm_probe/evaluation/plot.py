@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.scoring import FOLLOWING
-from lsm_probe.evaluation.tables import TABLES, save_tables
+from lsm_probe.evaluation.tables import save_tables
 from lsm_probe.runner.labels import checkpoint_labels, plain
 from lsm_probe.runner.picture_files import save_figure
 from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = (*TABLES, "evaluation.png", "evaluation.svg")
-"""What [`save_evaluation`] writes; `metrics.csv` holds the numbers behind the picture."""
 _SPREAD = 0.6
 """Of the height of a task, the part that its checkpoints take."""
 
@@ -62,8 +60,13 @@ def evaluation_figure(results: Sequence[EvaluationResult]) -> Figure:
     return figure
 
 
+def evaluation_figures(results: Sequence[EvaluationResult]) -> list[Figure]:
+    """The one figure of an evaluation."""
+    return [evaluation_figure(results)]
+
+
 def save_evaluation(results: Sequence[EvaluationResult], out: Path) -> None:
-    """Writes `PICTURES`."""
+    """Write the tables and the figure; `metrics.csv` holds the numbers behind the figure."""
     save_tables(results, out)
     save_figure(evaluation_figure(results), out / "evaluation")
 

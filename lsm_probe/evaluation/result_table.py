@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.tables import agreements, convention_of, reference_llm, speeds
+from lsm_probe.runner.tables import NONE, Table
 
 _BESIDE = 3
 """Most checkpoints whose intervals stand beside the values, not below."""
@@ -18,42 +17,46 @@ _BESIDE = 3
 def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
     """A row for each task and metric, a column for each checkpoint."""
     llm, alike = reference_llm(results), agreements(results)
-    table = Table(
-        title="what the responses are worth, in per cent",
-        caption="95 % interval over utterances; *: only responses in the asked-for form count"
-        + (f"; agreement: with {llm.name}" if alike and llm is not None else ""),
-    )
-    table.add_column("task", overflow="fold")
-    table.add_column("metric", no_wrap=True)
     between = " " if len(results) <= _BESIDE else "\n"
-
-    def cell(score: Score | None) -> str:
-        if score is None or math.isnan(score.value):
-            return "–" if score is None else score.shown
-        return f"{score.shown}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
-
-    for result in results:
-        table.add_column(result.name, justify="right", overflow="fold")
+    rows: list[list[str]] = []
+    lines = []
     for task in results[0].tasks:
         found = [result.scores().get(task.name, {}) for result in results]
         names = list(dict.fromkeys(name for scores in found for name in scores))
         for i, name in enumerate(names):
-            cells = [cell(scores.get(name)) for scores in found]
             strict = "*" if task.has_form and name in ("accuracy", "f1_micro", "f1_macro") else ""
             convention = convention_of(results, task.name, name)
             metric = f"{name}{strict}" + (f"\n  {convention}" if convention else "")
-            table.add_row(task.title if i == 0 else "", metric, *cells)
+            cells = [_cell(scores.get(name), between) for scores in found]
+            rows.append([task.title if i == 0 else "", metric, *cells])
         if alike and llm is not None:
-            table.add_row("", "agreement", *(cell(alike.get(r.name, {}).get(task.name)) for r in results))
-        table.add_section()
+            cells = [_cell(alike.get(result.name, {}).get(task.name), between) for result in results]
+            rows.append(["", "agreement", *cells])
+        lines.append(len(rows) - 1)
     following = [result.following() for result in results]
     if any(following):
-        table.add_row("mean of tasks", "following_rate", *(cell(score) for score in following))
-    table.add_row("", "seconds per sample", *(f"{result.seconds.mean():.2f}" for result in results))
+        rows.append(["mean of tasks", "following_rate", *(_cell(score, between) for score in following)])
+    rows.append(["", "seconds per sample", *(f"{result.seconds.mean():.2f}" for result in results)])
     if speed := speeds(results):
-        cells = [f"{speed[result.name].mean:.2f}" if result.name in speed else "–" for result in results]
-        table.add_row("", "speed against cascade", *cells)
-    return table
+        cells = [f"{speed[result.name].mean:.2f}" if result.name in speed else NONE for result in results]
+        rows.append(["", "speed against cascade", *cells])
+    return Table(
+        "what the responses are worth, in per cent",
+        ["task", "metric", *(result.name for result in results)],
+        rows,
+        "95 % interval over utterances; *: only responses in the asked-for form count"
+        + (f"; agreement: with {llm.name}" if alike and llm is not None else ""),
+        text_columns=2,
+        lines=lines,
+    )
+
+
+def _cell(score: Score | None, between: str) -> str:
+    if score is None:
+        return NONE
+    if math.isnan(score.value):
+        return score.shown
+    return f"{score.shown}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
 
 
 def evaluation_note(result: EvaluationResult) -> str:

@@ -110,7 +110,9 @@ def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
             raise InputError(f"task {task.name} has no samples; give it some, or leave it out")
         for sample in own:
             if sample.target is not None and parse(sample.target).value is None:
-                raise InputError(f"sample {sample.id}: its target {sample.target!r} is no answer to its task; mend it")
+                raise InputError(
+                    f"sample {sample.id}: its target {sample.target!r} is no answer to its task; correct it"
+                )
         target = own[0].target or ""
         row = {"id": own[0].id, "language": own[0].language, "reference": target, "response": target}
         with warnings.catch_warnings(action="ignore"):  # warnings come when all samples are scored

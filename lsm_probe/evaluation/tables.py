@@ -28,7 +28,7 @@ def save_tables(results: Sequence[EvaluationResult], out: Path) -> None:
 
 def reference_llm(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
     """The first text LLM that read the transcripts: what it answers is what self-powered training asks for."""
-    return next((result for result in results if result.checkpoint["source"] == "text"), None)
+    return next((result for result in results if result.checkpoint.source == "text"), None)
 
 
 def agreements(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Score]]:
@@ -40,7 +40,7 @@ def agreements(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Score
 
 def cascade_of(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
     """The first cascade, which the others' speed is compared with."""
-    return next((result for result in results if "transcriber" in result.checkpoint), None)
+    return next((result for result in results if result.checkpoint.cascade_of is not None), None)
 
 
 def speeds(results: Sequence[EvaluationResult]) -> dict[str, Curve]:
@@ -55,7 +55,7 @@ def metrics_summary(results: Sequence[EvaluationResult]) -> dict[str, Any]:
     alike, llm, speed, cascade = agreements(results), reference_llm(results), speeds(results), cascade_of(results)
     return {
         "schema": SCHEMA,
-        "data": results[0].data,
+        "data": results[0].data.to_dict(),
         "tasks": {task.name: task.title for task in results[0].tasks},
         "text_llm": None if llm is None else llm.name,
         "cascade": None if cascade is None else cascade.name,

@@ -12,16 +12,18 @@ without the end of the response, which is no text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from lsm_probe.bootstrap import number_clusters
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample, naming
 from lsm_probe.distributed import RankShare, all_gather_or_raise, is_distributed, on_all_ranks
 from lsm_probe.errors import InputError
@@ -31,8 +33,9 @@ from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, Tex
 from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import encode_target
-from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.prepared_samples import PreparedSample, ResponseSource, describe_checkpoint, describe_data
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.options import OnError, ResponseOptions, RunOptions
+from lsm_probe.runner.prepared_samples import PreparedSample, describe_checkpoint
 from lsm_probe.runner.progress import Progress
 from lsm_probe.runner.record import Record
 from lsm_probe.runner.result import package_versions
@@ -42,32 +45,32 @@ _THINKING = ("thinking_tokens", "answer")
 """What the rows of responses that think hold besides."""
 
 
+class _Keywords(TypedDict, total=False):
+    batch_size: int
+    seed: int
+    on_error: OnError
+    data: DataIdentity | None
+    progress_folder: Path | None
+
+
 def text_ability(
     checkpoint: Checkpoint,
     samples: Sequence[Sample] = (),
     *,
     mmlu: Mmlu | None = None,
     shots: int = SHOTS,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_error: Literal["fail", "skip"] = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Unpack[_Keywords],
 ) -> TextAbilityResult:
-    """Measures MMLU accuracy (per cent) and perplexity of text (nats per token); samples, questions or both.
+    """Measure MMLU accuracy (per cent) and perplexity of text (nats per token); of samples, questions or both.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `text` and `target`.
         mmlu: what [`lsm_probe.read_mmlu`] returns.
         shots: examples before each question of MMLU.
-        batch_size: samples or questions run together; fewer where memory runs out.
-        seed: of the bootstrap.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the samples as stored with the result; by default what [`describe_data`] says of them.
-        progress_folder: where finished batches and subjects are kept, so that an interrupted run goes on from there.
         on_progress: called with the number of finished samples and questions, and of all.
+        options: what all measurements share; see [`RunOptions`].
 
     Raises:
         InputError: there is nothing to measure, a sample cannot be used (under `on_error="fail"`) or none is left, a
@@ -83,21 +86,22 @@ def text_ability(
     total = len(samples) + (mmlu.questions if mmlu is not None else 0)
     records: list[Record] = []
     excluded: dict[str, list[str]] = {}
-    parts: list[dict[str, Any]] = []
+    parts: list[DataIdentity] = []
+    run = RunOptions(**options)
+    below = run.progress_folder
     if samples:
-        parts.append(dict(data or describe_data(samples)))
-        measuring = MeasurementRun(
-            checkpoint,
-            samples,
-            _answering(checkpoint, samples),
-            settings={},
-            batch_size=batch_size,
-            on_error=on_error,
-            data=data,
-            progress_folder=progress_folder and progress_folder / "texts",
-            on_progress=lambda done: on_progress(done, total),
+        parts.append(run.data or describe_data(samples))
+        measurement = MeasurementRun(
+            checkpoint=checkpoint,
+            samples=samples,
+            responses=_responses(checkpoint, samples),
+            options=replace(
+                run,
+                progress_folder=below and below / "texts",
+                on_progress=lambda done: on_progress(done, total),
+            ),
         )
-        records, common = measuring.run(lambda items: [_measure(item) for item in items])
+        records, common = measurement.run(lambda items: [_measure(item) for item in items])
         excluded = common["excluded"]
     if mmlu is not None:
         parts.append(mmlu.describe())
@@ -105,8 +109,8 @@ def text_ability(
             checkpoint,
             mmlu,
             shots,
-            batch_size,
-            progress_folder and progress_folder / "mmlu",
+            run.batch_size,
+            below and below / "mmlu",
             lambda done: on_progress(len(samples) + done, total),
         )
         records = [*records, *questions.run()]
@@ -114,11 +118,11 @@ def text_ability(
         **stack(records, "counts"),
         clusters=number_clusters([record.utterance for record in records]),
         samples=[_without_thinking(record.sample) for record in records],
-        checkpoint=describe_checkpoint(checkpoint, ResponseSource("none")),
+        checkpoint=describe_checkpoint(checkpoint, None),
         data=_joined(parts),
         conventions=TextAbilityConventions(shots=shots if mmlu is not None else None),
         excluded=excluded,
-        seed=seed,
+        seed=run.seed,
         versions=package_versions() | ({"lm-eval": version("lm-eval")} if mmlu is not None else {}),
     )
 
@@ -130,7 +134,7 @@ def _check_shots(mmlu: Mmlu, shots: int) -> None:
         raise InputError(f"--shots {shots}: {mmlu.name} has {most} examples of {fewest}; give 0 to {most}")
 
 
-def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseSource:
+def _responses(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseOptions:
     """The targets as responses, without their end."""
     without = [sample.id for sample in samples if sample.target is None]
     if without:
@@ -142,7 +146,7 @@ def _answering(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseSou
     for sample in samples:
         with naming(sample):
             tokens[sample.id] = encode_target(checkpoint.tokenizer, sample.target or "")
-    return ResponseSource("reference", responses=tokens)
+    return ResponseOptions(response="reference", responses=tokens)
 
 
 def _measure(item: PreparedSample) -> Measured:
@@ -175,8 +179,8 @@ class _Questions:
         progress = Progress(
             self.progress_folder,
             {
-                "checkpoint": describe_checkpoint(self.checkpoint, ResponseSource("none")),
-                "data": self.mmlu.describe(),
+                "checkpoint": describe_checkpoint(self.checkpoint, None).to_dict(),
+                "data": self.mmlu.describe().to_dict(),
                 "shots": self.shots,
                 "batch_size": self.batch_size,
                 "versions": {**package_versions(), "lm-eval": version("lm-eval")},
@@ -214,13 +218,13 @@ class _Questions:
         return records
 
 
-def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _joined(parts: Sequence[DataIdentity]) -> DataIdentity:
     """The identity of all that was measured, from those of the samples and of the questions."""
     if len(parts) == 1:
         return parts[0]
-    return {
-        "name": " + ".join(part["name"] for part in parts),
-        "sha256": hashlib.sha256("".join(part["sha256"] for part in parts).encode()).hexdigest(),
-        "n_samples": sum(part["n_samples"] for part in parts),
-        "parts": parts,
-    }
+    return DataIdentity(
+        name=" + ".join(part.name for part in parts),
+        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        n_samples=sum(part.n_samples for part in parts),
+        parts=tuple(parts),
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lsm_probe.evaluation.metrics import Floats, Metric
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, LETTERS, SUBJECTS
 from lsm_probe.runner.conventions import Choices
-from lsm_probe.runner.result import Curve, ProbeResult, curve
+from lsm_probe.runner.result import Curve, MeasurementResult, curve
 
 AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
 
@@ -56,7 +56,7 @@ class Number:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAbilityResult(ProbeResult):
+class TextAbilityResult(MeasurementResult):
     """What the LLM of a checkpoint still knows of text.
 
     Each number is drawn over its own questions or texts alone, so that it does not depend on what else was measured.
@@ -66,8 +66,7 @@ class TextAbilityResult(ProbeResult):
             a question of MMLU whether the answer was right, and 1. Questions are the samples with a `subject`.
     """
 
-    PROBE: ClassVar[str] = "text_ability"
-    SCHEMA: ClassVar[str] = "lsm-probe/text_ability/1"
+    NAME: ClassVar[str] = "text_ability"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("counts",)
 
     counts: Floats
@@ -163,7 +162,7 @@ class TextAbilityResult(ProbeResult):
         return np.array(["subject" in sample for sample in self.samples])
 
     def _number(self, rows: NDArray[np.bool_], counts: Floats, score: Callable[[Floats], Floats]) -> Number:
-        metric = Metric(self.PROBE, counts[rows], score, int(rows.sum()))
+        metric = Metric(self.NAME, counts[rows], score, int(rows.sum()))
         utterances = [str(cluster) for cluster in self.clusters[rows]]
         return Number(metric.value, metric.resampled(utterances, self.seed), metric.n)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, SUBJECTS
 from lsm_probe.evaluation.text_ability_result import AVERAGE, Number, TextAbilityResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.tables import NONE, Table
 
 _TITLES = {"stem": "STEM", "humanities": "Humanities", "social_sciences": "Social sciences", "other": "Other"}
 _MMLU = (*GROUPS, AVERAGE)
@@ -19,23 +18,22 @@ def text_ability_table(results: Sequence[TextAbilityResult]) -> Table:
     """A row for each checkpoint, columns as in Table 6 of arXiv 2410.03798; below, what each has forgotten of the
     first."""
     mmlu, texts = any(result.accuracies for result in results), any(result.nats for result in results)
-    guessing = f"; guessing gives {CHANCE:g} %; – where the first is not above it" if mmlu else ""
-    table = Table(
-        title=f"text ability{': MMLU accuracy in per cent' if mmlu else ''}",
-        caption=f"95 % interval over questions or texts{guessing}",
-    )
-    table.add_column("checkpoint", overflow="fold")
-    columns = [*([*_TITLES.values(), "average"] if mmlu else []), *(["nats per token", "perplexity"] if texts else [])]
-    for column in columns:
-        table.add_column(column, justify="right")
+    rows = []
     for result in results:
         numbers = [result.accuracies.get(name) for name in _MMLU] if mmlu else []
         cells = [*map(_cell, numbers), *([_cell(result.nats, 3), _cell(result.perplexity, 2)] if texts else [])]
-        table.add_row(result.name, *cells)
+        rows.append([result.name, *cells])
     for result in results[1:]:
-        table.add_section()
-        table.add_row(f"{result.name}: forgotten", *_forgotten(results[0], result, mmlu, texts))
-    return table
+        rows.append([f"{result.name}: forgotten", *_forgotten(results[0], result, mmlu, texts)])
+    columns = [*([*_TITLES.values(), "average"] if mmlu else []), *(["nats per token", "perplexity"] if texts else [])]
+    guessing = f"; guessing gives {CHANCE:g} %; – where the first is not above it" if mmlu else ""
+    return Table(
+        f"text ability{': MMLU accuracy in per cent' if mmlu else ''}",
+        ["checkpoint", *columns],
+        rows,
+        f"95 % interval over questions or texts{guessing}",
+        lines=range(len(results) - 1, len(rows) - 1),
+    )
 
 
 def text_ability_note(result: TextAbilityResult) -> str:
@@ -64,12 +62,12 @@ def _forgotten(before: TextAbilityResult, after: TextAbilityResult, mmlu: bool, 
 
 
 def _cell(number: Number | None, digits: int = 1) -> str:
-    return "–" if number is None else _interval(number.curve.to_dict(), digits)
+    return NONE if number is None else _interval(number.curve.to_dict(), digits)
 
 
 def _interval(curve: dict[str, Any] | None, digits: int, sign: str = "", *, before: str = "") -> str:
     """On two lines: seven columns of numbers with their intervals are too wide for a terminal."""
     if curve is None:
-        return "–"
+        return NONE
     mean, low, high = (f"{curve[end]:{sign}.{digits}f}" for end in ("mean", "ci_low", "ci_high"))
     return f"{before}{mean}\n[{low}, {high}]"

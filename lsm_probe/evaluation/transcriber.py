@@ -89,7 +89,7 @@ class Transcriber:
         settings = self.model.generation_config
         if not settings.is_multilingual:
             if found.code != "en":
-                raise InputError(f"{self.name} hears English alone, not {language!r}: give a multilingual Whisper")
+                raise InputError(f"{self.name} transcribes only English, not {language!r}: give a multilingual Whisper")
             return None
         # Some of Whisper's codes are old or wide ones: "jw" for "jv", "no" also for "nb".
         codes = [token.strip("<|>") for token in settings.lang_to_id]
@@ -101,7 +101,7 @@ class Transcriber:
     def _features(self, waveform: NDArray[np.float32]) -> Tensor:
         """Log-mel features, `[mel_bins, frames]`, padded to 30 s where shorter.
 
-        Of each clip by itself: among others its last frame would hear their padding.
+        Computed for each clip alone: in a batch its last frame would depend on the padding.
         """
         extract = self.processor.feature_extractor
         is_long = len(waveform) // extract.hop_length > self._window

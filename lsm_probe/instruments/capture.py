@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
-from lsm_probe.models.device_map import is_away
+from lsm_probe.models.device_map import is_offloaded
 from lsm_probe.models.layers import find_decoder
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
@@ -61,7 +61,7 @@ class AttentionLayer:
         and offloaded layers are then what they really do, not what their `.weight` says.
         """
         projection = self.projection
-        if type(projection) is nn.Linear and not is_away(projection):
+        if type(projection) is nn.Linear and not is_offloaded(projection):
             return projection.weight.t().unflatten(0, (heads, -1)), projection.bias
         identity = torch.eye(heads * value.shape[-1], dtype=value.dtype, device=value.device)
         bias = projection(torch.zeros_like(identity[:1]))

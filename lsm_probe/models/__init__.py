@@ -2,7 +2,8 @@
 
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
-from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
+from lsm_probe.models.configuration_lsm import LsmConfig
+from lsm_probe.models.connectors import LsmProjectorConfig
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 

@@ -15,7 +15,7 @@ THINKERS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
-"""Models that hear, think and speak, by type: the class of the part that hears and thinks."""
+"""Models that also generate speech, by type: the class of the part that reads speech and writes text."""
 _ADDED = (
     "it adds its speech onto the positions of the text, so that neither has positions of its own and eta is undefined"
 )
@@ -23,7 +23,7 @@ _REFUSED = {
     "voxtral_realtime": _ADDED,
     "kyutai_speech_to_text": _ADDED,
     "moshi": _ADDED,
-    "vibevoice_asr": "it adds random noise to what it hears, so that no number about it could be had twice",
+    "vibevoice_asr": "it adds random noise to its speech tokens, so that its numbers cannot be reproduced",
 }
 """Types that cannot be measured, and why."""
 _HARMLESS = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "cache_position")
@@ -43,8 +43,8 @@ def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     found = getattr(transformers, names[0], None) if names else None
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel) or not issubclass(found, GenerationMixin):
         return None
-    hears = "audio" in (found.input_modalities or ()) and find_audio_token_id(config) is not None
-    return found if hears else None
+    takes_speech = "audio" in (found.input_modalities or ()) and find_audio_token_id(config) is not None
+    return found if takes_speech else None
 
 
 def find_audio_token_id(config: PreTrainedConfig) -> int | None:
@@ -116,8 +116,10 @@ def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[
 
 
 def forget_positions(model: nn.Module) -> None:
-    """Makes a model forget where it placed the pictures of its last prompt: Qwen's omni models keep that from one pass
-    to the next, for as many prompts as that one had, and read embeddings alone by it."""
+    """Resets the positions that Qwen's omni models keep from the pictures of their last prompt.
+
+    They would apply them to the next batch that is given as embeddings.
+    """
     for module in model.modules():
         if getattr(module, "rope_deltas", None) is not None:
             setattr(module, "rope_deltas", None)  # noqa: B010  # to mypy an attribute of a module is a tensor

@@ -17,13 +17,13 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE
 from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
 from lsm_probe.models.segments import Piece, Segment
-from lsm_probe.models.templates import TEMPLATE_ERRORS, applied, chat_pieces
+from lsm_probe.models.templates import CHAT_TEMPLATES, TEMPLATE_ERRORS, chat_pieces, chat_template_renderer
 from lsm_probe.waveform import as_waveform
 
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _LAST = RATE // 50
 """Samples, 20 ms: as many frames as a processor may drop at the end to come out even."""
-_MEND = "an audio LLM is asked through its own template alone, so it cannot be measured"
+_ADVICE = "an audio LLM is asked through its own template alone, so it cannot be measured"
 
 
 class AudioLlmProcessor:
@@ -39,12 +39,12 @@ class AudioLlmProcessor:
         template: `chat` or `chat_source_first`.
 
     Raises:
-        InputError: the template is none of these, the processor hears nothing, or its files lack something.
+        InputError: the template is none of these, the processor has no feature extractor, or its files lack something.
     """
 
     def __init__(self, processor: Any, audio_token_id: int, template: str | None = None):
         self.template = template or "chat"
-        if self.template not in ("chat", "chat_source_first"):
+        if self.template not in CHAT_TEMPLATES:
             raise InputError(
                 f"--template {self.template}: an audio LLM has a chat template of its own; choose chat or "
                 "chat_source_first"
@@ -61,7 +61,7 @@ class AudioLlmProcessor:
         self.audio_token = str(audio_token)
         extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
         if extractor is None:
-            raise InputError(f"{type(processor).__name__} has no feature extractor: it hears nothing")
+            raise InputError(f"{type(processor).__name__} has no feature extractor: it takes no speech")
         self.rate = int(getattr(extractor, "sampling_rate", RATE))
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
@@ -80,7 +80,7 @@ class AudioLlmProcessor:
         refuse_placeholder("instruction", instruction, self.audio_token)
         # Checked first, so that errors name the instruction.
         written = self._write(instruction.strip(), None)
-        ids, features = self._hear(instruction, self._resampled(audio))
+        ids, features = self._preprocess(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
             raise NoTokens("speech", f"of {len(audio) / RATE:.3f} s is too short for a single speech token")
         if len(audio) > PIECE_SECONDS * RATE:  # processors that cannot take more cut it off without a word
@@ -93,7 +93,7 @@ class AudioLlmProcessor:
             )
         return replace(prompt, features=features)
 
-    def encode_again(self, instruction: str, speech: Tensor) -> Prompt:
+    def encode_with_speech(self, instruction: str, speech: Tensor) -> Prompt:
         """Encodes another instruction about an utterance whose speech tokens are there already.
 
         Args:
@@ -129,7 +129,7 @@ class AudioLlmProcessor:
     def _check_whole(self, instruction: str, audio: NDArray[np.float32], features: dict[str, Tensor]) -> None:
         other = audio.copy()  # ends in a loud 2 kHz, whatever the speech ends in
         other[-_LAST:] = np.where(np.arange(_LAST) % 8 < 4, 1, -1)
-        _, otherwise = self._hear(instruction, self._resampled(other))
+        _, otherwise = self._preprocess(instruction, self._resampled(other))
         if all(a.shape == otherwise[name].shape and bool((a == otherwise[name]).all()) for name, a in features.items()):
             raise InputError(
                 f"{type(self.processor).__name__} cuts off the end of {len(audio) / RATE:.1f} s of speech: give "
@@ -155,7 +155,7 @@ class AudioLlmProcessor:
         bos = self.tokenizer.bos_token
         return bool(bos) and text.startswith(str(bos))
 
-    def _hear(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
+    def _preprocess(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
         """The processor's own token ids and features of a prompt about speech."""
         text = "".join(piece for _, piece in self._pieces(instruction.strip(), None))
         try:
@@ -178,13 +178,15 @@ class AudioLlmProcessor:
 
     def _pieces(self, instruction: str, transcript: str | None) -> list[Piece]:
         if transcript is not None:
-            return chat_pieces(self._apply, self._turn, instruction, transcript, mend=_MEND)
+            return chat_pieces(self._apply, self._turn, instruction, transcript, advice=_ADVICE)
         turn = self._turn_with_audio if self._lays_out_audio() else self._turn
-        return chat_pieces(self._apply, turn, instruction, self.audio_token, self.audio_token, mend=_MEND)
+        return chat_pieces(self._apply, turn, instruction, self.audio_token, self.audio_token, advice=_ADVICE)
 
     @property
     def _apply(self) -> Callable[[list[dict[str, Any]]], str]:
-        return applied(self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer)
+        return chat_template_renderer(
+            self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
+        )
 
     def _lays_out_audio(self) -> bool:
         """Whether the chat template writes the placeholder for audio content; some know text alone, which then holds
@@ -201,7 +203,7 @@ class AudioLlmProcessor:
         return f"{source}{instruction}" if source == self.audio_token else f"{source}\n{instruction}"
 
     def _turn_with_audio(self, instruction: str, source: str) -> list[dict[str, Any]]:
-        heard = {"type": "audio", "audio": ""}
+        audio = {"type": "audio", "audio": ""}
         if self.template == "chat":
-            return [{"type": "text", "text": f"{instruction}\n"}, heard]
-        return [heard, {"type": "text", "text": instruction}]
+            return [{"type": "text", "text": f"{instruction}\n"}, audio]
+        return [audio, {"type": "text", "text": instruction}]

@@ -15,7 +15,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
 from lsm_probe.models.causal_llm import load_causal_llm
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.identity import (
     ConnectorIdentity,
@@ -43,7 +43,7 @@ def build_lsm(
     dtype: torch.dtype = torch.float32,
     template: str | None = None,
     date: str | None = None,
-) -> Checkpoint:
+) -> Lsm:
     """Puts a pretrained Whisper and a pretrained LLM together with a new, seeded connector.
 
     Only the connector's weights are drawn; those of the others are in memory once.
@@ -82,7 +82,7 @@ def build_lsm(
     model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
     processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
-    built = Checkpoint("untrained", model.eval(), tokenizer, processor.template, processor, source="speech")
+    built = Lsm("untrained", model.eval(), processor)
     tower_weights = vars(identify(encoder, whisper.config))
     built.identity = ModelIdentity(
         model_type=config.model_type,
@@ -94,7 +94,7 @@ def build_lsm(
     return built
 
 
-def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None, date: str | None = None) -> Checkpoint:
+def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None, date: str | None = None) -> Lsm:
     """One of [`BUILTIN_LSMS`], the arguments as in [`build_lsm`]."""
     parts = (assets.speech_encoder(), assets.language_model())
     if name == UNTRAINED:
@@ -111,8 +111,6 @@ def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None,
         template=template,
         date=date,
     )
-    assert isinstance(checkpoint.model, LsmForConditionalGeneration)
-    assert isinstance(checkpoint.processor, LsmProcessor)
     training.apply(checkpoint.model)
     checkpoint.name = name
     # The seed of the connector is left out: its weights were replaced.

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lsm_probe.models.configuration_lsm import LsmProjectorConfig
+from lsm_probe.models.connectors import LsmProjectorConfig
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 
 CONNECTOR = "multi_modal_projector."
@@ -67,7 +67,7 @@ def read_training(name: str) -> Training:
 
 
 def arm_file(name: str) -> Path:
-    """Where it lies."""
+    """The file that holds an arm."""
     return _folder() / f"{name}.safetensors"
 
 

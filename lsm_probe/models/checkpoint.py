@@ -1,30 +1,30 @@
-"""One object for whatever the probes look into: an LSM, another audio LLM, or a text LLM that reads the transcript."""
+"""A loaded model with what is needed to put prompts to it, whatever kind of model it is."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lsm_probe.checksums import write_checksums
 from lsm_probe.errors import InputError
 from lsm_probe.files import new_folder
-from lsm_probe.models.audio_llm import merged_embeddings
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
+from lsm_probe.models.connectors.times import Times
 from lsm_probe.models.dates import written_date
 from lsm_probe.models.device_map import input_device
 from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.identity import ModelIdentity
-from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
-from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target, example_prompt
+from lsm_probe.models.prompts import Prompt, encode_target
 from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
@@ -32,29 +32,54 @@ from lsm_probe.models.thinking import Thought, find_thought, text_after_user
 
 
 @dataclass
-class Checkpoint:
-    """A loaded model with what is needed to put prompts to it.
+class Checkpoint(ABC):
+    """What all kinds of checkpoints share; [`load`] says which kinds there are.
 
     Attributes:
         name: how the user called it.
         model: the LSM, the audio LLM, or the text LLM itself.
         tokenizer: the LLM's fast tokenizer.
         template: name of the prompt template.
-        processor: writes the prompts of a model that hears; None for a text LLM.
+        processor: writes the prompts of a model that takes speech; None for a text LLM.
         identity: where the weights came from and their hashes; stored with every result.
-        source: what stands in the source slot of its prompts. Of a model that hears, `text` takes the transcript there.
+        source: what stands in the source slot of its prompts. A model that takes speech reads transcripts under `text`.
+        cascade_of: names of the recogniser and the text LLM, of a cascade of both.
+        resizes_source: whether [`encode`] can repeat or cut the source to a given number of tokens.
     """
+
+    resizes_source: ClassVar[bool] = False
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: str
-    processor: LsmProcessor | AudioLlmProcessor | None = None
-    identity: ModelIdentity = field(default_factory=ModelIdentity)
-    source: Literal["speech", "text"] = "text"
+    processor: LsmProcessor | AudioLlmProcessor | None = field(init=False, default=None)
+    identity: ModelIdentity = field(default_factory=ModelIdentity, kw_only=True)
+    source: Literal["speech", "text"] = field(default="text", kw_only=True)
+    cascade_of: tuple[str, str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         separate_rows(self.llm)
+
+    @abstractmethod
+    def encode(
+        self, instruction: str, source: str | NDArray[np.float32] | Tensor, *, source_length: int | None = None
+    ) -> Prompt:
+        """Tokenises one prompt, each token with its segment.
+
+        Args:
+            instruction: what the model is told to do.
+            source: the transcript; for a model that takes speech also the waveform (mono, 16 kHz), or what
+                [`encode_speech`] made of it.
+            source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
+
+        Raises:
+            InputError: if instruction or source tokenise to nothing, or hold a control token.
+        """
+
+    @abstractmethod
+    def example_prompt(self) -> Sequence[tuple[int, object]]:
+        """A prompt with fixed words in the place of instruction and source, cut into segments."""
 
     @property
     def llm(self) -> PreTrainedModel:
@@ -63,8 +88,28 @@ class Checkpoint:
         An audio LLM of another kind is not taken apart: given embeddings, it is the LLM inside it, with whatever the
         model does to its logits.
         """
-        model: Any = self.model
-        return model.language_model if isinstance(model, LsmForConditionalGeneration) else model
+        return self.model
+
+    @property
+    def connector(self) -> nn.Module | None:
+        """What turns encoder states into speech tokens, in an LSM of ours."""
+        return None
+
+    def speech_token_times(self, num_samples: int) -> Times | None:
+        """Begin and end of what each speech token stands for, `[speech tokens, 2]`, seconds; None if it is not known.
+
+        Args:
+            num_samples: of the utterance at 16 kHz.
+
+        Raises:
+            InputError: the tokens have no times.
+        """
+        return None
+
+    @property
+    def date(self) -> str | None:
+        """What its chat template writes as today's date; None if its prompts have none."""
+        return written_date(self.template, self.tokenizer)
 
     @property
     def context_length(self) -> int | None:
@@ -78,46 +123,14 @@ class Checkpoint:
             eos = self.tokenizer.eos_token_id
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
-    @property
-    def date(self) -> str | None:
-        """What its chat template writes as today's date; None if its prompts have none."""
-        return written_date(self.template, getattr(self.processor, "processor", None), self.tokenizer)
-
-    def example_prompt(self) -> Sequence[tuple[int, object]]:
-        """A prompt with fixed words in the place of instruction and source, cut into segments."""
-        return self.processor.example() if self.processor else example_prompt(self.tokenizer, self.template)
-
     def preprocess_audio(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
-        """What of the sources of a batch goes into its prompts: they themselves, unless something hears them first.
+        """What goes into the prompts of a batch: its sources as they are, or what a cascade transcribes of them.
 
         Args:
             sources: waveforms (mono, 16 kHz) or transcripts.
             languages: of the speech, ISO 639-1, where known.
         """
         return sources
-
-    def encode(
-        self, instruction: str, source: str | NDArray[np.float32] | Tensor, *, source_length: int | None = None
-    ) -> Prompt:
-        """Tokenises one prompt, each token with its segment.
-
-        Args:
-            instruction: what the model is told to do.
-            source: the transcript; of a model that hears also the waveform (mono, 16 kHz), or what [`encode_speech`]
-                made of it.
-            source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
-
-        Raises:
-            InputError: if instruction or source tokenise to nothing, or hold a control token.
-        """
-        if self.processor is None:
-            assert isinstance(source, str)
-            return encode_prompt(self.tokenizer, self.template, instruction, source, source_length=source_length)
-        if isinstance(source, str):
-            return self.processor.encode_text(instruction, source)
-        if isinstance(source, Tensor):
-            return self.processor.encode_again(instruction, source)
-        return self.processor.encode(instruction, source)
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text.
@@ -184,18 +197,17 @@ class Checkpoint:
         """
         self._check_ids(prompt)
         device = input_device(self.model)
-        ids = torch.tensor([prompt.input_ids], device=device)
-        features = {name: tensor.to(device) for name, tensor in prompt.features.items()}
         if prompt.speech is not None:
-            return self._place(prompt, prompt.speech.to(device))
-        if not features:
-            embedded: Tensor = self.llm.get_input_embeddings()(ids)[0]
-            return embedded
-        if isinstance(self.model, LsmForConditionalGeneration):
-            return self.model.embed(ids, **features)[0]
-        merged = merged_embeddings(self.model, ids, features)
-        # Without a graph: where one is asked for, the words are embedded again, as those of any other prompt.
-        return self._place(prompt, merged[prompt.positions(Segment.SOURCE)]) if torch.is_grad_enabled() else merged
+            return self._insert_speech(prompt, prompt.speech.to(device))
+        ids = torch.tensor([prompt.input_ids], device=device)
+        if prompt.features:
+            return self._embed_speech(prompt, ids, {name: x.to(device) for name, x in prompt.features.items()})
+        embedded: Tensor = self.llm.get_input_embeddings()(ids)[0]
+        return embedded
+
+    def _embed_speech(self, prompt: Prompt, ids: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Embeds a prompt about speech, `[tokens, llm_dim]`; `ids` `[1, tokens]` and `features` are on the device."""
+        raise NotImplementedError
 
     def _check_ids(self, prompt: Prompt) -> None:
         embeddings: Any = self.llm.get_input_embeddings()
@@ -209,7 +221,7 @@ class Checkpoint:
                 "its tokenizer is that of another model"
             )
 
-    def _place(self, prompt: Prompt, speech: Tensor) -> Tensor:
+    def _insert_speech(self, prompt: Prompt, speech: Tensor) -> Tensor:
         """The embedded prompt with speech tokens in their places."""
         positions = prompt.positions(Segment.SOURCE)
         # The placeholder may be outside the vocabulary: any token stands in for it before it is overwritten.

@@ -1,6 +1,6 @@
-"""Names of checkpoints that are folders of this machine, not names on the model hub: is there such a folder?
+"""Whether the name of a checkpoint is a folder, and what is wrong with it if not.
 
-The hub would say of them that they are no names of its own, or that it cannot be reached.
+Asked about a folder that is missing, the model hub answers only that it has no such name, or cannot be reached.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lsm_probe.files import NOT_HOME
 
 
 def require_folder(name: str | Path) -> None:
-    """Refuses a name that only a folder can have where there is none. Other names may be the hub's.
+    """Refuses a path to a folder that does not exist. Other names may be on the model hub.
 
     Raises:
         InputError: there is no such folder, it may not be read, or the name is that of a file.
@@ -24,45 +24,45 @@ def require_folder(name: str | Path) -> None:
         if Path(name).is_file():
             raise InputError(f"{name} cannot be loaded: it is a file; give the folder that holds it")
         if _is_path(name) and not Path(name).is_dir():
-            missing, near = _look_for(name)
-            mend = f"did you mean {near}?" if near else "check the path"
-            raise InputError(f"{name} cannot be loaded: {missing}; {mend}")
+            missing, near = _find_missing_part(name)
+            advice = f"did you mean {near}?" if near else "check the path"
+            raise InputError(f"{name} cannot be loaded: {missing}; {advice}")
     except OSError as error:
         raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its rights") from error
 
 
-def may_be_the_hubs(name: str) -> bool:
-    """Whether a name is looked for on the hub: it is no folder, and might be one of the hub's."""
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name is looked up on the model hub: it is not a folder, and could be a name there."""
     return not (name.startswith("builtin:") or " + " in name or _is_path(name) or Path(name).exists())
 
 
-def before_the_hub(name: str | Path) -> str:
-    """What goes before the hub's words about a name: that it is no folder's. Nothing, if it is one's."""
+def explain_missing_folder(name: str | Path) -> str:
+    """The beginning of an error about a name that the hub does not give: no such folder exists. Empty if one does."""
     if Path(name).is_dir():
         return ""
-    missing, near = _look_for(str(name))
+    missing, near = _find_missing_part(str(name))
     return f"{missing}{f' (did you mean {near}?)' if near else ''}, and the model hub does not give it: "
 
 
 def _is_path(name: str) -> bool:
-    """Whether the hub has no names like this: its own are `name` and `owner/name`."""
+    """Whether a name can only be a path: names on the hub are `name` and `owner/name`."""
     return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
 
 
-def _look_for(name: str) -> tuple[str, Path | None]:
-    """Which part of a path is not there, and what may have been meant."""
+def _find_missing_part(name: str) -> tuple[str, Path | None]:
+    """Says which part of a path is missing, and which folder may have been meant."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own fails where there is no such user
     if path.is_dir():
         return NOT_HOME, path
     missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
-    near = _near(missing)
+    near = _most_similar(missing)
     if near is not None and (near / path.relative_to(missing)).is_dir():
         near = near / path.relative_to(missing)
     return f"there is no folder {missing.name} in {missing.parent.resolve()}", near
 
 
-def _near(missing: Path) -> Path | None:
-    """The folder beside it whose name is most like its own."""
+def _most_similar(missing: Path) -> Path | None:
+    """The folder beside a missing one whose name is most similar."""
     try:
         beside = sorted(entry.name for entry in missing.parent.iterdir() if entry.is_dir())
     except OSError:

@@ -6,68 +6,9 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperConfig
 
-from lsm_probe.errors import InputError
-
-CONNECTOR_SIZES: dict[str, dict[str, int]] = {
-    "window_qformer": {"window": 17, "hidden_size": 768},
-    "frame_stack": {"window": 5, "hidden_size": 2048},
-    "conv": {"hidden_size": 512},
-    "linear": {},
-}
-"""The connectors by name, each with the sizes its paper gives it."""
+from lsm_probe.models.connectors.base import LsmProjectorConfig, UnusableConfig, check_count
 
 ENCODER_CONTEXTS = ("full", "trimmed")
-
-
-class UnusableConfig(InputError, ValueError):
-    """A configuration no model can be made of. A ValueError too: who reads it from a folder can name the folder."""
-
-
-class LsmProjectorConfig(PreTrainedConfig):
-    """The connector between encoder and LLM.
-
-    Args:
-        connector: its name. `window_qformer` is the one of arXiv 2410.03798, `frame_stack` LLaMA-Omni's, `conv`
-            BLSP's, `linear` LLaSM's.
-        window: states read by one window, 20 ms each where they are the encoder's. `window_qformer`: 17 (0.34 s);
-            `frame_stack`: 5 (0.1 s). The others have no windows.
-        hidden_size: width of the Q-Former (768), of the layer between `frame_stack`'s two linears (2048), or of
-            `conv`'s bottleneck (512).
-        num_queries: speech tokens `window_qformer` makes from one window.
-        num_hidden_layers: Q-Former blocks, each with cross-attention.
-        num_attention_heads: heads of each block.
-        intermediate_size: width of each block's feed-forward layer.
-        dropout: dropout in training, on the Q-Former's hidden states and attention probabilities.
-        initializer_range: standard deviation of the Q-Former's weights.
-
-    Raises:
-        UnusableConfig: an unknown connector, or a size below 1.
-    """
-
-    model_type = "lsm_projector"
-
-    connector: str = "window_qformer"
-    # None takes the connector's own; it stays where the connector has no such size.
-    window: int = None  # type: ignore[assignment]
-    num_queries: int = 1
-    hidden_size: int = None  # type: ignore[assignment]
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    dropout: float = 0.1
-    initializer_range: float = 0.02
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.connector not in CONNECTOR_SIZES:
-            raise UnusableConfig(
-                f"connector {self.connector!r} is unknown; choose one of: {', '.join(CONNECTOR_SIZES)}"
-            )
-        for name, size in CONNECTOR_SIZES[self.connector].items():
-            if getattr(self, name) is None:
-                setattr(self, name, size)
-        for name in ("window", "hidden_size", "num_queries"):
-            _check_count(f"connector {self.connector!r}: {name}", getattr(self, name))
-        super().__post_init__(**kwargs)
 
 
 class LsmConfig(PreTrainedConfig):
@@ -128,7 +69,7 @@ class LsmConfig(PreTrainedConfig):
             )
         if self.decoder_states is None:
             return
-        _check_count("decoder_states", self.decoder_states)
+        check_count("decoder_states", self.decoder_states)
         positions = self.audio_config.max_target_positions
         if self.decoder_states > positions:
             raise UnusableConfig(
@@ -138,8 +79,3 @@ class LsmConfig(PreTrainedConfig):
             raise UnusableConfig(
                 "encoder_context 'trimmed' and decoder_states exclude each other (it reads 30 s): leave out one"
             )
-
-
-def _check_count(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise UnusableConfig(f"{name} is {value!r}: give a whole number of at least 1")

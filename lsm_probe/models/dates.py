@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.templates import CHAT_TEMPLATES
 
 DATE = "2024-07-26"
 """What Llama 3's template writes by itself where it cannot ask for the day."""
@@ -57,7 +58,7 @@ def written_date(name: str, *parts: Any) -> str | None:
         name: of the prompt template; those of this package contain no date.
         parts: tokenizers and processors: the first one with a chat template writes the prompts.
     """
-    if not name.startswith("chat"):
+    if name not in CHAT_TEMPLATES:
         return None
     template = next((found for part in parts if (found := getattr(part, "chat_template", None))), "")
     pinned = _PINNED.match(template.get("default", "") if isinstance(template, dict) else template)

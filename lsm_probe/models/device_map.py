@@ -1,7 +1,7 @@
-"""A model over several devices: layers on the GPUs as they fit, the rest in the CPU's memory, through Accelerate.
+"""One model on several devices: layers on the GPUs as they fit, the rest in the CPU's memory, through Accelerate.
 
-Accelerate's hooks bring the inputs of a layer to where it lies, and the weights of one that does not fit to the first
-GPU for the time it runs. In between these are on the meta device: shapes without numbers.
+Accelerate's hooks move the inputs of a layer to the layer's device. The weights of a layer that does not fit are on the
+first GPU only while it runs, and otherwise on the meta device: shapes without numbers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from lsm_probe.distributed import is_distributed
 from lsm_probe.errors import InputError
 
 SPREAD = "spread"
+"""The value of `--device` that asks for it."""
 
 
-def spread(model: PreTrainedModel) -> None:
-    """Lays the layers of a model that is on the CPU over all GPUs evenly, and leaves there what does not fit.
+def dispatch_over_gpus(model: PreTrainedModel) -> None:
+    """Distributes the layers of a model evenly over all GPUs; those that do not fit stay in the CPU's memory.
+
+    Args:
+        model: on the CPU.
 
     Raises:
-        InputError: this process is one of several, which would take each other's GPUs.
+        InputError: this process is one of several, which would use the same GPUs.
     """
     if is_distributed():
         raise InputError("--device spread lays one model over all GPUs: start a single process, or leave it out")
@@ -33,18 +37,18 @@ def spread(model: PreTrainedModel) -> None:
         return
     whole = list(model._no_split_modules or [])
     memory = get_balanced_memory(model, no_split_module_classes=whole) | {"cpu": sys.maxsize}  # all of it is there now
-    places = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
-    dispatch_model(model, places, skip_keys=model._skip_keys_device_placement)
+    device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    dispatch_model(model, device_map, skip_keys=model._skip_keys_device_placement)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model takes its inputs: the device its token embeddings lie on, or run on."""
+    """The device that a model takes its inputs on: that of its token embeddings."""
     embedding: Any = model.get_input_embeddings()
-    if is_away(embedding):
+    if is_offloaded(embedding):
         return torch.device(embedding._hf_hook.execution_device)
     return next(embedding.parameters()).device
 
 
-def is_away(module: nn.Module) -> bool:
-    """Whether weights of a module are on no device but while it runs."""
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether weights of a module are on a device only while the module runs."""
     return any(parameter.is_meta for parameter in module.parameters())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
 )
 
@@ -26,16 +28,17 @@ from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.building import BUILTIN_LSMS, build_builtin
 from lsm_probe.models.causal_llm import is_causal, load_causal_llm
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.device_map import SPREAD, spread
+from lsm_probe.models.device_map import SPREAD, dispatch_over_gpus
 from lsm_probe.models.devices import resolve_device, resolve_dtype
 from lsm_probe.models.identity import ModelIdentity, check_folder, describe_prompt, identify
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import Prompter
-from lsm_probe.models.prompts import encode_prompt, encode_target
+from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.templates import TEMPLATES, default_template
 
 BUILTIN_LLM = "builtin:llm"
@@ -76,6 +79,7 @@ def load(
     name = str(name)
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
+    checkpoint: Checkpoint
     _check_template(template)
     _check_builtin(name)
     if name in BUILTIN_LSMS:
@@ -84,7 +88,7 @@ def load(
         checkpoint = _load_pretrained(name, _folder(name), torch_dtype, template, date)
     try:
         if device == SPREAD:
-            spread(checkpoint.model)
+            dispatch_over_gpus(checkpoint.model)
         else:
             checkpoint.model.to(torch_device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
     except torch.OutOfMemoryError as error:
@@ -161,31 +165,34 @@ def load_text_check(name: str, *, template: str | None = None) -> Callable[[str,
         InputError: there is no such checkpoint, or it is of a kind that cannot be probed.
     """
     _check_template(template)
-    kind = look_up(name)
-    folder = str(assets.language_model()) if name in BUILTIN else name
-    config = pretrained(AutoConfig, folder)
-    processor: LsmProcessor | AudioLlmProcessor | None = None
-    if isinstance(config, LsmConfig):
-        processor = pretrained(AutoProcessor, folder)
-    elif audio_llm_class(config) is not None:
-        processor = _audio_llm_processor(name, folder, config, template, None)
-    elif kind == "speech":
-        extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
-        processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder))
-    tokenizer = processor.tokenizer if processor else pretrained(AutoTokenizer, folder)
-    if isinstance(processor, LsmProcessor):
-        processor.template = template or processor.template
+    tokenizer, encode = _text_encoder(name, template)
 
     def check(instruction: str, transcript: str | None, target: str | None) -> None:
-        transcript = transcript or "words"
-        if processor is None:
-            encode_prompt(tokenizer, template or default_template(tokenizer), instruction, transcript)
-        else:
-            processor.encode_text(instruction, transcript)
+        encode(instruction, transcript or "words")
         if target:
             encode_target(tokenizer, target)
 
     return check
+
+
+def _text_encoder(name: str, template: str | None) -> tuple[PreTrainedTokenizerBase, Callable[[str, str], Prompt]]:
+    """A checkpoint's tokenizer, and what encodes an instruction and a transcript as its prompts."""
+    kind = look_up(name)
+    folder = str(assets.language_model()) if name in BUILTIN else name
+    config = pretrained(AutoConfig, folder)
+    processor: LsmProcessor | AudioLlmProcessor
+    if isinstance(config, LsmConfig):
+        processor = pretrained(AutoProcessor, folder)
+        processor.template = template or processor.template
+    elif audio_llm_class(config) is not None:
+        processor = _audio_llm_processor(name, folder, config, template, None)
+    elif kind == "speech":
+        extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
+        processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder), template=template)
+    else:
+        tokenizer = pretrained(AutoTokenizer, folder)
+        return tokenizer, partial(encode_prompt, tokenizer, template or default_template(tokenizer))
+    return processor.tokenizer, processor.encode_text
 
 
 def _folder(name: str) -> str:
@@ -210,14 +217,14 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
         processor = with_date(pretrained(AutoProcessor, folder), date)
         processor.template = template or processor.template
         check_feature_extractor(processor.feature_extractor, config)
-        model = pretrained_model(LsmForConditionalGeneration, folder, dtype)
-        checkpoint = Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
+        model: Any = pretrained_model(LsmForConditionalGeneration, folder, dtype)
+        checkpoint: Checkpoint = Lsm(name, model, processor)
     elif (audio_class := audio_llm_class(config)) is not None:
         checkpoint = _load_audio_llm(name, folder, config, audio_class, dtype, template, date)
     else:
         model = load_causal_llm(f"--ckpt {name}", folder, dtype)
         tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
-        checkpoint = Checkpoint(name, model, tokenizer, template or default_template(tokenizer))
+        checkpoint = TextLlm(name, model, tokenizer, template or default_template(tokenizer))
     weights = identify(folder, config, checksums)
     checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))
     return checkpoint
@@ -231,12 +238,12 @@ def _load_audio_llm(
     dtype: torch.dtype,
     template: str | None,
     date: str | None,
-) -> Checkpoint:
+) -> AudioLlm:
     # First the processor: what is wrong with it should not wait for the weights.
     processor = _audio_llm_processor(name, folder, config, template, date)
     model = pretrained_model(audio_class, folder, dtype)
     check_reads_embeddings(model.eval(), name)
-    return Checkpoint(name, model, processor.tokenizer, processor.template, processor, source="speech")
+    return AudioLlm(name, model, processor)
 
 
 def _audio_llm_processor(

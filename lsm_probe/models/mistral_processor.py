@@ -30,14 +30,14 @@ class MistralProcessor(AudioLlmProcessor):
         prompt = self._write("{instruction}", None)
         return list(zip(prompt.segments, prompt.input_ids, strict=True))
 
-    def _hear(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
+    def _preprocess(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
         inputs = self._render(self._content(instruction.strip(), {"type": "audio", "base64": _wav(audio, self.rate)}))
         features = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
         return inputs["input_ids"][0].tolist(), features
 
     def _write(self, instruction: str, transcript: str | None) -> Prompt:
         if transcript is None:
-            ids, _ = self._hear(instruction, np.zeros(self.rate, np.float32))
+            ids, _ = self._preprocess(instruction, np.zeros(self.rate, np.float32))
             pieces: list[Piece] = [(Segment.INSTRUCTION, instruction)]
         else:
             source_first = self.template == "chat_source_first"
@@ -72,9 +72,9 @@ class MistralProcessor(AudioLlmProcessor):
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
 
-    def _content(self, instruction: str, heard: dict[str, str]) -> list[dict[str, str]]:
-        said = {"type": "text", "text": instruction}
-        return [said, heard] if self.template == "chat" else [heard, said]
+    def _content(self, instruction: str, audio: dict[str, str]) -> list[dict[str, str]]:
+        text = {"type": "text", "text": instruction}
+        return [text, audio] if self.template == "chat" else [audio, text]
 
     def _render(self, content: list[dict[str, str]]) -> dict[str, Any]:
         try:

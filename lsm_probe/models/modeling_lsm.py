@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import TransformersKwargs
 
 from lsm_probe.models.configuration_lsm import LsmConfig
-from lsm_probe.models.connectors import WindowQFormer, make_connector, num_speech_tokens
+from lsm_probe.models.connectors import CONNECTORS, Connector, num_speech_tokens
 from lsm_probe.models.speech_encoder import make_audio_tower, num_states, run_audio_tower
 
 _LLM_KEYWORDS = {
@@ -43,8 +43,8 @@ class LsmPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, WindowQFormer):
-            module.query.normal_(0.0, self.config.projector_config.initializer_range)
+        if isinstance(module, Connector):
+            module.init_own_parameters(self.config.projector_config)
 
 
 class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
@@ -64,7 +64,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
     def __init__(self, config: LsmConfig):
         super().__init__(config)
         self.audio_tower = make_audio_tower(config)
-        self.multi_modal_projector = make_connector(config)
+        self.multi_modal_projector = _make_connector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
         # post_init gathers what the parts name, Whisper's decoder layer too where only the encoder is there, and
@@ -76,7 +76,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         """Puts a new connector in place of the present one, its weights drawn from `seed` alone (float32, CPU)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.multi_modal_projector = make_connector(self.config)
+            self.multi_modal_projector = _make_connector(self.config)
             self.multi_modal_projector.apply(self._initialize_weights)
 
     def train(self, mode: bool = True) -> LsmForConditionalGeneration:
@@ -268,6 +268,13 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         prompt = torch.searchsorted(wanted, torch.tensor(made, device=wanted.device).cumsum(0))
         order = torch.cat([(prompt == i).nonzero()[:, 0].repeat(times) for i in range(len(wanted))])
         return {name: None if tensor is None else tensor[order] for name, tensor in speech.items()}
+
+
+def _make_connector(config: LsmConfig) -> Connector:
+    """A connector with weights as torch draws them."""
+    return CONNECTORS[config.projector_config.connector](
+        config.projector_config, encoder_dim=config.audio_config.d_model, llm_dim=config.text_config.hidden_size
+    )
 
 
 def _check_speech(

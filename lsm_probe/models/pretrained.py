@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from lsm_probe.checksums import leads_outside
 from lsm_probe.errors import InputError
-from lsm_probe.models.checkpoint_names import before_the_hub, require_folder
+from lsm_probe.models.checkpoint_names import explain_missing_folder, require_folder
 from lsm_probe.models.tensors import check_tensors
 
 
@@ -76,7 +76,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         # A bare KeyError says only the key.
         reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:300]
-        before = before_the_hub(name) if isinstance(error, OSError) else ""
+        before = explain_missing_folder(name) if isinstance(error, OSError) else ""
         raise InputError(f"{name} cannot be loaded: {before}{reason}") from error
 
 

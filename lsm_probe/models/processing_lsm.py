@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.configuration_lsm import LsmConfig, LsmProjectorConfig
-from lsm_probe.models.connectors import num_speech_tokens
+from lsm_probe.models.configuration_lsm import LsmConfig
+from lsm_probe.models.connectors import LsmProjectorConfig, num_speech_tokens
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt, refuse_placeholder
 from lsm_probe.models.segments import Piece, Segment
@@ -91,7 +91,7 @@ class LsmProcessor(ProcessorMixin):
         prompt = self._encode_speech(instruction, self.count_speech_tokens(len(audio)))
         return replace(prompt, features={"input_features": features, "input_features_mask": mask})
 
-    def encode_again(self, instruction: str, speech: Tensor) -> Prompt:
+    def encode_with_speech(self, instruction: str, speech: Tensor) -> Prompt:
         """Encodes another instruction about an utterance whose speech tokens are there already.
 
         Args:

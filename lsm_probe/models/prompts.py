@@ -46,7 +46,7 @@ class Prompt:
     Attributes:
         input_ids: token ids; a speech token is the model's `audio_token_id`.
         segments: what each token is, aligned with `input_ids`.
-        features: what the model hears, by the names of its inputs; empty for text. Of an LSM: `input_features`, log-mel
+        features: the speech, by the names of the model's inputs; empty for text. Of an LSM: `input_features`, log-mel
             features of 30 s pieces, `[pieces, mel_bins, 3000]`, and `input_features_mask`, `[pieces, 3000]`, 1 where a
             mel frame is speech.
         speech: speech tokens that were made before, `[speech tokens, llm_dim]`, in place of the features.

@@ -18,8 +18,8 @@ class TrimmedWhisperEncoder(WhisperEncoder):
     """Whisper's encoder on speech of any length up to 30 s: the same weights, the first positions.
 
     `WhisperEncoder` refuses all but 30 s. The states differ from those it gives the same speech followed by silence,
-    for which its attention has no mask; in tiny.en by a fifth, and most in the last 0.2 s. Its decoder hears every
-    word in them still, but not where the speech ends: it says the words again.
+    for which its attention has no mask; in tiny.en by a fifth, and most in the last 0.2 s. Its decoder
+    still transcribes every word, but does not find the end of the speech and repeats the words.
     """
 
     def forward(self, input_features: Tensor, **kwargs: Any) -> BaseModelOutput:
@@ -76,7 +76,7 @@ def run_audio_tower(tower: Any, config: LsmConfig, features: Tensor, mel_frames:
 
 
 def _encode_by_length(encoder: Any, features: Tensor, mel_frames: Tensor) -> Tensor:
-    """Runs the pieces of one length together, and no others with them: padding would be heard."""
+    """Runs the pieces of one length together, and no others with them: padding would change their states."""
     states = [features.new_zeros(0, encoder.config.d_model)] * len(features)
     for length in mel_frames[mel_frames > 0].unique().tolist():
         rows = (mel_frames == length).nonzero()[:, 0]

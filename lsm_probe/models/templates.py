@@ -14,17 +14,26 @@ from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.segments import Piece, Segment
+from lsm_probe.registry import Registry
 
 AUDIO_TOKEN = "<|audio|>"
 """Stands for the whole of the speech in a rendered prompt, before it becomes as many ids as speech tokens."""
 
 # Private-use characters: no real instruction holds them, no chat template treats them specially.
 _SYSTEM, _INSTRUCTION, _SOURCE = "\ue000", "\ue001", "\ue002"
-_MEND = "choose --template vicuna or llama3"
+_ADVICE = "choose --template vicuna or llama3"
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
 """How a chat template fails; TypeError: content of a kind it does not know; ValueError: several, none the default."""
 
+Template = Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]
+"""From tokenizer, instruction and source to the prompt's text, cut into segments."""
+TEMPLATES: Registry[Template] = Registry("lsm_probe.templates", "prompt template", callable)
+"""Prompt templates by name; those of other packages come from the entry-point group `lsm_probe.templates`."""
+CHAT_TEMPLATES = ("chat", "chat_source_first")
+"""Those that render the chat template of a tokenizer or processor."""
 
+
+@TEMPLATES.register("vicuna")
 def vicuna(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
     """The paper's layout (arXiv 2410.03798, released code): Vicuna's system sentence, USER, SPEECH, ASSISTANT."""
     system = (
@@ -43,6 +52,7 @@ def vicuna(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) ->
     ]
 
 
+@TEMPLATES.register("vicuna_text")
 def vicuna_text(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
     """What the paper's released code puts to the text LLM to make self-powered data: no SPEECH, one line."""
     return [
@@ -54,6 +64,7 @@ def vicuna_text(tokenizer: PreTrainedTokenizerBase, instruction: str, source: st
     ]
 
 
+@TEMPLATES.register("llama3")
 def llama3(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
     """Llama 3's documented chat markup without a system message; user turn = instruction, newline, source."""
     return [
@@ -65,6 +76,7 @@ def llama3(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) ->
     ]
 
 
+@TEMPLATES.register("chat")
 def chat(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
     """The tokenizer's own chat template; user turn = instruction, newline, source.
 
@@ -74,6 +86,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> l
     return _chat(tokenizer, lambda i, s: f"{i}\n{s}", instruction, source)
 
 
+@TEMPLATES.register("chat_source_first")
 def chat_source_first(tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
     """As [`chat`], but the source comes first, as most audio LLMs were trained: it cannot see the instruction."""
     return _chat(tokenizer, lambda i, s: f"{s}\n{i}", instruction, source)
@@ -81,32 +94,32 @@ def chat_source_first(tokenizer: PreTrainedTokenizerBase, instruction: str, sour
 
 def chat_pieces(
     apply: Callable[[list[dict[str, Any]]], str],
-    say: Callable[[str, str], Any],
+    make_content: Callable[[str, str], Any],
     instruction: str,
     source: str,
     placeholder: str = _SOURCE,
-    mend: str = _MEND,
+    advice: str = _ADVICE,
 ) -> list[Piece]:
     """A chat template's rendering of one user turn, cut into segments.
 
     Args:
         apply: renders messages, with the opening of the assistant's turn.
-        say: the content of the user's turn, from instruction and source.
+        make_content: makes the content of the user's turn from instruction and source.
         instruction: what the model is told to do.
         source: what the model is to read, or what stands for the speech.
-        placeholder: what `say` is given for a source whose place is looked for; in speech the same as `source`.
-        mend: what to do about a template that will not do.
+        placeholder: stands for the source while its place is searched for; for speech the same as `source`.
+        advice: what to do about a template that cannot be used; ends the error.
 
     Raises:
         InputError: the template fails, or does not keep the user's words as they are.
     """
-    user = {"role": "user", "content": say(_INSTRUCTION, placeholder)}
-    said = {"role": "user", "content": say(instruction, source)}
+    user = {"role": "user", "content": make_content(_INSTRUCTION, placeholder)}
+    filled = {"role": "user", "content": make_content(instruction, source)}
     try:
-        rendered, expected = apply([user]), apply([said])
+        rendered, expected = apply([user]), apply([filled])
     except TEMPLATE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"template 'chat': the chat template fails ({reason}); {mend}") from error
+        raise InputError(f"template 'chat': the chat template fails ({reason}); {advice}") from error
     pieces: list[Piece] = []
     if rendered.count(_INSTRUCTION) == rendered.count(placeholder) == 1:
         slots = [(_INSTRUCTION, Segment.INSTRUCTION, instruction), (placeholder, Segment.SOURCE, source)]
@@ -121,17 +134,8 @@ def chat_pieces(
             (Segment.TEMPLATE, tail),
         ]
     if "".join(text for _, text in pieces) != expected:
-        raise InputError(f"template 'chat': the chat template rewrites the user's words; {mend}")
+        raise InputError(f"template 'chat': the chat template rewrites the user's words; {advice}")
     return pieces
-
-
-TEMPLATES: dict[str, Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]] = {
-    "vicuna": vicuna,
-    "vicuna_text": vicuna_text,
-    "llama3": llama3,
-    "chat": chat,
-    "chat_source_first": chat_source_first,
-}
 
 
 def default_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -144,17 +148,18 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _chat(
-    tokenizer: PreTrainedTokenizerBase, say: Callable[[str, str], str], instruction: str, source: str
+    tokenizer: PreTrainedTokenizerBase, make_content: Callable[[str, str], str], instruction: str, source: str
 ) -> list[Piece]:
     if not tokenizer.chat_template:
         raise InputError(
-            f"template 'chat': the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; {_MEND}"
+            f"template 'chat': the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
+            f"{_ADVICE}"
         )
-    return chat_pieces(applied(tokenizer), say, instruction, source)
+    return chat_pieces(chat_template_renderer(tokenizer), make_content, instruction, source)
 
 
-def applied(tokenizer: Any) -> Callable[[list[dict[str, Any]]], str]:
-    """Renders messages with the chat template of a tokenizer or processor."""
+def chat_template_renderer(tokenizer: Any) -> Callable[[list[dict[str, Any]]], str]:
+    """A function that renders messages with the chat template of a tokenizer or processor."""
 
     def apply(messages: list[dict[str, Any]]) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

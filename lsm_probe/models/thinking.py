@@ -5,16 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import regex as re  # response templates are written for it
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.models.prompts import Prompt, encode_prompt
 from lsm_probe.models.segments import Segment
-
-ResponsePart = Literal["all", "thinking", "answer"]
-"""Which tokens of a response are measured."""
 
 UNFINISHED = "unfinished thought"
 """Why a sample has no answer."""

@@ -30,7 +30,7 @@ class _Checkpoint(_Part):
     max_new_tokens: int | None = None
     responses: str | None = None
     response_part: str | None = None
-    control: str | None = None
+    control: dict[str, Any] | str | None = None
     prompt_sha256: str | None = None
     date: str | None = None
 
@@ -62,13 +62,13 @@ class Baseline(_Part):
     """What a check reads of a result of the attention probe; everything else in the file is left alone.
 
     Attributes:
-        schema_: as `AttentionResult.SCHEMA`, whose module takes half a second to import.
+        schema_: that of the attention probe, or an earlier version of it.
         layers: numbers of the LLM's decoder layers.
         eta: mean and interval by layer, each `[layers]`, in 0 ... 1, six decimals.
         n_samples: samples that were measured; `excluded` names the others, by reason.
     """
 
-    schema_: Literal["lsm-probe/attention/1"] = Field(alias="schema")
+    schema_: Literal["lsm-probe/attention/1", "lsm-probe/attention/2"] = Field(alias="schema")
     checkpoint: _Checkpoint
     data: _Data
     conventions: Conventions
@@ -136,7 +136,7 @@ def require_comparable(baseline: Baseline, current: Baseline, *, paired: bool = 
             continue
         raise InputError(
             f"{before.what} differs: {_short(before.value)} in the baseline, {_short(now.value)} in the current "
-            f"result; {before.mend}, or accept another baseline with --update"
+            f"result; {before.remedy}, or accept another baseline with --update"
         )
 
 
@@ -178,7 +178,7 @@ def require_two_files(current: str | Path, baseline: str | Path) -> None:
 class _Term(NamedTuple):
     what: str
     value: Any
-    mend: str
+    remedy: str
 
 
 LEFT_OUT = "which samples were left out"
@@ -201,13 +201,17 @@ def _terms(result: Baseline) -> list[_Term]:
         _Term("the part of responses", checkpoint.response_part, "probe both with the same --response-part"),
         _Term("the longest generated response", longest, "probe both with the same --max-new-tokens"),
         _Term("the kind of source", checkpoint.source, "probe a model of the same kind"),
-        _Term("the kind of control", checkpoint.control, "probe a model of the same kind"),
+        _Term(
+            "the kind of control",
+            "no control" if checkpoint.control is None else "a length-matched control",
+            "probe a model of the same kind",
+        ),
         _Term("the prompt template", checkpoint.template, "probe both with the same --template"),
         _Term(OPTIONAL_TERMS[0], checkpoint.date, "probe both with the same --date"),
         _Term(OPTIONAL_TERMS[1], checkpoint.prompt_sha256, "take the chat template of the baseline's checkpoint"),
         _Term("the number of layers", len(result.layers), "probe a model of the same depth"),
         _Term("which layers were measured", result.layers, "probe a model of the same depth"),
-        _Term(LEFT_OUT, _left_out(result), "mend these samples, or compare those that both have with --paired"),
+        _Term(LEFT_OUT, _left_out(result), "correct these samples, or compare those that both have with --paired"),
     ]
 
 

@@ -60,7 +60,7 @@ def paired_moves(
         raise InputError(
             f"--paired needs {FEWEST} utterances, the two results share {n_utterances}: probe more, or leave it out"
         )
-    if "responses" in second.checkpoint and first.responses() != second.responses():
+    if second.checkpoint.responses == "given" and first.responses() != second.responses():
         raise InputError("the given responses differ: probe both with the same --responses")
     before, now = eta_by_sample(first), eta_by_sample(second)
     falls = before - now

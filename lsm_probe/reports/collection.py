@@ -1,49 +1,42 @@
-"""Result folders, read and grouped by probe: what a report is made of."""
+"""Result folders, read and grouped by measurement: what a report is made of."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.cascade import PLUS
-from lsm_probe.evaluation.evaluation_result import EvaluationResult
-from lsm_probe.evaluation.text_ability_result import TextAbilityResult
-from lsm_probe.probes.alignment.result import AlignmentResult
-from lsm_probe.probes.attention.controls import CONTROL, is_control
-from lsm_probe.probes.attention.result import AttentionResult
-from lsm_probe.probes.importance.result import ImportanceResult
-from lsm_probe.probes.knockout.result import KnockoutResult
-from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.evaluation import EVALUATION, TEXT_ABILITY
+from lsm_probe.evaluation.cascade import cascade_name
+from lsm_probe.probes.registry import PROBES
 from lsm_probe.probes.timeline.result import Timeline
-from lsm_probe.runner.result import ProbeResult
+from lsm_probe.runner.identity import CheckpointIdentity, Control
+from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.result import MeasurementResult
+from lsm_probe.runner.schema import read_schema
 
-KINDS: dict[str, type[ProbeResult]] = {
-    "attention": AttentionResult,
-    "sensitivity": SensitivityResult,
-    "knockout": KnockoutResult,
-    "alignment": AlignmentResult,
-    "importance": ImportanceResult,
-    "evaluation": EvaluationResult,
-    "text_ability": TextAbilityResult,
-}
-"""Attribute of [`Results`] -> what it is a list of."""
-_BY_SCHEMA = {kind.SCHEMA: name for name, kind in KINDS.items()}
 _DEPTH = ("", "*", "*/*")
 """How far below a folder results are looked for: a run of several checkpoints writes a folder each."""
-Probed = TypeVar("Probed", bound=ProbeResult)
+Measured = TypeVar("Measured", bound=MeasurementResult)
+
+
+@cache
+def measurements() -> dict[str, Measurement]:
+    """All measurements by the name that their results store, in the order of the report."""
+    return {each.get("result").NAME: each for each in (*PROBES.values(), EVALUATION, TEXT_ABILITY)}
 
 
 @dataclass(frozen=True)
-class Stored(Generic[Probed]):
+class Stored(Generic[Measured]):
     """A result and the folder it was read from."""
 
     folder: Path
-    result: Probed
+    result: Measured
 
 
 @dataclass(frozen=True)
@@ -52,45 +45,49 @@ class StoredTimeline:
 
     Attributes:
         folder: where it was read.
-        checkpoint: the checkpoint's short name.
+        checkpoint: identity of its checkpoint, under its short name.
         summary: content of `timeline.json`.
         page: content of `timeline.html`.
     """
 
     folder: Path
-    checkpoint: str
+    checkpoint: CheckpointIdentity
     summary: dict[str, Any]
     page: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Results by probe, checkpoints in the order the attention probe measured them, then the others; controls last.
+    """Results by measurement; checkpoints in the order of the first measurement, controls last.
 
-    Checkpoints carry short names, one for each, whatever paths they were measured under.
+    Checkpoints carry short names, one for each, whatever paths they were measured under. The results of a measurement
+    are an attribute of its name: `results.attention`, `results.text_ability`.
 
     Attributes:
+        groups: name of a measurement -> its results.
         own_words: sensitivity on each checkpoint's own response, where `sensitivity` holds that on shared ones.
+        timelines: pages of single utterances.
         full_names: short name -> the names that its results were stored under.
         folders: where everything was read, in the order given.
     """
 
-    attention: list[AttentionResult]
-    sensitivity: list[SensitivityResult]
-    own_words: list[SensitivityResult]
-    knockout: list[KnockoutResult]
-    alignment: list[AlignmentResult]
-    importance: list[ImportanceResult]
-    evaluation: list[EvaluationResult]
-    text_ability: list[TextAbilityResult]
+    groups: dict[str, list[Any]]
+    own_words: list[Any]
     timelines: list[StoredTimeline]
     full_names: dict[str, list[str]]
     folders: list[Path]
 
-    def of(self, probe: str) -> list[Any]:
-        """The results of a probe by its name in `KINDS`."""
-        found: list[Any] = getattr(self, probe)
-        return found
+    def __getattr__(self, name: str) -> list[Any]:
+        try:
+            return self.__dict__["groups"]["evaluate" if name == "evaluation" else name]
+        except KeyError:
+            raise AttributeError(f"there is no measurement {name!r}") from None
+
+    def measured(self) -> Iterator[tuple[Measurement, list[Any]]]:
+        """Each measurement that has results, with these."""
+        for name, results in self.groups.items():
+            if results:
+                yield measurements()[name], results
 
 
 def read_results(paths: Iterable[str | Path]) -> Results:
@@ -107,24 +104,27 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     folders = list(dict.fromkeys(folder for path in given for folder in _folders(path)))
     stored = [_load(folder) for folder in folders if (folder / "result.json").exists()]
     timelines = [_load_timeline(folder) for folder in folders if (folder / "timeline.json").exists()]
-    checkpoints = [s.result.checkpoint for s in stored] + [t.summary["checkpoint"] for t in timelines]
-    names = _short_names(checkpoints)
-    groups: dict[str, list[Any]] = {name: [] for name in KINDS}
+    identities = [*(item.result.checkpoint for item in stored), *(timeline.checkpoint for timeline in timelines)]
+    rename = _short_names(identities)
+    groups: dict[str, list[Any]] = {name: [] for name in (*measurements(), "own words")}
     for item in stored:
-        groups[_BY_SCHEMA[item.result.SCHEMA]].append(_renamed(item, names))
-    groups["sensitivity"], groups["own_words"] = _apart(groups["sensitivity"])
-    for probe, group in groups.items():
-        _check(probe.replace("own_words", "sensitivity"), group)
+        renamed = replace(item.result, checkpoint=rename(item.result.checkpoint))
+        groups[item.result.NAME].append(replace(item, result=renamed))
+    groups["sensitivity"], groups["own words"] = _split_own_words(groups["sensitivity"])
+    for name, group in groups.items():
+        _check(name, group)
     # Checkpoints come in one order everywhere, so that each has one colour, controls last.
     order = list(dict.fromkeys(item.result.name for group in groups.values() for item in group))
     for group in groups.values():
-        group.sort(key=lambda item: (is_control(item.result), order.index(item.result.name)))
+        group.sort(key=lambda item: (item.result.is_control, order.index(item.result.name)))
     full: dict[str, list[str]] = {}
-    for name, short in names.items():
+    for name, short in {identity.name: rename(identity).name for identity in identities}.items():
         full.setdefault(short, []).append(name)
+    own_words = groups.pop("own words")
     return Results(
-        **{probe: [item.result for item in group] for probe, group in groups.items()},
-        timelines=[replace(t, checkpoint=names[t.checkpoint]) for t in timelines],
+        groups={name: [item.result for item in group] for name, group in groups.items()},
+        own_words=[item.result for item in own_words],
+        timelines=[replace(each, checkpoint=rename(each.checkpoint)) for each in timelines],
         full_names=full,
         folders=given,
     )
@@ -160,14 +160,14 @@ def _place(folder: Path) -> int:
         return 0
 
 
-def _load(folder: Path) -> Stored[ProbeResult]:
+def _load(folder: Path) -> Stored[MeasurementResult]:
     try:
         schema = json.loads((folder / "result.json").read_text(encoding="utf-8"))["schema"]
-        kind = KINDS[_BY_SCHEMA[schema]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        kind: type[MeasurementResult] = measurements()[read_schema(schema)[0]].get("result")
+    except (OSError, ValueError, LookupError, TypeError, InputError) as error:
         raise InputError(
-            f"{folder}/result.json is no result that a report can show (schema: {' '.join(str(error).split())}); "
-            f"there are: {', '.join(_BY_SCHEMA)}"
+            f"{folder}/result.json is no result that a report can show ({' '.join(str(error).split())}); it shows "
+            f"results of: {', '.join(measurements())}"
         ) from error
     return Stored(folder, kind.load(folder))
 
@@ -178,54 +178,57 @@ def _load_timeline(folder: Path) -> StoredTimeline:
         if summary["schema"] != Timeline.SCHEMA:
             raise ValueError(f"schema {summary['schema']!r}, not {Timeline.SCHEMA!r}")
         page = (folder / "timeline.html").read_text(encoding="utf-8")
-        return StoredTimeline(folder, str(summary["checkpoint"]["name"]), summary, page)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        return StoredTimeline(folder, CheckpointIdentity.from_dict(summary["checkpoint"]), summary, page)
+    except (OSError, ValueError, LookupError, TypeError, InputError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} holds no readable timeline (timeline.json, timeline.html): {reason}") from error
 
 
-def _apart(sensitivity: list[Stored[Any]]) -> tuple[list[Stored[Any]], list[Stored[Any]]]:
-    """On shared words and on own ones, if a checkpoint was measured on both; else all are of the first kind."""
+def _split_own_words(sensitivity: list[Stored[Any]]) -> tuple[list[Stored[Any]], list[Stored[Any]]]:
+    """Results on shared responses and on own ones, if a checkpoint has both; else all are of the first kind."""
     own = [item for item in sensitivity if item.result.of_own_words]
     shared = [item for item in sensitivity if not item.result.of_own_words]
     twice = {item.result.name for item in own} & {item.result.name for item in shared}
     return (shared, own) if twice else (sensitivity, [])
 
 
-def _check(probe: str, group: Sequence[Stored[ProbeResult]]) -> None:
+def _check(name: str, group: Sequence[Stored[MeasurementResult]]) -> None:
     """Refuses a group whose results cannot be shown side by side."""
     seen: dict[str, Path] = {}
     for folder, result in ((item.folder, item.result) for item in group):
         if result.name in seen:
             raise InputError(
-                f"{seen[result.name]} and {folder} are both {probe} results of {result.name}: leave one out"
+                f"{seen[result.name]} and {folder} are both {name} results of {result.name}: leave one out"
             )
         seen[result.name] = folder
         first = group[0]
         one, other = first.result.data, result.data
-        if any(one[what] != other[what] for what in ("sha256", "n_samples")):
-            told = [f"{d['n_samples']} samples of {d['name']}, sha256 {d['sha256'][:12]}" for d in (one, other)]
+        if not one.is_same_as(other):
+            told = [f"{d.n_samples} samples of {d.name}, sha256 {d.sha256[:12]}" for d in (one, other)]
             raise InputError(
-                f"{first.folder} and {folder} are {probe} results on different data ({'; '.join(told)}): report them "
+                f"{first.folder} and {folder} are {name} results on different data ({'; '.join(told)}): report them "
                 "apart, or probe both on the same samples"
             )
         if result.conventions != first.result.conventions:
             raise InputError(
-                f"{first.folder} and {folder} are {probe} results under different conventions: report them apart"
+                f"{first.folder} and {folder} are {name} results under different conventions: report them apart"
             )
 
 
-def _renamed(item: Stored[Any], names: dict[str, str]) -> Stored[Any]:
-    checkpoint = {**item.result.checkpoint, "name": names[item.result.name]}
-    return replace(item, result=replace(item.result, checkpoint=checkpoint))
+def _short_names(
+    checkpoints: Sequence[CheckpointIdentity],
+) -> Callable[[CheckpointIdentity], CheckpointIdentity]:
+    """What gives a checkpoint its short name: the end of its path that no other checkpoint has.
 
+    Checkpoints with the same weights have one name.
 
-def _short_names(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Stored name -> short name: the end of its path that tells it from the others; one for the same weights."""
+    Raises:
+        InputError: one name stands for different weights.
+    """
     weights: dict[str, str | None] = {}
     for checkpoint in checkpoints:
-        name, hashes = str(checkpoint["name"]), checkpoint.get("weights_sha256")
-        if any(joint in name for joint in (CONTROL, PLUS)):
+        name, hashes = checkpoint.name, checkpoint.weights_sha256
+        if checkpoint.control or checkpoint.cascade_of:
             continue
         own = json.dumps(hashes, sort_keys=True) if hashes else None
         weights[name] = weights.get(name) or own
@@ -235,16 +238,21 @@ def _short_names(checkpoints: Sequence[dict[str, Any]]) -> dict[str, str]:
             )
     first: dict[str, str] = {}
     plain = {name: first.setdefault(own or name, name) for name, own in weights.items()}
-    short = _tails(list(dict.fromkeys(plain.values())))
-    return {str(c["name"]): _composed(str(c["name"]), plain, short) for c in checkpoints}
+    tails = _tails(list(dict.fromkeys(plain.values())))
+    short = {name: tails[same] for name, same in plain.items()}
 
+    def rename(checkpoint: CheckpointIdentity) -> CheckpointIdentity:
+        if (control := checkpoint.control) is not None:
+            made_of = (control.control_of, *control.source_length_of)
+            llm, *lengths = [short.get(name, name) for name in made_of]
+            control = Control(llm, tuple(lengths))
+            return replace(checkpoint, name=control.name, control=control)
+        if checkpoint.cascade_of is not None:
+            recogniser, llm = (short.get(name, name) for name in checkpoint.cascade_of)
+            return replace(checkpoint, name=cascade_name(recogniser, llm), cascade_of=(recogniser, llm))
+        return replace(checkpoint, name=short[checkpoint.name])
 
-def _composed(name: str, plain: dict[str, str], short: dict[str, str]) -> str:
-    """The short name of a checkpoint, of a control or of a cascade."""
-    for joint in (CONTROL, PLUS):
-        if joint in name:
-            return joint.join(_composed(part, plain, short) for part in name.split(joint))
-    return short[plain[name]] if name in plain else name
+    return rename
 
 
 def _tails(names: Sequence[str]) -> dict[str, str]:

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-
-from lsm_probe.probes.attention.controls import controls_for, is_control
 from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.reference import differing, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
-from lsm_probe.reports.finding import READ, paired, text_at_length
-from lsm_probe.runner.multiple_testing import SIGNIFICANT, corrected_p
+from lsm_probe.reports.finding import READ
 from lsm_probe.runner.result import Floats
 from lsm_probe.runner.style import MARKERS
 
@@ -89,54 +86,23 @@ def sample_paths(result: AttentionResult, layers: int) -> list[str]:
     return [_path(values, layers) for values in instruction / (instruction + source)]
 
 
-def reference_of(attention: Sequence[AttentionResult], result: AttentionResult) -> AttentionResult | None:
-    """What a checkpoint's layers are held against: a speech checkpoint against the text LLM at its own source length,
-    without a text LLM against the first speech checkpoint; others against nothing."""
-    measured = [r for r in attention if not is_control(r)]
-    if result.checkpoint["source"] != "speech":
-        return None
-    text = next((r for r in measured if r.checkpoint["source"] == "text"), None)
-    if text is not None:
-        return text_at_length(attention, text, result)
-    first = next(r for r in measured if r.checkpoint["source"] == "speech")
-    return None if first is result else first
-
-
-def layer_difference(subject: AttentionResult, reference: AttentionResult) -> tuple[Floats, Floats]:
-    """Eta of the subject minus that of the reference by layer, and its p-value, corrected for the number of layers."""
-    subject, reference = paired(subject, reference)
-    ratios = [
-        instruction / (instruction + source) for instruction, source in (r.scores() for r in (subject, reference))
-    ]
-    difference = ratios[0] - ratios[1]
-    return subject.eta().mean - reference.eta().mean, corrected_p(difference, subject.clusters, seed=subject.seed)
-
-
-def differing(subject: AttentionResult, reference: AttentionResult) -> list[int]:
-    """By layer -1, 0 or 1: eta is below, not shown to differ, above; p below 0.05 over all layers."""
-    if subject.n_layers != reference.n_layers:
-        return [0] * subject.n_layers
-    change, p = layer_difference(subject, reference)
-    return np.where(p < SIGNIFICANT, np.sign(change), 0).astype(int).tolist()
-
-
 def height(marked: int) -> int:
     """Of the whole chart with so many strips of marks."""
     return TOP + HEIGHT + 34 + STRIP * marked + (8 if marked else 0)
 
 
 def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
-    measured = [r for r in attention if not is_control(r)]
+    measured = [r for r in attention if not r.is_control]
     names = [r.name for r in measured]
     lines = []
     for result in attention:
-        control = is_control(result)
+        control = result.is_control
         # A control is coloured as the first checkpoint whose lengths it has.
-        served = [r.name for r in measured if result.name in [c.name for c in controls_for(attention, r).values()]]
+        served = [r.name for r in measured if result.name in [c.name for c in r.find_controls(attention).values()]]
         whose = served[:1] if control else [result.name]
         color = names.index(whose[0]) if whose else len(names)
         tokens = result.tokens[:, SEGMENTS.index("source")].mean()
-        kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+        kind = "speech" if result.checkpoint.source == "speech" else "transcript"
         lengths = f", as long as those of {', '.join(served)}" if len(served) > 1 else ""
         against = reference_of(attention, result)
         lines.append(

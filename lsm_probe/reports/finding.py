@@ -12,18 +12,18 @@ from itertools import product
 from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import FOLLOWING
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention.controls import controls_for, is_control, same_source_lengths
 from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.probes.attention.reference import last_group_eta, last_layers, mean_of_last_group, paired, text_at_length
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.reports.collection import Results
-from lsm_probe.runner.result import GROUPS, Curve, curve
+from lsm_probe.runner.result import Curve, curve
+from lsm_probe.runner.tables import shown
 
 READ = ("heads", "segment", "aggregate", "span")
 """The conventions that are chosen when a result is read."""
@@ -56,8 +56,8 @@ class Comparison:
             return Curve(*(end - BALANCED for end in (own.mean, own.ci_low, own.ci_high)))
         reference = self.reference.with_conventions(**conventions)
         subject, reference = paired(subject, reference)
-        drawn = _last_group(subject.resampled_eta()) - _last_group(reference.resampled_eta())
-        return curve(_last_group(subject.eta().mean) - _last_group(reference.eta().mean), drawn)
+        drawn = mean_of_last_group(subject.resampled_eta()) - mean_of_last_group(reference.resampled_eta())
+        return curve(mean_of_last_group(subject.eta().mean) - mean_of_last_group(reference.eta().mean), drawn)
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,17 @@ def find(
     Returns:
         None without attention results.
     """
-    measured = [result for result in attention if not is_control(result)]
+    measured = [result for result in attention if not result.is_control]
     if not measured:
         return None
-    speech = [result for result in measured if result.checkpoint["source"] == "speech"]
+    speech = [result for result in measured if result.checkpoint.source == "speech"]
     subjects = speech or measured
     ranked = sorted(subjects, key=lambda result: float(last_group_eta(result).mean))
     subject, caveats = ranked[0], []
     comparisons = []
     if len(ranked) > 1:
         comparisons.append(Comparison(subject, ranked[1], f"{ranked[1].name}, the next lowest,"))
-    text = next((r for r in measured if r.checkpoint["source"] == "text"), None) if speech else None
+    text = next((r for r in measured if r.checkpoint.source == "text"), None) if speech else None
     if text is not None:
         held = text_at_length(attention, text, subject)
         if held is None:
@@ -188,7 +188,7 @@ def find(
         if found is not None
     ]
     said = next((r for r in (*own_words, *sensitivity) if r.name == subject.name and r.of_own_words), None)
-    if said is None and subject.checkpoint["source"] == "speech":
+    if said is None and subject.checkpoint.source == "speech":
         caveats.append(
             f"whether {subject.name} listens to the speech at all was not measured: lsm-probe sensitivity on its own "
             "words (without --responses) tells"
@@ -197,46 +197,11 @@ def find(
     return Finding(_sentence(ranked, comparisons, readings), hearing, comparisons, readings, evidence, caveats)
 
 
-def last_group_eta(result: AttentionResult) -> Curve:
-    """Eta averaged over the last of the six groups of layers, with its interval."""
-    return curve(_last_group(result.eta().mean), _last_group(result.resampled_eta()))
-
-
-def last_layers(result: AttentionResult) -> tuple[int, int]:
-    """First and last layer of that group."""
-    group = _groups(result.n_layers)[-1]
-    return int(group[0]), int(group[-1])
-
-
-def paired(first: AttentionResult, second: AttentionResult) -> tuple[AttentionResult, AttentionResult]:
-    """Both on the samples that both have, drawn alike."""
-    other = set(second.ids)
-    shared = [sample for sample in first.ids if sample in other]
-    return first.subset(shared), replace(second.subset(shared), seed=first.seed)
-
-
-def text_at_length(
-    attention: Sequence[AttentionResult], text: AttentionResult, speech: AttentionResult
-) -> AttentionResult | None:
-    """The text LLM's control at a speech checkpoint's source lengths, itself where they are the same, or None."""
-    control = controls_for(attention, speech).get(text.name)
-    if control is None and same_source_lengths(text, speech):
-        return text
-    return control
-
-
 def sides(change: Curve) -> Side:
     """On which side of 0 the interval lies."""
     if change.ci_high < 0:
         return "below"
     return "above" if change.ci_low > 0 else "open"
-
-
-def shown(found: Curve, digits: int = 2) -> str:
-    """A number with its interval, true minus signs."""
-    # Adding 0 makes -0.0 a 0.
-    ends = (f"{round(float(end), digits) + 0.0:.{digits}f}" for end in (found.mean, found.ci_low, found.ci_high))
-    return "{} [{}, {}]".format(*ends).replace("-", "−")
 
 
 def _readings(comparisons: Sequence[Comparison]) -> list[Reading]:
@@ -272,7 +237,7 @@ def _sentence(ranked: Sequence[AttentionResult], comparisons: Sequence[Compariso
     where = f"layer {first}" if first == last else f"layers {first}–{last}"
     eta = f"η = {shown(own.eta)} in {where}"
     claims = [_clause(c, change) for c, change in zip(comparisons, own.changes, strict=True)]
-    kind = "speech checkpoints" if subject.checkpoint["source"] == "speech" else "text LLMs"
+    kind = "speech checkpoints" if subject.checkpoint.source == "speech" else "text LLMs"
     only, told_apart = len(ranked) == 1, sides(own.changes[0]) == "below"
     if comparisons[0].reference is None:
         said = {
@@ -418,12 +383,3 @@ def _same(claimed: Side, side: Side) -> Verdict:
     if "open" in (claimed, side):
         return "open" if side == "open" else "alone"
     return "same" if claimed == side else "opposite"
-
-
-def _groups(layers: int) -> list[NDArray[np.int64]]:
-    return [group for group in np.array_split(np.arange(layers), GROUPS) if len(group)]
-
-
-def _last_group(values: Any) -> Any:
-    """The mean over the last group of layers, the last axis: `[..., layers]` -> `[...]`."""
-    return values[..., _groups(values.shape[-1])[-1]].mean(-1)

@@ -30,7 +30,9 @@ def notebook_source(results: Results, folder: Path) -> str:
     )
     folders = [os.path.relpath(path.resolve(), folder.resolve()) for path in results.folders]
     # A list of strings looks the same in Python.
-    return environment.get_template("notebook.py.j2").render(results=results, folders=repr(folders))
+    return environment.get_template("notebook.py.j2").render(
+        results=results, folders=repr(folders), filled=[name for name, group in results.groups.items() if group]
+    )
 
 
 def save_notebook(results: Results, path: Path) -> None:

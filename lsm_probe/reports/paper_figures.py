@@ -27,11 +27,10 @@ from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 from lsm_probe.files import replacing
 from lsm_probe.probes.alignment.plot import plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
-from lsm_probe.probes.attention.controls import controls_for, is_control
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
 from lsm_probe.runner.picture_files import save_figure, save_frame
-from lsm_probe.runner.result import GROUPS, Curve, Floats, ProbeResult, curve
+from lsm_probe.runner.result import GROUPS, Curve, Floats, MeasurementResult, curve
 from lsm_probe.runner.style import MARKERS, own_settings
 
 if TYPE_CHECKING:
@@ -55,13 +54,13 @@ class Drawing:
         least: results it takes at least.
     """
 
-    kind: type[ProbeResult]
+    kind: type[MeasurementResult]
     frame: Callable[[Sequence[Any]], pd.DataFrame]
     figure: Callable[[Sequence[Any]], Figure] | None = None
     least: int = 1
 
 
-def save_drawing(name: str, results: Sequence[ProbeResult], out: Path) -> list[str]:
+def save_drawing(name: str, results: Sequence[MeasurementResult], out: Path) -> list[str]:
     """Writes a figure as `NAME.png`, `.svg` and `.csv`, a table as `NAME.csv`, `.md` and `.tex`. Returns their names.
 
     Args:
@@ -78,7 +77,7 @@ def save_drawing(name: str, results: Sequence[ProbeResult], out: Path) -> list[s
     results = [result for result in results if isinstance(result, drawing.kind)]
     if len(results) < drawing.least:
         raise InputError(
-            f"{name} is made of {drawing.least} or more {drawing.kind.PROBE} results, and {len(results)} are given: "
+            f"{name} is made of {drawing.least} or more {drawing.kind.NAME} results, and {len(results)} are given: "
             "add folders"
         )
     frame = drawing.frame(results)
@@ -228,12 +227,12 @@ def _groups(result: AttentionResult) -> list[str]:
 
 def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
     """The last LSM (of text LLMs the last), and what it adds to each of the others, by their names."""
-    own = [result for result in results if not is_control(result)] or results
-    last = ([result for result in own if result.checkpoint["source"] == "speech"] or own)[-1]
-    controls = [control.name for control in controls_for(results, last).values()]
+    own = [result for result in results if not result.is_control] or results
+    last = ([result for result in own if result.checkpoint.source == "speech"] or own)[-1]
+    controls = [control.name for control in last.find_controls(results).values()]
     gains = []
     for other in results:
-        if other is last or (is_control(other) and other.name not in controls):
+        if other is last or (other.is_control and other.name not in controls):
             continue
         shared = [sample for sample in last.ids if sample in set(other.ids)]
         if not shared or last.n_layers != other.n_layers:
@@ -247,7 +246,7 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
     return last, gains
 
 
-def _labels(results: Sequence[ProbeResult]) -> list[str]:
+def _labels(results: Sequence[MeasurementResult]) -> list[str]:
     return checkpoint_labels([result.name for result in results], _LONGEST_NAME)
 
 
@@ -259,7 +258,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 
 def _line(result: AttentionResult) -> str:
-    return "--" if is_control(result) else "-"
+    return "--" if result.is_control else "-"
 
 
 def _rows(name: str, groups: list[str], numbers: Curve) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
-from lsm_probe.probes.attention.controls import is_control
 from lsm_probe.reports import curves, tables
-from lsm_probe.reports.collection import KINDS, Results, StoredTimeline
+from lsm_probe.reports.collection import Results, StoredTimeline, measurements
 from lsm_probe.reports.finding import READ, Finding, find_in
-from lsm_probe.reports.pictures import Picture, picture
-from lsm_probe.reports.tables import Table
+from lsm_probe.runner.page import Section
 from lsm_probe.runner.style import own_settings
 
 LARGEST = 5_000_000
@@ -38,25 +36,6 @@ _PALETTE = (
     "#56b4e9",
 )
 """seaborn's `colorblind`, as in the figures."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Attributes:
-        anchor: its id.
-        title: its head.
-        intro: how to read it.
-        pictures: figures.
-        tables: numbers.
-    """
-
-    anchor: str
-    title: str
-    intro: str
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +78,7 @@ def report_page(results: Results) -> str:
         "geometry": curves,
         "warnings": _warnings(results, finding),
         "sections": sections(results, finding),
-        "missing": [probe.replace("_", "-") for probe in KINDS if not results.of(probe)],
+        "missing": [each.name for name, each in measurements().items() if not results.groups[name]],
         "provenance": [tables.checkpoints_table(results), tables.measurements_table(results)],
     }
     if results.attention:
@@ -120,18 +99,10 @@ def save_report(results: Results, path: Path) -> None:
 
 def sections(results: Results, finding: Finding | None) -> list[Section]:
     """What there is to show, in the order of the page."""
-    parts: list[tuple[Sequence[Any], Callable[[], Section]]] = [
-        (results.attention, lambda: _lengths(results)),
-        (results.attention, lambda: _conventions(finding)),
-        (results.attention, lambda: _heads(results)),
-        (results.sensitivity, lambda: _sensitivity(results)),
-        (results.knockout, lambda: _knockout(results)),
-        (results.alignment, lambda: _alignment(results)),
-        (results.importance, lambda: _importance(results)),
-        (results.evaluation, lambda: _evaluation(results)),
-        (results.text_ability, lambda: _text_ability(results)),
-    ]
-    return [make() for there, make in parts if there]
+    found = [_conventions(finding)] if finding else []
+    for measurement, group in results.measured():
+        found += measurement.make_sections(group, results)
+    return found
 
 
 def _fitted(results: Results, content: dict[str, Any]) -> str:
@@ -168,9 +139,9 @@ def _render(look: Look, content: dict[str, Any]) -> str:
 def _look(results: Results) -> Look:
     """Samples of the first probe that has responses, with each checkpoint's response side by side."""
     group: list[Any] = next(
-        (g for p in ("attention", "evaluation", "sensitivity", "knockout") if (g := results.of(p))), []
+        (g for name in ("attention", "evaluate", "sensitivity", "knockout") if (g := results.groups[name])), []
     )
-    measured = [result for result in group if not is_control(result)]
+    measured = [result for result in group if not result.is_control]
     if not measured:
         return Look(timelines=list(results.timelines))
     by_id = [{sample["id"]: sample for sample in result.samples} for result in measured]
@@ -210,10 +181,10 @@ def _answer(sample: Mapping[str, Any]) -> str:
 
 def _about(results: Results) -> str:
     """Data and number of samples, of the first probe there is."""
-    first = next((group[0] for probe in KINDS if (group := results.of(probe))), None)
+    first = next((group[0] for _, group in results.measured()), None)
     if first is None:
         return f"{len(results.timelines)} timelines"
-    return f"{first.data['name']}, {first.counted}"
+    return f"{first.data.name}, {first.counted}"
 
 
 def _warnings(results: Results, finding: Finding | None) -> list[str]:
@@ -224,24 +195,13 @@ def _warnings(results: Results, finding: Finding | None) -> list[str]:
         if finding
         else set()
     )
-    speech = [r for r in results.attention if r.checkpoint["source"] == "speech"]
+    speech = [r for r in results.attention if r.checkpoint.source == "speech"]
     others = [other for other in speech[1:] if {speech[0].name, other.name} not in said]
     return found + [warning for other in others if (warning := speech[0].warning(other)) is not None]
 
 
-def _lengths(results: Results) -> Section:
-    return Section(
-        "tokens",
-        "Token counts and the length-matched control",
-        "The number of source tokens moves η by itself: as the source gets longer, η by mean rises and η by sum falls. "
-        "So a speech checkpoint is held against the text LLM whose transcripts were repeated or cut to as many tokens, "
-        "with the same responses at the same positions.",
-        tables=[tables.tokens_table(results.attention)],
-    )
-
-
-def _conventions(finding: Finding | None) -> Section:
-    assert finding is not None
+def _conventions(finding: Finding) -> Section:
+    """Whether the finding survives the other conventions."""
     return Section(
         "conventions",
         "Other conventions",
@@ -249,111 +209,4 @@ def _conventions(finding: Finding | None) -> Section:
         "norms; segment: mean or sum over a segment's tokens; aggregate: mean over samples of the ratio, or ratio of "
         "the means; span: the instruction alone, or with the template around it.",
         tables=[tables.conventions_table(finding)],
-    )
-
-
-def _heads(results: Results) -> Section:
-    from lsm_probe.probes.attention.plot import eta_heads_figure
-
-    measured = [result for result in results.attention if not is_control(result)]
-    figure = picture(eta_heads_figure(measured), "heads", "Maps of η by layer and head, one for each checkpoint")
-    return Section(
-        "heads",
-        "Single heads",
-        "Red heads look at the source, blue ones at the instruction; the area of a square is the head's share of its "
-        "layer.",
-        [figure],
-        [tables.heads_table(results.attention)],
-    )
-
-
-def _sensitivity(results: Results) -> Section:
-    from lsm_probe.probes.sensitivity.plot import sensitivity_figure
-
-    shown = [group for group in (results.sensitivity, results.own_words) if group]
-    pictures = []
-    for i, group in enumerate(shown):
-        whose, figure = tables.spoken_by(group), sensitivity_figure(group)
-        figure.suptitle(f"{whose[0].upper()}{whose[1:]}")
-        described = f"What instruction and source are worth to {whose}, by checkpoint and along it"
-        pictures.append(picture(figure, f"sensitivity-{i}", described))
-    return Section(
-        "sensitivity",
-        "Sensitivity",
-        "Without looking at attention: D is how much likelier the response is under its own instruction (its own "
-        "source) than under a pool of others. Near 0, it is ignored. info-η is the instruction's part of both. On "
-        "shared responses checkpoints can be compared; on its own a checkpoint shows what it goes by.",
-        pictures,
-        [tables.sensitivity_table(group) for group in shown],
-    )
-
-
-def _knockout(results: Results) -> Section:
-    from lsm_probe.probes.knockout.plot import knockout_figure, knockout_heads_figure
-
-    pictures = [
-        picture(knockout_figure(results.knockout), "knockout", "What is lost without instruction and source, by layer")
-    ]
-    if all(result.head_layers for result in results.knockout):
-        figure = knockout_heads_figure(results.knockout)
-        pictures.append(picture(figure, "knockout-heads", "What is lost without one head's view of each segment"))
-    return Section(
-        "knockout",
-        "Knockout",
-        f"The response may not see a segment in {results.knockout[0].conventions.window} neighbouring layers; shown is "
-        "what it loses. What other tokens had taken from the segment before still gets through: the instruction "
-        "reaches the response through the source tokens, for example.",
-        pictures,
-        [tables.knockout_table(results.knockout)],
-    )
-
-
-def _alignment(results: Results) -> Section:
-    from lsm_probe.probes.alignment.plot import alignment_figure
-
-    figure = alignment_figure(results.alignment)
-    segment = results.alignment[0].conventions.segment
-    return Section(
-        "alignment",
-        "Alignment",
-        f"Where the states of the {segment} lie for speech and for its transcript: both in one plane by t-SNE, whose "
-        "distances mean little, and beside it the numbers by state, which mean something above chance alone.",
-        [picture(figure, "alignment", "Speech and transcripts in one plane, and their likeness by state")],
-        [tables.alignment_table(results.alignment)],
-    )
-
-
-def _importance(results: Results) -> Section:
-    from lsm_probe.probes.importance.plot import importance_figure
-
-    return Section(
-        "importance",
-        "Importance by layer",
-        "How much the loss would change, to first order, if a weight were 0. Shares of all layers, since a model that "
-        "answers worse has larger gradients everywhere.",
-        [picture(importance_figure(results.importance), "importance", "Importance by layer and by module")],
-        [tables.importance_table(results.importance)],
-    )
-
-
-def _evaluation(results: Results) -> Section:
-    from lsm_probe.evaluation.plot import evaluation_figure
-
-    figure = evaluation_figure(results.evaluation)
-    return Section(
-        "evaluation",
-        "Evaluation",
-        "Greedy responses to tasks. Apart from whether they are right, it is counted whether they have the asked-for "
-        "form, which is what speech anchor bias destroys.",
-        [picture(figure, "evaluation", "Scores by task and the share of responses in the asked-for form")],
-        [tables.evaluation_table(results.evaluation)],
-    )
-
-
-def _text_ability(results: Results) -> Section:
-    return Section(
-        "text-ability",
-        "Text ability",
-        "What speech training cost the LLM on text alone.",
-        tables=[tables.text_ability_table(results.text_ability)],
     )

@@ -1,4 +1,4 @@
-"""Comparing checkpoints on the same samples: paired differences, and what forbids taking them bare."""
+"""Comparing checkpoints on the same samples: paired differences, and warnings where they mislead."""
 
 from __future__ import annotations
 
@@ -8,47 +8,48 @@ from itertools import combinations
 from typing import Any
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention.controls import controls_for
-from lsm_probe.probes.attention.result import AttentionResult
-from lsm_probe.runner.result import ProbeResult, thinking_summary
+from lsm_probe.runner.result import MeasurementResult, thinking_summary
 
 SCHEMA = "lsm-probe/comparison/1"
 
 
-def compare(results: Sequence[ProbeResult]) -> dict[str, Any]:
-    """What `comparison.json` holds: for each pair, second minus first, on the samples both have.
+def compare(results: Sequence[MeasurementResult]) -> dict[str, Any]:
+    """Compare each pair of results: second minus first, on the samples that both have.
+
+    Args:
+        results: of one measurement, on the same data, under the same conventions.
+
+    Returns:
+        What `comparison.json` holds.
 
     Raises:
-        InputError: if two results come from another probe, other data or other conventions.
+        InputError: two results are of different measurements, data or conventions.
     """
     return {
         "schema": SCHEMA,
-        "probe": results[0].PROBE,
+        "probe": results[0].NAME,
         "conventions": results[0].conventions.to_dict(),
         "pairs": [_pair(*pair, _controls(*pair, results)) for pair in combinations(results, 2)],
     }
 
 
-def _controls(first: ProbeResult, second: ProbeResult, results: Sequence[ProbeResult]) -> list[str]:
+def _controls(first: MeasurementResult, second: MeasurementResult, results: Sequence[MeasurementResult]) -> list[str]:
     """Names of the controls with the source lengths of either result; those made from one of the two LLMs if there are
     any, else all."""
-    pair = (first, second)
-    others = [r for r in results if isinstance(r, AttentionResult) and r.name not in (first.name, second.name)]
-    served = [controls_for(others, r) for r in pair if isinstance(r, AttentionResult)]
-    found = {control.name: llm for controls in served for llm, control in controls.items()}
+    others = [result for result in results if result.name not in (first.name, second.name)]
+    found = {control.name: llm for result in (first, second) for llm, control in result.find_controls(others).items()}
     own = [name for name, llm in found.items() if llm in (first.name, second.name)]
     return own or list(found)
 
 
-def _pair(first: ProbeResult, second: ProbeResult, controls: Sequence[str]) -> dict[str, Any]:
+def _pair(first: MeasurementResult, second: MeasurementResult, controls: Sequence[str]) -> dict[str, Any]:
     if type(first) is not type(second):
         raise InputError(f"{first.name} and {second.name} are results of different probes: no comparison")
-    for what in ("sha256", "n_samples"):
-        if first.data[what] != second.data[what]:
-            raise InputError(f"{first.name} and {second.name} were probed on different data: they cannot be paired")
+    if not first.data.is_same_as(second.data):
+        raise InputError(f"{first.name} and {second.name} were probed on different data: they cannot be paired")
     if first.conventions != second.conventions:
         raise InputError(f"{first.name} and {second.name} are read under different conventions: no comparison")
-    if first.checkpoint.get("response_part") != second.checkpoint.get("response_part"):
+    if first.checkpoint.response_part != second.checkpoint.response_part:
         raise InputError(f"{first.name} and {second.name} were measured on different parts of responses: no comparison")
     other = set(second.ids)
     shared = [sample for sample in first.ids if sample in other]
@@ -64,10 +65,10 @@ def _pair(first: ProbeResult, second: ProbeResult, controls: Sequence[str]) -> d
         return {**about, "warning": f"no differences: {error}"}
 
 
-def _thinking(first: ProbeResult, second: ProbeResult) -> str | None:
+def _thinking(first: MeasurementResult, second: MeasurementResult) -> str | None:
     """That only one of two models thinks before it answers, and that this is measured too."""
     thinks = [thinking_summary(result.samples) is not None for result in (first, second)]
-    if thinks[0] == thinks[1] or first.PROBE == "evaluate" or "response_part" in first.checkpoint:
+    if thinks[0] == thinks[1] or first.NAME == "evaluate" or first.checkpoint.response_part is not None:
         return None
     names = [first.name, second.name]
     return (

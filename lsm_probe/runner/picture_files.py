@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import pandas as pd
 
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import disk_is_full, replacing
+from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.style import own_settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ def save_frame(frame: pd.DataFrame, path: Path) -> None:
     """Writes the numbers behind a picture as CSV, six decimals."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6f")
+
+
+def save_frames(results: Sequence[MeasurementResult], path: Path) -> None:
+    """Write the frames of all results, one below the other."""
+    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), path)
 
 
 def _settle(figure: Figure) -> None:

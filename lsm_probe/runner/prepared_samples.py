@@ -1,4 +1,4 @@
-"""What probes measure: a sample, the prompt it becomes, and the response in question."""
+"""Prepared samples: what a measurement is given of each sample, its prompt and the response that is measured."""
 
 from __future__ import annotations
 
@@ -9,47 +9,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
 from lsm_probe.data.audio import read_audio
-from lsm_probe.data.manifest import fingerprint
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
-from lsm_probe.models.thinking import UNFINISHED, ResponsePart, Thought
+from lsm_probe.models.thinking import UNFINISHED, Thought
+from lsm_probe.runner.identity import CheckpointIdentity, Control
+from lsm_probe.runner.options import OnError, ResponseOptions, ResponsePart
 
-MAX_NEW_TOKENS = 128
 EMPTY, NO_THINKING = "empty response", "no thinking"
 _KEYS = {"speech": "audio", "text": "text"}
 """What samples must have for a source."""
-
-
-@dataclass(frozen=True)
-class ResponseSource:
-    """Whose responses are measured, and to which prompts.
-
-    Attributes:
-        response: `generated` (greedily, by the checkpoint itself), `reference` (the sample's target), or `none` for
-            a probe that looks at prompts alone.
-        max_new_tokens: longest generated response.
-        responses: response token ids by sample id, taken instead of generating.
-        source_lengths: source tokens by sample id, for a length-matched text control.
-        part: which tokens of a reasoning model's responses are measured; the response is always run as a whole.
-    """
-
-    response: Literal["generated", "reference", "none"] = "generated"
-    max_new_tokens: int = MAX_NEW_TOKENS
-    responses: Mapping[str, list[int]] | None = None
-    source_lengths: Mapping[str, int] | None = None
-    part: ResponsePart = "all"
-
-    def __post_init__(self) -> None:
-        if self.part not in get_args(ResponsePart):
-            allowed = ", ".join(get_args(ResponsePart))
-            raise InputError(f"--response-part {self.part!r} is unknown; choose one of: {allowed}")
 
 
 @dataclass
@@ -116,33 +91,45 @@ def read_responses(folder: Path) -> dict[str, list[int]]:
         raise InputError(f"{folder} holds no readable result with responses: {reason}") from error
 
 
-def describe_data(samples: Sequence[Sample], name: str = "samples") -> dict[str, Any]:
-    """What a result stores about its data: name, sha256 of what goes into prompts and targets, number of samples."""
-    return {"name": name, "sha256": fingerprint(samples), "n_samples": len(samples)}
+def describe_checkpoint(
+    checkpoint: Checkpoint, responses: ResponseOptions | None, control: Control | None = None
+) -> CheckpointIdentity:
+    """What a result stores about its checkpoint and the responses it was measured on.
 
-
-def describe_checkpoint(checkpoint: Checkpoint, answers: ResponseSource) -> dict[str, Any]:
-    """What a result stores about its checkpoint and the responses it was measured on."""
-    generating = {} if answers.response == "none" else {"max_new_tokens": answers.max_new_tokens}
-    return {
-        "name": checkpoint.name,
-        "source": checkpoint.source,
-        "template": checkpoint.template,
-        "dtype": str(checkpoint.llm.dtype).removeprefix("torch."),
-        **generating,
-        **({} if answers.responses is None else {"responses": "given"}),
-        **({} if answers.part == "all" else {"response_part": answers.part}),
-        **({} if answers.source_lengths is None else {"control": "transcript repeated or cut to given lengths"}),
-        **checkpoint.identity.to_dict(),
-    }
+    Args:
+        checkpoint: what is measured.
+        responses: which responses; None for a measurement of prompts alone.
+        control: says that the checkpoint is measured as a length-matched control.
+    """
+    return CheckpointIdentity(
+        name=checkpoint.name if control is None else control.name,
+        source=checkpoint.source,
+        template=checkpoint.template,
+        dtype=str(checkpoint.llm.dtype).removeprefix("torch."),
+        max_new_tokens=responses.max_new_tokens if responses else None,
+        responses="given" if responses and responses.responses is not None else None,
+        response_part=responses.response_part if responses and responses.response_part != "all" else None,
+        control=control,
+        cascade_of=checkpoint.cascade_of,
+        model=checkpoint.identity,
+    )
 
 
 def check_samples(
-    checkpoint: Checkpoint, samples: Sequence[Sample], answers: ResponseSource, needs: Sequence[str] = ()
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    responses: ResponseOptions | None,
+    *,
+    source_lengths: Mapping[str, int] | None = None,
+    needs: Sequence[str] = (),
 ) -> None:
-    """Refuses at once what would otherwise fail hours into a run.
+    """Refuse at once what would otherwise fail hours into a run.
 
     Args:
+        checkpoint: what will be measured.
+        samples: on what.
+        responses: which responses; None for prompts alone.
+        source_lengths: source tokens by sample id, for a length-matched control.
         needs: keys that samples must have beside those that prompt and response come from.
 
     Raises:
@@ -153,7 +140,7 @@ def check_samples(
     if len({sample.id for sample in samples}) < len(samples):
         raise InputError("two samples have the same id: ids must differ")
     needed = {_KEYS[checkpoint.source], *needs}
-    if answers.response == "reference" and answers.responses is None:
+    if responses and responses.response == "reference" and responses.responses is None:
         needed.add("target")
     for key in sorted(needed):
         _check_key(key, checkpoint.name, samples)
@@ -163,12 +150,12 @@ def check_samples(
             f"{len(with_context)} samples carry a `context` (first: {with_context[0]}), which the probes do not put "
             "into the prompt: write it into the instruction, or leave it out"
         )
-    if answers.responses is not None:
-        _check_responses(checkpoint, samples, answers.responses)
-    if answers.source_lengths is not None:
-        if checkpoint.processor is not None:
+    if responses and responses.responses is not None:
+        _check_responses(checkpoint, samples, responses.responses)
+    if source_lengths is not None:
+        if not checkpoint.resizes_source:
             raise InputError("only a text LLM's source can be made another length")
-        without = [sample.id for sample in samples if answers.source_lengths.get(sample.id, 0) < 1]
+        without = [sample.id for sample in samples if source_lengths.get(sample.id, 0) < 1]
         if without:
             raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")
 
@@ -202,12 +189,23 @@ def _check_responses(checkpoint: Checkpoint, samples: Sequence[Sample], response
 
 
 def prepare(
-    checkpoint: Checkpoint, batch: Sequence[Sample], answers: ResponseSource, on_error: str
+    checkpoint: Checkpoint,
+    batch: Sequence[Sample],
+    responses: ResponseOptions | None,
+    on_error: OnError,
+    source_lengths: Mapping[str, int] | None = None,
 ) -> tuple[list[PreparedSample], dict[str, str]]:
-    """Encodes and answers a batch.
+    """Encode the prompts of a batch and get its responses.
+
+    Args:
+        checkpoint: whose prompts and responses.
+        batch: samples.
+        responses: which responses; None for prompts alone.
+        on_error: `skip` leaves out samples that cannot be used.
+        source_lengths: source tokens by sample id, for a length-matched control.
 
     Returns:
-        The items, an empty response included, and the reason of each sample id that was left out.
+        The prepared samples, those with an empty response included, and the reason of each sample id that was left out.
 
     Raises:
         InputError: a sample cannot be used, under `on_error="fail"`.
@@ -228,15 +226,18 @@ def prepare(
     for sample in batch:
         with using(sample):
             read.append((sample, read_source(checkpoint, sample)))
-    heard = checkpoint.preprocess_audio([source for _, source in read], [sample.language for sample, _ in read])
+    sources = checkpoint.preprocess_audio([source for _, source in read], [sample.language for sample, _ in read])
+    part = responses.response_part if responses else "all"
     items: list[PreparedSample] = []
-    for (sample, _), source in zip(read, heard, strict=True):
+    for (sample, _), source in zip(read, sources, strict=True):
         with using(sample):
-            prompt = _encode(checkpoint, sample, source, answers)
-            items.append(PreparedSample(sample, prompt, checkpoint, source=source, part=answers.part))
-    responses = _respond(checkpoint, items, answers)
+            length = None if source_lengths is None else source_lengths[sample.id]
+            prompt = checkpoint.encode(sample.instruction, source, source_length=length)
+            checkpoint.check_length(prompt, _longest_response(checkpoint, sample, responses))
+            items.append(PreparedSample(sample, prompt, checkpoint, source=source, part=part))
+    found = _respond(checkpoint, items, responses)
     seconds = (perf_counter() - begun) / max(1, len(items))
-    for item, response in zip(items, responses, strict=True):
+    for item, response in zip(items, found, strict=True):
         item.response, item.seconds = response, seconds
     return items, left_out
 
@@ -246,28 +247,23 @@ def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
     return read_audio(sample) if checkpoint.source == "speech" else sample.text
 
 
-def _encode(checkpoint: Checkpoint, sample: Sample, source: Any, answers: ResponseSource) -> Prompt:
-    source_length = answers.source_lengths[sample.id] if answers.source_lengths is not None else None
-    prompt = checkpoint.encode(sample.instruction, source, source_length=source_length)
-    checkpoint.check_length(prompt, _longest_response(checkpoint, sample, answers))
-    return prompt
-
-
-def _longest_response(checkpoint: Checkpoint, sample: Sample, answers: ResponseSource) -> int:
-    if answers.responses is not None:
-        return len(answers.responses[sample.id])
-    if answers.response == "none":
+def _longest_response(checkpoint: Checkpoint, sample: Sample, responses: ResponseOptions | None) -> int:
+    if responses is None:
         return 0
-    if answers.response == "reference":
+    if responses.responses is not None:
+        return len(responses.responses[sample.id])
+    if responses.response == "reference":
         return len(checkpoint.encode_response(sample.target or ""))
-    return answers.max_new_tokens
+    return responses.max_new_tokens
 
 
-def _respond(checkpoint: Checkpoint, items: Sequence[PreparedSample], answers: ResponseSource) -> list[list[int]]:
-    if answers.responses is not None:
-        return [answers.responses[item.sample.id] for item in items]
-    if answers.response == "none" or not items:
+def _respond(
+    checkpoint: Checkpoint, items: Sequence[PreparedSample], responses: ResponseOptions | None
+) -> list[list[int]]:
+    if responses is None or not items:
         return [[] for _ in items]
-    if answers.response == "reference":
+    if responses.responses is not None:
+        return [responses.responses[item.sample.id] for item in items]
+    if responses.response == "reference":
         return [checkpoint.encode_response(item.sample.target or "") for item in items]
-    return checkpoint.generate([s.embedded for s in items], max_new_tokens=answers.max_new_tokens)
+    return checkpoint.generate([item.embedded for item in items], max_new_tokens=responses.max_new_tokens)

@@ -1,23 +1,31 @@
-"""What the results of all probes have in common: who was measured on what, files, samples, resampling."""
+"""The base class of all results: identity, files, samples, bootstrap, and defaults for how a result is shown."""
 
 from __future__ import annotations
 
 import json
 import platform
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 from zipfile import BadZipFile
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lsm_probe.bootstrap import cluster_weights, interval
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+from lsm_probe.runner.conventions import Choices
+from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.schema import SCHEMA_VERSION, read_schema, upgrade_identity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GROUPS = 6
 """The paper's figures average the layers into six groups."""
@@ -33,44 +41,58 @@ class Curve:
     ci_low: Floats
     ci_high: Floats
 
+    def at(self, place: int) -> Curve:
+        """The number at one place of the first axis."""
+        return Curve(self.mean[place], self.ci_low[place], self.ci_high[place])
+
     def to_dict(self) -> dict[str, Any]:
         return {name: rounded(getattr(self, name)) for name in ("mean", "ci_low", "ci_high")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeResult(ABC):
-    """What a probe measured of one checkpoint on one set of samples.
+class MeasurementResult:
+    """What was measured of one checkpoint on one set of samples.
 
-    A probe's own class adds the arrays it stores and says in `BY_SAMPLE` which of them have samples as first axis.
+    The class of a measurement adds the arrays it stores and names in `BY_SAMPLE` those with samples as first axis.
+    If that is all it does, each of them is a value (or a curve over layers) of each sample: the class then has a
+    summary, paired differences, a frame and a plot of their means. Other classes override these methods.
 
     Attributes:
-        clusters: number of the utterance each sample speaks of, `[samples]`.
+        clusters: number of the utterance of each sample, `[samples]`.
         samples: a dictionary for each sample: id, task, instruction, and the transcript (`text`) and the response where
-            there is one. Where a response begins with thinking, also `thinking_tokens` and the `answer` behind it (None
+            there is one. Where a response begins with thinking, also `thinking_tokens` and the `answer` after it (None
             for an unfinished thought).
         checkpoint, data: identity and hashes.
         conventions: the choices behind the numbers, by name.
         excluded: ids left out, by reason.
         seed: of the bootstrap.
-        versions: of what the numbers depend on.
+        versions: of the packages that the numbers depend on.
     """
 
-    PROBE: ClassVar[str]
-    SCHEMA: ClassVar[str]
+    NAME: ClassVar[str]
+    """The measurement's name, as on the command line."""
     BY_SAMPLE: ClassVar[tuple[str, ...]]
+    PLOT: ClassVar[str | None] = None
+    """`module:function` that draws results on axes: `function([result], ax=None, **style)`. It is named, not imported,
+    so that results can be read without matplotlib."""
 
     clusters: NDArray[np.int64]
     samples: list[dict[str, Any]]
-    checkpoint: dict[str, Any]
-    data: dict[str, Any]
-    conventions: Any
+    checkpoint: CheckpointIdentity
+    data: DataIdentity
+    conventions: Any = field(default_factory=Choices)
     excluded: dict[str, list[str]] = field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
 
     @property
     def name(self) -> str:
-        return str(self.checkpoint["name"])
+        return self.checkpoint.name
+
+    @property
+    def is_control(self) -> bool:
+        """Whether this is a text LLM whose transcripts were repeated or cut to given lengths."""
+        return self.checkpoint.control is not None
 
     @property
     def ids(self) -> list[str]:
@@ -114,24 +136,58 @@ class ProbeResult(ABC):
             **{name: getattr(self, name)[keep] for name in self.BY_SAMPLE},
         )
 
-    @abstractmethod
     def summary(self) -> dict[str, Any]:
-        """The probe's own part of `result.json`."""
+        """The measurement's own part of `result.json`."""
+        return {name: self.mean(getattr(self, name)).to_dict() for name in self.BY_SAMPLE}
 
-    @abstractmethod
     def differences(self, other: Self) -> dict[str, Any]:
         """`other` minus this one with 95 % intervals over paired utterances; both hold the same samples in order."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.BY_SAMPLE}
+        return {
+            f"{name}_difference": self.mean(theirs - own).to_dict() if own.shape == theirs.shape else None
+            for name, (own, theirs) in pairs.items()
+        }
 
-    @abstractmethod
     def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
-        """Why the two must not be compared bare, or None; `controls` are results beside them that may be compared."""
+        """Why the two must not be compared without more, or None.
+
+        Args:
+            other: a result of the same measurement on the same samples in the same order.
+            controls: names of results that may be compared with instead.
+        """
+        return None
+
+    def find_controls(self, results: Sequence[MeasurementResult]) -> Mapping[str, MeasurementResult]:
+        """The length-matched controls for this result among others, by the name of their text LLM."""
+        return {}
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each layer (one row for numbers without layers): the mean of each value with its interval."""
+        columns: dict[str, Any] = {}
+        for name in self.BY_SAMPLE:
+            found = self.mean(getattr(self, name))
+            ends = {"": found.mean, "_ci_low": found.ci_low, "_ci_high": found.ci_high}
+            columns |= {f"{name}{end}": np.atleast_1d(values) for end, values in ends.items()}
+        rows = max(map(len, columns.values()))
+        return pd.DataFrame({"checkpoint": self.name, "layer": np.arange(rows), **columns})
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draw the result on axes (new ones if None)."""
+        draw = resolve_name(self.PLOT or "lsm_probe.runner.defaults:plot_values")
+        drawn: Axes = draw([self], ax=ax, **style)
+        return drawn
+
+    @classmethod
+    def schema(cls) -> str:
+        """What `result.json` names as its schema."""
+        return f"lsm-probe/{cls.NAME}/{SCHEMA_VERSION}"
 
     def to_dict(self) -> dict[str, Any]:
         """What `result.json` holds."""
         return {
-            "schema": self.SCHEMA,
-            "checkpoint": self.checkpoint,
-            "data": self.data,
+            "schema": self.schema(),
+            "checkpoint": self.checkpoint.to_dict(),
+            "data": self.data.to_dict(),
             "conventions": self.conventions.to_dict(),
             "versions": self.versions,
             "seed": self.seed,
@@ -156,37 +212,41 @@ class ProbeResult(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Reads what [`save`] wrote.
+        """Read what [`save`] wrote, or what an earlier version of it wrote.
 
         Raises:
-            InputError: if the folder holds no result of this probe, or one of another schema.
+            InputError: the folder holds no result of this measurement, or one of a schema that is not known.
         """
         folder = Path(folder)
         try:
             summary = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-            if summary["schema"] != cls.SCHEMA:
-                raise InputError(f"{folder}/result.json has schema {summary['schema']!r}, not {cls.SCHEMA!r}")
+            name, number = read_schema(summary["schema"])
+            if name != cls.NAME:
+                raise InputError(f"{folder}/result.json has schema {summary['schema']!r}, not {cls.schema()!r}")
             # Not splitlines(), which also cuts at characters that JSON strings may hold.
             lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
             with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             return cls(
                 samples=[json.loads(line) for line in lines],
-                **{key: summary[key] for key in ("checkpoint", "data", "excluded", "seed", "versions")},
+                checkpoint=CheckpointIdentity.from_dict(upgrade_identity(summary["checkpoint"], number)),
+                data=DataIdentity.from_dict(summary["data"]),
+                **{key: summary[key] for key in ("excluded", "seed", "versions")},
                 **cls._fields(arrays, summary),
             )
         except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{folder} holds no readable result of the {cls.PROBE} probe: {reason}") from error
+            raise InputError(f"{folder} holds no readable result of {cls.NAME}: {reason}") from error
 
     def _arrays(self) -> dict[str, Any]:
         """What `arrays.npz` holds."""
         return {"clusters": self.clusters, **{name: getattr(self, name) for name in self.BY_SAMPLE}}
 
     @classmethod
-    @abstractmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments of the class from stored arrays and the content of `result.json`."""
+        conventions = get_type_hints(cls)["conventions"]
+        return {**arrays, "conventions": (Choices if conventions is Any else conventions)(**summary["conventions"])}
 
 
 def thinking_summary(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -202,6 +262,11 @@ def thinking_summary(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
         "thinking_tokens": rounded(tokens[:, 0].mean()),
         "answer_tokens": rounded(tokens[:, 1].mean()),
     }
+
+
+def layer_groups(layers: int) -> list[NDArray[np.int64]]:
+    """Numbers of the layers in each of the [`GROUPS`]; fewer groups where there are fewer layers."""
+    return [group for group in np.array_split(np.arange(layers), GROUPS) if len(group)]
 
 
 def curve(point: Floats, resampled: Floats) -> Curve:

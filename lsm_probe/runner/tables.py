@@ -1,10 +1,65 @@
-"""What the probes' tables and notes share."""
+"""Typed tables, and the words and number formats that tables and notes share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from lsm_probe.runner.result import Curve, ProbeResult, thinking_summary
+from lsm_probe.runner.result import Curve, MeasurementResult, layer_groups, thinking_summary
+
+if TYPE_CHECKING:
+    from rich.table import Table as TerminalTable
+
+NONE = "–"
+"""Stands where there is no number."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text, for a terminal and for a report.
+
+    Attributes:
+        title: what it shows.
+        columns: heads of the columns.
+        rows: cells.
+        note: how to read it.
+        text_columns: how many columns, from the left, hold text; the others hold numbers.
+        lines: in a terminal, the numbers of rows with a line below.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    text_columns: int = 1
+    lines: Sequence[int] = ()
+
+    def to_rich(self) -> TerminalTable:
+        """The table as rich prints it."""
+        from rich.table import Table as TerminalTable
+
+        table = TerminalTable(title=self.title, caption=self.note or None)
+        for i, column in enumerate(self.columns):
+            if i < self.text_columns:
+                table.add_column(column, overflow="fold")
+            else:
+                table.add_column(column, justify="right")
+        for i, row in enumerate(self.rows):
+            table.add_row(*row, end_section=i in self.lines)
+        return table
+
+
+def layer_group_names(layers: Sequence[int]) -> list[str]:
+    """Heads of the columns for the six groups of layers: `0–4`, ..., or `1/6`, ... where depths differ.
+
+    Args:
+        layers: number of layers of each checkpoint.
+    """
+    groups = layer_groups(layers[0])
+    if len(set(layers)) > 1:
+        return [f"{i}/{len(groups)}" for i in range(1, len(groups) + 1)]
+    return ["–".join(str(layer) for layer in sorted({group[0], group[-1]})) for group in groups]
 
 
 def attention_check(check: dict[str, Any]) -> str:
@@ -14,14 +69,14 @@ def attention_check(check: dict[str, Any]) -> str:
     return f"{through}alpha, v and W_O reproduce the attention output to {reached:.0e} (bound {bound:.0e})"
 
 
-def whose(result: ProbeResult) -> str:
+def whose(result: MeasurementResult) -> str:
     """Whose responses were measured."""
-    if "responses" in result.checkpoint:
+    if result.checkpoint.responses == "given":
         return "given"
     return "its own" if result.conventions.response == "generated" else "the reference"
 
 
-def thinking_note(result: ProbeResult) -> str | None:
+def thinking_note(result: MeasurementResult) -> str | None:
     """How many responses begin with thinking, and what was done with it; None if none does."""
     found = thinking_summary(result.samples)
     if found is None:
@@ -32,10 +87,10 @@ def thinking_note(result: ProbeResult) -> str | None:
     )
     if found["unfinished"]:
         note += f"; {found['unfinished']} stop before the thinking ends: raise --max-new-tokens"
-    if result.PROBE == "evaluate":
+    if result.NAME == "evaluate":
         return f"{note}; {_scored_part({task.read for task in result.conventions.tasks})}"
-    if "response_part" in result.checkpoint:
-        return f"{note}; measured: the {result.checkpoint['response_part']}"
+    if (part := result.checkpoint.response_part) is not None:
+        return f"{note}; measured: the {part}"
     return f"{note}; all tokens are measured (--response-part answer: the answers alone)"
 
 
@@ -58,3 +113,24 @@ def _scored_part(settings: set[str]) -> str:
 def with_interval(curve: Curve) -> str:
     """A number with its interval."""
     return f"{curve.mean:.3f} [{curve.ci_low:.3f}, {curve.ci_high:.3f}]"
+
+
+def shown(found: Curve, digits: int = 2) -> str:
+    """A number with its interval, with true minus signs."""
+    # Adding 0 makes -0.0 a 0.
+    ends = (f"{round(float(end), digits) + 0.0:.{digits}f}" for end in (found.mean, found.ci_low, found.ci_high))
+    return "{} [{}, {}]".format(*ends).replace("-", "−")
+
+
+def measured_on(results: Sequence[MeasurementResult]) -> str:
+    """Which responses were measured, and on how many samples, of each result."""
+    found = []
+    for result in results:
+        responses = {"generated": "its own responses", "reference": "reference responses"}[result.conventions.response]
+        if result.checkpoint.responses == "given":
+            responses = "given responses"
+        if thinking := thinking_summary(result.samples):
+            part = result.checkpoint.response_part or "all"
+            responses += f", of which {thinking['responses']} begin with thinking (measured: {part})"
+        found.append(f"{result.name}: {result.counted}, {responses}")
+    return "; ".join(found) + "."

@@ -13,11 +13,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PrinterCallback, TrainingArguments
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.processing_lsm import LsmProcessor
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.training.batches import accumulation
 from lsm_probe.training.callbacks import ShowProgress
-from lsm_probe.training.checkpoints import SealCheckpoints
+from lsm_probe.training.checkpoints import ChecksumCallback
 from lsm_probe.training.config import Machine, Stage, TrainConfig
 from lsm_probe.training.dataset import TrainingSet, collate
 from lsm_probe.training.order import LengthGrouped
@@ -46,7 +45,7 @@ class StageSettings:
 
 def make_trainer(
     run: StageSettings,
-    checkpoint: Checkpoint,
+    checkpoint: Lsm,
     model: Any,
     train_set: TrainingSet,
     held_out: dict[str, TrainingSet],
@@ -67,7 +66,6 @@ def make_trainer(
         progress: shows how far the run is.
         resumed: whether the run continues from a checkpoint.
     """
-    assert isinstance(checkpoint.processor, LsmProcessor)
     arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
     # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -88,12 +86,12 @@ def make_trainer(
         processing_class=checkpoint.processor,
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (progress, SealCheckpoints(), *_tensorboard(run)):
+    for callback in (progress, ChecksumCallback(), *_tensorboard(run)):
         trainer.add_callback(callback)
     return trainer
 
 
-def _arguments(run: StageSettings, checkpoint: Checkpoint, *, evaluates: bool, resumed: bool) -> TrainingArguments:
+def _arguments(run: StageSettings, checkpoint: Lsm, *, evaluates: bool, resumed: bool) -> TrainingArguments:
     config, stage, machine = run.config, run.stage, run.machine
     return TrainingArguments(
         output_dir=str(run.folder),
@@ -130,7 +128,7 @@ def _arguments(run: StageSettings, checkpoint: Checkpoint, *, evaluates: bool, r
     )
 
 
-def _sharding(run: StageSettings, checkpoint: Checkpoint) -> dict[str, Any]:
+def _sharding(run: StageSettings, checkpoint: Lsm) -> dict[str, Any]:
     """FSDP2, each decoder layer a unit of its own. On CPU accelerate knows none and copies the model."""
     if run.state.num_processes == 1 or run.state.device.type != "cuda" or run.machine.sharding == "ddp":
         return {}

@@ -14,15 +14,15 @@ def accumulation(stage: Stage, machine: Machine, world: int) -> int:
     Raises:
         InputError: the stage's batch is no whole number of such passes.
     """
-    together = machine.per_device_batch_size * world
-    if stage.batch_size % together == 0:
-        return stage.batch_size // together
+    in_one_pass = machine.per_device_batch_size * world
+    if stage.batch_size % in_one_pass == 0:
+        return stage.batch_size // in_one_pass
     split = f"{machine.per_device_batch_size} samples on each of {world} processes"
     if stage.batch_size % world:
-        mend = f"batch_size={together * math.ceil(stage.batch_size / together)}"
+        remedy = f"batch_size={in_one_pass * math.ceil(stage.batch_size / in_one_pass)}"
     else:
-        mend = f"machine.per_device_batch_size={_largest_divisor(stage.batch_size // world, together // world)}"
-    raise InputError(f"stage {stage.name}: a batch of {stage.batch_size} cannot be made of {split}; set {mend}")
+        remedy = f"machine.per_device_batch_size={_largest_divisor(stage.batch_size // world, in_one_pass // world)}"
+    raise InputError(f"stage {stage.name}: a batch of {stage.batch_size} cannot be made of {split}; set {remedy}")
 
 
 def optimizer_steps(stage: Stage, samples: int) -> int:

@@ -1,4 +1,4 @@
-"""A run's checkpoints: only a whole one is ever gone on from."""
+"""A run's checkpoints: a run continues only from a complete one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEPT = 2
 _DATA = "data.json"
 
 
-class SealCheckpoints(TrainerCallback):
+class ChecksumCallback(TrainerCallback):
     """Writes `checksums.json` into a checkpoint as its last file: one without it was never finished.
 
     Only then is an older one removed, by its step: the Trainer goes by the times of folders, which a copy or a clock
@@ -50,7 +50,7 @@ class SealCheckpoints(TrainerCallback):
         _wait_for_all()
 
 
-def last_whole(folder: Path) -> Path | None:
+def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest finished checkpoint of a run; None where there is none.
 
     No code in its files is run, but for those of a sharded run: torch reads the `.metadata` of such a checkpoint as a
@@ -59,21 +59,21 @@ def last_whole(folder: Path) -> Path | None:
     Raises:
         InputError: a file of it is not as it was written, or not what a run writes; names the file.
     """
-    whole = [checkpoint for checkpoint in _by_step(folder) if is_complete(checkpoint)]
-    if not whole:
+    complete = [checkpoint for checkpoint in _by_step(folder) if is_complete(checkpoint)]
+    if not complete:
         return None
-    way_out = f"delete {whole[-1]}, and --resume goes on from the checkpoint before it"
+    remedy = f"delete {complete[-1]}, and --resume goes on from the checkpoint before it"
     try:
-        verify(whole[-1])
+        verify(complete[-1])
     except InputError as error:
         what, _, _ = str(error).rpartition(": ")  # what it advises is for a model, not for a run
-        raise InputError(f"{what}: {way_out}") from error
-    for path in sorted(whole[-1].rglob("*")):
+        raise InputError(f"{what}: {remedy}") from error
+    for path in sorted(complete[-1].rglob("*")):
         try:
             _check_readable(path)
         except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not what a run writes: {way_out}") from error
-    return whole[-1]
+            raise InputError(f"{path} is not what a run writes: {remedy}") from error
+    return complete[-1]
 
 
 def is_saved(folder: Path, step: int) -> bool:
@@ -92,7 +92,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def keep_data(folder: Path, samples: Sequence[Sample], *, resumed: bool) -> None:
+def check_same_data(folder: Path, samples: Sequence[Sample], *, resumed: bool) -> None:
     """Writes down what a run is trained on, or sees to it that a resumed one is trained on the same.
 
     Raises:

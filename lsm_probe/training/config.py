@@ -19,7 +19,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import NOT_HOME
 from lsm_probe.formats import load_yaml
 from lsm_probe.hardware import computes_natively
-from lsm_probe.models import LsmProjectorConfig
+from lsm_probe.models.connectors import CONNECTORS, LsmProjectorConfig
 
 
 def _as_list(value: Any) -> Any:
@@ -71,6 +71,9 @@ class ModelSettings(_Settings):
     @classmethod
     def _known(cls, connector: dict[str, Any]) -> dict[str, Any]:
         known = inspect.get_annotations(LsmProjectorConfig)
+        kind = connector.get("connector", LsmProjectorConfig.connector)
+        if kind in CONNECTORS:
+            known = known | dict.fromkeys(CONNECTORS[kind].sizes, "int")
         if unknown := sorted(connector.keys() - known.keys()):
             raise ValueError(f"has no setting {unknown[0]!r}; its settings are: {', '.join(known)}")
         for key, value in connector.items():

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.sample import Sample, naming
 from lsm_probe.errors import InputError
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.connectors import num_speech_tokens
-from lsm_probe.models.processing_lsm import LsmProcessor, pad
+from lsm_probe.models.processing_lsm import pad
 from lsm_probe.models.prompts import encode_prompt
 from lsm_probe.models.templates import AUDIO_TOKEN
 from lsm_probe.training.samples import seconds
@@ -51,8 +51,7 @@ class TrainingSet(Dataset):
             unusable, or a sample exceeds the LLM's context.
     """
 
-    def __init__(self, samples: Sequence[Sample], checkpoint: Checkpoint, states: SpeechStates | None = None):
-        assert isinstance(checkpoint.processor, LsmProcessor)
+    def __init__(self, samples: Sequence[Sample], checkpoint: Lsm, states: SpeechStates | None = None):
         if not samples:
             raise InputError("no usable sample is left: look at what was left out")
         self.samples = samples
@@ -100,7 +99,7 @@ class TrainingSet(Dataset):
             audio_token_id=self.processor.audio_token_id,
         ).input_ids
 
-    def _lengths(self, checkpoint: Checkpoint) -> NDArray[np.int32]:
+    def _lengths(self, checkpoint: Lsm) -> NDArray[np.int32]:
         """Tokens of each sample, known from its text and the length of its speech."""
         prompt_length = cache(lambda instruction: len(self._prompt_ids(instruction, 0)))  # the same for many samples
         rate = self.processor.feature_extractor.sampling_rate

@@ -311,12 +311,12 @@ def _sharding(machine: Machine) -> str:
 
 def _assumptions(config: TrainConfig, lsm_config: LsmConfig) -> str:
     machine = config.machine
-    spread = f", {machine.devices} devices ({_sharding(machine)})" if machine.devices > 1 else ""
+    devices = f", {machine.devices} devices ({_sharding(machine)})" if machine.devices > 1 else ""
     tokens = f"{_speech_tokens(lsm_config)} speech (30 s), {PROMPT_TOKENS} prompt and {RESPONSE_TOKENS} response tokens"
     return (
         f"{machine.per_device_batch_size} samples at a time of {tokens}, "
         f"computed in {'bfloat16' if _width(config) == 2 else 'float32'}, "
-        f"activations {'checkpointed' if machine.gradient_checkpointing else 'kept'}{spread}"
+        f"activations {'checkpointed' if machine.gradient_checkpointing else 'kept'}{devices}"
     )
 
 

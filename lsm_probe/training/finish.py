@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.trainer_utils import load_sharded_checkpoint
 
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 
 
 def restore(trainer: Any, checkpoint: Path) -> None:
@@ -28,7 +28,7 @@ def restore(trainer: Any, checkpoint: Path) -> None:
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
-def save_model(trainer: Any, checkpoint: Checkpoint, folder: Path) -> None:
+def save_model(trainer: Any, checkpoint: Lsm, folder: Path) -> None:
     """Writes the trained LSM, in float32; every process calls this, the main one writes."""
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if hasattr(model, "merge_and_unload"):

@@ -67,16 +67,16 @@ def parameter_groups(model: nn.Module, decayed: Collection[str], stage: Stage) -
     Args:
         model: frozen parameters are left out.
         decayed: names of the parameters with weight decay.
-        stage: says the rates.
+        stage: gives the learning rates.
 
     Raises:
         InputError: the stage gives rates for another number of layers.
     """
-    rates = _layer_rates(model, stage)
+    factor_of = _layer_rates(model, stage)
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((CONNECTOR in name, name in decayed, rates(name, parameter)), []).append(parameter)
+            groups.setdefault((CONNECTOR in name, name in decayed, factor_of(name, parameter)), []).append(parameter)
     return [
         {
             "params": parameters,

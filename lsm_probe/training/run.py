@@ -77,7 +77,7 @@ def train(
             target = out / "model" if number == len(stages) else folder / "model"
             if not is_complete(target):
                 run = StageRun(config, stage, start, folder, target, on_error, on_progress)
-                run.until_done()
+                run.train()
             report["stages"].append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
             start = target
     return report

@@ -22,11 +22,17 @@ from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import replacing
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.training.assembly import StageSettings, make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
 from lsm_probe.training.callbacks import OnProgress, ShowProgress
-from lsm_probe.training.checkpoints import is_saved, keep_data, last_whole, remove_unfinished, step_of
+from lsm_probe.training.checkpoints import (
+    check_same_data,
+    is_saved,
+    last_complete_checkpoint,
+    remove_unfinished,
+    step_of,
+)
 from lsm_probe.training.config import Stage, TrainConfig
 from lsm_probe.training.dataset import TrainingSet
 from lsm_probe.training.disk import disk_full_as_oserror
@@ -35,7 +41,7 @@ from lsm_probe.training.parameters import prepare_model, used_parameters
 from lsm_probe.training.samples import read_samples, with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model
 from lsm_probe.training.states import SpeechStates
-from lsm_probe.training.stopping import StepLeft, StopOnSignal, notice_signals_in_backward
+from lsm_probe.training.stopping import StepInterrupted, StopOnSignal, notice_signals_in_backward
 
 
 class StageRun:
@@ -64,9 +70,9 @@ class StageRun:
         self.on_error, self.on_progress = on_error, on_progress
         self.progress = ShowProgress(stage.name, on_progress)
         self.state = PartialState()
-        self.stop = StopOnSignal(several=self.state.num_processes > 1)
+        self.stop = StopOnSignal(distributed=self.state.num_processes > 1)
 
-    def until_done(self) -> None:
+    def train(self) -> None:
         """Trains and saves. Where memory runs out, goes on from the last checkpoint with smaller passes and more of
         them in a step, so that what is computed stays the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +109,7 @@ class StageRun:
         if self.state.is_main_process:
             remove_unfinished(self.folder)
         self.state.wait_for_everyone()
-        [last] = broadcast_object_list([last_whole(self.folder) if self.state.is_main_process else None])
+        [last] = broadcast_object_list([last_complete_checkpoint(self.folder) if self.state.is_main_process else None])
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
         checkpoint.model.to(self.state.device)
         if self.machine.gradient_checkpointing:
@@ -117,7 +123,7 @@ class StageRun:
             notice_signals_in_backward(model)
         total = optimizer_steps(self.stage, len(train_set))
         if self.state.is_main_process:
-            keep_data(self.folder, train_set.samples, resumed=last is not None)
+            check_same_data(self.folder, train_set.samples, resumed=last is not None)
         trainer = make_trainer(
             StageSettings(
                 config=self.config, stage=self.stage, machine=self.machine, folder=self.folder, state=self.state
@@ -144,7 +150,7 @@ class StageRun:
             with self.stop:
                 try:
                     trainer.train(resume_from_checkpoint=None if last is None else str(last))
-                except StepLeft:
+                except StepInterrupted:
                     self.stop.save_last_step(trainer, lambda: is_saved(self.folder, trainer.state.global_step))
         # A sharded run cannot be resumed after its last step: it is finished instead.
         resumable = trainer.state.global_step < total or not trainer.is_fsdp_enabled
@@ -158,7 +164,7 @@ class StageRun:
         save_model(trainer, checkpoint, self.target)
         self.state.wait_for_everyone()  # the others read what the main process has written
 
-    def _data(self, checkpoint: Checkpoint) -> tuple[TrainingSet, dict[str, TrainingSet]]:
+    def _data(self, checkpoint: Lsm) -> tuple[TrainingSet, dict[str, TrainingSet]]:
         stage, seed = self.stage, self.config.seed
         given: dict[str, Any] = {"tasks": stage.tasks, "on_error": self.on_error}
         train = read_samples(stage.train, limit=stage.limit, **given)
@@ -177,9 +183,7 @@ class StageRun:
         sets = {name: TrainingSet(view, checkpoint, states) for name, view in views.items() if view}
         return TrainingSet(train, checkpoint, states), sets
 
-    def _encode(
-        self, states: SpeechStates, checkpoint: Checkpoint, *sets: list[Sample]
-    ) -> tuple[list[Sample], list[Sample]]:
+    def _encode(self, states: SpeechStates, checkpoint: Lsm, *sets: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Fills the cache, every process its share, and leaves out what could not be encoded."""
         problems = Problems()
         missing = states.missing([sample for samples in sets for sample in samples])

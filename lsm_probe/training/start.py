@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lsm_probe import assets
-from lsm_probe.errors import InputError
-from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.building import build_lsm
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm, require_lsm
 from lsm_probe.models.loading import load
 from lsm_probe.training.config import ModelSettings
 
 
-def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Checkpoint:
+def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Lsm:
     """The LSM a stage begins with, on CPU in float32: the stage before's, one given, or a new one from parts.
 
     Raises:
@@ -22,9 +20,7 @@ def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Check
     name = start or settings.start
     if name is not None:
         checkpoint = load(name, device="cpu", dtype="float32", template=settings.template)
-        if not isinstance(checkpoint.model, LsmForConditionalGeneration):
-            raise InputError(f"model.start={name} is no LSM of ours: give one, or model.encoder and model.llm")
-        return checkpoint
+        return require_lsm(checkpoint, "give one, or model.encoder and model.llm", name=f"model.start={name}")
     builtin = {"builtin:encoder": assets.speech_encoder, "builtin:llm": assets.language_model}
     encoder, llm = (builtin[part]() if part in builtin else part for part in (settings.encoder, settings.llm))
     return build_lsm(

@@ -19,8 +19,7 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
-from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.processing_lsm import LsmProcessor
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.training.samples import file_state
 
 BATCH_SIZE = 8
@@ -38,7 +37,7 @@ class SpeechStates:
         dtype: what is computed in and stored; bfloat16 under autocast.
     """
 
-    def __init__(self, root: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32):
+    def __init__(self, root: Path, checkpoint: Lsm, dtype: torch.dtype = torch.float32):
         lsm: Any = checkpoint.model
         config = lsm.config
         made_by = {
@@ -59,7 +58,7 @@ class SpeechStates:
 
     def fill(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Lsm,
         samples: Sequence[Sample],
         problems: Problems,
         *,
@@ -67,7 +66,6 @@ class SpeechStates:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         """Encodes the speech of `samples`; sound that cannot be used goes into `problems`."""
-        assert isinstance(checkpoint.processor, LsmProcessor)
         batch: list[tuple[Sample, Tensor, Tensor]] = []
         for done, sample in enumerate(samples, start=1):
             with problems.catching(""):
@@ -77,7 +75,7 @@ class SpeechStates:
                 batch = []
             on_progress("encoding speech", done, len(samples))
 
-    def _encode(self, checkpoint: Checkpoint, batch: Sequence[tuple[Sample, Tensor, Tensor]]) -> None:
+    def _encode(self, checkpoint: Lsm, batch: Sequence[tuple[Sample, Tensor, Tensor]]) -> None:
         if not batch:
             return
         lsm: Any = checkpoint.model

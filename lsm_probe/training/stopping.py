@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from lsm_probe.errors import Terminated
 
 
-class StepLeft(BaseException):
-    """A step or an evaluation was left before its end, because the run was told to stop."""
+class StepInterrupted(BaseException):
+    """A signal interrupted a step or an evaluation."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -33,23 +33,23 @@ class StopOnSignal(TrainerCallback):
     before.
 
     Args:
-        several: whether other processes train with this one.
+        distributed: whether other processes train with this one.
 
     Attributes:
         signal: the one that came; None if none did.
     """
 
-    def __init__(self, *, several: bool) -> None:
+    def __init__(self, *, distributed: bool) -> None:
         self.signal: int | None = None
-        self._several = several
-        self._leaving_allowed = False
+        self._distributed = distributed
+        self._may_interrupt = False
         self._before: dict[int, Any] = {}
         self._restore_state: Callable[[], None] = lambda: None
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGTERM,) if self._several else (signal.SIGTERM, signal.SIGINT)
-            self._before = {number: signal.signal(number, self._ask) for number in numbers}
+            numbers = (signal.SIGTERM,) if self._distributed else (signal.SIGTERM, signal.SIGINT)
+            self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,25 +57,25 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     @contextmanager
-    def leaving_allowed(self) -> Iterator[None]:
-        """In the block a signal raises [`StepLeft`] at once, in a single process.
+    def interruptible(self) -> Iterator[None]:
+        """In the block a signal raises [`StepInterrupted`] at once, in a single process.
 
         Outside of such blocks, where the optimizer writes to the weights or a checkpoint is saved, it waits for the end
         of the step.
         """
-        self._leaving_allowed = not self._several
+        self._may_interrupt = not self._distributed
         try:
-            self._leave_if_asked()
+            self._interrupt_if_signalled()
             yield
         finally:
-            self._leaving_allowed = False
+            self._may_interrupt = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._keep_state(state)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._keep_state(state)
-        if self._asked_any():
+        if self._any_rank_signalled():
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # it may take longer than the time that is left
 
@@ -101,16 +101,16 @@ class StopOnSignal(TrainerCallback):
             return kind(f"{by} before the first of {total} steps: run the same command with --resume to start again")
         return kind(f"{by} and saved at step {step} of {total}: run the same command with --resume to continue")
 
-    def _ask(self, number: int, _: Any) -> None:
+    def _on_signal(self, number: int, _: Any) -> None:
         if self.signal == signal.SIGINT == number:  # a second Ctrl-C does not wait for the save
             raise KeyboardInterrupt
         self.signal = number
-        self._leave_if_asked()
+        self._interrupt_if_signalled()
 
-    def _leave_if_asked(self) -> None:
-        if self.signal is not None and self._leaving_allowed:
-            self._leaving_allowed = False
-            raise StepLeft
+    def _interrupt_if_signalled(self) -> None:
+        if self.signal is not None and self._may_interrupt:
+            self._may_interrupt = False
+            raise StepInterrupted
 
     def _keep_state(self, state: TrainerState) -> None:
         """Keeps what a step changes before it ends, for a step that does not end."""
@@ -119,7 +119,7 @@ class StopOnSignal(TrainerCallback):
             _restore, state, state.num_input_tokens_seen, torch.get_rng_state(), gpu_generator
         )
 
-    def _asked_any(self) -> bool:
+    def _any_rank_signalled(self) -> bool:
         """The signal reaches processes at different steps; all must stop at the same one."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.signal is not None
@@ -138,7 +138,7 @@ def notice_signals_in_backward(model: nn.Module) -> None:
                 layer.register_forward_hook(_call_python_in_backward)
 
 
-def outlive_sigterm(worker: int) -> None:
+def leave_sigterm_to_trainer(worker: int) -> None:
     """Lets a process that reads data live on when SIGTERM comes to all processes of a run, as Slurm and systemd send
     it: the training process still needs it for the step that is running, and ends it itself. (On Linux; elsewhere a
     signal does not tell who sent it.)"""

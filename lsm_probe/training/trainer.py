@@ -17,7 +17,7 @@ from lsm_probe.training.dataset import TrainingSet
 from lsm_probe.training.held_out_loss import sample_losses, summarise
 from lsm_probe.training.order import LengthGrouped
 from lsm_probe.training.parameters import parameter_groups
-from lsm_probe.training.stopping import StopOnSignal, outlive_sigterm
+from lsm_probe.training.stopping import StopOnSignal, leave_sigterm_to_trainer
 
 
 class LsmTrainer(Trainer):
@@ -65,10 +65,10 @@ class LsmTrainer(Trainer):
         return self.order
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return _with_steady_workers(super().get_train_dataloader())
+        return _with_signal_safe_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        return _with_steady_workers(super().get_eval_dataloader(eval_dataset))
+        return _with_signal_safe_workers(super().get_eval_dataloader(eval_dataset))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The Trainer's pass forward and back.
@@ -78,7 +78,7 @@ class LsmTrainer(Trainer):
                 Nothing has been updated with it. (Clipping would make zeros of an infinite one, and hide it.)
         """
         self._step_indices += inputs["index"].tolist()
-        with self.stop.leaving_allowed():
+        with self.stop.interruptible():
             loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.sync_gradients:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -117,7 +117,7 @@ class LsmTrainer(Trainer):
     ) -> dict[str, float]:
         """Held-out loss with the true inputs and with each control's; see [`summarise`]."""
         # A loader draws its workers' seed from the global generator: training must not go on otherwise for it.
-        with torch.random.fork_rng(devices=[]), self.stop.leaving_allowed():
+        with torch.random.fork_rng(devices=[]), self.stop.interruptible():
             losses = {name: self._losses(view) for name, view in self.held_out.items()}
         metrics = summarise(losses, self.held_out["true"].samples, self.args.seed)
         self.log(dict(metrics))
@@ -132,7 +132,7 @@ class LsmTrainer(Trainer):
         return output.predictions
 
 
-def _with_steady_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+def _with_signal_safe_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     inner = getattr(loader, "base_dataloader", loader)  # Accelerate's is a shell round a loader
-    inner.worker_init_fn = outlive_sigterm  # in place of the Trainer's seeds, which no item asks for
+    inner.worker_init_fn = leave_sigterm_to_trainer  # in place of the Trainer's seeds, which no item asks for
     return loader

@@ -5,9 +5,11 @@ import json
 import pytest
 import soundfile
 
-from lsm_probe.probes.alignment.plot import PICTURES
+from lsm_probe.probes.alignment import PROBE
 from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.runner.comparison import SCHEMA
+
+PICTURES = PROBE.pictures
 
 WORDS = [
     "the quick brown fox",
@@ -85,7 +87,7 @@ def test_checkpoints_are_compared(lsm_probe_command, tiny_lsm, tiny_lsm_folder, 
     assert pair["paired_cosine_difference"]["mean"][0] == 0  # the embeddings of one response
     assert {"lsm", "other", *PICTURES} <= {path.name for path in out.iterdir()}
     assert "instructions, which make" not in stdout
-    assert AlignmentResult.load(out / "other").data["instruction"] == "Repeat it."
+    assert AlignmentResult.load(out / "other").data.instruction == "Repeat it."
     assert {line.split(",")[3] for line in (out / "alignment_points.csv").read_text().splitlines()[1:]} == {"2"}
 
 
@@ -98,8 +100,11 @@ def test_json_goes_to_stdout_and_nothing_else_does(lsm_probe_command, tiny_lsm_f
 
 
 MISTAKES = {
-    "unknown segment": (lambda m: ["--segment", "system"], "source, prompt, response"),
-    "unknown response": (lambda m: ["--segment", "response", "--response", "mine"], "response 'mine' is unknown"),
+    "unknown segment": (lambda m: ["--segment", "system"], "'system' is not one of 'source', 'prompt', 'response'"),
+    "unknown response": (
+        lambda m: ["--segment", "response", "--response", "mine"],
+        "'mine' is not one of 'generated', 'reference'",
+    ),
     "unknown layer": (lambda m: ["--layer", 4], "has no state 4: choose from 0"),
     "layer below the last": (lambda m: ["--layer", -2], "has no state -2: choose from 0"),
     "perplexity": (lambda m: ["--perplexity", 12], "perplexity 12 needs more than 6 samples"),

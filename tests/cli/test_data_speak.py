@@ -151,7 +151,7 @@ def test_an_interrupt_says_how_to_go_on(data, sentences, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(speech, "_speak_one", interrupt)
+    monkeypatch.setattr(speech, "_run_job", interrupt)
     code, _, stderr = data("speak", sentences, "--out", tmp_path / "out", "--workers", 1)
     assert code == 130
     assert "--resume" in stderr

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import soundfile
 
-from lsm_probe.evaluation import cascade
+from lsm_probe.evaluation import EVALUATION, cascade
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
-from lsm_probe.evaluation.plot import PICTURES
 from lsm_probe.evaluation.tables import TABLES
 from lsm_probe.evaluation.task import builtin_tasks
 from lsm_probe.evaluation.transcriber import Transcriber
+
+PICTURES = EVALUATION.pictures
 
 TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green"]
 FILES = {"result.json", "arrays.npz", "samples.jsonl", *PICTURES}

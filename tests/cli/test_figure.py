@@ -11,9 +11,12 @@ import soundfile
 from lsm_probe.evaluation import cascade
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.transcriber import Transcriber
+from lsm_probe.models.identity import WeightsIdentity
 from lsm_probe.probes.attention.result import AttentionResult, eta_difference
 from lsm_probe.reports.paper_figures import DRAWINGS
 from lsm_probe.runner.result import GROUPS
+
+WHISPER = WeightsIdentity(model_type="whisper")
 
 QUICK = ("--max-new-tokens", 3, "--device", "cpu")
 
@@ -42,7 +45,11 @@ class Recogniser(Transcriber):
 def results(lsm_probe_command, manifest, tiny_llm_folder, tiny_lsm_folder, mmlu_folder, tmp_path, monkeypatch):
     """`results(name)`: a folder of results that the figure is made of, of a text LLM and an LSM."""
     both = ("--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder)
-    monkeypatch.setattr(cascade, "load_transcriber", lambda name, **_: Recogniser(name, None, None, {"name": name}))
+    monkeypatch.setattr(
+        cascade,
+        "load_transcriber",
+        lambda name, **_: Recogniser(name, None, None, WHISPER),
+    )
     asked = ("--task", "commands-place", "--data", manifest.parent.parent, "--cascade", tiny_llm_folder)
     commands = {
         "figure3": ("attention", *both, "--data", manifest, *QUICK),

@@ -43,7 +43,7 @@ def test_windows_alone_write_nothing_of_heads(run, tiny_llm_folder, tmp_path):
 
 
 def test_heads_of_chosen_layers_are_written_and_named(run, tiny_llm_folder, tmp_path):
-    code, stdout, _ = run("out", [tiny_llm_folder], "--heads", "--layers", 0, "--layers", "1-2")
+    code, stdout, _ = run("out", [tiny_llm_folder], "--single-heads", "--layers", 0, "--layers", "1-2")
     assert code == 0
     assert written(tmp_path / "out") == PLAIN | HEADS
     result = KnockoutResult.load(tmp_path / "out")
@@ -54,14 +54,14 @@ def test_heads_of_chosen_layers_are_written_and_named(run, tiny_llm_folder, tmp_
 
 
 def test_a_later_run_without_heads_takes_their_pictures_away(run, tiny_llm_folder, tmp_path):
-    assert run("out", [tiny_llm_folder], "--heads", "--layers", 1)[0] == 0
+    assert run("out", [tiny_llm_folder], "--single-heads", "--layers", 1)[0] == 0
     assert run("out", [tiny_llm_folder])[0] == 0
     assert written(tmp_path / "out") == PLAIN
 
 
 def test_two_checkpoints_are_compared_by_head(run, tiny_llm_folder, save_llm, tmp_path):
     other = save_llm(tmp_path / "other", seed=1)
-    code, _, _ = run("out", [tiny_llm_folder, other], "--heads", "--layers", 1)
+    code, _, _ = run("out", [tiny_llm_folder, other], "--single-heads", "--layers", 1)
     assert code == 0
     assert written(tmp_path / "out") == {"comparison.json"} | HEADS | {n for n in PLAIN if n.startswith("knockout")}
     pair = json.loads((tmp_path / "out" / "comparison.json").read_text())["pairs"][0]["heads_difference"]
@@ -74,13 +74,13 @@ def test_two_checkpoints_are_compared_by_head(run, tiny_llm_folder, save_llm, tm
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--heads", "--layers", "3"], "has layers 0 to 2"),
-        (["--heads", "--layers", "2-1"], "neither a layer nor a range"),
-        (["--heads", "--layers", "0-99999"], "neither a layer nor a range"),
-        (["--heads", "--layers", "9" * 5000], "neither a layer nor a range"),
-        (["--heads", "--layers", "some"], "neither a layer nor a range"),
-        (["--heads", "--layers", "1-"], "neither a layer nor a range"),
-        (["--layers", "1"], "give --heads too"),
+        (["--single-heads", "--layers", "3"], "has layers 0 to 2"),
+        (["--single-heads", "--layers", "2-1"], "neither a layer nor a range"),
+        (["--single-heads", "--layers", "0-99999"], "neither a layer nor a range"),
+        (["--single-heads", "--layers", "9" * 5000], "neither a layer nor a range"),
+        (["--single-heads", "--layers", "some"], "neither a layer nor a range"),
+        (["--single-heads", "--layers", "1-"], "neither a layer nor a range"),
+        (["--layers", "1"], "give --single-heads too"),
         (["--window", "0"], "--window 0"),
     ],
 )

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from lsm_probe.probes.sensitivity.plot import PICTURES
+from lsm_probe.probes.sensitivity import PROBE
 from lsm_probe.probes.sensitivity.result import SensitivityResult
+
+PICTURES = PROBE.pictures
 
 TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green"]
 ASKED = [
@@ -223,9 +225,9 @@ MISTAKES = {
     "pool of one": (lambda m, rows: ["--data", one_task(m, rows)], "a pool of one instruction says nothing"),
     "no paraphrases": (lambda m, rows: ["--pool", "paraphrases"], "the pool holds no other wording of its task"),
     "one utterance": (lambda m, rows: ["--limit", 1, "--instructions", "probing"], "a pool of one source says nothing"),
-    "unknown per": (lambda m, rows: ["--per", "word"], "per 'word' is unknown; choose one of: token, response"),
-    "unknown pool": (lambda m, rows: ["--pool", "words"], "pool 'words' is unknown; choose one of: tasks, paraphrases"),
-    "unknown response": (lambda m, rows: ["--response", "gold"], "choose one of: generated, reference"),
+    "unknown per": (lambda m, rows: ["--per", "word"], "'word' is not one of 'token', 'response'"),
+    "unknown pool": (lambda m, rows: ["--pool", "words"], "'words' is not one of 'tasks', 'paraphrases'"),
+    "unknown response": (lambda m, rows: ["--response", "gold"], "'gold' is not one of 'generated', 'reference'"),
     "no such pool": (lambda m, rows: ["--instructions", "magic"], "--instructions magic does not exist"),
     "pool of nothing": (lambda m, rows: ["--instructions", m], "cannot be read as YAML"),
     "no responses": (lambda m, rows: ["--responses", m.parent], "holds no readable result with responses"),

@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
 from lsm_probe.evaluation.text_ability_table import text_ability_table
+from lsm_probe.runner.identity import CheckpointIdentity
 
 TEXTS = [("the quick brown fox", "jumps over the lazy dog"), ("rain falls", "softly on the old town")]
 FILES = {"result.json", "arrays.npz", "samples.jsonl", "text_ability.csv"}
@@ -87,14 +89,13 @@ def test_a_rate_is_shown_only_where_more_than_guessing_could_be_forgotten():
             counts=np.array([[i < right, 1] for i in range(200)], dtype=np.float64),
             clusters=np.arange(200),
             samples=rows,
-            checkpoint={"name": name},
-            data={"name": "made", "sha256": "0", "n_samples": 200},
+            checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+            data=DataIdentity("made", "0", 200),
             conventions=TextAbilityConventions(shots=5),
         )
 
     def last_row(*results):
-        cells = [list(column.cells)[-1] for column in text_ability_table(results).columns]
-        return [cell.splitlines()[0] for cell in cells]
+        return [cell.splitlines()[0] for cell in text_ability_table(results).rows[-1]]
 
     assert last_row(result("a", 120), result("b", 90)) == ["b: forgotten", "25.0", "–", "–", "–", "25.0"]
     assert last_row(result("a", 55), result("b", 44)) == ["b: forgotten", "–", "–", "–", "–", "–"]

@@ -77,7 +77,7 @@ def test_a_layer_that_is_not_there_is_refused_before_the_model_runs(
 MISTAKES = {
     "no such sample": (["--sample", "clip 9"], "--sample clip 9 is not in the manifest"),
     "no such layer": (["--layer", 3, "--max-new-tokens", 2], "layer 3 is not one of 3"),
-    "unknown response": (["--response", "loud"], "generated, reference"),
+    "unknown response": (["--response", "loud"], "'loud' is not one of 'generated', 'reference'"),
     "no reference": (["--response", "reference"], "`target`"),
     "no such manifest": (["--data", "none.jsonl"], "none.jsonl"),
 }

@@ -12,10 +12,7 @@ import typer
 from lsm_probe.cli import app
 from lsm_probe.reports.paper_figures import DRAWINGS
 
-REWRITTEN_WITH_THE_REGISTRY = (
-    *("attention", "sensitivity", "alignment", "knockout", "importance", "timeline"),
-    *("evaluate", "score", "text-ability"),
-)
+REWRITTEN_WITH_THE_REGISTRY = ("timeline", "evaluate", "score", "text-ability")
 
 
 @pytest.mark.parametrize(

@@ -49,34 +49,34 @@ def test_the_evaluation_pool_has_the_papers_labels() -> None:
     assert (len(tasks["emotion"].labels), len(tasks["intent"].labels)) == (7, 19)
     assert tasks["keywords-lights"].labels == tasks["keywords-washing"].labels
     assert len(tasks["keywords-lights"].labels) == 8
-    drawn = read_pool("evaluation").only(["emotion"]).draw(0, "a").instruction
+    drawn = read_pool("evaluation").only(["emotion"]).assign(0, "a").instruction
     assert "'neutral', 'joy', 'sadness', 'anger', 'surprise', 'fear', 'disgust'" in drawn
     assert "{'label'}" in drawn
 
 
 def test_tasks_are_drawn_equally_and_wordings_and_languages_inside_them() -> None:
     pool = read_pool(*GENERATION)
-    draws = [pool.draw(0, f"sample-{i}") for i in range(14_000)]
-    per_task = Counter(draw.task for draw in draws)
+    assigned = [pool.assign(0, f"sample-{i}") for i in range(14_000)]
+    per_task = Counter(a.task for a in assigned)
     # Binomial with n = 14,000 and p = 1/7: standard deviation 41.
     assert len(per_task) == 7
     assert all(abs(count - 2_000) < 5 * 41 for count in per_task.values())
-    translated = Counter((d.language, d.instruction) for d in draws if d.task == "translation")
+    translated = Counter((d.language, d.instruction) for d in assigned if d.task == "translation")
     assert len(translated) == 20
     assert min(translated.values()) > 50
-    assert all(d.language in d.instruction for d in draws if d.language)
-    assert all(d.language is None for d in draws if d.task != "translation")
-    assert all("{" not in d.instruction for d in draws)
+    assert all(d.language in d.instruction for d in assigned if d.language)
+    assert all(d.language is None for d in assigned if d.task != "translation")
+    assert all("{" not in d.instruction for d in assigned)
 
 
 def test_a_draw_depends_on_seed_and_id_alone() -> None:
     pool = read_pool(*GENERATION)
     ids = [f"{i}" for i in range(200)]
-    first = {i: pool.draw(3, i) for i in ids}
-    assert {i: pool.draw(3, i) for i in reversed(ids)} == first
-    assert {i: pool.draw(4, i) for i in ids} != first
+    first = {i: pool.assign(3, i) for i in ids}
+    assert {i: pool.assign(3, i) for i in reversed(ids)} == first
+    assert {i: pool.assign(4, i) for i in ids} != first
     # Fixed: data made with an earlier release must be made again alike.
-    assert [pool.draw(0, i).instruction_id for i in ("a", "b", "c")] == PINNED
+    assert [pool.assign(0, i).instruction_id for i in ("a", "b", "c")] == PINNED
 
 
 PINNED = ["translation/Spanish/0", "translation/Chinese/3", "continuation/4"]
@@ -84,15 +84,15 @@ PINNED = ["translation/Spanish/0", "translation/Chinese/3", "continuation/4"]
 
 def test_one_task_alone() -> None:
     pool = read_pool(*GENERATION).only(["continuation"])
-    assert {pool.draw(0, f"{i}").task for i in range(50)} == {"continuation"}
+    assert {pool.assign(0, f"{i}").task for i in range(50)} == {"continuation"}
     with pytest.raises(InputError, match="'juggling' is not in the instruction pool; it has: repetition"):
         read_pool("generation").only(["juggling"])
 
 
 def test_a_language_can_be_given() -> None:
     pool = read_pool("evaluation").only(["translation"])
-    draw = pool.draw(0, "a", language="Turkish")
-    assert (draw.language, "into Turkish" in draw.instruction) == ("Turkish", True)
+    assignment = pool.assign(0, "a", language="Turkish")
+    assert (assignment.language, "into Turkish" in assignment.instruction) == ("Turkish", True)
 
 
 def test_pools_join_and_extend(tmp_path: Path) -> None:

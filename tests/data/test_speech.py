@@ -12,7 +12,7 @@ import soundfile
 
 from lsm_probe.data import speech
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.speech import RATE, Delivery, speak, texts_sha256
+from lsm_probe.data.speech import RATE, SpeechSettings, synthesize, texts_sha256
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
@@ -38,15 +38,15 @@ def tones(monkeypatch):
         asked.append(text)
         return np.sin(np.arange(2_400 * len(text)) / 9, dtype=np.float32) / speed, 24_000
 
-    monkeypatch.setattr(speech, "say", tone)
+    monkeypatch.setattr(speech, "synthesize_text", tone)
     return asked
 
 
 def test_the_bytes_are_the_same_with_one_process_and_with_two(tmp_path, monkeypatch):
-    monkeypatch.setattr(speech, "_AT_ONCE", 2)
-    utterances, delivery = said(*TEXTS), Delivery(speeds=(0.9, 1.1), seed=5)
-    one = speak(utterances, tmp_path / "1", delivery, workers=1, problems=Problems())
-    two = speak(utterances[::-1], tmp_path / "2", delivery, workers=2, problems=Problems())
+    monkeypatch.setattr(speech, "_CHUNK_SIZE", 2)
+    utterances, settings = said(*TEXTS), SpeechSettings(speeds=(0.9, 1.1), seed=5)
+    one = synthesize(utterances, tmp_path / "1", settings, workers=1, problems=Problems())
+    two = synthesize(utterances[::-1], tmp_path / "2", settings, workers=2, problems=Problems())
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert len(contents(tmp_path / "1")) == len(TEXTS)
     assert [u.id for u in one.utterances] == [u.id for u in utterances]
@@ -59,31 +59,31 @@ def test_the_bytes_are_the_same_with_one_process_and_with_two(tmp_path, monkeypa
 
 
 def test_a_draw_hangs_on_seed_and_id_alone():
-    delivery = Delivery(voices=("hibari:heart",), speeds=(0.8, 1.0, 1.2), seed=1)
-    draws = [delivery.draw(f"s{i}") for i in range(300)]
-    assert draws == [delivery.draw(f"s{i}") for i in range(300)]
-    assert {speed for _, speed, _ in draws} == {0.8, 1.0, 1.2}
-    assert min(sum(speed == s for _, speed, _ in draws) for s in delivery.speeds) > 60
-    assert len({seed for _, _, seed in draws}) == 300
-    assert draws != [Delivery(speeds=delivery.speeds, seed=2).draw(f"s{i}") for i in range(300)]
+    settings = SpeechSettings(voices=("hibari:heart",), speeds=(0.8, 1.0, 1.2), seed=1)
+    chosen = [settings.choose(f"s{i}") for i in range(300)]
+    assert chosen == [settings.choose(f"s{i}") for i in range(300)]
+    assert {speed for _, speed, _ in chosen} == {0.8, 1.0, 1.2}
+    assert min(sum(speed == s for _, speed, _ in chosen) for s in settings.speeds) > 60
+    assert len({seed for _, _, seed in chosen}) == 300
+    assert chosen != [SpeechSettings(speeds=settings.speeds, seed=2).choose(f"s{i}") for i in range(300)]
 
 
 @pytest.mark.parametrize("speed", [0, -1, 0.49, 2.01, float("nan"), float("inf")])
 def test_a_speed_out_of_range_is_refused(speed):
     with pytest.raises(InputError, match="--speed"):
-        Delivery(speeds=(1.0, speed))
+        SpeechSettings(speeds=(1.0, speed))
 
 
 def test_an_unknown_voice_is_refused():
     with pytest.raises(InputError, match="--voice 'hibari:x'"):
-        Delivery(voices=("hibari:x",))
+        SpeechSettings(voices=("hibari:x",))
 
 
 def test_what_is_there_is_not_spoken_again(tmp_path, tones):
-    first = speak(said(*TEXTS[:2]), tmp_path, Delivery(), workers=1, problems=Problems())
+    first = synthesize(said(*TEXTS[:2]), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.flac")}
     seen = []
-    both = speak(said(*TEXTS), tmp_path, Delivery(), workers=1, problems=Problems(), on_progress=seen.append)
+    both = synthesize(said(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems(), on_progress=seen.append)
     assert tones == TEXTS
     assert (first.new, first.already, both.new, both.already) == (2, 0, 2, 2)
     assert both.seconds == pytest.approx(0.1 * len("".join(TEXTS[2:])))
@@ -92,17 +92,17 @@ def test_what_is_there_is_not_spoken_again(tmp_path, tones):
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path, tones):
-    (spoken,) = speak(said("Yes."), tmp_path, Delivery(), workers=1, problems=Problems()).utterances
+    (spoken,) = synthesize(said("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
     leftover = spoken.audio.with_name(f".{spoken.audio.stem}.4711.flac")
     leftover.write_bytes(b"half")
-    speak(said("Yes."), tmp_path, Delivery(), workers=1, problems=Problems())
+    synthesize(said("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     assert not leftover.exists()
     assert spoken.audio.exists()
 
 
 def test_a_text_that_cannot_be_spoken_is_counted(tmp_path, tones):
     problems = Problems()
-    spoken = speak(said("Yes.", "", "No.", " "), tmp_path, Delivery(), workers=1, problems=problems)
+    spoken = synthesize(said("Yes.", "", "No.", " "), tmp_path, SpeechSettings(), workers=1, problems=problems)
     assert [u.id for u in spoken.utterances] == ["s0", "s2"]
     assert [line.split(": ")[0] for line in problems.found] == ["s1", "s3"]
     assert len(contents(tmp_path)) == 2
@@ -114,7 +114,7 @@ NASTY += ["é", "e\u0301", "日本", "con", "a b", "a\nb", "-h", " ", "a:b", "a.
 
 def test_no_id_leaves_the_folder_or_shares_a_file(tmp_path, tones):
     utterances = [Utterance(id=name, split=split, text="Yes.") for name in NASTY for split in ("", "b")]
-    spoken = speak(utterances, tmp_path / "in", Delivery(), workers=1, problems=Problems())
+    spoken = synthesize(utterances, tmp_path / "in", SpeechSettings(), workers=1, problems=Problems())
     names = [str(u.audio.relative_to(tmp_path / "in")) for u in spoken.utterances]
     assert len({name.lower() for name in names}) == len(utterances)
     assert all(len(Path(name).name) < 100 and name.isascii() and ".." not in name for name in names)
@@ -125,9 +125,8 @@ def test_no_id_leaves_the_folder_or_shares_a_file(tmp_path, tones):
 def test_an_id_that_is_taken_is_a_problem(tmp_path, tones):
     problems = Problems()
     utterances = [Utterance(id="a", split="x", text=text) for text in ("Yes.", "No.")]
-    assert [u.text for u in speak(utterances, tmp_path, Delivery(), workers=1, problems=problems).utterances] == [
-        "Yes."
-    ]
+    made = synthesize(utterances, tmp_path, SpeechSettings(), workers=1, problems=problems).utterances
+    assert [u.text for u in made] == ["Yes."]
     assert problems.found == ["x, a: the id is taken by an utterance before it"]
 
 
@@ -143,18 +142,18 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, tones, mo
     with monkeypatch.context() as disk:
         disk.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError) as caught:
-            speak(said(*TEXTS), tmp_path, Delivery(), workers=1, problems=Problems())
+            synthesize(said(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     assert caught.value.errno == errno.ENOSPC
     assert len(contents(tmp_path)) == 2
-    spoken = speak(said(*TEXTS), tmp_path, Delivery(), workers=1, problems=Problems())
+    spoken = synthesize(said(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     assert (spoken.new, spoken.already) == (2, 2)
     assert all(soundfile.read(u.audio)[0].size for u in spoken.utterances)
 
 
 def test_over_full_scale_is_scaled_and_not_clipped(tmp_path, monkeypatch):
     square = np.where(np.arange(24_000) // 60 % 2, 1.0, -1.0).astype(np.float32)  # overshoots when resampled
-    monkeypatch.setattr(speech, "say", lambda *args, **kwargs: (square, 24_000))
-    (loud,) = speak(said("Loud."), tmp_path, Delivery(), workers=1, problems=Problems()).utterances
+    monkeypatch.setattr(speech, "synthesize_text", lambda *args, **kwargs: (square, 24_000))
+    (loud,) = synthesize(said("Loud."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
     samples, rate = soundfile.read(loud.audio, dtype="int16")
     assert rate == RATE
     assert np.abs(samples.astype(int)).max() == 32_767
@@ -177,7 +176,7 @@ def test_a_flac_in_memory_is_that_of_a_file(tmp_path):
 
 
 def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(speech, "_AT_ONCE", 1)
-    monkeypatch.setattr(speech, "_begin_work", partial(os._exit, 9))
+    monkeypatch.setattr(speech, "_CHUNK_SIZE", 1)
+    monkeypatch.setattr(speech, "_initialize_worker", partial(os._exit, 9))
     with pytest.raises(InputError, match="fewer --workers"):
-        speak(said("Yes.", "No."), tmp_path, Delivery(), workers=2, problems=Problems())
+        synthesize(said("Yes.", "No."), tmp_path, SpeechSettings(), workers=2, problems=Problems())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lsm_probe.data import voices
-from lsm_probe.data.voices import MAX_CHARACTERS, available_voices, say
+from lsm_probe.data.voices import MAX_CHARACTERS, available_voices, synthesize_text
 from lsm_probe.errors import InputError
 
 flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
@@ -25,8 +25,8 @@ def test_flite_offers_no_clock():
 
 @pytest.mark.parametrize("voice", EVERY)
 def test_a_sentence_is_spoken_and_repeats_itself(voice):
-    samples, rate = say("The kettle is on.", voice, seed=1)
-    again, _ = say("The kettle is on.", voice, seed=1)
+    samples, rate = synthesize_text("The kettle is on.", voice, seed=1)
+    again, _ = synthesize_text("The kettle is on.", voice, seed=1)
     assert samples.dtype == np.float32
     assert samples.ndim == 1
     assert 0.5 < len(samples) / rate < 3
@@ -35,7 +35,7 @@ def test_a_sentence_is_spoken_and_repeats_itself(voice):
 
 @pytest.mark.parametrize("voice", EVERY)
 def test_speed_shortens(voice):
-    slow, fast = (len(say("The kettle is on the stove.", voice, speed=speed)[0]) for speed in (0.8, 1.6))
+    slow, fast = (len(synthesize_text("The kettle is on the stove.", voice, speed=speed)[0]) for speed in (0.8, 1.6))
     assert fast == pytest.approx(slow / 2, rel=0.25)
 
 
@@ -46,7 +46,7 @@ def test_speed_shortens(voice):
 def test_a_text_is_only_ever_spoken(voice, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-").write_text("Another text, and one that takes much longer to be spoken than the first.")
-    samples, rate = say(text, voice)
+    samples, rate = synthesize_text(text, voice)
     assert 0.3 < len(samples) / rate < 4
     assert [path.name for path in tmp_path.iterdir()] == ["-"]
 
@@ -54,9 +54,9 @@ def test_a_text_is_only_ever_spoken(voice, text, tmp_path, monkeypatch):
 @flite
 def test_the_name_of_a_file_is_spoken_and_not_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    absent = say("notes", "flite:kal16")[0]
+    absent = synthesize_text("notes", "flite:kal16")[0]
     (tmp_path / "notes").write_text("This is a long text about something else altogether.")
-    np.testing.assert_array_equal(say("notes", "flite:kal16")[0], absent)
+    np.testing.assert_array_equal(synthesize_text("notes", "flite:kal16")[0], absent)
 
 
 @pytest.mark.parametrize("voice", EVERY)
@@ -65,7 +65,7 @@ def test_the_name_of_a_file_is_spoken_and_not_the_file(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_spoken_is_one_line(voice, text):
     with pytest.raises(InputError) as caught:
-        say(text, voice)
+        synthesize_text(text, voice)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
@@ -73,12 +73,13 @@ def test_what_cannot_be_spoken_is_one_line(voice, text):
 @pytest.mark.parametrize("text", ["①x", "9" * 38])
 def test_numbers_that_hibari_cannot_read_are_one_line(text):
     with pytest.raises(InputError, match="hibari:heart cannot read"):
-        say(text, "hibari:heart")
+        synthesize_text(text, "hibari:heart")
 
 
 @flite
 def test_flite_reads_letters_with_accents_and_curly_quotes():
-    np.testing.assert_array_equal(say("Café, don’t!", "flite:kal16")[0], say("Cafe, don't!", "flite:kal16")[0])
+    accented, plain = (synthesize_text(text, "flite:kal16")[0] for text in ("Café, don’t!", "Cafe, don't!"))
+    np.testing.assert_array_equal(accented, plain)
 
 
 @flite
@@ -88,7 +89,7 @@ def test_a_broken_flite_is_one_line(monkeypatch, tmp_path):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(InputError, match=r"flite cannot speak 'Hello' \(no room"):
-        say("Hello", "flite:slt")
+        synthesize_text("Hello", "flite:slt")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_broken_flite_is_one_line(monkeypatch, tmp_path):
 )
 def test_an_unknown_voice_says_what_there_is(voice):
     with pytest.raises(InputError, match="hibari:heart") as caught:
-        say("Hello.", voice)
+        synthesize_text("Hello.", voice)
     assert "\n" not in str(caught.value)
     assert "apt-get install flite" in str(caught.value)
 
@@ -106,10 +107,10 @@ def test_without_flite_and_hibari_there_is_no_voice(monkeypatch):
     monkeypatch.setattr(voices, "_flite_voices", list)
     assert available_voices() == []
     with pytest.raises(InputError, match="available: none"):
-        say("Hello.", "hibari:heart")
+        synthesize_text("Hello.", "hibari:heart")
 
 
 @flite
 def test_flite_keeps_its_own_rate():
-    assert say("Hello.", "flite:kal")[1] == 8_000
-    assert say("Hello.", "flite:slt")[1] == 16_000
+    assert synthesize_text("Hello.", "flite:kal")[1] == 8_000
+    assert synthesize_text("Hello.", "flite:slt")[1] == 16_000

@@ -9,11 +9,13 @@ import soundfile
 import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.cascade import NOTHING_HEARD, cascade
+from lsm_probe.evaluation import EVALUATION
+from lsm_probe.evaluation.cascade import NO_WORDS, cascade
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.task import Task
 from lsm_probe.evaluation.transcriber import Transcriber
-from lsm_probe.runner.run import run_probe
+from lsm_probe.models.identity import WeightsIdentity
+from lsm_probe.runner.run import named_checkpoint, run_measurement
 
 TEXTS = ["the quick brown fox jumps", "rain falls softly", "she sells sea shells by the sea shore", "green"]
 SAID = Task(name="said", title="Said", metrics=("word_error_rate", "word_error_rate_macro"))
@@ -149,7 +151,7 @@ def test_responses_as_long_as_they_may_be_and_empty_ones_are_counted(tiny_lsm, s
     [
         ({"target": None}, "samples have no `target`"),
         ({"task": "mood"}, r"sample colour/3 is of task 'mood'; there are: said, colour"),
-        ({"target": "blue"}, r"sample colour/3: its target 'blue' is no answer to its task; mend it"),
+        ({"target": "blue"}, r"sample colour/3: its target 'blue' is no answer to its task; correct it"),
         ({"id": "said/0"}, "two samples have the same id"),
     ],
 )
@@ -175,6 +177,9 @@ def test_samples_that_cannot_be_used_are_left_out_where_asked(tiny_lsm, samples,
     assert result.metrics()["said"]["word_error_rate"].n == 3
 
 
+WHISPER = WeightsIdentity(model_type="whisper")
+
+
 class Recogniser(Transcriber):
     """Hears the text of a clip by its length."""
 
@@ -185,25 +190,25 @@ class Recogniser(Transcriber):
 
 @pytest.fixture
 def listening(tiny_llm):
-    return cascade(tiny_llm, Recogniser("builtin:whisper", None, None, {"weights": "w"}))
+    return cascade(tiny_llm, Recogniser("builtin:whisper", None, None, WHISPER))
 
 
 def test_a_cascade_answers_to_what_was_heard(listening, tiny_llm, samples):
     result = lsm_probe.evaluate(listening, samples, batch_size=3, **QUICK)
     lengths = [soundfile.info(sample.audio).frames for sample in samples]
-    heard = [f"heard {length} samples" if length > 8_000 else NOTHING_HEARD for length in lengths]
+    heard = [f"heard {length} samples" if length > 8_000 else NO_WORDS for length in lengths]
     assert [row["transcript"] for row in result.samples] == heard
     as_text = [sample.model_copy(update={"text": text}) for sample, text in zip(samples, heard, strict=True)]
     told_so = lsm_probe.evaluate(tiny_llm, as_text, **QUICK)
     assert [row["response"] for row in result.samples] == [row["response"] for row in told_so.samples]
-    assert result.checkpoint["transcriber"] == {"weights": "w"}
+    assert result.checkpoint.model.transcriber == WHISPER
     words = result.summary()["tasks"]["said"]["transcripts"]["details"]["words"]
     assert words == sum(len(text.split()) for text in TEXTS)
 
 
 def test_a_cascade_needs_a_text_llm(tiny_lsm):
-    with pytest.raises(InputError, match="hears by itself: a cascade is of a recogniser and a text LLM"):
-        cascade(tiny_lsm, Recogniser("w", None, None, {}))
+    with pytest.raises(InputError, match="takes speech itself: a cascade consists of"):
+        cascade(tiny_lsm, Recogniser("w", None, None, WHISPER))
 
 
 def test_a_cascade_goes_on_where_it_stopped_without_hearing_again(listening, samples, tmp_path):
@@ -223,10 +228,9 @@ def test_the_seconds_of_a_batch_are_shared_among_its_samples(tiny_lsm, samples, 
 
 
 def test_two_checkpoints_in_one_folder(tiny_lsm_folder, tiny_llm_folder, samples, tmp_path):
-    options = {"loading": {"device": "cpu", "dtype": "float32"}, "probing": QUICK}
-    results, comparison = run_probe(
-        lsm_probe.evaluate, [str(tiny_llm_folder), str(tiny_lsm_folder)], samples, tmp_path, **options
-    )
+    loading = {"device": "cpu", "dtype": "float32"}
+    checkpoints = [named_checkpoint(str(folder), loading) for folder in (tiny_llm_folder, tiny_lsm_folder)]
+    results, comparison = run_measurement(EVALUATION, checkpoints, samples, tmp_path, options=QUICK)
     pair = comparison["pairs"][0]
     assert pair["n_samples"] == 8
     assert pair["differences"].keys() == pair["agreement"].keys() == {"said", "colour"}

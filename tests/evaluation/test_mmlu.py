@@ -77,8 +77,8 @@ def test_a_limit_takes_the_first_questions_and_leaves_the_examples(mmlu_folder):
     for name, subject in limited.subjects.items():
         assert subject.test == whole.subjects[name].test[:2]
         assert subject.dev == whole.subjects[name].dev
-    assert limited.describe()["sha256"] != whole.describe()["sha256"]
-    assert limited.describe()["n_samples"] == 6
+    assert limited.describe().sha256 != whole.describe().sha256
+    assert limited.describe().n_samples == 6
 
 
 def test_all_subjects_are_known_each_in_one_of_four_groups(tmp_path):

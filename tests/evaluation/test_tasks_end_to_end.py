@@ -164,7 +164,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def manifests(folder, write, clip, waveform, lsm_probe_command, monkeypatch):
     """The manifests of all tasks, in a folder for each corpus, made once. The voice is a quick one."""
-    monkeypatch.setattr(speech, "say", lambda text, voice, **how: (waveform(0.5), 16_000))
+    monkeypatch.setattr(speech, "synthesize_text", lambda text, voice, **how: (waveform(0.5), 16_000))
     for corpus in {task.manifest.parts[0] for task in TASKS.values()}:
         out = folder / "manifests" / corpus
         if out.exists():

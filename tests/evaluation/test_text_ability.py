@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import lsm_probe
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import text_ability as module
 from lsm_probe.evaluation.mmlu import Mmlu, read_mmlu
 from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
+from lsm_probe.runner.identity import CheckpointIdentity
 
 TEXTS = [
     ("The quick brown fox jumps", "over the lazy dog while the rain falls softly."),
@@ -49,8 +51,8 @@ def made(right, *, name="by hand", texts=(), seed=0):
         counts=np.array(counts, dtype=np.float64),
         clusters=np.arange(len(rows)),
         samples=rows,
-        checkpoint={"name": name},
-        data={"name": "made", "sha256": "0", "n_samples": len(rows)},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("made", "0", len(rows)),
         conventions=TextAbilityConventions(shots=5),
         seed=seed,
     )
@@ -86,7 +88,7 @@ def test_the_llm_inside_an_lsm_reads_transcripts_and_hears_nothing(tiny_lsm, sam
     (tmp_path / "noise.wav").write_bytes(b"no sound")
     spoken = [sample.model_copy(update={"audio": tmp_path / "noise.wav"}) for sample in samples]
     found = lsm_probe.text_ability(tiny_lsm, spoken)
-    assert found.checkpoint["source"] == "text"
+    assert found.checkpoint.source == "text"
     expected = [by_definition(replace(tiny_lsm, source="text"), sample) for sample in samples]
     np.testing.assert_allclose(found.counts, expected, rtol=1e-5)
 
@@ -95,9 +97,9 @@ def test_a_number_does_not_depend_on_what_else_is_measured(tiny_llm, samples, mm
     both = lsm_probe.text_ability(tiny_llm, samples, mmlu=mmlu, shots=1)
     texts, questions = lsm_probe.text_ability(tiny_llm, samples), lsm_probe.text_ability(tiny_llm, mmlu=mmlu, shots=1)
     assert both.summary() == {"mmlu": questions.summary()["mmlu"], "perplexity": texts.summary()["perplexity"]}
-    assert both.data["n_samples"] == 3 + 8
-    assert [part["sha256"] for part in both.data["parts"]] == [texts.data["sha256"], questions.data["sha256"]]
-    assert len({both.data["sha256"], texts.data["sha256"], questions.data["sha256"]}) == 3
+    assert both.data.n_samples == 3 + 8
+    assert [part.sha256 for part in both.data.parts] == [texts.data.sha256, questions.data.sha256]
+    assert len({both.data.sha256, texts.data.sha256, questions.data.sha256}) == 3
 
 
 def test_the_average_is_over_questions_and_beside_it_stands_that_of_groups():
@@ -202,7 +204,12 @@ def test_a_result_is_read_back_as_it_was_saved(tiny_llm, samples, mmlu, tmp_path
     back = TextAbilityResult.load(result.save(tmp_path))
     assert back.to_dict() == result.to_dict()
     assert back.to_frame().equals(result.to_frame())
-    comparison = lsm_probe.compare([result, replace(back, checkpoint={"name": "back"})])
+    comparison = lsm_probe.compare(
+        [
+            result,
+            replace(back, checkpoint=replace(back.checkpoint, name="back")),
+        ]
+    )
     (pair,) = comparison["pairs"]
     assert pair["perplexity"]["ratio"] == {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0}
     assert set(pair["mmlu"]["average"]["difference"].values()) == {0.0}

@@ -168,7 +168,7 @@ def test_an_english_only_model_takes_english_and_nothing_else(copy, waveform):
     english = load_transcriber(edit(copy, "generation_config.json", **ENGLISH_ONLY))
     first, *others = english.transcribe([waveform(3)] * 4, [None, "en", "English", "en-GB"])
     assert others == [first] * 3
-    with pytest.raises(InputError, match="hears English alone, not 'German'"):
+    with pytest.raises(InputError, match="transcribes only English, not 'German'"):
         english.transcribe([waveform(3)], ["German"])
 
 
@@ -258,14 +258,15 @@ def whisper():
 @pytest.mark.real
 class TestTinyEn:
     def test_hears_the_built_in_speech(self, whisper, speech):
+        speech = speech[:6]
         texts = whisper.transcribe([read_audio(sample) for sample in speech], [sample.language for sample in speech])
         rate = word_error_rate([sample.text for sample in speech], texts)
-        assert rate.details["words"] > 300
-        assert rate.value <= 1  # measured: none of 342 words
+        assert rate.details["words"] > 70
+        assert rate.value == 0
 
     def test_hears_speech_of_more_than_30_s_and_the_same_alone_and_in_a_batch(self, whisper, speech):
         clips = [read_audio(sample) for sample in speech]
-        parts = [range(8), range(9, 10), range(10, 25), range(24, 25)]
+        parts = [range(8), range(9, 10), range(10, 19), range(24, 25)]
         spoken = [np.concatenate([clips[i] for i in part]) for part in parts]
         expected = alone(whisper, spoken, [None, "en", "en", None])
         assert whisper.transcribe(spoken, ["en", None, "en", "en"]) == expected

@@ -282,10 +282,10 @@ def test_the_command_takes_the_backend(tiny_llm_folder, samples, backend, tmp_pa
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["builtin:llm", "builtin:untrained"])
-def test_backends_agree_on_the_embedded_models(name, backend):
-    checkpoint = lsm_probe.load(name, device="cpu", dtype="float32")
-    samples = lsm_probe.read_manifest("builtin:probe")[:3]
-    ours = probe(checkpoint, samples, max_new_tokens=12)
+def test_backends_agree_on_the_embedded_models(name, backend, builtin):
+    checkpoint = builtin(name)
+    samples = lsm_probe.read_manifest("builtin:probe")[:2]
+    ours = probe(checkpoint, samples, max_new_tokens=6)
     theirs = probe(checkpoint, samples, responses=ours.responses(), backend=backend)
     assert_same_norms(ours, theirs)
     np.testing.assert_allclose(theirs.eta().mean, ours.eta().mean, rtol=1e-5)

@@ -18,7 +18,8 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.probes.importance.measure import response_loss
-from lsm_probe.runner.prepared_samples import ResponseSource, prepare
+from lsm_probe.runner.options import ResponseOptions
+from lsm_probe.runner.prepared_samples import prepare
 
 LIMIT = 110
 HEAD = 8
@@ -180,7 +181,7 @@ def test_log_probabilities_agree_between_probes(
     pool = lsm_probe.read_pool("probing")
     sensitive = lsm_probe.sensitivity(checkpoint, samples, instructions=pool, responses=responses)
     np.testing.assert_allclose(sensitive.instruction_log_probs[:, 0].mean(-1), plain, rtol=0, atol=1e-5)
-    items, _ = prepare(checkpoint, samples, ResponseSource(responses=responses), "fail")
+    items, _ = prepare(checkpoint, samples, ResponseOptions(responses=responses), "fail")
     losses = [response_loss(checkpoint, item).item() for item in items]
     np.testing.assert_allclose(losses, [-mean for mean in plain], rtol=0, atol=1e-5)
 

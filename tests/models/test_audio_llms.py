@@ -32,7 +32,8 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.importance.measure import response_loss
-from lsm_probe.runner.prepared_samples import ResponseSource, prepare
+from lsm_probe.runner.options import ResponseOptions
+from lsm_probe.runner.prepared_samples import prepare
 
 LLM = {
     "hidden_size": 32,
@@ -569,7 +570,7 @@ def test_speech_heard_once_serves_every_instruction(folder, waveform):
 
 def test_the_loss_reaches_the_embeddings_as_in_the_model(folder, samples):
     checkpoint = load(folder)
-    item = prepare(checkpoint, samples[:1], ResponseSource("reference"), "fail")[0][0]
+    item = prepare(checkpoint, samples[:1], ResponseOptions(response="reference"), "fail")[0][0]
     weight = checkpoint.llm.get_input_embeddings().weight
     (gradient,) = torch.autograd.grad(response_loss(checkpoint, item), weight)
     ids = torch.tensor([[*item.prompt.input_ids, *item.response]])
@@ -873,7 +874,7 @@ def test_the_harness_reads_text_as_the_model_does_after_its_own_embeddings(folde
     from lsm_probe.evaluation.mmlu import Mmlu, read_mmlu, write_mmlu_tasks
 
     checkpoint = load(folder)
-    mmlu = Mmlu("one", {"anatomy": read_mmlu(mmlu_folder, questions=3).items["anatomy"]})
+    mmlu = Mmlu("one", {"anatomy": read_mmlu(mmlu_folder, questions=3).subjects["anatomy"]})
     if checkpoint.model.config.model_type == "voxtral":
         with pytest.raises(InputError, match=r"voxtral.* \(MistralCommonBackend\): leave MMLU"):
             lsm_probe.text_ability(checkpoint, mmlu=mmlu)

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 import lsm_probe
 from lsm_probe.models import LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 
 INSTRUCTION = "Continue writing the text."
 SECONDS = 1.7
@@ -42,14 +43,12 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.fixture
-def model(tiny_lsm: Checkpoint) -> LsmForConditionalGeneration:
-    assert isinstance(tiny_lsm.model, LsmForConditionalGeneration)
+def model(tiny_lsm: Lsm) -> LsmForConditionalGeneration:
     return tiny_lsm.model
 
 
 @pytest.fixture
-def processor(tiny_lsm: Checkpoint) -> LsmProcessor:
-    assert tiny_lsm.processor is not None
+def processor(tiny_lsm: Lsm) -> LsmProcessor:
     return tiny_lsm.processor
 
 
@@ -96,10 +95,9 @@ def test_embeddings_and_logits(
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()
 def test_every_connector_and_tower(
-    shape: Checkpoint, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
+    shape: Lsm, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
 ) -> None:
     processor, model = shape.processor, shape.model
-    assert processor is not None
     assert isinstance(model, LsmForConditionalGeneration)
     alone = dict(processor(INSTRUCTION, waveform(SECONDS)))
     # Longer ones, a shorter one, two pieces, and one of our own length.
@@ -123,7 +121,7 @@ def gpt2_lsm(
     tiny_encoder_folder: Path,
     tiny_projector: Callable[..., LsmProjectorConfig],
     make_tokenizer: Callable[..., PreTrainedTokenizerFast],
-) -> Checkpoint:
+) -> Lsm:
     """An LSM whose LLM has learned absolute positions: unlike rotary ones they show any shift."""
     sizes = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 448}
     torch.manual_seed(0)
@@ -136,10 +134,9 @@ def gpt2_lsm(
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()
 def test_learned_positions(
-    gpt2_lsm: Checkpoint, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
+    gpt2_lsm: Lsm, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
 ) -> None:
     processor, model = gpt2_lsm.processor, gpt2_lsm.model
-    assert processor is not None
     audios = [waveform(5, 1), waveform(SECONDS)]
     alone = dict(processor(INSTRUCTION, audios[1]))
     inputs = dict(processor([INSTRUCTION, INSTRUCTION], audios, padding_side=padding_side))
@@ -168,7 +165,7 @@ def test_generated_tokens(
     assert len({tuple(answer) for answer in answers[0].tolist()}) > 1
 
 
-def test_checkpoints_own_batches(tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]) -> None:
+def test_checkpoints_own_batches(tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]) -> None:
     prompts = [tiny_lsm.encode(INSTRUCTION, waveform(s, n)) for n, s in enumerate([SECONDS, *COMPANIONS])]
     embedded = tiny_lsm.embed(prompts)
     assert all(torch.equal(e, tiny_lsm.embed([p])[0]) for e, p in zip(embedded, prompts, strict=True))

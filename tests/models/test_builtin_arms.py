@@ -33,8 +33,8 @@ def test_each_is_small_and_says_where_it_comes_from(name):
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", builtin_arms())
-def test_each_hears_what_is_said(name):
-    checkpoint = lsm_probe.load(f"builtin:{name}", device="cpu")
+def test_each_hears_what_is_said(name, builtin):
+    checkpoint = builtin(f"builtin:{name}")
     assert checkpoint.identity.training.arm == name
     assert checkpoint.identity.connector.trained
     said = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]

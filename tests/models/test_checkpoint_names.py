@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.models.checkpoint_names import may_be_the_hubs, require_folder
+from lsm_probe.models.checkpoint_names import may_be_on_hub, require_folder
 from lsm_probe.models.loading import load_prompter, look_up, look_up_text
 
 
@@ -79,8 +79,8 @@ def test_names_that_the_hub_may_have_are_left_to_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["builtin:llm", "my-checkpoint", "./gpt2", "a/b/c", "builtin:whisper + builtin:llm"])
 def test_the_hub_is_asked_for_no_other_name(name: str) -> None:
-    assert may_be_the_hubs("gpt2")
-    assert not may_be_the_hubs(name)
+    assert may_be_on_hub("gpt2")
+    assert not may_be_on_hub(name)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_hub_is_asked_for_no_other_name(name: str) -> None:
         ("gpt2", "there is no folder gpt2 in HERE, and the model hub does not give it: "),
     ],
 )
-def test_before_the_hubs_words_it_says_that_there_is_no_such_folder(name: str, said: str, here: Path) -> None:
+def test_an_error_of_the_hub_begins_with_the_missing_folder(name: str, said: str, here: Path) -> None:
     message = refusal(lsm_probe.load, name)
     assert message.startswith(f"{name} cannot be loaded: {said.replace('HERE', str(here))}")
     assert not message.endswith(": ")

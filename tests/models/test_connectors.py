@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.connectors import CONNECTORS, Connector, Conv, FrameStack, WindowQFormer, num_speech_tokens
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
@@ -220,7 +220,7 @@ class TestSpeech:
         ],
     )
     def test_a_token_is_17_frames_of_20_ms_and_nothing_is_cut(
-        self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray], samples: int, tokens: int
+        self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray], samples: int, tokens: int
     ) -> None:
         prompt = tiny_lsm.encode("Repeat the speech.", waveform(samples / RATE))
         assert prompt.features["input_features"].shape == (math.ceil(samples / (30 * RATE)), 80, 3000)
@@ -229,7 +229,7 @@ class TestSpeech:
         assert tiny_lsm.embed([prompt])[0].shape == (len(prompt), 48)  # refused if the model made another number
 
     def test_more_than_30_s_is_its_pieces_one_after_another(
-        self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]
+        self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]
     ) -> None:
         audio = waveform(31)
         whole, first, rest = (tiny_lsm.encode("Go.", a) for a in (audio, audio[: 30 * RATE], audio[30 * RATE :]))
@@ -242,7 +242,7 @@ class TestSpeech:
 
     @torch.no_grad()
     def test_mel_frames_marked_as_padding_are_not_speech(
-        self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]
+        self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]
     ) -> None:
         prompt = tiny_lsm.encode("Go.", waveform(2))
         model = tiny_lsm.model

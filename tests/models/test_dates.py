@@ -70,7 +70,7 @@ def test_prompts_and_numbers_do_not_depend_on_the_day(
         assert written in prompt_of(checkpoint)
         results.append(lsm_probe.attention(checkpoint, [SAMPLE], response="reference"))
     assert results[0].to_dict() == results[1].to_dict()
-    assert results[0].checkpoint["date"] == DATE
+    assert results[0].checkpoint.model.date == DATE
 
 
 def test_another_date_is_written_stored_and_hashed(save_dated: Callable[..., Path]) -> None:

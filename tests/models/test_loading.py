@@ -28,7 +28,8 @@ from transformers import (
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
+from lsm_probe.models import LsmProjectorConfig
+from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm
 from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.loading import load_prompter
 
@@ -462,7 +463,6 @@ class TestOptions:
         tiny_projector: Callable[..., LsmProjectorConfig],
     ) -> None:
         built = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), template="llama3")
-        assert built.processor is not None
         built.model.save_pretrained(tmp_path)
         built.processor.save_pretrained(tmp_path)
         assert lsm_probe.load(tmp_path).template == "llama3"
@@ -471,7 +471,8 @@ class TestOptions:
         text, speech = lsm_probe.load(tiny_llm_folder), lsm_probe.load(str(tiny_lsm_folder))
         assert (text.source, speech.source) == ("text", "speech")
         assert text.llm is text.model
-        assert isinstance(speech.model, LsmForConditionalGeneration)
+        assert isinstance(text, TextLlm)
+        assert isinstance(speech, Lsm)
         assert speech.llm is speech.model.language_model
         assert text.context_length == speech.context_length == 1024
         assert text.eos_token_ids == speech.eos_token_ids == [text.tokenizer.eos_token_id]

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 import lsm_probe
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor, LsmProjectorConfig, building
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.segments import Segment
 
 Waveform = Callable[..., np.ndarray]
@@ -27,15 +28,13 @@ SECONDS = [1.3, 0.4, 2.9]
 
 
 @pytest.fixture
-def model(tiny_lsm: Checkpoint) -> LsmForConditionalGeneration:
-    assert isinstance(tiny_lsm.model, LsmForConditionalGeneration)
+def model(tiny_lsm: Lsm) -> LsmForConditionalGeneration:
     return tiny_lsm.model
 
 
 @pytest.fixture
-def batch(tiny_lsm: Checkpoint, waveform: Waveform) -> dict[str, torch.Tensor]:
+def batch(tiny_lsm: Lsm, waveform: Waveform) -> dict[str, torch.Tensor]:
     """Three utterances, left-padded."""
-    assert tiny_lsm.processor is not None
     audios = [waveform(s, seed) for seed, s in enumerate(SECONDS)]
     return dict(tiny_lsm.processor(INSTRUCTIONS, audios))
 
@@ -90,10 +89,9 @@ print("made:", *[type(auto.from_pretrained({str(tiny_lsm_folder)!r})).__name__ f
         assert "made: LsmConfig LsmForConditionalGeneration LsmProcessor" in run.stdout
 
     def test_processor_comes_back(
-        self, tiny_lsm: Checkpoint, waveform: Waveform, tmp_path: Path, tiny_projector: Projector
+        self, tiny_lsm: Lsm, waveform: Waveform, tmp_path: Path, tiny_projector: Projector
     ) -> None:
         assert isinstance(tiny_lsm.model.config, LsmConfig)
-        assert tiny_lsm.processor is not None
         config = LsmConfig(
             audio_config=tiny_lsm.model.config.audio_config,
             projector_config=tiny_projector(window=9, num_queries=2),
@@ -208,7 +206,7 @@ class TestBuilding:
         assert built.eos_token_ids == [2, 4]
 
     def test_text_alone_gives_the_llms_own_logits(
-        self, tiny_lsm: Checkpoint, tiny_llm: Checkpoint, tiny_tokenizer: Any
+        self, tiny_lsm: Lsm, tiny_llm: Checkpoint, tiny_tokenizer: Any
     ) -> None:
         ids = tiny_tokenizer("The quick brown fox jumps over", return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -282,12 +280,11 @@ class TestInputs:
 class TestGenerating:
     def test_transformers_door_and_ours_answer_alike(
         self,
-        tiny_lsm: Checkpoint,
+        tiny_lsm: Lsm,
         model: LsmForConditionalGeneration,
         batch: dict[str, torch.Tensor],
         waveform: Waveform,
     ) -> None:
-        assert tiny_lsm.processor is not None
         prompts = [
             tiny_lsm.encode(i, waveform(s, n)) for n, (i, s) in enumerate(zip(INSTRUCTIONS, SECONDS, strict=True))
         ]
@@ -308,7 +305,7 @@ class TestGenerating:
         cached = model.generate(**batch, **settings)
         assert torch.equal(cached, model.generate(**batch, **settings, use_cache=False))
 
-    def test_it_stops_at_eos_and_says_so(self, tiny_lsm: Checkpoint, waveform: Waveform) -> None:
+    def test_it_stops_at_eos_and_says_so(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
         embedded = tiny_lsm.embed([tiny_lsm.encode(i, waveform(s)) for i, s in zip(INSTRUCTIONS, SECONDS, strict=True)])
         free = tiny_lsm.generate(embedded, max_new_tokens=12)
         stop = free[1][4]
@@ -331,9 +328,8 @@ class TestGenerating:
         assert tiny_llm.model.generation_config.repetition_penalty == 5.0
 
     def test_beams_keep_the_pieces_of_long_speech_together(
-        self, tiny_lsm: Checkpoint, model: LsmForConditionalGeneration, waveform: Waveform
+        self, tiny_lsm: Lsm, model: LsmForConditionalGeneration, waveform: Waveform
     ) -> None:
-        assert tiny_lsm.processor is not None
         inputs = dict(tiny_lsm.processor(INSTRUCTIONS, [waveform(31), waveform(1, 1), waveform(33, 2)]))
         embedded = model.embed(inputs["input_ids"], inputs["input_features"], inputs["input_features_mask"])
         settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "num_beams": 3}
@@ -376,9 +372,8 @@ class TestTraining:
         torch.testing.assert_close(scaled, mean / 4)
 
     def test_accumulated_micro_batches_are_the_whole_batch(
-        self, tiny_lsm: Checkpoint, model: LsmForConditionalGeneration, waveform: Waveform
+        self, tiny_lsm: Lsm, model: LsmForConditionalGeneration, waveform: Waveform
     ) -> None:
-        assert tiny_lsm.processor is not None
         parts = [
             dict(tiny_lsm.processor(i, waveform(s, n)))
             for n, (i, s) in enumerate(zip(INSTRUCTIONS, SECONDS, strict=True))

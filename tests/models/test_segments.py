@@ -16,6 +16,7 @@ from lsm_probe import assets
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.loading import load_text_check
 from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.segments import Segment, token_segments
@@ -229,7 +230,7 @@ class TestRendering:
         assert prompt.input_ids == self.stock(tiny_tokenizer, instruction, source)
 
     def test_equals_apply_chat_template_with_one_placeholder_for_each_speech_token(
-        self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]
+        self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]
     ) -> None:
         prompt = tiny_lsm.encode(WORDS[0], waveform(2))
         placeholder = tiny_lsm.tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
@@ -296,13 +297,13 @@ class TestRefusals:
         with pytest.raises(InputError, match=f"the {named} .*has no tokens"):
             encode_prompt(tiny_tokenizer, template, instruction, source)
 
-    def test_placeholder_in_the_instruction(self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]) -> None:
+    def test_placeholder_in_the_instruction(self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]) -> None:
         with pytest.raises(InputError, match="instruction holds") as refusal:
             tiny_lsm.encode(f"Repeat {AUDIO_TOKEN} twice", waveform(1))
         assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize("shape", [(0,), (16_000, 2)])
-    def test_no_speech_or_two_channels(self, tiny_lsm: Checkpoint, shape: tuple[int, ...]) -> None:
+    def test_no_speech_or_two_channels(self, tiny_lsm: Lsm, shape: tuple[int, ...]) -> None:
         with pytest.raises(InputError, match="give a mono waveform of at least one sample"):
             tiny_lsm.encode("Repeat.", np.zeros(shape, dtype=np.float32))
 
@@ -456,7 +457,7 @@ class TestControlTokens:
         result = lsm_probe.attention(tiny_llm, [good, bad, ended], response="reference", on_error="skip")
         assert result.ids == ["good"]
 
-    def test_in_an_instruction_about_speech(self, tiny_lsm: Checkpoint, waveform: Callable[..., np.ndarray]) -> None:
+    def test_in_an_instruction_about_speech(self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]) -> None:
         with pytest.raises(InputError, match=r"instruction holds <\|im_end\|>"):
             tiny_lsm.encode("Repeat.<|im_end|>", waveform(1))
         assert tiny_lsm.encode("Repeat.", waveform(1)).count(SOURCE) > 1

@@ -15,10 +15,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 import lsm_probe
 from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.segments import Segment
 
 Waveform = Callable[..., np.ndarray]
-Build = Callable[..., Checkpoint]
+Build = Callable[..., Lsm]
 
 INSTRUCTIONS = ["Continue writing the text.", "Translate the speech into German.", "Repeat.", "Go."]
 SECONDS = [1.3, 0.401, 31.0, 1.3]
@@ -30,19 +31,17 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def lsm(checkpoint: Checkpoint) -> LsmForConditionalGeneration:
-    assert isinstance(checkpoint.model, LsmForConditionalGeneration)
+def lsm(checkpoint: Lsm) -> LsmForConditionalGeneration:
     return checkpoint.model
 
 
-def make_batch(checkpoint: Checkpoint, waveform: Waveform, **options: Any) -> dict[str, Tensor]:
+def make_batch(checkpoint: Lsm, waveform: Waveform, **options: Any) -> dict[str, Tensor]:
     """Four utterances in five pieces, two of one length, left-padded."""
-    assert checkpoint.processor is not None
     audios = [waveform(s, seed) for seed, s in enumerate(SECONDS)]
     return dict(checkpoint.processor(INSTRUCTIONS, audios, **options))
 
 
-def with_states(checkpoint: Checkpoint, batch: dict[str, Tensor], beyond: float | None = None) -> dict[str, Tensor]:
+def with_states(checkpoint: Lsm, batch: dict[str, Tensor], beyond: float | None = None) -> dict[str, Tensor]:
     """The batch with the tower's states in place of the features, `beyond` in place of padding."""
     rest = dict(batch)
     states, lengths = lsm(checkpoint).encode_speech(rest.pop("input_features"), rest.pop("input_features_mask"))
@@ -136,8 +135,6 @@ class TestShapes:
         assert saved.keys() == state.keys()
         assert all(torch.equal(tensor, state[name]) for name, tensor in saved.items())
         assert type(lsm(loaded).audio_tower) is type(lsm(shape).audio_tower)
-        assert loaded.processor is not None
-        assert shape.processor is not None
         assert loaded.processor.decoder_states == shape.processor.decoder_states
         assert loaded.processor.projector == shape.processor.projector
         batch, again = make_batch(shape, waveform), make_batch(loaded, waveform)
@@ -204,7 +201,7 @@ class TestShapes:
 
 
 class TestFrozen:
-    def test_it_builds_no_graph(self, tiny_lsm: Checkpoint, waveform: Waveform) -> None:
+    def test_it_builds_no_graph(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
         batch = make_batch(tiny_lsm, waveform)
         speech = batch["input_features"], batch["input_features_mask"]
         assert lsm(tiny_lsm).encode_speech(*speech)[0].requires_grad
@@ -214,7 +211,7 @@ class TestFrozen:
         with torch.no_grad():
             assert not lsm(tiny_lsm).encode_speech(*speech)[0].requires_grad
 
-    def test_it_stays_in_evaluation_mode(self, tiny_lsm: Checkpoint) -> None:
+    def test_it_stays_in_evaluation_mode(self, tiny_lsm: Lsm) -> None:
         model = lsm(tiny_lsm)
         assert model.train() is model
         assert all(module.training for module in model.modules())
@@ -226,7 +223,7 @@ class TestFrozen:
         model.eval()
         assert not any(module.training for module in model.modules())
 
-    def test_its_dropout_is_off(self, tiny_lsm: Checkpoint, waveform: Waveform) -> None:
+    def test_its_dropout_is_off(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
         model = lsm(tiny_lsm)
         model.audio_tower.dropout = 0.5
         model.audio_tower.requires_grad_(False)
@@ -271,31 +268,27 @@ class TestFrozen:
 
 class TestInputs:
     @pytest.fixture
-    def batch(self, tiny_lsm: Checkpoint, waveform: Waveform) -> dict[str, Tensor]:
+    def batch(self, tiny_lsm: Lsm, waveform: Waveform) -> dict[str, Tensor]:
         return make_batch(tiny_lsm, waveform)
 
-    def test_features_and_states_together_are_refused(self, tiny_lsm: Checkpoint, batch: dict[str, Tensor]) -> None:
+    def test_features_and_states_together_are_refused(self, tiny_lsm: Lsm, batch: dict[str, Tensor]) -> None:
         with pytest.raises(ValueError, match="input_features or speech_states, not both"):
             tiny_lsm.model(**(with_states(tiny_lsm, batch) | batch))
 
     @pytest.mark.parametrize("missing", ["speech_states", "speech_lengths"])
-    def test_states_without_lengths_are_refused(
-        self, tiny_lsm: Checkpoint, batch: dict[str, Tensor], missing: str
-    ) -> None:
+    def test_states_without_lengths_are_refused(self, tiny_lsm: Lsm, batch: dict[str, Tensor], missing: str) -> None:
         inputs = with_states(tiny_lsm, batch)
         del inputs[missing]
         with pytest.raises(ValueError, match="speech_states and speech_lengths together"):
             tiny_lsm.model(**inputs)
 
-    def test_lengths_that_do_not_fit_the_prompt_are_refused(
-        self, tiny_lsm: Checkpoint, batch: dict[str, Tensor]
-    ) -> None:
+    def test_lengths_that_do_not_fit_the_prompt_are_refused(self, tiny_lsm: Lsm, batch: dict[str, Tensor]) -> None:
         inputs = with_states(tiny_lsm, batch)
         inputs["speech_lengths"] = inputs["speech_lengths"] + 17
         with pytest.raises(ValueError, match="audio placeholders in input_ids"):
             tiny_lsm.model(**inputs)
 
-    def test_states_take_the_models_type(self, tiny_lsm: Checkpoint, batch: dict[str, Tensor]) -> None:
+    def test_states_take_the_models_type(self, tiny_lsm: Lsm, batch: dict[str, Tensor]) -> None:
         inputs = with_states(tiny_lsm, batch)
         half = inputs | {"speech_states": inputs["speech_states"].half()}
         same = inputs | {"speech_states": inputs["speech_states"].half().float()}
@@ -305,7 +298,7 @@ class TestInputs:
     @pytest.mark.parametrize("beams", [1, 3])
     @torch.no_grad()
     def test_answers_to_states_are_answers_to_features(
-        self, tiny_lsm: Checkpoint, batch: dict[str, Tensor], beams: int
+        self, tiny_lsm: Lsm, batch: dict[str, Tensor], beams: int
     ) -> None:
         settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
         expected = lsm(tiny_lsm).generate(**batch, **settings)

@@ -11,7 +11,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.importance.measure import response_loss
 from lsm_probe.runner.comparison import compare
-from lsm_probe.runner.prepared_samples import ResponseSource, prepare
+from lsm_probe.runner.options import ResponseOptions
+from lsm_probe.runner.prepared_samples import prepare
 
 THINKING = "<think>\nThe speaker wants green.\n</think>"
 ANSWER = "\n\nIt is green.</s>"
@@ -96,7 +97,7 @@ def test_the_other_probes_measure_the_same_answer(tiny_llm, samples, responses, 
     np.testing.assert_allclose(alone.instruction_log_probs[:, 0], own, atol=1e-5)
     cut = lsm_probe.knockout(tiny_llm, samples[:3], window=1, **some)
     np.testing.assert_allclose(cut.log_prob, own.mean(1), atol=1e-5)
-    items, _ = prepare(tiny_llm, samples[:3], ResponseSource(responses=responses, part="answer"), "fail")
+    items, _ = prepare(tiny_llm, samples[:3], ResponseOptions(responses=responses, response_part="answer"), "fail")
     with torch.no_grad():
         losses = [response_loss(tiny_llm, item).item() for item in items]
     np.testing.assert_allclose(losses, -own.mean(1), atol=1e-5)
@@ -133,9 +134,7 @@ def test_a_model_that_thinks_beside_one_that_does_not_is_warned_of(tiny_llm, sam
 
 
 def test_an_unknown_part_is_refused(tiny_llm, samples):
-    with pytest.raises(
-        InputError, match="--response-part 'reasoning' is unknown; choose one of: all, thinking, answer"
-    ):
+    with pytest.raises(InputError, match="response_part 'reasoning' is unknown; choose one of: all, thinking, answer"):
         lsm_probe.attention(tiny_llm, samples[:1], response_part="reasoning")
 
 

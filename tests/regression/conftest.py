@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.runner.identity import CheckpointIdentity
 
 CURVE = np.linspace(0.8, 0.3, 6)
 UTTERANCES = 24
@@ -31,8 +33,8 @@ def with_eta(eta, **changes):
         "rows": np.full(samples, 5),
         "clusters": np.arange(samples),
         "samples": [{"id": f"s{i}", "response_ids": [i, 2]} for i in range(samples)],
-        "checkpoint": {"name": "model", "source": "speech", "template": "chat", "dtype": "float32"},
-        "data": {"name": "clips", "sha256": "abc", "n_samples": samples},
+        "checkpoint": CheckpointIdentity(name="model", source="speech", template="chat", dtype="float32"),
+        "data": DataIdentity("clips", "abc", samples),
         "conventions": Conventions(response="reference"),
         "self_check": {"backend": "native"},
     }

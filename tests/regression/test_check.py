@@ -10,6 +10,7 @@ from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.regression.baseline import Baseline, read_baseline
 from lsm_probe.regression.check import Verdict, check
+from lsm_probe.runner.identity import CheckpointIdentity
 
 NOTHING = {"tolerance": 0.02}
 PLANTED = {  # changes of eta by layer, how it is checked, layers that regressed, worst first
@@ -121,7 +122,7 @@ UNUSABLE = {
     "infinity": ({"eta__ci_high": [float("inf")] * 6}, "eta.ci_high.0"),
     "undefined": ({"eta__mean": [0.5] * 5 + ["0.5"]}, "eta.mean.5"),
     "no eta at all": ({"eta__mean": [0.5] * 5 + [1.5]}, "eta.mean.5"),
-    "another schema": ({"schema": "lsm-probe/attention/2"}, "'schema' is 'lsm-probe/attention/2'"),
+    "another schema": ({"schema": "lsm-probe/attention/3"}, "'schema' is 'lsm-probe/attention/3'"),
     "another probe": ({"schema": "lsm-probe/knockout/1"}, "attention probe"),
     "no conventions": ({"conventions": None}, "'conventions' is missing"),
     "no samples": ({"n_samples": 0}, "n_samples"),
@@ -204,9 +205,7 @@ def test_a_tolerance_that_is_none_is_refused(pair, tolerance):
 
 
 def test_another_checkpoint_dtype_and_version_are_what_a_check_is_for(pair, edit):
-    before, now = pair(
-        checkpoint={"name": "next", "source": "speech", "template": "chat", "dtype": "bfloat16", "sha": "x"}
-    )
+    before, now = pair(checkpoint=CheckpointIdentity(name="next", source="speech", template="chat", dtype="bfloat16"))
     edit(now, versions={"torch": "9.9"}, self_check={"backend": "nnsight"}, segments__source__tokens__mean=31.0)
     verdict = check(before, now)
     assert not verdict.regressed
@@ -269,7 +268,7 @@ def test_the_text_says_how_many_layers_it_leaves_out():
 
 
 def test_the_schema_is_the_attention_probes():
-    assert Baseline.model_fields["schema_"].annotation.__args__ == (AttentionResult.SCHEMA,)
+    assert Baseline.model_fields["schema_"].annotation.__args__[-1] == AttentionResult.schema()
 
 
 def test_every_convention_must_agree(pair, edit):

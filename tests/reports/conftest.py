@@ -16,13 +16,17 @@ import pytest
 import soundfile
 
 import lsm_probe
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.pools import Pool, Task
 from lsm_probe.data.sample import Sample
+from lsm_probe.evaluation import EVALUATION
 from lsm_probe.evaluation.task import Task as EvaluationTask
-from lsm_probe.probes.attention.controls import length_controls
+from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
-from lsm_probe.runner.run import run_probe
+from lsm_probe.probes.registry import PROBES
+from lsm_probe.runner.identity import CheckpointIdentity, Control
+from lsm_probe.runner.run import named_checkpoint, run_measurement
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -190,8 +194,8 @@ def planted():
         own = np.clip(eta + rng.normal(0, noise, (n, layers)), 0.01, 0.99)
         norms = np.zeros((n, layers, 5))
         norms[..., 2], norms[..., 3], norms[..., 1] = own, (1 - own) * tokens, template
+        llm, _, speech = name.partition(" at length of ")
         counts = np.tile([0, 1 if template else 0, 1, tokens, 0], (n, 1))
-        checkpoint = {"name": name, "source": source, "template": "chat", "dtype": "float32", **more}
         return AttentionResult(
             norms=norms.astype(np.float32),
             head_norms=norms[:, :, None].astype(np.float32),
@@ -202,8 +206,15 @@ def planted():
                 {"id": f"s{i}", "task": None, "instruction": f"Do {i}.", "response": f"{name} {i}", "response_ids": [i]}
                 for i in range(n)
             ],
-            checkpoint=checkpoint | ({"control": "given lengths"} if control else {}),
-            data={"name": "planted.jsonl", "sha256": "ab" * 32, "n_samples": n},
+            checkpoint=CheckpointIdentity(
+                name=name,
+                source=source,
+                template="chat",
+                dtype="float32",
+                control=Control(llm, (speech,)) if control else None,
+                model=ModelIdentity.from_dict(more),
+            ),
+            data=DataIdentity("planted.jsonl", "ab" * 32, n),
             conventions=Conventions(),
             self_check={"median": 1e-7, "worst": 1e-6, "median_bound": 1e-5, "worst_bound": 1e-5},
         )
@@ -230,17 +241,18 @@ def runs(tmp_path_factory, waveform, tiny_lsm_folder, tiny_llm_folder):
     task = EvaluationTask(name="said", title="Said", metrics=("word_error_rate",))
     both, quick = [str(tiny_llm_folder), str(tiny_lsm_folder)], {"max_new_tokens": 4}
     probes = {
-        "attention": (lsm_probe.attention, both, quick),
-        "sensitivity": (lsm_probe.sensitivity, both, {**quick, "instructions": pool}),
-        "knockout": (lsm_probe.knockout, both, {**quick, "window": 1, "heads": True}),
-        "alignment": (lsm_probe.alignment, both[1:], {"perplexity": 2.0}),
-        "importance": (lsm_probe.importance, both, {}),
-        "evaluate": (lsm_probe.evaluate, both, {**quick, "tasks": [task]}),
+        "attention": (both, quick),
+        "sensitivity": (both, {**quick, "instructions": pool}),
+        "knockout": (both, {**quick, "window": 1, "single_heads": True}),
+        "alignment": (both[1:], {"perplexity": 2.0}),
+        "importance": (both, {}),
+        "evaluate": (both, {**quick, "tasks": [task]}),
     }
-    for name, (probe, names, probing) in probes.items():
-        controls = {"controls": length_controls} if name == "attention" else {}
-        loading = {"device": "cpu", "dtype": "float32"}
-        run_probe(probe, names, samples, out / name, loading=loading, probing=probing, **controls)
+    loading = {"device": "cpu", "dtype": "float32"}
+    for name, (names, options) in probes.items():
+        measurement = EVALUATION if name == "evaluate" else PROBES[name]
+        checkpoints = [named_checkpoint(each, loading) for each in names]
+        run_measurement(measurement, checkpoints, samples, out / name, options=options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lsm_probe.probes.timeline.measure.word_times", lambda wave, text: [])
         from lsm_probe.probes.timeline.page import save_page

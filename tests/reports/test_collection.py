@@ -8,8 +8,7 @@ import pytest
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention.controls import CONTROL
-from lsm_probe.reports.collection import KINDS
+from lsm_probe.reports.collection import measurements
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.result import write_json
 
@@ -17,11 +16,11 @@ from lsm_probe.runner.result import write_json
 def test_every_probe_is_found_below_one_folder(runs, tiny_lsm_folder):
     results = lsm_probe.read_results([runs])
     text, speech = "llm", "lsm"
-    assert [r.name for r in results.attention] == [text, speech, f"{text}{CONTROL}{speech}"]
-    for probe in set(KINDS) - {"attention"}:
-        expected = {"alignment": [speech], "text_ability": []}.get(probe, [text, speech])
-        assert [r.name for r in results.of(probe)] == expected
-    assert [t.checkpoint for t in results.timelines] == [speech]
+    assert [r.name for r in results.attention] == [text, speech, f"{text} at length of {speech}"]
+    for name in set(measurements()) - {"attention"}:
+        expected = {"alignment": [speech], "text_ability": []}.get(name, [text, speech])
+        assert [r.name for r in results.groups[name]] == expected
+    assert [t.checkpoint.name for t in results.timelines] == [speech]
     assert results.full_names[speech] == [str(tiny_lsm_folder)]
 
 
@@ -38,10 +37,10 @@ def test_short_names_tell_checkpoints_apart(planted, tmp_path):
     names = ["/a/runs/one/1-listen/model", "/a/runs/two/1-listen/model", "org/name-7B", "builtin:llm"]
     for i, name in enumerate(names):
         planted(name, 0.4).save(tmp_path / str(i))
-    control = f"builtin:llm{CONTROL}{names[0]}"
+    control = f"builtin:llm at length of {names[0]}"
     planted(control, 0.4, source="text", control=True).save(tmp_path / "control")
     results = lsm_probe.read_results([tmp_path])
-    short = ["one/1-listen", "two/1-listen", "name-7B", "builtin:llm", f"builtin:llm{CONTROL}one/1-listen"]
+    short = ["one/1-listen", "two/1-listen", "name-7B", "builtin:llm", "builtin:llm at length of one/1-listen"]
     assert [r.name for r in results.attention] == short
 
 
@@ -70,7 +69,7 @@ def twice(planted, folder):
 def other_data(planted, folder):
     planted("one", 0.4).save(folder / "a")
     other = planted("two", 0.4)
-    replace(other, data={**other.data, "sha256": "cd" * 32, "name": "other.jsonl"}).save(folder / "b")
+    replace(other, data=replace(other.data, sha256="cd" * 32, name="other.jsonl")).save(folder / "b")
 
 
 def other_conventions(planted, folder):
@@ -86,7 +85,7 @@ def other_weights(planted, folder):
 def unknown(planted, folder):
     planted("one", 0.4).save(folder / "a")
     path = folder / "a" / "result.json"
-    path.write_text(path.read_text().replace("lsm-probe/attention/1", "other/thing/9"))
+    path.write_text(path.read_text().replace("lsm-probe/attention/2", "other/thing/9"))
 
 
 def broken(planted, folder):
@@ -106,7 +105,7 @@ MISTAKES = {
     other_conventions: "under different conventions",
     other_weights: "one has other weights",
     unknown: "no result that a report can show",
-    broken: "no readable result of the attention probe",
+    broken: "no readable result of attention",
     broken_timeline: "no readable timeline",
 }
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsm_probe.probes.attention.controls import CONTROL, length_controls
+from lsm_probe.probes.attention.controls import length_controls
 from lsm_probe.probes.knockout.result import KnockoutConventions, KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
 from lsm_probe.reports.curves import chart
@@ -44,7 +44,7 @@ def sensed(planted):
         return SensitivityResult(
             instruction_log_probs=np.zeros((n, 5, 3)), source_log_probs=source, self_check={},
             conventions=SensitivityConventions(),
-            checkpoint={**like.checkpoint, **({"responses": "given"} if given else {})},
+            checkpoint=replace(like.checkpoint, responses="given" if given else None),
             **{key: getattr(like, key) for key in ("clusters", "samples", "data")},
         )  # fmt: skip
 
@@ -65,7 +65,7 @@ def test_the_planted_lowest_is_named_with_its_numbers(planted):
 def test_a_text_llm_is_held_against_at_the_same_length_and_never_bare(planted):
     speech = planted("speech", 0.4, tokens=30, noise=0.002)
     text = planted("llm", 0.9, source="text", tokens=10, noise=0.002)
-    control = planted(f"llm{CONTROL}speech", 0.5, source="text", control=True, tokens=30, noise=0.002)
+    control = planted("llm at length of speech", 0.5, source="text", control=True, tokens=30, noise=0.002)
     found = find([text, speech, control])
     assert "speech looks less at the instruction than the text LLM llm at the same source length" in found.sentence
     assert "0.10 [" in found.sentence  # not the 0.50 to the bare text LLM
@@ -105,7 +105,7 @@ def test_of_several_controls_a_checkpoints_own_is_taken_first_and_none_of_other_
     text = planted("llm", 0.9, source="text", tokens=10)
     first, second = planted("first", 0.6, tokens=30), planted("second", 0.4, tokens=30)
     own, other = (
-        planted(f"llm{CONTROL}{name}", 0.5, source="text", control=True, tokens=30) for name in ("second", "first")
+        planted(f"llm at length of {name}", 0.5, source="text", control=True, tokens=30) for name in ("second", "first")
     )
     for controls in ([own, other], [other, own]):
         assert text_at_length([text, first, second, *controls], text, second) is own

@@ -18,14 +18,14 @@ def test_the_source_is_python_and_its_paths_are_relative(runs):
     ast.parse(source)
     assert "read_results(['../attention', '../knockout'])" in source
     assert str(runs) not in source
-    assert "knockout_figure(" in source
-    assert "alignment_figure(" not in source
+    assert "## Knockout" in source
+    assert "## Alignment" not in source
 
 
-def test_every_probe_has_its_picture(runs):
+def test_every_measurement_has_its_part(runs):
     source = notebook_source(lsm_probe.read_results([runs]), runs)
-    for probe in ("eta", "eta_heads", "sensitivity", "knockout", "alignment", "importance", "evaluation"):
-        assert f"{probe}_figure(" in source
+    for title in ("Attention", "Sensitivity", "Knockout", "Alignment", "Importance", "Evaluation"):
+        assert f"# ## {title}\n" in source
 
 
 def test_missing_packages_are_named_with_the_extra(runs, tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ import pytest
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.probes.attention.controls import CONTROL
 from lsm_probe.reports import report
-from lsm_probe.reports.collection import KINDS, StoredTimeline
+from lsm_probe.reports.collection import StoredTimeline
 from lsm_probe.reports.curves import HEIGHT, TOP, chart, differing
 from lsm_probe.reports.report import LARGEST, report_page, save_report
+from lsm_probe.runner.identity import Control
 
 VOID = {"meta", "img", "input", "br", "link"}
 
@@ -91,7 +91,9 @@ def test_every_part_is_there(page):
 def test_built_in_models_of_the_same_parts_are_told_apart(planted, tmp_path):
     parts = {"llm": {"weights_sha256": {"model.safetensors": "12" * 32}}}
     for name, digest in (("first", "ab" * 32), ("second", "cd" * 32)):
-        planted(name, 0.4, **parts, training={"sha256": digest}).save(tmp_path / name)
+        planted(name, 0.4, **parts, training={"study": "one", "arm": name, "seed": 0, "sha256": digest}).save(
+            tmp_path / name
+        )
     page = Page(report_page(lsm_probe.read_results([tmp_path])))
     assert f"llm {'12' * 8}, training {'ab' * 8}" in page.text
     assert f"llm {'12' * 8}, training {'cd' * 8}" in page.text
@@ -136,7 +138,7 @@ def test_the_tables_hold_the_results_numbers(results, page):
 def test_sensitivity_says_whose_words_it_is_measured_on(runs, tmp_path):
     own = lsm_probe.read_results([runs / "sensitivity"]).sensitivity
     for i, result in enumerate(own):
-        given = {**result.checkpoint, "responses": "answers.jsonl"}
+        given = replace(result.checkpoint, responses="given")
         replace(result, checkpoint=given, samples=own[0].samples).save(tmp_path / "given" / str(i))
     page = Page(report_page(lsm_probe.read_results([runs / "sensitivity", tmp_path / "given"])))
     worth = "What instruction and source are worth to"
@@ -197,7 +199,9 @@ def test_an_embedded_timeline_stays_in_its_frame(results, page):
 def test_it_stays_below_5_mb_and_says_what_is_left_out(planted, made):
     summary = {"checkpoint": {"name": "a"}, "sample": {"id": "s0"}, "versions": {}}
     few = made(planted("a", 0.3), planted("b", 0.5))
-    timelines = [StoredTimeline(few.folders[0], "a", summary, "x" * 1_500_000) for _ in range(5)]
+    timelines = [
+        StoredTimeline(few.folders[0], few.attention[0].checkpoint, summary, "x" * 1_500_000) for _ in range(5)
+    ]
     source = report_page(replace(few, timelines=timelines))
     assert len(source.encode()) <= LARGEST
     assert source.count("<iframe") == 3
@@ -219,7 +223,7 @@ def test_what_can_never_fit_is_refused(planted, made, monkeypatch):
 
 def test_parts_that_were_not_measured_are_named(planted, made):
     source = report_page(made(planted("a", 0.3)))
-    assert "Not among the results: sensitivity, knockout, alignment, importance, evaluation, text-ability." in source
+    assert "Not among the results: sensitivity, knockout, alignment, importance, evaluate, text-ability." in source
     assert 'id="sensitivity"' not in source
 
 
@@ -231,7 +235,7 @@ def test_without_attention_there_is_still_a_page(runs):
 
 def test_models_of_other_depths_stand_side_by_side(planted, made):
     text = planted("llm", 0.5, source="text", layers=8)
-    control = planted(f"llm{CONTROL}b", 0.5, source="text", control=True, layers=8)
+    control = planted("llm at length of b", 0.5, source="text", control=True, layers=8)
     page = Page(report_page(made(planted("a", 0.3), planted("b", 0.5, layers=8), text, control)))
     assert "a has 12 layers and b 8" in page.text
     assert "the last sixth of the layers" in page.text
@@ -241,21 +245,26 @@ def test_a_page_of_oddly_named_checkpoints_is_whole(results):
     names = {"llm": "_lr-0.00010 $x_1$", "lsm": "_lr-0.00012 $x_1$ #000000"}
 
     def renamed(result):
-        name = CONTROL.join(names[part] for part in result.name.split(CONTROL))
-        return replace(result, checkpoint={**result.checkpoint, "name": name})
+        control = Control(names["llm"], (names["lsm"],)) if result.is_control else None
+        name = control.name if control else names[result.name]
+        return replace(result, checkpoint=replace(result.checkpoint, name=name, control=control))
 
-    kinds = {kind: [renamed(result) for result in results.of(kind)] for kind in KINDS}
+    kinds = {kind: [renamed(result) for result in group] for kind, group in results.groups.items()}
     full = {names.get(name, name): found for name, found in results.full_names.items()}
     full |= {result.name: [result.name] for group in kinds.values() for result in group}
-    timelines = [replace(timeline, checkpoint=names["lsm"]) for timeline in results.timelines]
-    source = report_page(replace(results, **kinds, full_names=full, timelines=timelines))
+    timelines = [
+        replace(timeline, checkpoint=replace(timeline.checkpoint, name=names["lsm"])) for timeline in results.timelines
+    ]
+    source = report_page(replace(results, groups=kinds, full_names=full, timelines=timelines))
     Page(source)
     sections = source.split("<section id=")
     for anchor in ("heads", "sensitivity", "knockout", "alignment", "importance", "evaluation"):
         (figure,) = [section for section in sections if section.startswith(f'"{anchor}"')]
         drawn = "".join(re.findall(r"<text[^>]*>.*?</text>", figure))
         for name in ("_lr-0.00010 $x_1$", "_lr-0.00012 $x_1$ #000000"):
-            assert name in drawn or name not in [r.name for r in kinds[anchor if anchor != "heads" else "attention"]]
+            assert name in drawn or name not in [
+                r.name for r in kinds[{"heads": "attention", "evaluation": "evaluate"}.get(anchor, anchor)]
+            ]
 
 
 def test_the_same_results_give_the_same_bytes(results, source, tmp_path):

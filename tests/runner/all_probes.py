@@ -20,9 +20,10 @@ from lsm_probe import distributed
 from lsm_probe.data.manifest import read_manifest
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.task import Task
+from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner import measurement_run as sampling
 from lsm_probe.runner import prepared_samples as items
-from lsm_probe.runner.run import run_probe
+from lsm_probe.runner.run import named_checkpoint, run_measurement
 
 QUICK = {"max_new_tokens": 6, "batch_size": 2}
 TASK = Task(name="said", title="Said", metrics=("word_error_rate",))
@@ -35,7 +36,7 @@ def evaluation(checkpoint, samples, **options):
         return lsm_probe.evaluate(checkpoint, asked, tasks=[TASK], **options)
 
 
-PROBES = {
+RUNS = {
     "attention": (lsm_probe.attention, {**QUICK, "tokens": True}),
     "sensitivity": (lsm_probe.sensitivity, {**QUICK, "response": "reference"}),
     "knockout": (lsm_probe.knockout, {**QUICK, "window": 1}),
@@ -52,7 +53,7 @@ def run(lsm, manifest, out, report):
     checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
     before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
     report["done"] = {}
-    for name, (probe, options) in PROBES.items():
+    for name, (probe, options) in RUNS.items():
         done = report["done"][name] = []
         probe(checkpoint, samples, on_progress=done.append, **options).save(out / name)
     weights = checkpoint.model.state_dict()
@@ -85,8 +86,8 @@ def go_on(lsm, manifest, progress):
 
 def in_folder(lsm, manifest, out):
     """Attention with its folder, in which the main process writes."""
-    options = {"loading": {"device": "cpu", "dtype": "float32"}, "probing": QUICK}
-    run_probe(lsm_probe.attention, [str(lsm)], read_manifest(manifest), out, **options)
+    checkpoints = [named_checkpoint(str(lsm), {"device": "cpu", "dtype": "float32"})]
+    run_measurement(PROBES["attention"], checkpoints, read_manifest(manifest), out, options=QUICK)
 
 
 def refusal(run, *arguments):

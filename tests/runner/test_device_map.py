@@ -10,14 +10,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.models import device_map as spread
+from lsm_probe.models import device_map
 
 CPU = torch.device("cpu")
 QUICK = {"max_new_tokens": 4, "batch_size": 4}
 PROBES = {
     "attention": (lsm_probe.attention, {**QUICK, "max_new_tokens": 10, "tokens": True}),
     "sensitivity": (lsm_probe.sensitivity, QUICK),
-    "knockout": (lsm_probe.knockout, {**QUICK, "heads": True}),
+    "knockout": (lsm_probe.knockout, {**QUICK, "single_heads": True}),
     "alignment": (lsm_probe.alignment, {**QUICK, "perplexity": 2.0}),
     "importance": (lsm_probe.importance, QUICK),
 }
@@ -71,7 +71,7 @@ def test_weights_that_come_for_a_layers_run_give_the_same_numbers(
 ):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
-    assert spread.is_away(checkpoint.model)
+    assert device_map.is_offloaded(checkpoint.model)
     probe, options = PROBES[name]
     assert_same(probe(checkpoint, taken, **options), in_place[name])
 
@@ -189,14 +189,14 @@ def test_the_pretended_gpus_refuse_to_mix():
 
 @pytest.fixture
 def split(monkeypatch):
-    """`split(model, {0: bytes, 1: bytes})`: where `spread` would lay a model over GPUs of this size."""
+    """`split(model, {0: bytes, 1: bytes})`: the device map of a model on GPUs of this size."""
 
     def made(model, sizes):
         found = {}
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-        monkeypatch.setattr(spread, "get_balanced_memory", lambda model, **_: {**sizes, "cpu": 0})
-        monkeypatch.setattr(spread, "dispatch_model", lambda model, places, **_: found.update(places))
-        spread.spread(model)
+        monkeypatch.setattr(device_map, "get_balanced_memory", lambda model, **_: {**sizes, "cpu": 0})
+        monkeypatch.setattr(device_map, "dispatch_model", lambda model, places, **_: found.update(places))
+        device_map.dispatch_over_gpus(model)
         return found
 
     return made
@@ -215,7 +215,7 @@ def test_layers_are_laid_whole_over_the_gpus_and_the_rest_stays_on_the_cpu(tiny_
 
 def test_without_gpus_a_model_stays_as_it_is(tiny_lsm_folder, tiny_lsm):
     checkpoint = lsm_probe.load(tiny_lsm_folder, device="spread")
-    assert spread.input_device(checkpoint.model) == CPU
+    assert device_map.input_device(checkpoint.model) == CPU
     for mine, theirs in zip(checkpoint.model.parameters(), tiny_lsm.model.parameters(), strict=True):
         assert mine.equal(theirs)
 

@@ -7,13 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.plot import eta_heads_figure, save_eta
 from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
-from lsm_probe.probes.knockout.plot import HEAD_PICTURES, PICTURES, knockout_heads_figure, save_knockout
+from lsm_probe.probes.knockout import PROBE
+from lsm_probe.probes.knockout.plot import knockout_heads_figure, save_knockout
 from lsm_probe.probes.knockout.result import KnockoutConventions, KnockoutResult
 from lsm_probe.runner.head_maps import HeadMap, Scale, plot_head_map
+from lsm_probe.runner.identity import CheckpointIdentity
+
+PICTURES = PROBE.pictures
 
 N, LAYERS, HEADS = 12, 5, 3
 
@@ -28,14 +33,21 @@ def etas():
         rows=np.ones(N, dtype=int),
         clusters=np.arange(N),
         samples=[{"id": str(i)} for i in range(N)],
-        checkpoint={"name": "first", "source": "speech"},
-        data={"name": "data", "sha256": "x", "n_samples": N},
+        checkpoint=CheckpointIdentity(name="first", source="speech", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", N),
         conventions=Conventions(),
         self_check={},
     )
     changed = first.head_norms.copy()
     changed[:, 2, 1, 2] *= 9
-    return [first, replace(first, head_norms=changed, checkpoint={"name": "second", "source": "speech"})]
+    return [
+        first,
+        replace(
+            first,
+            head_norms=changed,
+            checkpoint=replace(first.checkpoint, name="second"),
+        ),
+    ]
 
 
 @pytest.fixture
@@ -52,12 +64,19 @@ def falls():
         head_layers=[1, 4],
         clusters=np.arange(N),
         samples=[{"id": str(i), "response_ids": [1]} for i in range(N)],
-        checkpoint={"name": "first", "source": "speech"},
-        data={"name": "data", "sha256": "x", "n_samples": N},
+        checkpoint=CheckpointIdentity(name="first", source="speech", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", N),
         conventions=KnockoutConventions(),
         self_check={},
     )
-    return [first, replace(first, fall_heads=2 * fall_heads, checkpoint={"name": "second", "source": "speech"})]
+    return [
+        first,
+        replace(
+            first,
+            fall_heads=2 * fall_heads,
+            checkpoint=replace(first.checkpoint, name="second"),
+        ),
+    ]
 
 
 def maps(figure):
@@ -90,7 +109,7 @@ def test_several_checkpoints_share_one_scale_and_two_have_their_difference(etas)
     framed = by_place(difference, difference.get_linewidths()) > 0
     np.testing.assert_array_equal(framed, found.p < 0.05)
     assert np.argwhere(framed).tolist() == [[2, 1]]
-    third = replace(etas[0], checkpoint={"name": "third", "source": "speech"})
+    third = replace(etas[0], checkpoint=replace(etas[0].checkpoint, name="third"))
     assert len(maps(eta_heads_figure([*etas, third]))) == 3
 
 
@@ -151,6 +170,6 @@ def test_the_same_numbers_give_the_same_files(etas, falls, tmp_path):
 def test_without_single_heads_no_map_of_them_is_written(falls, tmp_path):
     plain = replace(falls[0], head_layers=[], fall_heads=falls[0].fall_heads[:, :, :0])
     save_knockout([plain], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(PICTURES)
+    assert {path.name for path in tmp_path.iterdir()} == {"knockout.png", "knockout.svg", "knockout.csv"}
     save_knockout(falls, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*PICTURES, *HEAD_PICTURES}
+    assert {path.name for path in tmp_path.iterdir()} == set(PICTURES)

@@ -10,10 +10,12 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.plot import eta_figure, save_eta
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner import labels
+from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.labels import checkpoint_labels, plain
 
 FORMULA = r"a$b$\frac{1}$"
@@ -31,15 +33,15 @@ def result():
         rows=np.ones(3, dtype=int),
         clusters=np.arange(3),
         samples=[{"id": str(i)} for i in range(3)],
-        checkpoint={"name": "x", "source": "speech"},
-        data={"name": "data", "sha256": "x", "n_samples": 3},
+        checkpoint=CheckpointIdentity(name="x", source="speech", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", 3),
         conventions=Conventions(),
         self_check={},
     )
 
 
 def named(result, *names):
-    return [replace(result, checkpoint={**result.checkpoint, "name": name}) for name in names]
+    return [replace(result, checkpoint=replace(result.checkpoint, name=name)) for name in names]
 
 
 @pytest.fixture

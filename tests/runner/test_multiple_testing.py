@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lsm_probe
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention.conventions import Conventions
@@ -16,13 +17,14 @@ from lsm_probe.probes.attention.result import SEGMENTS as ATTENTION_SEGMENTS
 from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutConventions, KnockoutResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.multiple_testing import corrected_p
 
 RNG = np.random.default_rng
 
 
 def probe(checkpoint, samples, **options):
-    return lsm_probe.knockout(checkpoint, samples, **{"max_new_tokens": 4, "heads": True, **options})
+    return lsm_probe.knockout(checkpoint, samples, **{"max_new_tokens": 4, "single_heads": True, **options})
 
 
 # What chance alone would find.
@@ -98,7 +100,7 @@ def test_chosen_layers_have_the_numbers_of_all(tiny_llm, samples):
 
 
 def test_heads_are_left_out_unless_asked_for(tiny_llm, samples, tmp_path):
-    result = probe(tiny_llm, samples[:1], heads=False)
+    result = probe(tiny_llm, samples[:1], single_heads=False)
     assert result.fall_heads.size == 0
     assert len(result.head_frame()) == 0
     assert json.loads((result.save(tmp_path) / "result.json").read_text())["heads"] is None
@@ -111,7 +113,7 @@ def test_heads_are_left_out_unless_asked_for(tiny_llm, samples, tmp_path):
         ({"layers": [3]}, "--layers names layer 3, but .* has layers 0 to 2"),
         ({"layers": [-1, 0]}, "--layers names layer -1"),
         ({"layers": []}, "--layers names no layer"),
-        ({"layers": [1], "heads": False}, "give --heads too"),
+        ({"layers": [1], "single_heads": False}, "give --single-heads too"),
     ],
 )
 def test_layers_that_cannot_be_meant_are_refused(tiny_llm, samples, options, line):
@@ -144,8 +146,8 @@ def make(n=20, seed=0, name="model", source="speech"):
         head_layers=[2, 5, 6],
         clusters=np.arange(n),
         samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(n)],
-        checkpoint={"name": name, "source": source},
-        data={"name": "data", "sha256": "abc", "n_samples": n},
+        checkpoint=CheckpointIdentity(name=name, source=source, template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", n),
         conventions=KnockoutConventions(),
         self_check={"worst": 1e-7, "worst_bound": 1e-5},
     )
@@ -195,7 +197,11 @@ def test_differences_by_head_are_paired_and_corrected():
     gain = np.zeros(first.fall_heads.shape[1:])
     gain[1, 2, 3] = 0.2
     noise = RNG(5).normal(0, 0.01, size=first.fall_heads.shape)
-    second = replace(first, fall_heads=first.fall_heads + gain + noise, checkpoint={"name": "second"})
+    second = replace(
+        first,
+        fall_heads=first.fall_heads + gain + noise,
+        checkpoint=replace(first.checkpoint, name="second"),
+    )
     found = compare([first, second])["pairs"][0]["heads_difference"]
     assert np.argwhere(np.array(found["fall_source"]["p_corrected"]) < 0.05).tolist() == [[2, 3]]
     assert (np.array(found["fall_instruction"]["p_corrected"]) > 0.05).all()
@@ -217,8 +223,8 @@ def attention_result(seed=0, n=12, aggregate="mean_of_ratios", segment="mean", n
         rows=np.ones(n, dtype=int),
         clusters=np.arange(n),
         samples=[{"id": f"s{i}"} for i in range(n)],
-        checkpoint={"name": name, "source": "speech"},
-        data={"name": "data", "sha256": "abc", "n_samples": n},
+        checkpoint=CheckpointIdentity(name=name, source="speech", template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", n),
         conventions=Conventions(heads="mean_of_norms", segment=segment, aggregate=aggregate),
         self_check={},
     )
@@ -248,7 +254,7 @@ def test_a_head_that_takes_nothing_has_no_eta_and_no_share(tmp_path):
     assert np.isnan(frame.loc[(2, 1), "eta"])
     assert frame.loc[(2, 1), "share"] == 0
     assert frame["eta"].isna().sum() == 1
-    other = replace(result, checkpoint={"name": "other"})
+    other = replace(result, checkpoint=replace(result.checkpoint, name="other"))
     pair = compare([result, other])["pairs"][0]["head_eta_difference"]
     assert pair["mean"][2][1] is None
     assert pair["p_corrected"][2][1] == 1
@@ -268,10 +274,10 @@ def test_heads_that_changed_are_found_among_those_that_did_not():
 
 
 @pytest.mark.real
-def test_heads_of_smollm2_equal_an_eager_float64_pass_with_the_mask_of_one_head_edited_by_hand():
-    text_llm = lsm_probe.load("builtin:llm", device="cpu")
+def test_heads_of_smollm2_equal_an_eager_float64_pass_with_the_mask_of_one_head_edited_by_hand(builtin):
+    text_llm = builtin("builtin:llm")
     sample = lsm_probe.read_manifest("builtin:probe")[0]
-    result = lsm_probe.knockout(text_llm, [sample], max_new_tokens=8, heads=True, layers=[14, 16])
+    result = lsm_probe.knockout(text_llm, [sample], max_new_tokens=8, single_heads=True, layers=[14, 16])
     prompt = text_llm.encode(sample.instruction, sample.text)
     ids = torch.tensor(result.samples[0]["response_ids"])
     llm = deepcopy(text_llm.llm).double()

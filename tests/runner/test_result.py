@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from lsm_probe.bootstrap import cluster_weights
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult, TokenScores, eta_difference
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import CheckpointIdentity, Control
 
 SYSTEM, TEMPLATE, INSTRUCTION, SOURCE, FIRST = range(5)
 
@@ -31,8 +33,8 @@ def make(seed=0, samples=6, layers=7, heads=3, name="model", clusters=None, **fi
         rows=rng.integers(1, 9, size=samples),
         clusters=np.arange(samples) if clusters is None else np.array(clusters),
         samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(samples)],
-        checkpoint={"name": name, "source": "text", "template": "chat"},
-        data={"name": "data", "sha256": "abc", "n_samples": samples},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", samples),
         conventions=Conventions(),
         self_check={"median": 1e-7, "worst": 2e-7, "median_bound": 1e-5, "worst_bound": 1e-5},
         **fields,
@@ -185,7 +187,7 @@ def test_result_json_is_small_and_diffs_by_line(tmp_path):
     text = (folder / "result.json").read_text()
     assert len(text) < 10_000
     assert max(map(len, text.splitlines())) < 400
-    assert json.loads(text)["schema"] == "lsm-probe/attention/1"
+    assert json.loads(text)["schema"] == "lsm-probe/attention/2"
     assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "result.json", "samples.jsonl"]
 
 
@@ -206,6 +208,17 @@ def test_responses_may_hold_any_character(tmp_path):
     assert AttentionResult.load(result.save(tmp_path)).samples == result.samples
 
 
+def test_a_result_of_schema_1_says_what_its_control_is_of(tmp_path):
+    make().save(tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    stored["schema"] = "lsm-probe/attention/1"
+    stored["checkpoint"] |= {"name": "llm at length of runs/a b", "control": "transcript repeated or cut"}
+    (tmp_path / "result.json").write_text(json.dumps(stored))
+    result = AttentionResult.load(tmp_path)
+    assert result.checkpoint.control == Control("llm", ("runs/a b",))
+    assert AttentionResult.load(result.save(tmp_path / "2")).checkpoint == result.checkpoint
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "schema", "samples", "keys", "no object"])
 def test_what_is_no_result_is_refused(tmp_path, damage):
     make().save(tmp_path)
@@ -215,7 +228,7 @@ def test_what_is_no_result_is_refused(tmp_path, damage):
         (tmp_path / "arrays.npz").write_bytes((tmp_path / "arrays.npz").read_bytes()[:100])
     if damage == "schema":
         text = (tmp_path / "result.json").read_text()
-        (tmp_path / "result.json").write_text(text.replace("attention/1", "attention/99"))
+        (tmp_path / "result.json").write_text(text.replace("attention/2", "attention/99"))
     if damage == "samples":
         (tmp_path / "samples.jsonl").write_text("{oops\n")
     if damage == "keys":
@@ -239,14 +252,14 @@ def test_frame_has_a_row_for_each_layer():
 
 def test_a_result_compared_with_itself_does_not_differ():
     result = make()
-    difference = eta_difference(result, replace(result, checkpoint={**result.checkpoint, "name": "twin"}))
+    difference = eta_difference(result, replace(result, checkpoint=replace(result.checkpoint, name="twin")))
     for values in (difference.mean, difference.ci_low, difference.ci_high):
         np.testing.assert_array_equal(values, 0)
 
 
 def test_pairs_share_their_draws_whatever_seeds_the_results_carry():
     first = make(samples=20)
-    twin = replace(first, seed=7, checkpoint={**first.checkpoint, "name": "twin"})
+    twin = replace(first, seed=7, checkpoint=replace(first.checkpoint, name="twin"))
     pair = compare([first, twin])["pairs"][0]["eta_difference"]["mean"]
     assert set(pair["ci_low"]) == set(pair["ci_high"]) == {0.0}
 
@@ -257,7 +270,7 @@ def test_differences_are_paired():
     first = make(samples=40)
     norms = first.norms.copy()
     norms[..., INSTRUCTION] *= 1.1
-    second = replace(first, norms=norms, checkpoint={**first.checkpoint, "name": "second"})
+    second = replace(first, norms=norms, checkpoint=replace(first.checkpoint, name="second"))
     pair = compare([first, second])["pairs"][0]["eta_difference"]["mean"]
     own = first.eta()
     assert np.all(np.array(pair["ci_low"]) > 0)
@@ -268,7 +281,7 @@ def test_differences_are_paired():
 
 def test_only_shared_samples_are_compared():
     first = make(samples=8)
-    second = replace(first.subset(["s1", "s3", "s4"]), checkpoint={**first.checkpoint, "name": "second"})
+    second = replace(first.subset(["s1", "s3", "s4"]), checkpoint=replace(first.checkpoint, name="second"))
     pair = compare([first, second])["pairs"][0]
     assert pair["n_samples"] == 3
     np.testing.assert_array_equal(pair["eta_difference"]["mean"]["mean"], 0)
@@ -278,26 +291,26 @@ def test_other_source_lengths_are_warned_about():
     first = make()
     tokens = first.tokens.copy()
     tokens[:, SEGMENTS.index("source")] += 3
-    longer = replace(first, tokens=tokens, checkpoint={**first.checkpoint, "name": "longer"})
-    pairs = compare([first, longer, replace(first, checkpoint={**first.checkpoint, "name": "twin"})])["pairs"]
+    longer = replace(first, tokens=tokens, checkpoint=replace(first.checkpoint, name="longer"))
+    pairs = compare([first, longer, replace(first, checkpoint=replace(first.checkpoint, name="twin"))])["pairs"]
     assert "source lengths differ" in pairs[0]["warning"]
     assert not pairs[0]["same_lengths"]
     assert pairs[1]["warning"] is None
     tokens = first.tokens.copy()
     tokens[:, TEMPLATE] += 1
-    laid_out = replace(first, tokens=tokens, checkpoint={**first.checkpoint, "name": "other template"})
+    laid_out = replace(first, tokens=tokens, checkpoint=replace(first.checkpoint, name="other template"))
     assert "lay their prompts out differently" in compare([first, laid_out])["pairs"][0]["warning"]
 
 
 def test_a_control_among_the_results_is_named_where_lengths_differ():
-    def at(name, longer, **about):
+    def at(name, longer, control=None):
         tokens = first.tokens.copy()
         tokens[:, SEGMENTS.index("source")] += longer
-        return replace(first, tokens=tokens, checkpoint={**first.checkpoint, "name": name, **about})
+        return replace(first, tokens=tokens, checkpoint=replace(first.checkpoint, name=name, control=control))
 
     first = make()
     results = [at("llm", 0), at("a", 3), at("b", 5)]
-    results += [at(f"llm at length of {name}", n, control="given lengths") for name, n in (("a", 3), ("b", 5))]
+    results += [at(f"llm at length of {name}", n, Control("llm", (name,))) for name, n in (("a", 3), ("b", 5))]
     said = {(p["first"], p["second"]): p["warning"] for p in compare(results)["pairs"]}
     control, controls = "compare with the length-matched control `", "compare with the length-matched controls `"
     assert said["llm", "a"].endswith(f"read `mean` and `sum` together, and {control}llm at length of a`")
@@ -308,7 +321,7 @@ def test_a_control_among_the_results_is_named_where_lengths_differ():
     both = said["llm at length of a", "llm at length of b"]
     assert both.endswith("read `mean` and `sum` together")
     assert compare(results[:2])["pairs"][0]["warning"].endswith("compare with a length-matched control")
-    others = [at("other", 0), at("other at length of a", 3, control="given lengths")]
+    others = [at("other", 0), at("other at length of a", 3, Control("other", ("a",)))]
     said = {(p["first"], p["second"]): p["warning"] for p in compare([*results, *others])["pairs"]}
     assert said["llm", "a"].endswith(f"{control}llm at length of a`")
     assert said["a", "other"].endswith(f"{control}other at length of a`")
@@ -324,7 +337,7 @@ def test_models_of_other_depth_have_no_differences_by_layer():
 def test_what_cannot_be_paired_is_refused(change):
     first, second = make(), make(name="second")
     if change == "data":
-        second = replace(second, data={**second.data, "sha256": "other"})
+        second = replace(second, data=replace(second.data, sha256="other"))
     if change == "conventions":
         second = second.with_conventions(segment="sum")
     with pytest.raises(InputError):

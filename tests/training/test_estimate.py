@@ -154,7 +154,7 @@ def test_a_batch_is_made_of_whole_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "in_a_pass", "world", "mend"),
+    ("batch", "in_a_pass", "world", "remedy"),
     [
         (8, 8, 2, "machine.per_device_batch_size=4"),
         (12, 5, 1, "machine.per_device_batch_size=4"),
@@ -164,14 +164,16 @@ def test_a_batch_is_made_of_whole_passes() -> None:
     ],
 )
 def test_a_batch_that_is_not_is_refused_with_a_mend_that_works(
-    batch: int, in_a_pass: int, world: int, mend: str
+    batch: int, in_a_pass: int, world: int, remedy: str
 ) -> None:
     stage, machine = Stage(batch_size=batch), Machine(per_device_batch_size=in_a_pass)
     with pytest.raises(InputError) as caught:
         accumulation(stage, machine, world)
     message = str(caught.value)
-    assert f"batch of {batch} cannot be made of {in_a_pass} samples on each of {world} processes; set {mend}" in message
-    key, value = mend.removeprefix("machine.").split("=")
+    assert (
+        f"batch of {batch} cannot be made of {in_a_pass} samples on each of {world} processes; set {remedy}" in message
+    )
+    key, value = remedy.removeprefix("machine.").split("=")
     stage, machine = (
         each.model_copy(update={key: int(value)}) if key in type(each).model_fields else each
         for each in (stage, machine)

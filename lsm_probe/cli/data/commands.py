@@ -42,7 +42,7 @@ def commands(
         prepare_utterances,
         command_utterances(count, seed),
         out,
-        opt.delivery(voice, speed, seed),
+        opt.speech_settings(voice, speed, seed),
         name="data commands",
         tasks=TASKS,
         instructions=instructions or ["commands"],

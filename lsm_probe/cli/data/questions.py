@@ -54,7 +54,7 @@ def _command(name: str, corpus: Corpus) -> Callable[..., None]:
             corpus,
             root,
             out,
-            opt.delivery(voice, speed, seed),
+            opt.speech_settings(voice, speed, seed),
             tasks=task or list(corpus.tasks[:1]),
             limit=limit,
             instructions=instructions or ["evaluation"],

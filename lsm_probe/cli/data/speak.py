@@ -47,7 +47,7 @@ def speak(
         prepare_sentences,
         sentences,
         out,
-        opt.delivery(voice, speed, seed),
+        opt.speech_settings(voice, speed, seed),
         instructions=instructions or ["transcription"],
         workers=workers,
         limit=limit,

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from lsm_probe.data.augmentation import rank_progress as ranks
+from lsm_probe.data.augmentation import rank_progress
 from lsm_probe.data.augmentation.collect import SHARDS, collect
 from lsm_probe.data.augmentation.plan import digest, make_job
 from lsm_probe.data.augmentation.rank_progress import CHECKPOINTS, LOGS, SHARD_NAME, split
@@ -96,7 +96,7 @@ def augment_at_scale(
         InputError: datatrove is not installed, samples or folder cannot be used, or the server failed.
     """
     require_datatrove()
-    out, recipe = Path(out), recipe or Recipe()
+    out, recipe, shard_rows = Path(out), recipe or Recipe(), rank_progress.SHARD_ROWS
     if server.url is None and workers > 1:
         raise InputError(
             "--workers is for a running server; for several GPUs start one, `vllm serve LLM --generation-config vllm "
@@ -116,22 +116,20 @@ def augment_at_scale(
             "name": "datatrove",
             **server.to_dict(),
             "workers": workers,
-            "shard_rows": ranks.SHARD_ROWS,
+            "shard_rows": shard_rows,
         },
         "llm": {"name": llm.name, "template": llm.template, **llm.identity.to_dict()},
         "data_sha256": digest(samples),
         "recipe": recipe.to_dict(),
     }
     with work_folder(out, config, resume=resume):
-        parts = split(out, len(samples), workers, ranks.SHARD_ROWS)
+        parts = split(out, len(samples), workers, shard_rows)
         unfinished = [part for part in parts if not part.is_finished]
         if unfinished:
             for part in unfinished:  # datatrove marks a rank complete also where a row could not be saved
                 part.completion_marker.unlink(missing_ok=True)
             write_samples(out, samples)
-            steps = partial(
-                generation_steps, out, llm, recipe, server, in_flight=in_flight, shard_rows=ranks.SHARD_ROWS
-            )
+            steps = partial(generation_steps, out, llm, recipe, server, in_flight=in_flight, shard_rows=shard_rows)
             _run(steps, out, workers, lambda: on_progress(sum(part.rows_done() for part in parts), len(samples)))
         on_progress(len(samples), len(samples))
         problems.write(out)
@@ -166,7 +164,7 @@ def generation_steps(
     server: Server,
     *,
     in_flight: int = IN_FLIGHT,
-    shard_rows: int = ranks.SHARD_ROWS,
+    shard_rows: int = rank_progress.SHARD_ROWS,
 ) -> list[Any]:
     """The pipeline for an executor of datatrove's, whose `logging_dir` should be `out/logs`.
 
@@ -216,7 +214,7 @@ class Transcripts:
         self._lock: filelock.BaseFileLock | None = None
 
     def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Mends what a kill left of this rank, at once, since the next step looks at it before it asks for samples."""
+        """Repairs at once what a kill left of this rank: the next step reads it before it asks for samples."""
         with (self.out / SAMPLES).open("rb") as file:
             rows = sum(1 for _ in file)
         part = split(self.out, rows, world_size, self.shard_rows)[rank]
@@ -227,7 +225,7 @@ class Transcripts:
             self._lock.acquire()
         except filelock.Timeout:
             raise InputError(f"another process is still at part {rank} of {self.out}: wait for it, or end it") from None
-        part.mend()
+        part.repair_count()
         return self._documents(rank, world_size)
 
     def _documents(self, rank: int, world_size: int) -> Iterator[Document]:
@@ -265,8 +263,8 @@ async def answer(
         return replace(job, drop_reason=REFUSED).row_without_generation(recipe)
     ended = result.finish_reason == "stop"
     thought = find_thought_in_text(llm.tokenizer, result.text, llm.opening, ended=ended)
-    said = without_special_tokens(llm.tokenizer, result.text) if "skip_special_tokens" in request else result.text
-    return job.row(recipe, said.strip(), result.finish_reason, result.usage["completion_tokens"], thought)
+    text = without_special_tokens(llm.tokenizer, result.text) if "skip_special_tokens" in request else result.text
+    return job.row(recipe, text.strip(), result.finish_reason, result.usage["completion_tokens"], thought)
 
 
 def _row_of(writer: object, document: Document) -> dict[str, Any]:
@@ -294,7 +292,7 @@ def _run(steps: Callable[[], list[Any]], out: Path, workers: int, on_tick: Calla
             reason = receiver.recv()
         except EOFError:
             reason = f"its process ended with {process.exitcode}"
-        raise InputError(f"generation stopped: {reason}; {log} tells more; mend it and go on with --resume")
+        raise InputError(f"generation stopped: {reason}; {log} tells more; correct it and go on with --resume")
 
 
 def _work(steps: Callable[[], list[Any]], logs: str, workers: int, log: Path, sender: Connection) -> None:

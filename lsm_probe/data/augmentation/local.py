@@ -46,7 +46,7 @@ def generate_shards(
         InputError: a prompt does not fit into memory even alone.
     """
     # Neighbours share a task, whose answers are alike in length, and a prompt length: least padding of both kinds.
-    ordered = sorted(jobs, key=lambda job: (job.draw.task, len(job.prompt), job.number))
+    ordered = sorted(jobs, key=lambda job: (job.assignment.task, len(job.prompt), job.number))
     remove_leftovers(folder)
     tokens, seconds = 0, 0.0
     for number, start in enumerate(range(0, len(ordered), SHARD_ROWS)):

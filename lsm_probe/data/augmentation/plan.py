@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lsm_probe.data.augmentation.recipe import Recipe
-from lsm_probe.data.pools import Draw
+from lsm_probe.data.pools import Assignment
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
@@ -25,20 +25,20 @@ class Job:
     Attributes:
         number: its place in the data.
         sample: the sample; its own instruction and target play no part.
-        draw: what fell to it.
+        assignment: its task and instruction.
         prompt: token ids that the LLM is to answer.
         drop_reason: why it is left out before anything is generated, or None.
     """
 
     number: int
     sample: Sample
-    draw: Draw
+    assignment: Assignment
     prompt: list[int]
     drop_reason: str | None = None
 
     @property
     def generates(self) -> bool:
-        return self.draw.answer == "llm" and self.drop_reason is None
+        return self.assignment.answer == "llm" and self.drop_reason is None
 
     def row(
         self,
@@ -54,7 +54,7 @@ class Job:
             thought: the thinking that the response begins with and the answer behind it, None if the thinking does not
                 end; None where there is no thinking.
         """
-        sample, draw = self.sample, self.draw
+        sample, assignment = self.sample, self.assignment
         thinking, answer = thought if thought is not None and recipe.thinking == "drop" else (None, response)
         response, reason = answer or "", self.drop_reason
         if self.generates:
@@ -67,9 +67,9 @@ class Job:
             "duration": sample.duration,
             "language": sample.language,
             "text": sample.text,
-            "task": draw.task,
-            "instruction_id": draw.instruction_id,
-            "instruction": draw.instruction,
+            "task": assignment.task,
+            "instruction_id": assignment.instruction_id,
+            "instruction": assignment.instruction,
             "response": response,
             "thinking": thinking,
             "finish_reason": finish_reason,
@@ -109,16 +109,16 @@ def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sampl
     """
     if sample.text is None:
         raise InputError("has no transcript; add 'text' to it")
-    draw = recipe.pool.draw(recipe.seed, sample.id)
-    if draw.answer == "transcript":
-        encode(draw.instruction, sample.text)  # refuses what training would refuse
-        return Job(number, sample, draw, [])
+    assignment = recipe.pool.assign(recipe.seed, sample.id)
+    if assignment.answer == "transcript":
+        encode(assignment.instruction, sample.text)  # refuses what training would refuse
+        return Job(number, sample, assignment, [])
     try:
-        prompt = encode(draw.instruction, sample.text)
+        prompt = encode(assignment.instruction, sample.text)
     except NoTokens:
-        return Job(number, sample, draw, [], "no tokens")
+        return Job(number, sample, assignment, [], "no tokens")
     too_long = len(prompt) > recipe.max_prompt_tokens
-    return Job(number, sample, draw, prompt, "prompt too long" if too_long else None)
+    return Job(number, sample, assignment, prompt, "prompt too long" if too_long else None)
 
 
 def digest(samples: Sequence[Sample]) -> str:

@@ -52,7 +52,7 @@ class Rank:
     def shard(self, chunk: int) -> Path:
         return self.out / SHARDS / f"{self.number:05d}_chunk_{chunk}.parquet"
 
-    def mend(self) -> None:
+    def repair_count(self) -> None:
         """Makes datatrove's count that of the shards that hold all their rows."""
         whole = self._whole_shards()
         for chunk in range(whole):

@@ -20,7 +20,7 @@ class Recipe:
 
     Args:
         pool: instructions to draw from; a sample gets one task, each task as often as any other.
-        seed: of the draw.
+        seed: of the random choices.
         max_new_tokens: longest answer, tokens.
         max_prompt_tokens: longest prompt, tokens; samples with a longer one are dropped.
         keep: which answers stay. `punctuation`: those whose last character is punctuation (any script's), as the

@@ -21,7 +21,7 @@ IN_FLIGHT = 256
 """Requests under way at once: vLLM's own default for sequences it batches together."""
 
 _HERE = ("localhost", "127.0.0.1", "::1")
-_PATIENCE = 120.0
+_REQUEST_TIMEOUT = 120.0
 """Seconds that a server gets for its first answer; some load the model then."""
 
 
@@ -57,8 +57,8 @@ class Server:
         }
         if self.url is not None:
             # It answered a moment ago: no need for the 25 minutes that a server may take to start.
-            patience = {"server_ready_max_attempts": 10, "server_ready_delay_sec": 1.0, "server_start_max_retries": 0}
-            return {"server_type": "endpoint", "endpoint_url": self.url, **patience, **common}
+            readiness = {"server_ready_max_attempts": 10, "server_ready_delay_sec": 1.0, "server_start_max_retries": 0}
+            return {"server_type": "endpoint", "endpoint_url": self.url, **readiness, **common}
         options = {
             "dtype": self.dtype,
             # vLLM would take repetition penalties and the like from the checkpoint; the in-process engine does not.
@@ -150,14 +150,14 @@ def _ask(url: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is reached without a proxy
     try:
-        with opener.open(request, timeout=_PATIENCE) as reply:
+        with opener.open(request, timeout=_REQUEST_TIMEOUT) as reply:
             answer = json.loads(reply.read())
         if not isinstance(answer, dict) or not isinstance(answer["data" if body is None else "choices"], list):
             raise KeyError
     except urllib.error.HTTPError as error:
-        said = " ".join(error.read().decode(errors="replace").split())[:200]
+        detail = " ".join(error.read().decode(errors="replace").split())[:200]
         what = "" if body is None else " to a prompt of token ids, which it has to take"
-        raise InputError(f"{url} answers {error.code}{what}: {said}") from None
+        raise InputError(f"{url} answers {error.code}{what}: {detail}") from None
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(f"no server at {url} ({reason}): start one, or check --server") from None

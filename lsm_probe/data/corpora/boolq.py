@@ -20,5 +20,5 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
 
 def _answer(values: dict[str, Any]) -> tuple[list[str], str | None]:
     if not isinstance(values.get("answer"), bool):
-        raise InputError("'answer' must be true or false; mend the line")
+        raise InputError("'answer' must be true or false; correct the line")
     return [str(values["answer"]).lower()], text_in(values, "passage")

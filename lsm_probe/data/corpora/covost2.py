@@ -74,7 +74,7 @@ def _joined_rows(pair: str, released: Path, validated: Path, problems: Problems,
     rows: dict[str, tuple[str, str, dict[str, str]]] = {}
     for where, row in rows_of(released, ["path", "translation", "split"], problems, **_DIALECT):
         if row["split"] not in _PARTS:
-            problems.add(where, f"split {row['split']!r} is none of {', '.join(_PARTS)}; mend the row")
+            problems.add(where, f"split {row['split']!r} is none of {', '.join(_PARTS)}; correct the row")
         elif row["path"] in rows:
             problems.add(where, f"clip {row['path']!r} is in the table before; keep one row")
         elif wanted(split := f"{pair}.{_PARTS[row['split']]}"):

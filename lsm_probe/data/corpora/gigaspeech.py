@@ -75,7 +75,7 @@ def _splits(segment: _Segment) -> Iterator[str]:
     for subset in segment.subsets:
         match = _SUBSET.fullmatch(subset)  # splits name files, so a subset must be a plain word
         if match is None:
-            raise InputError(f"subset {subset!r} is not of the form {{L}}; mend it")
+            raise InputError(f"subset {subset!r} is not of the form {{L}}; correct it")
         yield match[1]
 
 

@@ -21,5 +21,5 @@ def answer_with(task: str, label: str) -> dict[str, str]:
         InputError: the label is none of the task's.
     """
     if label not in labels_of(task):
-        raise InputError(f"{label!r} is none of the labels of task {task!r}; mend it, or check the corpus's release")
+        raise InputError(f"{label!r} is none of the labels of task {task!r}; correct it, or check the corpus's release")
     return {task: label_answer(label)}

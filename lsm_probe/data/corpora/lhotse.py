@@ -99,7 +99,7 @@ def _pair(split: str, files: dict[str, Path], problems: Problems) -> Iterator[Ut
             supervision = parsed(_Supervision, values)
             name = str(supervision.recording_id)
             if name not in sounds:
-                raise InputError(f"recording {name!r} is refused or not in {files['recordings']}; mend it there")
+                raise InputError(f"recording {name!r} is refused or not in {files['recordings']}; correct it there")
             unused.discard(name)
             yield _utterance(split, supervision, sounds[name])
     if unused:
@@ -141,7 +141,9 @@ def _sound(recording: _Recording) -> tuple[Path, int]:
 def _utterance(split: str, supervision: _Supervision, sound: tuple[Path, int], start: float = 0.0) -> Utterance:
     path, channel = sound
     if supervision.channel not in (channel, [channel]):
-        raise InputError(f"is of channel {supervision.channel}, its recording of channel {channel}; mend one of them")
+        raise InputError(
+            f"is of channel {supervision.channel}, its recording of channel {channel}; correct one of them"
+        )
     language = find_language(supervision.language, "language ")
     return Utterance(
         str(supervision.id),

@@ -17,6 +17,6 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
         with problems.catching(where):
             fields = line.split("|")
             if len(fields) != 3:
-                raise InputError(f"has {len(fields)} fields instead of id|text|normalised text; mend the line")
+                raise InputError(f"has {len(fields)} fields instead of id|text|normalised text; correct the line")
             name, _, text = fields
             yield Utterance(name, "all", text, audio=inside(root / "wavs", f"{name}.wav"))

@@ -22,5 +22,5 @@ def _answers(values: dict[str, Any]) -> tuple[list[str], str | None]:
     given = values.get("answer", values.get("answers"))
     answers: list[Any] = given if isinstance(given, list) else [given]
     if not answers or any(not isinstance(answer, str) or not answer.strip() for answer in answers):
-        raise InputError("'answer' must be a text or a list of texts; mend the line")
+        raise InputError("'answer' must be a text or a list of texts; correct the line")
     return answers, None

@@ -40,5 +40,5 @@ def text_in(values: dict[str, Any], key: str) -> str:
     """
     value = values.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{key!r} must be text; check that it is the set's own file, and mend the line")
+        raise InputError(f"{key!r} must be text; check that it is the set's own file, and correct the line")
     return value

@@ -91,7 +91,7 @@ def rows_of(
             for row in reader:
                 place = at(path, reader.line_num)
                 if None in row or None in row.values():
-                    problems.add(place, "has more or fewer fields than the header; mend the row")
+                    problems.add(place, "has more or fewer fields than the header; correct the row")
                 else:
                     yield place, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -157,7 +157,7 @@ def inside(folder: Path, name: str) -> Path:
     path = Path(name)
     too_long = any(len(part) > _LONGEST_NAME for part in path.parts)
     if not path.name or path.is_absolute() or path.drive or ".." in path.parts or too_long:
-        raise InputError(f"{name!r} names no file inside {folder}, which the corpus's own files always do; mend it")
+        raise InputError(f"{name!r} names no file inside {folder}, which the corpus's own files always do; correct it")
     return folder / path
 
 

@@ -21,5 +21,5 @@ def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
 def _answer(values: dict[str, Any]) -> tuple[list[str], str | None]:
     references = values.get("references")
     if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
-        raise InputError("'references' must be a list of texts; mend the line")
+        raise InputError("'references' must be a list of texts; correct the line")
     return [text_in(values, "answer")], "\n".join(references)

@@ -1,13 +1,20 @@
-"""What every connector is, and how the valid states of a piece are told from its padding."""
+"""What a connector is, how it is configured, and the registry in which it is found by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from lsm_probe.models.configuration_lsm import LsmProjectorConfig
+from lsm_probe.errors import InputError
+from lsm_probe.registry import Registry
+
+
+class UnusableConfig(InputError, ValueError):
+    """A configuration no model can be made of. A ValueError too: who reads it from a folder can name the folder."""
 
 
 class Connector(nn.Module, ABC):
@@ -18,6 +25,9 @@ class Connector(nn.Module, ABC):
     speech tokens `[tokens, llm_dim]` of all pieces come back one after another, without padding, so that what a
     piece becomes never depends on what shares its batch.
     """
+
+    sizes: ClassVar[Mapping[str, int]] = {}
+    """The settings of [`LsmProjectorConfig`] that are sizes of this connector, with the values of its paper."""
 
     @abstractmethod
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
@@ -36,36 +46,78 @@ class Connector(nn.Module, ABC):
         Tokens come in order and leave out no state; only tokens of one window share theirs.
         """
 
+    def init_own_parameters(self, config: LsmProjectorConfig) -> None:
+        """Draws the weights that no module inside it holds; those of its modules are drawn as transformers does."""
+
     @abstractmethod
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         """Turns states into speech tokens, `[tokens, llm_dim]`."""
 
 
-def window_states(window: int, num_states: int) -> list[tuple[int, int]]:
-    """The states of each window that [`cut_windows`] makes of a piece: the first, and the one after the last."""
-    return [(first, min(first + window, num_states)) for first in range(0, num_states, window)]
+CONNECTORS: Registry[type[Connector]] = Registry(
+    "lsm_probe.connectors", "connector", lambda found: isinstance(found, type) and issubclass(found, Connector)
+)
+"""Connectors by name; those of other packages come from the entry-point group `lsm_probe.connectors`."""
 
 
-def valid_states(states: Tensor, lengths: Tensor) -> Tensor:
-    """Marks the valid ones of `states [pieces, max_states, dim]`: `[pieces, max_states]`."""
-    return torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+class LsmProjectorConfig(PreTrainedConfig):
+    """The connector between encoder and LLM.
 
+    A connector of another package may have sizes of its own besides these; see [`Connector.sizes`].
 
-def blank_padding(states: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros in place of whatever stands beyond the valid states; not a product, which would keep NaN."""
-    return states.masked_fill(~valid_states(states, lengths).unsqueeze(-1), 0)
+    Args:
+        connector: its name. `window_qformer` is the one of arXiv 2410.03798, `frame_stack` LLaMA-Omni's, `conv`
+            BLSP's, `linear` LLaSM's; or a name of the entry-point group `lsm_probe.connectors`.
+        window: states read by one window, 20 ms each where they are the encoder's. `window_qformer`: 17 (0.34 s);
+            `frame_stack`: 5 (0.1 s). The others have no windows.
+        hidden_size: width of the Q-Former (768), of the layer between `frame_stack`'s two linears (2048), or of
+            `conv`'s bottleneck (512).
+        num_queries: speech tokens `window_qformer` makes from one window.
+        num_hidden_layers: Q-Former blocks, each with cross-attention.
+        num_attention_heads: heads of each block.
+        intermediate_size: width of each block's feed-forward layer.
+        dropout: dropout in training, on the Q-Former's hidden states and attention probabilities.
+        initializer_range: standard deviation of the Q-Former's weights.
 
-
-def cut_windows(states: Tensor, lengths: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Cuts states into windows that do not overlap.
-
-    Returns:
-        The windows that hold a valid state, `[windows, window, dim]`, zeros in place of states the last one of a
-        piece lacks; and which states are valid, `[windows, window]`.
+    Raises:
+        UnusableConfig: an unknown connector, or a size below 1.
     """
-    padding = -states.shape[1] % window
-    states = nn.functional.pad(states, (0, 0, 0, padding))
-    windows = blank_padding(states, lengths).unflatten(1, (-1, window))
-    mask = valid_states(states, lengths).unflatten(1, (-1, window))
-    used = mask.any(-1)
-    return windows[used], mask[used]
+
+    model_type = "lsm_projector"
+
+    connector: str = "window_qformer"
+    # None takes the connector's own; it stays where the connector has no such size.
+    window: int = None  # type: ignore[assignment]
+    num_queries: int = 1
+    hidden_size: int = None  # type: ignore[assignment]
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    dropout: float = 0.1
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.connector not in CONNECTORS:
+            raise UnusableConfig(f"connector {self.connector!r} is unknown; choose one of: {', '.join(CONNECTORS)}")
+        super().__post_init__(**kwargs)
+        sizes = CONNECTORS[self.connector].sizes
+        for name, size in sizes.items():
+            if getattr(self, name, None) is None:
+                setattr(self, name, size)
+        for name in dict.fromkeys(("window", "hidden_size", "num_queries", *sizes)):
+            check_count(f"connector {self.connector!r}: {name}", getattr(self, name))
+
+
+def num_speech_tokens(config: LsmProjectorConfig, num_states: int) -> int:
+    """Speech tokens the connector makes of a piece of `num_states` valid states."""
+    return CONNECTORS[config.connector].num_tokens(config, num_states)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuses what is neither None nor a whole number of at least 1.
+
+    Raises:
+        UnusableConfig: it is not.
+    """
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise UnusableConfig(f"{name} is {value!r}: give a whole number of at least 1")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, blank_padding, valid_states
+from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig
+from lsm_probe.models.connectors.windows import blank_padding, valid_states
 
 
+@CONNECTORS.register("conv")
 class Conv(Connector):
     """Three convolutions that halve the rate, a bottleneck and a layer norm: eight states a token (BLSP).
 
@@ -18,6 +20,8 @@ class Conv(Connector):
 
     Every convolution sees zeros beyond the valid states, as it would at the end of the piece alone.
     """
+
+    sizes: ClassVar[dict[str, int]] = {"hidden_size": 512}
 
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)

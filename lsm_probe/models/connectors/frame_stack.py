@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
-from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, cut_windows, window_states
+from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig
+from lsm_probe.models.connectors.windows import cut_windows, window_states
 
 
+@CONNECTORS.register("frame_stack")
 class FrameStack(Connector):
     """`window` states stacked into one vector, then two linear layers with a ReLU between (LLaMA-Omni).
 
     The original drops the states of a last stack that is not full; here they are kept, with zeros for the missing.
     """
+
+    sizes: ClassVar[dict[str, int]] = {"window": 5, "hidden_size": 2048}
 
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)

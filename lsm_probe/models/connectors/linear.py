@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, valid_states, window_states
+from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig
+from lsm_probe.models.connectors.windows import valid_states, window_states
 
 
+@CONNECTORS.register("linear")
 class Linear(Connector):
     """One linear layer on every state (LLaSM, whose states are those of Whisper's decoder)."""
 

@@ -32,8 +32,7 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
     """Begin and end of what each speech token of an utterance stands for, `[speech tokens, 2]`, seconds.
 
     The tokens of a piece leave out nothing of it; those that several queries make of one window share its time. The
-    encoder's states hear more than their own 20 ms, up to the whole piece: this is where a token reads, not all it may
-    know of.
+    encoder's attention spans the whole piece: this is where the states of a token lie, not all that it depends on.
 
     Args:
         config: the LSM's.
@@ -45,7 +44,7 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
     if config.decoder_states is not None:
         raise InputError(
             f"the {config.decoder_states} speech tokens of a piece are made of states of Whisper's decoder, each of "
-            "which hears all of it: they have no times"
+            "which attends to all of it: they have no times"
         )
     projector = config.projector_config
     token_states = CONNECTORS[projector.connector].token_states

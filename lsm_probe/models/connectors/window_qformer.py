@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from lsm_probe.models.configuration_lsm import LsmProjectorConfig
-from lsm_probe.models.connectors.base import Connector, cut_windows, window_states
+from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig
+from lsm_probe.models.connectors.windows import cut_windows, window_states
 
 
+@CONNECTORS.register("window_qformer")
 class WindowQFormer(Connector):
     """A BERT-style Q-Former over fixed windows of states (arXiv 2410.03798, section 3.1; SALMONN).
 
     Layer norm on the states, `num_queries` learned queries cross-attending to each window of `window` states,
     a linear layer after. Windows do not overlap; the last partial window is kept and its missing states masked.
     """
+
+    sizes: ClassVar[dict[str, int]] = {"window": 17, "hidden_size": 768}
 
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
@@ -44,6 +49,9 @@ class WindowQFormer(Connector):
     @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         return [states for states in window_states(config.window, num_states) for _ in range(config.num_queries)]
+
+    def init_own_parameters(self, config: LsmProjectorConfig) -> None:
+        self.query.normal_(0.0, config.initializer_range)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         windows, mask = cut_windows(states, lengths, self.window)

@@ -8,9 +8,9 @@ show that speech and text share a space; the numbers say how far they do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lsm_probe.bootstrap import number_clusters
-from lsm_probe.data.manifest import fingerprint
+from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.similarity import check_perplexity
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.alignment.result import AlignmentConventions, AlignmentResult
-from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource, describe_data
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.options import MeasureKeywords, split_options
+from lsm_probe.runner.prepared_samples import PreparedSample
 
 PERPLEXITY = 30.0
 UTTERANCES = 5
@@ -44,19 +44,11 @@ def alignment(
     segment: Literal["source", "prompt", "response"] = "source",
     instruction: str | None = None,
     layers: Sequence[int] | None = None,
-    response: Literal["generated", "reference"] = "generated",
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    response_part: ResponsePart = "all",
-    responses: Mapping[str, list[int]] | None = None,
     perplexity: float = PERPLEXITY,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_error: Literal["fail", "skip"] = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    plot_layer: int = -1,
+    **options: Unpack[MeasureKeywords],
 ) -> AlignmentResult:
-    """Measures how alike an LSM's states are for speech and for its transcript, by layer.
+    """Measure how alike an LSM's states are for speech and for its transcript, by layer.
 
     State 0 is what enters the first layer, state l what layer l puts out, and the last one comes after the final
     norm (transformers' `hidden_states`). A vector is the mean over the segment's positions, in float32.
@@ -73,53 +65,42 @@ def alignment(
             wordings of one task gave a miniature LSM a standardised cosine of 0.10 after its last layer, one
             wording 0.005.
         layers: numbers of the states to keep, by default all. All states of 1,000 samples are 1 GB for a 7B model.
-        response: for `segment="response"`, whose: the checkpoint's own `generated` one (after the speech), or the
-            sample's `reference`. Other segments need none.
-        max_new_tokens: longest generated response, in tokens.
-        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
-            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
-            counted.
-        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
         perplexity: of the t-SNE; changes no other number.
-        batch_size: samples run together; halved where memory runs out. It changes the numbers by rounding alone.
-        seed: of the bootstrap, of the permutations, and of the t-SNE.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
-        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
-        on_progress: called with the number of finished samples.
+        plot_layer: the state that the result plots by default.
+        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
         InputError: the checkpoint is a text LLM, there are too few samples for `perplexity` or fewer than 5
             utterances, a state is unknown, the response part is unknown or given without `segment="response"`, a sample
             cannot be used (under `on_error="fail"`), or states are not finite.
     """
-    conventions = AlignmentConventions(segment, response if segment == "response" else "none")
+    responses, run = split_options(options)
+    conventions = AlignmentConventions(segment, responses.response if segment == "response" else "none")
     if checkpoint.source != "speech":
         raise InputError(
             f"{checkpoint.name} is a text LLM, and alignment compares speech with text inside one model: give an LSM"
         )
-    if responses is not None and segment != "response":
+    if responses.responses is not None and segment != "response":
         raise InputError(f"segment {segment!r} needs no responses: leave out --responses, or take --segment response")
-    if response_part != "all" and segment != "response":
+    if responses.response_part != "all" and segment != "response":
         raise InputError(f"segment {segment!r} is no response: leave out --response-part, or take --segment response")
     kept = state_numbers(checkpoint, layers)
+    if plot_layer != -1:  # before the work, not when the figure is drawn
+        state_numbers(checkpoint, [plot_layer])
     if instruction is not None:
         samples = with_instruction(samples, instruction)
-        data = {**(data or describe_data(samples)), "sha256": fingerprint(samples), "instruction": instruction}
-    measuring = MeasurementRun(
-        checkpoint,
-        samples,
-        ResponseSource(conventions.response, max_new_tokens, responses, part=response_part),
+        name = (run.data or describe_data(samples)).name
+        run = replace(run, data=replace(describe_data(samples, name), instruction=instruction))
+    measurement = MeasurementRun(
+        checkpoint=checkpoint,
+        samples=samples,
+        responses=responses if segment == "response" else None,
+        options=run,
         settings={"segment": segment, "layers": kept},
-        batch_size=batch_size,
-        on_error=on_error,
-        data=data,
-        progress_folder=progress_folder,
-        on_progress=on_progress,
         needs=("audio", "text"),
     )
     _check_enough(samples, perplexity)
-    records, common = measuring.run(_Reader(checkpoint, segment, kept))
+    records, common = measurement.run(_Reader(checkpoint, segment, kept))
     measured = {sample["id"] for sample in common["samples"]}
     used = [sample for sample in samples if sample.id in measured]
     _check_enough(used, perplexity, left_out=len(samples) - len(used))
@@ -129,7 +110,7 @@ def alignment(
         conventions=conventions,
         layers=kept,
         perplexity=perplexity,
-        seed=seed,
+        plot_layer=plot_layer,
     )
 
 

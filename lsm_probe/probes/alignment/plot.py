@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
 from lsm_probe.runner.labels import checkpoint_labels
-from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.style import MARKERS, with_own_settings
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.lines import Line2D
 
-PICTURES = ("alignment.png", "alignment.svg", "alignment.csv", "alignment_points.csv")
-"""What [`save_alignment`] writes."""
 _MODALITIES = (("speech", "o"), ("transcript", "^"))
 _JOINED = 100
 """Most samples whose two points are joined by a line: more would hide the points."""
@@ -32,7 +30,13 @@ _DOTTED: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8, "marker": ""}
 _HOLLOW: dict[str, Any] = {"linestyle": "", "markersize": 5, "markerfacecolor": "white"}
 
 
-def plot_points(result: AlignmentResult, layer: int = -1, ax: Axes | None = None) -> Axes:
+def plot_plane(results: Sequence[AlignmentResult], ax: Axes | None = None, layer: int | None = None) -> Axes:
+    """Draw the plane of a single result; see [`plot_points`]."""
+    (result,) = results
+    return plot_points(result, layer, ax=ax)
+
+
+def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | None = None) -> Axes:
     """Draws speech and transcript of one state in one plane by joint t-SNE, with the density contours of each.
 
     Contours enclose 20, 40, 60, 80 and 95 % of a set's density; a set that has no two dimensions has none. A sample's
@@ -40,7 +44,8 @@ def plot_points(result: AlignmentResult, layer: int = -1, ax: Axes | None = None
 
     Args:
         result: what to draw.
-        layer: number of a state; a negative one counts the kept states from the end.
+        layer: number of a state; a negative one counts the kept states from the end; by default the result's own
+            `plot_layer`.
         ax: axes to draw on; new ones if None.
     """
     import matplotlib.pyplot as plt
@@ -49,7 +54,7 @@ def plot_points(result: AlignmentResult, layer: int = -1, ax: Axes | None = None
 
     if ax is None:
         ax = plt.subplots(figsize=(4.5, 4.5), layout="constrained")[1]
-    both = result.embed_2d(layer)
+    both = result.embed_2d(result.plot_layer if layer is None else layer)
     if len(result.samples) <= _JOINED:
         ax.add_collection(LineCollection(list(np.stack(both, 1)), colors="0.75", linewidths=0.5, zorder=1))
     size = float(np.clip(600 / len(result.samples), 4, 18))
@@ -77,12 +82,11 @@ def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashe
 
 
 @with_own_settings
-def alignment_figure(results: Sequence[AlignmentResult], layer: int = -1) -> Figure:
+def alignment_figure(results: Sequence[AlignmentResult]) -> Figure:
     """The plane of one state for each checkpoint, and beside them the numbers by state for all.
 
     Args:
         results: of one or several checkpoints; up to four are easy to read.
-        layer: state of the planes; a negative one counts the kept states from the end.
     """
     import seaborn as sns
     from matplotlib.figure import Figure
@@ -93,34 +97,46 @@ def alignment_figure(results: Sequence[AlignmentResult], layer: int = -1) -> Fig
         # A figure of its own, not pyplot's: a notebook's backend stays what it is.
         figure = Figure(figsize=(planes_width + 6.4, 6), layout="constrained")
         halves: Any = figure.subfigures(1, 2, width_ratios=(planes_width, 6.4), wspace=0.02)
-        _draw_planes(results, layer, halves[0])
+        _draw_planes(results, halves[0])
         _draw_curves(results, halves[1])
     return figure
 
 
-def save_alignment(results: Sequence[AlignmentResult], out: Path, layer: int = -1) -> None:
-    """Writes `PICTURES`: the figure, a row for each checkpoint and state, and the points of the planes."""
-    save_figure(alignment_figure(results, layer), out / "alignment")
-    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "alignment.csv")
-    save_frame(point_frame(results, layer), out / "alignment_points.csv")
+def alignment_figures(results: Sequence[AlignmentResult]) -> list[Figure]:
+    """The one figure of the probe."""
+    return [alignment_figure(results)]
 
 
-def point_frame(results: Sequence[AlignmentResult], layer: int = -1) -> pd.DataFrame:
+def save_alignment(results: Sequence[AlignmentResult], out: Path) -> None:
+    """Write the figure, a row for each checkpoint and state, and the points of the planes."""
+    save_figure(alignment_figure(results), out / "alignment")
+    save_frames(results, out / "alignment.csv")
+    save_frame(point_frame(results), out / "alignment_points.csv")
+
+
+def point_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
     """Where the points of the planes lie: a row for each checkpoint, modality and sample."""
     frames = []
     for result in results:
-        for (modality, _), points in zip(_MODALITIES, result.embed_2d(layer), strict=True):
-            about = {"checkpoint": result.name, "id": result.ids, "modality": modality, "state": result.state(layer)}
+        for (modality, _), points in zip(_MODALITIES, result.embed_2d(result.plot_layer), strict=True):
+            about = {
+                "checkpoint": result.name,
+                "id": result.ids,
+                "modality": modality,
+                "state": result.state(result.plot_layer),
+            }
             frames.append(pd.DataFrame({**about, "x": points[:, 0], "y": points[:, 1]}))
     return pd.concat(frames, ignore_index=True)
 
 
-def _draw_planes(results: Sequence[AlignmentResult], layer: int, figure: SubFigure) -> None:
+def _draw_planes(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     rows, columns = min(len(results), 2), -(-len(results) // 2)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, result, name in zip(axes, results, _short_names([r.name for r in results]), strict=False):
-        plot_points(result, layer, ax)
-        ax.set_title(f"{name}\nt-SNE of state {result.state(layer)}, perplexity {result.perplexity:g}", fontsize=9)
+        plot_points(result, ax=ax)
+        ax.set_title(
+            f"{name}\nt-SNE of state {result.state(result.plot_layer)}, perplexity {result.perplexity:g}", fontsize=9
+        )
     for ax in axes[len(results) :]:
         ax.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from lsm_probe.errors import InputError
 from lsm_probe.instruments import similarity
 from lsm_probe.runner.conventions import Choices
-from lsm_probe.runner.result import Curve, Floats, ProbeResult, curve, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rounded
 
 ALPHA = 0.05
 """At a p-value of MMD as large as this, the two sets cannot be told apart."""
@@ -53,7 +50,7 @@ class AlignmentConventions(Choices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignmentResult(ProbeResult):
+class AlignmentResult(MeasurementResult):
     """Where an LSM's states lie for speech and for its transcript, and by state how alike the two sets are.
 
     | in [`curves`] | says |
@@ -79,10 +76,10 @@ class AlignmentResult(ProbeResult):
         layers: which states these are: 0 is what enters layer 0, l what layer l - 1 puts out (layers are counted from
             0, as in the other probes' results).
         perplexity: of the t-SNE.
+        plot_layer: the state that is plotted by default; not stored.
     """
 
-    PROBE: ClassVar[str] = "alignment"
-    SCHEMA: ClassVar[str] = "lsm-probe/alignment/1"
+    NAME: ClassVar[str] = "alignment"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("speech", "text")
 
     speech: Floats
@@ -90,6 +87,7 @@ class AlignmentResult(ProbeResult):
     layers: list[int]
     perplexity: float
     conventions: AlignmentConventions
+    plot_layer: int = -1
 
     @property
     def n_utterances(self) -> int:
@@ -145,12 +143,6 @@ class AlignmentResult(ProbeResult):
             columns |= {name: numbers.mean, f"{name}_low": numbers.ci_low, f"{name}_high": numbers.ci_high}
         columns |= {f"mmd_{name}": values for name, values in self.mmd().items()}
         return pd.DataFrame({**columns, "retrieval_chance": self.chance(), "centroid_floor": self.centroid_floor()})
-
-    def plot(self, ax: Axes | None = None, layer: int = -1) -> Axes:
-        """Draws both sets in one plane; see [`lsm_probe.probes.alignment.plot.plot_points`]."""
-        from lsm_probe.probes.alignment.plot import plot_points
-
-        return plot_points(self, layer, ax=ax)
 
     def summary(self) -> dict[str, Any]:
         numbers = {name: values.to_dict() for name, values in self.curves().items()}
@@ -296,3 +288,5 @@ class AlignmentResult(ProbeResult):
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         conventions = AlignmentConventions(**summary["conventions"])
         return {**arrays, "conventions": conventions, "layers": summary["states"], "perplexity": summary["perplexity"]}
+
+    PLOT: ClassVar[str] = "lsm_probe.probes.alignment.plot:plot_plane"

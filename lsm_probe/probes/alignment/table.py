@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.table import Table
 
 from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
+from lsm_probe.runner.tables import NONE, Table
 
 _STATES = 7
 """States that the table shows, evenly spread from the first to the last."""
@@ -15,25 +15,23 @@ _STATES = 7
 
 def alignment_table(results: Sequence[AlignmentResult]) -> Table:
     """Every number at some states: a row for each checkpoint and number."""
-    table = Table(
-        title="how alike speech and its transcript are, by state: 0 is the embeddings, the last comes after all layers",
-        caption="gap: own minus another's transcript; std: each dimension of each set at mean 0, variance 1; "
-        "R@1: nearest is the own, mean of both ways; distance: of the centres, in units of the spread",
-    )
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column("number")
     same_layers = all(result.layers == results[0].layers for result in results)
     places = _places(results[0])
-    for i, place in enumerate(places, start=1):
-        header = str(results[0].layers[place]) if same_layers else f"{i}/{len(places)}"
-        table.add_column(header, justify="right")
-    for result in results:
-        shown = np.array(_places(result))
-        for label, values in _rows(result).items():
-            # As many columns as the first result has.
-            cells = [_cell(value) for value in values[shown]][: len(places)]
-            table.add_row(result.name, label, *cells)
-    return table
+    columns = [str(results[0].layers[p]) if same_layers else f"{i}/{len(places)}" for i, p in enumerate(places, 1)]
+    rows = [
+        # As many columns as the first result has.
+        [result.name, label, *[_cell(value) for value in values[np.array(_places(result))]][: len(places)]]
+        for result in results
+        for label, values in _rows(result).items()
+    ]
+    return Table(
+        "how alike speech and its transcript are, by state: 0 is the embeddings, the last comes after all layers",
+        ["checkpoint", "number", *columns],
+        rows,
+        "gap: own minus another's transcript; std: each dimension of each set at mean 0, variance 1; "
+        "R@1: nearest is the own, mean of both ways; distance: of the centres, in units of the spread",
+        text_columns=2,
+    )
 
 
 def alignment_note(result: AlignmentResult) -> str:
@@ -70,4 +68,4 @@ def _places(result: AlignmentResult) -> list[int]:
 
 
 def _cell(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:z.3f}"
+    return NONE if np.isnan(value) else f"{value:z.3f}"

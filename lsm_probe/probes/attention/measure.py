@@ -6,9 +6,8 @@ the norm-based attention of the rows that predict the response's tokens, summed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
@@ -22,11 +21,12 @@ from lsm_probe.instruments.norms import norm_attention
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import SEGMENTS, AnswerSums, AttentionResult, TokenScores
-from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+from lsm_probe.runner.identity import Control
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.options import MeasureKeywords, split_options
+from lsm_probe.runner.prepared_samples import PreparedSample
 from lsm_probe.runner.record import Record
 from lsm_probe.runner.result import package_versions
 
@@ -39,69 +39,56 @@ def attention(
     segment: Literal["mean", "sum"] = "mean",
     aggregate: Literal["mean_of_ratios", "ratio_of_means"] = "mean_of_ratios",
     span: Literal["instruction", "instruction+template"] = "instruction",
-    response: Literal["generated", "reference"] = "generated",
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    response_part: ResponsePart = "all",
-    responses: Mapping[str, list[int]] | None = None,
-    source_lengths: Mapping[str, int] | None = None,
     tokens: bool = False,
     backend: Literal["native", "transformer-lens", "nnsight"] = "native",
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_error: Literal["fail", "skip"] = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    source_lengths: Mapping[str, int] | None = None,
+    source_length_of: Sequence[str] = (),
+    **options: Unpack[MeasureKeywords],
 ) -> AttentionResult:
-    """Measures norm-based attention and the instruction proportion eta (arXiv 2410.03798, section 3.2).
+    """Measure norm-based attention and the instruction proportion eta (arXiv 2410.03798, section 3.2).
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
         heads, segment, aggregate, span: how the result reads itself; see [`Conventions`]. They can be changed later
-            at no cost with `result.with_conventions`.
-        response: `generated` answers greedily with at most `max_new_tokens` (an EOS alone is a response of one token);
-            `reference` takes the sample's target, closed with EOS.
-        max_new_tokens: longest generated response, in tokens.
-        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
-            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
-            counted.
-        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
+            without a forward pass with `result.with_conventions`.
+        tokens: keep the scores of single prompt tokens too.
+        backend: which library's activations are read: our own capture's (`native`), or for a second opinion
+            TransformerLens's or nnsight's (text LLMs and LSMs; `pip install "lsm-probe[interop]"`). All generate in the
+            same way. In float32 they agree to 1e-4 relative; in half precision eager attention rounds differently, by
+            several percent of a norm.
         source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With
             another checkpoint's `result.source_lengths()` this is the length- and position-matched control.
-        tokens: keep the scores of single prompt tokens too.
-        backend: whose activations are read: our own capture's, or for a second opinion TransformerLens's or nnsight's
-            (text LLMs and LSMs; `pip install "lsm-probe[interop]"`). All generate in the same way. In float32 they
-            agree to 1e-4 relative; in half precision, eager attention rounds otherwise, by several percent of a norm.
-        batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
-            rounding alone: 1e-5 relative in float32.
-        seed: of the bootstrap.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
-        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
-        on_progress: called with the number of finished samples.
+        source_length_of: names of the checkpoints that have these source lengths.
+        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Returns:
-        An [`AttentionResult`]; every convention but `response` can be read from it.
+        An [`AttentionResult`], accumulated in float32; every convention but `response` can be read from it.
 
     Raises:
-        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the backend is not installed,
-            the response part is unknown, or the model's attention cannot be measured exactly.
+        InputError: a sample cannot be used (under `on_error="fail"`), none is left, the backend is not installed, a
+            value is unknown, or the model's attention cannot be measured exactly.
+
+    Example:
+        >>> import lsm_probe
+        >>> checkpoint = lsm_probe.load("builtin:untrained", device="cpu")
+        >>> samples = lsm_probe.read_manifest("builtin:probe")[:2]
+        >>> lsm_probe.attention(checkpoint, samples, max_new_tokens=4).eta().mean.shape
+        (30,)
     """
-    conventions = Conventions(heads, segment, aggregate, span, response)
-    measuring = MeasurementRun(
-        checkpoint,
-        samples,
-        ResponseSource(response, max_new_tokens, responses, source_lengths, response_part),
+    responses, run = split_options(options)
+    conventions = Conventions(heads, segment, aggregate, span, responses.response)
+    measurement = MeasurementRun(
+        checkpoint=checkpoint,
+        samples=samples,
+        responses=responses,
+        options=run,
         settings={"tokens": tokens, "backend": backend},
-        batch_size=batch_size,
-        on_error=on_error,
-        data=data,
-        progress_folder=progress_folder,
-        on_progress=on_progress,
+        source_lengths=source_lengths,
+        control=None if source_lengths is None else Control(checkpoint.name, tuple(source_length_of)),
     )
     with open_backend(backend, checkpoint.llm) as run_pass:
-        records, common = measuring.run(lambda items: _measure(checkpoint, run_pass, items, tokens))
+        records, common = measurement.run(lambda items: _measure(checkpoint, run_pass, items, tokens))
     errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
     return AttentionResult(
         **common,
@@ -109,7 +96,6 @@ def attention(
         rows=np.array([e.shape[1] for e in errors]),
         conventions=conventions,
         self_check={"backend": backend, **error_summary(errors, checkpoint.llm.dtype)},
-        seed=seed,
         versions=package_versions() | backend_versions(backend),
         token_scores=_token_scores(records),
         answer=_answer_sums(records),

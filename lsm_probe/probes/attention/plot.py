@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lsm_probe.probes.attention.controls import is_control
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult, head_eta_difference
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
 from lsm_probe.runner.labels import checkpoint_labels
@@ -19,9 +18,6 @@ from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-PICTURES = ("eta.png", "eta.svg", "eta.csv", "eta_heads.png", "eta_heads.svg", "eta_heads.csv")
-"""What [`save_eta`] writes."""
 
 
 def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style: Any) -> Axes:
@@ -40,7 +36,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     palette = sns.color_palette("colorblind", len(results))
     for i, (result, color, label) in enumerate(zip(results, palette, _labels(results), strict=True)):
         frame = result.to_frame()
-        line = "--" if is_control(result) else "-"
+        line = "--" if result.is_control else "-"
         look = {
             "color": color,
             "linestyle": line,
@@ -103,8 +99,13 @@ def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
     return head_figure([[shown] for shown in maps], scales, xlabel)
 
 
+def attention_figures(results: Sequence[AttentionResult]) -> list[Figure]:
+    """Eta by layer of all results, and maps of single heads without the controls."""
+    return [eta_figure(results), eta_heads_figure([result for result in results if not result.is_control])]
+
+
 def save_eta(results: Sequence[AttentionResult], out: Path) -> None:
-    """Writes `PICTURES`: curves and their numbers (a row for each checkpoint, segment convention and layer), maps of
+    """Write curves and their numbers (a row for each checkpoint, segment convention and layer), maps of
     single heads and theirs (a row for each checkpoint, layer and head, under the results' own conventions)."""
     save_figure(eta_figure(results), out / "eta")
     save_frame(eta_frame(results), out / "eta.csv")
@@ -127,6 +128,6 @@ def _labels(results: Sequence[AttentionResult]) -> list[str]:
     labels = []
     for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
         source = result.tokens[:, SEGMENTS.index("source")].mean()
-        kind = "speech" if result.checkpoint["source"] == "speech" else "transcript"
+        kind = "speech" if result.checkpoint.source == "speech" else "transcript"
         labels.append(f"{name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)")
     return labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from lsm_probe.errors import InputError
 from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.runner.identity import Control
 from lsm_probe.runner.multiple_testing import Tested, corrected_p
-from lsm_probe.runner.result import GROUPS, Curve, Floats, ProbeResult, curve, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, layer_groups, rounded
 
 SEGMENTS = ("system", "template", "instruction", "source", "first")
 """Last axis of the stored sums. `first` is position 0 where it is template, and is counted in `template` too."""
@@ -58,7 +56,7 @@ class AnswerSums:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionResult(ProbeResult):
+class AttentionResult(MeasurementResult):
     """Norm-based attention of one checkpoint on one set of samples.
 
     Norms carry the unit of the model's residual stream; only their ratios mean something across models.
@@ -76,9 +74,9 @@ class AttentionResult(ProbeResult):
         answer: only where a response begins with thinking and all rows were measured; see [`of_part`].
     """
 
-    PROBE: ClassVar[str] = "attention"
-    SCHEMA: ClassVar[str] = "lsm-probe/attention/1"
+    NAME: ClassVar[str] = "attention"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("norms", "head_norms", "tokens", "rows")
+    PLOT: ClassVar[str] = "lsm_probe.probes.attention.plot:plot_eta"
 
     norms: Floats
     head_norms: Floats
@@ -115,8 +113,8 @@ class AttentionResult(ProbeResult):
         Raises:
             InputError: no measured response has that part, or only one part was measured.
         """
-        if "response_part" in self.checkpoint:
-            raise InputError(f"{self.name} was measured with --response-part {self.checkpoint['response_part']} alone")
+        if (measured := self.checkpoint.response_part) is not None:
+            raise InputError(f"{self.name} was measured with --response-part {measured} alone")
         answer = self.answer or AnswerSums(self.norms, self.head_norms, self.rows)
         rows = answer.rows if part == "answer" else self.rows - answer.rows
         if not rows.any():
@@ -134,7 +132,7 @@ class AttentionResult(ProbeResult):
             norms=of_rows(self.norms, answer.norms),
             head_norms=of_rows(self.head_norms, answer.head_norms),
             rows=rows,
-            checkpoint={**self.checkpoint, "response_part": part},
+            checkpoint=replace(self.checkpoint, response_part=part),
             answer=None,
         ).subset([sample for sample, count in zip(self.ids, rows, strict=True) if count])
 
@@ -184,8 +182,30 @@ class AttentionResult(ProbeResult):
     def eta_groups(self) -> list[dict[str, Any]]:
         """Eta averaged over `numpy.array_split(layers, 6)`, as in the paper's figures."""
         mean = self.eta().mean
-        groups = [g for g in np.array_split(np.arange(self.n_layers), GROUPS) if len(g)]
+        groups = layer_groups(self.n_layers)
         return [{"layers": [int(g[0]), int(g[-1])], "eta": float(mean[g].mean())} for g in groups]
+
+    def find_controls(self, results: Sequence[MeasurementResult]) -> dict[str, AttentionResult]:
+        """The controls at this checkpoint's source lengths, by the name of their text LLM.
+
+        Of several controls of one text LLM it is the one with most of this result's samples, then the one that was
+        made for this checkpoint.
+        """
+        found = [
+            result
+            for result in results
+            if isinstance(result, AttentionResult) and result.is_control and has_same_source_lengths(result, self)
+        ]
+        ids = set(self.ids)
+        made_for = {result.name: self.name in result.control.source_length_of for result in found}
+        found.sort(key=lambda result: (len(ids.intersection(result.ids)), made_for[result.name]))
+        return {result.control.control_of: result for result in found}
+
+    @property
+    def control(self) -> Control:
+        """What this result is a control of; only for a control."""
+        assert self.checkpoint.control is not None
+        return self.checkpoint.control
 
     def source_lengths(self) -> dict[str, int]:
         """Number of source tokens by sample id."""
@@ -231,12 +251,6 @@ class AttentionResult(ProbeResult):
                 "S_source": source.mean(0).ravel(),
             }
         )
-
-    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
-        """Draws eta by layer with its interval; see [`lsm_probe.probes.attention.plot.plot_eta`]."""
-        from lsm_probe.probes.attention.plot import plot_eta
-
-        return plot_eta([self], ax=ax, **style)
 
     def summary(self) -> dict[str, Any]:
         by_segment = {s: self.with_conventions(segment=s).eta().mean for s in ("mean", "sum")}
@@ -306,7 +320,7 @@ class AttentionResult(ProbeResult):
         if controls:
             named = ", ".join(f"`{name}`" for name in controls)
             return f", and compare with the length-matched control{'s' if len(controls) > 1 else ''} {named}"
-        if any("control" in result.checkpoint for result in (self, other)):
+        if self.is_control or other.is_control:
             return ""
         return ", and compare with a length-matched control"
 
@@ -381,6 +395,13 @@ class AttentionResult(ProbeResult):
             }
             for i, name in enumerate(SEGMENTS)
         }
+
+
+def has_same_source_lengths(first: AttentionResult, second: AttentionResult) -> bool:
+    """Whether the source of every sample that both hold has the same number of tokens in both."""
+    one, other = first.source_lengths(), second.source_lengths()
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(one[i] == other[i] for i in shared)
 
 
 def eta_difference(first: AttentionResult, second: AttentionResult) -> Curve:

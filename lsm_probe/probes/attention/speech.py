@@ -15,6 +15,7 @@ from lsm_probe.instruments.capture import Capture, LayerAttention, capture, erro
 from lsm_probe.instruments.norms import norm_attention, row_norms
 from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import require_lsm
 from lsm_probe.models.connectors import WindowQFormer
 from lsm_probe.models.connectors.times import Times, frame_times, speech_token_times
 from lsm_probe.models.speech_encoder import num_states
@@ -94,15 +95,13 @@ def speech_attention(
         InputError: the checkpoint is no LSM of ours, has no such layer, or its attention cannot be measured exactly;
             the line names the module. Or as [`as_waveform`].
     """
-    model: Any = checkpoint.model
-    processor: Any = checkpoint.processor
-    if not isinstance(model, LsmForConditionalGeneration):
-        raise InputError(f"{checkpoint.name} is no LSM of ours: the attention of its speech side cannot be measured")
+    lsm = require_lsm(checkpoint, "the attention of its speech side cannot be measured")
+    model: Any = lsm.model
     layers = model.config.audio_config.encoder_layers
     if layer is not None and not 0 <= layer < layers:
         raise InputError(f"layer {layer} is not one of the encoder's {layers}: give 0 to {layers - 1}")
     waveform = as_waveform(waveform)
-    features, mask = (inputs.to(model.device) for inputs in processor.extract(waveform))
+    features, mask = (inputs.to(model.device) for inputs in lsm.processor.extract(waveform))
     frames = num_states(mask.sum(-1), None).tolist()
     encoder = _EncoderAttention(layer)
     states: list[Tensor] = []

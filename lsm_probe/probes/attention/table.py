@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
-from lsm_probe.runner.tables import attention_check
+from lsm_probe.runner.tables import Table, attention_check, layer_group_names
 
 _SHOWN = 3
 """Heads that the note names."""
@@ -15,24 +13,19 @@ _SHOWN = 3
 
 def attention_table(results: Sequence[AttentionResult]) -> Table:
     """Eta averaged over six groups of layers: a row for each checkpoint and segment convention."""
-    table = Table(
-        title="instruction proportion η by layers: 0.5 is balanced, low is speech anchor bias",
-        caption="tokens: source tokens, mean over samples; segment: mean or sum over a segment's tokens",
-    )
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column("tokens", justify="right")
-    table.add_column("segment")
-    groups = results[0].eta_groups()
-    same_layers = len({result.n_layers for result in results}) == 1
-    for i, group in enumerate(groups, start=1):
-        layers = "–".join(str(layer) for layer in sorted(set(group["layers"])))
-        table.add_column(layers if same_layers else f"{i}/{len(groups)}", justify="right")
+    rows = []
     for result in results:
         tokens = f"{result.tokens[:, SEGMENTS.index('source')].mean():.1f}"
         for segment in ("mean", "sum"):
             groups = result.with_conventions(segment=segment).eta_groups()
-            table.add_row(result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups))
-    return table
+            rows.append([result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups)])
+    return Table(
+        "instruction proportion η by layers: 0.5 is balanced, low is speech anchor bias",
+        ["checkpoint", "tokens", "segment", *layer_group_names([result.n_layers for result in results])],
+        rows,
+        "tokens: source tokens, mean over samples; segment: mean or sum over a segment's tokens",
+        text_columns=3,
+    )
 
 
 def attention_note(result: AttentionResult) -> str:

@@ -41,7 +41,7 @@ def write_rates(result: ImportanceResult, strength: float, path: Path) -> None:
         "strength": strength,
         "importance": {
             "checkpoint": result.name,
-            "data": result.data,
+            "data": result.data.to_dict(),
             "conventions": result.conventions.to_dict(),
             "n_samples": len(result.samples),
         },

@@ -11,10 +11,10 @@ number for each weight besides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -27,16 +27,15 @@ from lsm_probe.errors import InputError
 from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
 from lsm_probe.instruments.scoring import NOT_FINITE
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.device_map import is_away
+from lsm_probe.models.device_map import is_offloaded
 from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
-from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.rotary import sequence_length
-from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.importance.ablation import perplexities
 from lsm_probe.probes.importance.masks import top_masks
 from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+from lsm_probe.runner.options import MeasureKeywords, split_options
+from lsm_probe.runner.prepared_samples import PreparedSample
 
 CONNECTOR = "multi_modal_projector"
 _MEND = "the weights hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)"
@@ -51,18 +50,9 @@ def importance(
     masks: float | None = None,
     ablate: float | None = None,
     scratch: Path | None = None,
-    response: Literal["reference", "generated"] = "reference",
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    response_part: ResponsePart = "all",
-    responses: Mapping[str, list[int]] | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_error: Literal["fail", "skip"] = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    **options: Unpack[MeasureKeywords],
 ) -> ImportanceResult:
-    """Measures the first-order importance of every weight that can be trained.
+    """Measure the first-order importance of every weight that can be trained.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
@@ -75,25 +65,15 @@ def importance(
         ablate: share of weights (0.03) to set to 0, the most important, the least important and random ones of each
             matrix in turn, and measure the perplexity of the same responses; needs as much as `masks`.
         scratch: a folder where the numbers for single weights are kept, memory-mapped, instead of in memory.
-        response: whose response is scored: the sample's `reference`, or the checkpoint's own `generated` one.
-        max_new_tokens: longest generated response, in tokens.
-        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
-            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
-            counted.
-        responses: response token ids by sample id, taken instead.
-        batch_size: samples between two notes of progress; gradients are always taken one sample at a time.
-        seed: of the bootstrap.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
-        progress_folder: where finished batches are kept. A run that needs single weights begins afresh.
-        on_progress: called with the number of finished samples.
+        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the loss is not finite, the
             share is not between 0 and 1, the response part is unknown, or weights cannot have gradients (quantised
             ones).
     """
-    conventions = ImportanceConventions(mode, modality, response)
+    responses, run = split_options(options, response="reference")
+    conventions = ImportanceConventions(mode, modality, responses.response)
     for option, share in (("--masks", masks), ("--ablate", ablate)):
         if share is not None and not 0 < share < 1:
             raise InputError(f"{option} {share} is no share of weights: give a number between 0 and 1, such as 0.05")
@@ -101,32 +81,30 @@ def importance(
         checkpoint = replace(checkpoint, source="text")
     single_weights = mode == "signed" or masks is not None or ablate is not None
     scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
-    measuring = MeasurementRun(
-        checkpoint,
-        samples,
-        ResponseSource(response, max_new_tokens, responses, part=response_part),
+    if single_weights:
+        # What is added up by single weights cannot be taken back, so a batch must not be run again in halves; and it is
+        # not stored, so that an interrupted run begins afresh.
+        run = replace(run, batch_size=1, progress_folder=None)
+    measurement = MeasurementRun(
+        checkpoint=checkpoint,
+        samples=samples,
+        responses=responses,
+        options=run,
         settings={"modality": modality},
-        # What is added up by single weights cannot be taken back: a batch must not be run again in halves.
-        batch_size=1 if single_weights else batch_size,
-        on_error=on_error,
-        data=data,
-        # Sums by matrix go on from stored batches; what is added up by single weights is not stored.
-        progress_folder=None if single_weights else progress_folder,
-        on_progress=on_progress,
     )
     with gradients_taken(checkpoint.model, scorer.parameters, scorer.take):
-        records, common = measuring.run(scorer)
+        records, common = measurement.run(scorer)
         scorer.add_up(len(records))
     ablation = None
     if ablate is not None:
         ids = {sample["id"]: sample["response_ids"] for sample in common["samples"]}
         again = replace(
-            measuring,
+            measurement,
             samples=[sample for sample in samples if sample.id in ids],
-            response_source=replace(measuring.response_source, responses=ids),
-            on_progress=lambda done: None,
+            responses=replace(responses, responses=ids),
+            options=replace(run, on_progress=lambda done: None),
         )
-        ablation = {"share": ablate, "perplexity": scorer.ablate(ablate, again, seed)}
+        ablation = {"share": ablate, "perplexity": scorer.ablate(ablate, again, run.seed)}
     return ImportanceResult(
         **common,
         **stack(records, "sums"),
@@ -134,7 +112,6 @@ def importance(
         not_trained=_not_trained(checkpoint, scorer.parameters),
         signed=scorer.signed_sums() if mode == "signed" else None,
         conventions=conventions,
-        seed=seed,
         masks=None if masks is None else top_masks(scorer.layer_scores(), masks),
         ablation=ablation,
     )
@@ -150,7 +127,7 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
         InputError: no layer is left, one of them has no matrix that is trained, or weights are offloaded.
     """
     llm = checkpoint.llm
-    if is_away(checkpoint.model):
+    if is_offloaded(checkpoint.model):
         raise InputError(
             f"{checkpoint.name} does not fit on the GPUs, and weights that come there for their layer's run alone "
             "get no gradients: give more GPUs, --dtype bfloat16 or --device cpu"
@@ -169,9 +146,8 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
         raise InputError(f"{checkpoint.name} has no layer that is trained (only adapters, or all frozen): merge them")
     if frozen:
         raise InputError(f"{checkpoint.name}: layer {frozen[0]} is frozen, so it has no importance: let it learn")
-    if checkpoint.source == "speech" and isinstance(checkpoint.model, LsmForConditionalGeneration):
-        connector: nn.Module = checkpoint.model.multi_modal_projector
-        for name, tensor in connector.named_parameters(CONNECTOR):
+    if checkpoint.source == "speech" and checkpoint.connector is not None:
+        for name, tensor in checkpoint.connector.named_parameters(CONNECTOR):
             if tensor.requires_grad:
                 found.append(Parameter(name, None, CONNECTOR, tensor))
     return found
@@ -194,9 +170,8 @@ def _describe(parameter: Parameter) -> dict[str, Any]:
 def _not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) -> dict[str, int]:
     """Parameters that are not trained, in numbers by part of the model: no importance is measured of them."""
     known = {id(parameter.tensor) for parameter in measured}
-    if isinstance(checkpoint.model, LsmForConditionalGeneration):
-        connector: nn.Module = checkpoint.model.multi_modal_projector
-        known |= {id(tensor) for tensor in connector.parameters() if tensor.requires_grad}
+    if checkpoint.connector is not None:
+        known |= {id(tensor) for tensor in checkpoint.connector.parameters() if tensor.requires_grad}
     counts: dict[str, int] = {}
     for name, tensor in checkpoint.model.named_parameters():
         if id(tensor) not in known:
@@ -282,11 +257,11 @@ class _Scorer:
         pairs = zip(self.parameters, self.scores(), strict=True)
         return {p.name: score for p, score in pairs if p.is_matrix and p.layer is not None}
 
-    def ablate(self, share: float, measuring: MeasurementRun, seed: int) -> dict[str, float]:
+    def ablate(self, share: float, measurement: MeasurementRun, seed: int) -> dict[str, float]:
         """Perplexities with a share of each matrix set to 0."""
 
         def perplexity() -> float:
-            records, _ = measuring.run(self._losses)
+            records, _ = measurement.run(self._losses)
             nats, tokens = np.sum([record.arrays["loss"] for record in records], axis=0)
             return float(np.exp(nats / tokens))
 

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = ("importance.png", "importance.svg", "importance.csv")
-"""What [`save_importance`] writes."""
-
 
 def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> Axes:
     """Draws each layer's share of the importance of all layers, with the 95 % interval of I_layer as a band.
@@ -80,8 +77,13 @@ def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
     return figure
 
 
+def importance_figures(results: Sequence[ImportanceResult]) -> list[Figure]:
+    """The one figure of the probe."""
+    return [importance_figure(results)]
+
+
 def save_importance(results: Sequence[ImportanceResult], out: Path) -> None:
-    """Writes `PICTURES`: the figure, and a row for each checkpoint and parameter."""
+    """Write the figure, and a row for each checkpoint and parameter."""
     save_figure(importance_figure(results), out / "importance")
     frame = pd.concat([result.to_frame() for result in results], ignore_index=True)
     # Importance of single weights is far below the six decimals of other tables.

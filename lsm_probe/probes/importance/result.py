@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,7 @@ from scipy.stats import spearmanr
 
 from lsm_probe.probes.importance.masks import Masks, clustering, jaccard
 from lsm_probe.runner.conventions import Choices
-from lsm_probe.runner.result import Curve, Floats, ProbeResult, curve, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rounded
 
 _COLUMNS = ("name", "layer", "module", "shape")
 
@@ -41,7 +37,7 @@ class ImportanceConventions(Choices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportanceResult(ProbeResult):
+class ImportanceResult(MeasurementResult):
     """Importance of one checkpoint's weights, in nats: the change of the loss if a weight were 0, to first order.
 
     Attributes:
@@ -55,9 +51,9 @@ class ImportanceResult(ProbeResult):
         conventions: how this object reads itself.
     """
 
-    PROBE: ClassVar[str] = "importance"
-    SCHEMA: ClassVar[str] = "lsm-probe/importance/1"
+    NAME: ClassVar[str] = "importance"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("sums",)
+    PLOT: ClassVar[str] = "lsm_probe.probes.importance.plot:plot_layers"
 
     sums: Floats
     parameters: list[dict[str, Any]]
@@ -129,12 +125,6 @@ class ImportanceResult(ProbeResult):
                 "mean": found.mean / sizes,
             }
         )
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws importance by layer; see [`lsm_probe.probes.importance.plot.plot_layers`]."""
-        from lsm_probe.probes.importance.plot import plot_layers
-
-        return plot_layers([self], ax=ax)
 
     def summary(self) -> dict[str, Any]:
         outside = {p["name"]: v for p, v in zip(self.parameters, self.values(), strict=True) if p["layer"] is None}

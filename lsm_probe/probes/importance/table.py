@@ -5,33 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.table import Table
 
 from lsm_probe.probes.importance.result import ImportanceResult
-from lsm_probe.runner.result import GROUPS
-from lsm_probe.runner.tables import whose
+from lsm_probe.runner.result import layer_groups
+from lsm_probe.runner.tables import Table, layer_group_names, whose
 
 
 def importance_table(results: Sequence[ImportanceResult]) -> Table:
     """Each module's importance in six groups of layers, as shares of all: a row for each checkpoint and module."""
-    table = Table(
-        title="importance of weights |θ · ∂L/∂θ|: shares of the importance of all layers, %",
-        caption="all: nats, summed over the weights of the layers' matrices, mean over samples",
-    )
-    for column in ("checkpoint", "module"):
-        table.add_column(column, overflow="fold")
-    same_layers = len({result.n_layers for result in results}) == 1
-    for i, group in enumerate(_groups(results[0]), start=1):
-        layers = "–".join(str(layer) for layer in sorted({group[0], group[-1]})) if len(group) else ""
-        table.add_column(layers if same_layers else f"{i}/{GROUPS}", justify="right")
-    table.add_column("all", justify="right")
+    rows = []
     for result in results:
         by_module = np.nan_to_num(result.by_module())
-        rows = {"all": by_module.sum(1), **dict(zip(result.modules, by_module.T, strict=True))}
-        for name, values in rows.items():
-            cells = [f"{100 * values[group].sum() / by_module.sum():.1f}" for group in _groups(result)]
-            table.add_row(result.name, name, *cells, f"{values.sum():.1f}")
-    return table
+        for name, values in {"all": by_module.sum(1), **dict(zip(result.modules, by_module.T, strict=True))}.items():
+            groups = layer_groups(result.n_layers)
+            shares = [f"{100 * values[group].sum() / by_module.sum():.1f}" for group in groups]
+            rows.append([result.name, name, *shares, f"{values.sum():.1f}"])
+    return Table(
+        "importance of weights |θ · ∂L/∂θ|: shares of the importance of all layers, %",
+        ["checkpoint", "module", *layer_group_names([result.n_layers for result in results]), "all"],
+        rows,
+        "all: nats, summed over the weights of the layers' matrices, mean over samples",
+        text_columns=2,
+    )
 
 
 def importance_note(result: ImportanceResult) -> str:
@@ -53,7 +48,3 @@ def _perplexity(value: float | None, broken: float) -> str:
     if value is None or not np.isfinite(value):
         return "out of range"
     return f"{value:.4g}" if value <= broken else f"about 1e{np.log10(value):.0f}"
-
-
-def _groups(result: ImportanceResult) -> list[np.ndarray]:
-    return np.array_split(np.arange(result.n_layers), GROUPS)

@@ -18,11 +18,10 @@ Only the generating rows change, so the prompt runs once; each knockout runs the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -36,10 +35,10 @@ from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.rotary import sequence_length
 from lsm_probe.models.segments import Segment
-from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutConventions, KnockoutResult
-from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.options import MeasureKeywords, split_options
+from lsm_probe.runner.prepared_samples import PreparedSample
 
 _TOKENS, _CACHED = 2048, 16384
 """Generating rows run together, over as many knockouts as that makes (their logits are a large tensor), and cached
@@ -66,63 +65,40 @@ def knockout(
     samples: Sequence[Sample],
     *,
     window: int = 5,
-    heads: bool = False,
+    single_heads: bool = False,
     layers: Sequence[int] | None = None,
-    response: Literal["generated", "reference"] = "generated",
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    response_part: ResponsePart = "all",
-    responses: Mapping[str, list[int]] | None = None,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_error: Literal["fail", "skip"] = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    **options: Unpack[MeasureKeywords],
 ) -> KnockoutResult:
-    """Measures what the response loses without the instruction and without the source, layer by layer.
+    """Measure what the response loses without the instruction and without the source, layer by layer.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
         window: layers cut together round each layer in turn (an even number has one more after it); at both ends the
             window is what there is of it, which flattens the curves there.
-        heads: knock single heads out too: `2 * layers * heads` knockouts more for each sample.
+        single_heads: knock single heads out too: `2 * layers * heads` knockouts more for each sample.
         layers: the layers whose heads are knocked out; all of them if None.
-        response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
-        max_new_tokens: longest generated response, in tokens.
-        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
-            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
-            counted.
-        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
-        batch_size: samples answered together; halved where memory runs out.
-        seed: of the bootstrap.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
-        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
-        on_progress: called with the number of finished samples.
+        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
-        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive
-            number, `layers` names none of the model's or comes without `heads`, the response part is unknown, or the
-            model's attention cannot be captured and cut exactly.
+        InputError: a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive number,
+            `layers` names none of the model's or comes without `single_heads`, the response part is unknown, or the
+            model's attention cannot be captured and masked exactly.
     """
     if window < 1:
         raise InputError(f"--window {window} is no number of layers: give 1 or more")
-    head_layers = _head_layers(checkpoint, heads, layers)
-    measuring = MeasurementRun(
-        checkpoint,
-        samples,
-        ResponseSource(response, max_new_tokens, responses, part=response_part),
+    head_layers = _head_layers(checkpoint, single_heads, layers)
+    responses, run = split_options(options)
+    measurement = MeasurementRun(
+        checkpoint=checkpoint,
+        samples=samples,
+        responses=responses,
+        options=run,
         settings={"window": window, "head_layers": head_layers},
-        batch_size=batch_size,
-        on_error=on_error,
-        data=data,
-        progress_folder=progress_folder,
-        on_progress=on_progress,
     )
     with capture(checkpoint.llm) as captured:
         plan = plan_knockouts(len(captured.layers), window) + plan_heads(head_layers, _count_heads(checkpoint))
-        records, common = measuring.run(lambda items: [_measure(checkpoint, captured, s, plan) for s in items])
+        records, common = measurement.run(lambda items: [_measure(checkpoint, captured, s, plan) for s in items])
     errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
     check = error_summary(errors, checkpoint.llm.dtype)
     check["worst"] = max(float(record.arrays["worst"]) for record in records)
@@ -130,9 +106,8 @@ def knockout(
         **common,
         **stack(records, "log_prob", "fall", "fall_all_layers", "fall_heads"),
         head_layers=head_layers,
-        conventions=KnockoutConventions(window, response),
+        conventions=KnockoutConventions(window, responses.response),
         self_check=check,
-        seed=seed,
     )
 
 
@@ -161,7 +136,7 @@ def _head_layers(checkpoint: Checkpoint, heads: bool, layers: Sequence[int] | No
     """The layers whose heads are knocked out, in order."""
     if not heads:
         if layers is not None:
-            raise InputError("--layers chooses the layers whose heads are knocked out: give --heads too")
+            raise InputError("--layers chooses the layers whose heads are knocked out: give --single-heads too")
         return []
     depth = checkpoint.llm.config.get_text_config().num_hidden_layers
     chosen = sorted(set(range(depth) if layers is None else layers))

@@ -13,17 +13,13 @@ from lsm_probe.models.segments import Segment
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
 from lsm_probe.runner.labels import checkpoint_labels
-from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.result import Curve
 from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-PICTURES = ("knockout.png", "knockout.svg", "knockout.csv")
-HEAD_PICTURES = ("knockout_heads.png", "knockout_heads.svg", "knockout_heads.csv")
-"""What [`save_knockout`] writes; the second where single heads were knocked out."""
 
 
 def plot_falls(
@@ -98,11 +94,17 @@ def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
     return head_figure(rows, [scale] * len(rows), "layer (framed: heads that matter)")
 
 
+def knockout_figures(results: Sequence[KnockoutResult]) -> list[Figure]:
+    """Falls by layer, and maps of single heads where these were masked."""
+    heads = [knockout_heads_figure(results)] if all(result.head_layers for result in results) else []
+    return [knockout_figure(results), *heads]
+
+
 def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
-    """Writes `PICTURES`: the figure, and its numbers as a row for each checkpoint and layer; where single heads were
-    knocked out `HEAD_PICTURES` too, with a row for each checkpoint, layer and head."""
+    """Write the figure, and its numbers as a row for each checkpoint and layer; where single heads were
+    knocked out, also their figure and a row for each checkpoint, layer and head."""
     save_figure(knockout_figure(results), out / "knockout")
-    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "knockout.csv")
+    save_frames(results, out / "knockout.csv")
     if all(result.head_layers for result in results):
         save_figure(knockout_heads_figure(results), out / "knockout_heads")
         frames = [result.head_frame() for result in results]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,7 @@ from lsm_probe.bootstrap import interval
 from lsm_probe.models.segments import Segment
 from lsm_probe.runner.conventions import Choices
 from lsm_probe.runner.multiple_testing import SIGNIFICANT, Tested, corrected_p
-from lsm_probe.runner.result import Curve, Floats, ProbeResult, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lsm_probe.runner.result import Curve, Floats, MeasurementResult, rounded
 
 SEGMENTS = (Segment.INSTRUCTION, Segment.SOURCE)
 """The segments that are cut off, in the order of the stored arrays."""
@@ -37,7 +34,7 @@ class KnockoutConventions(Choices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnockoutResult(ProbeResult):
+class KnockoutResult(MeasurementResult):
     """The fall of the response's log-probability without the instruction, and without the source.
 
     Attributes:
@@ -52,8 +49,7 @@ class KnockoutResult(ProbeResult):
         self_check: how well alpha (with what was cut at 0), v and W_O reproduced the attention modules' own output.
     """
 
-    PROBE: ClassVar[str] = "knockout"
-    SCHEMA: ClassVar[str] = "lsm-probe/knockout/1"
+    NAME: ClassVar[str] = "knockout"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("log_prob", "fall", "fall_all_layers", "fall_heads")
 
     log_prob: Floats
@@ -147,12 +143,6 @@ class KnockoutResult(ProbeResult):
             columns |= {name: found.mean, f"{name}_low": found.ci_low, f"{name}_high": found.ci_high}
         return pd.DataFrame(columns)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the fall without the instruction by layer; see [`lsm_probe.probes.knockout.plot.plot_falls`]."""
-        from lsm_probe.probes.knockout.plot import plot_falls
-
-        return plot_falls([self], ax=ax)
-
     def summary(self) -> dict[str, Any]:
         return {
             "self_check": self.self_check,
@@ -232,3 +222,5 @@ class KnockoutResult(ProbeResult):
             "conventions": KnockoutConventions(**summary["conventions"]),
             "self_check": summary["self_check"],
         }
+
+    PLOT: ClassVar[str] = "lsm_probe.probes.knockout.plot:plot_falls"

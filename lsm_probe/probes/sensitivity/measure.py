@@ -16,9 +16,8 @@ mutual information with the instruction (or source) under a uniform pool; D of t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -32,11 +31,11 @@ from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.models.thinking import ResponsePart
 from lsm_probe.probes.sensitivity.counterfactuals import OtherSources, other_instructions, pool_of
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
-from lsm_probe.runner.measurement_run import BATCH_SIZE, Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, PreparedSample, ResponseSource
+from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
+from lsm_probe.runner.options import MeasureKeywords, split_options
+from lsm_probe.runner.prepared_samples import PreparedSample
 from lsm_probe.runner.record import Record
 
 BOUNDS, BOUNDS_HALF = (1e-3, 1e-3), (0.1, 0.3)
@@ -52,18 +51,9 @@ def sensitivity(
     pool: Literal["tasks", "paraphrases"] = "tasks",
     instructions: Pool | None = None,
     sources: int | None = None,
-    response: Literal["generated", "reference"] = "generated",
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    response_part: ResponsePart = "all",
-    responses: Mapping[str, list[int]] | None = None,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_error: Literal["fail", "skip"] = "fail",
-    data: Mapping[str, Any] | None = None,
-    progress_folder: Path | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    **options: Unpack[MeasureKeywords],
 ) -> SensitivityResult:
-    """Measures how much the response depends on the instruction and on the source, in nats.
+    """Measure how much the response depends on the instruction and on the source, in nats.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
@@ -73,51 +63,35 @@ def sensitivity(
             other wordings of its task, which should change nothing: the control.
         instructions: the pool, as [`lsm_probe.read_pool`] gives it; by default the instructions of the samples.
         sources: size of the pool of sources, the own included; by default that of the pool of instructions.
-        response: whose response: the checkpoint's own `generated` one, or the sample's `reference`.
-        max_new_tokens: longest generated response, in tokens.
-        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
-            `answer` behind it. A response without thinking is all answer. Samples that lack the part are left out and
-            counted.
-        responses: response token ids by sample id, taken instead of generating (`result.responses()` of another run).
-        batch_size: samples answered together; the prompts of one sample are always scored together. Halved where
-            memory runs out.
-        seed: of the draw of sources and of the bootstrap.
-        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of `samples`.
-        progress_folder: where finished batches are kept, so that an interrupted run goes on from there.
-        on_progress: called with the number of finished samples.
+        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, a pool holds nothing but the
             own, the response part is unknown, the model gives log-probabilities that are not finite, or its key-value
             cache or batching changes its results.
     """
+    responses, run = split_options(options)
     if sources is not None and sources < 2:
         raise InputError(f"--sources {sources}: a pool of sources holds at least 2, the own and another")
     chosen = instructions or pool_of(samples)
     for sample in samples:
-        _check_pool(sample, chosen, pool, on_error)
-    conventions = SensitivityConventions(per, pool, response, _digest(chosen, samples), sources, seed)
-    measuring = MeasurementRun(
-        checkpoint,
-        samples,
-        ResponseSource(response, max_new_tokens, responses, part=response_part),
+        _check_pool(sample, chosen, pool, run.on_error)
+    conventions = SensitivityConventions(per, pool, responses.response, _digest(chosen, samples), sources, run.seed)
+    measurement = MeasurementRun(
+        checkpoint=checkpoint,
+        samples=samples,
+        responses=responses,
+        options=run,
         settings={**conventions.to_dict(), "per": None},
-        batch_size=batch_size,
-        on_error=on_error,
-        data=data,
-        progress_folder=progress_folder,
-        on_progress=on_progress,
     )
-    others = OtherSources(checkpoint, samples, seed, on_error)
+    others = OtherSources(checkpoint, samples, run.seed, run.on_error)
     scorer = _Scorer(checkpoint, others, chosen, pool, sources)
-    records, common = measuring.run(scorer)
+    records, common = measurement.run(scorer)
     return SensitivityResult(
         **common,
         **stack(records, "instruction_log_probs", "source_log_probs"),
         conventions=conventions,
         self_check=_self_check(records, checkpoint.llm.dtype),
-        seed=seed,
     )
 
 

@@ -12,15 +12,13 @@ import pandas as pd
 
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.runner.labels import checkpoint_labels
-from lsm_probe.runner.picture_files import save_figure, save_frame
+from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES = ("sensitivity.png", "sensitivity.svg", "sensitivity.csv", "sensitivity_tokens.csv")
-"""What [`save_sensitivity`] writes."""
 _TOKENS = 32
 """Tokens of the response that are drawn."""
 _LONGEST_TICK = 28
@@ -96,10 +94,15 @@ def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
     return figure
 
 
+def sensitivity_figures(results: Sequence[SensitivityResult]) -> list[Figure]:
+    """The one figure of the probe."""
+    return [sensitivity_figure(results)]
+
+
 def save_sensitivity(results: Sequence[SensitivityResult], out: Path) -> None:
-    """Writes `PICTURES`: the figure, a row for each checkpoint and sample, and a row for each checkpoint and token."""
+    """Write the figure, a row for each checkpoint and sample, and a row for each checkpoint and token."""
     save_figure(sensitivity_figure(results), out / "sensitivity")
-    save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), out / "sensitivity.csv")
+    save_frames(results, out / "sensitivity.csv")
     save_frame(token_frame(results), out / "sensitivity_tokens.csv")
 
 

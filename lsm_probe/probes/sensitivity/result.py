@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,7 @@ from scipy.special import logsumexp
 
 from lsm_probe.errors import InputError
 from lsm_probe.runner.conventions import Choices
-from lsm_probe.runner.result import Curve, Floats, ProbeResult, curve, rounded
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rounded
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class SensitivityConventions(Choices):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityResult(ProbeResult):
+class SensitivityResult(MeasurementResult):
     """What the response of each sample is worth under its own and under other instructions and sources.
 
     Attributes:
@@ -55,9 +52,9 @@ class SensitivityResult(ProbeResult):
         self_check: how far scoring prompts together is from plain passes, over all samples and in the worst one.
     """
 
-    PROBE: ClassVar[str] = "sensitivity"
-    SCHEMA: ClassVar[str] = "lsm-probe/sensitivity/1"
+    NAME: ClassVar[str] = "sensitivity"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("instruction_log_probs", "source_log_probs")
+    PLOT: ClassVar[str] = "lsm_probe.probes.sensitivity.plot:plot_sensitivity"
 
     instruction_log_probs: Floats
     source_log_probs: Floats
@@ -79,7 +76,7 @@ class SensitivityResult(ProbeResult):
     @property
     def of_own_words(self) -> bool:
         """Whether the responses are the checkpoint's own, not the reference and not given ones."""
-        return self.conventions.response == "generated" and "responses" not in self.checkpoint
+        return self.conventions.response == "generated" and self.checkpoint.responses != "given"
 
     def by_sample(self) -> tuple[Floats, Floats]:
         """D_i and D_s of each sample in nats, each `[samples]`, accumulated in float64."""
@@ -122,12 +119,6 @@ class SensitivityResult(ProbeResult):
                 "D_source": source,
             }
         )
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws D_i and D_s with their intervals; see [`lsm_probe.probes.sensitivity.plot.plot_sensitivity`]."""
-        from lsm_probe.probes.sensitivity.plot import plot_sensitivity
-
-        return plot_sensitivity([self], ax=ax)
 
     def summary(self) -> dict[str, Any]:
         ceilings = self.ceilings()

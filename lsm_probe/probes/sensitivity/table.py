@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.table import Table
 
 from lsm_probe.probes.sensitivity.result import SensitivityResult
-from lsm_probe.runner.tables import whose, with_interval
+from lsm_probe.runner.tables import NONE, Table, whose, with_interval
 
 
 def sensitivity_table(results: Sequence[SensitivityResult]) -> Table:
-    """D_i, D_s and info-eta: a row for each checkpoint and reading."""
-    table = Table(
-        title="what the response depends on: nats that the own instruction (D_i) and source (D_s) add",
-        caption="95 % interval over utterances; most: log of the pool's size; – where D_i or D_s may be 0",
-    )
-    for column in ("checkpoint", "per"):
-        table.add_column(column, overflow="fold")
-    for column in ("D_i", "D_s", "most", "info-η"):
-        table.add_column(column, justify="right")
+    """D_i, D_s and info-eta: a row for each checkpoint and unit."""
+    rows = []
     for result in results:
         for per in ("token", "response"):
             read = result.with_conventions(per=per)
             most = "/".join(dict.fromkeys(f"{ceiling:.2f}" for ceiling in read.ceilings()))
             info_eta = read.info_eta()
             numbers = (with_interval(read.instruction()), with_interval(read.source()), most)
-            table.add_row(result.name, per, *numbers, "–" if info_eta is None else with_interval(info_eta))
-    return table
+            rows.append([result.name, per, *numbers, NONE if info_eta is None else with_interval(info_eta)])
+    return Table(
+        "what the response depends on: nats that the own instruction (D_i) and source (D_s) add",
+        ["checkpoint", "per", "D_i", "D_s", "most", "info-η"],
+        rows,
+        "95 % interval over utterances; most: log of the pool's size; – where D_i or D_s may be 0",
+        text_columns=2,
+    )
 
 
 def sensitivity_note(result: SensitivityResult) -> str:

@@ -1,0 +1,1 @@
+"""Timeline: what the response takes from one utterance, over time."""

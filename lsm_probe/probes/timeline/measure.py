@@ -7,7 +7,7 @@ m and speech token j, and tokens are laid over time by what the connector makes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from lsm_probe.errors import InputError
 from lsm_probe.instruments.capture import LayerAttention, capture
 from lsm_probe.instruments.norms import row_norms
 from lsm_probe.languages import find_language
-from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import WindowQFormer
 from lsm_probe.models.connectors.times import (
@@ -29,14 +28,14 @@ from lsm_probe.models.connectors.times import (
     Times,
     even_times,
     frame_times,
-    speech_token_times,
 )
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention.measure import attention, generating_rows
 from lsm_probe.probes.attention.speech import ConnectorAttention, speech_attention
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.probes.timeline.word_times import Word, word_times
-from lsm_probe.runner.prepared_samples import MAX_NEW_TOKENS, ResponseSource, prepare
+from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions
+from lsm_probe.runner.prepared_samples import prepare
 
 
 def timeline(
@@ -64,9 +63,8 @@ def timeline(
     if checkpoint.source != "speech":
         raise InputError(f"{checkpoint.name} is a text LLM: give a model that hears speech")
     waveform = read_audio(sample)
-    model: Any = checkpoint.model
-    ours = isinstance(model, LsmForConditionalGeneration)
-    times = speech_token_times(model.config, len(waveform)) if ours else None  # refused before the model runs
+    times = checkpoint.speech_token_times(len(waveform))  # refused before the model runs
+    ours = times is not None
     result = attention(checkpoint, [sample], response=response, max_new_tokens=max_new_tokens)
     ids = result.responses()[sample.id]
     norms = _norms_by_row(checkpoint, sample, ids)
@@ -77,7 +75,7 @@ def timeline(
         times, norms = np.minimum(times[spoken], end), norms[..., spoken]
     frames = frame_times(len(waveform))
     shares, check = spread_evenly(times, frames), {"llm": result.self_check}
-    if ours and isinstance(model.multi_modal_projector, WindowQFormer):
+    if ours and isinstance(checkpoint.connector, WindowQFormer):
         speech = speech_attention(checkpoint, waveform)
         assert speech.connector is not None
         shares, check = _own_shares(speech.connector, len(frames)), {**check, **speech.self_check}
@@ -145,7 +143,7 @@ def _heard_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.
 @torch.no_grad()
 def _norms_by_row(checkpoint: Checkpoint, sample: Sample, response: list[int]) -> NDArray[np.float32]:
     """a(m, j) of each layer, generating row and speech token, `[layers, rows, speech tokens]`."""
-    (item,), _ = prepare(checkpoint, [sample], ResponseSource(responses={sample.id: response}), "fail")
+    (item,), _ = prepare(checkpoint, [sample], ResponseOptions(responses={sample.id: response}), "fail")
     llm = checkpoint.llm
     device = item.embedded.device
     said = llm.get_input_embeddings()(torch.tensor(response, device=device))

@@ -36,7 +36,7 @@ def timeline_page(timeline: Timeline, layer: int | None = None) -> str:
         InputError: there is no such layer.
     """
     environment = Environment(
-        loader=PackageLoader("lsm_probe", "reports"),
+        loader=PackageLoader("lsm_probe", "probes/timeline"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -200,7 +200,7 @@ def _draw_word_borders(timeline: Timeline, ax: Axes) -> None:
 
 def _title(timeline: Timeline) -> str:
     said = " ".join(timeline.sample["response"].split())
-    lines = {"": f"{timeline.checkpoint['name']}, sample {timeline.sample['id']}"}
+    lines = {"": f"{timeline.checkpoint.name}, sample {timeline.sample['id']}"}
     lines |= {"instruction: ": timeline.sample["instruction"], "response: ": said}
     return plain("\n".join(f"{name}{_cut(text)}" for name, text in lines.items()))
 

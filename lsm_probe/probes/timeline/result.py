@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.stats import spearmanr
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import FRAME_SECONDS, RATE, Times
 from lsm_probe.probes.timeline.word_times import Word, loudness
+from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.result import write_json
 
 if TYPE_CHECKING:
@@ -55,8 +58,8 @@ class Timeline:
 
     sample: dict[str, Any]
     tokens: list[str]
-    checkpoint: dict[str, Any]
-    data: dict[str, Any]
+    checkpoint: CheckpointIdentity
+    data: DataIdentity
     conventions: dict[str, str]
     versions: dict[str, str]
     eta: Floats
@@ -163,7 +166,7 @@ class Timeline:
         ratio = self.words_to_silence()
         return pd.DataFrame(
             {
-                "checkpoint": self.checkpoint["name"],
+                "checkpoint": self.checkpoint.name,
                 "sample": self.sample["id"],
                 "layer": np.arange(self.n_layers),
                 "eta": self.eta,
@@ -179,8 +182,8 @@ class Timeline:
         ratio = self.words_to_silence()
         return {
             "schema": self.SCHEMA,
-            "checkpoint": self.checkpoint,
-            "data": self.data,
+            "checkpoint": self.checkpoint.to_dict(),
+            "data": self.data.to_dict(),
             "conventions": self.conventions,
             "versions": self.versions,
             "sample": self.sample,
@@ -211,10 +214,9 @@ class Timeline:
         return folder
 
     def plot(self, layer: int | None = None) -> Figure:
-        """Draws it; see [`lsm_probe.probes.timeline.plot.timeline_figure`]."""
-        from lsm_probe.probes.timeline.plot import timeline_figure
-
-        return timeline_figure(self, layer)
+        """Draw it; see [`timeline_figure`][lsm_probe.probes.timeline.plot]."""
+        figure: Figure = resolve_name("lsm_probe.probes.timeline.plot:timeline_figure")(self, layer)
+        return figure
 
 
 def check_layer(layer: int, layers: int) -> int:

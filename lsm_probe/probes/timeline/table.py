@@ -32,7 +32,7 @@ def show_timeline(timeline: Timeline, out: Path, *, as_json: bool) -> None:
 
 def _table(timeline: Timeline) -> Table:
     title = (
-        f"{timeline.checkpoint['name']}, sample {timeline.sample['id']}, {timeline.seconds:.2f} s; advance: rank "
+        f"{timeline.checkpoint.name}, sample {timeline.sample['id']}, {timeline.seconds:.2f} s; advance: rank "
         f"correlation of response tokens with the times of their peaks (chance alone: up to {timeline.chance():.2f} "
         "in 19 of 20 layers)"
     )

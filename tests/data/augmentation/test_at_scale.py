@@ -96,7 +96,7 @@ def test_a_server_makes_what_this_process_makes(here, tiny_llm, kills, prompter,
         id="é", instruction="x", audio=clip, start=1.5, duration=2.5, text="the “old”\u2028town", language="en"
     )
     samples = [*transcripts(30), sample]
-    lengths = sorted(len(tiny_llm.encode(recipe().pool.draw(0, s.id).instruction, s.text)) for s in samples)
+    lengths = sorted(len(tiny_llm.encode(recipe().pool.assign(0, s.id).instruction, s.text)) for s in samples)
     settings = recipe(max_prompt_tokens=lengths[24])
     augment(tiny_llm, samples, tmp_path / "in", settings)
     clip.rename(tmp_path / "a.wav")
@@ -177,7 +177,7 @@ def shard(path, rows):
 
 
 @pytest.mark.parametrize(
-    ("shard_rows", "counted", "mended"),
+    ("shard_rows", "counted", "repaired"),
     [
         ([4, 4], "1", "1"),
         ([4, 4], "", "1"),  # killed between emptying the file and writing it
@@ -188,7 +188,7 @@ def shard(path, rows):
         ([], None, None),
     ],
 )
-def test_the_count_is_mended_from_the_shards(tmp_path, shard_rows, counted, mended):
+def test_the_count_is_repaired_from_the_shards(tmp_path, shard_rows, counted, repaired):
     rank = Rank(tmp_path, 0, rows=10, shard_rows=4)
     for chunk, rows in enumerate(shard_rows):
         shard(rank.shard(chunk), 4 if rows == "torn" else rows)
@@ -198,8 +198,8 @@ def test_the_count_is_mended_from_the_shards(tmp_path, shard_rows, counted, mend
     count.parent.mkdir(parents=True)
     if counted is not None:
         count.write_text(counted)
-    rank.mend()
-    assert (count.read_text() if count.exists() else None) == mended
+    rank.repair_count()
+    assert (count.read_text() if count.exists() else None) == repaired
     assert not rank.is_finished
     shard(rank.shard(0), 4), shard(rank.shard(1), 4), shard(rank.shard(2), 2)
     assert rank.is_finished

@@ -35,13 +35,13 @@ def test_every_answer_is_the_llms_own_to_instruction_and_transcript(tiny_llm, tr
     eos = tiny_llm.eos_token_ids
     tiny_llm.llm.generation_config = GenerationConfig()
     for sample in samples:
-        row, draw = rows[sample.id], settings.pool.draw(0, sample.id)
-        assert (row["task"], row["instruction"]) == (draw.task, draw.instruction)
+        row, assignment = rows[sample.id], settings.pool.assign(0, sample.id)
+        assert (row["task"], row["instruction"]) == (assignment.task, assignment.instruction)
         assert row["text"] == sample.text
-        if draw.answer == "transcript":
+        if assignment.answer == "transcript":
             assert (row["response"], row["finish_reason"]) == (sample.text, "transcript")
             continue
-        ids = tiny_llm.encode(draw.instruction, sample.text).input_ids
+        ids = tiny_llm.encode(assignment.instruction, sample.text).input_ids
         alone = tiny_llm.llm.generate(
             input_ids=torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=eos, pad_token_id=eos[0]
         )[0, len(ids) :].tolist()
@@ -106,7 +106,7 @@ def test_the_defaults_are_the_papers():
 
 def test_long_prompts_are_dropped_and_counted_and_ground_truth_is_not(tiny_llm, transcripts, tmp_path):
     samples = transcripts(40)
-    lengths = {s.id: len(tiny_llm.encode(recipe().pool.draw(0, s.id).instruction, s.text)) for s in samples}
+    lengths = {s.id: len(tiny_llm.encode(recipe().pool.assign(0, s.id).instruction, s.text)) for s in samples}
     limit = sorted(lengths.values())[20]
     report = augment(tiny_llm, samples, tmp_path / "out", recipe(max_prompt_tokens=limit))
     rows = rows_of(tmp_path / "out")

@@ -138,7 +138,7 @@ def test_a_supervision_of_another_channel_is_a_problem(read, tmp_path):
     utterances, problems = read("lhotse", tmp_path)
     assert utterances == []
     assert [line.split(": ", 1)[1] for line in problems] == [
-        "is of channel 1, its recording of channel 0; mend one of them"
+        "is of channel 1, its recording of channel 0; correct one of them"
     ] * 2
 
 

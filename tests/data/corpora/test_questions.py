@@ -32,7 +32,7 @@ def test_boolq(read, tmp_path, name):
         Utterance("dev-1", "dev", "is it so", context="It is so.", answers={"boolq": "true"}),
         Utterance("dev-4", "dev", "is it so", context="No\u2028way.", answers={"boolq": "false"}),
     ]
-    assert problems == [f"{file}, line 3: 'answer' must be true or false; mend the line"]
+    assert problems == [f"{file}, line 3: 'answer' must be true or false; correct the line"]
 
 
 def test_webglm_qa(read, tmp_path):

@@ -43,7 +43,7 @@ def test_ljspeech_takes_the_normalised_text(read, write, tmp_path):
         Utterance("LJ001-0001", "all", "In fourteen sixty-five", audio=tmp_path / "wavs/LJ001-0001.wav")
     ]
     assert problems == [
-        f"{tmp_path}/metadata.csv, line 2: has 2 fields instead of id|text|normalised text; mend the line"
+        f"{tmp_path}/metadata.csv, line 2: has 2 fields instead of id|text|normalised text; correct the line"
     ]
 
 

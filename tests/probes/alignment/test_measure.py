@@ -9,6 +9,7 @@ import torch
 
 import lsm_probe
 from lsm_probe.data.audio import read_audio
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.instruments import similarity
@@ -26,6 +27,7 @@ from lsm_probe.models.segments import Segment
 from lsm_probe.probes.alignment.measure import with_instruction
 from lsm_probe.probes.alignment.result import CURVES, AlignmentConventions, AlignmentResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import CheckpointIdentity
 
 ONE = "Repeat the speech."
 
@@ -101,7 +103,7 @@ def test_batch_size_changes_nothing(tiny_lsm, samples):
 def test_response_vectors_read_the_same_tokens_in_both_passes(tiny_lsm, samples):
     result = probe(tiny_lsm, samples, segment="response", response="reference")
     assert result.conventions == AlignmentConventions("response", "reference")
-    assert result.checkpoint["max_new_tokens"] == 6
+    assert result.checkpoint.max_new_tokens == 6
     np.testing.assert_array_equal(result.speech[:, 0], result.text[:, 0])  # embeddings of the response itself
     assert (result.speech[:, 1] != result.text[:, 1]).any()
     for sample, stored in zip(samples, result.samples, strict=True):
@@ -116,7 +118,7 @@ def test_no_response_is_made_where_none_is_read(tiny_lsm, samples, monkeypatch):
     result = probe(tiny_lsm, samples)
     assert result.conventions == AlignmentConventions("source", "none")
     assert "response" not in result.samples[0]
-    assert "max_new_tokens" not in result.checkpoint
+    assert result.checkpoint.max_new_tokens is None
 
 
 def test_chosen_layers_are_those_of_all(tiny_lsm, samples):
@@ -132,11 +134,11 @@ def test_chosen_layers_are_those_of_all(tiny_lsm, samples):
 
 
 def test_one_instruction_replaces_those_of_the_samples(tiny_lsm, samples):
-    result = probe(tiny_lsm, samples, instruction=ONE, data={"name": "clips", "sha256": "x", "n_samples": 8})
+    result = probe(tiny_lsm, samples, instruction=ONE, data=DataIdentity("clips", "x", 8))
     same = probe(tiny_lsm, [sample.model_copy(update={"instruction": ONE}) for sample in samples])
     np.testing.assert_array_equal(result.speech, same.speech)
     assert {sample["instruction"] for sample in result.samples} == {ONE}
-    assert result.data == {"name": "clips", "sha256": same.data["sha256"], "n_samples": 8, "instruction": ONE}
+    assert result.data == DataIdentity("clips", same.data.sha256, 8, ONE)
     with pytest.raises(InputError, match="probed on different data"):
         compare([result, probe(tiny_lsm, samples)])
 
@@ -158,7 +160,7 @@ class Hearing:
         prompt = encode_prompt(checkpoint.tokenizer, checkpoint.template, instruction, self.heard[source.tobytes()])
         ids = [prompt.input_ids[i] for i in prompt.positions(Segment.SOURCE)]
         speech = checkpoint.llm.get_input_embeddings()(torch.tensor(ids)).detach()
-        return checkpoint.processor.encode_again(instruction, speech)
+        return checkpoint.processor.encode_with_speech(instruction, speech)
 
 
 @pytest.fixture
@@ -217,8 +219,8 @@ def made(samples=12, states=3, dim=5, seed=0, name="model", layers=None, **field
     about = {
         "clusters": np.arange(samples),
         "samples": [{"id": f"s{i}", "instruction": ONE} for i in range(samples)],
-        "checkpoint": {"name": name, "source": "speech"},
-        "data": {"name": "data", "sha256": "x", "n_samples": samples},
+        "checkpoint": CheckpointIdentity(name=name, source="speech", template="chat", dtype="float32"),
+        "data": DataIdentity("data", "x", samples),
         "conventions": AlignmentConventions(),
         "perplexity": 5.0,
     }
@@ -325,7 +327,7 @@ def test_constant_vectors_have_no_geometry_and_strict_json(tmp_path):
     same = np.ones_like(result.text)
     result = replace(result, speech=same, text=same)
     stored = strict(result.save(tmp_path) / "result.json")
-    assert stored["schema"] == "lsm-probe/alignment/1"
+    assert stored["schema"] == "lsm-probe/alignment/2"
     assert stored["cka"] == {"mean": [None] * 3, "ci_low": [None] * 3, "ci_high": [None] * 3}
     assert stored["centroid_distance"]["mean"] == [None] * 3
     assert stored["retrieval"]["mean"] == pytest.approx([stored["retrieval_chance"]] * 3, abs=1e-6)
@@ -348,7 +350,16 @@ def test_frame_has_a_row_for_each_state():
 
 def test_a_result_does_not_differ_from_its_twin():
     first = made()
-    pair = compare([first, replace(first, seed=7, checkpoint={"name": "twin", "source": "speech"})])["pairs"][0]
+    pair = compare(
+        [
+            first,
+            replace(
+                first,
+                seed=7,
+                checkpoint=replace(first.checkpoint, name="twin"),
+            ),
+        ]
+    )["pairs"][0]
     assert pair["warning"] is None
     for name in CURVES:
         assert pair[f"{name}_difference"] == {key: [0.0] * 3 for key in ("mean", "ci_low", "ci_high")}
@@ -357,7 +368,11 @@ def test_a_result_does_not_differ_from_its_twin():
 def test_differences_are_second_minus_first_and_paired():
     """The same step away from the text in both checkpoints' pairs: far surer than either number alone."""
     first = made(samples=40)
-    second = replace(first, speech=first.speech + 0.05 * first.text, checkpoint={"name": "second", "source": "speech"})
+    second = replace(
+        first,
+        speech=first.speech + 0.05 * first.text,
+        checkpoint=replace(first.checkpoint, name="second"),
+    )
     pair = compare([first, second])["pairs"][0]
     ours, theirs = first.curves(), second.curves()
     for name in CURVES:
@@ -384,7 +399,7 @@ def test_models_of_other_depth_have_no_differences_by_layer():
 
 def test_other_responses_are_warned_about(tiny_lsm, samples):
     first = probe(tiny_lsm, samples, segment="response", response="reference")
-    twin = replace(first, checkpoint={**first.checkpoint, "name": "twin"})
+    twin = replace(first, checkpoint=replace(first.checkpoint, name="twin"))
     assert compare([first, twin])["pairs"][0]["warning"] is None
     other = replace(twin, samples=[{**sample, "response_ids": [1]} for sample in first.samples])
     assert "different responses" in compare([first, other])["pairs"][0]["warning"]

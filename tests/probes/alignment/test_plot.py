@@ -7,8 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lsm_probe.probes.alignment.plot import PICTURES, alignment_figure, plot_points, point_frame, save_alignment
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.probes.alignment import PROBE
+from lsm_probe.probes.alignment.plot import alignment_figure, plot_points, point_frame, save_alignment
 from lsm_probe.probes.alignment.result import AlignmentConventions, AlignmentResult
+from lsm_probe.runner.identity import CheckpointIdentity
+
+PICTURES = PROBE.pictures
 
 
 def made(samples=12, seed=0, name="runs/one/model", states=4):
@@ -21,8 +26,8 @@ def made(samples=12, seed=0, name="runs/one/model", states=4):
         perplexity=5.0,
         clusters=np.arange(samples),
         samples=[{"id": f"s{i}", "instruction": "Repeat."} for i in range(samples)],
-        checkpoint={"name": name, "source": "speech"},
-        data={"name": "data", "sha256": "x", "n_samples": samples},
+        checkpoint=CheckpointIdentity(name=name, source="speech", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", samples),
         conventions=AlignmentConventions(),
     )
 
@@ -30,7 +35,11 @@ def made(samples=12, seed=0, name="runs/one/model", states=4):
 @pytest.fixture(scope="module")
 def results():
     first = made()
-    apart = replace(first, speech=first.speech + 9, checkpoint={"name": "runs/two/model", "source": "speech"})
+    apart = replace(
+        first,
+        speech=first.speech + 9,
+        checkpoint=replace(first.checkpoint, name="runs/two/model"),
+    )
     return [first, apart]
 
 
@@ -52,7 +61,7 @@ def test_many_points_are_not_joined():
 
 
 def test_each_panel_shows_its_curve_of_every_result(results):
-    figure = alignment_figure(results, layer=1)
+    figure = alignment_figure([replace(result, plot_layer=1) for result in results])
     first, second, cosine, cka, recall, distance = figure.axes
     assert first.get_title() == "one/model\nt-SNE of state 1, perplexity 5"
     assert second.get_title() == "two/model\nt-SNE of state 1, perplexity 5"
@@ -83,7 +92,7 @@ def test_hollow_marks_are_where_mmd_tells_nothing_apart(results):
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_any_number_of_checkpoints_is_drawn(results, count, tmp_path):
     names = ["builtin:untrained", "a/model", "b/model", "c/" + "long" * 20, "d"]
-    many = [replace(results[0], checkpoint={"name": name, "source": "speech"}) for name in names[:count]]
+    many = [replace(results[0], checkpoint=replace(results[0].checkpoint, name=name)) for name in names[:count]]
     figure = alignment_figure(many)
     figure.savefig(tmp_path / "figure.png", dpi=50)
     titles = [ax.get_title().split("\n")[0] for ax in figure.axes[:count]]
@@ -127,7 +136,7 @@ def test_the_same_numbers_give_the_same_files(results, tmp_path):
 
 
 def test_the_points_table_has_a_row_for_each_vector(results):
-    frame = point_frame(results, layer=3)
+    frame = point_frame([replace(result, plot_layer=3) for result in results])
     assert len(frame) == 2 * 2 * 12
     assert set(frame["state"]) == {3}
     mine = frame[(frame["checkpoint"] == "runs/two/model") & (frame["modality"] == "transcript")]

@@ -7,9 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.probes.attention import PROBE
 from lsm_probe.probes.attention.conventions import Conventions
-from lsm_probe.probes.attention.plot import PICTURES, eta_figure, plot_eta, save_eta
+from lsm_probe.probes.attention.plot import eta_figure, plot_eta, save_eta
 from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.runner.identity import CheckpointIdentity, Control
+
+PICTURES = PROBE.pictures
 
 
 @pytest.fixture
@@ -22,12 +27,12 @@ def results():
         rows=np.ones(5, dtype=int),
         clusters=np.arange(5),
         samples=[{"id": str(i)} for i in range(5)],
-        checkpoint={"name": "speech model", "source": "speech"},
-        data={"name": "data", "sha256": "x", "n_samples": 5},
+        checkpoint=CheckpointIdentity(name="speech model", source="speech", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", 5),
         conventions=Conventions(),
         self_check={},
     )
-    control = {"name": "text at length", "source": "text", "control": "given lengths"}
+    control = replace(first.checkpoint, name="text at length", source="text", control=Control("llm"))
     return [first, replace(first, norms=first.norms[::-1], checkpoint=control)]
 
 

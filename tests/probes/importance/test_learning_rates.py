@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 import lsm_probe
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.probes.importance.learning_rates import check_strength, layer_rates, write_rates
 from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
+from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.training.config import Stage
 
 
@@ -28,8 +30,8 @@ def made(profile, signed=None):
         not_trained={},
         clusters=np.arange(2),
         samples=[{"id": f"s{i}", "response_ids": [2]} for i in range(2)],
-        checkpoint={"name": "llm", "source": "text"},
-        data={"name": "data", "sha256": "abc", "n_samples": 2},
+        checkpoint=CheckpointIdentity(name="llm", source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", 2),
         conventions=ImportanceConventions(modality="text"),
         signed=None if signed is None else np.array(signed),
     )

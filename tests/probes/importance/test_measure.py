@@ -20,12 +20,14 @@ from transformers import (
 import lsm_probe
 from lsm_probe.bootstrap import cluster_weights
 from lsm_probe.data.audio import read_audio
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.scoring import NOT_FINITE
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import TextLlm
 from lsm_probe.probes.importance.masks import clustering, jaccard, top_masks
 from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import CheckpointIdentity
 
 CONNECTOR = "multi_modal_projector"
 ROUNDING = 1e-6
@@ -76,7 +78,7 @@ def names(result):
 
 def text_llm_in(checkpoint):
     """The LLM inside an LSM, as a text LLM."""
-    return Checkpoint("text side", checkpoint.llm, checkpoint.tokenizer, checkpoint.template)
+    return TextLlm("text side", checkpoint.llm, checkpoint.tokenizer, checkpoint.template)
 
 
 # The numbers, by brute force
@@ -239,8 +241,8 @@ def test_the_connector_is_measured_where_speech_goes_through_it(tiny_lsm, sample
     assert all(p["layer"] is None for p in connector)
     assert set(speech.summary()["outside_of_layers"]) >= {p["name"] for p in connector}
     assert not any(CONNECTOR in name for name in names(text))
-    assert text.checkpoint["source"] == "text"
-    assert speech.checkpoint["source"] == "speech"
+    assert text.checkpoint.source == "text"
+    assert speech.checkpoint.source == "speech"
 
 
 def test_the_encoder_is_not_trained(tiny_lsm, tiny_llm, samples):
@@ -526,7 +528,7 @@ def test_a_share_that_is_none_is_refused(tiny_llm, samples, option, share):
     [
         ({"mode": "both"}, "mode 'both' is unknown; choose one of: abs, signed"),
         ({"modality": "speech"}, "modality 'speech' is unknown; choose one of: own, text"),
-        ({"response": "gold"}, "response 'gold' is unknown; choose one of: reference, generated"),
+        ({"response": "gold"}, "response 'gold' is unknown; choose one of: generated, reference"),
         ({"responses": {"s0": [5]}}, "hold none for 7 samples (first: s1)"),
     ],
 )
@@ -588,8 +590,8 @@ def made(profile=None, *, seed=0, layers=LAYERS, name="model", noise=0.3, **fiel
         not_trained={"audio_tower": 70},
         clusters=fields.pop("clusters", np.arange(count)),
         samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(count)],
-        checkpoint={"name": name, "source": "text"},
-        data={"name": "data", "sha256": "abc", "n_samples": count},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", count),
         conventions=fields.pop("conventions", ImportanceConventions()),
         **fields,
     )
@@ -752,7 +754,7 @@ def test_damaged_masks_are_one_line(tmp_path):
 
 def test_another_probes_result_is_refused(tmp_path):
     made().save(tmp_path)
-    with pytest.raises(InputError, match="schema 'lsm-probe/importance/1'"):
+    with pytest.raises(InputError, match="schema 'lsm-probe/importance/2'"):
         lsm_probe.KnockoutResult.load(tmp_path)
 
 
@@ -778,7 +780,7 @@ def test_a_subset_holds_no_perplexity_of_samples_it_lacks():
 
 
 def differ(first, second):
-    pair = compare([first, replace(second, checkpoint={**second.checkpoint, "name": "second"})])["pairs"][0]
+    pair = compare([first, replace(second, checkpoint=replace(second.checkpoint, name="second"))])["pairs"][0]
     json.dumps(pair, allow_nan=False)
     return pair
 
@@ -939,7 +941,7 @@ def test_a_layer_that_is_frozen_has_no_importance_rather_than_0(tiny_llm, sample
 def test_the_result_says_what_it_was_made_from(checkpoint, samples):
     result = probe(checkpoint, samples[:2], masks=0.05, ablate=0.03, seed=3)
     summary = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert summary["schema"] == "lsm-probe/importance/1"
+    assert summary["schema"] == "lsm-probe/importance/2"
     assert summary["conventions"] == {"mode": "abs", "modality": "own", "response": "reference"}
     assert summary["checkpoint"]["source"] == checkpoint.source
     assert summary["checkpoint"]["weights_sha256"]

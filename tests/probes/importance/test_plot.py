@@ -8,8 +8,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import LogNorm
 
-from lsm_probe.probes.importance.plot import PICTURES, importance_figure, plot_layers, plot_modules, save_importance
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.probes.importance import PROBE
+from lsm_probe.probes.importance.plot import importance_figure, plot_layers, plot_modules, save_importance
 from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
+from lsm_probe.runner.identity import CheckpointIdentity
+
+PICTURES = PROBE.pictures
 
 MODULES = {"self_attn.q_proj": [4, 4], "self_attn.o_proj": [4, 4], "mlp.up_proj": [8, 4], "input_layernorm": [4]}
 
@@ -28,8 +33,8 @@ def made(seed, layers, name, **fields):
         not_trained={},
         clusters=np.arange(5),
         samples=[{"id": f"s{i}", "response_ids": [i]} for i in range(5)],
-        checkpoint={"name": name, "source": "text"},
-        data={"name": "data", "sha256": "x", "n_samples": 5},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", 5),
         **{"conventions": ImportanceConventions(), **fields},
     )
 

@@ -17,12 +17,14 @@ from transformers import (
 
 import lsm_probe
 from lsm_probe.data.audio import read_audio
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.capture import capture
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.knockout.measure import plan_knockouts
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutConventions, KnockoutResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import CheckpointIdentity
 
 WIDTH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 FAMILIES = {
@@ -91,7 +93,7 @@ def check_by_hand(checkpoint, samples, result, window):
 
 
 def test_falls_equal_a_pass_with_the_mask_edited_by_hand(checkpoint, samples):
-    result = probe(checkpoint, samples[:3], heads=True)
+    result = probe(checkpoint, samples[:3], single_heads=True)
     assert np.abs(result.fall).max() > 1e-3
     assert result.fall_heads.shape == (3, 2, 3, 6)
     assert np.abs(result.fall_heads).max() > 1e-3
@@ -108,7 +110,7 @@ def test_every_family_equals_the_mask_edited_by_hand(family, tiny_llm, samples):
             parameter.mul_(3) if parameter.dim() > 1 else None
     checkpoint = replace(tiny_llm, model=model, name=family)
     responses = {s.id: [5, 9, 300] for s in samples}
-    result = probe(checkpoint, samples[:2], responses=responses, heads=True, layers=[0, 2])
+    result = probe(checkpoint, samples[:2], responses=responses, single_heads=True, layers=[0, 2])
     assert np.abs(result.fall).max() > 1e-3
     assert np.abs(result.fall_heads).max() > 1e-3
     check_by_hand(checkpoint, samples[:2], result, window=3)
@@ -140,12 +142,12 @@ def test_a_window_of_all_layers_is_the_knockout_of_all_layers(tiny_llm, samples)
 
 
 def test_alone_in_a_batch_and_in_pieces_the_numbers_are_the_same(checkpoint, samples, monkeypatch):
-    together = probe(checkpoint, samples, heads=True)
-    alone = probe(checkpoint, samples, heads=True, batch_size=1, responses=together.responses())
+    together = probe(checkpoint, samples, single_heads=True)
+    alone = probe(checkpoint, samples, single_heads=True, batch_size=1, responses=together.responses())
     np.testing.assert_allclose(alone.fall, together.fall, atol=1e-5)
     np.testing.assert_allclose(alone.fall_heads, together.fall_heads, atol=1e-5)
     monkeypatch.setattr("lsm_probe.probes.knockout.measure._TOKENS", 12)
-    pieces = probe(checkpoint, samples, heads=True, responses=together.responses())
+    pieces = probe(checkpoint, samples, single_heads=True, responses=together.responses())
     np.testing.assert_allclose(pieces.fall, together.fall, atol=1e-5)
     np.testing.assert_allclose(pieces.fall_heads, together.fall_heads, atol=1e-5)
 
@@ -244,8 +246,8 @@ def make(seed=0, samples=12, layers=6, shift=(0.5, 1.0), name="model"):
         head_layers=[],
         clusters=np.arange(samples),
         samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(samples)],
-        checkpoint={"name": name, "source": "text"},
-        data={"name": "data", "sha256": "abc", "n_samples": samples},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", samples),
         conventions=KnockoutConventions(),
         self_check={"worst": 1e-7, "worst_bound": 1e-5},
     )
@@ -274,14 +276,18 @@ def test_saving_and_loading_loses_nothing(tmp_path):
     loaded = KnockoutResult.load(result.save(tmp_path))
     assert loaded.to_dict() == result.to_dict()
     np.testing.assert_array_equal(loaded.fall, result.fall)
-    with pytest.raises(InputError, match="schema 'lsm-probe/knockout/1'"):
+    with pytest.raises(InputError, match="schema 'lsm-probe/knockout/2'"):
         lsm_probe.AttentionResult.load(tmp_path)
 
 
 def test_differences_are_paired_by_sample():
     first = make()
     noise = np.random.default_rng(5).normal(0, 0.01, size=first.fall.shape)
-    second = replace(first, fall=(first.fall + 0.1 + noise).astype(np.float32), checkpoint={"name": "second"})
+    second = replace(
+        first,
+        fall=(first.fall + 0.1 + noise).astype(np.float32),
+        checkpoint=replace(first.checkpoint, name="second"),
+    )
     pair = compare([first, second])["pairs"][0]
     low, high = (np.array(pair["fall_source_difference"][key]) for key in ("ci_low", "ci_high"))
     assert (low < 0.1).all()

@@ -244,17 +244,17 @@ def test_speech_without_texts_is_told_apart_by_file(tiny_lsm, samples):
 
 
 def test_every_utterance_is_encoded_once(tiny_lsm, samples, monkeypatch):
-    listen, heard = type(tiny_lsm).listen, []
+    encode_speech, lengths = type(tiny_lsm).encode_speech, []
 
     def counted(self, waveform):
-        heard.append(len(waveform))
-        return listen(self, waveform)
+        lengths.append(len(waveform))
+        return encode_speech(self, waveform)
 
-    monkeypatch.setattr(type(tiny_lsm), "listen", counted)
+    monkeypatch.setattr(type(tiny_lsm), "encode_speech", counted)
     others = OtherSources(tiny_lsm, samples, 0, "fail")
     for sample in samples:
         others.draw(sample, 4)
-    assert len(heard) == len(samples)
+    assert len(lengths) == len(samples)
 
 
 def test_a_source_that_cannot_be_read_stops_the_draw_or_is_passed_over(tiny_lsm, samples, tmp_path):

@@ -13,14 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 import lsm_probe
 from lsm_probe.bootstrap import cluster_weights
 from lsm_probe.data.audio import read_audio
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.pools import Pool, Task
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.scoring import NOT_FINITE
-from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import TextLlm
 from lsm_probe.probes.sensitivity.counterfactuals import OtherSources
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import CheckpointIdentity
 
 TRANSLATE, REPEAT, ANSWER = (
     ["Translate the speech into German.", "Say it in German."],
@@ -196,7 +198,7 @@ def test_numbers_under_a_sliding_window_equal_those_of_plain_passes(asked, make_
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = MistralConfig(vocab_size=448, num_hidden_layers=3, sliding_window=16, initializer_range=0.2, **sizes)
-    checkpoint = Checkpoint("window", MistralForCausalLM(config).double().eval(), make_tokenizer(), "chat")
+    checkpoint = TextLlm("window", MistralForCausalLM(config).double().eval(), make_tokenizer(), "chat")
     samples = [sample.model_copy(update={"instruction": "Say. " * 20 + REPEAT[0]}) for sample in asked[1::4]]
     responses = {sample.id: [20, 31, 2] for sample in samples}
     result = probe(checkpoint, samples, responses=responses)
@@ -273,7 +275,7 @@ def untrained(tokenizer):
         pad_token_id=2,
         tie_word_embeddings=True,
     )
-    return Checkpoint("toy", LlamaForCausalLM(config), tokenizer, "chat")
+    return TextLlm("toy", LlamaForCausalLM(config), tokenizer, "chat")
 
 
 def train(checkpoint, samples, steps=130, batch=24, rate=5e-3):
@@ -448,8 +450,8 @@ def result_of(instruction, source, name, clusters, responses, tasks, **fields):
             }
             for i in range(count)
         ],
-        checkpoint={"name": name, "source": "text"},
-        data={"name": "data", "sha256": "abc", "n_samples": count},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "abc", count),
         **{
             "conventions": SensitivityConventions(),
             "self_check": {"mean": 1e-7, "bound": 1e-3, "unit": "nats per token"},
@@ -459,7 +461,7 @@ def result_of(instruction, source, name, clusters, responses, tasks, **fields):
 
 
 def named(result, name):
-    return replace(result, checkpoint={**result.checkpoint, "name": name})
+    return replace(result, checkpoint=replace(result.checkpoint, name=name))
 
 
 def sizes(log_probs):
@@ -705,7 +707,7 @@ def test_what_cannot_be_paired_is_refused(change):
     first = made([0.1, 0.2])
     second = named(first, "second")
     if change == "data":
-        second = replace(second, data={**second.data, "sha256": "other"})
+        second = replace(second, data=replace(second.data, sha256="other"))
     else:
         other = {"per": "response", "pool": "paraphrases", "response": "reference"}[change]
         second = replace(second, conventions=replace(second.conventions, **{change: other}))
@@ -741,13 +743,13 @@ def test_result_json_is_strict_json_whatever_is_undefined(tmp_path):
         text = (tmp_path / "result.json").read_text()
         stored = json.loads(text, parse_constant=refuse)
         assert stored == json.loads(json.dumps(result.to_dict(), allow_nan=False))
-        assert stored["schema"] == "lsm-probe/sensitivity/1"
+        assert stored["schema"] == "lsm-probe/sensitivity/2"
     assert stored["info_eta"] is None
 
 
 def test_another_probes_result_is_refused(tmp_path):
     drawn().save(tmp_path)
-    with pytest.raises(InputError, match="has schema 'lsm-probe/sensitivity/1', not 'lsm-probe/attention/1'"):
+    with pytest.raises(InputError, match="has schema 'lsm-probe/sensitivity/2', not 'lsm-probe/attention/2'"):
         lsm_probe.AttentionResult.load(tmp_path)
 
 
@@ -778,7 +780,7 @@ def test_frame_has_a_row_for_each_sample():
 def test_the_result_says_what_it_was_made_from(checkpoint, asked):
     result = probe(checkpoint, asked, response="reference", per="response")
     summary = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert summary["schema"] == "lsm-probe/sensitivity/1"
+    assert summary["schema"] == "lsm-probe/sensitivity/2"
     choices = {"per": "response", "pool": "tasks", "response": "reference", "sources": None}
     assert choices.items() <= summary["conventions"].items()
     assert summary["checkpoint"]["source"] == checkpoint.source
@@ -794,7 +796,10 @@ def test_the_result_says_what_it_was_made_from(checkpoint, asked):
 def test_results_over_different_pools_are_not_compared(tiny_llm, asked):
     one = probe(tiny_llm, asked, responses=RESPONSES)
     for options in ({"sources": 4}, {"instructions": lsm_probe.read_pool("probing")}):
-        other = replace(probe(tiny_llm, asked, responses=RESPONSES, **options), checkpoint={"name": "other"})
+        other = replace(
+            probe(tiny_llm, asked, responses=RESPONSES, **options),
+            checkpoint=CheckpointIdentity(name="other", source="text", template="chat", dtype="float32"),
+        )
         with pytest.raises(InputError, match="different conventions"):
             compare([one, other])
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.probes.sensitivity import PROBE
 from lsm_probe.probes.sensitivity.plot import (
-    PICTURES,
     plot_sensitivity,
     plot_tokens,
     save_sensitivity,
@@ -18,6 +19,9 @@ from lsm_probe.probes.sensitivity.plot import (
     token_frame,
 )
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
+from lsm_probe.runner.identity import CheckpointIdentity
+
+PICTURES = PROBE.pictures
 
 TOKENS = 40  # more than are drawn
 
@@ -28,8 +32,8 @@ def result_of(instruction, source, name):
         source_log_probs=source.astype(np.float32),
         clusters=np.arange(len(instruction)),
         samples=[{"id": f"s{i}", "task": "test", "response_ids": [i]} for i in range(len(instruction))],
-        checkpoint={"name": name, "source": "text"},
-        data={"name": "data", "sha256": "x", "n_samples": len(instruction)},
+        checkpoint=CheckpointIdentity(name=name, source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", len(instruction)),
         conventions=SensitivityConventions(),
         self_check={"mean": 1e-7, "bound": 1e-3, "unit": "nats per token"},
     )

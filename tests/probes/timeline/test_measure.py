@@ -8,6 +8,7 @@ import pytest
 from scipy.sparse import csr_array
 
 import lsm_probe
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.connectors.times import even_times, frame_times
@@ -15,6 +16,7 @@ from lsm_probe.probes.timeline import measure as timeline_module
 from lsm_probe.probes.timeline.measure import choose_sample, spread_evenly
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.probes.timeline.word_times import Word, loudness, word_times
+from lsm_probe.runner.identity import CheckpointIdentity
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +39,8 @@ def made():
     return Timeline(
         sample={"id": "s", "instruction": "Do.", "response": "a b c", "response_ids": [1, 2, 3], "text": "x y"},
         tokens=["a", "b", "c"],
-        checkpoint={"name": "made"},
-        data={},
+        checkpoint=CheckpointIdentity(name="made", source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", 1),
         conventions={},
         versions={},
         eta=np.array([0.25, 0.75]),
@@ -94,7 +96,7 @@ def test_tokens_that_do_not_fit_the_frames_are_spread_by_time():
 
 
 def test_another_audio_llm_has_its_tokens_spread_evenly_and_says_so(tiny_lsm, samples, monkeypatch):
-    monkeypatch.setattr(timeline_module, "LsmForConditionalGeneration", type("Another", (), {}))
+    monkeypatch.setattr(type(tiny_lsm), "speech_token_times", lambda *_: None)
     found = lsm_probe.timeline(tiny_lsm, samples[2], max_new_tokens=3)
     assert found.times_from == "even"
     assert found.to_dict()["speech_token_times_from"] == "even"

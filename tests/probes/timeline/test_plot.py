@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.models.connectors.times import even_times, frame_times
 from lsm_probe.probes.timeline.measure import spread_evenly
 from lsm_probe.probes.timeline.page import PAGE, save_page, timeline_page
@@ -29,6 +30,7 @@ from lsm_probe.probes.timeline.plot import (
 )
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.probes.timeline.word_times import Word
+from lsm_probe.runner.identity import CheckpointIdentity
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def made(waveform):
     return Timeline(
         sample={"id": "s&1", "instruction": "Say <b>it</b>.", "response": "five $ a", "text": "one two"},
         tokens=["five", " $", "</script>", "\n"],
-        checkpoint={"name": "made"},
-        data={},
+        checkpoint=CheckpointIdentity(name="made", source="text", template="chat", dtype="float32"),
+        data=DataIdentity("data", "x", 1),
         conventions={},
         versions={},
         eta=rng.uniform(size=5),

@@ -1,0 +1,82 @@
+"""The command of a measurement, its options made from what the measurement and all measurements declare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from lsm_probe.cli import options as opt
+from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.options import MeasureKeywords, ResponseOptions, RunOptions
+
+
+def measurement_command(measurement: Measurement) -> Callable[..., None]:
+    """A function that typer takes as a command: checkpoints and samples in, a folder of results out."""
+    own = measurement.own_parameters()
+    shared = [name for name in _shared(measurement) if name not in {parameter.name for parameter in own}]
+
+    def command(
+        ckpt: list[str],
+        data: str,
+        out: Path | None,
+        template: str | None,
+        date: str | None,
+        device: str,
+        dtype: str,
+        limit: int | None,
+        resume: bool,
+        json: bool,
+        responses: Path | None = None,
+        **values: Any,
+    ) -> None:
+        from lsm_probe.cli.run import read_samples, run_and_show
+        from lsm_probe.runner.run import named_checkpoint
+
+        asked = measurement.parse_options({name: values.pop(name) for name in [p.name for p in own]})
+        loading = {"device": device, "dtype": dtype, "template": template, "date": date}
+        run_and_show(
+            measurement,
+            [named_checkpoint(name, loading, source=asked.source) for name in ckpt],
+            lambda: read_samples(data, limit, values["on_error"]),
+            out,
+            options={**values, **asked.measure},
+            responses=responses,
+            resume=resume,
+            as_json=json,
+            finish=asked.finish,
+        )
+
+    parameters = [
+        *(_parameter(name, getattr(opt, name.capitalize()), default) for name, default in _CHECKPOINTS.items()),
+        *(_shared(measurement)[name] for name in shared if name in ResponseOptions.__annotations__),
+        *([] if measurement.response is None else [_parameter("responses", opt.Responses, None)]),
+        *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own),
+        *(_shared(measurement)[name] for name in shared if name in RunOptions.__annotations__),
+        *(_parameter(name, getattr(opt, name.capitalize()), default) for name, default in _RUNNING.items()),
+    ]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = measurement.help
+    return command
+
+
+_CHECKPOINTS = {"ckpt": Parameter.empty, "data": "builtin:probe", "out": None, "template": None, "date": None}
+_RUNNING = {"device": "auto", "dtype": "auto", "limit": None, "resume": False, "json": False}
+
+
+def _shared(measurement: Measurement) -> dict[str, Parameter]:
+    """The options that all measurements share, by name."""
+    found = {}
+    for options in (RunOptions,) if measurement.response is None else (ResponseOptions, RunOptions):
+        hints = get_type_hints(options, include_extras=True)
+        for name in MeasureKeywords.__annotations__:
+            if hasattr(hints.get(name), "__metadata__"):
+                default = measurement.response if name == "response" else getattr(options, name)
+                found[name] = _parameter(name, hints[name], default)
+    return found
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

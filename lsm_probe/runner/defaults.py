@@ -1,0 +1,94 @@
+"""How a measurement is shown that does not say it itself: table, figure and section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.page import Section
+from lsm_probe.runner.page_pictures import picture
+from lsm_probe.runner.result import MeasurementResult
+from lsm_probe.runner.style import legend_height, with_own_settings
+from lsm_probe.runner.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+_LONGEST = 40
+"""Rows of a frame that are shown."""
+
+
+def frame_table(results: Sequence[MeasurementResult]) -> Table:
+    """The frames of results as a table, for a measurement without a table of its own."""
+    frame = pd.concat([result.to_frame() for result in results], ignore_index=True)
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.to_numpy()]
+    left_out = len(cells) - _LONGEST
+    note = f"{left_out} more rows are in the CSV file" if left_out > 0 else ""
+    return Table(results[0].NAME, list(map(str, frame.columns)), cells[:_LONGEST], note)
+
+
+def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw the first value of `BY_SAMPLE` with its 95 % interval: a line over layers, or a point for each checkpoint.
+
+    Args:
+        results: of one measurement.
+        ax: axes to draw on; new ones if None.
+        style: goes to matplotlib.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.subplots(layout="constrained")[1]
+    name = results[0].BY_SAMPLE[0]
+    for i, (result, label) in enumerate(zip(results, checkpoint_labels([r.name for r in results]), strict=True)):
+        found = result.mean(getattr(result, name))
+        if np.ndim(found.mean):
+            layers = np.arange(len(found.mean))
+            (line,) = ax.plot(layers, found.mean, label=label, **style)
+            ax.fill_between(layers, found.ci_low, found.ci_high, color=line.get_color(), alpha=0.2)
+        else:
+            reach = np.array([[found.mean - found.ci_low], [found.ci_high - found.mean]]).clip(min=0)
+            ax.errorbar([i], [float(found.mean)], reach, fmt="o", capsize=3, label=label, **style)
+    if np.ndim(found.mean):
+        ax.set_xlabel("layer")
+    else:
+        ax.set_xticks([])
+    ax.set_ylabel(name.replace("_", " "))
+    return ax
+
+
+def results_figures(results: Sequence[MeasurementResult]) -> list[Figure]:
+    """The one figure of a measurement without figures of its own."""
+    return [_results_figure(results)]
+
+
+@with_own_settings
+def _results_figure(results: Sequence[MeasurementResult]) -> Figure:
+    """All results on one pair of axes, as [`MeasurementResult.plot`] draws each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, legend_height(4.0, results)), layout="constrained")
+    ax = figure.subplots()
+    if results[0].PLOT is None:
+        plot_values(results, ax)
+    else:
+        for result in results:
+            result.plot(ax=ax)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    return figure
+
+
+def default_section(measurement: Measurement, results: Sequence[MeasurementResult], everything: Any) -> Section:
+    """The figure and the table of a measurement, introduced by its help."""
+    title = measurement.title or measurement.name.replace("_", " ").replace("-", " ").capitalize()
+    figures = enumerate(measurement.make_figures(results))
+    pictures = [picture(figure, f"{measurement.name}-{i}", title) for i, figure in figures]
+    intro = " ".join(measurement.help.split("\n\n")[0].split())
+    return Section(measurement.name, title, intro, pictures, [measurement.make_table(results)])

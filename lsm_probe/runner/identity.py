@@ -1,0 +1,109 @@
+"""The identity of what was measured: which checkpoint, with which prompts and responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.identity import ModelIdentity
+
+_OWN = (
+    "name",
+    "source",
+    "template",
+    "dtype",
+    "max_new_tokens",
+    "responses",
+    "response_part",
+    "control",
+    "cascade_of",
+)
+
+
+@dataclass(frozen=True)
+class Control:
+    """Says that a text LLM was measured once more, with its transcripts repeated or cut to given numbers of tokens.
+
+    Attributes:
+        control_of: name of the text LLM.
+        source_length_of: names of the checkpoints whose source lengths it was given; empty where a user gave lengths.
+    """
+
+    control_of: str
+    source_length_of: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How the control is called in tables and figures."""
+        return " at length of ".join([self.control_of, *self.source_length_of[:1]])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"control_of": self.control_of, "source_length_of": list(self.source_length_of)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointIdentity:
+    """What a result stores about its checkpoint and the responses it was measured on.
+
+    Attributes:
+        name: what the user called the checkpoint; of a control, [`Control.name`].
+        source: what stands in the source slot of its prompts.
+        template: name of the prompt template.
+        dtype: of the weights, as torch calls it.
+        max_new_tokens: longest generated response; None for a measurement of prompts alone.
+        responses: `given` where token ids were given instead of generated.
+        response_part: which part of the responses was measured, where it is not the whole.
+        control: says that this is a length-matched control, and of what.
+        cascade_of: names of the recogniser and the text LLM, where the checkpoint is a cascade of both.
+        model: kind, revision and hashes of the weights.
+    """
+
+    name: str
+    source: Literal["speech", "text"]
+    template: str
+    dtype: str
+    max_new_tokens: int | None = None
+    responses: Literal["given"] | None = None
+    response_part: Literal["thinking", "answer"] | None = None
+    control: Control | None = None
+    cascade_of: tuple[str, str] | None = None
+    model: ModelIdentity = field(default_factory=ModelIdentity)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the checkpoints that it was put together from; its own where it was not."""
+        return self.cascade_of or (self.name,)
+
+    @property
+    def weights_sha256(self) -> Mapping[str, str] | None:
+        """Hashes of the weights by file, where they are known."""
+        return self.model.weights_sha256
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set, those of `model` among them."""
+        stored = {name: value for name in _OWN if (value := getattr(self, name)) is not None}
+        if self.control is not None:
+            stored["control"] = self.control.to_dict()
+        if self.cascade_of is not None:
+            stored["cascade_of"] = list(self.cascade_of)
+        return stored | self.model.to_dict()
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Read what [`to_dict`] wrote.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
+        own = {name: stored[name] for name in _OWN if name in stored}
+        if control := own.get("control"):
+            own["control"] = Control(control["control_of"], tuple(control["source_length_of"]))
+        if cascade := own.get("cascade_of"):
+            own["cascade_of"] = tuple(cascade)
+        model = ModelIdentity.from_dict({name: value for name, value in stored.items() if name not in _OWN})
+        try:
+            return cls(**own, model=model)
+        except TypeError as error:
+            raise InputError(f"the identity of the checkpoint cannot be read: {error}") from error

@@ -1,0 +1,155 @@
+"""What a measurement is: one object that the command line, the report and `lsm_probe` read.
+
+A probe is a measurement that `lsm_probe.probes.registry` lists. Fields that hold code may be objects, or names such as
+`"package.module:function"`, which are imported when they are first needed: `lsm-probe --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lsm_probe.data.sample import Sample
+    from lsm_probe.runner.page import Section
+    from lsm_probe.runner.tables import Table
+
+Named = str | Callable[..., Any]
+"""A function or class, or its name."""
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """One more measurement, that comparisons need.
+
+    Attributes:
+        checkpoint: name of the checkpoint, as `load` takes it.
+        name: of its result.
+        samples: what it is measured on.
+        options: keyword arguments of the measurement that differ.
+    """
+
+    checkpoint: str
+    name: str
+    samples: Sequence[Sample]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """What the options of a command ask for.
+
+    Attributes:
+        measure: keyword arguments of the measurement.
+        source: what every checkpoint is given, where that is not what it reads by itself.
+        finish: called with the results when they are stored.
+    """
+
+    measure: dict[str, Any]
+    source: Literal["speech", "text"] | None = None
+    finish: Callable[[Sequence[Any]], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A measurement of checkpoints on samples.
+
+    Only `name`, `help`, `measure` and `result` are required. A measurement that gives no more is shown by what its
+    result says of itself: `to_frame`, `plot` and `summary`.
+
+    Attributes:
+        name: of the command and of the function in `lsm_probe`.
+        title: of its section in a report; by default the name.
+        help: what it measures, for `--help`; the first line has at most 80 characters and stands alone.
+        measure: `measure(checkpoint, samples, **options) -> result`.
+        result: the class of its results, a [`MeasurementResult`].
+        options: a function whose parameters, annotated with `typer.Option`, become options of the command, and which
+            returns the [`CommandOptions`] for their values; by default the keyword-only parameters of `measure`.
+        response: the default of `--response`; None for a measurement of prompts alone.
+        table: `table(results) -> Table`, what the command prints.
+        note: `note(result) -> str`, one line about each result.
+        figures: `figures(results) -> list[Figure]`, for reports and notebooks; None where there is nothing to draw.
+        save_figures: `save_figures(results, folder)`, writes the files named in `pictures`.
+        pictures: names of those files.
+        section: `section(results, everything) -> Section | list[Section]`, its part of the report; `everything` are all
+            results of the report.
+        controls: `controls(results, samples)`, gives a [`ControlRun`] for each further measurement that comparisons
+            need.
+    """
+
+    name: str
+    help: str
+    measure: Named
+    result: Named
+    title: str = ""
+    options: Named | None = None
+    response: Literal["generated", "reference"] | None = "generated"
+    table: Named = "lsm_probe.runner.defaults:frame_table"
+    note: Named | None = None
+    figures: Named | None = "lsm_probe.runner.defaults:results_figures"
+    save_figures: Named | None = None
+    pictures: Sequence[str] = ()
+    section: Named = "lsm_probe.runner.defaults:default_section"
+    controls: Named | None = None
+
+    def get(self, field: str) -> Any:
+        """The object of a field, imported if the field names it."""
+        value = getattr(self, field)
+        return resolve_name(value) if isinstance(value, str) else value
+
+    def own_parameters(self) -> list[Parameter]:
+        """The parameters that become options of the command, beside those that all measurements share."""
+        function = self.get("options") or self.get("measure")
+        kinds = (Parameter.KEYWORD_ONLY,) if self.options is None else (Parameter.POSITIONAL_OR_KEYWORD,)
+        found = signature(function, eval_str=True).parameters.values()
+        return [parameter for parameter in found if parameter.kind in kinds]
+
+    def parse_options(self, values: dict[str, Any]) -> CommandOptions:
+        """What the values of those parameters ask for."""
+        parsed = CommandOptions(values) if self.options is None else self.get("options")(**values)
+        assert isinstance(parsed, CommandOptions)
+        return parsed
+
+    def make_table(self, results: Sequence[Any]) -> Table:
+        """The numbers of all results, as the command prints them."""
+        table: Table = self.get("table")(results)
+        return table
+
+    def make_note(self, result: Any) -> str:
+        """One line about a result, after a semicolon; empty where there is nothing to say."""
+        return "" if self.note is None else f"; {self.get('note')(result)}"
+
+    def make_figures(self, results: Sequence[Any]) -> list[Figure]:
+        """All results in the measurement's figures."""
+        return [] if self.figures is None else list(self.get("figures")(results))
+
+    def make_sections(self, results: Sequence[Any], everything: Any) -> list[Section]:
+        """The measurement's part of a report."""
+        made = self.get("section")(self, results, everything)
+        return made if isinstance(made, list) else [made]
+
+    def picture_names(self) -> Sequence[str]:
+        """The files that [`save_pictures`] may write."""
+        kinds = ("png", "svg", "csv") if self.figures else ("csv",)
+        return self.pictures or [f"{self.name}.{kind}" for kind in kinds]
+
+    def save_pictures(self, results: Sequence[Any], folder: Path) -> None:
+        """Write the figures of all results, and the numbers behind them."""
+        if self.save_figures is not None:
+            self.get("save_figures")(results, folder)
+            return
+        from lsm_probe.runner.picture_files import save_figure, save_frames
+
+        for figure in self.make_figures(results):
+            save_figure(figure, folder / self.name)
+        save_frames(results, folder / f"{self.name}.csv")
+
+    def make_controls(self, results: Sequence[Any], samples: Sequence[Any]) -> Iterable[Any]:
+        """The further measurements that comparisons of these results need."""
+        return () if self.controls is None else self.get("controls")(results, samples)

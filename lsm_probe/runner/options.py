@@ -1,0 +1,164 @@
+"""Options that all measurements share, declared, documented and checked once.
+
+A measurement takes them as keyword arguments (`**options: Unpack[MeasureKeywords]`); the command line makes its options
+from the fields that carry a `typer.Option`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+import typer
+
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.errors import InputError
+from lsm_probe.runner.conventions import Choices
+
+BATCH_SIZE = 8
+MAX_NEW_TOKENS = 128
+CONVENTIONS, RUNNING = "Conventions", "Running"
+"""Panels of `--help`."""
+
+
+def parse_batch_size(value: str | int) -> int:
+    """Read `--batch-size`: a positive number, or `auto` for the default.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if value == "auto":
+        return BATCH_SIZE
+    if not str(value).isdecimal() or int(value) < 1:
+        raise InputError(f"--batch-size {value!r} is neither `auto` nor a positive number")
+    return int(value)
+
+
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        parser=parse_batch_size,
+        metavar="N|auto",
+        help="Samples run together; halved where memory runs out.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the bootstrap and of other random draws.", min=0, rich_help_panel=RUNNING)
+]
+OnError = Annotated[
+    Literal["fail", "skip"],
+    typer.Option(help="At a sample that cannot be used: stop, or skip and count it.", rich_help_panel=RUNNING),
+]
+Response = Annotated[
+    Literal["generated", "reference"],
+    typer.Option(
+        help="The model's own response (generated) or the sample's target (reference).", rich_help_panel=CONVENTIONS
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
+ResponsePart = Annotated[
+    Literal["all", "thinking", "answer"],
+    typer.Option(help="Part of a reasoning model's response that is measured.", rich_help_panel=CONVENTIONS),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Choices):
+    """How a measurement runs.
+
+    Attributes:
+        batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
+            rounding alone: 1e-5 relative in float32.
+        seed: of the bootstrap, and of every other random draw of the measurement.
+        on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        data: identity of the data as stored with the result; by default what [`describe_data`] says of the samples.
+        progress_folder: where finished batches are kept, so that an interrupted run continues from there.
+        on_progress: called with the number of finished samples.
+
+    Raises:
+        InputError: `batch_size` is below 1, or `on_error` is unknown.
+    """
+
+    batch_size: BatchSize = BATCH_SIZE
+    seed: Seed = 0
+    on_error: OnError = "fail"
+    data: DataIdentity | None = None
+    progress_folder: Path | None = None
+    on_progress: Callable[[int], None] = lambda done: None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise InputError(f"batch_size {self.batch_size} is no number of samples: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptions(Choices):
+    """Which responses are measured.
+
+    Attributes:
+        response: `generated` is the checkpoint's own response, decoded greedily (an EOS alone is a response of one
+            token); `reference` is the sample's target, closed with EOS.
+        max_new_tokens: longest generated response, in tokens.
+        response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
+            `answer` after it. A response without thinking is all answer. Samples that lack the part are left out and
+            counted. The model always reads the whole response.
+        responses: response token ids by sample id, used instead of generating (`result.responses()` of another run).
+
+    Raises:
+        InputError: `max_new_tokens` is below 1, or a value is unknown.
+    """
+
+    response: Response = "generated"
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS
+    response_part: ResponsePart = "all"
+    responses: Mapping[str, list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens {self.max_new_tokens} is no number of tokens: give 1 or more")
+
+
+class RunKeywords(TypedDict, total=False):
+    """Keyword arguments of every measurement; [`RunOptions`] says what they mean."""
+
+    batch_size: BatchSize
+    seed: Seed
+    on_error: OnError
+    data: DataIdentity | None
+    progress_folder: Path | None
+    on_progress: Callable[[int], None]
+
+
+class MeasureKeywords(RunKeywords, total=False):
+    """Keyword arguments of every measurement of responses; [`ResponseOptions`] says what the first four mean."""
+
+    response: Response
+    max_new_tokens: MaxNewTokens
+    response_part: ResponsePart
+    responses: Mapping[str, list[int]] | None
+
+
+def split_options(
+    keywords: Mapping[str, Any], *, response: Literal["generated", "reference"] = "generated"
+) -> tuple[ResponseOptions, RunOptions]:
+    """Sort keyword arguments into both kinds of options.
+
+    Args:
+        keywords: a measurement's `**options`.
+        response: what `response` is where `keywords` do not name it.
+
+    Raises:
+        TypeError: a keyword is none of the shared options.
+        InputError: a value cannot be used.
+    """
+    given = {"response": response, **keywords}
+    names = [{field.name for field in fields(options)} for options in (ResponseOptions, RunOptions)]
+    if unknown := [name for name in given if name not in names[0] | names[1]]:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
+    of_response, of_run = ({name: value for name, value in given.items() if name in own} for own in names)
+    return ResponseOptions(**of_response), RunOptions(**of_run)
