@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 import typer
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 
 import lsm_probe
 from lsm_probe import assets
 from lsm_probe.cli import app
+from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.probes.timeline.word_times import Word
 
 ROOT = Path(__file__).parents[1]
@@ -103,13 +105,19 @@ def stand_ins(tmp_path, monkeypatch, tiny_lsm_folder, tiny_llm_folder, tiny_enco
     monkeypatch.chdir(home)
     monkeypatch.setattr(assets, "speech_encoder", lambda: tiny_encoder_folder)
     monkeypatch.setattr(assets, "language_model", lambda: tiny_llm_folder)
-    # Picture files take most of the time, and have tests of their own; what a report embeds is drawn.
+    # Picture files, notebooks and long responses take most of the time, and have tests of their own; what a report
+    # embeds is drawn.
     draw = Figure.savefig
 
     def savefig(self, to, **how):
         return draw(self, to, **how) if hasattr(to, "write") else Path(to).write_bytes(b"")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(NotebookClient, "execute", lambda client: None)
+    generate = Checkpoint.generate
+    monkeypatch.setattr(
+        Checkpoint, "generate", lambda self, embedded, **how: generate(self, embedded, **how | {"max_new_tokens": 8})
+    )
     monkeypatch.setattr("lsm_probe.probes.timeline.measure.word_times", lambda waveform, text: [Word(text, 0.1, 0.4)])
     for name, folder in [*((name, tiny_lsm_folder) for name in LSMS), *((name, tiny_llm_folder) for name in LLMS)]:
         Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -109,9 +109,14 @@ def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
 ):
     monkeypatch.setattr(demo, "PLANNED_SECONDS", 0)  # the smallest training
     monkeypatch.setattr(demo, "_SMALLEST", TrainingSize(2, 2))
+    command = import_module("lsm_probe.cli.demo")
+    run = command._run_command  # with shorter responses
+    monkeypatch.setattr(
+        command, "_run_command", lambda context, words: run(context, [{"32": "8"}.get(w, w) for w in words])
+    )
     out = tmp_path / "demo"
-    code, told, _ = lsm_probe_command("demo", "--limit", 4, "--out", out)
-    assert code == 0
+    code, told, stderr = lsm_probe_command("demo", "--limit", 3, "--out", out)
+    assert code == 0, stderr
     assert "instruction proportion" in told
     assert "s a sample: the repair takes 2 steps of 2 samples" in told
     page = (out / "report.html").read_text()

@@ -1,10 +1,7 @@
-"""MMLU: a folder of CSV files becomes tasks of lm-evaluation-harness, and our answers are those of its own command."""
+"""MMLU: a folder of CSV files becomes tasks of lm-evaluation-harness, and our answers are those of its own model."""
 
 import csv
-import json
 import logging
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from importlib import resources
@@ -138,26 +135,29 @@ def test_the_prompt_is_that_of_mmlus_authors(tiny_llm, tmp_path):
     assert row["target"] == 1
 
 
-def test_answers_are_those_of_the_harness_own_command(tiny_llm, tiny_llm_folder, mmlu_folder, tmp_path):
+def test_answers_are_those_of_the_harness_own_model(tiny_llm, tiny_llm_folder, mmlu_folder, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
     tasks = tmp_path / "tasks"
     mmlu = read_mmlu(mmlu_folder, questions=5)
     ours = answers(tiny_llm, mmlu, tasks)
     accuracies = lsm_probe.text_ability(tiny_llm, mmlu=mmlu, shots=2).accuracies
-    write_mmlu_tasks(read_mmlu(mmlu_folder), tasks)  # all questions: the limit is the command's
-    command = (
-        *(sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu", "--batch_size", "8"),
-        *("--model_args", f"pretrained={tiny_llm_folder},dtype=float32", "--include_path", str(tasks)),
-        *("--tasks", "mmlu_anatomy,mmlu_sociology,mmlu_world_religions", "--num_fewshot", "2", "--limit", "5"),
-        *("--log_samples", "--output_path", str(tmp_path / "theirs")),
+    write_mmlu_tasks(read_mmlu(mmlu_folder), tasks)  # all questions: the limit is the harness's
+    theirs = simple_evaluate(
+        "hf",
+        f"pretrained={tiny_llm_folder},dtype=float32",
+        tasks=[f"mmlu_{name}" for name in ours],
+        task_manager=TaskManager(include_path=str(tasks)),
+        num_fewshot=2,
+        limit=5,
+        batch_size=8,
+        device="cpu",
     )
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    subprocess.run(command, check=True, capture_output=True, env=offline, timeout=300)
-    (results,) = (tmp_path / "theirs").rglob("results_*.json")
     for name, rows in ours.items():
-        theirs = json.loads(results.read_text())["results"][f"mmlu_{name}"]["acc,none"]
-        assert accuracies[name].value == pytest.approx(100 * theirs, abs=1e-9)
-        (samples,) = (tmp_path / "theirs").rglob(f"samples_mmlu_{name}_*.jsonl")
-        noted = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+        accuracy = theirs["results"][f"mmlu_{name}"]["acc,none"]
+        assert accuracies[name].value == pytest.approx(100 * accuracy, abs=1e-9)
+        noted = sorted(theirs["samples"][f"mmlu_{name}"], key=lambda row: row["doc_id"])
         assert [row["acc"] for row in rows] == [row["acc"] for row in noted]
         found = [[float(value) for value, _ in row["filtered_resps"]] for row in noted]
         np.testing.assert_allclose([[value for value, _ in row["filtered_resps"]] for row in rows], found, atol=1e-5)

@@ -266,11 +266,11 @@ class TestTinyEn:
 
     def test_hears_speech_of_more_than_30_s_and_the_same_alone_and_in_a_batch(self, whisper, speech):
         clips = [read_audio(sample) for sample in speech]
-        parts = [range(8), range(9, 10), range(10, 19), range(24, 25)]
+        parts = [range(9, 10), range(8), range(24, 25)]
         spoken = [np.concatenate([clips[i] for i in part]) for part in parts]
-        expected = alone(whisper, spoken, [None, "en", "en", None])
-        assert whisper.transcribe(spoken, ["en", None, "en", "en"]) == expected
-        assert [len(clip) > 30 * RATE for clip in spoken] == [True, False, True, False]
+        expected = alone(whisper, spoken, ["en", None, None])
+        assert whisper.transcribe(spoken, [None, "en", "en"]) == expected
+        assert [len(clip) > 30 * RATE for clip in spoken] == [False, True, False]
         meant = [" ".join(speech[i].text for i in part) for part in parts]
         for text, said in zip(meant, expected, strict=True):
             assert word_error_rate([text], [said]).value <= 3, said

@@ -12,18 +12,18 @@ from lsm_probe.training.run import train
 
 @pytest.fixture
 def spoken(tmp_path: Path) -> Path:
-    """Four of the built-in utterances with their transcripts as targets."""
+    """Two of the built-in utterances with their transcripts as targets."""
     path = tmp_path / "spoken.jsonl"
     with manifest_writer(path) as write:
-        for sample in lsm_probe.read_manifest("builtin:probe")[:4]:
+        for sample in lsm_probe.read_manifest("builtin:probe")[:2]:
             write(sample.model_copy(update={"instruction": "Transcribe the speech.", "target": sample.text}))
     return path
 
 
 @pytest.mark.real
 def test_a_few_steps_teach_and_leave_a_checkpoint_to_probe(spoken: Path, tmp_path: Path) -> None:
-    settings = [f"train={spoken}", f"eval={spoken}", "batch_size=4", "max_steps=12", "warmup=0", "eval_steps=12"]
-    config = read_config("mini/commands", [*settings, "schedule=constant", "machine.per_device_batch_size=4"])
+    settings = [f"train={spoken}", f"eval={spoken}", "batch_size=2", "max_steps=12", "warmup=0", "eval_steps=12"]
+    config = read_config("mini/commands", [*settings, "schedule=constant", "machine.per_device_batch_size=2"])
     report = train(config, tmp_path / "run")
     found = report["stages"][0]["evaluation"]
     assert found["eval_loss"] < 2.0  # 4 or more untrained
