@@ -82,7 +82,7 @@ def prepare_corpus(
     pool, problems = read_pool(*instructions).only(tasks), Problems()
     utterances = islice(corpus.read(root, problems, splits), limit)
     config = {
-        "command": f"data {corpus.module}",
+        "command": f"data {corpus.name}",
         "root": str(root.absolute()),
         "splits": splits,
         "tasks": tasks,
@@ -125,9 +125,7 @@ def prepare_questions(
     _check_tasks(corpus, tasks)
     problems = Problems()
     questions = list(islice(corpus.read(root, problems), limit))
-    return prepare_utterances(
-        questions, out, speech, name=f"data {corpus.module}", tasks=tasks, problems=problems, **how
-    )
+    return prepare_utterances(questions, out, speech, name=f"data {corpus.name}", tasks=tasks, problems=problems, **how)
 
 
 def prepare_utterances(

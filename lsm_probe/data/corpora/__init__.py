@@ -1,4 +1,4 @@
-"""Corpora in their own on-disk layouts: a module each, with one function `read(root, problems, wanted)`."""
+"""Corpora in their own on-disk layouts: a function `read_NAME(root, problems, wanted)` for each."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ class Corpus:
     """A corpus that can be turned into manifests.
 
     Attributes:
-        module: of this package, the one that reads it.
+        name: of the function that reads it, and in `config.yaml`.
         title: its name as people write it.
         root: what `--root` must be.
         tasks: what its labels can be asked for, the paper's task first. The names are those of the instruction pools.
         spoken: False for a question set, whose text has yet to be spoken; its root is a file.
+        module: of this package, where the function is; by default of the same name.
     """
 
-    module: str
+    name: str
     title: str
     root: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] = ("transcription",)
     spoken: bool = True
+    module: str | None = None
 
     @property
     def all_tasks(self) -> list[str]:
@@ -56,8 +58,8 @@ class Corpus:
             raise InputError(f"--root {root} {reason}; give {self.root}") from None
         if root.is_dir() != self.spoken:
             raise InputError(f"--root {root} is a {'file' if self.spoken else 'folder'}; give {self.root}")
-        reader = import_module(f"{__name__}.{self.module}")
-        utterances: Iterator[Utterance] = reader.read(root, problems, lambda split: not splits or split in splits)
+        read = getattr(import_module(f"{__name__}.{self.module or self.name}"), f"read_{self.name}")
+        utterances: Iterator[Utterance] = read(root, problems, lambda split: not splits or split in splits)
         return utterances
 
 
@@ -66,99 +68,56 @@ def question_sets() -> dict[str, Corpus]:
     return {name: corpus for name, corpus in CORPORA.items() if not corpus.spoken}
 
 
+def _question_set(name: str, title: str, task: str, root: str = "a JSONL file of questions and answers") -> Corpus:
+    return Corpus(name, title, root, (task,), spoken=False, module="questions")
+
+
 CORPORA = {
-    "librispeech": Corpus(
-        module="librispeech",
-        title="LibriSpeech",
-        root="the folder with test-clean/ and the other parts",
-        tasks=("transcription",),
-    ),
-    "gigaspeech": Corpus(
-        module="gigaspeech",
-        title="GigaSpeech",
-        root="the folder with GigaSpeech.json and audio/",
-        tasks=("transcription",),
-    ),
+    "librispeech": Corpus("librispeech", "LibriSpeech", "the folder with test-clean/ and the other parts"),
+    "gigaspeech": Corpus("gigaspeech", "GigaSpeech", "the folder with GigaSpeech.json and audio/"),
     "common-voice": Corpus(
-        module="common_voice",
-        title="Common Voice 4.0 or later",
-        root="the folder of a language with clips/ and the tables, for example cv-corpus-4/en",
-        tasks=("transcription",),
+        "common_voice",
+        "Common Voice 4.0 or later",
+        "the folder of a language with clips/ and the tables, for example cv-corpus-4/en",
     ),
-    "ljspeech": Corpus(
-        module="ljspeech",
-        title="LJSpeech 1.1",
-        root="the folder with metadata.csv and wavs/",
-        tasks=("transcription",),
-    ),
+    "ljspeech": Corpus("ljspeech", "LJSpeech 1.1", "the folder with metadata.csv and wavs/"),
     "covost2": Corpus(
-        module="covost2",
-        title="CoVoST 2",
-        root="the folder of Common Voice 4.0 that has clips/, with covost_v2.en_de.tsv or that of another pair",
-        tasks=("translation",),
+        "covost2",
+        "CoVoST 2",
+        "the folder of Common Voice 4.0 that has clips/, with covost_v2.en_de.tsv or that of another pair",
+        ("translation",),
     ),
-    "mustc": Corpus(
-        module="mustc",
-        title="MuST-C",
-        root="the folder with en-de/ and the other pairs of languages",
-        tasks=("translation",),
-    ),
+    "mustc": Corpus("mustc", "MuST-C", "the folder with en-de/ and the other pairs of languages", ("translation",)),
     "meld": Corpus(
-        module="meld",
-        title="MELD",
-        root="the folder with test_sent_emo.csv and output_repeated_splits_test/, whose sound is extracted to .wav",
-        tasks=("emotion",),
+        "meld",
+        "MELD",
+        "the folder with test_sent_emo.csv and output_repeated_splits_test/, whose sound is extracted to .wav",
+        ("emotion",),
     ),
     "fluent-speech-commands": Corpus(
-        module="fluent_speech_commands",
-        title="Fluent Speech Commands",
-        root="the folder with data/ and wavs/",
-        tasks=("intent",),
+        "fluent_speech_commands", "Fluent Speech Commands", "the folder with data/ and wavs/", ("intent",)
     ),
     "snips-lights": Corpus(
-        module="snips_lights",
-        title="Snips smart lights",
-        root="the folder with dataset.json and speech_corpus/, for example smart-lights-en-close-field",
-        tasks=("keywords-lights",),
+        "snips_lights",
+        "Snips smart lights",
+        "the folder with dataset.json and speech_corpus/, for example smart-lights-en-close-field",
+        ("keywords-lights",),
+        module="snips",
     ),
     "snips-washing": Corpus(
-        module="snips_washing",
-        title="Snips washing machine (layout not verified)",
-        root="the folder with dataset.json and speech_corpus/",
-        tasks=("keywords-washing",),
+        "snips_washing",
+        "Snips washing machine (layout not verified)",
+        "the folder with dataset.json and speech_corpus/",
+        ("keywords-washing",),
+        module="snips",
     ),
     "lhotse": Corpus(
-        module="lhotse",
-        title="A corpus prepared by lhotse",
-        root="the folder with its recordings, supervisions or cuts, *.jsonl or *.jsonl.gz",
-        tasks=("transcription",),
+        "lhotse",
+        "A corpus prepared by lhotse",
+        "the folder with its recordings, supervisions or cuts, *.jsonl or *.jsonl.gz",
     ),
-    "boolq": Corpus(
-        module="boolq",
-        title="BoolQ",
-        root="the file, for example dev.jsonl",
-        tasks=("boolq",),
-        spoken=False,
-    ),
-    "webglm-qa": Corpus(
-        module="webglm_qa",
-        title="WebGLM-QA",
-        root="the file, for example test.jsonl",
-        tasks=("webqa",),
-        spoken=False,
-    ),
-    "llama-questions": Corpus(
-        module="open_questions",
-        title="Llama Questions",
-        root="a JSONL file of questions and answers",
-        tasks=("question-answering",),
-        spoken=False,
-    ),
-    "web-questions": Corpus(
-        module="open_questions",
-        title="Web Questions",
-        root="a JSONL file of questions and answers",
-        tasks=("question-answering",),
-        spoken=False,
-    ),
+    "boolq": _question_set("boolq", "BoolQ", "boolq", "the file, for example dev.jsonl"),
+    "webglm-qa": _question_set("webglm_qa", "WebGLM-QA", "webqa", "the file, for example test.jsonl"),
+    "llama-questions": _question_set("open_questions", "Llama Questions", "question-answering"),
+    "web-questions": _question_set("open_questions", "Web Questions", "question-answering"),
 }

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lsm_probe.data.corpora.tables import TABS, Wanted, inside, rows_of
+from lsm_probe.data.corpora.tables import TABS, Wanted, inside, rows_of_parts
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
@@ -16,17 +16,14 @@ _PARTS = ("train", "dev", "test", "validated", "other", "invalidated")
 _CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)*")
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_common_voice(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """A split for each table. "validated" holds train, dev and test again, "invalidated" what listeners refused."""
     code = root.resolve().name
     if not _CODE.fullmatch(code):
         raise InputError(f"--root {root} is not named by its language; give the folder 'en' or alike of the release")
     language = require_language(code, f"--root {root}: ").code
-    tables = {part: root / f"{part}.tsv" for part in _PARTS if (root / f"{part}.tsv").exists()}
-    if not tables:
-        raise InputError(f"{root} holds none of {', '.join(f'{part}.tsv' for part in _PARTS)}; check --root")
-    for part, table in tables.items():
-        for where, row in rows_of(table, ["path", "sentence"], problems, **TABS) if wanted(part) else ():
-            with problems.catching(where):
-                clip = inside(root / "clips", row["path"])
-                yield Utterance(clip.stem, part, row["sentence"], audio=clip, language=language)
+    tables = {part: f"{part}.tsv" for part in _PARTS}
+    for part, where, row in rows_of_parts(root, tables, ["path", "sentence"], problems, wanted, **TABS):
+        with problems.catching(where):
+            clip = inside(root / "clips", row["path"])
+            yield Utterance(clip.stem, part, row["sentence"], audio=clip, language=language)

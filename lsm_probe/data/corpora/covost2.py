@@ -25,7 +25,7 @@ _PARTS = {part: part for part in ("train", "dev", "test", "dev_covost", "test_co
 _REMOVED = re.compile(r"\W*REMOVE\W*")
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_covost2(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """A split "en_de.test" for each pair of languages and part."""
     tables: dict[str, dict[str | None, Path]] = {}
     for path in sorted(root.glob("covost_v2.*.tsv")):

@@ -40,7 +40,7 @@ class _Segment(BaseModel):
     subsets: list[str]
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_gigaspeech(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """A split for each subset, "XL" to "XS", "DEV" and "TEST"; a segment is in every one that it belongs to."""
     without_speech = 0
     for number, values in enumerate(_audios(root / "GigaSpeech.json"), start=1):

@@ -53,7 +53,7 @@ class _Cut(BaseModel):
     supervisions: list[_Supervision] = []
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_lhotse(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """An utterance for each supervision; without a language where the corpus names none.
 
     `librispeech_{recordings,supervisions}_dev.jsonl.gz` are the split "librispeech_dev", and

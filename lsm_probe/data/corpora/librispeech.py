@@ -11,7 +11,7 @@ from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_librispeech(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """A split for each part. The text is the corpus's own: upper case, no punctuation."""
     transcripts = sorted(root.glob("*/*/*/*.trans.txt"))
     if not transcripts:

@@ -11,7 +11,7 @@ from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_ljspeech(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """All clips as one split, "all", with the normalised text (numbers and abbreviations spelled out)."""
     for where, line in lines_of(root / "metadata.csv") if wanted("all") else ():
         with problems.catching(where):

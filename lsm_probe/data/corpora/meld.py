@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lsm_probe.data.corpora.labels import answer_with
-from lsm_probe.data.corpora.tables import Wanted, inside, rows_of
+from lsm_probe.data.corpora.tables import Wanted, inside, rows_of_parts
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
@@ -21,18 +21,15 @@ _COLUMNS = ("Utterance", "Emotion", "Dialogue_ID", "Utterance_ID")
 _QUOTES = {code: bytes([code]).decode("cp1252", errors="ignore") for code in range(0x80, 0xA0)}
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_meld(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """A split for each table, with the emotion of each utterance."""
-    tables = {part: root / f"{part}_sent_emo.csv" for part in _FOLDERS}
-    if not any(table.exists() for table in tables.values()):
-        raise InputError(f"{root} holds none of {', '.join(table.name for table in tables.values())}; check --root")
-    for part, table in tables.items():
-        for where, row in rows_of(table, _COLUMNS, problems) if table.exists() and wanted(part) else ():
-            with problems.catching(where):
-                name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-                text = row["Utterance"].translate(_QUOTES)
-                clip = _sound(inside(root / _FOLDERS[part], name))
-                yield Utterance(name, part, text, audio=clip, answers=answer_with("emotion", row["Emotion"]))
+    tables = {part: f"{part}_sent_emo.csv" for part in _FOLDERS}
+    for part, where, row in rows_of_parts(root, tables, _COLUMNS, problems, wanted):
+        with problems.catching(where):
+            name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+            text = row["Utterance"].translate(_QUOTES)
+            clip = _sound(inside(root / _FOLDERS[part], name))
+            yield Utterance(name, part, text, audio=clip, answers=answer_with("emotion", row["Emotion"]))
 
 
 def _sound(clip: Path) -> Path:

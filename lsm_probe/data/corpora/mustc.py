@@ -30,7 +30,7 @@ class _Segment(BaseModel):
     duration: float
 
 
-def read(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
+def read_mustc(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
     """A split "en-de.tst-COMMON" for each pair of languages and part that is there."""
     parts = [path for path in sorted(root.glob("*/data/*")) if _PAIR.fullmatch(path.parents[1].name) and path.is_dir()]
     if not parts:

@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -98,6 +98,22 @@ def rows_of(
         raise _unreadable(path, error) from None
 
 
+def rows_of_parts(
+    root: Path, tables: Mapping[str, str], columns: Sequence[str], problems: Problems, wanted: Wanted, **dialect: Any
+) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(part, place, row) for every row of the tables in `root`, part -> name, that are there and asked for.
+
+    Raises:
+        InputError: none of the tables is there; or as [`rows_of`].
+    """
+    there = {part: root / name for part, name in tables.items() if (root / name).exists()}
+    if not there:
+        raise InputError(f"{root} holds none of {', '.join(tables.values())}; check --root")
+    for part, table in there.items():
+        for place, row in rows_of(table, columns, problems, **dialect) if wanted(part) else ():
+            yield part, place, row
+
+
 def objects_of(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) for every line of a JSONL file, `.gz` or plain; other lines go into `problems`.
 
@@ -134,16 +150,16 @@ def object_in(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} {error}") from None
 
 
-def parsed(model: type[_Model], values: object) -> _Model:
+def parsed(model: type[_Model], values: object, where: str = "") -> _Model:
     """`values` as a `model`.
 
     Raises:
-        InputError: a value is missing or of another type; names the first.
+        InputError: a value is missing or of another type; the message begins with `where` and names the first.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError(explain(error)) from None
+        raise InputError(where + explain(error)) from None
 
 
 def inside(folder: Path, name: str) -> Path:
