@@ -33,7 +33,7 @@ def write_checksums(folder: Path) -> None:
         if path.is_symlink() or not path.is_file():
             raise InputError(f"{path} is no regular file: put the file itself there")
         sync(path)
-        files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
     for parent in sorted({parent for name in files for parent in Path(name).parents}):
         sync(folder / parent)
     with replacing(folder / CHECKSUMS) as temporary:
@@ -68,7 +68,7 @@ def verify(folder: Path) -> bool:
         if (size := path.stat().st_size) != listed[name]["size"]:
             raise InputError(f"{path} has {size:,} bytes instead of {listed[name]['size']:,}: {_WAY_OUT}")
     for name in listed:
-        if _sha256(folder / name) != listed[name]["sha256"]:
+        if file_sha256(folder / name) != listed[name]["sha256"]:
             raise InputError(f"{folder / name} is damaged or was changed (its sha256 differs): {_WAY_OUT}")
     return True
 
@@ -123,7 +123,12 @@ def _is_free(name: str) -> bool:
     return name == CHECKSUMS or last == "README.md" or hidden
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """sha256 (hexadecimal) of a file's bytes.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,8 +34,6 @@ _BLOCK_VALUES = 2**20
 # Manifests give seconds to the millisecond, so a section may seem to end this much after its file.
 _ROUNDING_SECONDS = 1e-3
 
-_CUT_OGG = "lacks an end-of-stream bit"
-
 # What libsndfile reads of which the length can be checked against the bytes.
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 _UNCHECKED = re.compile("ALAC|DWVW|AIFF GSM")
@@ -45,9 +43,6 @@ _UNKNOWN = 2**63 - 1
 
 # Frames that are decoded at most to find a length: a day at 16 kHz.
 _MOST_COUNTED = MAX_SECONDS * HIGHEST_RATE
-
-# Files whose streams are remembered, since manifests name many sections of one file.
-_REMEMBERED = 16
 
 # What an MP3 without a length is said to be longer than it is, in bytes: more than any section needs.
 _SURPLUS = 2**31
@@ -121,21 +116,13 @@ class _Sequential(soundfile.SoundFile):
 
 @dataclass(frozen=True)
 class _Part:
-    """A stream of a file, after a look at it.
-
-    Attributes:
-        stream: where it is, as libsndfile should be shown it.
-        rate: its sampling rate, Hz.
-        frames: its length, by the header where that may be true.
-        held: how many of these are there.
-        can_seek: whether a seek leads to the same samples as reading from the start.
-    """
+    """A stream of a file, with its checked header."""
 
     stream: Stream
-    rate: int
-    frames: int
-    held: int
-    can_seek: bool
+    rate: int  # Hz
+    frames: int  # by the header, where that may be true
+    held: int  # how many of these are there
+    can_seek: bool  # whether a seek leads to the same samples as reading from the start
 
     @property
     def conflict(self) -> str:
@@ -180,11 +167,11 @@ def _section(path: Path, start: float, duration: float | None, who: str) -> Iter
 
     What goes wrong with the file in the block becomes one line that names it.
     """
+    where = f"{who}{path}"
     try:
         file_bytes = regular_file_bytes(path)
     except InputError as error:
         raise InputError(f"{who}{error}") from None
-    where = f"{who}{path}"
     try:
         if file_bytes == 0:
             raise InputError("is empty (0 bytes); replace the file")
@@ -211,7 +198,7 @@ def _mapped(path: Path) -> Iterator[mmap]:
         yield raw
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(16)  # since manifests name many sections of one file
 def _find_parts(path: Path, _state: object) -> tuple[_Part, ...]:
     """The streams of a file, their headers checked. They are found anew once the file's state has changed."""
     with _mapped(path) as raw:
@@ -234,15 +221,16 @@ def _look_at(path: Path, raw: mmap, stream: Stream) -> _Part:
         _check_header(file, frames, sum(len(piece) for piece in stream.pieces))
         # After a seek MP3 and Opus give other samples for a while, and GSM and the like cannot seek at all.
         can_seek = file.format != "MP3" and file.subtype != "OPUS" and soundfile.SoundFile.seekable(file)
-    part = _Part(stream, rate, frames, frames if stream.frames is None else stream.frames, can_seek)
-    if not stream.without_length or _ends_after(path, raw, part):
-        return part
-    held = _count(path, raw, part)
-    if held <= frames != _UNKNOWN:
-        return replace(part, held=held)
-    conflict = "" if frames == _UNKNOWN else f"its header claims {frames} frames, and {held} are there"
-    whole = replace(stream, pieces=stream.without_length, conflict=conflict)
-    return replace(part, stream=whole, frames=held, held=held, can_seek=False)
+    held = frames if stream.frames is None else stream.frames
+    whole = replace(stream, pieces=stream.without_length)
+    if whole.pieces and not _ends_after(path, raw, whole, frames):
+        held = _count(path, raw, whole, frames)
+        if frames == _UNKNOWN:
+            return _Part(whole, rate, held, held, can_seek=False)
+        if held > frames:
+            whole = replace(whole, conflict=f"its header claims {frames} frames, and {held} are there")
+            return _Part(whole, rate, held, held, can_seek=False)
+    return _Part(stream, rate, frames, held, can_seek)
 
 
 def _open(path: Path, raw: mmap, stream: Stream) -> _Sequential:
@@ -262,36 +250,33 @@ def _check_header(file: _Sequential, frames: int, size: int) -> None:
         raise InputError(f"is of a kind ({kind}) whose length cannot be checked; convert it to WAV or FLAC")
     if frames != _UNKNOWN and frames * _IN_BYTES > size * _MOST_FRAMES:
         raise InputError(f"claims {frames} frames, more than its {size} bytes can hold; replace or re-encode it")
-    if _CUT_OGG in file.extra_info:
+    if "lacks an end-of-stream bit" in file.extra_info:
         raise InputError("is truncated (the end of its Ogg stream is missing); replace or re-encode it")
     if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
         raise InputError(f"is sampled at {file.samplerate} Hz, outside {LOWEST_RATE} to {HIGHEST_RATE}; convert it")
 
 
-def _ends_after(path: Path, raw: mmap, part: _Part) -> bool:
-    """Whether a FLAC holds the frames of its header and no more: read without that header, it ends after them."""
-    if part.frames == _UNKNOWN:
+def _ends_after(path: Path, raw: mmap, whole: Stream, frames: int) -> bool:
+    """Whether a FLAC, read without the length in its header, ends after this many frames."""
+    if frames == _UNKNOWN:
         return False
-    with (
-        _open(path, raw, replace(part.stream, pieces=part.stream.without_length)) as file,
-        suppress(soundfile.LibsndfileError),
-    ):
-        file.seek(part.frames - 1)
+    with _open(path, raw, whole) as file, suppress(soundfile.LibsndfileError):
+        file.seek(frames - 1)
         return len(file.read(2)) == 1
     return False
 
 
-def _count(path: Path, raw: mmap, part: _Part) -> int:
+def _count(path: Path, raw: mmap, whole: Stream, claimed: int) -> int:
     """Frames of a FLAC by decoding it."""
     position = 0
-    with _open(path, raw, replace(part.stream, pieces=part.stream.without_length)) as file:
+    with _open(path, raw, whole) as file:
         block_frames = max(1, _BLOCK_VALUES // file.channels)
         while position <= _MOST_COUNTED:
-            before_claim = part.frames - position
+            before_claim = claimed - position
             try:
                 read = len(file.read(min(block_frames, before_claim) if before_claim > 0 else block_frames))
             except soundfile.LibsndfileError:
-                if position > part.frames or part.frames == _UNKNOWN:
+                if position > claimed or claimed == _UNKNOWN:
                     raise
                 return position
             if not read:

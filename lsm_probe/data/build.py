@@ -71,7 +71,7 @@ def build_manifests(
                 if name not in writers and len(writers) == _MOST_FILES:
                     raise InputError(f"there are more than {_MOST_FILES} splits and tasks; choose some with --split")
                 with problems.catching(utterance.place):
-                    sample = _to_sample(utterance, one_task, seed)
+                    sample = _draw_sample(utterance, one_task, seed)
                     ids = taken.setdefault(name, set())
                     if sample.id in ids:
                         raise InputError("the id is taken by an utterance before it; ids must differ in a split")
@@ -87,6 +87,32 @@ def build_manifests(
         if not counts:
             raise InputError(f"nothing was found for {out}: check --root, --split and --task")
     return counts
+
+
+def to_sample(
+    utterance: Utterance, instruction: str, target: str | None, task: str | None, alternatives: tuple[str, ...] = ()
+) -> Sample:
+    """The sample that asks `instruction` about an utterance.
+
+    Raises:
+        InputError: a value is not one that a sample may have.
+    """
+    try:
+        return Sample(
+            id=utterance.id,
+            instruction=instruction,
+            audio=utterance.audio,
+            text=utterance.text,
+            target=target,
+            alternatives=alternatives,
+            start=utterance.start,
+            duration=utterance.duration,
+            task=task,
+            language=utterance.language,
+            context=utterance.context,
+        )
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
 
 
 def _playable(
@@ -114,25 +140,11 @@ def _header_problem(utterance: Utterance) -> str | None:
     return None
 
 
-def _to_sample(utterance: Utterance, pool: Pool, seed: int) -> Sample:
+def _draw_sample(utterance: Utterance, pool: Pool, seed: int) -> Sample:
     assignment = pool.assign(seed, utterance.id, language=utterance.target_language)
     target = utterance.answer(assignment.task)
     if not target or not target.strip():
         what = "its transcript" if assignment.task == "transcription" else f"the answer to task {assignment.task!r}"
         raise InputError(f"{what} is missing or empty; correct the corpus's own file")
-    try:
-        return Sample(
-            id=utterance.id,
-            instruction=assignment.instruction,
-            audio=utterance.audio,
-            text=utterance.text,
-            target=target,
-            alternatives=utterance.alternatives.get(assignment.task, ()),
-            start=utterance.start,
-            duration=utterance.duration,
-            task=assignment.task,
-            language=utterance.language,
-            context=utterance.context,
-        )
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
+    alternatives = utterance.alternatives.get(assignment.task, ())
+    return to_sample(utterance, assignment.instruction, target, assignment.task, alternatives)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from mmap import mmap
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from lsm_probe.errors import InputError
 
@@ -110,7 +110,7 @@ def find_streams(raw: mmap) -> list[Stream]:
         return _flac(raw)
     if raw[begin : begin + 7] == b"NIST_1A":
         return _nist(raw, begin)
-    for kind in (*_LAYOUTS, _Au(b".snd", ">"), _Au(b"dns.", "<")):
+    for kind in _KINDS:
         if raw[begin : begin + len(kind.magic)] == kind.magic:
             return _sized(raw, begin, kind)
     return _mpeg(raw, begin)
@@ -134,10 +134,6 @@ def _refuse_other_kinds(raw: mmap, begin: int) -> None:
             position = raw.find(magic, position + 1)
 
 
-def _whole(raw: mmap) -> tuple[range]:
-    return (range(len(raw)),)
-
-
 def _after_id3(raw: mmap, start: int) -> int:
     """Where an ID3v2 tag at `start` ends; `start` itself if there is none."""
     while raw[start : start + 3] == b"ID3" and start + 10 <= len(raw):
@@ -150,62 +146,13 @@ def _after_id3(raw: mmap, start: int) -> int:
 
 
 class _Data(NamedTuple):
-    """The audio of a file that holds it as one run of bytes: where it starts, and the size field that tells its length.
-
-    `extra` is what the size counts besides the audio.
-    """
+    """The audio of a file that holds it as one run of bytes, and the size field that tells its length."""
 
     start: int
     claimed: int
     size_at: int
     size_format: str
-    extra: int = 0
-
-
-class _Kind(Protocol):
-    """A kind of file with one size field before the audio."""
-
-    @property
-    def magic(self) -> bytes:
-        """How the file begins."""
-
-    def data(self, raw: mmap, begin: int) -> _Data:
-        """The audio of the file at `begin`."""
-
-    def end(self, raw: mmap, position: int) -> int | None:
-        """Where the file ends, given that its audio ends at `position`; None if what follows is more audio."""
-
-
-def _sized(raw: mmap, begin: int, kind: _Kind) -> list[Stream]:
-    """Files of one kind one after another; in each the size of its audio is held against its bytes."""
-    streams: list[Stream] = []
-    while begin < len(raw):
-        data = kind.data(raw, begin)
-        held = len(raw) - data.start
-        if held < 0:
-            raise InputError("is truncated (its header is not whole); replace the file")
-        end = kind.end(raw, data.start + max(data.claimed, 0)) if data.claimed <= held else None
-        is_unknown = data.claimed <= 0 or any(abs(data.claimed - size) <= _NEAR for size in _UNKNOWN_SIZES)
-        if end is not None:
-            # libsndfile takes what follows the audio of a W64 for audio.
-            stop = data.start + max(data.claimed, 0) if kind.magic == _W64 else end
-            streams.append(Stream((range(begin, stop),)))
-            begin = end
-        elif data.claimed > held and not is_unknown:
-            raise InputError(f"is truncated ({held} of {data.claimed} bytes of audio are there); replace the file")
-        else:
-            conflict = "" if is_unknown else f"its header claims {data.claimed} bytes of audio, and {held} are there"
-            streams.append(Stream(_resized(raw, begin, data), conflict=conflict))
-            begin = len(raw)
-    return streams
-
-
-def _resized(raw: mmap, begin: int, data: _Data) -> tuple[range | bytes, ...]:
-    """The file from `begin` on, with all that is there as the size of its audio."""
-    width = struct.calcsize(data.size_format)
-    size = min(len(raw) - data.start + data.extra, 2 ** (8 * width - 1 + (width == 4)) - 1)
-    field = struct.pack(data.size_format, size)
-    return range(begin, data.size_at), field, range(data.size_at + width, len(raw))
+    extra: int = 0  # what the size counts besides the audio
 
 
 @dataclass(frozen=True)
@@ -216,10 +163,12 @@ class _Au:
     order: str
 
     def data(self, raw: mmap, begin: int) -> _Data:
+        """The audio of the file at `begin`."""
         start, claimed = struct.unpack(self.order + "II", raw[begin + 4 : begin + 12].ljust(8, b"\xff"))
         return _Data(begin + start, claimed, begin + 8, self.order + "I")
 
     def end(self, raw: mmap, position: int) -> int | None:
+        """Where the file ends, given that its audio ends at `position`; None if what follows is more audio."""
         if raw[position : position + len(self.magic)] == self.magic:
             return position
         return len(raw) if _is_filling(raw, position) else None
@@ -227,25 +176,15 @@ class _Au:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A file made of chunks: a name, a size, and as many bytes.
+    """A file made of chunks: a name, a size, and as many bytes."""
 
-    Attributes:
-        magic: how the file begins.
-        first: where its first chunk does.
-        name: of the chunk that holds the audio.
-        size: format of a chunk's size, as of `struct`.
-        before: bytes in the audio's chunk before the audio.
-        is_inclusive: the size counts name and size too.
-        align: chunks begin at multiples of this.
-    """
-
-    magic: bytes
-    first: int
-    name: bytes
-    size: str
-    before: int = 0
-    is_inclusive: bool = False
-    align: int = 2
+    magic: bytes  # how the file begins
+    first: int  # where its first chunk begins
+    name: bytes  # of the chunk that holds the audio
+    size: str  # format of a chunk's size, as of `struct`
+    before: int = 0  # bytes in the audio's chunk before the audio
+    is_inclusive: bool = False  # the size counts name and size too
+    align: int = 2  # chunks begin at multiples of this
 
     def data(self, raw: mmap, begin: int) -> _Data:
         long_size = None
@@ -297,7 +236,9 @@ class _Layout:
 
 
 _W64 = b"riff" + bytes.fromhex("2e91cf11a5d628db04c10000")
-_LAYOUTS = (
+_KINDS = (
+    _Au(b".snd", ">"),
+    _Au(b"dns.", "<"),
     _Layout(b"RIFF", 12, b"data", "<I"),
     _Layout(b"RIFX", 12, b"data", ">I"),
     _Layout(b"RF64", 12, b"data", "<I"),
@@ -305,6 +246,38 @@ _LAYOUTS = (
     _Layout(b"caff", 8, b"data", ">q", before=4, align=1),
     _Layout(_W64, 40, b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a"), "<q", is_inclusive=True, align=8),
 )
+
+
+def _sized(raw: mmap, begin: int, kind: _Au | _Layout) -> list[Stream]:
+    """Files of one kind one after another; in each the size of its audio is held against its bytes."""
+    streams: list[Stream] = []
+    while begin < len(raw):
+        data = kind.data(raw, begin)
+        held = len(raw) - data.start
+        if held < 0:
+            raise InputError("is truncated (its header is not whole); replace the file")
+        end = kind.end(raw, data.start + max(data.claimed, 0)) if data.claimed <= held else None
+        is_unknown = data.claimed <= 0 or any(abs(data.claimed - size) <= _NEAR for size in _UNKNOWN_SIZES)
+        if end is not None:
+            # libsndfile takes what follows the audio of a W64 for audio.
+            stop = data.start + max(data.claimed, 0) if kind.magic == _W64 else end
+            streams.append(Stream((range(begin, stop),)))
+            begin = end
+        elif data.claimed > held and not is_unknown:
+            raise InputError(f"is truncated ({held} of {data.claimed} bytes of audio are there); replace the file")
+        else:
+            conflict = "" if is_unknown else f"its header claims {data.claimed} bytes of audio, and {held} are there"
+            streams.append(Stream(_resized(raw, begin, data), conflict=conflict))
+            begin = len(raw)
+    return streams
+
+
+def _resized(raw: mmap, begin: int, data: _Data) -> tuple[range | bytes, ...]:
+    """The file from `begin` on, with all that is there as the size of its audio."""
+    width = struct.calcsize(data.size_format)
+    size = min(len(raw) - data.start + data.extra, 2 ** (8 * width - 1 + (width == 4)) - 1)
+    field = struct.pack(data.size_format, size)
+    return range(begin, data.size_at), field, range(data.size_at + width, len(raw))
 
 
 def _is_filling(raw: mmap, position: int) -> bool:
@@ -328,7 +301,7 @@ def _nist(raw: mmap, begin: int) -> list[Stream]:
             raise InputError(f"is truncated ({held} of {claimed} bytes of audio are there); replace the file")
         if claimed < held and not _is_filling(raw, begin + len(header) + claimed):
             conflict = f"its header claims {claimed} bytes of audio, and {held} are there"
-    return [Stream(_whole(raw), conflict=conflict)]
+    return [Stream((range(len(raw)),), conflict=conflict)]
 
 
 # FLAC
@@ -338,7 +311,7 @@ def _flac(raw: mmap) -> list[Stream]:
     """A stream from each header on: a mark, and the first block's kind and size."""
     heads = [match.start() for match in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", raw)]
     if not heads:
-        return [Stream(_whole(raw))]
+        return [Stream((range(len(raw)),))]
     streams = []
     for begin, head, stop in zip([0, *heads[1:]], heads, [*heads[1:], len(raw)], strict=True):
         # The number of frames is the last 36 of 64 bits, the rest of which are rate, channels and width.
@@ -373,7 +346,7 @@ def _ogg(raw: mmap, position: int) -> list[Stream]:
         position += 27 + len(table) + sum(table)
         end = min(position, len(raw))
     pairs = zip(begins, [*begins[1:], end], strict=True) if begins else ()
-    return [Stream((range(begin, stop),)) for begin, stop in pairs] or [Stream(_whole(raw))]
+    return [Stream((range(begin, stop),)) for begin, stop in pairs] or [Stream((range(len(raw)),))]
 
 
 # MPEG audio
@@ -390,15 +363,12 @@ _BIT_RATES = {
 
 
 class _Header(NamedTuple):
-    """An MPEG frame's header: what is the same all over a stream, and sizes of the frame.
+    """An MPEG frame's header."""
 
-    `tag_at` is where a tag would stand in it.
-    """
-
-    kind: tuple[int, int, int, bool]  # version, layer, rate, mono
+    kind: tuple[int, int, int, bool]  # version, layer, rate, mono: the same in all frames of a stream
     bytes: int
     samples: int
-    tag_at: int
+    tag_at: int  # where a tag would stand in the frame
 
 
 @lru_cache(maxsize=2**12)
@@ -452,7 +422,7 @@ def _mpeg(raw: mmap, position: int) -> list[Stream]:
         run.frames += not is_tag
         begin, last = position, header.kind
         run.end = position
-    return [_of_run(run) for run in runs if run.frames] or [Stream(_whole(raw), frames=0)]
+    return [_of_run(run) for run in runs if run.frames] or [Stream((range(len(raw)),), frames=0)]
 
 
 def _of_run(run: _Run) -> Stream:

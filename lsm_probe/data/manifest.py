@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lsm_probe.checksums import file_sha256
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample, regular_file_bytes
@@ -24,8 +25,6 @@ _BUILTIN = "builtin:"
 BUILTIN_SETS = ("probe", "commands")
 """The packaged manifests: sentences of our own with the probing instructions, and spoken commands of the world that
 `builtin:vanilla_asr` and `builtin:self_powered` were trained in."""
-_SHOWN = 5
-"""Unknown keys that a message names."""
 
 
 def builtin_manifest(name: str) -> Path:
@@ -58,9 +57,7 @@ def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sampl
 
 
 def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, Sample]]:
-    """Yields the usable samples of a manifest with their places; every other line goes into `problems`.
-
-    See [`read_manifest`].
+    """Yields the usable samples of a manifest ([`read_manifest`]) with their places; other lines go into `problems`.
 
     Raises:
         InputError: The manifest itself cannot be read.
@@ -80,9 +77,14 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, S
             for key in _unknown_keys(values):
                 unknown.setdefault(key, number)
             yield place, sample
-    if unknown:
-        keys = ", ".join(f"{key!r} (line {unknown[key]})" for key in sorted(unknown))
-        warnings.warn(f"{manifest}: unknown keys are left out: {keys}", stacklevel=3)
+    warn_of_unknown_keys(manifest, unknown)
+
+
+def warn_of_unknown_keys(path: Path, line_of: dict[str, int]) -> None:
+    """Warns of the keys in a JSONL file that nothing reads, each with the line it was first seen on."""
+    if line_of:
+        keys = ", ".join(f"{key!r} (line {number})" for key, number in sorted(line_of.items()))
+        warnings.warn(f"{path}: unknown keys are left out: {keys}", stacklevel=4)
 
 
 @contextmanager
@@ -226,8 +228,8 @@ def _mistaken(values: dict[str, Any], error: ValidationError) -> str:
     # The sample as a whole is wrong where it names no source.
     if not unknown or (first["type"] != "missing" and first["loc"]):
         return ""
-    more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-    return f" (unknown keys of this line: {', '.join(map(repr, unknown[:_SHOWN]))}{more})"
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return f" (unknown keys of this line: {', '.join(map(repr, unknown[:5]))}{more})"
 
 
 def explain(error: ValidationError) -> str:
@@ -251,10 +253,6 @@ def _file_sha256(sample: Sample) -> str:
     assert sample.audio is not None
     try:
         regular_file_bytes(sample.audio)
-        with sample.audio.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(sample.audio)
     except InputError as error:
         raise InputError(f"sample {sample.id!r}: audio {error}") from None
-    except OSError as error:
-        message = f"sample {sample.id!r}: audio {sample.audio} cannot be read ({error.strerror})"
-        raise InputError(message) from None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from lsm_probe.data.manifest import explain
+from lsm_probe.data.build import to_sample
+from lsm_probe.data.manifest import explain, warn_of_unknown_keys
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import LanguageText, Sample, Text, Words, regular_file_bytes
@@ -67,20 +67,11 @@ class Sentence:
             pool: has the task transcription.
             seed: of the random choices.
         """
-        utterance = self.utterance
-        instruction, target, task = self.instruction, self.target, self.task
-        if instruction is None:
-            instruction, target, task = pool.only([_TASK]).assign(seed, utterance.id).instruction, utterance.text, _TASK
-        return Sample(
-            id=utterance.id,
-            instruction=instruction,
-            audio=audio,
-            text=utterance.text,
-            target=target,
-            task=task,
-            language=utterance.language,
-            context=utterance.context,
-        )
+        utterance = replace(self.utterance, audio=audio)
+        if self.instruction is not None:
+            return to_sample(utterance, self.instruction, self.target, self.task)
+        instruction = pool.only([_TASK]).assign(seed, utterance.id).instruction
+        return to_sample(utterance, instruction, utterance.text, _TASK)
 
 
 def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
@@ -103,14 +94,13 @@ def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
             row = _parse(line, is_json=path.suffix == ".jsonl")
             for key in row.model_extra or {}:
                 unknown.setdefault(key, number)
-            sentence = _to_sentence(row, row.id or f"{plain_name(path.stem)}-{number:06}")
-            if (name := sentence.utterance.id) in line_of:
+            name = row.id or f"{plain_name(path.stem)}-{number:06}"
+            utterance = Utterance(name, "", row.text.strip(), language=row.language or "en", context=row.context)
+            if name in line_of:
                 raise InputError(f"the id {name!r} is taken by line {line_of[name]}; ids must differ")
             line_of[name] = number
-            yield sentence
-    if unknown:
-        keys = ", ".join(f"{key!r} (line {number})" for key, number in sorted(unknown.items()))
-        warnings.warn(f"{path}: unknown keys are left out: {keys}", stacklevel=3)
+            yield Sentence(utterance, row.instruction, row.target, row.task)
+    warn_of_unknown_keys(path, unknown)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -139,8 +129,3 @@ def _parse(line: bytes, *, is_json: bool) -> _Row:
         raise InputError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     except ValidationError as error:
         raise InputError(explain(error)) from None
-
-
-def _to_sentence(row: _Row, name: str) -> Sentence:
-    utterance = Utterance(id=name, split="", text=row.text.strip(), language=row.language or "en", context=row.context)
-    return Sentence(utterance, row.instruction, row.target, row.task)

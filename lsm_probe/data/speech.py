@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -207,14 +208,12 @@ def _relative_path(utterance: Utterance) -> Path:
 
 def _outcomes(jobs: Sequence[_Job], workers: int) -> Generator[tuple[_Job, float | str]]:
     """Each job with the seconds of its speech, or why there is none."""
-    chunks = [jobs[i : i + _CHUNK_SIZE] for i in range(0, len(jobs), _CHUNK_SIZE)]
-    with _processes(min(workers, len(chunks))) as parallel_map:
-        for chunk, outcomes in zip(chunks, parallel_map(_run_jobs, chunks), strict=True):
-            yield from zip(chunk, outcomes, strict=True)
+    with _processes(min(workers, math.ceil(len(jobs) / _CHUNK_SIZE))) as parallel_map:
+        yield from zip(jobs, parallel_map(_run_job, jobs), strict=True)
 
 
 @contextmanager
-def _processes(count: int) -> Iterator[Callable[..., Iterable[list[float | str]]]]:
+def _processes(count: int) -> Iterator[Callable[..., Iterator[float | str]]]:
     """A `map` over this many processes."""
     if count <= 1:
         yield map
@@ -222,9 +221,9 @@ def _processes(count: int) -> Iterator[Callable[..., Iterable[list[float | str]]
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _initialize_worker)
 
-    def parallel_map(work: Callable[..., list[float | str]], chunks: Sequence[Sequence[_Job]]) -> Iterator[Any]:
+    def parallel_map(work: Callable[[_Job], float | str], jobs: Sequence[_Job]) -> Iterator[float | str]:
         with _interrupts_blocked():  # the processes start here
-            return pool.map(work, chunks)
+            return pool.map(work, jobs, chunksize=_CHUNK_SIZE)
 
     try:
         yield parallel_map
@@ -263,10 +262,6 @@ def _initialize_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _run_jobs(jobs: Sequence[_Job]) -> list[float | str]:
-    return [_run_job(job) for job in jobs]
 
 
 def _run_job(job: _Job) -> float | str:

@@ -65,7 +65,10 @@ def validate_manifest(
     for done, (place, sample) in enumerate(samples, start=1):
         before = len(problems.found)
         with problems.catching(place):
-            _check_audio(sample, headers)
+            if sample.audio is not None and headers:
+                check_audio_file(sample.audio, sample.start, sample.duration)
+            elif sample.audio is not None:
+                read_audio(sample)
             if check_texts is not None:
                 with naming(sample):
                     _check_texts(sample, check_texts)
@@ -74,15 +77,6 @@ def validate_manifest(
             keys.update(key for key in KEYS if getattr(sample, key) is not None)
         on_progress(str(manifest), done, len(samples))
     return Validation(dict(tasks), dict(keys), problems.found)
-
-
-def _check_audio(sample: Sample, headers: bool) -> None:
-    if sample.audio is None:
-        return
-    if headers:
-        check_audio_file(sample.audio, sample.start, sample.duration)
-    else:
-        read_audio(sample)
 
 
 def _check_texts(sample: Sample, check_texts: CheckTexts) -> None:

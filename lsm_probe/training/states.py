@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lsm_probe.checksums import file_sha256
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
@@ -110,13 +111,8 @@ class SpeechStates:
 
 
 @cache
-def _file_sha256(path: Path, _: object) -> str:
-    """Of a file's bytes, which are read again when the second argument says that they have changed."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+def _file_sha256(path: Path, _state: object) -> str:
+    return file_sha256(path)
 
 
 def _weights_sha256(module: nn.Module) -> str:

@@ -78,15 +78,10 @@ def augment_at_scale(
 
     Args:
         llm: the text LLM that the server runs.
-        samples: with transcripts; their own instructions, targets and contexts play no part.
-        out: the output folder.
-        recipe: what to ask for and what to keep; the paper's by default.
+        samples, out, recipe, resume, on_error, problems: as in [`augment`].
         server: what answers; see [`find_server`].
         workers: processes that send prompts side by side; a run goes on with as many as it was begun with.
         in_flight: requests of each under way at once.
-        resume: go on in a folder that an interrupted run left.
-        on_error: at a sample without a transcript `fail`, or `skip` and count it.
-        problems: what was wrong with the data before, to be settled and listed together with what is found here.
         on_progress: called every second with rows done and rows in all.
 
     Returns:
@@ -112,12 +107,7 @@ def augment_at_scale(
         raise InputError("no sample has a transcript to work from; add 'text' to the manifest")
     config = {
         "command": "augment",
-        "engine": {
-            "name": "datatrove",
-            **server.to_dict(),
-            "workers": workers,
-            "shard_rows": shard_rows,
-        },
+        "engine": {"name": "datatrove", **server.to_dict(), "workers": workers, "shard_rows": shard_rows},
         "llm": {"name": llm.name, "template": llm.template, **llm.identity.to_dict()},
         "data_sha256": digest(samples),
         "recipe": recipe.to_dict(),

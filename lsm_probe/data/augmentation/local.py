@@ -9,7 +9,7 @@ from typing import Any
 
 from lsm_probe.data.augmentation.plan import Job
 from lsm_probe.data.augmentation.recipe import Recipe
-from lsm_probe.data.augmentation.shards import is_whole, remove_leftovers, write_shard
+from lsm_probe.data.augmentation.shards import remove_leftovers, rows_in, write_shard
 from lsm_probe.errors import InputError
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ def generate_shards(
     for number, start in enumerate(range(0, len(ordered), SHARD_ROWS)):
         shard = ordered[start : start + SHARD_ROWS]
         path = folder / f"{number:05d}.parquet"
-        if not is_whole(path):
+        if rows_in(path) is None:
             began = time.monotonic()
             rows = [job.row_without_generation(recipe) for job in shard if not job.generates]
             generating = [job for job in shard if job.generates]

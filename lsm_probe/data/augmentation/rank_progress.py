@@ -10,10 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lsm_probe.data.augmentation.collect import SHARDS
+from lsm_probe.data.augmentation.shards import rows_in
 from lsm_probe.files import replacing
 
 CHECKPOINTS, LOGS = "checkpoints", "logs"
@@ -87,7 +85,7 @@ class Rank:
         """Shards in a row, from the first, with all the rows that belong there."""
         whole = 0
         for start in range(0, self.rows, self.shard_rows):
-            if _rows_in(self.shard(whole)) != min(self.shard_rows, self.rows - start):
+            if rows_in(self.shard(whole)) != min(self.shard_rows, self.rows - start):
                 break
             whole += 1
         return whole
@@ -96,11 +94,3 @@ class Rank:
 def split(out: Path, rows: int, ranks: int, shard_rows: int) -> list[Rank]:
     """The parts of `rows` samples, every `ranks`-th to each."""
     return [Rank(out, number, len(range(number, rows, ranks)), shard_rows) for number in range(ranks)]
-
-
-def _rows_in(path: Path) -> int:
-    """Rows of a Parquet file, -1 where it is not there or was torn."""
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except (OSError, pa.ArrowException):
-        return -1

@@ -52,13 +52,12 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink()
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a shard is there and can be read."""
+def rows_in(path: Path) -> int | None:
+    """Rows of a shard; None if it is not there or cannot be read."""
     try:
-        pq.read_metadata(path)
+        return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException):
-        return False
-    return True
+        return None
 
 
 def read_shards(folder: Path) -> tuple[pa.Table, float]:
