@@ -64,7 +64,7 @@ def train(
     settings = read_config(config, overrides or [])
     if dry_run:
         from lsm_probe.training.estimate import estimate
-        from lsm_probe.training.estimate_table import show_estimate
+        from lsm_probe.training.table import show_estimate
 
         arguments = [config, *(overrides or []), *(["--out", str(out)] if out else [])]
         show_estimate(estimate(settings, arguments), as_json=json)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,17 +15,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import load_sharded_checkpoint
 
 from lsm_probe.checksums import is_complete, verify, write_checksums
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.files import replacing
+from lsm_probe.files import disk_is_full, replacing
 
 _PREFIX = "checkpoint-"
 _KEPT = 2
 _DATA = "data.json"
+_FULL = 2**20  # bytes left
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write failed")
 
 
 class ChecksumCallback(TrainerCallback):
@@ -86,6 +92,35 @@ def remove_unfinished(folder: Path) -> None:
     for checkpoint in _by_step(folder):
         if not is_complete(checkpoint):
             shutil.rmtree(checkpoint)
+
+
+@contextmanager
+def disk_full_as_oserror(folder: Path) -> Iterator[None]:
+    """Raises `OSError(ENOSPC)` where safetensors or torch find the disk full, and removes the unfinished checkpoint."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError, OSError) as error:
+        # torch says only that its writer is not where it should be in the file.
+        torch_failed = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER)
+        full = "No space left" in str(error) or disk_is_full(error)
+        if not full and not (torch_failed and shutil.disk_usage(folder).free < _FULL):
+            raise
+        remove_unfinished(folder)
+        raise OSError(errno.ENOSPC, "the disk is full", str(folder)) from error
+
+
+def restore(trainer: Any, checkpoint: Path) -> None:
+    """Gives the trainer's model and state what they had at a checkpoint of a run that is not sharded."""
+    adapter, single = checkpoint / "adapter_model.safetensors", checkpoint / "model.safetensors"
+    if adapter.exists():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(trainer.model, load_file(adapter))
+    elif single.exists():
+        trainer.model.load_state_dict(load_file(single), strict=False)  # tied weights are saved once
+    else:
+        load_sharded_checkpoint(trainer.model, str(checkpoint), strict=False)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def step_of(checkpoint: Path) -> int:

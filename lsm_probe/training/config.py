@@ -173,9 +173,7 @@ class Machine(_Settings):
     workers: Annotated[int, Field(ge=0)] = 0
     log_steps: Annotated[int, Field(gt=0)] = 10
     save_steps: Annotated[int, Field(gt=0)] = 500
-    report_to: list[Literal["tensorboard", "trackio", "wandb", "mlflow", "comet_ml", "clearml", "swanlab"]] = [
-        "tensorboard"
-    ]
+    report_to: list[Tracker] = ["tensorboard"]
 
 
 class TrainConfig(Stage):

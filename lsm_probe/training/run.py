@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from lsm_probe.checksums import is_complete
 from lsm_probe.data.problems import OnError
@@ -70,26 +68,15 @@ def train(
             stacklevel=2,
         )
     report: dict[str, Any] = {"model": str(out / "model"), "stages": []}
-    with _own_folder(out, config, resume, state):
+    own_folder = work_folder(out, config.deciding(), resume=resume) if state.is_main_process else nullcontext()
+    with own_folder:
+        state.wait_for_everyone()  # the others begin when the main process has the folder
         start: Path | None = None
         for number, stage in enumerate(stages, start=1):
             folder = out if len(stages) == 1 else out / f"{number}-{stage.name}"
             target = out / "model" if number == len(stages) else folder / "model"
             if not is_complete(target):
-                run = StageRun(config, stage, start, folder, target, on_error, on_progress)
-                run.train()
+                StageRun(config, stage, start, folder, target, on_error, on_progress).train()
             report["stages"].append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
             start = target
     return report
-
-
-@contextmanager
-def _own_folder(out: Path, config: TrainConfig, resume: bool, state: PartialState) -> Iterator[None]:
-    """The main process holds the folder; the others begin when it has it."""
-    if not state.is_main_process:
-        state.wait_for_everyone()
-        yield
-        return
-    with work_folder(out, config.deciding(), resume=resume):
-        state.wait_for_everyone()
-        yield

@@ -78,13 +78,7 @@ def with_speech_shuffled(samples: Sequence[Sample], seed: int) -> list[Sample] |
 
     A model that does not listen answers these as well as the true ones.
     """
-    others = _partners(samples, seed, lambda sample: sample.utterance)
-    if others is None:
-        return None
-    return [
-        sample.model_copy(update={key: getattr(other, key) for key in ("audio", "start", "duration", "text")})
-        for sample, other in zip(samples, others, strict=True)
-    ]
+    return _with_others(samples, seed, lambda sample: sample.utterance, ("audio", "start", "duration", "text"))
 
 
 def with_instructions_shuffled(samples: Sequence[Sample], seed: int) -> list[Sample] | None:
@@ -97,17 +91,14 @@ def with_instructions_shuffled(samples: Sequence[Sample], seed: int) -> list[Sam
     tasks = {sample.task for sample in samples}
     # Another task's instruction may be the sample's own where tasks share wordings.
     by_task = len(tasks) > 1 and len({(sample.task, sample.instruction) for sample in samples}) == len(wordings)
-    others = _partners(samples, seed, lambda sample: sample.task if by_task else sample.instruction)
-    if others is None:
-        return None
-    return [
-        sample.model_copy(update={"instruction": other.instruction})
-        for sample, other in zip(samples, others, strict=True)
-    ]
+    key = (lambda sample: sample.task) if by_task else (lambda sample: sample.instruction)
+    return _with_others(samples, seed, key, ("instruction",))
 
 
-def _partners(samples: Sequence[Sample], seed: int, key: Callable[[Sample], Hashable]) -> list[Sample] | None:
-    """For each sample one of another `key`, each sample chosen about once."""
+def _with_others(
+    samples: Sequence[Sample], seed: int, key: Callable[[Sample], Hashable], fields: Sequence[str]
+) -> list[Sample] | None:
+    """Each sample with the `fields` of one with another `key`, each chosen about once; None where all have one key."""
     groups: dict[Hashable, list[int]] = {}
     for i in random.Random(seed).sample(range(len(samples)), len(samples)):
         groups.setdefault(key(samples[i]), []).append(i)
@@ -122,4 +113,7 @@ def _partners(samples: Sequence[Sample], seed: int, key: Callable[[Sample], Hash
     for n, i in enumerate(order[:largest]):
         if key(samples[i]) == key(samples[partner[i]]):
             partner[i] = rest[n % len(rest)]
-    return [samples[partner[i]] for i in range(len(samples))]
+    return [
+        sample.model_copy(update={field: getattr(samples[partner[i]], field) for field in fields})
+        for i, sample in enumerate(samples)
+    ]

@@ -28,15 +28,15 @@ from lsm_probe.training.batches import optimizer_steps, smaller_pass
 from lsm_probe.training.callbacks import OnProgress, ShowProgress
 from lsm_probe.training.checkpoints import (
     check_same_data,
+    disk_full_as_oserror,
     is_saved,
     last_complete_checkpoint,
     remove_unfinished,
+    restore,
     step_of,
 )
 from lsm_probe.training.config import Stage, TrainConfig
 from lsm_probe.training.dataset import TrainingSet
-from lsm_probe.training.disk import disk_full_as_oserror
-from lsm_probe.training.finish import restore, save_model
 from lsm_probe.training.parameters import prepare_model, used_parameters
 from lsm_probe.training.samples import read_samples, with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model
@@ -161,7 +161,7 @@ class StageRun:
         if self.state.is_main_process:
             _write_json(self.folder / "history.json", trainer.state.log_history)
             _write_json(self.folder / "report.json", report)
-        save_model(trainer, checkpoint, self.target)
+        _save_model(trainer, checkpoint, self.target)
         self.state.wait_for_everyone()  # the others read what the main process has written
 
     def _data(self, checkpoint: Lsm) -> tuple[TrainingSet, dict[str, TrainingSet]]:
@@ -171,7 +171,8 @@ class StageRun:
         held_out = read_samples(stage.eval, limit=stage.eval_limit, **given) if stage.eval else []
         states = None
         if self.config.cache_features:
-            states = SpeechStates(cache_root() / "states", checkpoint, _dtype(self.config.precision))
+            dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+            states = SpeechStates(cache_root() / "states", checkpoint, dtype)
             train, held_out = self._encode(states, checkpoint, train, held_out)
         views: dict[str, list[Sample] | None] = {}
         if held_out:
@@ -222,10 +223,6 @@ class StageRun:
         }
 
 
-def _dtype(precision: str) -> torch.dtype:
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
 def _last_evaluation(trainer: Any) -> dict[str, float]:
     """The evaluation of the trained model, made now unless the last step ended with one."""
     if not trainer.held_out:
@@ -235,6 +232,20 @@ def _last_evaluation(trainer: Any) -> dict[str, float]:
         trainer.evaluate()
         done = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     return {key: value for key, value in done[-1].items() if key.startswith("eval_")}
+
+
+def _save_model(trainer: Any, checkpoint: Lsm, folder: Path) -> None:
+    """Writes the LSM in float32, adapters merged and shards joined. All processes call it; the main one writes."""
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # in every process: of shards each has a part
+    state = trainer.accelerator.get_state_dict(model)
+    if not trainer.is_world_process_zero():
+        return
+    for tied in getattr(model, "all_tied_weights_keys", {}):
+        state.pop(tied, None)  # gathered from shards it is a copy, which safetensors would write a second time
+    checkpoint.model = model
+    checkpoint.save(folder, state_dict=state)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -114,10 +113,16 @@ class StopOnSignal(TrainerCallback):
 
     def _keep_state(self, state: TrainerState) -> None:
         """Keeps what a step changes before it ends, for a step that does not end."""
+        tokens, cpu_generator = state.num_input_tokens_seen, torch.get_rng_state()
         gpu_generator = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        self._restore_state = partial(
-            _restore, state, state.num_input_tokens_seen, torch.get_rng_state(), gpu_generator
-        )
+
+        def restore() -> None:
+            state.num_input_tokens_seen = tokens
+            torch.set_rng_state(cpu_generator)
+            if gpu_generator is not None:
+                torch.cuda.set_rng_state(gpu_generator)
+
+        self._restore_state = restore
 
     def _any_rank_signalled(self) -> bool:
         """The signal reaches processes at different steps; all must stop at the same one."""
@@ -158,15 +163,4 @@ def leave_sigterm_to_trainer(worker: int) -> None:
 def _call_python_in_backward(layer: nn.Module, inputs: Any, output: Any) -> None:
     hidden = output[0] if isinstance(output, tuple) else output
     if isinstance(hidden, Tensor) and hidden.requires_grad:
-        hidden.register_hook(_do_nothing)
-
-
-def _do_nothing(gradient: Tensor) -> None:
-    pass
-
-
-def _restore(state: TrainerState, tokens: int, cpu_generator: Tensor, gpu_generator: Tensor | None) -> None:
-    state.num_input_tokens_seen = tokens
-    torch.set_rng_state(cpu_generator)
-    if gpu_generator is not None:
-        torch.cuda.set_rng_state(gpu_generator)
+        hidden.register_hook(lambda gradient: None)

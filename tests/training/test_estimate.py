@@ -17,7 +17,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.training.batches import accumulation, optimizer_steps, warmup_steps
 from lsm_probe.training.config import Machine, Stage, TrainConfig, read_config
 from lsm_probe.training.estimate import GIB, estimate
-from lsm_probe.training.estimate_table import show_estimate
+from lsm_probe.training.table import show_estimate
 
 
 @pytest.fixture
