@@ -43,11 +43,7 @@ def build_manifests(
     is missing or empty, or its id is taken.
 
     Args:
-        utterances: of a corpus.
-        out: the folder.
-        tasks: names of tasks in `pool`.
-        pool: where each sample's instruction is drawn from.
-        seed: of the random choices.
+        tasks: names of tasks in `pool`, from which instructions are drawn.
         splits: those that were asked for, which must then be there.
         problems: what the reader of `utterances` has met goes here too.
         on_error: "fail" writes nothing if there is any problem.

@@ -55,19 +55,11 @@ _IN_TEN = 10
 
 @dataclass(frozen=True)
 class Command:
-    """A sentence of this world and its meaning.
-
-    Attributes:
-        text: the sentence.
-        action: what is to be done, for example "activate".
-        verb: the words that say so, for example "switch on".
-        device: to do it to.
-        place: where that is.
-    """
+    """A sentence of this world and its meaning."""
 
     text: str
-    action: str
-    verb: str
+    action: str  # what is to be done, for example "activate"
+    verb: str  # the words that say so, for example "switch on"
     device: str
     place: str
 
@@ -101,10 +93,6 @@ def command_utterances(count: int, seed: int) -> list[Utterance]:
 
     Sentences come in rounds that hold each intent once and all places equally often, until the sentences of an
     intent in a place run out. Whole rounds are given to a split, so each split has every intent and every place.
-
-    Args:
-        count: how many.
-        seed: of the random choices.
 
     Returns:
         Utterances without audio, ids "cmd-00001" and so on, with the answers to all of `TASKS`.

@@ -34,31 +34,20 @@ _BEGINNINGS = {
 
 @dataclass(frozen=True)
 class Stream:
-    """One logical stream of a file.
+    """One logical stream of a file."""
 
-    Attributes:
-        pieces: what libsndfile is to read, one after another: ranges of the file, and bytes in place of a wrong header.
-        frames: how many the stream holds, where its bytes tell; None if libsndfile's own number can be trusted.
-        without_length: of a FLAC, the pieces with no length in the header, to read to the end; else empty.
-        is_untagged_mp3: libsndfile estimates the length from the number of bytes, so it is told of too many.
-        conflict: what the header says against the content; empty if they agree.
-    """
-
+    # What libsndfile is to read, one after another: ranges of the file, and bytes in place of a wrong header.
     pieces: tuple[range | bytes, ...]
+    # How many the stream holds, where its bytes tell; None if libsndfile's own number can be trusted.
     frames: int | None = None
+    # Of a FLAC, the pieces with no length in the header, to read to the end; else empty.
     without_length: tuple[range | bytes, ...] = ()
-    is_untagged_mp3: bool = False
-    conflict: str = ""
+    is_untagged_mp3: bool = False  # libsndfile estimates the length from the number of bytes, so it is told of too many
+    conflict: str = ""  # what the header says against the content; empty if they agree
 
 
 class View(io.RawIOBase):
-    """Pieces of a file as one file.
-
-    Args:
-        raw: the file.
-        pieces: as of [`Stream`].
-        surplus: bytes by which the file claims to be longer than it is.
-    """
+    """Pieces of a file as one file, which claims to be longer than it is by `surplus` bytes."""
 
     def __init__(self, raw: mmap, pieces: tuple[range | bytes, ...], surplus: int = 0):
         self._raw, self._pieces = raw, pieces

@@ -48,12 +48,7 @@ class Task(BaseModel):
         return self
 
     def fill(self, number: int, language: str | None = None) -> str:
-        """A wording with its placeholders filled in.
-
-        Args:
-            number: which wording.
-            language: the language to answer in, for tasks that have several.
-        """
+        """Wording `number` with its placeholders filled in; `language` is the one to answer in, if any."""
         labels = ", ".join(repr(label) for label in self.labels)
         return self.instructions[number].replace(_LANGUAGE, language or "").replace(_LABELS, labels)
 
@@ -67,20 +62,12 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Assignment:
-    """The task and instruction that a pool assigns to a sample.
-
-    Attributes:
-        task: name of the task.
-        instruction: the wording, filled in.
-        instruction_id: names it in its pool: task, language where one was drawn, number of the wording.
-        language: English name of the language to answer in, None where the task has none.
-        answer: who answers: "llm" or "transcript".
-    """
+    """The task and instruction that a pool assigns to a sample."""
 
     task: str
-    instruction: str
-    instruction_id: str
-    language: str | None
+    instruction: str  # the wording, filled in
+    instruction_id: str  # names it in its pool: task, language where one was drawn, number of the wording
+    language: str | None  # English name of the language to answer in, None where the task has none
     answer: Literal["llm", "transcript"]
 
 
@@ -106,12 +93,7 @@ class Pool:
         """Assigns a task, then its language if it has more than one, then a wording.
 
         Each is chosen by a hash of (seed, sample id): it does not depend on other samples, their order or the
-        process.
-
-        Args:
-            seed: another seed gives another assignment.
-            sample_id: the sample.
-            language: fixes the language instead of drawing it.
+        process. A `language` that is given is not drawn.
         """
         task = self.tasks[seeded_hash(seed, "task", sample_id) % len(self.tasks)]
         if language is None and task.languages:

@@ -29,17 +29,11 @@ OnProgress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a folder was filled with.
+    """What a folder was filled with."""
 
-    Attributes:
-        samples: name of each manifest and its number of samples.
-        left_out: a line for every entry that could not be used; `left_out.txt` holds them too.
-        spoken: the speech made, None for a corpus that has its own.
-    """
-
-    samples: dict[str, int]
-    left_out: list[str]
-    spoken: SynthesisResult | None = None
+    samples: dict[str, int]  # name of each manifest and its number of samples
+    left_out: list[str]  # a line for every entry that could not be used; `left_out.txt` holds them too
+    spoken: SynthesisResult | None = None  # the speech made, None for a corpus that has its own
 
     def to_dict(self) -> dict[str, Any]:
         """The counts, for machines."""
@@ -64,12 +58,8 @@ def prepare_corpus(
 
     Args:
         corpus: one of `CORPORA` that is spoken.
-        root: where it lies.
-        out: the folder.
-        tasks: what to ask for.
         splits: only these; all if none are named.
         instructions: names or files of the pools that instructions are drawn from.
-        seed: of the random choices.
         limit: only the first utterances.
         on_error: at an entry that cannot be used `fail`, with nothing written, or `skip` and count it.
         on_progress: see [`OnProgress`].
@@ -146,10 +136,8 @@ def prepare_utterances(
 
     Args:
         utterances: with text, without audio.
-        out: the folder.
         speech: how they are spoken; its seed is that of the instructions too.
         name: of what they are, for `config.yaml`.
-        tasks: what to ask for.
         instructions: names or files of the pools that instructions are drawn from.
         workers: processes that speak; None takes one for each core.
         resume: go on in a folder that an interrupted run left.

@@ -4,11 +4,5 @@ import hashlib
 
 
 def seeded_hash(seed: int, purpose: str, sample_id: str) -> int:
-    """A number below 2^256 for a sample; another purpose or seed, an unrelated number.
-
-    Args:
-        seed: of the whole run.
-        purpose: what is drawn.
-        sample_id: Unicode text, as ids are checked to be.
-    """
+    """A number below 2^256 for a sample; another purpose or seed gives an unrelated number."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}\0{sample_id}".encode()).digest())

@@ -45,28 +45,15 @@ class _Row(BaseModel):
 
 @dataclass(frozen=True)
 class Sentence:
-    """A text to be spoken and what is to be asked about it.
+    """A text to be spoken and what is to be asked about it."""
 
-    Attributes:
-        utterance: id, text, language and context; no audio yet.
-        instruction: None for a transcription instruction of a pool.
-        target: the right answer to `instruction`.
-        task: its name.
-    """
-
-    utterance: Utterance
-    instruction: str | None = None
-    target: str | None = None
+    utterance: Utterance  # id, text, language and context; no audio yet
+    instruction: str | None = None  # None for a transcription instruction of a pool
+    target: str | None = None  # the right answer to `instruction`
     task: str | None = None
 
     def sample(self, audio: Path | None, pool: Pool, seed: int) -> Sample:
-        """The sample; without an instruction of its own, one is drawn for it, and its text is the target.
-
-        Args:
-            audio: the text, spoken.
-            pool: has the task transcription.
-            seed: of the random choices.
-        """
+        """The sample; without an instruction of its own, one for transcription is drawn, and its text is the target."""
         utterance = replace(self.utterance, audio=audio)
         if self.instruction is not None:
             return to_sample(utterance, self.instruction, self.target, self.task)

@@ -69,19 +69,12 @@ class SpeechSettings:
 
 @dataclass(frozen=True)
 class SynthesisResult:
-    """What `synthesize` made.
+    """What `synthesize` made."""
 
-    Attributes:
-        utterances: those that have their `audio`, in the order given.
-        new: how many were spoken in this run; the others were there already.
-        seconds: of speech made in this run.
-        wall_seconds: that this took.
-    """
-
-    utterances: list[Utterance]
-    new: int
-    seconds: float
-    wall_seconds: float
+    utterances: list[Utterance]  # those that have their `audio`, in the order given
+    new: int  # how many were spoken in this run; the others were there already
+    seconds: float  # of speech made in this run
+    wall_seconds: float  # that this took
 
     @property
     def already(self) -> int:

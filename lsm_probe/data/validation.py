@@ -22,17 +22,11 @@ CheckTexts = Callable[[str, str | None, str | None], None]
 
 @dataclass(frozen=True)
 class Validation:
-    """What a manifest holds.
+    """What a manifest holds."""
 
-    Attributes:
-        tasks: number of usable samples of each task.
-        keys: number of usable samples that have each of `KEYS`.
-        problems: a line for every sample that cannot be used: where, what, and how to fix it.
-    """
-
-    tasks: dict[str, int]
-    keys: dict[str, int]
-    problems: list[str]
+    tasks: dict[str, int]  # number of usable samples of each task
+    keys: dict[str, int]  # number of usable samples that have each of `KEYS`
+    problems: list[str]  # a line for every sample that cannot be used: where, what, and how to fix it
 
     @property
     def usable(self) -> int:
@@ -52,7 +46,6 @@ def validate_manifest(
     """Reads a manifest and decodes its sound files.
 
     Args:
-        manifest: a JSONL file.
         headers: read only the headers of sound files; much faster, finds less.
         check_texts: refuses texts that a checkpoint's tokenizer would read as control tokens.
         on_progress: called with the manifest's name, samples done and all samples.

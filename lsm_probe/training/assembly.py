@@ -26,21 +26,13 @@ from lsm_probe.training.trainer import LsmTrainer
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Where and how a stage is trained.
+    """Where and how a stage is trained."""
 
-    Attributes:
-        config: of the run, its precision resolved.
-        stage: of this stage.
-        machine: of this stage; its passes may be smaller than the config's.
-        folder: of the stage's checkpoints and logs.
-        state: this process, of how many, and its device.
-    """
-
-    config: TrainConfig
-    stage: Stage
-    machine: Machine
-    folder: Path
-    state: PartialState
+    config: TrainConfig  # of the run, its precision resolved
+    stage: Stage  # of this stage
+    machine: Machine  # of this stage; its passes may be smaller than the config's
+    folder: Path  # of the stage's checkpoints and logs
+    state: PartialState  # this process, of how many, and its device
 
 
 def make_trainer(
@@ -54,17 +46,9 @@ def make_trainer(
     progress: ShowProgress,
     resumed: bool,
 ) -> LsmTrainer:
-    """Builds the trainer of a stage.
+    """Builds the trainer of a stage, which saves the processor of `checkpoint` with the model.
 
-    Args:
-        run: gives the arguments of the Trainer.
-        checkpoint: whose processor is saved with the model.
-        model: what is trained.
-        train_set: the samples.
-        held_out: the held-out samples under `true`, and under `speech` and `instruction` the controls.
-        stop: ends the run at a signal.
-        progress: shows how far the run is.
-        resumed: whether the run continues from a checkpoint.
+    `held_out` has the held-out samples under `true`, and under `speech` and `instruction` the controls.
     """
     arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
     # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from lsm_probe.data.manifest import manifest_lines
 from lsm_probe.errors import InputError
@@ -43,32 +42,20 @@ class Part:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What a stage will be.
-
-    Attributes:
-        name: of the stage.
-        strategy: what it trains.
-        parts: `encoder`, `connector`, `LLM embeddings` (with the head, where it has weights of its own), `LLM layers`,
-            and under `lora` the adapters.
-        samples: in its training set; None where nothing says.
-        samples_from: what says so, or what is missing.
-        batch_size: samples in an optimizer step.
-        accumulation: forward passes of each process in an optimizer step.
-        steps: optimizer steps, None where samples and `max_steps` are.
-        warmup_steps: the first of them, in which the learning rate rises.
-        memory: bytes on each device by what they hold. An estimate: see [`memory`].
-    """
+    """What a stage will be."""
 
     name: str
-    strategy: str
+    strategy: str  # what it trains
+    # `encoder`, `connector`, `LLM embeddings` (with the head, where it has weights of its own), `LLM layers`, and under
+    # `lora` the adapters.
     parts: tuple[Part, ...]
-    samples: int | None
-    samples_from: str
-    batch_size: int
-    accumulation: int
-    steps: int | None
-    warmup_steps: int | None
-    memory: dict[str, int]
+    samples: int | None  # in its training set; None where nothing says
+    samples_from: str  # what says so, or what is missing
+    batch_size: int  # samples in an optimizer step
+    accumulation: int  # forward passes of each process in an optimizer step
+    steps: int | None  # optimizer steps, None where samples and `max_steps` are
+    warmup_steps: int | None  # the first of them, in which the learning rate rises
+    memory: dict[str, int]  # bytes on each device by what they hold. An estimate: see [`memory`]
 
     @property
     def parameters(self) -> int:
@@ -92,7 +79,9 @@ class Estimate:
         values = asdict(self)
         for stage, made in zip(self.stages, values["stages"], strict=True):
             made |= {"parameters": stage.parameters, "trainable": stage.trainable}
-            made["memory"] = {"unit": "GiB on each device, estimated", **_gib(stage.memory)}
+            sizes = stage.memory | {"total": sum(stage.memory.values())}
+            gib = {name: round(size / GIB, 3) for name, size in sizes.items()}
+            made["memory"] = {"unit": "GiB on each device, estimated", **gib}
         return values
 
 
@@ -266,7 +255,10 @@ def _activations(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> in
     Checkpointed, a layer keeps what it reads, h in float32, and one layer at a time is made again.
     """
     text, width = lsm_config.text_config, _width(config)
-    hidden, mlp, keys = text.hidden_size, _mlp_width(text), _key_width(text)
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    mlp = getattr(text, "intermediate_size", None) or 4 * hidden
+    head_width = getattr(text, "head_dim", None) or hidden // heads
+    keys = head_width * (getattr(text, "num_key_value_heads", None) or heads)
     if stage.strategy == "frozen_llm":
         layer = 4 * 2 * hidden + width * (2 * hidden + 2 * keys + 3 * mlp)
     else:
@@ -278,30 +270,16 @@ def _activations(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> in
     return tokens * config.machine.per_device_batch_size * kept
 
 
-def _mlp_width(text: PreTrainedConfig) -> int:
-    return getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-
-
-def _key_width(text: PreTrainedConfig) -> int:
-    heads = text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return head * (getattr(text, "num_key_value_heads", None) or heads)
-
-
 def _speech_tokens(lsm_config: LsmConfig) -> int:
     states = num_states(torch.tensor([SPEECH_MEL_FRAMES]), lsm_config.decoder_states)
     return num_speech_tokens(lsm_config.projector_config, int(states))
 
 
 def _width(config: TrainConfig) -> int:
-    """Bytes of a number that is computed with."""
-    return 2 if config.with_precision_for(_device(config.machine)).precision == "bf16" else 4
-
-
-def _device(machine: Machine) -> torch.device:
-    """The kind of device the run is meant for: GPUs if it wants several, or this machine's."""
+    """Bytes of a number that is computed with: on GPUs if the run wants several, or else on this machine's device."""
+    machine = config.machine
     gpu = machine.device == "auto" and (machine.devices > 1 or torch.cuda.is_available())
-    return torch.device("cuda" if gpu else "cpu")
+    return 2 if config.with_precision_for(torch.device("cuda" if gpu else "cpu")).precision == "bf16" else 4
 
 
 def _sharding(machine: Machine) -> str:
@@ -318,7 +296,3 @@ def _assumptions(config: TrainConfig, lsm_config: LsmConfig) -> str:
         f"computed in {'bfloat16' if _width(config) == 2 else 'float32'}, "
         f"activations {'checkpointed' if machine.gradient_checkpointing else 'kept'}{devices}"
     )
-
-
-def _gib(memory: dict[str, int]) -> dict[str, float]:
-    return {name: round(size / GIB, 3) for name, size in (memory | {"total": sum(memory.values())}).items()}

@@ -22,12 +22,7 @@ class LengthGrouped(Sampler[int], TrainerCallback):
 
     The order does not depend on how steps are divided, nor on any state: a run goes on in the middle of an epoch with
     exactly what it had not seen. As a callback it learns which epoch begins, since not every way in which the Trainer
-    wraps a loader hands that on.
-
-    Args:
-        lengths: tokens of each sample.
-        batch_size: samples of one optimizer step.
-        seed: of the order.
+    wraps a loader hands that on. `lengths` are in tokens; `batch_size` is in samples of one optimizer step.
     """
 
     def __init__(self, lengths: NDArray[Any], batch_size: int, seed: int):

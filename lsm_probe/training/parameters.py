@@ -62,12 +62,7 @@ def used_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def parameter_groups(model: nn.Module, decayed: Collection[str], stage: Stage) -> list[dict[str, Any]]:
-    """Trained parameters in groups of one learning rate and one weight decay, for the optimizer.
-
-    Args:
-        model: frozen parameters are left out.
-        decayed: names of the parameters with weight decay.
-        stage: gives the learning rates.
+    """Trained parameters in groups of one learning rate and one weight decay; `decayed` names those with weight decay.
 
     Raises:
         InputError: the stage gives rates for another number of layers.
@@ -93,8 +88,7 @@ def _layer_rates(model: nn.Module, stage: Stage) -> Callable[[str, nn.Parameter]
         return lambda name, parameter: 1.0
     llm = next(module for name, module in model.named_modules() if name.split(".")[-1] == "language_model")
     prefix = layers_prefix(llm)
-    layers = llm.config.get_text_config().num_hidden_layers
-    by_layer = stage.layer_rates
+    layers, by_layer = llm.config.get_text_config().num_hidden_layers, stage.layer_rates
     if len(by_layer) != layers:
         raise InputError(f"layer_rates holds {len(by_layer)} rates, but the LLM has {layers} layers: make them of it")
 

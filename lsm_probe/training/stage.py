@@ -45,14 +45,9 @@ from lsm_probe.training.stopping import StepInterrupted, StopOnSignal, notice_si
 
 
 class StageRun:
-    """One stage of a run.
+    """One stage of a run, which begins with the LSM in `start` (None: as `config` says) and writes one to `target`.
 
-    Args:
-        config: of the run, its precision resolved.
-        stage: of this stage.
-        start: the LSM that the stage before made; None for the first.
-        folder: of the stage's checkpoints and logs.
-        target: of the model it makes.
+    The `config` has its precision resolved; `folder` gets the stage's checkpoints and logs.
     """
 
     def __init__(

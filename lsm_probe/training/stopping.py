@@ -31,15 +31,10 @@ class StopOnSignal(TrainerCallback):
     It handles signals within its `with` block. Only a program's main thread can: in another, signals do what they did
     before.
 
-    Args:
-        distributed: whether other processes train with this one.
-
-    Attributes:
-        signal: the one that came; None if none did.
     """
 
     def __init__(self, *, distributed: bool) -> None:
-        self.signal: int | None = None
+        self.signal: int | None = None  # the one that came
         self._distributed = distributed
         self._may_interrupt = False
         self._before: dict[int, Any] = {}
@@ -79,12 +74,7 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False  # it may take longer than the time that is left
 
     def save_last_step(self, trainer: Any, is_saved: Callable[[], bool]) -> None:
-        """Saves what training had come to when the last whole step ended, after a step was left.
-
-        Args:
-            trainer: whose step that was.
-            is_saved: whether the checkpoint of the trainer's step is there already.
-        """
+        """After a step was left, saves the state at the end of the last whole step, unless that `is_saved` already."""
         self._restore_state()
         if trainer.state.global_step and not is_saved():
             # The Trainer has no public name for it; its own callback for SIGTERM calls it too.

@@ -23,12 +23,7 @@ from lsm_probe.training.stopping import StopOnSignal, leave_sigterm_to_trainer
 class LsmTrainer(Trainer):
     """Trains an LSM on a [`TrainingSet`] and evaluates it with its inputs shuffled.
 
-    Args:
-        stage: learning rates and weight decay of the parts.
-        order: which sample comes when.
-        stop: what ends the run at a signal.
-        held_out: the held-out samples under `true`, and under `speech` and `instruction` the controls.
-        kwargs: of `Trainer`.
+    `held_out` has the held-out samples under `true`, and under `speech` and `instruction` the controls.
     """
 
     def __init__(
@@ -40,10 +35,7 @@ class LsmTrainer(Trainer):
         held_out: dict[str, TrainingSet],
         **kwargs: Any,
     ):
-        self.stage = stage
-        self.order = order
-        self.stop = stop
-        self.held_out = held_out
+        self.stage, self.order, self.stop, self.held_out = stage, order, stop, held_out
         self._step_indices: list[int] = []  # of the samples of this step so far, in this process
         super().__init__(
             eval_dataset=held_out.get("true"),

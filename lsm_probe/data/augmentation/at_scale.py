@@ -158,13 +158,8 @@ def generation_steps(
 ) -> list[Any]:
     """The pipeline for an executor of datatrove's, whose `logging_dir` should be `out/logs`.
 
-    Args:
-        out: the output folder, on a disk of this machine or a shared one, with `samples.jsonl`.
-        llm: writes the prompts.
-        recipe: what to ask for and what to keep.
-        server: what answers.
-        in_flight: requests of each rank under way at once.
-        shard_rows: rows of a shard.
+    `out` is a folder with `samples.jsonl`, on a disk of this machine or a shared one; `in_flight` is the number of
+    requests that each rank has under way at once.
     """
     from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
     from datatrove.pipeline.writers.parquet import ParquetWriter

@@ -28,10 +28,6 @@ _EXAMPLES = 3
 def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
     """Writes `manifest.jsonl` (the samples kept, in the order of the data) and `report.json` from `out/shards`.
 
-    Args:
-        out: the output folder.
-        sample_ids: of all the jobs, in order.
-
     Returns:
         The report: samples drawn, kept and dropped by task and reason, how many answers had thinking removed
         (`thinking`, if any), answer tokens, seconds of generation and tokens per second (None where no shard tells

@@ -37,8 +37,6 @@ def generate_shards(
     Args:
         checkpoint: the text LLM.
         jobs: the work, whole also when part of it is done: which job belongs to which shard follows from it.
-        folder: of the shards.
-        recipe: its limits and filter.
         batch_size: prompts answered together; halved where memory runs out. It changes the numbers by rounding alone.
         on_progress: called with jobs done, answer tokens and seconds of this run.
 

@@ -20,21 +20,13 @@ from lsm_probe.models.thinking import UNFINISHED
 
 @dataclass(frozen=True)
 class Job:
-    """One sample's part of the work.
+    """One sample's part of the work."""
 
-    Attributes:
-        number: its place in the data.
-        sample: the sample; its own instruction and target play no part.
-        assignment: its task and instruction.
-        prompt: token ids that the LLM is to answer.
-        drop_reason: why it is left out before anything is generated, or None.
-    """
-
-    number: int
-    sample: Sample
-    assignment: Assignment
-    prompt: list[int]
-    drop_reason: str | None = None
+    number: int  # its place in the data
+    sample: Sample  # its own instruction and target are not used
+    assignment: Assignment  # its task and instruction
+    prompt: list[int]  # token ids that the LLM is to answer
+    drop_reason: str | None = None  # why it is left out before anything is generated, or None
 
     @property
     def generates(self) -> bool:
@@ -50,9 +42,8 @@ class Job:
     ) -> dict[str, Any]:
         """The job with its answer as a row of a shard.
 
-        Args:
-            thought: the thinking that the response begins with and the answer behind it, None if the thinking does not
-                end; None where there is no thinking.
+        `thought` is the thinking that the response begins with, if any, and the answer after it (None if the thinking
+        does not end).
         """
         sample, assignment = self.sample, self.assignment
         thinking, answer = thought if thought is not None and recipe.thinking == "drop" else (None, response)
@@ -96,13 +87,7 @@ def plan(checkpoint: Checkpoint, samples: Sequence[Sample], recipe: Recipe, prob
 
 
 def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sample, recipe: Recipe) -> Job:
-    """Draws and tokenises one sample's part.
-
-    Args:
-        encode: gives the token ids of the prompt for an instruction and a transcript.
-        number: the sample's place in the data.
-        sample: with a transcript.
-        recipe: what to draw from, and the longest prompt.
+    """Draws a sample's task and instruction; `encode` gives the prompt's token ids for instruction and transcript.
 
     Raises:
         InputError: the sample has no transcript.

@@ -24,19 +24,12 @@ SHARD_NAME = "${rank}_chunk_${chunk_index}.parquet"
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the equal parts of a run.
-
-    Attributes:
-        out: the output folder.
-        number: of the part, from 0.
-        rows: samples that fall to it.
-        shard_rows: rows of a shard, the last excepted.
-    """
+    """One of the equal parts of a run."""
 
     out: Path
-    number: int
-    rows: int
-    shard_rows: int
+    number: int  # of the part, from 0
+    rows: int  # samples that fall to it
+    shard_rows: int  # rows of a shard, the last excepted
 
     @property
     def is_finished(self) -> bool:

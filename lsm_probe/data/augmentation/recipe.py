@@ -40,10 +40,9 @@ class Recipe:
     thinking: Thinking = "drop"
 
     def __post_init__(self) -> None:
-        if self.thinking not in get_args(Thinking):
-            raise InputError(f"--thinking {self.thinking!r} is unknown; choose one of: {', '.join(get_args(Thinking))}")
-        if self.keep not in get_args(Keep):
-            raise InputError(f"--keep {self.keep!r} is unknown; choose one of: {', '.join(get_args(Keep))}")
+        for name, value, choices in (("thinking", self.thinking, Thinking), ("keep", self.keep, Keep)):
+            if value not in get_args(choices):
+                raise InputError(f"--{name} {value!r} is unknown; choose one of: {', '.join(get_args(choices))}")
         if self.max_new_tokens < 1 or self.max_prompt_tokens < 1:
             raise InputError("--max-new-tokens and --max-prompt-tokens must be at least 1")
 
@@ -55,12 +54,7 @@ class Recipe:
         return values
 
     def drop_reason(self, response: str, finish_reason: str) -> str | None:
-        """Why an answer is left out of the data, or None.
-
-        Args:
-            response: the answer.
-            finish_reason: `stop` where the model ended it, `length` where the limit did.
-        """
+        """Why an answer is left out of the data, or None; `finish_reason` is `stop` where the model ended it."""
         response = response.strip()
         if not response:
             return "empty"

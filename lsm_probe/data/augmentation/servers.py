@@ -27,17 +27,11 @@ _REQUEST_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where prompts go.
+    """Where prompts go."""
 
-    Attributes:
-        url: of a running OpenAI-compatible server; None: datatrove starts vLLM.
-        model: the server's name for the LLM.
-        dtype: of the weights of a vLLM started here.
-    """
-
-    url: str | None
-    model: str
-    dtype: str = "auto"
+    url: str | None  # of a running OpenAI-compatible server; None: datatrove starts vLLM
+    model: str  # the server's name for the LLM
+    dtype: str = "auto"  # of the weights of a vLLM started here
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the answers, as plain values, for the output folder's config."""
@@ -74,10 +68,7 @@ class Server:
 def find_server(choice: str, llm: Prompter, *, dtype: str = "auto") -> Server:
     """The server that `--server` names, tried out with one prompt if it is running.
 
-    Args:
-        choice: `vllm`, or the URL of a server on this machine.
-        llm: the text LLM that it should run.
-        dtype: of a vLLM's weights; a running server has its own.
+    The `choice` is `vllm`, or the URL of a server on this machine; `dtype` is of a vLLM's weights.
 
     Raises:
         InputError: `choice` is neither, vLLM is not installed, or the server does not answer prompts of token ids.

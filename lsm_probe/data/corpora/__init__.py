@@ -14,23 +14,15 @@ from lsm_probe.errors import InputError
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that can be turned into manifests.
+    """A corpus that can be turned into manifests."""
 
-    Attributes:
-        name: of the function that reads it, and in `config.yaml`.
-        title: its name as people write it.
-        root: what `--root` must be.
-        tasks: what its labels can be asked for, the paper's task first. The names are those of the instruction pools.
-        spoken: False for a question set, whose text has yet to be spoken; its root is a file.
-        module: of this package, where the function is; by default of the same name.
-    """
-
-    name: str
-    title: str
-    root: str
+    name: str  # of the function that reads it, and in `config.yaml`
+    title: str  # its name as people write it
+    root: str  # what `--root` must be
+    # What its labels can be asked for, the paper's task first. The names are those of the instruction pools.
     tasks: tuple[str, ...] = ("transcription",)
-    spoken: bool = True
-    module: str | None = None
+    spoken: bool = True  # False for a question set, whose text has yet to be spoken; its root is a file
+    module: str | None = None  # of this package, where the function is; by default of the same name
 
     @property
     def all_tasks(self) -> list[str]:
@@ -40,12 +32,7 @@ class Corpus:
     def read(self, root: Path, problems: Problems, splits: Collection[str] | None = None) -> Iterator[Utterance]:
         """Yields the corpus's utterances in its own order; what cannot be used goes into `problems`.
 
-        Sound files are named, not opened.
-
-        Args:
-            root: where the corpus lies.
-            problems: where bad entries go.
-            splits: only these are read; all if none are named.
+        Only these `splits` are read, or all if none are named. Sound files are named, not opened.
 
         Raises:
             InputError: `root` does not hold the corpus.

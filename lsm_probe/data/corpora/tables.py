@@ -50,11 +50,7 @@ def opened(path: Path, newline: str | None = None) -> TextIO:
 
 
 def lines_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(place, line) for every line, without its line break.
-
-    Args:
-        path: the file.
-        blank: gives blank lines too, for files whose lines belong together by number.
+    """(place, line) for every line, without its line break; `blank` lines only if asked for.
 
     Raises:
         InputError: the file does not exist or is not UTF-8.
@@ -73,11 +69,7 @@ def rows_of(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, row) for every row of a table with a header; a row of another length goes into `problems`.
 
-    Args:
-        path: the table.
-        columns: those that must be there.
-        problems: where bad rows go.
-        dialect: as `csv.DictReader` takes it; commas and double quotes without.
+    The `dialect` is that of `csv.DictReader`; by default commas and double quotes.
 
     Raises:
         InputError: the file does not exist, is not UTF-8, or lacks a column.
