@@ -12,9 +12,8 @@ from itertools import count as numbers
 from itertools import product
 from typing import TypeVar
 
-from lsm_probe.data.answers import keywords_answer, label_answer
 from lsm_probe.data.seeded_hash import seeded_hash
-from lsm_probe.data.utterance import Utterance
+from lsm_probe.data.utterance import Utterance, keywords_answer, label_answer
 from lsm_probe.errors import InputError
 
 T = TypeVar("T")

@@ -11,21 +11,13 @@ from lsm_probe.errors import InputError
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """What a result stores about its data.
+    """What a result stores about its data."""
 
-    Attributes:
-        name: of the manifest, or of the tasks.
-        sha256: hash of everything that goes into prompts and targets.
-        n_samples: number of samples, those left out included.
-        instruction: the one instruction that replaced those of the samples, if any.
-        parts: of data put together from several sources.
-    """
-
-    name: str
-    sha256: str
-    n_samples: int
-    instruction: str | None = None
-    parts: tuple[DataIdentity, ...] = ()
+    name: str  # of the manifest, or of the tasks
+    sha256: str  # hash of everything that goes into prompts and targets
+    n_samples: int  # number of samples, those left out included
+    instruction: str | None = None  # the one instruction that replaced those of the samples, if any
+    parts: tuple[DataIdentity, ...] = ()  # of data put together from several sources
 
     def is_same_as(self, other: DataIdentity) -> bool:
         """Whether both stand for the same samples, whatever their names."""

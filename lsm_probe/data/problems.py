@@ -19,11 +19,7 @@ LEFT_OUT = "left_out.txt"
 
 @dataclass
 class Problems:
-    """The entries of some input that cannot be used, each as one line saying where, what, and how to fix it.
-
-    Attributes:
-        found: the lines, in the order they were met.
-    """
+    """The entries of some input that cannot be used, each as one line saying where, what, and how to fix it."""
 
     found: list[str] = field(default_factory=list)
 

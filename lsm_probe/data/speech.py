@@ -40,17 +40,12 @@ _CHUNK_SIZE = 8
 class SpeechSettings:
     """How texts are spoken: a voice, a speed and the seed of the voice's noise are chosen for each.
 
-    Attributes:
-        voices: to choose from, of [`lsm_probe.data.voices.available_voices`].
-        speeds: to choose from; 1.0 is a voice's own speed.
-        seed: of the random choices.
-
     Raises:
         InputError: a voice is not here, or a speed is not between `SLOWEST` and `FASTEST`.
     """
 
-    voices: tuple[str, ...] = (DEFAULT_VOICE,)
-    speeds: tuple[float, ...] = (1.0,)
+    voices: tuple[str, ...] = (DEFAULT_VOICE,)  # of [`lsm_probe.data.voices.available_voices`]
+    speeds: tuple[float, ...] = (1.0,)  # 1.0 is a voice's own speed
     seed: int = 0
 
     def __post_init__(self) -> None:

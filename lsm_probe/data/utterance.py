@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,39 +11,23 @@ from lsm_probe.errors import InputError
 
 @dataclass(frozen=True)
 class Utterance:
-    """What a corpus reader yields.
+    """What a corpus reader yields."""
 
-    Attributes:
-        id: unique in its split.
-        split: the corpus's own name of the part it belongs to, for example "test-clean".
-        text: the transcript; None where the corpus has none.
-        audio: the sound file; None where the text has yet to be spoken.
-        start: where the utterance begins in `audio`, seconds.
-        duration: its length, seconds; None reads to the end.
-        language: code of that of the speech, see [`lsm_probe.languages.Language`]; None where it is not known.
-        target_language: that `answers["translation"]` is in, by its English name.
-        context: further text the question is about.
-        answers: task -> right answer; a corpus's own tasks only, transcription is always possible.
-        alternatives: task -> further right answers.
-    """
-
-    id: str
-    split: str
-    text: str | None
-    audio: Path | None = None
-    start: float = 0.0
-    duration: float | None = None
-    language: str | None = "en"
-    target_language: str | None = None
-    context: str | None = None
+    id: str  # unique in its split
+    split: str  # the corpus's own name of the part it belongs to, for example "test-clean"
+    text: str | None  # the transcript; None where the corpus has none
+    audio: Path | None = None  # the sound file; None where the text has yet to be spoken
+    start: float = 0.0  # where the utterance begins in `audio`, seconds
+    duration: float | None = None  # its length, seconds; None reads to the end
+    language: str | None = "en"  # of the speech, a code as of [`lsm_probe.languages.Language`]; None if unknown
+    target_language: str | None = None  # English name of the language of `answers["translation"]`
+    context: str | None = None  # further text the question is about
+    # Task -> right answer, for the tasks of the corpus; transcription is always possible.
     answers: dict[str, str] = field(default_factory=dict)
-    alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)  # task -> further right answers
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            InputError: id or split is no Unicode text, as JSON may hold.
-        """
+        """Raises InputError if id or split is no Unicode text, as JSON may hold."""
         for name in (self.id, self.split):
             try:
                 name.encode()
@@ -57,3 +42,13 @@ class Utterance:
     def answer(self, task: str) -> str | None:
         """The right answer to a task, or None: the transcript for "transcription"."""
         return self.text if task == "transcription" else self.answers.get(task)
+
+
+def label_answer(label: str) -> str:
+    """The right answer to an instruction that asks for a label: `{'joy'}`."""
+    return "{" + repr(label) + "}"
+
+
+def keywords_answer(keywords: Sequence[str]) -> str:
+    """The right answer to an instruction that asks for keywords: `['kitchen', 'turn on']`."""
+    return repr(list(keywords))

@@ -14,10 +14,6 @@ OnProgress = Callable[..., None]
 class ShowProgress(TrainerCallback):
     """Hands on the step, the loss, and the speed; before the first step, and within a step or an evaluation, how far
     that is: on a slow machine each may take minutes.
-
-    Attributes:
-        tokens_per_second: of prompts and responses over all processes, since training began or went on; padding, and
-            the time of evaluating and saving, left out.
     """
 
     def __init__(self, name: str, on_progress: OnProgress):
@@ -29,6 +25,7 @@ class ShowProgress(TrainerCallback):
         self._first_tokens = 0
         self._passes = 0
         self._evaluated = 0
+        # Of prompts and responses over all processes, without padding, nor the time of evaluating and saving.
         self.tokens_per_second = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -49,11 +49,11 @@ class StageEstimate:
     # `encoder`, `connector`, `LLM embeddings` (with the head, where it has weights of its own), `LLM layers`, and under
     # `lora` the adapters.
     parts: tuple[Part, ...]
-    samples: int | None  # in its training set; None where nothing says
-    samples_from: str  # what says so, or what is missing
+    samples: int | None  # in its training set; None if unknown
+    samples_from: str  # where the number comes from, or what is missing
     batch_size: int  # samples in an optimizer step
     accumulation: int  # forward passes of each process in an optimizer step
-    steps: int | None  # optimizer steps, None where samples and `max_steps` are
+    steps: int | None  # optimizer steps; None where both samples and `max_steps` are unknown
     warmup_steps: int | None  # the first of them, in which the learning rate rises
     memory: dict[str, int]  # bytes on each device by what they hold. An estimate: see [`memory`]
 
@@ -86,11 +86,7 @@ class Estimate:
 
 
 def estimate(config: TrainConfig, arguments: Sequence[str] = ("CONFIG",)) -> Estimate:
-    """Estimates a run.
-
-    Args:
-        config: its settings.
-        arguments: config, overrides and options as the user gave them, for the launch line.
+    """Estimates a run; `arguments` are config, overrides and options as the user gave them, for the launch line.
 
     Raises:
         InputError: a model of the config is unknown, of the wrong kind or fits no other; a manifest is not JSON; or a
@@ -98,14 +94,10 @@ def estimate(config: TrainConfig, arguments: Sequence[str] = ("CONFIG",)) -> Est
     """
     lsm_config = _lsm_config(config)
     stages = tuple(_estimate_stage(config, lsm_config, stage) for stage in config.resolved_stages())
-    return Estimate(stages, _assumptions(config, lsm_config), launch_line(config, arguments))
-
-
-def launch_line(config: TrainConfig, arguments: Sequence[str]) -> str:
-    """The command that starts the run, on one machine."""
     devices = config.machine.devices
     start = "lsm-probe" if devices == 1 else f"torchrun --nproc-per-node {devices} -m lsm_probe"
-    return f"{start} train {shlex.join(arguments)}{'' if '--out' in arguments else ' --out DIR'}"
+    launch = f"{start} train {shlex.join(arguments)}{'' if '--out' in arguments else ' --out DIR'}"
+    return Estimate(stages, _assumptions(config, lsm_config), launch)
 
 
 def _estimate_stage(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> StageEstimate:

@@ -58,9 +58,8 @@ def train(
         warn_if_emulated(torch.bfloat16, state.device, "precision=bf16")
     config = config.with_precision_for(state.device)
     stages = config.resolved_stages()
-    for stage in stages:
-        if not stage.train:
-            raise InputError("the config names no training data: add train=MANIFEST.jsonl")
+    if not all(stage.train for stage in stages):
+        raise InputError("the config names no training data: add train=MANIFEST.jsonl")
     if state.is_main_process and state.num_processes != config.machine.devices:
         warnings.warn(
             f"the config is meant for machine.devices={config.machine.devices}, this run has {state.num_processes}: "

@@ -169,13 +169,11 @@ class StageRun:
             dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
             states = SpeechStates(cache_root() / "states", checkpoint, dtype)
             train, held_out = self._encode(states, checkpoint, train, held_out)
-        views: dict[str, list[Sample] | None] = {}
-        if held_out:
-            views = {
-                "true": held_out,
-                "speech": with_speech_shuffled(held_out, seed),
-                "instruction": with_instructions_shuffled(held_out, seed),
-            }
+        views = {
+            "true": held_out,
+            "speech": with_speech_shuffled(held_out, seed),
+            "instruction": with_instructions_shuffled(held_out, seed),
+        }
         sets = {name: TrainingSet(view, checkpoint, states) for name, view in views.items() if view}
         return TrainingSet(train, checkpoint, states), sets
 

@@ -30,12 +30,8 @@ BATCH_SIZE = 8
 class SpeechStates:
     """Encoder states by utterance, in a folder named by everything they depend on but the utterance itself.
 
-    A file holds one utterance's pieces (`0`, `1`, ...), `[states, encoder_dim]` each, padding left out.
-
-    Args:
-        root: the folder above.
-        checkpoint: the LSM whose encoder is asked.
-        dtype: what is computed in and stored; bfloat16 under autocast.
+    A file holds one utterance's pieces (`0`, `1`, ...), `[states, encoder_dim]` each, without padding. They are
+    computed and stored in `dtype`, bfloat16 under autocast.
     """
 
     def __init__(self, root: Path, checkpoint: Lsm, dtype: torch.dtype = torch.float32):

@@ -19,10 +19,8 @@ _SAMPLES = 4
 def seconds_per_sample(config: TrainConfig) -> float:
     """Seconds that a sample takes in a pass forward and back, with those it is batched with.
 
-    The optimizer's update, reading and saving are not in it.
-
-    Args:
-        config: of the run; its first stage is timed, on its first four samples, in the second of two passes.
+    The first stage is timed, on its first four samples, in the second of two passes; without the optimizer's update,
+    reading and saving.
 
     Raises:
         InputError: config, data or model cannot be used.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lsm_probe.data.answers import keywords_answer, label_answer
 from lsm_probe.data.corpora.labels import labels_of
+from lsm_probe.data.utterance import keywords_answer, label_answer
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.answers import Answer, capitals, keywords, label, language, text, true_false
 

@@ -127,10 +127,7 @@ def augment_at_scale(
 
 
 def require_datatrove() -> None:
-    """
-    Raises:
-        InputError: datatrove or one of its companions is not installed.
-    """
+    """Raises InputError if datatrove or one of its companions is not installed."""
     try:
         for package in ("datatrove", "aiofiles", "aiosqlite", "httpx", "orjson", "xxhash"):
             version(package)

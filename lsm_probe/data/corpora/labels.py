@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from lsm_probe.data.answers import label_answer
 from lsm_probe.data.pools import read_pool
+from lsm_probe.data.utterance import label_answer
 from lsm_probe.errors import InputError
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lsm_probe.data.answers import keywords_answer
 from lsm_probe.data.corpora.labels import labels_of
 from lsm_probe.data.corpora.tables import Wanted, inside, object_in, parsed
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.utterance import Utterance
+from lsm_probe.data.utterance import Utterance, keywords_answer
 from lsm_probe.errors import InputError
 from lsm_probe.languages import require_language
 
