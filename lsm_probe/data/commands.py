@@ -1,7 +1,7 @@
 """A small closed world of spoken commands: switch, turn up and open eight devices in eight rooms, politely or not.
 
-Everything is known of each sentence, so that every answer can be checked, and words are few, so that a small model
-can learn to hear them.
+The meaning of each sentence is known, so every answer can be checked. The vocabulary is small, so a small model can
+learn to recognise it.
 """
 
 from __future__ import annotations

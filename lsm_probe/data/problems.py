@@ -1,4 +1,4 @@
-"""What was wrong with the input: collected while reading, settled once, so that nothing is dropped in silence."""
+"""Problems of the input: collected while reading and reported once, so that nothing is left out without a message."""
 
 from __future__ import annotations
 

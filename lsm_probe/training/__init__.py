@@ -1,1 +1,1 @@
-"""Training: the core that makes the checkpoints the probes look into, on transformers' Trainer."""
+"""Training of LSM checkpoints with transformers' Trainer."""

@@ -1,4 +1,4 @@
-"""What shows how far a run is."""
+"""Progress of a training run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ OnProgress = Callable[..., None]
 
 
 class ShowProgress(TrainerCallback):
-    """Hands on the step, the loss, and the speed; before the first step, and within a step or an evaluation, how far
-    that is: on a slow machine each may take minutes.
+    """Reports the step, the loss and the speed.
+
+    On a slow machine a step or an evaluation takes minutes, so the progress within it is reported too.
     """
 
     def __init__(self, name: str, on_progress: OnProgress):

@@ -35,12 +35,12 @@ _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write f
 class ChecksumCallback(TrainerCallback):
     """Writes `checksums.json` into a checkpoint as its last file: one without it was never finished.
 
-    Only then is an older one removed, by its step: the Trainer goes by the times of folders, which a copy or a clock
-    set back turn round, so that it may remove the one it has just written.
+    Only then are checkpoints older than the last two removed, by their steps. The Trainer would go by the times of
+    folders: after a copy, or with a clock that was set back, it may remove the checkpoint it has just written.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
-        # The Trainer would log and save as often as the run it goes on with, whatever is asked for now.
+        # The Trainer would log and save as often as the resumed run did, whatever is asked for now.
         state.compute_steps(args, state.max_steps)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:

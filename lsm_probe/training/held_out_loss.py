@@ -1,4 +1,4 @@
-"""The held-out loss, and what it loses when the speech or the instruction is another sample's."""
+"""The held-out loss, and how much it rises when the speech or the instruction is another sample's."""
 
 from __future__ import annotations
 

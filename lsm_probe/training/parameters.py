@@ -18,7 +18,7 @@ CONNECTOR = "multi_modal_projector"
 
 
 def prepare_model(model: PreTrainedModel, stage: Stage) -> Any:
-    """Freezes what the stage's strategy does not train; for `lora` returns a peft model round `model`."""
+    """Freezes what the stage's strategy does not train; for `lora` returns a peft model around `model`."""
     model.requires_grad_(False)
     if stage.strategy == "lora":
         return _with_lora(model, stage.lora)

@@ -1,4 +1,4 @@
-"""Which samples a stage trains on and is judged by, and the two controls that ask whether the model uses its inputs."""
+"""Training and held-out samples of a stage, and two controls that test whether the model uses its inputs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def file_state(path: Path) -> tuple[int, int] | None:
 def with_speech_shuffled(samples: Sequence[Sample], seed: int) -> list[Sample] | None:
     """Each sample with the speech of another utterance; None where there is but one utterance.
 
-    A model that does not listen answers these as well as the true ones.
+    A model that ignores the speech has as low a loss on these as on the true ones.
     """
     return _with_others(samples, seed, lambda sample: sample.utterance, ("audio", "start", "duration", "text"))
 
@@ -85,7 +85,7 @@ def with_instructions_shuffled(samples: Sequence[Sample], seed: int) -> list[Sam
     """Each sample with the instruction of another task (of another wording where there is one task, or tasks share
     wordings); None where all have the same.
 
-    A model that does not read its instruction answers these as well as the true ones.
+    A model that ignores the instruction has as low a loss on these as on the true ones.
     """
     wordings = {sample.instruction for sample in samples}
     tasks = {sample.task for sample in samples}

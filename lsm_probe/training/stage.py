@@ -7,6 +7,7 @@ import json
 import platform
 import time
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,26 +45,24 @@ from lsm_probe.training.states import SpeechStates
 from lsm_probe.training.stopping import StepInterrupted, StopOnSignal, notice_signals_in_backward
 
 
+@dataclass
 class StageRun:
     """One stage of a run, which begins with the LSM in `start` (None: as `config` says) and writes one to `target`.
 
     The `config` has its precision resolved; `folder` gets the stage's checkpoints and logs.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        stage: Stage,
-        start: Path | None,
-        folder: Path,
-        target: Path,
-        on_error: OnError,
-        on_progress: OnProgress,
-    ):
-        self.config, self.stage, self.start, self.folder, self.target = config, stage, start, folder, target
-        self.machine = config.machine
-        self.on_error, self.on_progress = on_error, on_progress
-        self.progress = ShowProgress(stage.name, on_progress)
+    config: TrainConfig
+    stage: Stage
+    start: Path | None
+    folder: Path
+    target: Path
+    on_error: OnError
+    on_progress: OnProgress
+
+    def __post_init__(self) -> None:
+        self.machine = self.config.machine
+        self.progress = ShowProgress(self.stage.name, self.on_progress)
         self.state = PartialState()
         self.stop = StopOnSignal(distributed=self.state.num_processes > 1)
 

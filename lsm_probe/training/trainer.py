@@ -108,7 +108,7 @@ class LsmTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Held-out loss with the true inputs and with each control's; see [`summarise`]."""
-        # A loader draws its workers' seed from the global generator: training must not go on otherwise for it.
+        # A loader draws its workers' seed from the global generator. Evaluating must not change how training goes on.
         with torch.random.fork_rng(devices=[]), self.stop.interruptible():
             losses = {name: self._losses(view) for name, view in self.held_out.items()}
         metrics = summarise(losses, self.held_out["true"].samples, self.args.seed)
