@@ -94,27 +94,18 @@ class AudioLlmProcessor:
         return replace(prompt, features=features)
 
     def encode_with_speech(self, instruction: str, speech: Tensor) -> Prompt:
-        """Encodes another instruction about an utterance whose speech tokens are there already.
-
-        Args:
-            instruction: what the model is told to do.
-            speech: the utterance's speech tokens, `[speech tokens, llm_dim]`.
-        """
+        """As [`LsmProcessor.encode_with_speech`]: `speech` is `[speech tokens, llm_dim]`."""
         refuse_placeholder("instruction", instruction, self.audio_token)
-        return replace(self._with_speech(instruction, len(speech)), speech=speech)
+        written = self._write(instruction.strip(), None)
+        return replace(resize_source(written, len(speech), self.audio_token_id), speech=speech)
 
     def encode_text(self, instruction: str, transcript: str) -> Prompt:
-        """Encodes one instruction about a transcript, which stands where the speech would.
-
-        Raises:
-            InputError: the transcript holds the audio placeholder; or it or the instruction holds a control token or
-                tokenises to nothing.
-        """
+        """As [`LsmProcessor.encode_text`], with the same errors."""
         refuse_placeholder("transcript", transcript, self.audio_token)
         return self._write(instruction.strip(), transcript.strip())
 
     def example(self) -> Sequence[tuple[int, object]]:
-        """A prompt of given words as the template renders it, cut into segments: tells templates apart."""
+        """As [`LsmProcessor.example`]."""
         return self._pieces("{instruction}", None)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -122,9 +113,6 @@ class AudioLlmProcessor:
 
     def _resampled(self, audio: NDArray[np.float32]) -> NDArray[np.float32]:
         return audio if self.rate == RATE else soxr.resample(audio, RATE, self.rate)
-
-    def _with_speech(self, instruction: str, length: int) -> Prompt:
-        return resize_source(self._write(instruction.strip(), None), length, self.audio_token_id)
 
     def _check_whole(self, instruction: str, audio: NDArray[np.float32], features: dict[str, Tensor]) -> None:
         other = audio.copy()  # ends in a loud 2 kHz, whatever the speech ends in

@@ -17,15 +17,9 @@ from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
 from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.identity import (
-    ConnectorIdentity,
-    EncoderIdentity,
-    ModelIdentity,
-    TrainingIdentity,
-    describe_prompt,
-    identify,
-)
+from lsm_probe.models.identity import ConnectorIdentity, EncoderIdentity, ModelIdentity, TrainingIdentity, identify
 from lsm_probe.models.pretrained import pretrained, pretrained_model
+from lsm_probe.models.prompter import describe_prompt
 
 UNTRAINED = "builtin:untrained"
 BUILTIN_LSMS = (UNTRAINED, *(f"builtin:{name}" for name in builtin_arms()))
@@ -96,29 +90,21 @@ def build_lsm(
 
 def build_builtin(name: str, *, dtype: torch.dtype, template: str | None = None, date: str | None = None) -> Lsm:
     """One of [`BUILTIN_LSMS`], the arguments as in [`build_lsm`]."""
-    parts = (assets.speech_encoder(), assets.language_model())
-    if name == UNTRAINED:
-        checkpoint = build_lsm(*parts, dtype=dtype, template=template, date=date)
-        checkpoint.name = name
-        return checkpoint
     arm = name.removeprefix("builtin:")
-    training = read_training(arm)
-    checkpoint = build_lsm(
-        *parts,
-        projector=training.projector,
-        encoder_context=training.encoder_context,
-        dtype=dtype,
-        template=template,
-        date=date,
-    )
-    training.apply(checkpoint.model)
+    training = None if name == UNTRAINED else read_training(arm)
+    settings: dict[str, Any] = {"dtype": dtype, "template": template, "date": date}
+    if training is not None:
+        settings |= {"projector": training.projector, "encoder_context": training.encoder_context}
+    checkpoint = build_lsm(assets.speech_encoder(), assets.language_model(), **settings)
     checkpoint.name = name
-    # The seed of the connector is left out: its weights were replaced.
-    checkpoint.identity = replace(
-        checkpoint.identity,
-        connector=ConnectorIdentity(settings=checkpoint.processor.projector, trained=True),
-        training=TrainingIdentity(**training.arm, sha256=sha256(arm_file(arm))),
-    )
+    if training is not None:
+        training.apply(checkpoint.model)
+        # The seed of the connector is left out: its weights were replaced.
+        checkpoint.identity = replace(
+            checkpoint.identity,
+            connector=ConnectorIdentity(settings=checkpoint.processor.projector, trained=True),
+            training=TrainingIdentity(**training.arm, sha256=sha256(arm_file(arm))),
+        )
     return checkpoint
 
 

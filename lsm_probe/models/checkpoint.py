@@ -148,15 +148,7 @@ class Checkpoint(ABC):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def find_thought(self, prompt: Prompt, response: list[int]) -> Thought | None:
-        """The thinking that a response begins with.
-
-        Args:
-            prompt: what was answered.
-            response: token ids.
-
-        Returns:
-            None where the response holds no thinking.
-        """
+        """The thinking that a response (token ids) to a prompt begins with; None where it holds none."""
         ended = bool(response) and response[-1] in self.eos_token_ids
         return find_thought(self.tokenizer, response, text_after_user(self.tokenizer, prompt), ended=ended)
 
@@ -202,8 +194,7 @@ class Checkpoint(ABC):
         ids = torch.tensor([prompt.input_ids], device=device)
         if prompt.features:
             return self._embed_speech(prompt, ids, {name: x.to(device) for name, x in prompt.features.items()})
-        embedded: Tensor = self.llm.get_input_embeddings()(ids)[0]
-        return embedded
+        return self.llm.get_input_embeddings()(ids)[0]
 
     def _embed_speech(self, prompt: Prompt, ids: Tensor, features: dict[str, Tensor]) -> Tensor:
         """Embeds a prompt about speech, `[tokens, llm_dim]`; `ids` `[1, tokens]` and `features` are on the device."""

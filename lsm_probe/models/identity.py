@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from transformers import PreTrainedConfig
 
@@ -14,7 +13,6 @@ from lsm_probe.assets.cache import SEAL, sha256
 from lsm_probe.checksums import read_checksums, verify
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import require_folder
-from lsm_probe.models.prompts import prompt_sha256
 
 Checksums = Literal["verified", "unverified"]
 
@@ -23,12 +21,8 @@ Checksums = Literal["verified", "unverified"]
 class _Identity:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, in the order of the fields; those that are None are left out."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value.to_dict() if isinstance(value, _Identity) else value
-            for name, value in values.items()
-            if value is not None
-        }
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value.to_dict() if name in _PARTS else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -39,19 +33,13 @@ class _Identity:
         """
         if not isinstance(values, Mapping):
             raise InputError(f"{cls.__name__} is {values!r}: it must be a JSON object")
-        values = cls._by_field(values)
-        known = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        if unknown := sorted(values.keys() - known):
+        if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
             raise InputError(f"{cls.__name__} has unknown keys: {', '.join(unknown)}")
-        if missing := sorted(needed - values.keys()):
+        if missing := sorted({field.name for field in fields(cls) if field.default is MISSING} - values.keys()):
             raise InputError(f"{cls.__name__} lacks: {', '.join(missing)}")
-        return cls(**values)
-
-    @classmethod
-    def _by_field(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values for the fields, from what [`to_dict`] wrote."""
-        return values
+        return cls(
+            **{name: _PARTS[name].from_dict(value) if name in _PARTS else value for name, value in values.items()}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +89,11 @@ class ConnectorIdentity(_Identity):
         return values.pop("settings") | values
 
     @classmethod
-    def _by_field(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        own = {name: values[name] for name in ("seed", "trained") if name in values}
-        return {"settings": {name: value for name, value in values.items() if name not in own}, **own}
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        if isinstance(values, Mapping):
+            own = {name: values[name] for name in ("seed", "trained") if name in values}
+            values = {"settings": {name: value for name, value in values.items() if name not in own}, **own}
+        return super().from_dict(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +133,6 @@ class ModelIdentity(WeightsIdentity):
     training: TrainingIdentity | None = None
     transcriber: WeightsIdentity | None = None
 
-    @classmethod
-    def _by_field(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: _PARTS[name].from_dict(value) if name in _PARTS else value for name, value in values.items()}
-
 
 _PARTS: dict[str, type[_Identity]] = {
     "encoder": EncoderIdentity,
@@ -155,17 +141,6 @@ _PARTS: dict[str, type[_Identity]] = {
     "training": TrainingIdentity,
     "transcriber": WeightsIdentity,
 }
-
-
-class PromptWriter(Protocol):
-    """What [`describe_prompt`] needs of a checkpoint."""
-
-    @property
-    def date(self) -> str | None:
-        """What its chat template writes as today's date; None if it writes none."""
-
-    def example_prompt(self) -> Sequence[tuple[int, object]]:
-        """A prompt with fixed words in the place of instruction and source, cut into segments."""
 
 
 def check_folder(folder: str | Path) -> Checksums | None:
@@ -197,7 +172,7 @@ def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums 
     """
     # The first kind that is there is what transformers loads.
     weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
-    known = read_checksums(Path(folder)) if checksums == "verified" else {}  # read once, not twice
+    known = read_checksums(Path(folder)) if checksums == "verified" else {}  # saves reading the weights again
     hashes = {path.name: known[path.name]["sha256"] if path.name in known else sha256(path) for path in weights}
     return WeightsIdentity(
         model_type=config.model_type,
@@ -205,27 +180,3 @@ def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums 
         checksums=checksums,
         weights_sha256=hashes or None,
     )
-
-
-def describe_prompt(writer: PromptWriter, name: str, date: str | None) -> dict[str, Any]:
-    """The fields of [`ModelIdentity`] that distinguish the prompts of one checkpoint from those of another.
-
-    Args:
-        writer: the checkpoint.
-        name: how the warning calls it.
-        date: the date that was asked for, if any.
-
-    Returns:
-        `prompt_sha256` and `date`. Empty if the template renders no prompt: whoever asks for a prompt is told why.
-
-    Warns:
-        UserWarning: a date was asked for that the template does not print.
-    """
-    try:
-        example = writer.example_prompt()
-    except (InputError, LookupError):
-        return {}
-    written = writer.date
-    if date is not None and written is None:
-        warnings.warn(f"--date {date} changes nothing: the prompt template of {name} writes no date", stacklevel=3)
-    return {"prompt_sha256": prompt_sha256(example), "date": written}

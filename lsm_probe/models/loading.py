@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
 )
 
@@ -33,12 +30,12 @@ from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.device_map import SPREAD, dispatch_over_gpus
 from lsm_probe.models.devices import resolve_device, resolve_dtype
-from lsm_probe.models.identity import ModelIdentity, check_folder, describe_prompt, identify
+from lsm_probe.models.identity import ModelIdentity, check_folder, identify
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
-from lsm_probe.models.prompter import Prompter
-from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
+from lsm_probe.models.prompter import Prompter, describe_prompt
+from lsm_probe.models.prompts import encode_prompt, encode_target
 from lsm_probe.models.templates import TEMPLATES, default_template
 
 BUILTIN_LLM = "builtin:llm"
@@ -118,12 +115,6 @@ def look_up(name: str) -> Literal["speech", "text"] | None:
     return "text" if is_causal(config) else None
 
 
-def look_up_text(name: str) -> Literal["text"]:
-    """As [`look_up`], for a probe that gives the transcript to every checkpoint."""
-    look_up(name)
-    return "text"
-
-
 def load_prompter(name: str | Path, *, template: str | None = None, date: str | None = None) -> Prompter:
     """Loads what writes a text LLM's prompts, its weights left where they are.
 
@@ -165,22 +156,10 @@ def load_text_check(name: str, *, template: str | None = None) -> Callable[[str,
         InputError: there is no such checkpoint, or it is of a kind that cannot be probed.
     """
     _check_template(template)
-    tokenizer, encode = _text_encoder(name, template)
-
-    def check(instruction: str, transcript: str | None, target: str | None) -> None:
-        encode(instruction, transcript or "words")
-        if target:
-            encode_target(tokenizer, target)
-
-    return check
-
-
-def _text_encoder(name: str, template: str | None) -> tuple[PreTrainedTokenizerBase, Callable[[str, str], Prompt]]:
-    """A checkpoint's tokenizer, and what encodes an instruction and a transcript as its prompts."""
     kind = look_up(name)
     folder = str(assets.language_model()) if name in BUILTIN else name
     config = pretrained(AutoConfig, folder)
-    processor: LsmProcessor | AudioLlmProcessor
+    processor: LsmProcessor | AudioLlmProcessor | None = None
     if isinstance(config, LsmConfig):
         processor = pretrained(AutoProcessor, folder)
         processor.template = template or processor.template
@@ -189,10 +168,17 @@ def _text_encoder(name: str, template: str | None) -> tuple[PreTrainedTokenizerB
     elif kind == "speech":
         extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
         processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder), template=template)
-    else:
-        tokenizer = pretrained(AutoTokenizer, folder)
-        return tokenizer, partial(encode_prompt, tokenizer, template or default_template(tokenizer))
-    return processor.tokenizer, processor.encode_text
+    tokenizer = processor.tokenizer if processor else pretrained(AutoTokenizer, folder)
+
+    def check(instruction: str, transcript: str | None, target: str | None) -> None:
+        if processor:
+            processor.encode_text(instruction, transcript or "words")
+        else:
+            encode_prompt(tokenizer, template or default_template(tokenizer), instruction, transcript or "words")
+        if target:
+            encode_target(tokenizer, target)
+
+    return check
 
 
 def _folder(name: str) -> str:
@@ -220,7 +206,11 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
         model: Any = pretrained_model(LsmForConditionalGeneration, folder, dtype)
         checkpoint: Checkpoint = Lsm(name, model, processor)
     elif (audio_class := audio_llm_class(config)) is not None:
-        checkpoint = _load_audio_llm(name, folder, config, audio_class, dtype, template, date)
+        # First the processor: what is wrong with it should not wait for the weights.
+        processor = _audio_llm_processor(name, folder, config, template, date)
+        model = pretrained_model(audio_class, folder, dtype)
+        check_reads_embeddings(model.eval(), name)
+        checkpoint = AudioLlm(name, model, processor)
     else:
         model = load_causal_llm(f"--ckpt {name}", folder, dtype)
         tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
@@ -228,22 +218,6 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
     weights = identify(folder, config, checksums)
     checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))
     return checkpoint
-
-
-def _load_audio_llm(
-    name: str,
-    folder: str,
-    config: PreTrainedConfig,
-    audio_class: type[PreTrainedModel],
-    dtype: torch.dtype,
-    template: str | None,
-    date: str | None,
-) -> AudioLlm:
-    # First the processor: what is wrong with it should not wait for the weights.
-    processor = _audio_llm_processor(name, folder, config, template, date)
-    model = pretrained_model(audio_class, folder, dtype)
-    check_reads_embeddings(model.eval(), name)
-    return AudioLlm(name, model, processor)
 
 
 def _audio_llm_processor(

@@ -61,19 +61,11 @@ class LsmProcessor(ProcessorMixin):
             InputError: the feature extractor is that of another encoder.
         """
         check_feature_extractor(feature_extractor, config)
-        projector = {
-            k: v
-            for k, v in config.projector_config.to_diff_dict().items()
-            if k not in ("transformers_version", "model_type")
-        }
-        return cls(
-            feature_extractor,
-            tokenizer,
-            config.audio_token_id,
-            projector,
-            template,
-            decoder_states=config.decoder_states,
-        )
+        projector = config.projector_config.to_diff_dict()
+        for name in ("transformers_version", "model_type"):
+            projector.pop(name, None)
+        ids, states = config.audio_token_id, config.decoder_states
+        return cls(feature_extractor, tokenizer, ids, projector, template, decoder_states=states)
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
         """Encodes one instruction about one utterance.
@@ -111,18 +103,12 @@ class LsmProcessor(ProcessorMixin):
         return encode_prompt(self.tokenizer, self.template, instruction, transcript)
 
     def example(self) -> list[Piece]:
-        """A prompt of given words as the template renders it, cut into segments: tells templates apart."""
+        """A prompt with fixed words in the place of the instruction, cut into segments; identifies the template."""
         return example_prompt(self.tokenizer, self.template, AUDIO_TOKEN)
 
     def _encode_speech(self, instruction: str, speech_tokens: int) -> Prompt:
-        return encode_prompt(
-            self.tokenizer,
-            self.template,
-            instruction,
-            AUDIO_TOKEN,
-            source_length=speech_tokens,
-            audio_token_id=self.audio_token_id,
-        )
+        options = {"source_length": speech_tokens, "audio_token_id": self.audio_token_id}
+        return encode_prompt(self.tokenizer, self.template, instruction, AUDIO_TOKEN, **options)
 
     def __call__(
         self,
@@ -224,7 +210,5 @@ def pad(rows: list[list[int]], value: int, side: Literal["left", "right"]) -> Te
     """Pads lists of integers to `[rows, longest]`."""
     longest = max(len(row) for row in rows)
     filler = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor(
-        [f + row if side == "left" else row + f for row, f in zip(rows, filler, strict=True)],
-        dtype=torch.long,
-    )
+    padded = [f + row if side == "left" else row + f for row, f in zip(rows, filler, strict=True)]
+    return torch.tensor(padded, dtype=torch.long)

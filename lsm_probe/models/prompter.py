@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.dates import written_date
 from lsm_probe.models.identity import ModelIdentity
-from lsm_probe.models.prompts import encode_prompt, example_prompt
+from lsm_probe.models.prompts import encode_prompt, example_prompt, prompt_sha256
 from lsm_probe.models.segments import Piece
 from lsm_probe.models.thinking import has_special_marks, text_after_user_in
 
@@ -58,3 +62,26 @@ class Prompter:
             InputError: instruction or transcript tokenise to nothing.
         """
         return encode_prompt(self.tokenizer, self.template, instruction, transcript).input_ids
+
+
+def describe_prompt(writer: Checkpoint | Prompter, name: str, date: str | None) -> dict[str, Any]:
+    """The fields of [`ModelIdentity`] that distinguish the prompts of one checkpoint from those of another.
+
+    Args:
+        writer: the checkpoint.
+        name: how the warning calls it.
+        date: the date that was asked for, if any.
+
+    Returns:
+        `prompt_sha256` and `date`; empty if the template renders no prompt, which encoding a prompt reports.
+
+    Warns:
+        UserWarning: a date was asked for that the template does not print.
+    """
+    try:
+        example = writer.example_prompt()
+    except (InputError, LookupError):
+        return {}
+    if date is not None and writer.date is None:
+        warnings.warn(f"--date {date} changes nothing: the prompt template of {name} writes no date", stacklevel=3)
+    return {"prompt_sha256": prompt_sha256(example), "date": writer.date}

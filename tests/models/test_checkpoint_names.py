@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import may_be_on_hub, require_folder
-from lsm_probe.models.loading import load_prompter, look_up, look_up_text
+from lsm_probe.models.loading import load_prompter, look_up
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def refusal(function: Callable[..., object], name: str) -> str:
         ("file", "it is a file; give the folder that holds it"),
     ],
 )
-@pytest.mark.parametrize("load", [lsm_probe.load, load_prompter, look_up, look_up_text])
+@pytest.mark.parametrize("load", [lsm_probe.load, load_prompter, look_up])
 def test_a_path_that_is_no_folder(
     load: Callable[..., object], name: str, said: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +110,5 @@ def test_what_a_checkpoint_reads_is_told_without_loading_it(
     assert look_up("builtin:llm") == look_up(str(tiny_llm_folder)) == "text"
     assert look_up("builtin:untrained") == look_up(str(tiny_lsm_folder)) == "speech"
     assert look_up(str(tiny_encoder_folder)) is None
-    assert look_up_text(str(tiny_lsm_folder)) == "text"
     assert "builtin:lm is unknown; built-in checkpoints are: builtin:llm" in refusal(look_up, "builtin:lm")
     assert "no config.json" in refusal(look_up, "my-checkpoint")

@@ -27,10 +27,6 @@ class MeanPool(Connector):
         self.added = nn.Parameter(torch.empty(llm_dim))
 
     @staticmethod
-    def num_tokens(config, num_states):
-        return -(-num_states // config.stride)
-
-    @staticmethod
     def token_states(config, num_states):
         return [(i, min(i + config.stride, num_states)) for i in range(0, num_states, config.stride)]
 

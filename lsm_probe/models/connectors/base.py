@@ -20,10 +20,10 @@ class UnusableConfig(InputError, ValueError):
 class Connector(nn.Module, ABC):
     """A module called as `connector(states, lengths)`.
 
-    `states` is `[pieces, max_states, encoder_dim]`, `lengths` is `[pieces]` with the number of valid states of each
-    piece (a piece is at most 30 s of one utterance); what stands beyond them counts for nothing, be it NaN. The
-    speech tokens `[tokens, llm_dim]` of all pieces come back one after another, without padding, so that what a
-    piece becomes never depends on what shares its batch.
+    `states` is `[pieces, max_states, encoder_dim]`; `lengths`, `[pieces]`, is the number of valid states of each piece
+    (at most 30 s of one utterance). States beyond it must not matter, even if they are NaN. The output is the speech
+    tokens of all pieces one after another, `[tokens, llm_dim]`, without padding: those of a piece must not depend on
+    the other pieces of the batch.
     """
 
     sizes: ClassVar[Mapping[str, int]] = {}
@@ -35,15 +35,10 @@ class Connector(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
-        """Speech tokens made of a piece of `num_states` valid states."""
-
-    @staticmethod
-    @abstractmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         """Which states of a piece each of its speech tokens stands for: the first, and the one after the last.
 
-        Tokens come in order and leave out no state; only tokens of one window share theirs.
+        Tokens come in order and leave out no state; only tokens of one window share theirs. Empty for no states.
         """
 
     def init_own_parameters(self, config: LsmProjectorConfig) -> None:
@@ -110,14 +105,10 @@ class LsmProjectorConfig(PreTrainedConfig):
 
 def num_speech_tokens(config: LsmProjectorConfig, num_states: int) -> int:
     """Speech tokens the connector makes of a piece of `num_states` valid states."""
-    return CONNECTORS[config.connector].num_tokens(config, num_states)
+    return len(CONNECTORS[config.connector].token_states(config, num_states))
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuses what is neither None nor a whole number of at least 1.
-
-    Raises:
-        UnusableConfig: it is not.
-    """
+    """Raises UnusableConfig for what is neither None nor a whole number of at least 1."""
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UnusableConfig(f"{name} is {value!r}: give a whole number of at least 1")

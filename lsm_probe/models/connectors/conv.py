@@ -34,15 +34,10 @@ class Conv(Connector):
         self.layer_norm = nn.LayerNorm(llm_dim)
 
     @staticmethod
-    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
-        return -(-num_states // 8)
-
-    @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         """Token i sees states 8 i - 14 to 8 i + 14, so each state goes to the token in whose middle it lies nearest."""
-        middles = range(0, num_states, 8)
-        borders = [0, *(middle - 4 for middle in middles[1:]), num_states]
-        return list(pairwise(borders))
+        borders = [0, *range(4, num_states - 4, 8), num_states]
+        return list(pairwise(borders)) if num_states else []
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         for conv in self.convs:
@@ -50,5 +45,4 @@ class Conv(Connector):
             states = nn.functional.glu(channels, dim=1).transpose(1, 2)
             lengths = (lengths + 1) // 2
         tokens = states[valid_states(states, lengths)]
-        normed: Tensor = self.layer_norm(tokens + self.up(nn.functional.gelu(self.down(tokens))))
-        return normed
+        return self.layer_norm(tokens + self.up(nn.functional.gelu(self.down(tokens))))

@@ -26,14 +26,9 @@ class FrameStack(Connector):
         self.linear_2 = nn.Linear(config.hidden_size, llm_dim)
 
     @staticmethod
-    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
-        return -(-num_states // config.window)
-
-    @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         return window_states(config.window, num_states)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         stacks, _ = cut_windows(states, lengths, self.window)
-        tokens: Tensor = self.linear_2(nn.functional.relu(self.linear_1(stacks.flatten(1))))
-        return tokens
+        return self.linear_2(nn.functional.relu(self.linear_1(stacks.flatten(1))))

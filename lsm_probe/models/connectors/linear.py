@@ -17,13 +17,8 @@ class Linear(Connector):
         self.linear = nn.Linear(encoder_dim, llm_dim)
 
     @staticmethod
-    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
-        return num_states
-
-    @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         return window_states(1, num_states)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        tokens: Tensor = self.linear(states[valid_states(states, lengths)])
-        return tokens
+        return self.linear(states[valid_states(states, lengths)])

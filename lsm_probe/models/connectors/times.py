@@ -48,11 +48,7 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
         )
     projector = config.projector_config
     token_states = CONNECTORS[projector.connector].token_states
-    spans = [
-        (piece, first, past)
-        for piece, states in _pieces(num_samples)
-        for first, past in token_states(projector, states)
-    ]
+    spans = [(piece, *span) for piece, states in _pieces(num_samples) for span in token_states(projector, states)]
     return _seconds(spans, num_samples)
 
 

@@ -43,10 +43,6 @@ class WindowQFormer(Connector):
         self.linear = nn.Linear(config.hidden_size, llm_dim)
 
     @staticmethod
-    def num_tokens(config: LsmProjectorConfig, num_states: int) -> int:
-        return -(-num_states // config.window) * config.num_queries
-
-    @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         return [states for states in window_states(config.window, num_states) for _ in range(config.num_queries)]
 
@@ -60,5 +56,4 @@ class WindowQFormer(Connector):
             encoder_hidden_states=self.layer_norm(windows),
             encoder_attention_mask=mask,
         ).last_hidden_state
-        tokens: Tensor = self.linear(output.to(states.dtype))
-        return tokens.flatten(0, 1)
+        return self.linear(output.to(states.dtype)).flatten(0, 1)
