@@ -100,12 +100,13 @@ def _own_file(folder: Path, name: str) -> Path:
     """The path of a regular file that really lies in the folder."""
     path = folder / name
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{path} is a link out of the folder: put the file itself there")
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise InputError(f"{path} cannot be followed: put the file itself there") from error
-    if not path.is_file():
-        raise InputError(f"{path} is no regular file: put the file itself there")
+        fault = "" if path.resolve().is_relative_to(folder.resolve()) else "is a link out of the folder"
+    except (OSError, RuntimeError):  # links in a circle
+        fault = "cannot be followed"
+    if not fault and not path.is_file():
+        fault = "is no regular file"
+    if fault:
+        raise InputError(f"{path} {fault}: put the file itself there")
     return path
 
 

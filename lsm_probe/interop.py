@@ -125,10 +125,8 @@ def to_nnsight(checkpoint: Checkpoint) -> NNsight:
 
 
 def _labels(item: PreparedSample) -> list[str]:
-    checkpoint, prompt = item.checkpoint, item.prompt
-    speech = prompt.positions(Segment.SOURCE) if checkpoint.source == "speech" else []
-    number = {position: i for i, position in enumerate(speech)}
-    return [
-        f"speech {number[i]}" if i in number else str(checkpoint.tokenizer.decode([token]))
-        for i, token in enumerate(prompt.input_ids)
-    ]
+    labels = [str(item.checkpoint.tokenizer.decode([token])) for token in item.prompt.input_ids]
+    if item.checkpoint.source == "speech":
+        for number, position in enumerate(item.prompt.positions(Segment.SOURCE)):
+            labels[position] = f"speech {number}"
+    return labels

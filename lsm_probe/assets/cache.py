@@ -52,22 +52,17 @@ def obtain(asset: Asset, build: Callable[[Path, Path], None]) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder, asset):
-            # Another process may have finished while this one waited.
-            if not is_ready(folder, asset):
+            if not is_ready(folder, asset):  # another process may have built it meanwhile
                 _build_beside(folder, asset, build)
     except OSError as error:
-        if error.strerror is None:
-            # Not the operating system's word: transformers raises OSError for faults of its own.
+        if error.strerror is None:  # transformers raises OSError for faults of its own
             raise
         raise _unusable(folder, asset, error.strerror) from error
     return folder
 
 
 def is_ready(folder: Path, asset: Asset) -> bool:
-    """Whether `folder` is complete, undamaged and made from exactly this pin and converter version.
-
-    Takes milliseconds: a file is read again only where its modification time is not the one recorded.
-    """
+    """Whether `folder` is complete, undamaged and made from this pin and converter version; takes milliseconds."""
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         return seal["pin"] == _pin(asset) and all(_unchanged(folder / f["name"], f) for f in seal["files"])
@@ -96,11 +91,10 @@ def _pin(asset: Asset) -> dict[str, Any]:
 
 
 def _unchanged(path: Path, recorded: dict[str, Any]) -> bool:
-    stat = path.stat()
-    if stat.st_size != recorded["size"]:
-        return False
     # A cache that was copied has new times but the same bytes.
-    return stat.st_mtime_ns == recorded["mtime_ns"] or sha256(path) == recorded["sha256"]
+    stat = path.stat()
+    same_time = stat.st_mtime_ns == recorded["mtime_ns"]
+    return stat.st_size == recorded["size"] and (same_time or sha256(path) == recorded["sha256"])
 
 
 @contextmanager

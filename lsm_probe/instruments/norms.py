@@ -77,10 +77,7 @@ def output_metric(w_o: Tensor, kv_heads: int) -> list[Tensor]:
         of groups 0 to g. float32 (float64 for float64 input).
     """
     w = w_o.to(_compute_dtype(w_o)).unflatten(0, (kv_heads, -1))  # [G, q, e, d]
-    blocks = []
-    for g in range(kv_heads):
-        blocks.append(torch.einsum("qed,gpfd->egqpf", w[g], w[: g + 1]).flatten(1))
-    return blocks
+    return [torch.einsum("qed,gpfd->egqpf", w[g], w[: g + 1]).flatten(1) for g in range(kv_heads)]
 
 
 def norm_attention(

@@ -107,8 +107,7 @@ def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[
         whole(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **features)
     except _Reached as reached:
         _check_handed_over(type(model).__name__, input_ids, reached.kwargs)
-        embedded: Tensor = reached.kwargs["inputs_embeds"][0]
-        return embedded
+        return reached.kwargs["inputs_embeds"][0]
     finally:
         hook.remove()
         forget_positions(model)

@@ -20,7 +20,7 @@ from lsm_probe.files import new_folder
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.connectors.times import Times
 from lsm_probe.models.dates import written_date
-from lsm_probe.models.device_map import input_device
+from lsm_probe.models.devices import input_device
 from lsm_probe.models.generation import generate_greedily
 from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.processing_lsm import LsmProcessor

@@ -16,38 +16,31 @@ _ASKS = "strftime_now"
 _PINNED = re.compile(r"\{#- lsm-probe: it is (\S+) #\}.*?\{\{- \"\" \}\}", re.DOTALL)
 
 
-def read_date(text: str) -> datetime.date:
-    """A date as `--date` gives it.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        return datetime.date.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"--date {text!r} is no date: write it as {DATE}") from None
-
-
-def pin_date(part: Any, date: datetime.date | None) -> None:
-    """Makes chat templates write a fixed date; one that writes none stays as it is.
+def with_date(part: Any, date: str | None) -> Any:
+    """Makes the chat templates of a tokenizer, or of a processor and its tokenizer, write a fixed date.
 
     Args:
-        part: a tokenizer or a processor; its chat templates are changed in place.
-        date: the date to write. None: that with which the template was saved, so that a model goes on reading the
-            prompts it was trained on, or else [`DATE`].
+        part: changed in place; a template that writes no date stays as it is.
+        date: `--date`. None: the date with which the template was saved, so that a model goes on reading the prompts it
+            was trained on, or else [`DATE`].
+
+    Returns:
+        `part`.
+
+    Raises:
+        InputError: it is no date.
     """
-    templates = getattr(part, "chat_template", None)
-    if isinstance(templates, str):
-        part.chat_template = _pinned(templates, date)
-    elif isinstance(templates, dict):
-        part.chat_template = {name: _pinned(template, date) for name, template in templates.items()}
-
-
-def with_date(part: Any, date: str | None) -> Any:
-    """A tokenizer, or a processor with its tokenizer, whose chat templates write a fixed date."""
-    day = None if date is None else read_date(date)
+    try:
+        day = None if date is None else datetime.date.fromisoformat(date)
+    except ValueError:
+        raise InputError(f"--date {date!r} is no date: write it as {DATE}") from None
+    held: Any
     for held in (part, getattr(part, "tokenizer", None)):
-        pin_date(held, day)
+        templates = getattr(held, "chat_template", None)
+        if isinstance(templates, str):
+            held.chat_template = _pinned(templates, day)
+        elif isinstance(templates, dict):
+            held.chat_template = {name: _pinned(template, day) for name, template in templates.items()}
     return part
 
 

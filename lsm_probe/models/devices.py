@@ -1,13 +1,27 @@
-"""Where a model runs and in which dtype: from the names that `--device` and `--dtype` take to torch's objects."""
+"""Where a model runs and in which dtype, on one device or several.
+
+Over several devices, layers are on the GPUs as they fit and the rest in the CPU's memory. Accelerate's hooks move the
+inputs of a layer to the layer's device. The weights of a layer that does not fit are on the first GPU only while it
+runs, and otherwise on the meta device: shapes without numbers.
+"""
 
 from __future__ import annotations
 
-import torch
+import sys
+from typing import Any
 
-from lsm_probe.distributed import local_device
+import torch
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from torch import nn
+from transformers import PreTrainedModel
+
+from lsm_probe.distributed import is_distributed, local_device
 from lsm_probe.errors import InputError
 from lsm_probe.hardware import computes_natively, warn_if_emulated
-from lsm_probe.models.device_map import SPREAD
+
+SPREAD = "spread"
+"""The value of `--device` for all GPUs."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -44,3 +58,35 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         raise InputError(f"--dtype {dtype!r} is unknown; choose one of: auto, {', '.join(known)}")
     warn_if_emulated(known[dtype], device, f"--dtype {dtype}")
     return known[dtype]
+
+
+def dispatch_over_gpus(model: PreTrainedModel) -> None:
+    """Distributes the layers of a model evenly over all GPUs; those that do not fit stay in the CPU's memory.
+
+    Args:
+        model: on the CPU.
+
+    Raises:
+        InputError: this process is one of several, which would use the same GPUs.
+    """
+    if is_distributed():
+        raise InputError("--device spread lays one model over all GPUs: start a single process, or leave it out")
+    if not torch.cuda.is_available():
+        return
+    whole = list(model._no_split_modules or [])
+    memory = get_balanced_memory(model, no_split_module_classes=whole) | {"cpu": sys.maxsize}  # all of it is there now
+    device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    dispatch_model(model, device_map, skip_keys=model._skip_keys_device_placement)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """The device that a model takes its inputs on: that of its token embeddings."""
+    embedding: Any = model.get_input_embeddings()
+    if is_offloaded(embedding):
+        return torch.device(embedding._hf_hook.execution_device)
+    return next(embedding.parameters()).device
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether weights of a module are on a device only while the module runs."""
+    return any(parameter.is_meta for parameter in module.parameters())

@@ -13,8 +13,7 @@ from lsm_probe.errors import InputError
 def find_decoder(llm: Any) -> PreTrainedModel:
     """What holds the decoder layers: of an audio LLM, the part that reads its encoder's and its tokenizer's work."""
     decoder = llm.get_decoder()
-    found: PreTrainedModel = decoder if isinstance(decoder, PreTrainedModel) else llm.base_model
-    return found  # ModernBERT's `decoder` is its head
+    return decoder if isinstance(decoder, PreTrainedModel) else llm.base_model  # ModernBERT's `decoder` is its head
 
 
 def layers_prefix(llm: Any) -> str:

@@ -28,8 +28,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.device_map import SPREAD, dispatch_over_gpus
-from lsm_probe.models.devices import resolve_device, resolve_dtype
+from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
 from lsm_probe.models.identity import ModelIdentity, check_folder, identify
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model

@@ -105,8 +105,7 @@ def _warn_other_attention(name: str | Path, asked: dict[str, str | None], model:
 
 
 def _adapter_error(name: str | Path, weights: str) -> InputError:
-    """Why an adapter beside whole weights is refused: transformers would apply it to them by itself, a second time
-    where it is merged into them."""
+    # transformers would apply the adapter by itself, a second time where it is merged already.
     return InputError(
         f"{name} holds {weights} and an adapter (adapter_config.json), which would be applied on top of it: if the "
         "adapter is merged already, move its files (adapter_config.json, adapter_model.*) to another folder; if not, "

@@ -98,8 +98,7 @@ def encode_prompt(
     if audio_token_id is not None:
         refuse_placeholder("instruction", instruction, AUDIO_TOKEN)
     pieces = TEMPLATES[template](tokenizer, instruction, source)
-    placeholder = None if audio_token_id is None else AUDIO_TOKEN
-    prompt = encode_pieces(tokenizer, pieces, placeholder=placeholder)
+    prompt = encode_pieces(tokenizer, pieces, placeholder=None if audio_token_id is None else AUDIO_TOKEN)
     return prompt if source_length is None else resize_source(prompt, source_length, audio_token_id)
 
 
@@ -114,9 +113,15 @@ def encode_pieces(
         placeholder: text that stands for the speech; a source equal to it is not checked for control tokens.
 
     Raises:
-        InputError: instruction or source tokenise to nothing, or hold a control token.
+        InputError: instruction or source tokenise to nothing or hold a control token, or the tokenizer is a slow one.
     """
-    prompt = Prompt(*_tokenise(tokenizer, pieces))
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} gives no character offsets, which segments need: use its fast version"
+        )
+    rendered = "".join(piece for _, piece in pieces)
+    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+    prompt = Prompt(list(encoded["input_ids"]), token_segments(pieces, encoded["offset_mapping"]))
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
         text = "".join(piece for own, piece in pieces if own is segment)
         if segment not in prompt.segments:
@@ -139,14 +144,12 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, segment: Segment, text: str) -> None:
-    """Refuses text that the tokenizer reads as markup: it would open a turn of its own, or end the prompt's.
-
-    Control tokens are the special tokens, and those of the others that the template writes too.
-    """
+    """Refuses text that the tokenizer reads as markup: it would open a turn of its own, or end the prompt's."""
     added = _added_tokens(tokenizer, len(tokenizer))
     markup = (Segment.TEMPLATE, Segment.SYSTEM)
     written = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own in markup}
     found = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own is segment}
+    # Control tokens are the special tokens, and of the others those that the template writes too.
     control = {token for token in found if token in added and (added[token].special or token in written)}
     _refuse_written(added, segment.name.lower(), text, control)
 
@@ -167,12 +170,8 @@ def _folded(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int, AddedToken]:
-    """Tokens beside the vocabulary of words, by id; none where text is never read as one (mistral-common).
-
-    Args:
-        tokenizer: whose tokens.
-        size: its length, so that tokens added later are not missed.
-    """
+    """Tokens beside the vocabulary of words, by id; none where text is never read as one (mistral-common)."""
+    # `size` is a key of the cache: tokens may be added later.
     found = tokenizer.added_tokens_decoder  # thousands in some, made anew whenever it is asked for
     return found if isinstance(found, Mapping) else {}
 
@@ -193,23 +192,9 @@ def prompt_sha256(pieces: Sequence[tuple[int, object]]) -> str:
 
 
 def refuse_placeholder(name: str, text: str, placeholder: str) -> None:
-    """Refuses a text that holds what stands for the speech.
-
-    Raises:
-        InputError: it does.
-    """
+    """Raises InputError for a text that holds the placeholder of the speech."""
     if placeholder in text:
         raise RefusedText(name, f"holds {placeholder}, which stands for the speech: take it out")
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece]) -> tuple[list[int], list[Segment]]:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"{type(tokenizer).__name__} gives no character offsets, which segments need: use its fast version"
-        )
-    text = "".join(piece for _, piece in pieces)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), token_segments(pieces, encoded["offset_mapping"])
 
 
 def resize_source(prompt: Prompt, length: int, audio_token_id: int | None = None) -> Prompt:

@@ -55,15 +55,7 @@ def sequence_length(tokens: int) -> Iterator[None]:
 
 
 def group_by_frequencies(llm: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
-    """Groups sequences that have the same rotary frequencies.
-
-    Args:
-        llm: as [`separate_rows`] left it.
-        lengths: in tokens, one for each sequence.
-
-    Returns:
-        The indices of the sequences of each group.
-    """
+    """Indices of the sequences in groups that have the same rotary frequencies; `lengths` are in tokens."""
     rows = _rows_of(llm)
     if rows is None:
         return [list(range(len(lengths)))]
@@ -74,24 +66,14 @@ def group_by_frequencies(llm: PreTrainedModel, lengths: Sequence[int]) -> list[l
 
 
 def frequencies_unchanged(llm: PreTrainedModel, lengths: Sequence[int], more: int) -> bool:
-    """Whether sequences keep their rotary frequencies when each grows by `more` tokens.
-
-    Args:
-        llm: as [`separate_rows`] left it.
-        lengths: in tokens, one for each sequence.
-        more: tokens that are added to each.
-    """
+    """Whether sequences of these lengths, in tokens, keep their rotary frequencies when each grows by `more` tokens."""
     rows = _rows_of(llm)
     return rows is None or all(rows.frequencies(n) == rows.frequencies(n + more) for n in lengths)
 
 
 class _SeparateRows:
-    """Hooks: before the decoder runs, remembers which tokens are padding; after a rotary module ran, redoes its work
-    row by row.
-
-    Args:
-        limits: as [`_find_limits`] gives them, of all rotary modules.
-    """
+    """Hooks: one before the decoder remembers which tokens are padding; one after each rotary module rotates the rows
+    one by one. `limits` are those of all rotary modules, from [`_find_limits`]."""
 
     def __init__(self, limits: Sequence[tuple[bool, int]]):
         self.limits = limits
@@ -136,13 +118,10 @@ def _find_limits(module: Any) -> list[tuple[bool, int]]:
     Returns:
         `(grows, limit)`: beyond the limit the frequencies change with each further token, or once.
     """
-    kinds = getattr(module, "rope_type", None)
+    kinds = getattr(module, "rope_type", None) or {}
     parameters = getattr(getattr(module, "config", None), "rope_parameters", {})
-    if kinds is None:
-        return []
-    by_layer = kinds if isinstance(kinds, dict) else {None: kinds}
     limits: list[tuple[bool, int]] = []
-    for layer_type, kind in by_layer.items():
+    for layer_type, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
         own = parameters if layer_type is None else parameters[layer_type]
         if kind == "longrope" or "long_mscale" in own:  # Phi-MoE changes the scale too, whatever the kind
             limits.append((False, own["original_max_position_embeddings"]))

@@ -6,16 +6,10 @@ from typing import Any
 
 
 def find_exact_length(config: Any) -> tuple[str, int] | None:
-    """Most tokens of a sequence up to which sparse attention sees all keys, and the setting that says so.
+    """The setting of a text LLM's `config` that limits how many keys sparse attention sees, and that number of tokens.
 
     Beyond it, transformers counts padding and the tokens of a key-value cache among the keys to choose from, so that
-    what a token sees depends on the batch.
-
-    Args:
-        config: of a text LLM.
-
-    Returns:
-        None where attention chooses no keys.
+    what a token sees depends on the batch. None where attention chooses no keys.
     """
     for name in ("keep_window_size", "index_topk", "indexer_budget"):  # Doge; DeepSeek 3.2 and its kin; Qwen 4
         tokens = getattr(config, name, None)

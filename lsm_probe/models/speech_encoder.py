@@ -57,7 +57,7 @@ def run_audio_tower(tower: Any, config: LsmConfig, features: Tensor, mel_frames:
 
     Args:
         tower: the audio tower.
-        config: the model's configuration.
+        config: that of the model.
         features: log-mel features of 30 s pieces, `[pieces, mel_bins, 3000]`.
         mel_frames: how many frames of each piece are speech, `[pieces]`.
 
@@ -67,8 +67,7 @@ def run_audio_tower(tower: Any, config: LsmConfig, features: Tensor, mel_frames:
     if config.decoder_states is not None:
         start = config.audio_config.decoder_start_token_id
         ids = mel_frames.new_full((len(features), config.decoder_states), start)
-        states: Tensor = tower(features, decoder_input_ids=ids, use_cache=False).last_hidden_state
-        return states
+        return tower(features, decoder_input_ids=ids, use_cache=False).last_hidden_state
     if config.encoder_context == "trimmed":
         return _encode_by_length(tower, features, mel_frames)
     states = tower(features).last_hidden_state

@@ -126,13 +126,8 @@ def chat_pieces(
         slots.sort(key=lambda slot: rendered.index(slot[0]))
         head, rest = rendered.split(slots[0][0])
         between, tail = rest.split(slots[1][0])
-        pieces = [
-            *_split_system(apply, head, user, slots[0][0]),
-            slots[0][1:],
-            (Segment.TEMPLATE, between),
-            slots[1][1:],
-            (Segment.TEMPLATE, tail),
-        ]
+        before = _split_system(apply, head, user, slots[0][0])
+        pieces = [*before, slots[0][1:], (Segment.TEMPLATE, between), slots[1][1:], (Segment.TEMPLATE, tail)]
     if "".join(text for _, text in pieces) != expected:
         raise InputError(f"template 'chat': the chat template rewrites the user's words; {advice}")
     return pieces
@@ -151,10 +146,8 @@ def _chat(
     tokenizer: PreTrainedTokenizerBase, make_content: Callable[[str, str], str], instruction: str, source: str
 ) -> list[Piece]:
     if not tokenizer.chat_template:
-        raise InputError(
-            f"template 'chat': the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
-            f"{_ADVICE}"
-        )
+        model = tokenizer.name_or_path or "this model"
+        raise InputError(f"template 'chat': the tokenizer of {model} has no chat template; {_ADVICE}")
     return chat_pieces(chat_template_renderer(tokenizer), make_content, instruction, source)
 
 
@@ -170,10 +163,7 @@ def chat_template_renderer(tokenizer: Any) -> Callable[[list[dict[str, Any]]], s
 def _split_system(
     apply: Callable[[list[dict[str, Any]]], str], head: str, user: dict[str, Any], mark: str
 ) -> list[Piece]:
-    """Tells the default system text in `head` from the markup round it, by rendering a system message of our own.
-
-    `mark` is what follows the head.
-    """
+    """Finds the default system text in `head`, which ends at `mark`, by rendering a system message of our own."""
     try:
         marked = apply([{"role": "system", "content": _SYSTEM}, user]).split(mark)[0]
     except TEMPLATE_ERRORS:  # templates without a system role refuse one
@@ -182,8 +172,5 @@ def _split_system(
     has_system = found and head.startswith(before) and head.endswith(after) and len(head) > len(before + after)
     if not has_system:
         return [(Segment.TEMPLATE, head)]
-    return [
-        (Segment.TEMPLATE, before),
-        (Segment.SYSTEM, head[len(before) : len(head) - len(after)]),
-        (Segment.TEMPLATE, after),
-    ]
+    system = head[len(before) : len(head) - len(after)]
+    return [(Segment.TEMPLATE, before), (Segment.SYSTEM, system), (Segment.TEMPLATE, after)]

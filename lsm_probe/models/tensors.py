@@ -58,7 +58,10 @@ def check_tensors(
     named = model.config.architectures or [type(model).__name__]
     is_whole = part is None and type(model).__name__ in named
     if not is_whole:
-        foreign = [key for key in unused if _is_foreign(model, key.removeprefix(prefix))]
+        # Tensors of modules that neither the model nor the base model in it has.
+        owners: tuple[Any, ...] = (model, model.base_model)
+        heads = {key: key.removeprefix(prefix).split(".")[0] for key in unused}
+        foreign = [key for key in unused if not any(hasattr(owner, heads[key]) for owner in owners)]
         unused = [key for key in unused if key not in foreign]
         if foreign and part is None:
             warnings.warn(
@@ -80,12 +83,6 @@ def check_tensors(
         raise InputError(
             f"{name} cannot be loaded: its weights do not fit its config.json. They {' and '.join(faults)}; {remedy}"
         )
-
-
-def _is_foreign(model: PreTrainedModel, key: str) -> bool:
-    """Whether a tensor belongs to a module that neither a model nor the base model in it has."""
-    base: Any = model.base_model
-    return not any(hasattr(owner, key.split(".")[0]) for owner in (model, base))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import regex as re  # response templates are written for it
@@ -68,7 +68,7 @@ def find_thought(
     Args:
         tokenizer: of the response.
         response: token ids.
-        opening: see [`text_after_user`].
+        opening: what the prompt ends with; see [`text_after_user`].
         ended: whether the model ended the response itself.
 
     Returns:
@@ -96,13 +96,7 @@ def find_thought(
 def find_thought_in_text(
     tokenizer: PreTrainedTokenizerBase, response: str, opening: str, *, ended: bool
 ) -> tuple[str, str | None] | None:
-    """As [`find_thought`], for a text that still holds the marks.
-
-    Args:
-        tokenizer: of the response.
-        response: text with its special tokens.
-        opening: see [`text_after_user`].
-        ended: whether the model ended the response itself.
+    """As [`find_thought`], for a text with its special tokens.
 
     Returns:
         The thinking and the answer (None for an unfinished thought); None where the response holds no thinking.
@@ -131,8 +125,7 @@ def split_thought(
     Args:
         response: text with its special tokens.
         marks: see [`marks_of`].
-        opening: see [`text_after_user`].
-        ended: whether the model ended the response itself.
+        opening, ended: as in [`find_thought`].
 
     Returns:
         The thinking, and the text behind it (None for an unfinished thought); None where the response holds no
@@ -164,12 +157,8 @@ def text_after_user_in(tokenizer: PreTrainedTokenizerBase, template: str) -> str
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> list[Marks]:
     """The marks that its response template declares, if it has one, and those of the families we know."""
-    named = "\n".join(
-        [str(getattr(tokenizer, "chat_template", "")), *getattr(tokenizer, "added_tokens_encoder", {})],
-    )
-    families = [
-        Marks(marks.begin, marks.end, is_known=re.search(marks.end, named, re.DOTALL) is not None) for marks in FAMILIES
-    ]
+    named = "\n".join([str(getattr(tokenizer, "chat_template", "")), *getattr(tokenizer, "added_tokens_encoder", {})])
+    families = [replace(marks, is_known=re.search(marks.end, named, re.DOTALL) is not None) for marks in FAMILIES]
     return [*_declared(getattr(tokenizer, "response_template", None)), *families]
 
 

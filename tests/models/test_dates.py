@@ -12,7 +12,7 @@ import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
-from lsm_probe.models.dates import DATE, pin_date
+from lsm_probe.models.dates import DATE, with_date
 from lsm_probe.models.loading import load_prompter
 
 SAMPLE = Sample(id="a", instruction="Repeat.", text="the rain", target="the rain")
@@ -123,7 +123,7 @@ def test_every_code_is_written_as_strftime_writes_it(
     on_day(day)
     expected = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
     on_day("1999-01-01")
-    pin_date(tokenizer, datetime.date.fromisoformat(day))
+    with_date(tokenizer, day)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == expected
 
 

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.models import device_map
+from lsm_probe.models import devices as device_map
 
 CPU = torch.device("cpu")
 QUICK = {"max_new_tokens": 4, "batch_size": 4}

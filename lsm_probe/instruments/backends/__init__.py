@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError
-from lsm_probe.instruments.backends.run_pass import RunPass
+from lsm_probe.instruments.backends.foreign import RunPass
 from lsm_probe.instruments.capture import Visit, capture
 
 BACKENDS = ("native", "transformer-lens", "nnsight")

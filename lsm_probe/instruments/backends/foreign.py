@@ -1,25 +1,46 @@
-"""What the backends that read another library's activations share."""
+"""What a backend is, and what those share that read another library's activations."""
 
 from __future__ import annotations
 
 import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError, SampleFault
-from lsm_probe.instruments.backends.run_pass import RunPass
 from lsm_probe.instruments.capture import LayerAttention, Visit, capture, checked_errors, error_bounds
 from lsm_probe.instruments.norms import output_metric, recompose
+
+
+class RunPass(Protocol):
+    """What a backend is: a function that runs one pass of an LLM and shows its attention layer by layer."""
+
+    def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit, /) -> list[Tensor]:
+        """Runs the LLM and shows every layer to `visit`, in order.
+
+        Args:
+            inputs: embedded prompts and responses, `[batch, tokens, d]`, right-padded.
+            mask: `[batch, tokens]`, 1 for real tokens.
+            rows: query positions to look at, `[batch, rows]`.
+            row_mask: `[batch, rows]`, False for padding among them; a padded row names a real position.
+            visit: shown a [`LayerAttention`] for each layer.
+
+        Returns:
+            The self-check's relative errors, `[layers, rows]` for each sample: how far what was shown (alpha, v and
+            W_O) is from reproducing the attention output that the same library reported.
+
+        Raises:
+            InputError: if an error exceeds [`error_bounds`].
+        """
 
 
 def twin(llm: PreTrainedModel, library: str) -> PreTrainedModel:
     """A second model over the same weights, for a library to rebuild as it likes.
 
-    Modules and configuration are copies, parameters and buffers the very same tensors: it costs no memory, and
-    replaced modules, wrapped forwards and eager attention (which both libraries need to see probabilities) never
-    reach the LLM.
+    Modules and configuration are copies, parameters and buffers the very same tensors. So it costs no memory, and the
+    LLM keeps its own modules and attention; both libraries need eager attention to see probabilities.
 
     Raises:
         InputError: if the model is more than a text LLM.
@@ -68,8 +89,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-class Reading:
-    """One pass as a library shows it: each layer is checked and handed to the visitor.
+class CheckedLayers:
+    """The layers of one pass as a library shows them: each is checked and handed to the visitor.
 
     Args:
         library: its name, for errors.
@@ -87,7 +108,7 @@ class Reading:
         """Takes what the library shows of a layer; layers come in order.
 
         Args:
-            layer: its index.
+            layer: index of the layer.
             pattern: attention probabilities, `[batch, heads, queries, keys]`.
             value: `[batch, kv_heads, keys, head_dim]`.
             w_o: output projection, `[heads, head_dim, d]`, one for each query head.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lsm_probe.instruments.backends.foreign import Reading, missing, try_out, twin
+from lsm_probe.instruments.backends.foreign import CheckedLayers, missing, try_out, twin
 from lsm_probe.instruments.capture import Visit, find_attention_layers
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class NNsightPass:
         try_out(self, llm, LIBRARY)
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:
-        reading = Reading(LIBRARY, rows, row_mask, visit, self.metrics)
+        checked = CheckedLayers(LIBRARY, rows, row_mask, visit, self.metrics)
         # nnsight reads this block's source and runs it alongside the forward pass: what it asks for must come in the
         # order in which the model computes it.
         with self.model.trace(inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1):
@@ -57,5 +57,5 @@ class NNsightPass:
                 output = attention.output
                 w_o, bias = layer.output_weight(pattern.shape[1], value)
                 output = output[0] if isinstance(output, tuple) else output
-                reading.show(layer.index, pattern, value, w_o, bias, output)
-        return reading.errors_by_sample()
+                checked.show(layer.index, pattern, value, w_o, bias, output)
+        return checked.errors_by_sample()

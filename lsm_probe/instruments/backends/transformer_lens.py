@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError
-from lsm_probe.instruments.backends.foreign import Reading, first_line, missing, try_out, twin
+from lsm_probe.instruments.backends.foreign import CheckedLayers, first_line, missing, try_out, twin
 from lsm_probe.instruments.capture import Visit
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TransformerLensPass:
         try_out(self, llm, LIBRARY)
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:
-        reading = Reading(LIBRARY, rows, row_mask, visit, self.metrics)
+        checked = CheckedLayers(LIBRARY, rows, row_mask, visit, self.metrics)
         seen: dict[str, Tensor] = {}  # of the layer that is running; no layer's outlives it
 
         def see(part: str, tensor: Tensor, hook: Any) -> None:
@@ -58,7 +58,7 @@ class TransformerLensPass:
                 layer = int(hook.name.split(".")[1])
                 attention: Any = self.bridge.blocks[layer].attn
                 value = seen["hook_v"].transpose(1, 2)
-                reading.show(layer, seen["hook_pattern"], value, attention.W_O, attention.b_O, seen["hook_out"])
+                checked.show(layer, seen["hook_pattern"], value, attention.W_O, attention.b_O, seen["hook_out"])
                 seen.clear()
 
         hooks: list[Any] = [
@@ -69,4 +69,4 @@ class TransformerLensPass:
         self.bridge.run_with_hooks(
             inputs, attention_mask=mask, use_cache=False, logits_to_keep=1, return_type=None, fwd_hooks=hooks
         )
-        return reading.errors_by_sample()
+        return checked.errors_by_sample()

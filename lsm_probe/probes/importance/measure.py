@@ -27,7 +27,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
 from lsm_probe.instruments.scoring import NOT_FINITE
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.device_map import is_offloaded
+from lsm_probe.models.devices import is_offloaded
 from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
 from lsm_probe.models.rotary import sequence_length
 from lsm_probe.probes.importance.ablation import perplexities
