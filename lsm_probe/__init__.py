@@ -12,42 +12,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lsm_probe.data.augmentation.recipe import Recipe
-    from lsm_probe.data.augmentation.run import augment
-    from lsm_probe.data.manifest import read_manifest
-    from lsm_probe.data.pools import read_pool
-    from lsm_probe.data.sample import Sample
-    from lsm_probe.errors import InputError
-    from lsm_probe.evaluation.evaluate import evaluate
-    from lsm_probe.evaluation.evaluation_result import EvaluationResult
-    from lsm_probe.evaluation.mmlu import read_mmlu
-    from lsm_probe.evaluation.task import read_tasks
-    from lsm_probe.evaluation.text_ability import text_ability
-    from lsm_probe.evaluation.text_ability_result import TextAbilityResult
-    from lsm_probe.models.building import build_lsm
-    from lsm_probe.models.loading import load
-    from lsm_probe.probes.alignment.measure import alignment
-    from lsm_probe.probes.alignment.result import AlignmentResult
-    from lsm_probe.probes.attention.measure import attention
-    from lsm_probe.probes.attention.result import AttentionResult
-    from lsm_probe.probes.attention.speech import SpeechAttention, speech_attention
-    from lsm_probe.probes.importance.measure import importance
-    from lsm_probe.probes.importance.result import ImportanceResult
-    from lsm_probe.probes.knockout.measure import knockout
-    from lsm_probe.probes.knockout.result import KnockoutResult
-    from lsm_probe.probes.sensitivity.measure import sensitivity
-    from lsm_probe.probes.sensitivity.result import SensitivityResult
-    from lsm_probe.probes.timeline.measure import timeline
-    from lsm_probe.probes.timeline.result import Timeline
-    from lsm_probe.reports.collection import read_results
-    from lsm_probe.runner.comparison import compare
-    from lsm_probe.runner.measurement import CommandOptions, Measurement
-    from lsm_probe.runner.measurement_run import MeasurementRun, stack
-    from lsm_probe.runner.options import ResponseOptions, RunOptions
-    from lsm_probe.runner.result import MeasurementResult
-    from lsm_probe.runner.run import named_checkpoint, run_measurement
-    from lsm_probe.training.config import read_config
-    from lsm_probe.training.run import train
+    from lsm_probe.data.augmentation.recipe import Recipe as Recipe
+    from lsm_probe.data.augmentation.run import augment as augment
+    from lsm_probe.data.manifest import read_manifest as read_manifest
+    from lsm_probe.data.pools import read_pool as read_pool
+    from lsm_probe.data.sample import Sample as Sample
+    from lsm_probe.errors import InputError as InputError
+    from lsm_probe.evaluation.evaluate import evaluate as evaluate
+    from lsm_probe.evaluation.evaluation_result import EvaluationResult as EvaluationResult
+    from lsm_probe.evaluation.mmlu import read_mmlu as read_mmlu
+    from lsm_probe.evaluation.task import read_tasks as read_tasks
+    from lsm_probe.evaluation.text_ability import text_ability as text_ability
+    from lsm_probe.evaluation.text_ability_result import TextAbilityResult as TextAbilityResult
+    from lsm_probe.models.building import build_lsm as build_lsm
+    from lsm_probe.models.loading import load as load
+    from lsm_probe.probes.alignment.measure import alignment as alignment
+    from lsm_probe.probes.alignment.result import AlignmentResult as AlignmentResult
+    from lsm_probe.probes.attention.measure import attention as attention
+    from lsm_probe.probes.attention.result import AttentionResult as AttentionResult
+    from lsm_probe.probes.attention.speech import SpeechAttention as SpeechAttention
+    from lsm_probe.probes.attention.speech import speech_attention as speech_attention
+    from lsm_probe.probes.importance.measure import importance as importance
+    from lsm_probe.probes.importance.result import ImportanceResult as ImportanceResult
+    from lsm_probe.probes.knockout.measure import knockout as knockout
+    from lsm_probe.probes.knockout.result import KnockoutResult as KnockoutResult
+    from lsm_probe.probes.sensitivity.measure import sensitivity as sensitivity
+    from lsm_probe.probes.sensitivity.result import SensitivityResult as SensitivityResult
+    from lsm_probe.probes.timeline.measure import timeline as timeline
+    from lsm_probe.probes.timeline.result import Timeline as Timeline
+    from lsm_probe.reports.collection import read_results as read_results
+    from lsm_probe.runner.comparison import compare as compare
+    from lsm_probe.runner.measurement import CommandOptions as CommandOptions
+    from lsm_probe.runner.measurement import Measurement as Measurement
+    from lsm_probe.runner.measurement_run import MeasurementRun as MeasurementRun
+    from lsm_probe.runner.measurement_run import stack as stack
+    from lsm_probe.runner.options import ResponseOptions as ResponseOptions
+    from lsm_probe.runner.options import RunOptions as RunOptions
+    from lsm_probe.runner.result import MeasurementResult as MeasurementResult
+    from lsm_probe.runner.run import named_checkpoint as named_checkpoint
+    from lsm_probe.runner.run import run_measurement as run_measurement
+    from lsm_probe.training.config import read_config as read_config
+    from lsm_probe.training.run import train as train
 
 _MODULES = {
     "CommandOptions": "runner.measurement",
@@ -84,49 +89,13 @@ _MODULES = {
 }
 """Public name -> the module it is imported from when first used, so that `lsm-probe --help` need not wait for torch."""
 
-__all__ = [
-    "AlignmentResult",
-    "AttentionResult",
-    "CommandOptions",
-    "EvaluationResult",
-    "ImportanceResult",
-    "InputError",
-    "KnockoutResult",
-    "Measurement",
-    "MeasurementResult",
-    "MeasurementRun",
-    "Recipe",
-    "ResponseOptions",
-    "RunOptions",
-    "Sample",
-    "SensitivityResult",
-    "SpeechAttention",
-    "TextAbilityResult",
-    "Timeline",
-    "alignment",
-    "attention",
-    "augment",
-    "build_lsm",
-    "compare",
-    "evaluate",
-    "importance",
-    "knockout",
-    "load",
-    "named_checkpoint",
-    "read_config",
-    "read_manifest",
-    "read_mmlu",
-    "read_pool",
-    "read_results",
-    "read_tasks",
-    "run_measurement",
-    "sensitivity",
-    "speech_attention",
-    "stack",
-    "text_ability",
-    "timeline",
-    "train",
-]
+_PROBES = (
+    *("alignment", "attention", "importance", "knockout", "sensitivity"),
+    *("AlignmentResult", "AttentionResult", "ImportanceResult", "KnockoutResult", "SensitivityResult"),
+)
+"""Public names that the registry of probes gives."""
+
+__all__ = sorted([*_MODULES, *_PROBES])
 
 
 def __dir__() -> list[str]:

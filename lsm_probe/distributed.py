@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -126,7 +127,7 @@ class RankShare(Generic[Item]):
     def __init__(self, work: Sequence[Item]):
         self._gloo = _gloo() if is_distributed() else None
         self._work = work if self._gloo is None else work[self._gloo.rank :: self._gloo.world_size]
-        self._counter = "" if self._gloo is None else self._gloo.new_counter()
+        self._counter = "" if self._gloo is None else next(self._gloo.counters)
         self._done = 0
 
     def __iter__(self) -> Iterator[Item]:
@@ -179,13 +180,9 @@ class _Gloo:
         self.group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         # torch has no public name for this store.
         self._store = dist.PrefixStore("lsm_probe", dist.distributed_c10d._get_default_store())
-        self._counters = 0
+        # Keys of new counters: the same on every rank, since all make them in the same order.
+        self.counters = map(str, count(1))
         self._raised = 0  # failures that have been raised on all ranks
-
-    def new_counter(self) -> str:
-        """The key of a new counter; the same on every rank, since all make them in the same order."""
-        self._counters += 1
-        return str(self._counters)
 
     def add(self, counter: str, number: int) -> int:
         """Adds to a counter; returns its sum over all ranks."""
@@ -220,9 +217,9 @@ def _gloo_of(world: Any) -> _Gloo:
 
 
 def _destroy_groups() -> None:
-    """Ends the groups before the interpreter: a gloo thread that releases a tensor later aborts the process (SIGABRT).
+    """Ends the groups, and their threads with the last reference, before the interpreter ends.
 
-    The threads end with the last reference to the group.
+    A gloo thread that releases a tensor later would abort the process (SIGABRT).
     """
     _gloo_of.cache_clear()
     if dist.is_initialized():

@@ -11,7 +11,7 @@ from lsm_probe.assets.pins import SPEECH_ENCODER
 
 # Ids of the English-only vocabulary, from openai/whisper `tokenizer.py`: after the BPE tokens come these.
 END_OF_TEXT, START_OF_TRANSCRIPT = 50256, 50257
-SPECIAL_IDS = {
+SPECIAL_IDS: dict[str, Any] = {
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), END_OF_TEXT),
     "decoder_start_token_id": START_OF_TRANSCRIPT,
 }

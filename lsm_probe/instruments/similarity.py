@@ -23,7 +23,7 @@ rounding count as none: see `ROUNDING`.
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +56,7 @@ def paired_cosine(x: Rows, y: Rows) -> Floats:
     """The cosine of each pair, `cos(x_i, y_i)`, `[samples]`; 0 where either is the zero vector.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`.
+        x, y: `[samples, d]`.
 
     Raises:
         InputError: a value is NaN or infinite.
@@ -67,14 +66,13 @@ def paired_cosine(x: Rows, y: Rows) -> Floats:
 
 
 def unpaired_cosine(x: Rows, y: Rows, clusters: Clusters) -> Floats:
-    """What [`paired_cosine`] is worth: the mean cosine across the sets with rows of other utterances, `[samples]`.
+    """The baseline of [`paired_cosine`]: the mean cosine with rows of other utterances in the other set, `[samples]`.
 
     For sample i the mean over the rows j of other clusters of `(cos(x_i, y_j) + cos(x_j, y_i)) / 2`. By linearity it
     is the product of a unit row with the sum of the others' unit rows; no `[samples, samples]` is built.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`.
+        x, y: `[samples, d]`.
         clusters: the utterance of each row, `[samples]`.
 
     Raises:
@@ -96,8 +94,7 @@ def retrieval(x: Rows, y: Rows, clusters: Clusters) -> tuple[Floats, Floats]:
     level of chance, 1 / candidates, with `candidates = samples - (rows of the own cluster) + 1`.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`.
+        x, y: `[samples, d]`.
         clusters: the utterance of each row, `[samples]`.
 
     Returns:
@@ -127,8 +124,7 @@ def debiased_cka(x: Rows, y: Rows, clusters: Clusters | None = None) -> float:
     and the number speaks of the geometry of the utterances' means. With one row an utterance it changes nothing.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`; its d may differ from that of x.
+        x, y: `[samples, d]`; each may have its own d.
         clusters: the utterance of each row, `[samples]`; None takes each row as an utterance of its own.
 
     Returns:
@@ -148,8 +144,7 @@ def jackknife_cka(x: Rows, y: Rows, clusters: Clusters) -> Floats:
     The Gram matrices are made once: HSIC does not depend on where the rows are centred.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`; its d may differ from that of x.
+        x, y: `[samples, d]`; each may have its own d.
         clusters: the utterance of each row, `[samples]`; rows of one are averaged.
 
     Raises:
@@ -200,8 +195,7 @@ def mmd(x: Rows, y: Rows, clusters: Clusters, *, seed: int = 0, permutations: in
     below `2 ** (1 - utterances)`: it takes 6 utterances to come below 0.05.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`.
+        x, y: `[samples, d]`.
         clusters: the utterance of each row, `[samples]`.
         seed: seeds the permutations.
         permutations: how many.
@@ -226,15 +220,7 @@ def mmd(x: Rows, y: Rows, clusters: Clusters, *, seed: int = 0, permutations: in
     return Mmd(float(observed), p_value, sigma)
 
 
-@overload
-def centroid_distance(x: Rows, y: Rows) -> float: ...
-
-
-@overload
-def centroid_distance(x: Rows, y: Rows, weights: Floats) -> Floats: ...
-
-
-def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> float | Floats:
+def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> Any:
     """Distance of the two means over the spread within the sets: unit-free, so that layers can be compared.
 
     `|m_x - m_y| / sqrt((sum_i w_i |x_i - m_x|^2 + sum_i w_i |y_i - m_y|^2) / (2 sum_i w_i))` with the weighted means
@@ -244,8 +230,7 @@ def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> float 
     `sqrt(2 / n)`, and resamples, noisier by as much again, lie above the estimate where it is of that order.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`.
+        x, y: `[samples, d]`.
         weights: how often each sample counts, `[draws, samples]`, such as `bootstrap.cluster_weights` gives; None
             takes each once.
 
@@ -290,8 +275,7 @@ def joint_tsne(x: Rows, y: Rows, *, perplexity: float = 30.0, seed: int = 0) -> 
     """t-SNE (van der Maaten and Hinton, JMLR 2008) of both sets in one plane, fitted to their rows pooled.
 
     Args:
-        x: `[samples, d]`.
-        y: `[samples, d]`.
+        x, y: `[samples, d]`.
         perplexity: about how many neighbours a row is placed by; above 0 and below 2 * samples.
         seed: seeds the principal components that the fit starts from; the same seed and rows give the same picture.
 
@@ -313,11 +297,7 @@ def joint_tsne(x: Rows, y: Rows, *, perplexity: float = 30.0, seed: int = 0) -> 
 
 
 def check_perplexity(perplexity: float, samples: int) -> None:
-    """Refuses a perplexity that [`joint_tsne`] cannot work with.
-
-    Raises:
-        InputError: it is not above 0, or not below 2 * samples.
-    """
+    """Raises InputError for a perplexity that is not above 0, or not below 2 * samples: see [`joint_tsne`]."""
     if not perplexity > 0:
         raise InputError(f"--perplexity {perplexity:g} must be above 0")
     if 2 * samples <= perplexity:
@@ -328,11 +308,7 @@ def check_perplexity(perplexity: float, samples: int) -> None:
 
 
 def _finite(x: Rows, y: Rows) -> tuple[Floats, Floats]:
-    """Both sets in float64.
-
-    Raises:
-        InputError: a value is NaN or infinite.
-    """
+    """Both sets in float64; raises InputError where a value is NaN or infinite."""
     for name, rows in (("first", x), ("second", y)):
         bad = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(bad):
@@ -344,11 +320,7 @@ def _finite(x: Rows, y: Rows) -> tuple[Floats, Floats]:
 
 
 def _numbered(clusters: Clusters, least: int, what: str) -> NDArray[np.intp]:
-    """The clusters renumbered 0, 1, ... without gaps, in ascending order, `[samples]`.
-
-    Raises:
-        InputError: there are fewer than `least` of them.
-    """
+    """The clusters renumbered 0, 1, ... in ascending order, `[samples]`; raises InputError if fewer than `least`."""
     names, number = np.unique(clusters, return_inverse=True)
     if len(names) < least:
         raise InputError(f"{what} needs at least {least} utterances, got {len(names)}: give more samples")
@@ -380,16 +352,13 @@ def _hits(cosines: Floats) -> Floats:
 
 
 def _grams(x: Rows, y: Rows, clusters: Clusters, least: int) -> tuple[Floats, Floats]:
-    """Gram matrices of the utterances' means, `[clusters, clusters]`, the diagonals 0.
-
-    Centred, which changes no HSIC but keeps a large common part of the rows from costing digits.
-    """
+    """Gram matrices of the utterances' means, `[clusters, clusters]`, the diagonals 0."""
     x, y = _finite(x, y)
     number = _numbered(clusters, least, "CKA" if least == 4 else "the interval of CKA")
     grams = []
     for rows in (x, y):
         means = _cluster_sums(rows, number) / np.bincount(number)[:, None]
-        means -= means.mean(0)
+        means -= means.mean(0)  # changes no HSIC, but keeps a large common part of the rows from costing digits
         gram = means @ means.T
         np.fill_diagonal(gram, 0)
         grams.append(gram)

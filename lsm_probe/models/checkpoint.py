@@ -226,23 +226,16 @@ class Checkpoint(ABC):
         return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
-        """Refuses what does not fit the LLM's context, or is too long for its sparse attention to be exact.
-
-        Raises:
-            InputError: if prompt and response together are longer than the context, or than what sparse attention
-                sees in full.
-        """
-        limit = self.context_length
-        if limit is not None and len(prompt) + response_tokens > limit:
-            raise InputError(
-                f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} exceed the context of "
-                f"{limit} tokens of {self.name}: shorten the source or lower --max-new-tokens"
-            )
+        """Raises InputError if prompt and response are longer than the context, or than sparse attention is exact."""
+        length, limit = len(prompt) + response_tokens, self.context_length
+        both = f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens}"
+        remedy = "shorten the source or lower --max-new-tokens"
+        if limit is not None and length > limit:
+            raise InputError(f"{both} exceed the context of {limit} tokens of {self.name}: {remedy}")
         config = self.llm.config.get_text_config()
         exact = find_exact_length(config)
-        if exact is not None and len(prompt) + response_tokens > exact[1]:
+        if exact is not None and length > exact[1]:
             raise InputError(
-                f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens} are too long for "
-                f"{self.name}: beyond {exact[1]} tokens ({exact[0]}) the sparse attention of {config.model_type!r} "
-                "models depends on the batch; shorten the source or lower --max-new-tokens"
+                f"{both} are too long for {self.name}: beyond {exact[1]} tokens ({exact[0]}) the sparse attention of "
+                f"{config.model_type!r} models depends on the batch; {remedy}"
             )

@@ -58,8 +58,7 @@ class LsmConfig(PreTrainedConfig):
         if self.audio_token_id is None:
             self.audio_token_id = self.text_config.vocab_size
         self._check_audio_tower()
-        # The LLM ties (or does not tie) its own embeddings; there is nothing to tie at this level.
-        self.tie_word_embeddings = False
+        self.tie_word_embeddings = False  # the LLM ties its own embeddings, or does not
         super().__post_init__(**kwargs)
 
     def _check_audio_tower(self) -> None:
@@ -70,11 +69,9 @@ class LsmConfig(PreTrainedConfig):
         if self.decoder_states is None:
             return
         check_count("decoder_states", self.decoder_states)
-        positions = self.audio_config.max_target_positions
-        if self.decoder_states > positions:
-            raise UnusableConfig(
-                f"decoder_states {self.decoder_states}: this Whisper's decoder has {positions} positions"
-            )
+        states, positions = self.decoder_states, self.audio_config.max_target_positions
+        if states > positions:
+            raise UnusableConfig(f"decoder_states {states}: this Whisper's decoder has {positions} positions")
         if self.encoder_context == "trimmed":
             raise UnusableConfig(
                 "encoder_context 'trimmed' and decoder_states exclude each other (it reads 30 s): leave out one"

@@ -1,4 +1,4 @@
-"""Greedy answers of a batch, whose rows leave it when they have ended."""
+"""Greedy answers of a batch, from which rows are taken out when they have ended."""
 
 from __future__ import annotations
 

@@ -84,12 +84,7 @@ class LsmProcessor(ProcessorMixin):
         return replace(prompt, features={"input_features": features, "input_features_mask": mask})
 
     def encode_with_speech(self, instruction: str, speech: Tensor) -> Prompt:
-        """Encodes another instruction about an utterance whose speech tokens are there already.
-
-        Args:
-            instruction: what the model is told to do.
-            speech: the utterance's speech tokens, `[speech tokens, llm_dim]`.
-        """
+        """Encodes another instruction about an utterance whose speech tokens, `[speech tokens, llm_dim]`, are known."""
         return replace(self._encode_speech(instruction, len(speech)), speech=speech)
 
     def encode_text(self, instruction: str, transcript: str) -> Prompt:
@@ -188,11 +183,7 @@ class LsmProcessor(ProcessorMixin):
 
 
 def check_feature_extractor(extractor: Any, config: LsmConfig) -> None:
-    """Refuses a feature extractor whose features the encoder cannot read.
-
-    Raises:
-        InputError: the number of mel bins, the frames of a piece, or the sampling rate differ.
-    """
+    """Raises InputError if the number of mel bins, the frames of a piece or the sampling rate are not the encoder's."""
     audio: Any = config.audio_config
     for setting, has, needs in (
         ("feature_size", extractor.feature_size, audio.num_mel_bins),
