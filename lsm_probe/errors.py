@@ -13,11 +13,7 @@ def one_line(message: str) -> str:
 
 
 class CommandError(Exception):
-    """Ends a command with one line on stderr, which is made one line whatever names it holds.
-
-    Args:
-        message: what is wrong, where, and what to do; empty if the command has printed it already.
-    """
+    """Ends a command with one line on stderr: what is wrong, where, and what to do; empty if printed already."""
 
     exit_code = 1
 

@@ -22,10 +22,9 @@ NOT_HOME = "~ is not read as the home folder here"
 
 
 def plain_name(name: str) -> str:
-    """Any text as a name of a file, folder, id or split, at most 200 bytes long in UTF-8.
+    """Any text as a name of a file, folder, id or split; see [`short_enough`].
 
-    Letters, accents and digits of any script stay (NFC), as `.`, `_` and `-` do; each run of others becomes a `-`. What
-    is too long ends in a hash instead.
+    Letters, accents and digits of any script stay (NFC), as `.`, `_` and `-` do; each run of others becomes a `-`.
     """
     kept = (c if c in "._-" or unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", name))
     return short_enough(re.sub(" +", "-", "".join(kept)).strip(".") or "data")

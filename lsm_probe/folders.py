@@ -87,16 +87,13 @@ def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> It
                 f"{out} was begun with other settings or data ({', '.join(changed)}): repeat those, or choose another "
                 "--out"
             )
-        if not begun and resume is not None:
-            _write(path, config)
-        yield
-        if not begun and resume is None:
-            _write(path, config)
-
-
-def _write(path: Path, config: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if resume is None:
+            yield
+        if not begun:
+            with replacing(path) as temporary:
+                temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if resume is not None:
+            yield
 
 
 def _changed(path: Path, config: dict[str, Any]) -> list[str]:

@@ -39,13 +39,7 @@ def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
 def warn_if_emulated(dtype: torch.dtype, device: torch.device, option: str) -> None:
     """Warns where `dtype` is emulated, with how much slower a matrix product is than in float32, measured now.
 
-    Args:
-        dtype: of the matrix products.
-        device: where they run.
-        option: what chose the dtype, such as `--dtype bfloat16`.
-
-    Warns:
-        UserWarning: `dtype` is emulated.
+    `option` is what chose the dtype, such as `--dtype bfloat16`.
     """
     if computes_natively(dtype, device):
         return

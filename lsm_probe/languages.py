@@ -73,11 +73,7 @@ def find_language(spelling: str | None, where: str = "") -> Language | None:
 
 
 def require_language(spelling: str, where: str = "") -> Language:
-    """As [`find_language`], where there must be one.
-
-    Raises:
-        InputError: there is no such language, or none is named.
-    """
+    """As [`find_language`]; raises InputError also where none is named."""
     found = find_language(spelling, where)
     if found is None:
         raise InputError(f"{where}{spelling!r} names no single language; write one, such as 'de' or 'German'")

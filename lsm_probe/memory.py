@@ -26,9 +26,9 @@ def run_in_halves(
     try:
         return run(batch)
     except RuntimeError as error:
-        if not should_reduce_batch_size(error) or (len(batch) == 1 and alone is None):
-            raise
-        if len(batch) == 1 and alone is not None:
+        if len(batch) == 1 and alone and should_reduce_batch_size(error):
             return [alone(batch[0], error)]
+        if len(batch) == 1 or not should_reduce_batch_size(error):
+            raise
     half = len(batch) // 2
     return [*run_in_halves(run, batch[:half], alone), *run_in_halves(run, batch[half:], alone)]

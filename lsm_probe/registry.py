@@ -37,11 +37,7 @@ class Registry(Mapping[str, T]):
         self._registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Registers what it decorates under a name.
-
-        Raises:
-            ValueError: the name is taken.
-        """
+        """Registers what it decorates under a name; raises ValueError if the name is taken."""
 
         def add(found: T) -> T:
             if name in self._registered:

@@ -12,9 +12,6 @@ MAX_PEAK = 10.0
 of 4 at most in practice. 16-bit integers with a peak of 10 or less would be nearly silent (-70 dB), so a larger peak
 means that the samples are on an integer scale."""
 
-_SCALES = (("16-bit", 2**15), ("24-bit", 2**23), ("32-bit", 2**31))
-_OVERSHOOT = 1.5
-
 
 def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
     """Checks a mono waveform and converts it to float32, where full scale is 1.
@@ -31,7 +28,10 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
         >>> as_waveform(np.array([0, 16384], dtype=np.int16))
         array([0. , 0.5], dtype=float32)
     """
-    samples: NDArray[Any] = _as_array(audio)
+    if hasattr(audio, "detach"):  # a tensor, perhaps in bfloat16, which numpy does not have
+        tensor: Any = audio.detach().cpu()
+        audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    samples: NDArray[Any] = np.asarray(audio)
     if samples.ndim != 1 or not samples.size:
         raise InputError(f"the speech has shape {samples.shape}: give a mono waveform of at least one sample")
     if samples.dtype.newbyteorder("=") in (np.int8, np.int16, np.int32):
@@ -57,18 +57,8 @@ def check_scale(samples: NDArray[np.floating[Any]]) -> None:
     if not np.isfinite(peak):
         raise InputError("the speech holds NaN or infinite samples; replace or repair it")
     if peak > MAX_PEAK:
-        raise InputError(f"the speech has samples up to {peak:.6g}, and full scale is 1; {_advice(peak)}")
-
-
-def _as_array(audio: Any) -> NDArray[Any]:
-    if hasattr(audio, "detach"):  # a tensor, perhaps in bfloat16, which numpy does not have
-        tensor = audio.detach().cpu()
-        audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    return np.asarray(audio)
-
-
-def _advice(peak: float) -> str:
-    for name, full in _SCALES:
-        if peak <= _OVERSHOOT * full:
-            return f"they look like {name} integers: divide them by {full}, or store them as integers"
-    return "bring them within -1 and 1"
+        advice = "bring them within -1 and 1"
+        for name, full in (("32-bit", 2**31), ("24-bit", 2**23), ("16-bit", 2**15)):
+            if peak <= 1.5 * full:  # which leaves room for overshoot
+                advice = f"they look like {name} integers: divide them by {full}, or store them as integers"
+        raise InputError(f"the speech has samples up to {peak:.6g}, and full scale is 1; {advice}")

@@ -39,9 +39,9 @@ def cache_root() -> Path:
 def obtain(asset: Asset, build: Callable[[Path, Path], None]) -> Path:
     """The asset's ready folder, built first where it is missing, damaged or made from another pin.
 
-    `build(scratch, target)` fills the empty folder `target` and may leave what it likes in `scratch`, which
-    is deleted. Nobody sees `target` before it is complete and sealed: it is made beside the final folder and
-    renamed into place. Processes that ask at the same time wait for the first one.
+    `build(scratch, target)` fills the empty folder `target`, and may use `scratch`, which is deleted. Nobody sees
+    `target` before it is complete: it is made beside the final folder and renamed into place. Processes that ask at
+    the same time wait for the first one.
 
     Raises:
         InputError: the asset cannot be had, or the cache cannot be written.

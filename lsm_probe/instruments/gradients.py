@@ -30,7 +30,7 @@ class Parameter:
 
     @property
     def is_matrix(self) -> bool:
-        """Norms and biases are none."""
+        """False for norms and biases."""
         return self.tensor.dim() >= 2
 
 

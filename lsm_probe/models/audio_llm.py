@@ -49,11 +49,9 @@ def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 def find_audio_token_id(config: PreTrainedConfig) -> int | None:
     """The id of the placeholder that stands in `input_ids` for each speech token; None if there is none."""
-    for part in (config, getattr(config, "thinker_config", None), getattr(config, "audio_config", None)):
-        token = getattr(part, "audio_token_id", None)
-        if token is not None:
-            return int(token)
-    return None
+    parts = (config, getattr(config, "thinker_config", None), getattr(config, "audio_config", None))
+    found = (getattr(part, "audio_token_id", None) for part in parts)
+    return next((token for token in found if token is not None), None)
 
 
 @torch.no_grad()
@@ -82,16 +80,13 @@ def check_reads_embeddings(model: PreTrainedModel, name: str) -> None:
 
 @torch.no_grad()
 def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[str, Tensor]) -> Tensor:
-    """What an audio LLM hands to the LLM inside it: text and speech tokens, embedded. The LLM itself does not run.
+    """The embedded text and speech, `[tokens, llm_dim]`, that an audio LLM hands to the LLM inside it.
 
     Args:
         model: the audio LLM.
         input_ids: one prompt, `[1, tokens]`, with a placeholder for each speech token.
-        features: the model's other inputs, as its processor names them; brought to the model's dtype, since not every
-            class does so itself.
-
-    Returns:
-        `[tokens, llm_dim]`.
+        features: the model's other inputs, as its processor names them; converted to the model's dtype here, since not
+            every class does so itself.
 
     Raises:
         InputError: the LLM is given more than these embeddings at these positions.

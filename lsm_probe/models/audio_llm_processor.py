@@ -45,9 +45,9 @@ class AudioLlmProcessor:
     def __init__(self, processor: Any, audio_token_id: int, template: str | None = None):
         self.template = template or "chat"
         if self.template not in CHAT_TEMPLATES:
+            choice = " or ".join(CHAT_TEMPLATES)
             raise InputError(
-                f"--template {self.template}: an audio LLM has a chat template of its own; choose chat or "
-                "chat_source_first"
+                f"--template {self.template}: an audio LLM has a chat template of its own; choose {choice}"
             )
         self.processor = processor
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
@@ -146,21 +146,15 @@ class AudioLlmProcessor:
     def _preprocess(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
         """The processor's own token ids and features of a prompt about speech."""
         text = "".join(piece for _, piece in self._pieces(instruction.strip(), None))
+        options = {
+            "audio_kwargs": {"sampling_rate": self.rate},
+            "text_kwargs": {"add_special_tokens": False} if self._has_bos(text) else {},
+        }
         try:
-            inputs = dict(
-                self.processor(
-                    text=[text],
-                    audio=[audio],
-                    audio_kwargs={"sampling_rate": self.rate},
-                    text_kwargs={"add_special_tokens": False} if self._has_bos(text) else {},
-                    return_tensors="pt",
-                )
-            )
+            inputs = dict(self.processor(text=[text], audio=[audio], return_tensors="pt", **options))
         except (ValueError, RuntimeError) as error:  # some for speech shorter than one of their windows
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{type(self.processor).__name__} takes no {len(audio) / self.rate:.3f} s of speech: {reason}"
-            ) from error
+            reason, seconds = " ".join(str(error).split())[:200], len(audio) / self.rate
+            raise InputError(f"{type(self.processor).__name__} takes no {seconds:.3f} s of speech: {reason}") from error
         features = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}
         return inputs["input_ids"][0].tolist(), features
 
@@ -172,13 +166,11 @@ class AudioLlmProcessor:
 
     @property
     def _apply(self) -> Callable[[list[dict[str, Any]]], str]:
-        return chat_template_renderer(
-            self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
-        )
+        has_template = getattr(self.processor, "chat_template", None)
+        return chat_template_renderer(self.processor if has_template else self.tokenizer)
 
     def _lays_out_audio(self) -> bool:
-        """Whether the chat template writes the placeholder for audio content; some know text alone, which then holds
-        it."""
+        """Whether the chat template writes the placeholder for audio content; else the text must hold it."""
         user = {"role": "user", "content": self._turn_with_audio("", self.audio_token)}
         try:
             return self.audio_token in self._apply([user])

@@ -40,7 +40,7 @@ def build_lsm(
 ) -> Lsm:
     """Puts a pretrained Whisper and a pretrained LLM together with a new, seeded connector.
 
-    Only the connector's weights are drawn; those of the others are in memory once.
+    Only the connector's weights are random; the pretrained weights are in memory once.
 
     Args:
         encoder: folder or hub name of a Whisper model of any size.
@@ -48,7 +48,7 @@ def build_lsm(
         projector: the connector's configuration.
         encoder_context: what the encoder sees of a piece of speech, `full` or `trimmed`: see [`LsmConfig`].
         decoder_states: states taken from Whisper's decoder (LLaSM: 64); None takes its encoder's.
-        seed: seeds the connector's weights, and nothing else decides them.
+        seed: alone decides the connector's weights.
         dtype: of all weights.
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
         date: as in [`load`].

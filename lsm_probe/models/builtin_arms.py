@@ -19,6 +19,7 @@ from torch import Tensor
 from lsm_probe.models.connectors import LsmProjectorConfig
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 
+_FOLDER = Path(str(resources.files("lsm_probe") / "models" / "arms"))
 CONNECTOR = "multi_modal_projector."
 TALL, WIDE = ".tall", ".wide"
 """The factors of a change: `[out, rank]` and `[rank, in]`."""
@@ -55,7 +56,7 @@ class Training:
 
 def builtin_arms() -> list[str]:
     """Names of the trained miniatures in the package."""
-    return sorted(path.stem for path in _folder().glob("*.safetensors"))
+    return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
 def read_training(name: str) -> Training:
@@ -68,8 +69,4 @@ def read_training(name: str) -> Training:
 
 def arm_file(name: str) -> Path:
     """The file that holds an arm."""
-    return _folder() / f"{name}.safetensors"
-
-
-def _folder() -> Path:
-    return Path(str(resources.files("lsm_probe") / "models" / "arms"))
+    return _FOLDER / f"{name}.safetensors"

@@ -170,7 +170,7 @@ class Checkpoint(ABC):
 
     def encode_speech(self, waveform: NDArray[np.float32]) -> Tensor:
         """The speech tokens of an utterance, `[speech tokens, llm_dim]`, for any number of prompts about it."""
-        # Its speech tokens come before the LLM reads anything: any instruction will do.
+        # The instruction does not matter: the LLM has not read anything yet.
         prompt = self.encode("Listen.", waveform)
         return self.embed([prompt])[0][prompt.positions(Segment.SOURCE)]
 

@@ -100,8 +100,7 @@ class AudioLlm(_SpeechCheckpoint):
 
     def _embed_speech(self, prompt: Prompt, ids: Tensor, features: dict[str, Tensor]) -> Tensor:
         merged = merged_embeddings(self.model, ids, features)
-        # Without a graph: where one is asked for, the words are embedded again, as those of any other prompt.
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # `merged` has no graph: embed the words again, as those of any other prompt
             return self._insert_speech(prompt, merged[prompt.positions(Segment.SOURCE)])
         return merged
 
@@ -111,7 +110,7 @@ def require_lsm(checkpoint: Checkpoint, what: str, *, name: str | None = None) -
 
     Args:
         checkpoint: any.
-        what: follows "is no LSM of ours: " in the error.
+        what: what cannot be done, or what to do instead; ends the error.
         name: how the error calls the checkpoint; its own name by default.
 
     Raises:

@@ -37,11 +37,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name as [`load`] takes it.
-
-    Args:
-        dtype: `float32`, `bfloat16`, `float16` or `auto`.
-        device: where the model runs.
+    """The dtype that [`load`] names `float32`, `bfloat16`, `float16` or `auto`, for a model on this device.
 
     Raises:
         InputError: the name is unknown.
@@ -61,10 +57,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def dispatch_over_gpus(model: PreTrainedModel) -> None:
-    """Distributes the layers of a model evenly over all GPUs; those that do not fit stay in the CPU's memory.
-
-    Args:
-        model: on the CPU.
+    """Distributes the layers of a model on the CPU evenly over all GPUs; those that do not fit stay there.
 
     Raises:
         InputError: this process is one of several, which would use the same GPUs.

@@ -72,13 +72,7 @@ class EncoderIdentity(WeightsIdentity):
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorIdentity(_Identity):
-    """Identity of a connector.
-
-    Attributes:
-        settings: those of its [`LsmProjectorConfig`].
-        seed: its weights were drawn from it.
-        trained: whether it was trained since.
-    """
+    """Identity of a connector: its [`LsmProjectorConfig`], the seed of its first weights, whether it was trained."""
 
     settings: dict[str, Any]
     seed: int | None = None
@@ -102,8 +96,7 @@ class TrainingIdentity(_Identity):
 
     Attributes:
         study: folder of `analyses/` that trained it.
-        arm: of the study.
-        seed: of the arm.
+        arm, seed: which of the study's arms.
         sha256: of the file that holds the changes.
     """
 
@@ -163,13 +156,7 @@ def check_folder(folder: str | Path) -> Checksums | None:
 
 
 def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums | None = None) -> WeightsIdentity:
-    """Identifies the weights of a folder or hub name.
-
-    Args:
-        folder: folder or hub name.
-        config: the configuration that was read from it.
-        checksums: what [`check_folder`] returned for it.
-    """
+    """Identifies the weights of a folder or hub name, given its configuration and what [`check_folder`] returned."""
     # The first kind that is there is what transformers loads.
     weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
     known = read_checksums(Path(folder)) if checksums == "verified" else {}  # saves reading the weights again

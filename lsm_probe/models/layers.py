@@ -31,10 +31,10 @@ def layers_prefix(llm: Any) -> str:
 
 
 def layer_of(name: str, prefix: str) -> tuple[int | None, str]:
-    """The layer a parameter belongs to, and its name within the layer; None and the whole name outside of them.
+    """The layer of a parameter and its name within the layer; None and the whole name outside of the layers.
 
     Args:
-        name: of a parameter, with whatever a wrapper puts before the LLM's own name.
+        name: of the parameter; a wrapper's prefix may stand before it.
         prefix: of [`layers_prefix`].
     """
     _, found, rest = name.partition(prefix)

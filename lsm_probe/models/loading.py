@@ -75,9 +75,9 @@ def load(
     name = str(name)
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
-    checkpoint: Checkpoint
     _check_template(template)
     _check_builtin(name)
+    checkpoint: Checkpoint
     if name in BUILTIN_LSMS:
         checkpoint = build_builtin(name, dtype=torch_dtype, template=template, date=date)
     else:
@@ -119,8 +119,7 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
 
     Args:
         name: a folder, a name on the model hub, or `builtin:llm`.
-        template: prompt template; by default `chat` / `vicuna`, as [`load`] has it.
-        date: as in [`load`].
+        template, date: as in [`load`].
 
     Raises:
         InputError: there is no such checkpoint, its checksums do not hold, it is no text LLM, or the date is invalid.
@@ -144,8 +143,7 @@ def load_text_check(name: str, *, template: str | None = None) -> Callable[[str,
     """A function that refuses texts which a checkpoint would read as something else; no weights are loaded.
 
     Args:
-        name: as of [`load`].
-        template: prompt template, as of [`load`].
+        name, template: as of [`load`].
 
     Returns:
         A function of instruction, transcript and target, the last two None where there is none. It raises InputError

@@ -22,7 +22,7 @@ from lsm_probe.models.segments import Piece, Segment, token_segments
 class MistralProcessor(AudioLlmProcessor):
     """As [`AudioLlmProcessor`], for a processor round mistral-common's tokenizer.
 
-    Control tokens are told by their ids, the instruction's by what they spell, one after another.
+    Control tokens are recognised by their ids, the instruction's by the text that they spell.
     """
 
     def example(self) -> Sequence[tuple[int, object]]:
@@ -31,7 +31,13 @@ class MistralProcessor(AudioLlmProcessor):
         return list(zip(prompt.segments, prompt.input_ids, strict=True))
 
     def _preprocess(self, instruction: str, audio: NDArray[np.float32]) -> tuple[list[int], dict[str, Tensor]]:
-        inputs = self._render(self._content(instruction.strip(), {"type": "audio", "base64": _wav(audio, self.rate)}))
+        file = io.BytesIO()  # FLOAT loses nothing
+        soundfile.write(file, audio, self.rate, format="WAV", subtype="FLOAT")
+        parts = [
+            {"type": "text", "text": instruction.strip()},
+            {"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()},
+        ]
+        inputs = self._render(parts if self.template == "chat" else parts[::-1])
         features = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
         return inputs["input_ids"][0].tolist(), features
 
@@ -40,9 +46,8 @@ class MistralProcessor(AudioLlmProcessor):
             ids, _ = self._preprocess(instruction, np.zeros(self.rate, np.float32))
             pieces: list[Piece] = [(Segment.INSTRUCTION, instruction)]
         else:
-            source_first = self.template == "chat_source_first"
             pieces = [(Segment.INSTRUCTION, instruction), (Segment.TEMPLATE, "\n"), (Segment.SOURCE, transcript)]
-            pieces = pieces[::-1] if source_first else pieces
+            pieces = pieces if self.template == "chat" else pieces[::-1]
             text = "".join(piece for _, piece in pieces)
             ids = self._render([{"type": "text", "text": text}])["input_ids"][0].tolist()
         segments = self._segments(ids, pieces)
@@ -52,11 +57,7 @@ class MistralProcessor(AudioLlmProcessor):
         return Prompt(ids, segments)
 
     def _segments(self, ids: list[int], pieces: list[Piece]) -> list[Segment]:
-        """Which segment each token belongs to, given what its tokens of text spell.
-
-        Raises:
-            InputError: they spell something else.
-        """
+        """The segment of each token; raises InputError if the tokens of text do not spell the pieces."""
         special = {*self.tokenizer.all_special_ids, self.audio_token_id}
         words = [i for i, token in enumerate(ids) if token not in special]
         spelled = [0, *(len(self._decode([ids[w] for w in words[: n + 1]])) for n in range(len(words)))]
@@ -71,10 +72,6 @@ class MistralProcessor(AudioLlmProcessor):
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids))
-
-    def _content(self, instruction: str, audio: dict[str, str]) -> list[dict[str, str]]:
-        text = {"type": "text", "text": instruction}
-        return [text, audio] if self.template == "chat" else [audio, text]
 
     def _render(self, content: list[dict[str, str]]) -> dict[str, Any]:
         try:
@@ -100,10 +97,3 @@ def audio_llm_processor(processor: Any, audio_token_id: int, template: str | Non
             f"{type(processor).__name__} has no chat template: take the chat_template.jinja of a good copy"
         )
     return (MistralProcessor if of_mistral else AudioLlmProcessor)(processor, audio_token_id, template)
-
-
-def _wav(audio: NDArray[np.float32], rate: int) -> str:
-    """A waveform as a file in base64, without loss."""
-    file = io.BytesIO()
-    soundfile.write(file, audio, rate, format="WAV", subtype="FLOAT")
-    return base64.b64encode(file.getvalue()).decode()

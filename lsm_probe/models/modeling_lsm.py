@@ -104,15 +104,9 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         return self.language_model.get_decoder(*args, **kwargs)
 
     def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor) -> Tensor:
-        """Encodes speech to speech tokens.
+        """Encodes speech, as in [`encode_speech`], to the speech tokens of all pieces in order, `[tokens, llm_dim]`.
 
-        Args:
-            input_features: log-mel features, `[pieces, mel_bins, 3000]`.
-            input_features_mask: `[pieces, 3000]`, 1 where a mel frame is speech.
-
-        Returns:
-            `[tokens, llm_dim]`, the tokens of all pieces in order; how many each piece gives is
-            [`num_speech_tokens`] of its valid states.
+        A piece becomes [`num_speech_tokens`] of its valid states.
         """
         return self._connect(*self.encode_speech(input_features, input_features_mask))
 
@@ -127,11 +121,9 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
             `speech_states` `[pieces, max_states, d]` and `speech_lengths` `[pieces]`. States beyond a piece's length
             mean nothing and may be left out.
         """
-        mel_frames = input_features_mask.sum(-1)
+        tower, mel_frames = self.audio_tower, input_features_mask.sum(-1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._tower_learns()):
-            states = run_audio_tower(
-                self.audio_tower, self.config, input_features.to(self.audio_tower.dtype), mel_frames
-            )
+            states = run_audio_tower(tower, self.config, input_features.to(tower.dtype), mel_frames)
         return states, num_states(mel_frames, self.config.decoder_states)
 
     def _connect(self, speech_states: Tensor, speech_lengths: Tensor) -> Tensor:
@@ -145,10 +137,8 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
             ValueError: if `input_ids` holds another number of placeholders than there are speech tokens.
         """
         mask = input_ids == self.config.audio_token_id
-        if int(mask.sum()) != len(audio_features):
-            raise ValueError(
-                f"{int(mask.sum())} audio placeholders in input_ids, but {len(audio_features)} speech tokens"
-            )
+        if (found := int(mask.sum())) != len(audio_features):
+            raise ValueError(f"{found} audio placeholders in input_ids, but {len(audio_features)} speech tokens")
         return mask
 
     def embed(
@@ -171,7 +161,12 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         # The placeholder is outside the vocabulary: any token may stand in for it before it is overwritten.
         text_ids = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
         embeds: Tensor = self.get_input_embeddings()(text_ids)
-        _check_speech(input_features, input_features_mask, speech_states, speech_lengths)
+        if input_features is not None and speech_states is not None:
+            raise ValueError("give input_features or speech_states, not both")
+        if (input_features is None) != (input_features_mask is None):
+            raise ValueError("give input_features and input_features_mask together: padding is not speech")
+        if (speech_states is None) != (speech_lengths is None):
+            raise ValueError("give speech_states and speech_lengths together: padding is not speech")
         if input_features is not None and input_features_mask is not None:
             audio = self.get_audio_features(input_features, input_features_mask)
         elif speech_states is not None and speech_lengths is not None:
@@ -207,8 +202,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
             TypeError: the LLM knows no such keyword.
         """
         known = signature(self.language_model.forward).parameters
-        unknown = sorted(set(kwargs).difference(known, _LLM_KEYWORDS))
-        if unknown:
+        if unknown := sorted(set(kwargs).difference(known, _LLM_KEYWORDS)):
             raise TypeError(f"{type(self.language_model).__name__} takes no {', '.join(unknown)}")
         if inputs_embeds is None:
             if input_ids is None:
@@ -221,11 +215,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def prepare_inputs_for_generation(  # type: ignore[override]  # the speech inputs are keyword-only, as everywhere
-        self,
-        input_ids: Any,
-        *,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
+        self, input_ids: Any, *, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         speech = {name: kwargs.pop(name, None) for name in _SPEECH_INPUTS}
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, which mypy can't see
@@ -237,11 +227,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Any = None,
-        **kwargs: Any,
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Repeats each prompt for beams or several answers, and the pieces of its speech as one block.
 
@@ -275,14 +261,3 @@ def _make_connector(config: LsmConfig) -> Connector:
     return CONNECTORS[config.projector_config.connector](
         config.projector_config, encoder_dim=config.audio_config.d_model, llm_dim=config.text_config.hidden_size
     )
-
-
-def _check_speech(
-    features: Tensor | None, features_mask: Tensor | None, states: Tensor | None, lengths: Tensor | None
-) -> None:
-    if features is not None and states is not None:
-        raise ValueError("give input_features or speech_states, not both")
-    if (features is None) != (features_mask is None):
-        raise ValueError("give input_features and input_features_mask together: padding is not speech")
-    if (states is None) != (lengths is None):
-        raise ValueError("give speech_states and speech_lengths together: padding is not speech")

@@ -81,7 +81,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
 
 
 def _attention_of(config: PreTrainedConfig, part: str = "") -> dict[str, str | None]:
-    """Which attention implementation a configuration and those inside it name, by the part of `config.json`."""
+    """The attention implementations that a configuration and those inside it name, by the part of `config.json`."""
     found = {part: config._attn_implementation}
     for key in config.sub_configs:
         if (inner := getattr(config, key, None)) is not None:
@@ -90,8 +90,7 @@ def _attention_of(config: PreTrainedConfig, part: str = "") -> dict[str, str | N
 
 
 def _warn_other_attention(name: str | Path, asked: dict[str, str | None], model: PreTrainedModel) -> None:
-    """Says where a model does not run the attention that its `config.json` asks for: the probes need sdpa, or eager
-    where its class has no other."""
+    """Warns if a model runs other attention than its `config.json` asks for: the probes need sdpa, or else eager."""
     runs = _attention_of(model.config)
     for part, wanted in asked.items():
         if wanted is not None and runs.get(part) not in (None, wanted):

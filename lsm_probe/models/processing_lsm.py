@@ -185,12 +185,10 @@ class LsmProcessor(ProcessorMixin):
 def check_feature_extractor(extractor: Any, config: LsmConfig) -> None:
     """Raises InputError if the number of mel bins, the frames of a piece or the sampling rate are not the encoder's."""
     audio: Any = config.audio_config
-    for setting, has, needs in (
-        ("feature_size", extractor.feature_size, audio.num_mel_bins),
-        ("nb_max_frames", extractor.nb_max_frames, 2 * audio.max_source_positions),
-        ("sampling_rate", extractor.sampling_rate, RATE),
-    ):
-        if has != needs:
+    frames = 2 * audio.max_source_positions
+    needed = {"feature_size": audio.num_mel_bins, "nb_max_frames": frames, "sampling_rate": RATE}
+    for setting, needs in needed.items():
+        if (has := getattr(extractor, setting)) != needs:
             raise InputError(
                 f"the feature extractor has {setting} {has}, and the encoder needs {needs}: take the "
                 "preprocessor_config.json of the encoder"

@@ -20,15 +20,7 @@ from lsm_probe.models.thinking import has_special_marks, text_after_user_in
 
 @dataclass(frozen=True)
 class Prompter:
-    """The side of a text LLM that faces the text.
-
-    Attributes:
-        name: how the user called it.
-        folder: folder or hub name that its weights are loaded from.
-        tokenizer: its fast tokenizer.
-        template: name of the prompt template.
-        identity: where the weights come from and their hashes.
-    """
+    """Writes the prompts of a text LLM; `folder` is where its weights are, the rest as in [`Checkpoint`]."""
 
     name: str
     folder: str
@@ -43,11 +35,11 @@ class Prompter:
 
     @property
     def date(self) -> str | None:
-        """What its chat template writes as today's date; None if its prompts have none."""
+        """As [`Checkpoint.date`]."""
         return written_date(self.template, self.tokenizer)
 
     def example_prompt(self) -> list[Piece]:
-        """A prompt with fixed words in the place of instruction and source, cut into segments."""
+        """As [`Checkpoint.example_prompt`]."""
         return example_prompt(self.tokenizer, self.template)
 
     @cached_property

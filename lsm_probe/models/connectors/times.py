@@ -53,8 +53,7 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
 
 
 def even_times(tokens: int, num_samples: int) -> Times:
-    """Begin and end of tokens spread evenly over an utterance at 16 kHz, `[tokens, 2]`, seconds: a stand-in where it is
-    not known what they cover."""
+    """Begin and end of tokens spread evenly over an utterance at 16 kHz, `[tokens, 2]`, seconds."""
     borders = np.linspace(0, num_samples / RATE, tokens + 1)
     return np.stack([borders[:-1], borders[1:]], 1)
 
