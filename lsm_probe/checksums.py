@@ -48,7 +48,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> bool:
-    """Whether the folder has checksums, all of which hold.
+    """Whether the folder has checksums; if so, all of them hold.
 
     Raises:
         InputError: a file is missing, changed, not listed, or lies elsewhere (a link), or `checksums.json` itself is

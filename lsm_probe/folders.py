@@ -60,10 +60,9 @@ def alone_in(out: Path) -> Iterator[None]:
 
 @contextmanager
 def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> Iterator[None]:
-    """A folder whose contents `config` decides, filled piece by piece; the pieces there are never mixed with others.
+    """A folder whose contents `config` decides, filled piece by piece; pieces of different configs are never mixed.
 
-    `config.yaml` is written on entry, by work that cannot go on at the end. What is already made is kept for `resume`,
-    and only under the same config.
+    `config.yaml` is written on entry; at the end by work that cannot go on. `resume` keeps what is there already.
 
     Args:
         out: the folder.

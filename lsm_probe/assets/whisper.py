@@ -139,7 +139,7 @@ def _tokenizer(vocabulary: Path) -> Any:
 
 
 def _vocab_and_merges(vocabulary: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """tiktoken's list of `base64 rank` lines as the two tables that byte-pair encoding is written with."""
+    """The vocabulary and merges of byte-pair encoding, from tiktoken's lines of `base64 rank`."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     lines = (line.split() for line in vocabulary.read_bytes().splitlines())

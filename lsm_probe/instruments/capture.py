@@ -296,8 +296,7 @@ def find_attention_layers(model: PreTrainedModel, part: Part = "llm") -> list[At
             layers += _self_projecting_layer(module.layer_idx if part == "llm" else len(layers), name, module)
     config = inner.config if part != "llm" else model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or []
-    others = sorted(set(kinds) & set(NOT_ATTENTION))
-    if others:
+    if others := sorted(set(kinds) & set(NOT_ATTENTION)):
         raise InputError(
             f"{type(model).__name__} has layers of kind {', '.join(others)} ({sum(k in others for k in kinds)} of "
             f"{len(kinds)}), whose tokens reach each other past attention: norms of attention would not tell all"

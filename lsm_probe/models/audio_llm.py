@@ -138,8 +138,7 @@ def _check_handed_over(name: str, input_ids: Tensor, kwargs: dict[str, Any]) -> 
             f"{name} makes another number of positions than it has input ids: its processor must put one placeholder "
             "for each speech token"
         )
-    others = [key for key, value in kwargs.items() if isinstance(value, Tensor) and key not in _HARMLESS]
-    if others:
+    if others := [key for key, value in kwargs.items() if isinstance(value, Tensor) and key not in _HARMLESS]:
         raise InputError(f"{name} hands its LLM {others[0]} beside embeddings: it cannot be measured from these alone")
     count = torch.arange(input_ids.shape[1], device=input_ids.device)
     # Several rows (time, height, width) say where pictures lie; for speech all count on.

@@ -1,7 +1,4 @@
-"""Whether the name of a checkpoint is a folder, and what is wrong with it if not.
-
-Asked about a folder that is missing, the model hub answers only that it has no such name, or cannot be reached.
-"""
+"""Whether the name of a checkpoint is a folder, and what is wrong with it if not; the model hub would not say."""
 
 from __future__ import annotations
 

@@ -102,19 +102,13 @@ def generate_greedily(
 
 
 class _SeenNan(LogitsProcessor):
-    """Notices NaN on the device, and is asked once for each stage: each look waits for the device."""
+    """Notices NaN on the device. Look at `found` only once for each stage: it waits for the device."""
 
-    def __init__(self) -> None:
-        self._found: Tensor | None = None
+    found: bool | Tensor = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        found = scores.isnan().any()
-        self._found = found if self._found is None else self._found | found
+        self.found = self.found | scores.isnan().any()
         return scores
-
-    @property
-    def found(self) -> bool:
-        return self._found is not None and bool(self._found)
 
 
 def _stage_tokens(llm: PreTrainedModel, lengths: list[int], left: int) -> int:

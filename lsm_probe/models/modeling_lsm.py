@@ -73,7 +73,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         self._no_split_modules = present.intersection(self._no_split_modules)
 
     def draw_connector(self, seed: int) -> None:
-        """Puts a new connector in place of the present one, its weights drawn from `seed` alone (float32, CPU)."""
+        """Replaces the connector by a new one whose weights depend on `seed` alone (float32, CPU)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.multi_modal_projector = _make_connector(self.config)
@@ -241,9 +241,7 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         )
         return input_ids, kwargs | speech
 
-    def _repeat_speech(
-        self, input_ids: Tensor, speech: dict[str, Tensor | None], times: int
-    ) -> dict[str, Tensor | None]:
+    def _repeat_speech(self, input_ids: Tensor, speech: dict[str, Any], times: int) -> dict[str, Any]:
         lengths, mask = speech["speech_lengths"], speech["input_features_mask"]
         if lengths is None and mask is not None:
             lengths = num_states(mask.sum(-1), self.config.decoder_states)
@@ -258,6 +256,5 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
 
 def _make_connector(config: LsmConfig) -> Connector:
     """A connector with weights as torch draws them."""
-    return CONNECTORS[config.projector_config.connector](
-        config.projector_config, encoder_dim=config.audio_config.d_model, llm_dim=config.text_config.hidden_size
-    )
+    widths = {"encoder_dim": config.audio_config.d_model, "llm_dim": config.text_config.hidden_size}
+    return CONNECTORS[config.projector_config.connector](config.projector_config, **widths)

@@ -63,8 +63,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     require_folder(name)
     path = Path(name)
     if (path / "adapter_config.json").is_file():
-        whole = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
-        if whole:
+        if whole := [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]:
             raise _adapter_error(name, min(whole).name)
         raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
     if path.is_dir() and not (path / "config.json").is_file():

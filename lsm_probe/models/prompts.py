@@ -146,9 +146,9 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, segment: Segment, text: str) -> None:
     """Refuses text that the tokenizer reads as markup: it would open a turn of its own, or end the prompt's."""
     added = _added_tokens(tokenizer, len(tokenizer))
-    markup = (Segment.TEMPLATE, Segment.SYSTEM)
-    written = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own in markup}
-    found = {token for token, own in zip(prompt.input_ids, prompt.segments, strict=True) if own is segment}
+    positions = [*prompt.positions(Segment.TEMPLATE), *prompt.positions(Segment.SYSTEM)]
+    written = {prompt.input_ids[i] for i in positions}
+    found = {prompt.input_ids[i] for i in prompt.positions(segment)}
     # Control tokens are the special tokens, and of the others those that the template writes too.
     control = {token for token in found if token in added and (added[token].special or token in written)}
     _refuse_written(added, segment.name.lower(), text, control)

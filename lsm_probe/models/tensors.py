@@ -74,12 +74,9 @@ def check_tensors(
         *([f"have another shape in {_listed(shapes)}"] if shapes else []),
     ]
     if faults:
-        has_adapter = any("lora_" in key or ".base_layer." in key for key in unused)
-        remedy = (
-            "merge its adapter and save the merged model"
-            if has_adapter
-            else "copy config.json and the weights again from the same source"
-        )
+        remedy = "copy config.json and the weights again from the same source"
+        if any("lora_" in key or ".base_layer." in key for key in unused):
+            remedy = "merge its adapter and save the merged model"
         raise InputError(
             f"{name} cannot be loaded: its weights do not fit its config.json. They {' and '.join(faults)}; {remedy}"
         )

@@ -164,13 +164,8 @@ def marks_of(tokenizer: PreTrainedTokenizerBase) -> list[Marks]:
 
 def has_special_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a text without special tokens has lost the marks."""
-    marks = marks_of(tokenizer)
-    return any(
-        re.search(pattern, token, re.DOTALL)
-        for token in tokenizer.all_special_tokens
-        for own in marks
-        for pattern in (own.begin, own.end)
-    )
+    patterns = [pattern for marks in marks_of(tokenizer) for pattern in (marks.begin, marks.end)]
+    return any(re.search(pattern, token, re.DOTALL) for token in tokenizer.all_special_tokens for pattern in patterns)
 
 
 def _is_open(marks: Marks, opening: str) -> bool:
