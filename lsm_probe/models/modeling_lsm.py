@@ -27,27 +27,7 @@ _LLM_KEYWORDS = {
 _SPEECH_INPUTS = ("input_features", "input_features_mask", "speech_states", "speech_lengths")
 
 
-class LsmPreTrainedModel(PreTrainedModel):
-    config: LsmConfig
-    config_class = LsmConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ["audio", "text"]  # noqa: RUF012
-    supports_gradient_checkpointing = True
-    _no_split_modules: set[str] | list[str] = ["WhisperEncoderLayer"]  # noqa: RUF012  # transformers' protocol
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Connector):
-            module.init_own_parameters(self.config.projector_config)
-
-
-class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
+class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Answers a text instruction about speech.
 
     `input_ids` holds `config.audio_token_id` once for each speech token. The speech comes as log-mel features of
@@ -61,6 +41,18 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
     The LLM is a whole causal LM, head included, so that whatever it does to its logits (scaling, caps) is kept.
     """
 
+    config: LsmConfig
+    config_class = LsmConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["audio", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules: set[str] | list[str] = ["WhisperEncoderLayer"]  # noqa: RUF012  # transformers' protocol
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
     def __init__(self, config: LsmConfig):
         super().__init__(config)
         self.audio_tower = make_audio_tower(config)
@@ -71,6 +63,12 @@ class LsmForConditionalGeneration(LsmPreTrainedModel, GenerationMixin):
         # Accelerate's FSDP refuses a model that lacks a layer it names.
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = present.intersection(self._no_split_modules)
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Connector):
+            module.init_own_parameters(self.config.projector_config)
 
     def draw_connector(self, seed: int) -> None:
         """Replaces the connector by a new one whose weights depend on `seed` alone (float32, CPU)."""
