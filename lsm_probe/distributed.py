@@ -217,11 +217,8 @@ def _gloo_of(world: Any) -> _Gloo:
 
 
 def _destroy_groups() -> None:
-    """Ends the groups, and their threads with the last reference, before the interpreter ends.
-
-    A gloo thread that releases a tensor later would abort the process (SIGABRT).
-    """
-    _gloo_of.cache_clear()
+    """Ends the groups before the interpreter: a gloo thread that frees a tensor later aborts the process (SIGABRT)."""
+    _gloo_of.cache_clear()  # the threads end with the last reference to the group
     if dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()

@@ -45,10 +45,8 @@ class AudioLlmProcessor:
     def __init__(self, processor: Any, audio_token_id: int, template: str | None = None):
         self.template = template or "chat"
         if self.template not in CHAT_TEMPLATES:
-            choice = " or ".join(CHAT_TEMPLATES)
-            raise InputError(
-                f"--template {self.template}: an audio LLM has a chat template of its own; choose {choice}"
-            )
+            reason = "an audio LLM has a chat template of its own; choose chat or chat_source_first"
+            raise InputError(f"--template {self.template}: {reason}")
         self.processor = processor
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.audio_token_id = audio_token_id

@@ -226,7 +226,7 @@ class Checkpoint(ABC):
         return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
-        """Raises InputError if prompt and response are longer than the context, or than sparse attention is exact."""
+        """Raises InputError if prompt and response exceed the context, or what sparse attention sees in full."""
         length, limit = len(prompt) + response_tokens, self.context_length
         both = f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens}"
         remedy = "shorten the source or lower --max-new-tokens"

@@ -37,9 +37,8 @@ class _Identity:
             raise InputError(f"{cls.__name__} has unknown keys: {', '.join(unknown)}")
         if missing := sorted({field.name for field in fields(cls) if field.default is MISSING} - values.keys()):
             raise InputError(f"{cls.__name__} lacks: {', '.join(missing)}")
-        return cls(
-            **{name: _PARTS[name].from_dict(value) if name in _PARTS else value for name, value in values.items()}
-        )
+        parts = {name: part.from_dict(values[name]) for name, part in _PARTS.items() if name in values}
+        return cls(**{**values, **parts})
 
 
 @dataclass(frozen=True, kw_only=True)

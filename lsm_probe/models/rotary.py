@@ -72,8 +72,7 @@ def frequencies_unchanged(llm: PreTrainedModel, lengths: Sequence[int], more: in
 
 
 class _SeparateRows:
-    """Hooks: one before the decoder remembers which tokens are padding; one after each rotary module rotates the rows
-    one by one. `limits` are those of all rotary modules, from [`_find_limits`]."""
+    """Hooks: before the decoder runs, remember the padding; after a rotary module ran, rotate the rows one by one."""
 
     def __init__(self, limits: Sequence[tuple[bool, int]]):
         self.limits = limits
