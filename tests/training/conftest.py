@@ -24,6 +24,11 @@ SOUNDS = 12  # of 0.4, 0.8 or 1.2 s; each in every task
 HELD_OUT = 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_garbage(small_garbage: None) -> None:
+    """In all of these tests."""
+
+
 @pytest.fixture(scope="session")
 def training_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path, tiny_encoder_folder: Path, waveform

@@ -20,8 +20,6 @@ from lsm_probe.probes.importance.learning_rates import layer_rates, write_rates
 from lsm_probe.training.config import Stage, read_config
 from lsm_probe.training.parameters import parameter_groups, prepare_model
 
-pytestmark = pytest.mark.usefixtures("small_garbage")
-
 RATES = [1.0, 0.625, 0.75]
 BASE, CONNECTOR_RATE = 1e-4, 1e-3
 

@@ -24,8 +24,6 @@ from lsm_probe.training.run import train
 from lsm_probe.training.samples import with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model
 
-pytestmark = pytest.mark.usefixtures("small_garbage")
-
 Configure = Callable[..., TrainConfig]
 Train = Callable[..., Path]
 STRATEGIES = ["full", "frozen_llm", "lora"]
