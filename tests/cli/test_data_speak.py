@@ -161,13 +161,11 @@ def test_an_interrupt_says_how_to_go_on(data, sentences, tmp_path, monkeypatch):
 MISTAKES = {
     "no such file": (["speak", "none.txt", "--out", "o"], "none.txt does not exist"),
     "empty file": (["speak", os.devnull, "--out", "o"], "device"),
+    "blank file": (["speak", "blank.txt", "--out", "o"], "holds no sentence"),
     "unknown voice": (["speak", "TALK", "--out", "o", "--voice", "hibari:x"], "available: hibari:heart"),
     "speed": (["speak", "TALK", "--out", "o", "--speed", "3"], "--speed 3.0"),
     "pool without transcription": (["speak", "TALK", "--out", "o", "--instructions", "continuation"], "transcription"),
-    "on-error": (
-        ["speak", "TALK", "--out", "o", "--on-error", "hope"],
-        "'hope' is not one of 'fail', 'skip'",
-    ),
+    "on-error": (["speak", "TALK", "--out", "o", "--on-error", "hope"], "'hope' is not one of 'fail', 'skip'"),
     "out is a file": (["speak", "TALK", "--out", "TALK"], "is a file: name a folder"),
     "too many commands": (["commands", "--out", "o", "--count", "20000"], "10400"),
     "too few commands": (["commands", "--out", "o", "--count", "5"], "240"),
@@ -175,22 +173,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(data, sentences, tmp_path, monkeypatch, mistake):
+def test_a_mistake_is_one_line_and_exit_code_2(refusal, sentences, write, tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
+    write(tmp_path / "blank.txt", "", " ")
     arguments, expected = MISTAKES[mistake]
-    code, stdout, stderr = data(*(str(sentences) if part == "TALK" else part for part in arguments))
-    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert code == 2
-    assert len(errors) == 1
-    assert expected in errors[0]
-    assert stdout == ""
-
-
-def test_an_empty_file_is_one_line(data, tmp_path):
-    (tmp_path / "empty.txt").write_text("\n \n")
-    code, _, stderr = data("speak", tmp_path / "empty.txt", "--out", tmp_path / "out")
-    assert code == 2
-    assert "holds no sentence" in stderr
+    assert expected in refusal("data", *(sentences if part == "TALK" else part for part in arguments))
 
 
 def test_commands_are_spoken_into_a_manifest_for_each_split_and_task(data, tmp_path):

@@ -26,10 +26,6 @@ def write(path, rows):
     return path
 
 
-def files(folder):
-    return {path.name for path in folder.iterdir() if path.name[0] != "."}
-
-
 @pytest.fixture
 def manifests(tmp_path, waveform):
     """The folder of the manifests of commands-transcription and commands-place."""
@@ -58,7 +54,7 @@ def run(lsm_probe_command, manifests, tmp_path):
     return command
 
 
-def test_one_checkpoint_leaves_predictions_metrics_and_tables(run, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_leaves_predictions_metrics_and_tables(run, files, tiny_lsm_folder, tmp_path):
     code, out, err = run(tiny_lsm_folder)
     assert code == 0, err
     assert files(tmp_path / "out") == FILES
@@ -76,7 +72,7 @@ def test_one_checkpoint_leaves_predictions_metrics_and_tables(run, tiny_lsm_fold
     assert all(row.keys() >= {"task", "instruction", "reference", "response", "response_ids"} for row in rows)
 
 
-def test_several_checkpoints_side_by_side(run, tiny_lsm_folder, tiny_llm_folder, tmp_path):
+def test_several_checkpoints_side_by_side(run, files, tiny_lsm_folder, tiny_llm_folder, tmp_path):
     code, out, _ = run(tiny_llm_folder, tiny_lsm_folder, options=["--json"])
     assert code == 0
     printed = json.loads(out)

@@ -37,16 +37,11 @@ def test_without_the_packages_the_page_stands_and_a_line_says_what_is_missing(
     assert lsm_probe_command("report", result, "--out", out, "--notebook")[0] == 2
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(lsm_probe_command, result, tmp_path):
+def test_a_mistake_is_one_line_and_exit_code_2(refusal, result, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, expected in (
         ((tmp_path / "none",), "is not a folder"),
         ((tmp_path / "empty",), "holds no result"),
         ((result, "--out", tmp_path), "is a folder: name a file"),
     ):
-        code, stdout, stderr = lsm_probe_command("report", "--no-notebook", *arguments)
-        assert code == 2
-        assert stdout == ""
-        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert expected in errors[0]
+        assert expected in refusal("report", "--no-notebook", *arguments)

@@ -4,44 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import soundfile
 
 from lsm_probe.probes.sensitivity import PROBE
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 
 PICTURES = PROBE.pictures
 
-TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green"]
-ASKED = [
-    ("translation", "Translate the speech into German."),
-    ("repetition", "Write down what the speaker says, and repeat it twice."),
-    ("answer", "Answer the question about the speech in one word."),
-]
+COMMAND = ("sensitivity", "--max-new-tokens", 4)
 FILES = {"result.json", "arrays.npz", "samples.jsonl", *PICTURES}
-QUICK = ("--max-new-tokens", 4)
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def rows(tmp_path, waveform):
-    """Four spoken samples under three tasks in turn."""
-    made = []
-    for i, text in enumerate(TEXTS):
-        soundfile.write(tmp_path / f"{i}.wav", waveform(0.5 + i, seed=i), 16_000)
-        task, instruction = ASKED[i % 3]
-        made.append(
-            {"id": f"s{i}", "task": task, "instruction": instruction, "audio": f"{i}.wav", "text": text, "target": text}
-        )
-    return made
-
-
-@pytest.fixture
-def manifest(tmp_path, rows):
-    return write(tmp_path / "clips.jsonl", rows)
 
 
 @pytest.fixture
@@ -58,30 +28,11 @@ def pool(tmp_path):
     return path
 
 
-@pytest.fixture
-def run(lsm_probe_command, manifest, tmp_path):
-    """`run(*checkpoints, out=..., options=...)` runs the command on the manifest."""
-
-    def command(*checkpoints, out=tmp_path / "out", options=QUICK, data=manifest):
-        named = [part for checkpoint in checkpoints for part in ("--ckpt", checkpoint)]
-        return lsm_probe_command("sensitivity", *named, "--data", data, "--out", out, *options)
-
-    return command
-
-
-def errors(stderr):
-    return [line for line in stderr.splitlines() if line.startswith("error: ")]
-
-
-def files(folder):
-    return {path.name for path in folder.iterdir() if path.name[0] != "."}
-
-
 def sizes(log_probs):
     return np.isfinite(log_probs[:, :, 0]).sum(1).tolist()
 
 
-def test_one_checkpoint_writes_everything_into_the_folder(run, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     code, stdout, stderr = run(tiny_lsm_folder)
     out = tmp_path / "out"
     assert code == 0, stderr
@@ -99,19 +50,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(run, tiny_lsm_folder, 
     assert len((out / "sensitivity_tokens.csv").read_text().splitlines()) == 1 + result.instruction_log_probs.shape[2]
 
 
-def test_json_goes_to_stdout_and_nothing_else_does(run, tiny_llm_folder, tmp_path):
-    code, stdout, _ = run(tiny_llm_folder, options=(*QUICK, "--json"))
-    assert code == 0
-
-    def refuse(name):
-        raise AssertionError(name)
-
-    printed = json.loads(stdout, parse_constant=refuse)
-    assert printed["results"] == [json.loads((tmp_path / "out" / "result.json").read_text())]
-    assert printed["comparison"] is None
-
-
-def test_conventions_reach_the_result(run, tiny_llm_folder, pool, tmp_path):
+def test_conventions_reach_the_result(run, tiny_llm_folder, rows, pool, tmp_path):
     options = ("--per", "response", "--pool", "paraphrases", "--response", "reference", "--instructions", pool)
     code, stdout, stderr = run(tiny_llm_folder, options=(*options, "--sources", 2, "--seed", 3))
     assert code == 0, stderr
@@ -121,7 +60,7 @@ def test_conventions_reach_the_result(run, tiny_llm_folder, pool, tmp_path):
     assert stored["unit"] == "nats per response"
     assert stored["seed"] == 3
     result = SensitivityResult.load(tmp_path / "out")
-    assert [sample["response"] for sample in result.samples] == TEXTS
+    assert [sample["response"] for sample in result.samples] == [row["target"] for row in rows]
     # The wordings of each sample's task in the file, and its own where it is another.
     assert sizes(result.instruction_log_probs) == [2, 4, 3, 2]
     assert sizes(result.source_log_probs) == [2] * 4
@@ -129,8 +68,8 @@ def test_conventions_reach_the_result(run, tiny_llm_folder, pool, tmp_path):
 
 
 def test_an_instruction_file_reaches_the_result(run, tiny_llm_folder, pool, tmp_path):
-    assert run(tiny_llm_folder, out=tmp_path / "own", options=(*QUICK,))[0] == 0
-    again = (*QUICK, "--responses", tmp_path / "own")
+    assert run(tiny_llm_folder, out=tmp_path / "own")[0] == 0
+    again = ("--responses", tmp_path / "own")
     assert run(tiny_llm_folder, out=tmp_path / "file", options=(*again, "--instructions", pool))[0] == 0
     joined = ("--instructions", pool, "--instructions", "probing")
     assert run(tiny_llm_folder, out=tmp_path / "joined", options=(*again, *joined))[0] == 0
@@ -145,7 +84,7 @@ def test_an_instruction_file_reaches_the_result(run, tiny_llm_folder, pool, tmp_
     np.testing.assert_allclose(file.instruction_log_probs[:, 0], own.instruction_log_probs[:, 0], rtol=1e-4, atol=1e-4)
 
 
-def test_two_checkpoints_are_compared_and_warned_about(run, tiny_llm_folder, save_llm, tmp_path):
+def test_two_checkpoints_are_compared_and_warned_about(run, files, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     code, stdout, stderr = run(tiny_llm_folder, second)
     out = tmp_path / "out"
@@ -207,59 +146,11 @@ def test_the_folder_of_another_probe_is_refused_and_left_alone(
     run, lsm_probe_command, tiny_llm_folder, manifest, tmp_path
 ):
     out = tmp_path / "out"
-    arguments = ("--ckpt", tiny_llm_folder, "--data", manifest, "--out", out, *QUICK)
+    arguments = ("--ckpt", tiny_llm_folder, "--data", manifest, "--out", out, "--max-new-tokens", 4)
     assert lsm_probe_command("attention", *arguments)[0] == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     code, _, stderr = run(tiny_llm_folder)
     assert code == 2
-    (error,) = errors(stderr)
-    assert "holds a result of the attention probe: give another folder with --out" in error
+    assert "error: " in stderr
+    assert "holds a result of the attention probe: give another folder with --out" in stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-def one_task(manifest, rows):
-    return write(manifest, [{**row, "task": "translation", "instruction": ASKED[0][1]} for row in rows])
-
-
-MISTAKES = {
-    "pool of one": (lambda m, rows: ["--data", one_task(m, rows)], "a pool of one instruction says nothing"),
-    "no paraphrases": (lambda m, rows: ["--pool", "paraphrases"], "the pool holds no other wording of its task"),
-    "one utterance": (lambda m, rows: ["--limit", 1, "--instructions", "probing"], "a pool of one source says nothing"),
-    "unknown per": (lambda m, rows: ["--per", "word"], "'word' is not one of 'token', 'response'"),
-    "unknown pool": (lambda m, rows: ["--pool", "words"], "'words' is not one of 'tasks', 'paraphrases'"),
-    "unknown response": (lambda m, rows: ["--response", "gold"], "'gold' is not one of 'generated', 'reference'"),
-    "no such pool": (lambda m, rows: ["--instructions", "magic"], "--instructions magic does not exist"),
-    "pool of nothing": (lambda m, rows: ["--instructions", m], "cannot be read as YAML"),
-    "no responses": (lambda m, rows: ["--responses", m.parent], "holds no readable result with responses"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(lsm_probe_command, tiny_llm_folder, manifest, rows, tmp_path, mistake):
-    make, expected = MISTAKES[mistake]
-    options, out = make(manifest, rows), tmp_path / "out"
-    data = () if "--data" in options else ("--data", manifest)
-    code, stdout, stderr = lsm_probe_command(
-        "sensitivity", "--ckpt", tiny_llm_folder, "--out", out, *QUICK, *data, *options
-    )
-    assert code == 2
-    assert len(errors(stderr)) == 1
-    assert expected in errors(stderr)[0]
-    assert "Traceback" not in stderr
-    assert stdout == ""
-    assert not (out / "result.json").exists()
-
-
-def test_a_pool_of_sources_has_two_at_least(run, tiny_llm_folder):
-    code, stdout, stderr = run(tiny_llm_folder, options=(*QUICK, "--sources", 1))
-    assert code == 2
-    assert "--sources" in stderr
-    assert "Traceback" not in stderr
-    assert stdout == ""
-
-
-def test_help_names_what_is_written(lsm_probe_command):
-    code, stdout, _ = lsm_probe_command("sensitivity", "--help")
-    assert code == 0
-    for word in ("D_i", "--instructions", "--pool", "--sources", "sensitivity_tokens.csv"):
-        assert word in stdout

@@ -14,6 +14,7 @@ from lsm_probe.evaluation.text_ability_table import text_ability_table
 from lsm_probe.runner.identity import CheckpointIdentity
 
 TEXTS = [("the quick brown fox", "jumps over the lazy dog"), ("rain falls", "softly on the old town")]
+COMMAND = ("text-ability",)
 FILES = {"result.json", "arrays.npz", "samples.jsonl", "text_ability.csv"}
 
 
@@ -34,25 +35,8 @@ def mmlu(mmlu_folder):
     return mmlu_folder
 
 
-@pytest.fixture
-def run(lsm_probe_command, tmp_path):
-    """`run(*checkpoints, options=...)` runs the command."""
-
-    def command(*checkpoints, options, out=tmp_path / "out"):
-        named = [part for checkpoint in checkpoints for part in ("--ckpt", checkpoint)]
-        return lsm_probe_command("text-ability", *named, "--out", out, *options)
-
-    return command
-
-
-def files(folder):
-    return {path.name for path in folder.iterdir() if path.name[0] != "."}
-
-
-def test_one_checkpoint_writes_everything_into_the_folder(run, tiny_llm_folder, mmlu, manifest, tmp_path):
-    code, stdout, stderr = run(
-        tiny_llm_folder, options=("--mmlu", mmlu, "--data", manifest, "--shots", 1, "--limit", 4)
-    )
+def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_llm_folder, mmlu, tmp_path):
+    code, stdout, stderr = run(tiny_llm_folder, options=("--mmlu", mmlu, "--shots", 1, "--limit", 4))
     assert code == 0, stderr
     out = tmp_path / "out"
     assert files(out) == FILES | {"mmlu_tasks"}
@@ -70,8 +54,8 @@ def test_one_checkpoint_writes_everything_into_the_folder(run, tiny_llm_folder, 
     assert [line for line in stderr.splitlines() if "Building" in line or "it/s" in line] == []
 
 
-def test_several_are_compared_with_the_first(run, tiny_llm_folder, tiny_lsm_folder, manifest, tmp_path):
-    code, stdout, stderr = run(tiny_llm_folder, tiny_lsm_folder, options=("--data", manifest))
+def test_several_are_compared_with_the_first(run, files, tiny_llm_folder, tiny_lsm_folder, tmp_path):
+    code, stdout, stderr = run(tiny_llm_folder, tiny_lsm_folder)
     assert code == 0, stderr
     assert files(tmp_path / "out") == {"comparison.json", "text_ability.csv", tiny_llm_folder.name, "lsm"}
     (pair,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["pairs"]
@@ -101,12 +85,6 @@ def test_a_rate_is_shown_only_where_more_than_guessing_could_be_forgotten():
     assert last_row(result("a", 55), result("b", 44)) == ["b: forgotten", "–", "–", "–", "–", "–"]
 
 
-def test_json_goes_to_stdout_and_nothing_else_does(run, tiny_llm_folder, manifest, tmp_path):
-    code, stdout, _ = run(tiny_llm_folder, options=("--data", manifest, "--json"))
-    assert code == 0
-    assert json.loads(stdout)["results"] == [json.loads((tmp_path / "out" / "result.json").read_text())]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -116,22 +94,17 @@ def test_json_goes_to_stdout_and_nothing_else_does(run, tiny_llm_folder, manifes
         (("--mmlu", "mmlu", "--shots", 9), "--shots 9: mmlu has 5 examples of anatomy; give 0 to 5"),
     ],
 )
-def test_mistakes_end_in_one_line(run, tiny_llm_folder, mmlu, tmp_path, monkeypatch, options, message):
+def test_mistakes_end_in_one_line(refusal, tiny_llm_folder, mmlu, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    code, stdout, stderr = run(tiny_llm_folder, options=options)
-    assert code == 2
-    assert stdout == ""
-    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert message in line
-    assert "Traceback" not in stderr
+    assert message in refusal("text-ability", "--ckpt", tiny_llm_folder, "--out", "out", *options)
 
 
 def test_two_processes_find_what_one_finds(run, tiny_llm_folder, mmlu_folder, manifest, tmp_path):
-    options = ("--mmlu", mmlu_folder, "--data", manifest, "--shots", 1, "--limit", 2, "--batch-size", 1)
+    options = ("--mmlu", mmlu_folder, "--shots", 1, "--limit", 2, "--batch-size", 1)
     code, _, stderr = run(tiny_llm_folder, options=options)
     assert code == 0, stderr
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
-    own = ("-m", "lsm_probe", "text-ability", "--ckpt", tiny_llm_folder, "--out", tmp_path / "two")
+    own = ("-m", "lsm_probe", "text-ability", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "two")
     command = [*map(str, (*torchrun, *own, *options))]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)

@@ -65,41 +65,8 @@ def test_samples_have_folders_of_their_own_whatever_their_ids_are_written_in(
 
 
 def test_a_layer_that_is_not_there_is_refused_before_the_model_runs(
-    lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch
+    refusal, tiny_lsm_folder, manifest, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(timeline_module, "timeline", None)
-    arguments = ("--data", manifest, "--out", tmp_path / "out", "--layer", 3)
-    code, _, stderr = lsm_probe_command("timeline", "--ckpt", tiny_lsm_folder, *arguments)
-    assert code == 2
-    assert "layer 3 is not one of 3" in stderr
-
-
-MISTAKES = {
-    "no such sample": (["--sample", "clip 9"], "--sample clip 9 is not in the manifest"),
-    "no such layer": (["--layer", 3, "--max-new-tokens", 2], "layer 3 is not one of 3"),
-    "unknown response": (["--response", "loud"], "'loud' is not one of 'generated', 'reference'"),
-    "no reference": (["--response", "reference"], "`target`"),
-    "no such manifest": (["--data", "none.jsonl"], "none.jsonl"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, mistake):
-    arguments, expected = MISTAKES[mistake]
-    code, stdout, stderr = lsm_probe_command(
-        "timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--out", tmp_path / "out", *arguments
-    )
-    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert code == 2
-    assert len(errors) == 1
-    assert expected in errors[0]
-    assert stdout == ""
-    assert not (tmp_path / "out" / "timeline.json").exists()
-
-
-def test_a_text_llm_has_no_timeline(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
-    code, _, stderr = lsm_probe_command(
-        "timeline", "--ckpt", tiny_llm_folder, "--data", manifest, "--out", tmp_path / "out"
-    )
-    assert code == 2
-    assert "is a text LLM" in stderr
+    arguments = ("--ckpt", tiny_lsm_folder, "--data", manifest, "--out", tmp_path / "out", "--layer", 3)
+    assert "layer 3 is not one of 3" in refusal("timeline", *arguments)

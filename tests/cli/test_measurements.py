@@ -1,0 +1,150 @@
+"""What the commands that measure have in common: JSON alone on stdout, and one line for every mistake."""
+
+import json
+import shlex
+
+import pytest
+import soundfile
+
+TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green", "nobody knows", "dog"]
+INSTRUCTIONS = {"translation": "Translate the speech.", "repetition": "Repeat it.", "answer": "Answer in one word."}
+ANOTHER_LINE = {
+    "not-json": "{oops",
+    "no-source": '{"id": "x", "text": "y"}',
+    "no-file": '{"id": "x", "instruction": "Do.", "audio": "no.wav"}',
+    "corrupt": '{"id": "x", "instruction": "Do it.", "audio": "corrupt.wav"}',
+    "empty": '{"id": "x", "instruction": "Do it.", "audio": "empty.wav"}',
+    "void": '{"id": "void", "instruction": "\\u0020\\u00a0", "text": "green"}',
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, waveform, write, tiny_llm_folder, tiny_lsm_folder):
+    """Checkpoints `llm` and `lsm`, six spoken samples in `clips.jsonl`, and manifests with mistakes."""
+    folder = tmp_path_factory.mktemp("measurements")
+    (folder / "llm").symlink_to(tiny_llm_folder)
+    (folder / "lsm").symlink_to(tiny_lsm_folder)
+    rows = []
+    for i, text in enumerate(TEXTS):
+        soundfile.write(folder / f"{i}.wav", waveform(0.5 + i / 2, seed=i), 16_000)
+        task = list(INSTRUCTIONS)[i % 3]
+        row = {"id": f"s{i}", "task": task, "instruction": INSTRUCTIONS[task], "audio": f"{i}.wav"}
+        rows.append(row | {"text": text, "target": text})
+    lines = [json.dumps(row) for row in rows]
+    write(folder / "clips.jsonl", *lines)
+    write(folder / "nothing.jsonl")
+    write(folder / "one-task.jsonl", *(json.dumps(row | {"task": "say", "instruction": "Say."}) for row in rows))
+    for key in ("audio", "text", "target"):
+        write(folder / f"no-{key}.jsonl", *(json.dumps({k: v for k, v in row.items() if k != key}) for row in rows))
+    for name, line in ANOTHER_LINE.items():
+        write(folder / f"{name}.jsonl", *lines, line)
+    write(folder / "corrupt.wav", "RIFF no sound at all")
+    (folder / "empty.wav").touch()
+    return folder
+
+
+@pytest.fixture
+def measure(lsm_probe_command, folder, tmp_path, monkeypatch):
+    """`measure(command, options)` on the LSM and the six samples, unless the options name others."""
+    monkeypatch.chdir(folder)
+
+    def run(command, options, call=lsm_probe_command):
+        given = shlex.split(options)
+        named = () if "--ckpt" in given else ("--ckpt", "lsm")
+        data = () if "--data" in given else ("--data", "clips.jsonl")
+        return call(command, *named, *data, "--out", tmp_path / "out", *given)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("attention", "--max-new-tokens 4"),
+        ("sensitivity", "--max-new-tokens 4"),
+        ("knockout", "--max-new-tokens 4"),
+        ("alignment", "--perplexity 4"),
+        ("importance", "--limit 2 --mode signed --masks 0.05 --write-lr-schedule rates.yaml"),
+        ("text-ability", "--ckpt llm"),
+    ],
+)
+def test_json_goes_to_stdout_and_nothing_else_does(measure, strict, tmp_path, command, options):
+    code, stdout, stderr = measure(command, f"{options} --json")
+    assert code == 0, stderr
+    printed = strict(stdout)
+    assert printed["results"] == [strict((tmp_path / "out" / "result.json").read_text())]
+    assert printed["comparison"] is None
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("attention", "--data none.jsonl", "none.jsonl"),
+        ("attention", "--data nothing.jsonl", "nothing.jsonl"),
+        ("attention", "--data not-json.jsonl", "line 7"),
+        ("attention", "--data no-source.jsonl", "line 7"),
+        ("attention", "--data no-file.jsonl", "no.wav"),
+        ("attention", "--data corrupt.jsonl", "corrupt.wav"),
+        ("attention", "--data empty.jsonl", "empty.wav"),
+        ("attention", "--ckpt llm --data void.jsonl", "void"),
+        ("attention", "--ckpt llm --ckpt llm", "llm"),
+        ("attention", "--heads max", "not one of 'sum_then_norm', 'mean_of_norms'"),
+        ("attention", "--span all", "instruction+template"),
+        ("attention", "--template alpaca", "vicuna, vicuna_text, llama3, chat"),
+        ("attention", "--device abacus", "--device abacus"),
+        ("attention", "--dtype int3", "--dtype 'int3'"),
+        ("attention", "--on-error hope", "'hope' is not one of 'fail', 'skip'"),
+        ("attention", "--batch-size many", "--batch-size 'many'"),
+        ("attention", "--response reference --data no-target.jsonl", "`target`"),
+        ("attention", "--max-new-tokens 1020", "exceed the context of 1024"),
+        ("attention", "--responses .", "holds no readable result"),
+        ("sensitivity", "--data one-task.jsonl", "a pool of one instruction says nothing"),
+        ("sensitivity", "--pool paraphrases", "the pool holds no other wording of its task"),
+        ("sensitivity", "--limit 1 --instructions probing", "a pool of one source says nothing"),
+        ("sensitivity", "--per word", "'word' is not one of 'token', 'response'"),
+        ("sensitivity", "--pool words", "'words' is not one of 'tasks', 'paraphrases'"),
+        ("sensitivity", "--response gold", "'gold' is not one of 'generated', 'reference'"),
+        ("sensitivity", "--instructions magic", "--instructions magic does not exist"),
+        ("sensitivity", "--instructions clips.jsonl", "cannot be read as YAML"),
+        ("sensitivity", "--responses .", "holds no readable result with responses"),
+        ("sensitivity", "--sources 1", "--sources"),
+        ("importance", "--masks 2", "--masks 2.0 is no share of weights: give a number between 0 and 1"),
+        ("importance", "--ablate 0", "--ablate 0.0 is no share of weights"),
+        ("importance", "--ablate -0.5", "--ablate -0.5 is no share of weights"),
+        ("importance", "--data no-target.jsonl", "6 of 6 samples have no `target`"),
+        ("importance", "--ckpt llm --data no-text.jsonl", "6 of 6 samples have no `text`"),
+        ("importance", "--mode squared", "'squared' is not one of 'abs', 'signed'"),
+        ("importance", "--modality touch", "'touch' is not one of 'own', 'text'"),
+        ("importance", "--response gold", "'gold' is not one of 'generated', 'reference'"),
+        ("importance", "--strength 1", "a strength of 1.0 makes no learning rates"),
+        ("importance", "--responses .", "holds no readable result with responses"),
+        ("alignment", "--ckpt llm", "is a text LLM"),
+        ("alignment", "--segment system", "'system' is not one of 'source', 'prompt', 'response'"),
+        ("alignment", "--segment response --response mine", "'mine' is not one of 'generated', 'reference'"),
+        ("alignment", "--perplexity 4 --layer 4", "has no state 4: choose from 0"),
+        ("alignment", "--perplexity 4 --layer -2", "has no state -2: choose from 0"),
+        ("alignment", "--perplexity 12", "perplexity 12 needs more than 6 samples"),
+        ("alignment", "--perplexity 4 --limit 4", "at least 5 utterances of different words, got 4"),
+        ("alignment", "--perplexity 4 --instruction ' '", "is empty or blank"),
+        ("alignment", "--perplexity 4 --data no-text.jsonl", "6 of 6 samples have no `text`"),
+        ("alignment", "--perplexity 4 --data no-audio.jsonl", "6 of 6 samples have no `audio`"),
+        ("alignment", "--perplexity 4 --segment response --response reference --data no-target.jsonl", "no `target`"),
+        ("knockout", "--single-heads --layers 3", "has layers 0 to 2"),
+        ("knockout", "--single-heads --layers 2-1", "neither a layer nor a range"),
+        ("knockout", "--single-heads --layers 0-99999", "neither a layer nor a range"),
+        ("knockout", f"--single-heads --layers {'9' * 5000}", "neither a layer nor a range"),
+        ("knockout", "--single-heads --layers some", "neither a layer nor a range"),
+        ("knockout", "--single-heads --layers 1-", "neither a layer nor a range"),
+        ("knockout", "--layers 1", "give --single-heads too"),
+        ("knockout", "--window 0", "--window 0"),
+        ("timeline", "--ckpt llm", "is a text LLM"),
+        ("timeline", "--sample s9", "--sample s9 is not in the manifest"),
+        ("timeline", "--response loud", "'loud' is not one of 'generated', 'reference'"),
+        ("timeline", "--response reference --data no-target.jsonl", "`target`"),
+        ("timeline", "--data none.jsonl", "none.jsonl"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(measure, refusal, tmp_path, command, options, message):
+    assert message in measure(command, options, refusal)
+    assert not list((tmp_path / "out").rglob("result.json")) + list((tmp_path / "out").rglob("timeline.json"))
