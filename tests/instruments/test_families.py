@@ -319,7 +319,7 @@ def brute_force(model, inputs, monkeypatch):
 @pytest.mark.parametrize("family", EXACT)
 def test_is_measured_exactly(family, monkeypatch):
     model = build(family, EXACT[family])
-    for padding in ("right", "left"):
+    for padding in ("none", "right", "left"):
         inputs = batch(padding)
         with torch.no_grad():
             plain = model(**inputs).logits

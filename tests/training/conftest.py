@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import soundfile
 import yaml
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
+import lsm_probe
 from lsm_probe import cli
-from lsm_probe.training.config import TrainConfig, read_config
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.training.config import Stage, TrainConfig, read_config
+from lsm_probe.training.parameters import parameter_groups
 from lsm_probe.training.run import train
 
 KILLS = Path(__file__).parents[2] / "analyses" / "fault_tests" / "train_kills.py"
@@ -160,3 +165,28 @@ def launcher(kills) -> Iterator[Any]:
 def model_sha256(kills) -> Callable[[Path], str]:
     """Of the weights in the model that a run left in its folder."""
     return kills.model_sha256
+
+
+@pytest.fixture
+def gpt2_lsm(tmp_path: Path, tiny_encoder_folder: Path, tiny_projector, make_tokenizer) -> Checkpoint:
+    """An LSM whose LLM has biases everywhere, its layers elsewhere, and GPT-2's `Conv1D` for linear layers."""
+    config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=448, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    make_tokenizer().save_pretrained(tmp_path / "gpt2")
+    return lsm_probe.build_lsm(tiny_encoder_folder, tmp_path / "gpt2", projector=tiny_projector())
+
+
+@pytest.fixture(params=["tiny_lsm", "gpt2_lsm"])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def groups_of(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """`groups_of(model, stage)`: decayed are the parameters that the Trainer names, as in a run."""
+
+    def groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+        trainer = Trainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+        return parameter_groups(model, trainer.get_decay_parameter_names(model), stage)
+
+    return groups

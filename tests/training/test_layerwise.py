@@ -9,16 +9,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.probes.importance.learning_rates import layer_rates, write_rates
 from lsm_probe.training.config import Stage, read_config
-from lsm_probe.training.parameters import parameter_groups, prepare_model
+from lsm_probe.training.parameters import prepare_model
+
+Groups = Callable[..., list[dict[str, Any]]]
 
 RATES = [1.0, 0.625, 0.75]
 BASE, CONNECTOR_RATE = 1e-4, 1e-3
@@ -27,31 +27,6 @@ BASE, CONNECTOR_RATE = 1e-4, 1e-3
 def stage(**settings: Any) -> Stage:
     rates = {"learning_rate": BASE, "connector_learning_rate": CONNECTOR_RATE, "weight_decay": 0.05}
     return Stage.model_validate({"strategy": "layerwise_lr", "layer_rates": RATES} | rates | settings)
-
-
-@pytest.fixture
-def gpt2_lsm(
-    tmp_path: Path,
-    tiny_encoder_folder: Path,
-    tiny_projector: Callable[..., LsmProjectorConfig],
-    make_tokenizer: Callable[..., Any],
-) -> Checkpoint:
-    """An LSM whose LLM has biases everywhere, and its layers elsewhere."""
-    config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=448, bos_token_id=1, eos_token_id=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    make_tokenizer().save_pretrained(tmp_path / "gpt2")
-    return lsm_probe.build_lsm(tiny_encoder_folder, tmp_path / "gpt2", projector=tiny_projector())
-
-
-@pytest.fixture(params=["llama", "gpt2"])
-def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    return request.getfixturevalue("tiny_lsm" if request.param == "llama" else "gpt2_lsm")
-
-
-def groups_of(model: nn.Module, stage: Stage, folder: Path) -> list[dict[str, Any]]:
-    """Decayed are the parameters that the Trainer names, as in a run."""
-    trainer = Trainer(model=model, args=TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[]))
-    return parameter_groups(model, trainer.get_decay_parameter_names(model), stage)
 
 
 def by_name(model: nn.Module, groups: list[dict[str, Any]], key: str) -> dict[str, float]:
@@ -70,10 +45,10 @@ def layer_number(name: str) -> int | None:
 
 
 def test_each_layers_matrices_learn_at_their_own_rate_and_all_else_at_the_base_rate(
-    checkpoint: Checkpoint, tmp_path: Path
+    checkpoint: Checkpoint, groups_of: Groups
 ) -> None:
     model = prepare_model(checkpoint.model, stage())
-    found = by_name(model, groups_of(model, stage(), tmp_path), "lr")
+    found = by_name(model, groups_of(model, stage()), "lr")
     parameters = dict(model.named_parameters())
     assert set(found) == {name for name in parameters if not name.startswith("audio_tower.")}
     seen = set()
@@ -90,27 +65,26 @@ def test_each_layers_matrices_learn_at_their_own_rate_and_all_else_at_the_base_r
     assert seen == {"connector", 0, 1, 2, "norm or bias", None}
 
 
-def test_weight_decay_is_what_it_is_without_layer_rates(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_weight_decay_is_what_it_is_without_layer_rates(checkpoint: Checkpoint, groups_of: Groups) -> None:
     model = prepare_model(checkpoint.model, stage())
     own, full = (
-        by_name(model, groups_of(model, settings, tmp_path), "weight_decay")
-        for settings in (stage(), stage(strategy="full"))
+        by_name(model, groups_of(model, settings), "weight_decay") for settings in (stage(), stage(strategy="full"))
     )
     assert own == full
     assert set(own.values()) == {0.0, 0.05}
 
 
-def test_a_connector_without_a_rate_of_its_own_learns_at_the_base_rate(tiny_lsm: Checkpoint, tmp_path: Path) -> None:
+def test_a_connector_without_a_rate_of_its_own_learns_at_the_base_rate(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     settings = stage(connector_learning_rate=None)
     model = prepare_model(tiny_lsm.model, settings)
-    found = by_name(model, groups_of(model, settings, tmp_path), "lr")
+    found = by_name(model, groups_of(model, settings), "lr")
     assert {rate for name, rate in found.items() if name.startswith("multi_modal_projector.")} == {BASE}
 
 
-def test_other_strategies_leave_layer_rates_alone(tiny_lsm: Checkpoint, tmp_path: Path) -> None:
+def test_other_strategies_leave_layer_rates_alone(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     settings = stage(strategy="full")
     model = prepare_model(tiny_lsm.model, settings)
-    assert {group["lr"] for group in groups_of(model, settings, tmp_path)} == {BASE, CONNECTOR_RATE}
+    assert {group["lr"] for group in groups_of(model, settings)} == {BASE, CONNECTOR_RATE}
 
 
 def test_what_is_trained_is_what_full_training_trains(tiny_lsm: Checkpoint) -> None:
@@ -122,11 +96,13 @@ def test_what_is_trained_is_what_full_training_trains(tiny_lsm: Checkpoint) -> N
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_rates_for_another_number_of_layers_are_refused_in_one_line(tiny_lsm: Checkpoint, number: int) -> None:
+def test_rates_for_another_number_of_layers_are_refused_in_one_line(
+    tiny_lsm: Checkpoint, groups_of: Groups, number: int
+) -> None:
     settings = stage(layer_rates=[0.5] * number)
     model = prepare_model(tiny_lsm.model, settings)
     with pytest.raises(InputError, match=f"^layer_rates holds {number} rates, but the LLM has 3 layers") as info:
-        parameter_groups(model, [], settings)
+        groups_of(model, settings)
     assert "\n" not in str(info.value)
 
 

@@ -1,19 +1,17 @@
 """What each strategy trains, at which rate, and with how much weight decay."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-import lsm_probe
-from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.training.config import Stage
-from lsm_probe.training.parameters import lora_targets, parameter_groups, prepare_model
+from lsm_probe.training.parameters import lora_targets, prepare_model
+
+Groups = Callable[..., list[dict[str, Any]]]
 
 LLAMA_LINEARS = {
     f"model.layers.{layer}.{name}"
@@ -25,39 +23,14 @@ LLAMA_LINEARS = {
 }
 GPT2_LINEARS = {
     f"transformer.h.{layer}.{name}"
-    for layer in range(2)
+    for layer in range(3)
     for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 }
-
-
-@pytest.fixture
-def gpt2_lsm(
-    tmp_path: Path,
-    tiny_encoder_folder: Path,
-    tiny_projector: Callable[..., LsmProjectorConfig],
-    make_tokenizer: Callable[..., Any],
-) -> Checkpoint:
-    """An LSM whose LLM's linear layers are GPT-2's `Conv1D`."""
-    config = GPT2Config(n_embd=48, n_layer=2, n_head=4, vocab_size=448, bos_token_id=1, eos_token_id=2)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
-    return lsm_probe.build_lsm(tiny_encoder_folder, tmp_path, projector=tiny_projector())
-
-
-@pytest.fixture(params=["llama", "gpt2"])
-def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    return request.getfixturevalue("tiny_lsm" if request.param == "llama" else "gpt2_lsm")
 
 
 def stage(strategy: str, **settings: Any) -> Stage:
     rates = {"learning_rate": 1e-4, "connector_learning_rate": 1e-3, "weight_decay": 0.05}
     return Stage.model_validate({"strategy": strategy} | rates | settings)
-
-
-def groups_of(model: nn.Module, stage: Stage, folder: Path) -> list[dict[str, Any]]:
-    """Decayed are the parameters that the Trainer names, as in a run."""
-    trainer = Trainer(model=model, args=TrainingArguments(output_dir=str(folder), use_cpu=True, report_to=[]))
-    return parameter_groups(model, trainer.get_decay_parameter_names(model), stage)
 
 
 def is_plain(name: str) -> bool:
@@ -67,12 +40,12 @@ def is_plain(name: str) -> bool:
 
 @pytest.mark.parametrize("strategy", ["full", "frozen_llm", "lora"])
 def test_each_trained_parameter_is_in_one_group_of_the_right_rate(
-    checkpoint: Checkpoint, strategy: str, tmp_path: Path
+    checkpoint: Checkpoint, strategy: str, groups_of: Groups
 ) -> None:
     settings = stage(strategy)
     model = prepare_model(checkpoint.model, settings)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = groups_of(model, settings, tmp_path)
+    groups = groups_of(model, settings)
     found = [names[id(parameter)] for group in groups for parameter in group["params"]]
     assert len(found) == len(set(found))
     assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -125,20 +98,20 @@ def test_the_encoder_is_frozen_and_without_dropout(tiny_lsm: Checkpoint, strateg
     assert all(m.training for m in model.modules() if type(m).__name__ == "WindowQFormer")
 
 
-def test_tied_embeddings_are_counted_once(tiny_lsm: Checkpoint, tmp_path: Path) -> None:
+def test_tied_embeddings_are_counted_once(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     llm = tiny_lsm.llm
     assert llm.get_input_embeddings().weight is llm.get_output_embeddings().weight
     model = prepare_model(tiny_lsm.model, stage("full"))
-    parameters = [p for group in groups_of(model, stage("full"), tmp_path) for p in group["params"]]
+    parameters = [p for group in groups_of(model, stage("full")) for p in group["params"]]
     assert sum(p is llm.get_input_embeddings().weight for p in parameters) == 1
     trained = sum(p.numel() for p in parameters)
     assert trained == sum(p.numel() for part in (llm, model.multi_modal_projector) for p in part.parameters())
 
 
-def test_a_connector_without_a_rate_of_its_own_learns_like_the_llm(tiny_lsm: Checkpoint, tmp_path: Path) -> None:
+def test_a_connector_without_a_rate_of_its_own_learns_like_the_llm(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     settings = stage("full", connector_learning_rate=None)
     model = prepare_model(tiny_lsm.model, settings)
-    assert {group["lr"] for group in groups_of(model, settings, tmp_path)} == {1e-4}
+    assert {group["lr"] for group in groups_of(model, settings)} == {1e-4}
 
 
 def test_a_second_stage_thaws_what_the_first_froze(tiny_lsm: Checkpoint) -> None:
