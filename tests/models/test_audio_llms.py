@@ -45,6 +45,8 @@ LLM = {
     "max_position_embeddings": 2048,
 }
 WHISPER = {"num_mel_bins": 16, "max_source_positions": 1500}
+ENCODER = {**WHISPER, "d_model": 16, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+TOWER = {**WHISPER, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 CHAT = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -88,13 +90,7 @@ def save(folder: Path, model_class: str, config: Any, processor: Any = None, eos
 def qwen2_audio(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer = tokenizer_with(base, "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
     config = transformers.Qwen2AudioConfig(
-        audio_config={
-            **WHISPER,
-            "d_model": 16,
-            "encoder_layers": 3,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-        },
+        audio_config=ENCODER,
         text_config={"model_type": "qwen2", **LLM},
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
@@ -105,13 +101,7 @@ def qwen2_audio(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest
 def audioflamingo3(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer = tokenizer_with(base, "<sound>")
     config = transformers.AudioFlamingo3Config(
-        audio_config={
-            **WHISPER,
-            "hidden_size": 16,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-        },
+        audio_config=TOWER,
         text_config={"model_type": "qwen2", **LLM},
         audio_token_id=tokenizer.convert_tokens_to_ids("<sound>"),
     )
@@ -128,13 +118,7 @@ def voxtral(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.Mon
     (folder / "tokenizer" / "tekken.json").write_text(json.dumps(_tekken()))
     tokenizer = MistralCommonBackend.from_pretrained(folder / "tokenizer")
     config = transformers.VoxtralConfig(
-        audio_config={
-            **WHISPER,
-            "hidden_size": 16,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        },
+        audio_config={**TOWER, "intermediate_size": 64},
         text_config={"model_type": "llama", **LLM},
         audio_token_id=24,
     )
@@ -171,10 +155,8 @@ def _tekken() -> dict[str, Any]:
         "[/THINK]",
         "[AUDIO]",
         "[BEGIN_AUDIO]",
-        *(f"<SPECIAL_{i}>" for i in range(26, 34)),
-        "[TRANSCRIBE]",
-        *(f"<SPECIAL_{i}>" for i in range(35, 100)),
     ]
+    names += [f"<SPECIAL_{i}>" if i != 34 else "[TRANSCRIBE]" for i in range(26, 100)]
     pieces = [bytes([i]) for i in range(256)] + [w.encode() for w in ("Trans", "late", " the", " speech", " into")]
     return {
         "config": {
@@ -266,15 +248,7 @@ def qwen2_5_omni_thinker(folder: Path, base: PreTrainedTokenizerFast, monkeypatc
     tokenizer = tokenizer_with(base, **named)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
     config = transformers.Qwen2_5OmniThinkerConfig(
-        audio_config={
-            **WHISPER,
-            "d_model": 16,
-            "encoder_layers": 3,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "output_dim": LLM["hidden_size"],
-            "n_window": 50,
-        },
+        audio_config={**ENCODER, "output_dim": LLM["hidden_size"], "n_window": 50},
         vision_config={
             "depth": 1,
             "hidden_size": 16,
@@ -324,19 +298,25 @@ AUDIO_LLMS: dict[str, Callable[[Path, PreTrainedTokenizerFast, pytest.MonkeyPatc
 # Fixtures
 
 
+@pytest.fixture
+def build(tmp_path, make_tokenizer, monkeypatch) -> Callable[[str], Path]:
+    """`build(name)`: the folder of one of them."""
+    return lambda name: AUDIO_LLMS[name](tmp_path / name, make_tokenizer(None), monkeypatch)
+
+
 @pytest.fixture(params=AUDIO_LLMS)
-def folder(request, tmp_path, make_tokenizer, monkeypatch) -> Path:
-    return AUDIO_LLMS[request.param](tmp_path / request.param, make_tokenizer(None), monkeypatch)
+def folder(request, build) -> Path:
+    return build(request.param)
 
 
 @pytest.fixture
-def qwen(tmp_path, make_tokenizer, monkeypatch) -> Path:
-    return qwen2_audio(tmp_path / "qwen", make_tokenizer(None), monkeypatch)
+def qwen(build) -> Path:
+    return build("qwen2_audio")
 
 
 @pytest.fixture
-def granite(tmp_path, make_tokenizer, monkeypatch) -> Path:
-    return granite_speech(tmp_path / "granite", make_tokenizer(None), monkeypatch)
+def granite(build) -> Path:
+    return build("granite_speech")
 
 
 def load(folder: Path, **options: Any) -> Checkpoint:
@@ -493,8 +473,8 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize(("name", "template"), PROMPTS)
-def test_segments_of_a_prompt_labelled_by_hand(name, template, tmp_path, make_tokenizer, monkeypatch, waveform):
-    checkpoint = load(AUDIO_LLMS[name](tmp_path / name, make_tokenizer(None), monkeypatch), template=template)
+def test_segments_of_a_prompt_labelled_by_hand(name, template, build, waveform):
+    checkpoint = load(build(name), template=template)
     prompt = checkpoint.encode(" Translate the speech into German. ", waveform(2.0))
     assert spelled(checkpoint, prompt) == PROMPTS[name, template]
     assert set(prompt.positions(Segment.SOURCE)) == {
@@ -719,23 +699,19 @@ def test_bad_waveforms_are_refused(folder, waveform, value, said):
 def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
     checkpoint = load(qwen)
     checkpoint.encode("Repeat.", waveform(30.0))
-    with pytest.raises(InputError, match=r"cuts off the end of 31\.0 s of speech"):
-        checkpoint.encode("Repeat.", waveform(31.0))
+    for seconds in (30.2, 31.0):
+        with pytest.raises(InputError, match=rf"cuts off the end of {seconds} s of speech"):
+            checkpoint.encode("Repeat.", waveform(seconds))
 
 
-def test_the_first_moments_after_the_limit_are_not_cut_unseen(qwen, waveform):
-    with pytest.raises(InputError, match=r"cuts off the end of 30\.2 s of speech"):
-        load(qwen).encode("Repeat.", waveform(30.2))
-
-
-def test_long_speech_that_ends_in_silence_is_not_taken_for_cut(tmp_path, make_tokenizer, monkeypatch, waveform):
-    checkpoint = load(voxtral(tmp_path / "voxtral", make_tokenizer(None), monkeypatch))
+def test_long_speech_that_ends_in_silence_is_not_taken_for_cut(build, waveform):
+    checkpoint = load(build("voxtral"))
     silence = np.zeros(16_000, np.float32)
     assert checkpoint.encode("Repeat.", np.concatenate([waveform(30.0), silence])).count(Segment.SOURCE) == 750
 
 
-def test_long_speech_that_is_taken_whole_is_measured(tmp_path, make_tokenizer, monkeypatch, waveform):
-    checkpoint = load(audioflamingo3(tmp_path / "af3", make_tokenizer(None), monkeypatch))
+def test_long_speech_that_is_taken_whole_is_measured(build, waveform):
+    checkpoint = load(build("audioflamingo3"))
     prompt = checkpoint.encode("Repeat.", waveform(31.0))
     assert prompt.count(Segment.SOURCE) > 750
     embedded = checkpoint.embed([prompt])[0]
@@ -804,22 +780,16 @@ def test_voxtral_without_mistral_common_is_refused(make_tokenizer):
 
 def test_a_template_that_rewrites_the_instruction_is_refused(qwen, waveform):
     checkpoint = load(qwen)
-    checkpoint.processor.processor.chat_template = checkpoint.processor.processor.chat_template.replace(
-        "{{ content['text'] }}", "{{ content['text'] | upper }}"
-    ).replace("{{ message['content'] }}", "{{ message['content'] | upper }}")
-    with pytest.raises(InputError, match="rewrites the user's words") as refused:
-        checkpoint.encode("Repeat.", waveform(1.0))
-    assert "--template" not in str(refused.value)  # no other would be taken
-
-
-def test_a_template_that_rewrites_beside_audio_is_not_passed_over(qwen, waveform):
-    """Its layout of plain text leaves out the marks round the speech."""
-    checkpoint = load(qwen)
-    checkpoint.processor.processor.chat_template = checkpoint.processor.processor.chat_template.replace(
-        "{{ content['text'] }}", "{{ content['text'] | upper }}"
-    )
-    with pytest.raises(InputError, match="rewrites the user's words"):
-        checkpoint.encode("Repeat.", waveform(1.0))
+    processor = checkpoint.processor.processor
+    # First beside audio alone, then in plain text too.
+    for written, rewritten in (
+        ("content['text']", "content['text'] | upper"),
+        ("message['content'] }}", "message['content'] | upper }}"),
+    ):
+        processor.chat_template = processor.chat_template.replace(written, rewritten)
+        with pytest.raises(InputError, match="rewrites the user's words") as refused:
+            checkpoint.encode("Repeat.", waveform(1.0))
+        assert "--template" not in str(refused.value)  # no other would be taken
 
 
 def test_a_model_that_merges_inside_its_llm_is_refused(qwen, waveform, monkeypatch):

@@ -40,14 +40,7 @@ def etas():
     )
     changed = first.head_norms.copy()
     changed[:, 2, 1, 2] *= 9
-    return [
-        first,
-        replace(
-            first,
-            head_norms=changed,
-            checkpoint=replace(first.checkpoint, name="second"),
-        ),
-    ]
+    return [first, replace(first, head_norms=changed, checkpoint=replace(first.checkpoint, name="second"))]
 
 
 @pytest.fixture
@@ -69,14 +62,7 @@ def falls():
         conventions=KnockoutConventions(),
         self_check={},
     )
-    return [
-        first,
-        replace(
-            first,
-            fall_heads=2 * fall_heads,
-            checkpoint=replace(first.checkpoint, name="second"),
-        ),
-    ]
+    return [first, replace(first, fall_heads=2 * fall_heads, checkpoint=replace(first.checkpoint, name="second"))]
 
 
 def maps(figure):

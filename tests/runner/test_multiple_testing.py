@@ -121,14 +121,6 @@ def test_layers_that_cannot_be_meant_are_refused(tiny_llm, samples, options, lin
         probe(tiny_llm, samples[:1], **options)
 
 
-def test_an_interrupted_run_goes_on_with_the_same_heads_alone(tiny_llm, samples, tmp_path):
-    options = {"batch_size": 1, "progress_folder": tmp_path, "layers": [1]}
-    whole, again = (probe(tiny_llm, samples[:2], **options) for _ in range(2))
-    np.testing.assert_array_equal(whole.fall_heads, again.fall_heads)
-    with pytest.raises(InputError, match="another checkpoint, data or settings"):
-        probe(tiny_llm, samples[:2], **{**options, "layers": [2]})
-
-
 def make(n=20, seed=0, name="model", source="speech"):
     """Three layers of four heads, none of which matters but in layer 5: a source head, an instruction head, one that
     is both, and one whose instruction is as dear as its source, though it scatters too widely to be found so."""

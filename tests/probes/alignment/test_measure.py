@@ -350,16 +350,8 @@ def test_frame_has_a_row_for_each_state():
 
 def test_a_result_does_not_differ_from_its_twin():
     first = made()
-    pair = compare(
-        [
-            first,
-            replace(
-                first,
-                seed=7,
-                checkpoint=replace(first.checkpoint, name="twin"),
-            ),
-        ]
-    )["pairs"][0]
+    twin = replace(first, seed=7, checkpoint=replace(first.checkpoint, name="twin"))
+    pair = compare([first, twin])["pairs"][0]
     assert pair["warning"] is None
     for name in CURVES:
         assert pair[f"{name}_difference"] == {key: [0.0] * 3 for key in ("mean", "ci_low", "ci_high")}
@@ -368,11 +360,8 @@ def test_a_result_does_not_differ_from_its_twin():
 def test_differences_are_second_minus_first_and_paired():
     """The same step away from the text in both checkpoints' pairs: far surer than either number alone."""
     first = made(samples=40)
-    second = replace(
-        first,
-        speech=first.speech + 0.05 * first.text,
-        checkpoint=replace(first.checkpoint, name="second"),
-    )
+    checkpoint = replace(first.checkpoint, name="second")
+    second = replace(first, speech=first.speech + 0.05 * first.text, checkpoint=checkpoint)
     pair = compare([first, second])["pairs"][0]
     ours, theirs = first.curves(), second.curves()
     for name in CURVES:
@@ -496,26 +485,6 @@ def test_too_few_left_is_one_line_that_says_so(tiny_lsm, samples):
     for left, perplexity, expected in ((4, 5, "at least 5 utterances"), (5, 12, "needs more than 6 samples")):
         with pytest.raises(InputError, match=f"{8 - left} of 8 samples had to be left out, and .*{expected}"):
             probe(tiny_lsm, [*samples[:left], *long[left:]], on_error="skip", perplexity=perplexity)
-
-
-def test_an_interrupted_run_goes_on_to_the_same_numbers(tiny_lsm, samples, tmp_path, monkeypatch):
-    whole = probe(tiny_lsm, samples, batch_size=3)
-
-    def stop(done):
-        if done >= 6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        probe(tiny_lsm, samples, batch_size=3, progress_folder=tmp_path, on_progress=stop)
-    embed, rows = type(tiny_lsm).embed, []
-    monkeypatch.setattr(type(tiny_lsm), "embed", lambda self, p: rows.append(len(p)) or embed(self, p))
-    with pytest.raises(InputError, match="other"):
-        probe(tiny_lsm, samples, batch_size=3, progress_folder=tmp_path, segment="prompt")
-    # The picture's perplexity and the seed decide no stored vector.
-    resumed = probe(tiny_lsm, samples, batch_size=3, progress_folder=tmp_path, perplexity=6, seed=1)
-    assert sum(rows) == 4  # the last batch alone: once for speech, once for text
-    np.testing.assert_array_equal(resumed.speech, whole.speech)
-    np.testing.assert_array_equal(resumed.text, whole.text)
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_numbers(tiny_lsm, samples, monkeypatch):

@@ -35,12 +35,8 @@ def made(samples=12, seed=0, name="runs/one/model", states=4):
 @pytest.fixture(scope="module")
 def results():
     first = made()
-    apart = replace(
-        first,
-        speech=first.speech + 9,
-        checkpoint=replace(first.checkpoint, name="runs/two/model"),
-    )
-    return [first, apart]
+    second = replace(first.checkpoint, name="runs/two/model")
+    return [first, replace(first, speech=first.speech + 9, checkpoint=second)]
 
 
 def test_points_are_the_joint_tsne_and_partners_are_joined(results):
@@ -123,14 +119,9 @@ def test_degenerate_points_are_drawn_without_contours_or_complaint(kind, tmp_pat
     assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_numbers_give_the_same_files(results, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        save_alignment([replace(result) for result in results], tmp_path / name)  # nothing kept from before
-    assert {path.name for path in (tmp_path / "one").iterdir()} == set(PICTURES)
-    for name in PICTURES:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    curves = pd.read_csv(tmp_path / "one" / "alignment.csv")
+def test_the_same_numbers_give_the_same_files(results, written_twice):
+    folder = written_twice(lambda folder: save_alignment([replace(r) for r in results], folder), PICTURES)
+    curves = pd.read_csv(folder / "alignment.csv")
     assert len(curves) == 2 * 4
     np.testing.assert_allclose(curves["cka"][4:], results[1].curves()["cka"].mean, atol=1e-6)
 

@@ -16,11 +16,6 @@ from lsm_probe.probes.attention.measure import generating_rows
 from lsm_probe.probes.attention.result import SEGMENTS
 
 
-@pytest.fixture(params=["speech", "text"])
-def checkpoint(request, tiny_lsm, tiny_llm):
-    return tiny_lsm if request.param == "speech" else tiny_llm
-
-
 def probe(checkpoint, samples, **options):
     return lsm_probe.attention(checkpoint, samples, **{"max_new_tokens": 6, **options})
 
@@ -204,44 +199,6 @@ def test_a_damaged_batch_is_run_again(tiny_llm, samples, tmp_path):
     damaged = tmp_path / "batch-000004.npz"
     damaged.write_bytes(damaged.read_bytes()[:200])
     assert probe(tiny_llm, samples, batch_size=4, progress_folder=tmp_path).to_dict() == whole.to_dict()
-
-
-class Interrupt(Exception):
-    pass
-
-
-def test_an_interrupted_run_resumes_to_the_same_numbers(checkpoint, samples, tmp_path, monkeypatch):
-    whole = probe(checkpoint, samples, batch_size=2, tokens=True)
-
-    def interrupt(done):
-        if done >= 4:
-            raise Interrupt
-
-    with pytest.raises(Interrupt):
-        probe(checkpoint, samples, batch_size=2, tokens=True, progress_folder=tmp_path, on_progress=interrupt)
-    generated = []
-    generate = type(checkpoint).generate
-    monkeypatch.setattr(
-        type(checkpoint),
-        "generate",
-        lambda self, embedded, **k: generated.append(len(embedded)) or generate(self, embedded, **k),
-    )
-    resumed = probe(checkpoint, samples, batch_size=2, tokens=True, progress_folder=tmp_path)
-    assert generated == [2, 2]  # the first two batches were not run again
-    assert resumed.to_dict() == whole.to_dict()
-    np.testing.assert_array_equal(resumed.head_norms, whole.head_norms)
-    np.testing.assert_array_equal(resumed.token_scores.norms, whole.token_scores.norms)
-
-
-@pytest.mark.parametrize("change", [{"max_new_tokens": 5}, {"response": "reference"}, {"batch_size": 3}])
-def test_resuming_under_other_settings_is_refused(tiny_llm, samples, tmp_path, change):
-    def interrupt(done):
-        raise Interrupt
-
-    with pytest.raises(Interrupt):
-        probe(tiny_llm, samples, batch_size=2, progress_folder=tmp_path, on_progress=interrupt)
-    with pytest.raises(InputError, match="another checkpoint, data or settings"):
-        probe(tiny_llm, samples, progress_folder=tmp_path, **{"batch_size": 2, **change})
 
 
 def test_a_bad_sample_stops_the_run_or_is_counted(tiny_lsm, samples, tmp_path):

@@ -66,14 +66,9 @@ def test_both_segment_conventions_are_shown(results):
     assert "transcript tokens" in labels[1]
 
 
-def test_the_same_numbers_give_the_same_files(results, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        save_eta(results, tmp_path / name)
-    assert {path.name for path in (tmp_path / "one").iterdir()} == set(PICTURES)
-    for name in PICTURES:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    frame = pd.read_csv(tmp_path / "one" / "eta.csv")
+def test_the_same_numbers_give_the_same_files(results, written_twice):
+    folder = written_twice(lambda folder: save_eta(results, folder), PICTURES)
+    frame = pd.read_csv(folder / "eta.csv")
     assert len(frame) == 2 * 2 * 8
     row = frame[(frame["checkpoint"] == "speech model") & (frame["segment"] == "sum") & (frame["layer"] == 3)]
     expected = results[0].with_conventions(segment="sum").eta().mean[3]

@@ -12,11 +12,6 @@ from lsm_probe.probes.importance.ablation import perplexities, zeroed
 from lsm_probe.probes.importance.masks import top_share
 
 
-@pytest.fixture(params=["speech", "text"])
-def checkpoint(request, tiny_lsm, tiny_llm):
-    return tiny_lsm if request.param == "speech" else tiny_llm
-
-
 def bits(tensor):
     return tensor.detach().clone().view(torch.int32)
 

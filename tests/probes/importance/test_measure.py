@@ -55,11 +55,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=["speech", "text"])
-def checkpoint(request, tiny_lsm, tiny_llm):
-    return tiny_lsm if request.param == "speech" else tiny_llm
-
-
 def of_family(family, tiny_llm):
     torch.manual_seed(0)
     config = FAMILIES[family](tiny_llm.llm.config.vocab_size)
@@ -418,18 +413,6 @@ def test_masks_mark_the_most_important_weights_of_each_matrix(tiny_lsm, samples,
 # Resuming
 
 
-class Interrupt(Exception):
-    pass
-
-
-def interrupt_after(count):
-    def interrupt(done):
-        if done >= count:
-            raise Interrupt
-
-    return interrupt
-
-
 def count_losses(monkeypatch):
     from lsm_probe.probes.importance import measure as module
 
@@ -438,28 +421,11 @@ def count_losses(monkeypatch):
     return measured
 
 
-def test_an_interrupted_run_goes_on_under_the_same_settings_alone(checkpoint, samples, tmp_path, monkeypatch):
-    chosen = samples[:4]
-    whole = probe(checkpoint, chosen, batch_size=2)
-    with pytest.raises(Interrupt):
-        probe(checkpoint, chosen, batch_size=2, progress_folder=tmp_path, on_progress=interrupt_after(2))
-    measured = count_losses(monkeypatch)
-    resumed = probe(checkpoint, chosen, batch_size=2, progress_folder=tmp_path)
-    assert measured == ["s2", "s3"]
-    np.testing.assert_array_equal(resumed.sums, whole.sums)
-    assert resumed.to_dict() == whole.to_dict()
-    with pytest.raises(InputError, match="another checkpoint, data or settings"):
-        probe(checkpoint, chosen, batch_size=2, progress_folder=tmp_path, response="generated")
-    with pytest.raises(InputError, match="another checkpoint, data or settings"):
-        probe(checkpoint, chosen, batch_size=2, progress_folder=tmp_path, modality="text")
-
-
 @pytest.mark.parametrize("options", [{"mode": "signed"}, {"masks": 0.05}, {"ablate": 0.05}])
-def test_a_run_that_needs_single_weights_begins_afresh(tiny_llm, samples, tmp_path, monkeypatch, options):
+def test_a_run_that_needs_single_weights_begins_afresh(tiny_llm, samples, tmp_path, stopped, monkeypatch, options):
     """Stored batches hold no single weights: going on from them would leave samples out."""
     whole = probe(tiny_llm, samples[:3], batch_size=1, **options)
-    with pytest.raises(Interrupt):
-        probe(tiny_llm, samples[:3], batch_size=1, progress_folder=tmp_path, on_progress=interrupt_after(2))
+    stopped(probe, tiny_llm, samples[:3], after=2, batch_size=1, progress_folder=tmp_path)
     measured = count_losses(monkeypatch)
     again = probe(tiny_llm, samples[:3], batch_size=1, progress_folder=tmp_path, **options)
     assert measured[:3] == ["s0", "s1", "s2"]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,13 +48,6 @@ def results():
 def signed():
     values = np.random.default_rng(2).exponential(size=6 * 4 + 1)
     return made(0, 6, "signed model", signed=values, conventions=ImportanceConventions(mode="signed"))
-
-
-@pytest.fixture
-def ax():
-    figure, ax = plt.subplots()
-    yield ax
-    plt.close(figure)
 
 
 def test_lines_are_each_layers_share_with_its_interval(results, ax):
@@ -129,15 +121,11 @@ def test_the_figure_has_the_layers_on_top_and_a_map_of_each_below(results):
     assert [len(line.get_xdata()) for line in top.lines] == [6, 4]
 
 
-def test_the_same_numbers_give_the_same_files(results, signed, tmp_path):
-    for name, drawn in (("one", results), ("two", results), ("other", results[::-1]), ("signed", [signed])):
-        (tmp_path / name).mkdir()
-        save_importance(drawn, tmp_path / name)
-        assert {path.name for path in (tmp_path / name).iterdir()} == set(PICTURES)
-    for name in PICTURES:
-        content = (tmp_path / "one" / name).read_bytes()
-        assert (tmp_path / "two" / name).read_bytes() == content
-        assert (tmp_path / "other" / name).read_bytes() != content
+def test_the_same_numbers_give_the_same_files(results, signed, written_twice, tmp_path):
+    folder = written_twice(lambda folder: save_importance(results, folder), PICTURES)
+    for others in (results[::-1], [signed]):
+        save_importance(others, tmp_path)
+        assert all((tmp_path / name).read_bytes() != (folder / name).read_bytes() for name in PICTURES)
 
 
 def test_the_table_has_a_row_for_each_parameter(results, tmp_path):

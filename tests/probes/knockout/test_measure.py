@@ -36,11 +36,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=["speech", "text"])
-def checkpoint(request, tiny_lsm, tiny_llm):
-    return tiny_lsm if request.param == "speech" else tiny_llm
-
-
 def probe(checkpoint, samples, **options):
     return lsm_probe.knockout(checkpoint, samples, **{"max_new_tokens": 6, "window": 3, **options})
 
@@ -225,14 +220,6 @@ def test_states_that_are_not_finite_are_refused_by_layer(tiny_llm, samples):
 def test_a_window_of_no_layers_is_refused(tiny_llm, samples):
     with pytest.raises(InputError, match="--window 0"):
         probe(tiny_llm, samples, window=0)
-
-
-def test_an_interrupted_run_goes_on_under_the_same_settings_alone(tiny_llm, samples, tmp_path):
-    whole = probe(tiny_llm, samples, batch_size=2, progress_folder=tmp_path)
-    again = probe(tiny_llm, samples, batch_size=2, progress_folder=tmp_path)
-    np.testing.assert_array_equal(whole.fall, again.fall)
-    with pytest.raises(InputError, match="another checkpoint, data or settings"):
-        probe(tiny_llm, samples, batch_size=2, progress_folder=tmp_path, window=1)
 
 
 def make(seed=0, samples=12, layers=6, shift=(0.5, 1.0), name="model"):

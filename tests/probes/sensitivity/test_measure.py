@@ -48,6 +48,7 @@ ASKED = [
     ("answer", ANSWER[0], [TRANSLATE[0], REPEAT[0]], None),
     ("translation", TRANSLATE[0], [REPEAT[0], ANSWER[0]], [TRANSLATE[1]]),
 ]
+OTHER_TASKS = [others for _, _, others, _ in ASKED]
 # Of several lengths, so that shorter ones are padded in the result.
 RESPONSES = {f"s{i}": [20 + i, 31, 47 - i, 90, 8, 2][: 1 + i % 6] for i in range(8)}
 
@@ -59,11 +60,6 @@ def asked(samples):
         sample.model_copy(update={"task": task, "instruction": instruction})
         for sample, (task, instruction, *_) in zip(samples, ASKED, strict=True)
     ]
-
-
-@pytest.fixture(params=["speech", "text"])
-def checkpoint(request, tiny_lsm, tiny_llm):
-    return tiny_lsm if request.param == "speech" else tiny_llm
 
 
 def probe(checkpoint, samples, **options):
@@ -163,17 +159,15 @@ def assert_equals_brute_force(result, pools, expected, atol=1e-5):
 def test_numbers_equal_those_of_plain_passes(tiny_llm, asked, given):
     tiny_llm.model.double()
     result = probe(tiny_llm, asked, responses=RESPONSES if given else None)
-    instructions = [others for _, _, others, _ in ASKED]
-    number = [len(others) for others in instructions]
-    assert_equals_brute_force(result, *brute_force(tiny_llm, asked, result.responses(), instructions, number))
+    number = [len(others) for others in OTHER_TASKS]
+    assert_equals_brute_force(result, *brute_force(tiny_llm, asked, result.responses(), OTHER_TASKS, number))
 
 
 def test_numbers_about_speech_equal_those_of_plain_passes(tiny_lsm, asked):
     """Every plain pass encodes the speech anew."""
     tiny_lsm.model.double()
     result = probe(tiny_lsm, asked[3:5], responses=RESPONSES)
-    instructions = [others for _, _, others, _ in ASKED[3:5]]
-    assert_equals_brute_force(result, *brute_force(tiny_lsm, asked[3:5], RESPONSES, instructions, [1, 1]))
+    assert_equals_brute_force(result, *brute_force(tiny_lsm, asked[3:5], RESPONSES, OTHER_TASKS[3:5], [1, 1]))
 
 
 def test_numbers_of_paraphrases_and_of_more_sources_equal_those_of_plain_passes(tiny_llm, asked):
@@ -188,9 +182,8 @@ def test_numbers_of_paraphrases_and_of_more_sources_equal_those_of_plain_passes(
 
 def test_single_precision_is_near_enough(tiny_llm, asked):
     result = probe(tiny_llm, asked, responses=RESPONSES)
-    instructions = [others for _, _, others, _ in ASKED]
-    number = [len(others) for others in instructions]
-    assert_equals_brute_force(result, *brute_force(tiny_llm, asked, RESPONSES, instructions, number), atol=1e-4)
+    number = [len(others) for others in OTHER_TASKS]
+    assert_equals_brute_force(result, *brute_force(tiny_llm, asked, RESPONSES, OTHER_TASKS, number), atol=1e-4)
     assert result.self_check["mean"] <= result.self_check["worst"] < 1e-5
 
 
@@ -848,36 +841,6 @@ def test_the_seed_changes_the_draw_of_sources_only(tiny_llm, asked):
     assert [result.seed for result in results] == [0, 0, 1]
 
 
-class Interrupt(Exception):
-    pass
-
-
-def interrupt_after(count):
-    def interrupt(done):
-        if done >= count:
-            raise Interrupt
-
-    return interrupt
-
-
-def test_an_interrupted_run_resumes_to_the_same_numbers(checkpoint, asked, tmp_path, monkeypatch):
-    asked = asked[:4]
-    whole = probe(checkpoint, asked, batch_size=2)
-    with pytest.raises(Interrupt):
-        probe(checkpoint, asked, batch_size=2, progress_folder=tmp_path, on_progress=interrupt_after(2))
-    generate, generated = type(checkpoint).generate, []
-    monkeypatch.setattr(
-        type(checkpoint),
-        "generate",
-        lambda self, embedded, **given: generated.append(len(embedded)) or generate(self, embedded, **given),
-    )
-    resumed = probe(checkpoint, asked, batch_size=2, progress_folder=tmp_path)
-    assert generated == [2]  # the first batch was not run again
-    assert resumed.to_dict() == whole.to_dict()
-    for name in SensitivityResult.BY_SAMPLE:
-        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -891,19 +854,17 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(checkpoint, asked, tmp_p
     ],
     ids=["a task more", "other wordings", "the samples' own", "paraphrases", "sources", "seed", "response"],
 )
-def test_resuming_under_other_settings_is_refused(tiny_llm, asked, tmp_path, change):
+def test_resuming_under_other_settings_is_refused(tiny_llm, asked, tmp_path, stopped, change):
     chosen = [asked[0], asked[1], asked[3]]
-    with pytest.raises(Interrupt):
-        probe(tiny_llm, chosen, batch_size=1, progress_folder=tmp_path, on_progress=interrupt_after(1))
+    stopped(probe, tiny_llm, chosen, batch_size=1, progress_folder=tmp_path)
     with pytest.raises(InputError, match="another checkpoint, data or settings") as info:
         probe(tiny_llm, chosen, batch_size=1, progress_folder=tmp_path, **change)
     assert "\n" not in str(info.value)
 
 
-def test_a_run_may_be_resumed_to_be_read_otherwise(tiny_llm, asked, tmp_path):
+def test_a_run_may_be_resumed_to_be_read_otherwise(tiny_llm, asked, tmp_path, stopped):
     """What a token or a response is worth is made of the same log-probabilities."""
-    with pytest.raises(Interrupt):
-        probe(tiny_llm, asked[:3], batch_size=1, progress_folder=tmp_path, on_progress=interrupt_after(1))
+    stopped(probe, tiny_llm, asked[:3], batch_size=1, progress_folder=tmp_path)
     resumed = probe(tiny_llm, asked[:3], batch_size=1, progress_folder=tmp_path, per="response")
     assert resumed.to_dict() == probe(tiny_llm, asked[:3], batch_size=1, per="response").to_dict()
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,13 +50,6 @@ def results():
                 values[i, :, length:] = np.nan
         made.append(result_of(*arrays, name))
     return made
-
-
-@pytest.fixture
-def ax():
-    figure, ax = plt.subplots()
-    yield ax
-    plt.close(figure)
 
 
 @pytest.mark.parametrize("per", ["token", "response"])
@@ -139,21 +131,16 @@ def test_the_figure_shows_bars_and_lines_and_names_the_checkpoints(results):
     assert [bar.get_facecolor()[:3] for bar in bars.patches[:2]] == colors
 
 
-def test_the_same_numbers_give_the_same_files(results, tmp_path):
-    for name in ("one", "two", "other"):
-        (tmp_path / name).mkdir()
-        save_sensitivity(results[::-1] if name == "other" else results, tmp_path / name)
-    assert {path.name for path in (tmp_path / "one").iterdir()} == set(PICTURES)
-    for name in PICTURES:
-        content = (tmp_path / "one" / name).read_bytes()
-        assert (tmp_path / "two" / name).read_bytes() == content
-        assert (tmp_path / "other" / name).read_bytes() != content
-    frame = pd.read_csv(tmp_path / "one" / "sensitivity.csv").set_index(["checkpoint", "id"])
+def test_the_same_numbers_give_the_same_files(results, written_twice, tmp_path):
+    folder = written_twice(lambda folder: save_sensitivity(results, folder), PICTURES)
+    save_sensitivity(results[::-1], tmp_path)
+    assert all((tmp_path / name).read_bytes() != (folder / name).read_bytes() for name in PICTURES)
+    frame = pd.read_csv(folder / "sensitivity.csv").set_index(["checkpoint", "id"])
     assert len(frame) == 2 * 6
     row = frame.loc[("text model", "s3")]
     d_i, d_s = results[1].by_sample()
     assert (row["D_instruction"], row["D_source"]) == pytest.approx((d_i[3], d_s[3]), abs=1e-6)
-    tokens = pd.read_csv(tmp_path / "one" / "sensitivity_tokens.csv")
+    tokens = pd.read_csv(folder / "sensitivity_tokens.csv")
     pd.testing.assert_frame_equal(tokens, token_frame(results), atol=1e-6)
 
 

@@ -92,14 +92,8 @@ def test_labels_do_not_lie_on_each_other():
     assert spaced([], 2) == []
 
 
-def test_the_same_numbers_give_the_same_files(made, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        save_timeline(made, tmp_path / name, 3)
-        save_page(made, tmp_path / name, 3)
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {*PICTURES, PAGE}
-    for name in (*PICTURES, PAGE):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+def test_the_same_numbers_give_the_same_files(made, written_twice):
+    written_twice(lambda folder: (save_timeline(made, folder, 3), save_page(made, folder, 3)), [*PICTURES, PAGE])
 
 
 def test_control_characters_do_not_break_the_svg(made, tmp_path):
