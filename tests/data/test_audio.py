@@ -145,25 +145,11 @@ def untagged_mp3(path: Path) -> None:
     path.write_bytes(raw[raw.index(raw[:2], 4) :])
 
 
-def test_mp3_without_a_length_tag_is_read(tmp_path: Path) -> None:
-    untagged_mp3(tmp_path / "x.mp3")
-    assert len(read_audio_file(tmp_path / "x.mp3")) == pytest.approx(11 * 16_000, rel=0.01)
-
-
 def test_section_after_the_end_of_an_mp3_without_a_length_tag(tmp_path: Path) -> None:
     untagged_mp3(tmp_path / "x.mp3")
+    assert len(read_audio_file(tmp_path / "x.mp3")) == pytest.approx(11 * 16_000, rel=0.01)
     estimate = soundfile.info(tmp_path / "x.mp3").duration
     assert "outside the file's" in refusal(tmp_path / "x.mp3", start=estimate - 0.001)
-
-
-@pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", b"\x00\xf0\xff\x7f"])
-def test_streamed_wav_of_unknown_length_is_read(tmp_path: Path, size: bytes) -> None:
-    path = tmp_path / "x.wav"
-    soundfile.write(path, sine(440, 1, 16_000), 16_000)
-    raw = path.read_bytes()
-    at = raw.index(b"data") + 4
-    path.write_bytes(raw[:at] + size + raw[at + 4 :])
-    assert len(read_audio_file(path)) == 16_000
 
 
 def test_symlink_to_a_file_is_read(tmp_path: Path) -> None:
@@ -237,12 +223,8 @@ def test_absent_directory_fifo_and_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.aiff"])
 def test_zero_frames(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, np.zeros(0, np.float32), 16_000)
-    refusal(tmp_path / name)
-
-
-def test_zero_frames_in_a_wav_are_named(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "x.wav", np.zeros(0, np.float32), 16_000)
-    assert "holds no audio (0 frames)" in refusal(tmp_path / "x.wav")
+    message = refusal(tmp_path / name)
+    assert name != "x.wav" or "holds no audio (0 frames)" in message
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
@@ -259,14 +241,6 @@ def test_wav_short_of_a_few_bytes(tmp_path: Path, lost: int) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, 16_000), 16_000)
     (tmp_path / "x.wav").write_bytes((tmp_path / "x.wav").read_bytes()[:-lost])
     assert f"is truncated ({32_000 - lost} of 32000 bytes" in refusal(tmp_path / "x.wav")
-
-
-def test_wav_that_claims_more_than_it_holds(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "x.wav", noise(1, 16_000), 16_000)
-    raw = (tmp_path / "x.wav").read_bytes()
-    at = raw.index(b"data") + 4
-    (tmp_path / "x.wav").write_bytes(raw[:at] + (2**30).to_bytes(4, "little") + raw[at + 4 :])
-    assert "of 1073741824 bytes" in refusal(tmp_path / "x.wav")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -7,16 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lsm_probe.data.identity import DataIdentity
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.plot import eta_heads_figure, save_eta
-from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
+from lsm_probe.probes.attention.result import head_eta_difference
 from lsm_probe.probes.knockout import PROBE
 from lsm_probe.probes.knockout.plot import knockout_heads_figure, save_knockout
-from lsm_probe.probes.knockout.result import KnockoutConventions, KnockoutResult
 from lsm_probe.runner.head_maps import HeadMap, Scale, plot_head_map
-from lsm_probe.runner.identity import CheckpointIdentity
 
 PICTURES = PROBE.pictures
 
@@ -24,44 +20,19 @@ N, LAYERS, HEADS = 12, 5, 3
 
 
 @pytest.fixture
-def etas():
-    rng = np.random.default_rng(0)
-    first = AttentionResult(
-        norms=rng.gamma(2.0, size=(N, LAYERS, 5)).astype(np.float32),
-        head_norms=rng.gamma(2.0, size=(N, LAYERS, HEADS, 5)).astype(np.float32),
-        tokens=rng.integers(2, 30, size=(N, 5)),
-        rows=np.ones(N, dtype=int),
-        clusters=np.arange(N),
-        samples=[{"id": str(i)} for i in range(N)],
-        checkpoint=CheckpointIdentity(name="first", source="speech", template="chat", dtype="float32"),
-        data=DataIdentity("data", "x", N),
-        conventions=Conventions(),
-        self_check={},
-    )
+def etas(attention_result):
+    first = attention_result(N, LAYERS, HEADS)
     changed = first.head_norms.copy()
     changed[:, 2, 1, 2] *= 9
     return [first, replace(first, head_norms=changed, checkpoint=replace(first.checkpoint, name="second"))]
 
 
 @pytest.fixture
-def falls():
-    rng = np.random.default_rng(0)
-    fall_heads = rng.normal(0, 0.01, size=(N, 2, 2, HEADS))
+def falls(knockout_result):
+    fall_heads = np.random.default_rng(0).normal(0, 0.01, size=(N, 2, 2, HEADS))
     fall_heads[:, 0, 0, 1] += 0.3
     fall_heads[:, 1, 1, 2] += 0.2
-    first = KnockoutResult(
-        log_prob=np.zeros(N, np.float32),
-        fall=rng.normal(size=(N, 2, LAYERS)),
-        fall_all_layers=np.zeros((N, 2)),
-        fall_heads=fall_heads,
-        head_layers=[1, 4],
-        clusters=np.arange(N),
-        samples=[{"id": str(i), "response_ids": [1]} for i in range(N)],
-        checkpoint=CheckpointIdentity(name="first", source="speech", template="chat", dtype="float32"),
-        data=DataIdentity("data", "x", N),
-        conventions=KnockoutConventions(),
-        self_check={},
-    )
+    first = knockout_result(fall_heads, [1, 4], LAYERS)
     return [first, replace(first, fall_heads=2 * fall_heads, checkpoint=replace(first.checkpoint, name="second"))]
 
 

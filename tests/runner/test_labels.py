@@ -4,18 +4,13 @@ import unicodedata
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from lsm_probe.data.identity import DataIdentity
-from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.plot import eta_figure, save_eta
-from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner import labels
-from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.labels import checkpoint_labels, plain
 
 FORMULA = r"a$b$\frac{1}$"
@@ -23,21 +18,9 @@ ODD = ("_base", FORMULA, "模型一", "模型二", "bell\a", "two\nlines", "$HOM
 
 
 @pytest.fixture
-def result():
+def result(attention_result):
     """An attention result of one checkpoint."""
-    rng = np.random.default_rng(0)
-    return AttentionResult(
-        norms=rng.gamma(2.0, size=(3, 6, 5)).astype(np.float32),
-        head_norms=rng.gamma(2.0, size=(3, 6, 2, 5)).astype(np.float32),
-        tokens=rng.integers(2, 30, size=(3, 5)),
-        rows=np.ones(3, dtype=int),
-        clusters=np.arange(3),
-        samples=[{"id": str(i)} for i in range(3)],
-        checkpoint=CheckpointIdentity(name="x", source="speech", template="chat", dtype="float32"),
-        data=DataIdentity("data", "x", 3),
-        conventions=Conventions(),
-        self_check={},
-    )
+    return attention_result(n=3, heads=2)
 
 
 def named(result, *names):

@@ -9,15 +9,13 @@ import pytest
 import torch
 
 import lsm_probe
-from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import SEGMENTS as ATTENTION_SEGMENTS
-from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
-from lsm_probe.probes.knockout.result import KnockoutConventions, KnockoutResult
+from lsm_probe.probes.attention.result import head_eta_difference
+from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.runner.comparison import compare
-from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.multiple_testing import corrected_p
 
 RNG = np.random.default_rng
@@ -121,32 +119,20 @@ def test_layers_that_cannot_be_meant_are_refused(tiny_llm, samples, options, lin
         probe(tiny_llm, samples[:1], **options)
 
 
-def make(n=20, seed=0, name="model", source="speech"):
+@pytest.fixture
+def result(knockout_result):
     """Three layers of four heads, none of which matters but in layer 5: a source head, an instruction head, one that
     is both, and one whose instruction is as dear as its source, though it scatters too widely to be found so."""
-    fall = RNG(seed).normal(0, 0.01, size=(n, 2, 3, 4))
+    fall = RNG(0).normal(0, 0.01, size=(20, 2, 3, 4))
     fall[:, 1, 1, 0] += 0.1
     fall[:, 0, 1, 1] += 0.1
     fall[:, :, 1, 2] += 0.1
     fall[:, :, 1, 3] += 0.1
-    fall[:, 0, 1, 3] += RNG(9).permutation(np.linspace(-0.4, 0.4, n))
-    return KnockoutResult(
-        log_prob=np.zeros(n, np.float32),
-        fall=np.zeros((n, 2, 6), np.float32),
-        fall_all_layers=np.zeros((n, 2), np.float32),
-        fall_heads=fall.astype(np.float32),
-        head_layers=[2, 5, 6],
-        clusters=np.arange(n),
-        samples=[{"id": f"s{i}", "response_ids": [i, 2]} for i in range(n)],
-        checkpoint=CheckpointIdentity(name=name, source=source, template="chat", dtype="float32"),
-        data=DataIdentity("data", "abc", n),
-        conventions=KnockoutConventions(),
-        self_check={"worst": 1e-7, "worst_bound": 1e-5},
-    )
+    fall[:, 0, 1, 3] += RNG(9).permutation(np.linspace(-0.4, 0.4, 20))
+    return knockout_result(fall, [2, 5, 6], 6)
 
 
-def test_a_speech_anchor_head_is_hurt_by_the_source_alone_and_by_more(tmp_path):
-    result = make()
+def test_a_speech_anchor_head_is_hurt_by_the_source_alone_and_by_more(result, tmp_path):
     kinds = result.head_kinds()
     assert kinds[1].tolist() == ["source", "instruction", "both", ""]
     assert (kinds[[0, 2]] == "").all()
@@ -156,8 +142,8 @@ def test_a_speech_anchor_head_is_hurt_by_the_source_alone_and_by_more(tmp_path):
     assert stored["fall_source"]["n_heads"] == 12
 
 
-def test_the_frame_ranks_heads_by_their_fall():
-    frame = make().head_frame()
+def test_the_frame_ranks_heads_by_their_fall(result):
+    frame = result.head_frame()
     best = frame.sort_values("fall_source", ascending=False).iloc[:3]
     assert set(zip(best["layer"], best["head"], strict=True)) == {(5, 0), (5, 2), (5, 3)}
     row = frame[(frame["layer"] == 5) & (frame["head"] == 1)].iloc[0]
@@ -165,15 +151,13 @@ def test_the_frame_ranks_heads_by_their_fall():
     assert row["fall_instruction"] == pytest.approx(0.1, abs=0.01)
 
 
-def test_saving_and_loading_loses_no_head(tmp_path):
-    result = make()
+def test_saving_and_loading_loses_no_head(result, tmp_path):
     loaded = KnockoutResult.load(result.save(tmp_path))
     assert loaded.to_dict() == result.to_dict()
     np.testing.assert_array_equal(loaded.fall_heads, result.fall_heads)
 
 
-def test_a_result_made_before_there_were_heads_is_read(tmp_path):
-    result = make()
+def test_a_result_made_before_there_were_heads_is_read(result, tmp_path):
     result.save(tmp_path)
     with np.load(tmp_path / "arrays.npz") as stored:
         np.savez(tmp_path / "arrays.npz", **{k: v for k, v in stored.items() if k != "fall_heads"})
@@ -184,8 +168,8 @@ def test_a_result_made_before_there_were_heads_is_read(tmp_path):
     np.testing.assert_array_equal(loaded.fall, result.fall)
 
 
-def test_differences_by_head_are_paired_and_corrected():
-    first = make()
+def test_differences_by_head_are_paired_and_corrected(result):
+    first = result
     gain = np.zeros(first.fall_heads.shape[1:])
     gain[1, 2, 3] = 0.2
     noise = RNG(5).normal(0, 0.01, size=first.fall_heads.shape)
@@ -205,33 +189,16 @@ def test_differences_by_head_are_paired_and_corrected():
 # Attention.
 
 
-def attention_result(seed=0, n=12, aggregate="mean_of_ratios", segment="mean", name="model"):
-    rng = RNG(seed)
-    head_norms = rng.gamma(2, size=(n, 6, 3, 5)).astype(np.float32)
-    return AttentionResult(
-        norms=head_norms.sum(2),
-        head_norms=head_norms,
-        tokens=rng.integers(3, 9, size=(n, 5)),
-        rows=np.ones(n, dtype=int),
-        clusters=np.arange(n),
-        samples=[{"id": f"s{i}"} for i in range(n)],
-        checkpoint=CheckpointIdentity(name=name, source="speech", template="chat", dtype="float32"),
-        data=DataIdentity("data", "abc", n),
-        conventions=Conventions(heads="mean_of_norms", segment=segment, aggregate=aggregate),
-        self_check={},
-    )
-
-
 @pytest.mark.parametrize("segment", ["mean", "sum"])
-def test_the_layers_eta_is_its_heads_weighed_by_their_shares(segment):
-    result = attention_result(aggregate="ratio_of_means", segment=segment)
+def test_the_layers_eta_is_its_heads_weighed_by_their_shares(attention_result, segment):
+    result = attention_result(conventions=Conventions("mean_of_norms", segment, "ratio_of_means"))
     np.testing.assert_allclose((result.head_share() * result.head_eta().mean).sum(1), result.eta().mean, rtol=1e-6)
     for aggregate in ("ratio_of_means", "mean_of_ratios"):
         np.testing.assert_allclose(result.with_conventions(aggregate=aggregate).head_share().sum(1), 1)
 
 
-def test_a_models_only_head_has_the_layers_eta_and_interval():
-    result = attention_result()
+def test_a_models_only_head_has_the_layers_eta_and_interval(attention_result):
+    result = attention_result(conventions=Conventions("mean_of_norms"))
     lone = replace(result, head_norms=result.head_norms[:, :, :1])
     for aggregate in ("ratio_of_means", "mean_of_ratios"):
         read = lone.with_conventions(aggregate=aggregate)
@@ -239,8 +206,8 @@ def test_a_models_only_head_has_the_layers_eta_and_interval():
             np.testing.assert_allclose(one[:, 0], layer)
 
 
-def test_a_head_that_takes_nothing_has_no_eta_and_no_share(tmp_path):
-    result = attention_result()
+def test_a_head_that_takes_nothing_has_no_eta_and_no_share(attention_result, tmp_path):
+    result = attention_result(conventions=Conventions("mean_of_norms"))
     result.head_norms[:, 2, 1] = 0
     frame = result.head_frame().set_index(["layer", "head"])
     assert np.isnan(frame.loc[(2, 1), "eta"])
@@ -253,8 +220,8 @@ def test_a_head_that_takes_nothing_has_no_eta_and_no_share(tmp_path):
     json.dumps(pair, allow_nan=False)
 
 
-def test_heads_that_changed_are_found_among_those_that_did_not():
-    first = attention_result()
+def test_heads_that_changed_are_found_among_those_that_did_not(attention_result):
+    first = attention_result(conventions=Conventions("mean_of_norms"))
     source = ATTENTION_SEGMENTS.index("source")
     head_norms = first.head_norms * RNG(7).lognormal(0, 0.02, size=first.head_norms.shape)
     head_norms[:, 4, 2, source] *= 3

@@ -125,16 +125,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_numbers(tiny_llm, samples,
     np.testing.assert_allclose(halved.norms, whole.norms, rtol=1e-5)
 
 
-def test_one_sample_that_does_not_fit_is_named(tiny_llm, samples, monkeypatch):
-    def scarce(self, prompts):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(type(tiny_llm), "embed", scarce)
-    with pytest.raises(InputError, match="sample s0 alone does not fit into memory"):
-        probe(tiny_llm, samples)
-
-
-def test_a_sample_that_does_not_fit_can_be_skipped(tiny_llm, samples, monkeypatch):
+def test_a_sample_that_does_not_fit_is_named_or_skipped(tiny_llm, samples, monkeypatch):
     embed, first = type(tiny_llm).embed, len(tiny_llm.encode(samples[0].instruction, samples[0].text))
 
     def scarce(self, prompts):
@@ -143,6 +134,8 @@ def test_a_sample_that_does_not_fit_can_be_skipped(tiny_llm, samples, monkeypatc
         return embed(self, prompts)
 
     monkeypatch.setattr(type(tiny_llm), "embed", scarce)
+    with pytest.raises(InputError, match="sample s0 alone does not fit into memory"):
+        probe(tiny_llm, samples)
     result = probe(tiny_llm, samples, on_error="skip")
     assert result.excluded == {"does not fit into memory": ["s0"]}
     assert len(result.samples) == 7

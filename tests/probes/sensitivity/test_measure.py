@@ -673,14 +673,6 @@ def test_differences_are_paired_and_second_minus_first():
     assert eta["ci_high"] - eta["ci_low"] < 0.2 * (own.ci_high - own.ci_low)
 
 
-def test_only_shared_samples_are_compared():
-    d = np.linspace(0.2, 0.6, 8)
-    second = replace(made(d + 0.05), data=made(d).data).subset(["s6", "s1", "s3"])
-    pair = compare([made(d), named(second, "second")])["pairs"][0]
-    assert pair["n_samples"] == 3
-    assert pair["instruction_difference"]["mean"] == pytest.approx(0.05, abs=1e-5)
-
-
 def test_different_responses_are_warned_about():
     d = np.linspace(0.2, 0.6, 4)
     responses = [[5, 2], [6, 2], [7, 2], [8, 2]]
@@ -695,19 +687,6 @@ def test_different_responses_are_warned_about():
     assert alike["warning"] is None
 
 
-@pytest.mark.parametrize("change", ["data", "per", "pool", "response"])
-def test_what_cannot_be_paired_is_refused(change):
-    first = made([0.1, 0.2])
-    second = named(first, "second")
-    if change == "data":
-        second = replace(second, data=replace(second.data, sha256="other"))
-    else:
-        other = {"per": "response", "pool": "paraphrases", "response": "reference"}[change]
-        second = replace(second, conventions=replace(second.conventions, **{change: other}))
-    with pytest.raises(InputError):
-        compare([first, second])
-
-
 def test_saving_and_loading_loses_nothing(tmp_path):
     result = drawn(excluded={"empty response": ["x"]}, seed=5).with_conventions(per="response")
     loaded = SensitivityResult.load(result.save(tmp_path / "result"))
@@ -718,11 +697,8 @@ def test_saving_and_loading_loses_nothing(tmp_path):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(result, name))
         assert getattr(loaded, name).dtype == getattr(result, name).dtype
     np.testing.assert_array_equal(loaded.by_sample(), result.by_sample())
-    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == [
-        "arrays.npz",
-        "result.json",
-        "samples.jsonl",
-    ]
+    files = {"arrays.npz", "result.json", "samples.jsonl"}
+    assert {path.name for path in (tmp_path / "result").iterdir()} == files
 
 
 def test_result_json_is_strict_json_whatever_is_undefined(tmp_path):
@@ -738,12 +714,6 @@ def test_result_json_is_strict_json_whatever_is_undefined(tmp_path):
         assert stored == json.loads(json.dumps(result.to_dict(), allow_nan=False))
         assert stored["schema"] == "lsm-probe/sensitivity/2"
     assert stored["info_eta"] is None
-
-
-def test_another_probes_result_is_refused(tmp_path):
-    drawn().save(tmp_path)
-    with pytest.raises(InputError, match="has schema 'lsm-probe/sensitivity/2', not 'lsm-probe/attention/2'"):
-        lsm_probe.AttentionResult.load(tmp_path)
 
 
 def test_tasks_are_summed_up_one_by_one():
@@ -1063,10 +1033,6 @@ def test_samples_that_lack_something_are_refused(tiny_llm, asked, key):
     chosen = [*asked[:7], asked[7].model_copy(update={key: None})]
     message = refusal(tiny_llm, chosen, response="reference")
     assert f"1 of 8 samples have no `{key}`" in message
-
-
-def test_no_samples_are_refused(tiny_llm):
-    assert "there are no samples" in refusal(tiny_llm, [])
 
 
 def test_an_empty_response_is_left_out_and_counted(tiny_llm, asked):
