@@ -60,17 +60,6 @@ def test_masks_are_written_where_they_are_asked_for(run, files, tiny_llm_folder,
     assert all(masks.mask(name).sum() == round(0.05 * masks.mask(name).size) for name in masks.packed)
 
 
-def test_masks_of_an_earlier_run_are_gone(run, files, tiny_llm_folder, save_llm, tmp_path):
-    """Also where the new run has folders of its own for its checkpoints."""
-    second = save_llm(tmp_path / "second", seed=1)
-    assert run(tiny_llm_folder, options=("--masks", 0.05))[0] == 0
-    assert run(tiny_llm_folder)[0] == 0
-    assert files(tmp_path / "out") == DATA
-    assert run(tiny_llm_folder, options=("--masks", 0.05))[0] == 0
-    assert run(tiny_llm_folder, second)[0] == 0
-    assert files(tmp_path / "out") == {"comparison.json", tiny_llm_folder.name, "second"}
-
-
 def test_ablation_shows_perplexities(run, tiny_llm_folder, tmp_path):
     code, stdout, stderr = run(tiny_llm_folder, options=("--ablate", 0.03))
     assert code == 0, stderr

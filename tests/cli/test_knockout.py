@@ -38,12 +38,6 @@ def test_heads_of_chosen_layers_are_written_and_named(run, files, tiny_llm_folde
     np.testing.assert_allclose(frame["fall_source"], result.head_frame()["fall_source"], atol=1e-6)
 
 
-def test_a_later_run_without_heads_takes_their_pictures_away(run, files, tiny_llm_folder, tmp_path):
-    assert run(tiny_llm_folder, options=("--single-heads", "--layers", 1))[0] == 0
-    assert run(tiny_llm_folder)[0] == 0
-    assert files(tmp_path / "out") == PLAIN
-
-
 def test_two_checkpoints_are_compared_by_head(run, files, tiny_llm_folder, save_llm, tmp_path):
     other = save_llm(tmp_path / "other", seed=1)
     code, _, _ = run(tiny_llm_folder, other, options=("--single-heads", "--layers", 1))

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 
 from lsm_probe.assets.cache import cache_root
 from lsm_probe.errors import InputError
@@ -119,41 +118,33 @@ def test_the_users_matplotlib_and_streams_change_nothing(odd, manifest, tmp_path
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "drawing", "kept", "printed", "picture"),
+    [
+        ("attention", "attention.plot.eta_figure", "result.json", "instruction proportion", "eta.png"),
+        ("timeline", "timeline.plot.save_timeline", "timeline.json", "words : silence", "timeline.png"),
+    ],
+)
 def test_what_is_measured_is_kept_and_told_where_drawing_fails(
-    lsm_probe_command, tiny_llm_folder, manifest, tmp_path, monkeypatch
+    command, drawing, kept, printed, picture, lsm_probe_command, tiny_lsm_folder, clip, write, tmp_path, monkeypatch
 ):
+    clip(tmp_path / "a.wav", 1.0)
+    row = '{"id": "a", "instruction": "Repeat.", "audio": "a.wav", "text": "the quick brown fox"}'
+    data = write(tmp_path / "manifest.jsonl", row)
+
     def fail(*_):
         raise RuntimeError("latex was not found\n")
 
-    monkeypatch.setattr("lsm_probe.probes.attention.plot.eta_figure", fail)
+    monkeypatch.setattr(f"lsm_probe.probes.{drawing}", fail)
     out = tmp_path / "out"
-    arguments = ("--ckpt", tiny_llm_folder, "--data", manifest, "--max-new-tokens", 2, "--out", out)
-    code, stdout, stderr = lsm_probe_command("attention", *arguments)
+    arguments = ("--ckpt", tiny_lsm_folder, "--data", data, "--max-new-tokens", 2, "--out", out)
+    code, stdout, stderr = lsm_probe_command(command, *arguments)
     assert code == 1
     line = f"error: the numbers are in {out}, but drawing them failed (RuntimeError: latex was not found)\n"
     assert stderr.endswith(line)
-    assert (out / "result.json").exists()
-    assert "instruction proportion" in stdout
-    assert "eta.png" not in stdout
-
-
-def test_a_timeline_is_printed_where_drawing_fails(lsm_probe_command, tiny_lsm_folder, waveform, tmp_path, monkeypatch):
-    soundfile.write(tmp_path / "a.wav", waveform(1), 16_000)
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text('{"id": "a", "instruction": "Repeat.", "audio": "a.wav", "text": "the quick brown fox"}\n')
-
-    def fail(*_):
-        raise RuntimeError("latex was not found")
-
-    monkeypatch.setattr("lsm_probe.probes.timeline.plot.save_timeline", fail)
-    out = tmp_path / "out"
-    arguments = ("--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 2, "--out", out)
-    code, stdout, stderr = lsm_probe_command("timeline", *arguments)
-    assert code == 1
-    assert "drawing them failed (RuntimeError: latex was not found)" in stderr
-    assert "words : silence" in stdout
-    assert "timeline.json" in stdout
-    assert "timeline.png" not in stdout
+    assert (out / kept).exists()
+    assert printed in stdout
+    assert picture not in stdout
 
 
 def test_without_a_home_folder_the_cache_must_be_named(monkeypatch):

@@ -133,15 +133,6 @@ def test_text_and_speech_are_compared_on_given_responses(run, tiny_llm_folder, t
     assert speech.responses() == SensitivityResult.load(tmp_path / "first").responses()
 
 
-def test_the_pictures_of_an_earlier_run_are_drawn_anew(run, tiny_llm_folder, tmp_path):
-    assert run(tiny_llm_folder)[0] == 0
-    first = {name: (tmp_path / "out" / name).read_bytes() for name in PICTURES}
-    assert run(tiny_llm_folder)[0] == 0
-    assert {name: (tmp_path / "out" / name).read_bytes() for name in PICTURES} == first
-    assert run(tiny_llm_folder, options=("--response", "reference"))[0] == 0
-    assert all((tmp_path / "out" / name).read_bytes() != first[name] for name in PICTURES)
-
-
 def test_the_folder_of_another_probe_is_refused_and_left_alone(
     run, lsm_probe_command, tiny_llm_folder, manifest, tmp_path
 ):

@@ -8,15 +8,12 @@ import pytest
 from scipy.sparse import csr_array
 
 import lsm_probe
-from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
-from lsm_probe.models.connectors.times import even_times, frame_times
+from lsm_probe.models.connectors.times import frame_times
 from lsm_probe.probes.timeline import measure as timeline_module
 from lsm_probe.probes.timeline.measure import choose_sample, spread_evenly
-from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.probes.timeline.word_times import Word, loudness, word_times
-from lsm_probe.runner.identity import CheckpointIdentity
 
 
 @pytest.fixture(autouse=True)
@@ -31,28 +28,18 @@ def no_whisper(request, monkeypatch):
 
 
 @pytest.fixture
-def made():
+def made(make_timeline):
     """Two layers, three response tokens and four speech tokens of 0.5 s: layer 0 follows, layer 1 stays."""
     follows = np.array([[9, 1, 1, 1], [1, 9, 1, 1], [1, 1, 1, 9]])
     stays = np.array([[1, 50, 1, 1], [1, 50, 1, 2], [1, 50, 2, 1]])
-    times, frames = even_times(4, 32_000), frame_times(32_000)
-    return Timeline(
+    return make_timeline(
+        np.zeros(32_000, np.float32),
+        norms=np.stack([follows, stays]).astype(np.float32),
+        eta=np.array([0.25, 0.75]),
         sample={"id": "s", "instruction": "Do.", "response": "a b c", "response_ids": [1, 2, 3], "text": "x y"},
         tokens=["a", "b", "c"],
-        checkpoint=CheckpointIdentity(name="made", source="text", template="chat", dtype="float32"),
-        data=DataIdentity("data", "x", 1),
-        conventions={},
-        versions={},
-        eta=np.array([0.25, 0.75]),
-        norms=np.stack([follows, stays]).astype(np.float32),
-        token_times=times,
         times_from="connector",
-        shares=spread_evenly(times, frames),
-        frame_times=frames,
         words=[Word("x", 0.5, 1.0), Word("y", 1.5, 2.0)],
-        words_missing=None,
-        self_check={},
-        waveform=np.zeros(32_000, np.float32),
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from lsm_probe.data.identity import DataIdentity
 from lsm_probe.models.connectors.times import even_times, frame_times
 from lsm_probe.probes.timeline.measure import spread_evenly
 from lsm_probe.probes.timeline.page import PAGE, save_page, timeline_page
@@ -28,33 +27,20 @@ from lsm_probe.probes.timeline.plot import (
     timeline_figure,
     tone,
 )
-from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.probes.timeline.word_times import Word
-from lsm_probe.runner.identity import CheckpointIdentity
 
 
 @pytest.fixture
-def made(waveform):
+def made(waveform, make_timeline):
     rng = np.random.default_rng(0)
-    wave = waveform(2.0)
-    times, frames = even_times(8, len(wave)), frame_times(len(wave))
-    return Timeline(
-        sample={"id": "s&1", "instruction": "Say <b>it</b>.", "response": "five $ a", "text": "one two"},
-        tokens=["five", " $", "</script>", "\n"],
-        checkpoint=CheckpointIdentity(name="made", source="text", template="chat", dtype="float32"),
-        data=DataIdentity("data", "x", 1),
-        conventions={},
-        versions={},
+    return make_timeline(
+        waveform(2.0),
         eta=rng.uniform(size=5),
         norms=rng.gamma(1.0, size=(5, 4, 8)).astype(np.float32),
-        token_times=times,
+        sample={"id": "s&1", "instruction": "Say <b>it</b>.", "response": "five $ a", "text": "one two"},
+        tokens=["five", " $", "</script>", "\n"],
         times_from="even",
-        shares=spread_evenly(times, frames),
-        frame_times=frames,
         words=[Word("one", 0.2, 0.9), Word("two", 0.9, 1.6)],
-        words_missing=None,
-        self_check={},
-        waveform=wave,
     )
 
 
