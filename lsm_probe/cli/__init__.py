@@ -47,16 +47,8 @@ app = typer.Typer(
 )
 for probe in PROBES.values():
     app.command(probe.name)(measurement_command(probe))
-app.command()(timeline)
-app.command()(report)
-app.command()(figure)
-app.command()(check)
-app.command()(evaluate)
-app.command()(score)
-app.command()(text_ability)
-app.command()(demo)
-app.command()(augment)
-app.command()(train)
+for command in (timeline, report, figure, check, evaluate, score, text_ability, demo, augment, train):
+    app.command()(command)
 app.add_typer(data, name="data")
 
 

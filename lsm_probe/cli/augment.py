@@ -10,32 +10,6 @@ import typer
 from lsm_probe.cli import options as opt
 from lsm_probe.data.augmentation import Keep, Thinking
 
-EXAMPLES = """
-Make self-powered training data: a text LLM's own answers become the targets.
-
-For each transcript a task and an instruction are drawn. The LLM's answer to them is the target for the speech. One
-seventh of the samples is for speech recognition; there the target is the transcript itself.
-
-Examples:
-
-    lsm-probe augment --data spoken/manifest.jsonl --out self-powered
-
-    lsm-probe augment --data clips.jsonl --llm lmsys/vicuna-7b-v1.5 --template vicuna_text --out self-powered
-
-    lsm-probe augment --data clips.jsonl --task continuation --out continuation-only
-
-    lsm-probe augment --data clips.jsonl --instructions continuation --max-new-tokens 64 --max-prompt-tokens 191
-    --out blsp
-
-    lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server vllm --out self-powered
-
-    lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server http://localhost:8000 --workers 4
-    --out self-powered
-
-Writes manifest.jsonl (the samples kept), report.json (counts, what was dropped and why, examples), config.yaml and
-shards/*.parquet (every sample). With --server also samples.jsonl, checkpoints/ and logs/.
-"""
-
 
 def augment(
     data: Annotated[str, typer.Option(help="JSONL manifest with transcripts (`text`).", show_default=False)],
@@ -62,7 +36,7 @@ def augment(
         typer.Option(
             help="Prompts answered together; halved where memory runs out.  [default: 48, with --server 256]",
             min=1,
-            rich_help_panel=opt.RUN,
+            rich_help_panel=opt.RUNNING,
         ),
     ] = None,
     server: Annotated[
@@ -70,12 +44,12 @@ def augment(
         typer.Option(
             help="Answer through `vllm`, started here, or a running OpenAI-compatible server (http://localhost:8000) "
             "that takes prompts of token ids.  [default: transformers in this process]",
-            rich_help_panel=opt.RUN,
+            rich_help_panel=opt.RUNNING,
         ),
     ] = None,
     workers: Annotated[
         int,
-        typer.Option(help="Processes that send prompts to a running server.", min=1, rich_help_panel=opt.RUN),
+        typer.Option(help="Processes that send prompts to a running server.", min=1, rich_help_panel=opt.RUNNING),
     ] = 1,
     seed: opt.DrawSeed = 0,
     limit: opt.Limit = None,
@@ -83,6 +57,30 @@ def augment(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
+    """Make self-powered training data: a text LLM's own answers become the targets.
+
+    For each transcript a task and an instruction are drawn. The LLM's answer to them is the target for the speech. One
+    seventh of the samples is for speech recognition; there the target is the transcript itself.
+
+    Examples:
+
+        lsm-probe augment --data spoken/manifest.jsonl --out self-powered
+
+        lsm-probe augment --data clips.jsonl --llm lmsys/vicuna-7b-v1.5 --template vicuna_text --out self-powered
+
+        lsm-probe augment --data clips.jsonl --task continuation --out continuation-only
+
+        lsm-probe augment --data clips.jsonl --instructions continuation --max-new-tokens 64 --max-prompt-tokens 191
+        --out blsp
+
+        lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server vllm --out self-powered
+
+        lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server http://localhost:8000 --workers 4
+        --out self-powered
+
+    Writes manifest.jsonl (the samples kept), report.json (counts, what was dropped and why, examples), config.yaml and
+    shards/*.parquet (every sample). With --server also samples.jsonl, checkpoints/ and logs/.
+    """
     from json import dumps
 
     from lsm_probe.cli.progress import progress, quiet_transformers
@@ -103,7 +101,7 @@ def augment(
     samples = [sample for _, sample in list(scan_manifest(data, problems))[:limit]]
     engine = load_engine(
         llm,
-        loading=opt.loading(device, dtype, template, date),
+        loading={"device": device, "dtype": dtype, "template": template, "date": date},
         server=server,
         workers=workers,
         batch_size=batch_size,
@@ -118,6 +116,3 @@ def augment(
         print(dumps(report, ensure_ascii=False))
     else:
         show_report(report, out)
-
-
-augment.__doc__ = EXAMPLES

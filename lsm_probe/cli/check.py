@@ -9,27 +9,6 @@ import typer
 
 from lsm_probe.cli import options as opt
 
-EXAMPLES = """
-Check whether eta has fallen, compared with a baseline.
-
-Reads two result.json files: it needs no model and no GPU, and takes a second. A layer has regressed if its eta fell by
-more than the tolerance. Exit codes: 0 no layer regressed, 1 a layer regressed, 2 the two cannot be compared (other
-data, conventions, template or layers, or a value that is not a number).
-
-Examples:
-
-    lsm-probe attention --ckpt my-lsm --response reference --out runs/now
-
-    lsm-probe check --baseline eta/my-lsm.json --current runs/now --update
-
-    lsm-probe check --baseline eta/my-lsm.json --current runs/now
-
-    lsm-probe check --baseline runs/before --current runs/now --paired
-
-By default it checks whether eta fell on these samples; --paired checks whether it would fall on other samples too. In
-GitHub Actions it annotates the run and adds a table to the job's summary.
-"""
-
 
 def check(
     baseline: Annotated[Path, typer.Option(help="The baseline: a result.json or its folder.", show_default=False)],
@@ -48,6 +27,25 @@ def check(
     ] = False,
     json: opt.Json = False,
 ) -> None:
+    """Check whether eta has fallen, compared with a baseline.
+
+    Reads two result.json files: it needs no model and no GPU, and takes a second. A layer has regressed if its eta fell
+    by more than the tolerance. Exit codes: 0 no layer regressed, 1 a layer regressed, 2 the two cannot be compared
+    (other data, conventions, template or layers, or a value that is not a number).
+
+    Examples:
+
+        lsm-probe attention --ckpt my-lsm --response reference --out runs/now
+
+        lsm-probe check --baseline eta/my-lsm.json --current runs/now --update
+
+        lsm-probe check --baseline eta/my-lsm.json --current runs/now
+
+        lsm-probe check --baseline runs/before --current runs/now --paired
+
+    By default it checks whether eta fell on these samples; --paired checks whether it would fall on other samples too.
+    In GitHub Actions it annotates the run and adds a table to the job's summary.
+    """
     from lsm_probe.errors import CheckFailed
     from lsm_probe.files import check_can_write
     from lsm_probe.regression.baseline import result_file
@@ -66,6 +64,3 @@ def check(
     publish(verdict, baseline)
     if verdict.regressed:
         raise CheckFailed
-
-
-check.__doc__ = EXAMPLES

@@ -8,19 +8,6 @@ from typing import Annotated
 
 import typer
 
-EXPLANATION = """
-Show speech anchor bias and its repair with the embedded models.
-
-First it probes three models: builtin:vanilla_asr, a small speech LLM that was trained on transcription alone and
-answers every instruction with the transcript; builtin:self_powered, which was repaired; and SmolLM2, the text LLM of
-both. Then SmolLM2 answers instructions about spoken commands, builtin:vanilla_asr is trained on those answers, and is
-probed again. The demo ends with report.html.
-
-Each step prints its purpose and its command. The training is sized so that the whole demo takes about
-6 minutes on this machine; --full trains for 40 steps of 8 samples and probes 24 samples. The first run fetches 164 MB
-of models.
-"""
-
 
 def demo(
     context: typer.Context,
@@ -43,6 +30,16 @@ def demo(
         typer.Option("--resume", help="Continue an interrupted demo, with the training size it was started with."),
     ] = False,
 ) -> None:
+    """Show speech anchor bias and its repair with the embedded models.
+
+    First it probes three models: builtin:vanilla_asr, a small speech LLM that was trained on transcription alone and
+    answers every instruction with the transcript; builtin:self_powered, which was repaired; and SmolLM2, the text LLM
+    of both. Then SmolLM2 answers instructions about spoken commands, builtin:vanilla_asr is trained on those answers,
+    and is probed again. The demo ends with report.html.
+
+    Each step prints its purpose and its command. The training is sized so that the whole demo takes about 6 minutes on
+    this machine; --full trains for 40 steps of 8 samples and probes 24 samples. The first run fetches 164 MB of models.
+    """
     from lsm_probe.reports.demo import FULL, TrainingSize, run_demo
 
     size = FULL if full else None
@@ -54,6 +51,3 @@ def demo(
 def _run_command(context: typer.Context, arguments: list[str]) -> None:
     """Runs a command of this package in this process."""
     context.find_root().command.main(arguments, prog_name="lsm-probe", standalone_mode=False)
-
-
-demo.__doc__ = EXPLANATION

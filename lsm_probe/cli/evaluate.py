@@ -10,25 +10,6 @@ import typer
 from lsm_probe.cli import options as opt
 from lsm_probe.errors import InputError
 
-EXAMPLES = """
-Puts tasks to checkpoints, greedily, and scores the responses: correctness, and apart from it whether a response has
-the asked-for form, which is what speech anchor bias destroys. Every score has a bootstrap interval.
-
-A task is a small YAML file: one of the package's (`--task list` prints them) or your own. Its samples are read from
-the manifest that it names, below --data, or from the one after `=`.
-
-Examples:
-
-    lsm-probe evaluate --ckpt my-lsm --data manifests --task librispeech-clean --task fluent-speech-commands
-
-    lsm-probe evaluate --ckpt my-lsm --ckpt builtin:llm --cascade builtin:llm --task boolq=spoken/dev.boolq.jsonl
-
-    lsm-probe evaluate --ckpt my-lsm --task mood.yaml --out runs/mood
-
-Writes result.json, samples.jsonl (the predictions), arrays.npz, metrics.json, metrics.csv and table.md; with several
-checkpoints a folder each and comparison.json. `lsm-probe score` scores the predictions again, without a model.
-"""
-
 
 def evaluate(
     task: Annotated[
@@ -61,6 +42,26 @@ def evaluate(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
+    """Evaluate checkpoints on tasks, and score their responses.
+
+    Responses are decoded greedily. Correctness and the share of responses that have the requested form are scored
+    separately, because speech anchor bias destroys the form. Every score has a bootstrap interval.
+
+    A task is a small YAML file: one of the package's (`--task list` prints them) or your own. Its samples are read from
+    the manifest that it names, below --data, or from the manifest after `=`.
+
+    Examples:
+
+        lsm-probe evaluate --ckpt my-lsm --data manifests --task librispeech-clean --task fluent-speech-commands
+
+        lsm-probe evaluate --ckpt my-lsm --ckpt builtin:llm --cascade builtin:llm --task boolq=spoken/dev.boolq.jsonl
+
+        lsm-probe evaluate --ckpt my-lsm --task mood.yaml --out runs/mood
+
+    Writes result.json, samples.jsonl (the predictions), arrays.npz, metrics.json, metrics.csv and table.md; with
+    several checkpoints a folder each and comparison.json. `lsm-probe score` scores the predictions again, without a
+    model.
+    """
     from lsm_probe.evaluation.task import builtin_tasks, read_task, read_tasks, with_read
 
     if task == ["list"]:
@@ -95,6 +96,3 @@ def evaluate(
         resume=resume,
         as_json=json,
     )
-
-
-evaluate.__doc__ = EXAMPLES

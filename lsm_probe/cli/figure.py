@@ -9,29 +9,27 @@ import typer
 
 Name = Literal["figure3", "figure5", "figure6", "table2", "table6", "table7"]
 
-EXAMPLES = """
-Draw results as the figures and tables of the paper.
-
-The pictures have the size of a printed paper; the numbers behind them are written too. figure3 shows eta in
-six groups of layers, figure5 also the difference of the last LSM from the others, figure6 speech and transcripts in
-one plane. table2 holds the tasks, table6 MMLU, table7 the cascade and speed.
-
-Examples:
-
-    lsm-probe figure figure5 runs/attention/vanilla runs/attention/self-powered --out figures
-
-    lsm-probe figure table2 runs/evaluate/arms --out figures
-
-A folder of a run over several checkpoints stands for all of them. Figures are written as .png, .svg and .csv, tables as
-.csv, .md and .tex.
-"""
-
 
 def figure(
     name: Annotated[Name, typer.Argument(help="The figure or table.", show_default=False)],
     result: Annotated[list[Path], typer.Argument(help="Result folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
 ) -> None:
+    """Draw results as the figures and tables of the paper.
+
+    The pictures have the size of a printed paper; the numbers behind them are written too. figure3 shows eta in
+    six groups of layers, figure5 also the difference of the last LSM from the others, figure6 speech and transcripts in
+    one plane. table2 holds the tasks, table6 MMLU, table7 the cascade and speed.
+
+    Examples:
+
+        lsm-probe figure figure5 runs/attention/vanilla runs/attention/self-powered --out figures
+
+        lsm-probe figure table2 runs/evaluate/arms --out figures
+
+    A folder of a run over several checkpoints stands for all of them. Figures are written as .png, .svg and .csv,
+    tables as .csv, .md and .tex.
+    """
     from lsm_probe.files import check_can_write
     from lsm_probe.reports.collection import read_results
     from lsm_probe.reports.paper_figures import save_drawing
@@ -41,6 +39,3 @@ def figure(
     out.mkdir(parents=True, exist_ok=True)
     written = save_drawing(name, [each for _, group in found.measured() for each in group], out)
     print("\n".join(str(out / file) for file in written))
-
-
-figure.__doc__ = EXAMPLES

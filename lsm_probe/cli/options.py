@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lsm_probe.errors import InputError
 from lsm_probe.runner.options import (  # noqa: F401  # commands take all their options from this module
     CONVENTIONS,
     RUNNING,
@@ -21,8 +20,6 @@ from lsm_probe.runner.options import (  # noqa: F401  # commands take all their 
 if TYPE_CHECKING:
     from lsm_probe.data.speech import SpeechSettings
 
-RUN = RUNNING
-
 _CKPT = typer.Option(
     help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
     "`builtin:self_powered` (LSMs). Repeat it to compare.",
@@ -34,7 +31,7 @@ Data = Annotated[
     str,
     typer.Option(
         help="JSONL manifest with `id`, `instruction` and `audio` or `text`; `builtin:probe`, or `builtin:commands`, "
-        "in which the trained miniatures are at home."
+        "from the same domain as the training data of the built-in LSMs."
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/COMMAND/CHECKPOINT]")]
@@ -54,18 +51,17 @@ Device = Annotated[
     str,
     typer.Option(
         help="cpu, cuda, cuda:1, ... `auto`: a GPU, if any, for each process; `spread`: one model over all GPUs.",
-        rich_help_panel=RUN,
+        rich_help_panel=RUNNING,
     ),
 ]
 Dtype = Annotated[
-    str,
+    Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(
-        help="float32, bfloat16, float16; `auto`: float32 on CPU; on a GPU bfloat16, or float16 on a GPU without "
-        "bfloat16.",
-        rich_help_panel=RUN,
+        help="`auto`: float32 on CPU; on a GPU bfloat16, or float16 on a GPU without bfloat16.",
+        rich_help_panel=RUNNING,
     ),
 ]
-DrawSeed = Annotated[int, typer.Option(help="Seed of every draw.", min=0, rich_help_panel=RUN)]
+DrawSeed = Annotated[int, typer.Option(help="Seed of every random draw.", min=0, rich_help_panel=RUNNING)]
 Instructions = Annotated[
     list[str] | None,
     typer.Option(
@@ -93,35 +89,22 @@ Workers = Annotated[
     typer.Option(
         help="Processes that synthesize speech.  [default: one for each core]",
         min=1,
-        rich_help_panel=RUN,
+        rich_help_panel=RUNNING,
         show_default=False,
     ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Only the first N samples.", min=1, rich_help_panel=RUN)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from an interrupted run.", rich_help_panel=RUN)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUN)]
+Limit = Annotated[int | None, typer.Option(help="Only the first N samples.", min=1, rich_help_panel=RUNNING)]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=RUNNING)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=RUNNING)]
 Read = Annotated[
-    str | None,
+    Literal["after_thinking", "all"] | None,
     typer.Option(
-        help="Part of a reasoning model's response that is scored: `after_thinking` or `all`.  [default: the task's "
-        "own setting, normally after_thinking]"
+        help="Part of a reasoning model's response that is scored.  [default: the task's own, normally after_thinking]"
     ),
 ]
 Responses = Annotated[
     Path | None, typer.Option(help="Take the responses stored in this result folder instead of generating.")
 ]
-
-
-def one_of(option: str, value: str, *allowed: str) -> Any:
-    """`value`, if it is one of those allowed."""
-    if value not in allowed:
-        raise InputError(f"{option} {value!r} is unknown; choose one of: {', '.join(allowed)}")
-    return value
-
-
-def loading(device: str, dtype: str, template: str | None, date: str | None) -> dict[str, Any]:
-    """As the keyword arguments of `load`."""
-    return {"device": device, "dtype": dtype, "template": template, "date": date}
 
 
 def speech_settings(voice: list[str] | None, speed: list[float] | None, seed: int) -> SpeechSettings:

@@ -7,24 +7,6 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = """
-Write an HTML page and a notebook about results.
-
-The page begins with the finding in one sentence and its interval. It shows eta by layer, token counts, the
-length-matched control, the other conventions, single heads, sensitivity, knockout, alignment, importance, evaluation,
-samples, a timeline with audio, and the source of every number. It is one file below 5 MB that needs no network and no
-JavaScript, and can be printed. The notebook is written beside it, executed.
-
-Examples:
-
-    lsm-probe report runs/attention/vanilla+self-powered --out report.html
-
-    lsm-probe report runs/attention runs/sensitivity runs/knockout runs/timeline --out report.html
-
-Give output folders of probes, evaluations and timelines, or folders that hold them up to two levels below. Results of
-one probe must be of the same data. No model is run.
-"""
-
 
 def report(
     results: Annotated[list[Path], typer.Argument(help="Output folders.", show_default=False)],
@@ -38,6 +20,22 @@ def report(
         ),
     ] = None,
 ) -> None:
+    """Write an HTML page and a notebook about results.
+
+    The page begins with the finding in one sentence and its interval. It shows eta by layer, token counts, the
+    length-matched control, the other conventions, single heads, sensitivity, knockout, alignment, importance,
+    evaluation, samples, a timeline with audio, and the source of every number. It is one file below 5 MB that needs no
+    network and no JavaScript, and can be printed. The notebook is written beside it, executed.
+
+    Examples:
+
+        lsm-probe report runs/attention/vanilla+self-powered --out report.html
+
+        lsm-probe report runs/attention runs/sensitivity runs/knockout runs/timeline --out report.html
+
+    Give output folders of probes, evaluations and timelines, or folders that hold them up to two levels below. Results
+    of one probe must be of the same data. No model is run.
+    """
     from lsm_probe.distributed import print_on_main
     from lsm_probe.errors import InputError
     from lsm_probe.files import check_can_write
@@ -61,6 +59,3 @@ def report(
     elif notebook is not False:
         save_notebook(found, page_and_notebook[1])
         print(f"written to {page_and_notebook[1]}")
-
-
-report.__doc__ = EXAMPLES

@@ -16,17 +16,6 @@ from lsm_probe.errors import InputError
 if TYPE_CHECKING:
     from lsm_probe.evaluation.evaluation_result import EvaluationResult
 
-EXAMPLES = """
-Scores the predictions of earlier evaluations again, without a model: after a change of a task's definition (its file
-with --task), or to set checkpoints side by side that were evaluated one by one on the same samples.
-
-Examples:
-
-    lsm-probe score runs/evaluate/vanilla runs/evaluate/self-powered --out runs/side-by-side
-
-    lsm-probe score runs/evaluate/my-lsm --task stricter/boolq.yaml --out runs/stricter
-"""
-
 
 def score(
     result: Annotated[list[Path], typer.Argument(help="Folders that `lsm-probe evaluate` wrote.", show_default=False)],
@@ -38,6 +27,17 @@ def score(
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
+    """Score the predictions of earlier evaluations again, without a model.
+
+    Use it after a change of a task's definition (give its file with --task), or to compare checkpoints that were
+    evaluated one by one on the same samples.
+
+    Examples:
+
+        lsm-probe score runs/evaluate/vanilla runs/evaluate/self-powered --out runs/side-by-side
+
+        lsm-probe score runs/evaluate/my-lsm --task stricter/boolq.yaml --out runs/stricter
+    """
     from lsm_probe.cli.run import run_and_show
     from lsm_probe.evaluation import EVALUATION
     from lsm_probe.evaluation.evaluation_result import EvaluationResult
@@ -65,6 +65,3 @@ def score(
         options={},
         as_json=json,
     )
-
-
-score.__doc__ = EXAMPLES

@@ -16,27 +16,6 @@ if TYPE_CHECKING:
     from lsm_probe.evaluation.mmlu import Mmlu
     from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 
-EXAMPLES = """
-Measures what is left of an LLM's text ability inside an LSM: MMLU accuracy through lm-evaluation-harness, and the
-perplexity of the `target` of each sample, given its instruction and its transcript as text. Name the checkpoint before
-speech training first: the others are compared with it. Forgetting rate = (before - after) / before.
-
-Examples:
-
-    lsm-probe text-ability --ckpt builtin:llm --ckpt runs/self-powered/model --mmlu mmlu
-
-    lsm-probe text-ability --ckpt builtin:llm --ckpt my-lsm --mmlu mmlu --shots 0 --limit 20 --data texts.jsonl
-
-`--mmlu` takes a folder with dev/SUBJECT_dev.csv and test/SUBJECT_test.csv, as MMLU is published (57 subjects; fewer
-will do). The harness's own command gives the same numbers:
-
-    lm_eval --model hf --model_args pretrained=LLM,dtype=float32 --include_path OUT/mmlu_tasks --tasks mmlu_anatomy
-    --num_fewshot 5
-
-Writes result.json, arrays.npz, samples.jsonl, text_ability.csv and, with `--mmlu`, the harness's tasks in mmlu_tasks/;
-with several checkpoints comparison.json too.
-"""
-
 
 def text_ability(
     ckpt: opt.Ckpt,
@@ -69,6 +48,27 @@ def text_ability(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
+    """Measure what is left of an LLM's text ability inside an LSM.
+
+    It measures MMLU accuracy through lm-evaluation-harness, and the perplexity of the `target` of each sample, given
+    its instruction and its transcript as text. Name the checkpoint before speech training first: the others are
+    compared with it. Forgetting rate = (before - after) / before.
+
+    Examples:
+
+        lsm-probe text-ability --ckpt builtin:llm --ckpt runs/self-powered/model --mmlu mmlu
+
+        lsm-probe text-ability --ckpt builtin:llm --ckpt my-lsm --mmlu mmlu --shots 0 --limit 20 --data texts.jsonl
+
+    `--mmlu` takes a folder with dev/SUBJECT_dev.csv and test/SUBJECT_test.csv, as MMLU is published (57 subjects; fewer
+    will do). The harness's own command gives the same numbers:
+
+        lm_eval --model hf --model_args pretrained=LLM,dtype=float32 --include_path OUT/mmlu_tasks --tasks mmlu_anatomy
+        --num_fewshot 5
+
+    Writes result.json, arrays.npz, samples.jsonl, text_ability.csv and, with `--mmlu`, the harness's tasks in
+    mmlu_tasks/; with several checkpoints comparison.json too.
+    """
     if mmlu is None and data is None:
         raise InputError("nothing to measure: give --mmlu FOLDER, --data MANIFEST, or both")
     from functools import cache
@@ -102,6 +102,3 @@ def text_ability(
         resume=resume,
         as_json=json,
     )
-
-
-text_ability.__doc__ = EXAMPLES

@@ -9,29 +9,11 @@ import typer
 
 from lsm_probe.cli import options as opt
 
-EXAMPLES = """
-Shows one utterance over time: waveform, spectrogram and words over the norm-based attention of the response to the
-speech, by layer and by response token, with eta beside it. timeline.html plays the speech under a moving cursor.
-
-Examples:
-
-    lsm-probe timeline --ckpt my-lsm --data clips.jsonl --sample clip-7
-
-    lsm-probe timeline --ckpt builtin:untrained --layer 17
-
-    lsm-probe timeline --ckpt Qwen/Qwen2-Audio-7B-Instruct --data clips.jsonl --json
-
-Words are placed where the sample has a transcript (`text`, English, up to 30 s of speech) by the embedded Whisper.
-Speech tokens lie where the connector reads them; those of other audio LLMs are spread evenly.
-
-Writes timeline.html, timeline.png, timeline.svg and timeline.json.
-"""
-
 
 def timeline(
     ckpt: Annotated[
         str,
-        typer.Option(help="Folder, hub name or built-in LSM: a model that hears speech.", show_default=False),
+        typer.Option(help="Folder, hub name or built-in LSM: a model that takes speech.", show_default=False),
     ],
     data: opt.Data = "builtin:probe",
     sample: Annotated[str | None, typer.Option(help="Id of the sample.  [default: the first one]")] = None,
@@ -48,6 +30,24 @@ def timeline(
     dtype: opt.Dtype = "auto",
     json: opt.Json = False,
 ) -> None:
+    """Show what the response attends to in one utterance over time.
+
+    It draws waveform, spectrogram and words over the norm-based attention of the response to the speech, by layer and
+    by response token, with eta beside it. timeline.html plays the speech under a moving cursor.
+
+    Examples:
+
+        lsm-probe timeline --ckpt my-lsm --data clips.jsonl --sample clip-7
+
+        lsm-probe timeline --ckpt builtin:untrained --layer 17
+
+        lsm-probe timeline --ckpt Qwen/Qwen2-Audio-7B-Instruct --data clips.jsonl --json
+
+    Words are placed where the sample has a transcript (`text`, English, up to 30 s of speech) by the embedded Whisper.
+    Speech tokens lie where the connector reads them; those of other audio LLMs are spread evenly.
+
+    Writes timeline.html, timeline.png, timeline.svg and timeline.json.
+    """
     from lsm_probe.cli.progress import quiet_transformers
     from lsm_probe.data.manifest import read_manifest
     from lsm_probe.files import check_can_write, plain_name
@@ -70,7 +70,7 @@ def timeline(
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / folder_name(ckpt) / plain_name(chosen.id)
     with alone_in(out):
-        checkpoint = load(ckpt, **opt.loading(device, dtype, template, date))
+        checkpoint = load(ckpt, device=device, dtype=dtype, template=template, date=date)
         if layer is not None:
             check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
         result = probe(checkpoint, chosen, response=response, max_new_tokens=max_new_tokens)
@@ -82,6 +82,3 @@ def timeline(
                 save_page(result, out, layer)
         finally:
             show_timeline(result, out, as_json=json)
-
-
-timeline.__doc__ = EXAMPLES

@@ -14,35 +14,6 @@ if TYPE_CHECKING:
     from lsm_probe.data.problems import OnError
     from lsm_probe.training.config import TrainConfig
 
-EXAMPLES = """
-Train a large speech-text model.
-
-Whisper's encoder stays frozen. The connector is trained; the LLM is trained in full, with LoRA adapters, or not at all.
-The loss covers the response only. Each evaluation also computes the held-out loss with the speech, and with the
-instructions, of other samples: if the loss does not rise, the model does not use them.
-
-CONFIG is a preset or a YAML file; KEY=VALUE changes settings (`machine.workers=4`, `train=[a.jsonl,b.jsonl]`).
-
-Examples:
-
-    lsm-probe data commands --out commands
-
-    lsm-probe train mini/vanilla_asr --out runs/vanilla
-
-    lsm-probe train mini/commands strategy=lora connector_learning_rate=1e-3 --out runs/lora
-
-    lsm-probe train self_powered --dry-run
-
-    lsm-probe train self_powered train=self-powered/manifest.jsonl eval=held-out.jsonl --out runs/self-powered
-
-    torchrun --nproc-per-node 8 -m lsm_probe train self_powered train=self-powered/manifest.jsonl --out runs/sp
-
-    lsm-probe attention --ckpt runs/vanilla/model --ckpt runs/sp/model
-
-Writes model/ (what --ckpt takes), report.json, history.json and history.png (losses), tensorboard/, config.yaml, and
-the last two checkpoint-* folders, from which --resume continues after a kill at any moment.
-"""
-
 
 def train(
     config: Annotated[str, typer.Argument(help="Name of a preset, or a YAML file.", show_default=False)],
@@ -59,6 +30,33 @@ def train(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
+    """Train a large speech-text model.
+
+    Whisper's encoder stays frozen. The connector is trained; the LLM is trained in full, with LoRA adapters, or not at
+    all. The loss covers the response only. Each evaluation also computes the held-out loss with the speech, and with
+    the instructions, of other samples: if the loss does not rise, the model does not use them.
+
+    CONFIG is a preset or a YAML file; KEY=VALUE changes settings (`machine.workers=4`, `train=[a.jsonl,b.jsonl]`).
+
+    Examples:
+
+        lsm-probe data commands --out commands
+
+        lsm-probe train mini/vanilla_asr --out runs/vanilla
+
+        lsm-probe train mini/commands strategy=lora connector_learning_rate=1e-3 --out runs/lora
+
+        lsm-probe train self_powered --dry-run
+
+        lsm-probe train self_powered train=self-powered/manifest.jsonl eval=held-out.jsonl --out runs/self-powered
+
+        torchrun --nproc-per-node 8 -m lsm_probe train self_powered train=self-powered/manifest.jsonl --out runs/sp
+
+        lsm-probe attention --ckpt runs/vanilla/model --ckpt runs/sp/model
+
+    Writes model/ (what --ckpt takes), report.json, history.json and history.png (losses), tensorboard/, config.yaml,
+    and the last two checkpoint-* folders, from which --resume continues after a kill at any moment.
+    """
     from lsm_probe.training.config import presets, read_config
 
     settings = read_config(config, overrides or [])
@@ -104,6 +102,3 @@ def _train_and_show(config: TrainConfig, out: Path, *, resume: bool, on_error: O
             print(json.dumps(report, ensure_ascii=False))
         else:
             show_report(report)
-
-
-train.__doc__ = EXAMPLES

@@ -94,7 +94,7 @@ def test_predictions_are_read_the_other_way_without_a_model(evaluated, tmp_path,
     assert stored["conventions"]["tasks"]["colour"]["read"] == "all"
     code, _, error = lsm_probe_command("score", tmp_path / "predictions", "--read", "some", "--out", tmp_path / "some")
     assert code == 2
-    assert "--read 'some' is unknown; choose one of: after_thinking, all" in error
+    assert "'--read': 'some' is not one of 'after_thinking', 'all'" in error
 
 
 def test_an_ordinary_evaluation_says_nothing_of_thinking(tiny_llm):

@@ -6,7 +6,6 @@ import typer
 
 from lsm_probe.cli.data.commands import commands
 from lsm_probe.cli.data.corpus import add_corpora
-from lsm_probe.cli.data.questions import add_question_sets
 from lsm_probe.cli.data.speak import speak
 from lsm_probe.cli.data.validate import validate
 
@@ -19,4 +18,3 @@ app.command()(validate)
 app.command()(speak)
 app.command()(commands)
 add_corpora(app)
-add_question_sets(app)
