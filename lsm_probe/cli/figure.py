@@ -32,10 +32,10 @@ def figure(
     """
     from lsm_probe.files import check_can_write
     from lsm_probe.reports.collection import read_results
-    from lsm_probe.reports.paper_figures import save_drawing
+    from lsm_probe.reports.paper_figures import save_paper_figure
 
     check_can_write("--out", out, folder=True)
     found = read_results(result)
     out.mkdir(parents=True, exist_ok=True)
-    written = save_drawing(name, [each for _, group in found.measured() for each in group], out)
+    written = save_paper_figure(name, [each for _, group in found.measured() for each in group], out)
     print("\n".join(str(out / file) for file in written))

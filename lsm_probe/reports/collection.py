@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import EVALUATION, TEXT_ABILITY
@@ -22,7 +22,6 @@ from lsm_probe.runner.schema import read_schema
 
 _DEPTH = ("", "*", "*/*")
 """How far below a folder results are looked for: a run of several checkpoints writes a folder each."""
-Measured = TypeVar("Measured", bound=MeasurementResult)
 
 
 @cache
@@ -31,24 +30,16 @@ def measurements() -> dict[str, Measurement]:
     return {each.get("result").NAME: each for each in (*PROBES.values(), EVALUATION, TEXT_ABILITY)}
 
 
-@dataclass(frozen=True)
-class Stored(Generic[Measured]):
+class Stored(NamedTuple):
     """A result and the folder it was read from."""
 
     folder: Path
-    result: Measured
+    result: Any
 
 
 @dataclass(frozen=True)
 class StoredTimeline:
-    """A timeline's page and what it shows.
-
-    Attributes:
-        folder: where it was read.
-        checkpoint: identity of its checkpoint, under its short name.
-        summary: content of `timeline.json`.
-        page: content of `timeline.html`.
-    """
+    """A timeline: `summary` is the content of `timeline.json`, `page` that of `timeline.html`."""
 
     folder: Path
     checkpoint: CheckpointIdentity
@@ -106,10 +97,10 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     timelines = [_load_timeline(folder) for folder in folders if (folder / "timeline.json").exists()]
     identities = [*(item.result.checkpoint for item in stored), *(timeline.checkpoint for timeline in timelines)]
     rename = _short_names(identities)
-    groups: dict[str, list[Any]] = {name: [] for name in (*measurements(), "own words")}
+    groups: dict[str, list[Stored]] = {name: [] for name in (*measurements(), "own words")}
     for item in stored:
         renamed = replace(item.result, checkpoint=rename(item.result.checkpoint))
-        groups[item.result.NAME].append(replace(item, result=renamed))
+        groups[item.result.NAME].append(Stored(item.folder, renamed))
     groups["sensitivity"], groups["own words"] = _split_own_words(groups["sensitivity"])
     for name, group in groups.items():
         _check(name, group)
@@ -160,7 +151,7 @@ def _place(folder: Path) -> int:
         return 0
 
 
-def _load(folder: Path) -> Stored[MeasurementResult]:
+def _load(folder: Path) -> Stored:
     try:
         schema = json.loads((folder / "result.json").read_text(encoding="utf-8"))["schema"]
         kind: type[MeasurementResult] = measurements()[read_schema(schema)[0]].get("result")
@@ -184,7 +175,7 @@ def _load_timeline(folder: Path) -> StoredTimeline:
         raise InputError(f"{folder} holds no readable timeline (timeline.json, timeline.html): {reason}") from error
 
 
-def _split_own_words(sensitivity: list[Stored[Any]]) -> tuple[list[Stored[Any]], list[Stored[Any]]]:
+def _split_own_words(sensitivity: list[Stored]) -> tuple[list[Stored], list[Stored]]:
     """Results on shared responses and on own ones, if a checkpoint has both; else all are of the first kind."""
     own = [item for item in sensitivity if item.result.of_own_words]
     shared = [item for item in sensitivity if not item.result.of_own_words]
@@ -192,10 +183,10 @@ def _split_own_words(sensitivity: list[Stored[Any]]) -> tuple[list[Stored[Any]],
     return (shared, own) if twice else (sensitivity, [])
 
 
-def _check(name: str, group: Sequence[Stored[MeasurementResult]]) -> None:
+def _check(name: str, group: Sequence[Stored]) -> None:
     """Refuses a group whose results cannot be shown side by side."""
     seen: dict[str, Path] = {}
-    for folder, result in ((item.folder, item.result) for item in group):
+    for folder, result in group:
         if result.name in seen:
             raise InputError(
                 f"{seen[result.name]} and {folder} are both {name} results of {result.name}: leave one out"
@@ -215,10 +206,8 @@ def _check(name: str, group: Sequence[Stored[MeasurementResult]]) -> None:
             )
 
 
-def _short_names(
-    checkpoints: Sequence[CheckpointIdentity],
-) -> Callable[[CheckpointIdentity], CheckpointIdentity]:
-    """What gives a checkpoint its short name: the end of its path that no other checkpoint has.
+def _short_names(checkpoints: Sequence[CheckpointIdentity]) -> Callable[[CheckpointIdentity], CheckpointIdentity]:
+    """A function that gives a checkpoint its short name: the end of its path that no other checkpoint has.
 
     Checkpoints with the same weights have one name.
 
@@ -243,8 +232,7 @@ def _short_names(
 
     def rename(checkpoint: CheckpointIdentity) -> CheckpointIdentity:
         if (control := checkpoint.control) is not None:
-            made_of = (control.control_of, *control.source_length_of)
-            llm, *lengths = [short.get(name, name) for name in made_of]
+            llm, *lengths = [short.get(name, name) for name in (control.control_of, *control.source_length_of)]
             control = Control(llm, tuple(lengths))
             return replace(checkpoint, name=control.name, control=control)
         if checkpoint.cascade_of is not None:

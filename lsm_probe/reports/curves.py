@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.reference import differing, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
-from lsm_probe.reports.finding import READ
+from lsm_probe.reports.finding import READ, choices
 from lsm_probe.runner.result import Floats
 from lsm_probe.runner.style import MARKERS
 
@@ -29,6 +28,8 @@ SHAPES = {
 """Markers of matplotlib as SVG paths, so that chart and figures use the same."""
 SIGNS = {-1: " ▼", 0: "", 1: " ▲"}
 """Below, not shown to differ, above."""
+_TRIANGLES = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
+"""Paths that point to the side where eta lies."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Line:
 
     Attributes:
         name: its name.
-        color: the number of its colour; a control has that of the checkpoint whose lengths it has.
-        shape: its marker as an SVG path; none for a control.
+        color: number of its colour; a control has that of the checkpoint whose source lengths it has.
+        shape: its marker as an SVG path; None for a control.
         dashed: whether it is a control.
         about: samples and source tokens.
-        against: name of what its layers are marked against; None where there is nothing.
+        against: name of the result that its layers are compared with, if any.
     """
 
     name: str
@@ -73,11 +74,6 @@ def chart(attention: Sequence[AttentionResult]) -> dict[str, Any]:
             for choice in product(*(choices(name) for name in READ))
         },
     }
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """The values of a convention, the default first."""
-    return get_args(get_type_hints(Conventions)[name])
 
 
 def sample_paths(result: AttentionResult, layers: int) -> list[str]:
@@ -131,7 +127,11 @@ def _drawn(
     return {
         "line": _path(eta.mean, layers),
         "band": f"M{'L'.join(high)}L{'L'.join(reversed(low))}Z",
-        "marks": _marks(differs, layers, strip),
+        "marks": "".join(
+            f"M{_x(layer, layers):.1f} {strip_y(strip) - 3 * side}{_TRIANGLES[side]}"
+            for layer, side in enumerate(differs)
+            if side
+        ),
         "read": [f"{mean:.2f} [{low:.2f}, {high:.2f}]{SIGNS[side]}" for mean, low, high, side in numbers],
     }
 
@@ -139,15 +139,6 @@ def _drawn(
 def strip_y(strip: int) -> int:
     """Middle of a strip of marks."""
     return TOP + HEIGHT + 42 + STRIP * strip
-
-
-def _marks(differs: Sequence[int], layers: int, strip: int) -> str:
-    """Triangles in a strip below the chart, pointing where eta lies."""
-    y = strip_y(strip)
-    shapes = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
-    return "".join(
-        f"M{_x(layer, layers):.1f} {y - 3 * side}{shapes[side]}" for layer, side in enumerate(differs) if side
-    )
 
 
 def _path(values: Floats, layers: int) -> str:

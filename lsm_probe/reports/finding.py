@@ -29,20 +29,14 @@ READ = ("heads", "segment", "aggregate", "span")
 """The conventions that are chosen when a result is read."""
 BALANCED = 0.5
 HARDLY = 0.1
-"""Of the most that a source could be worth to the response: below this a checkpoint is said to hardly listen."""
+"""Share of the largest possible D_source: below it a checkpoint is said to hardly use the speech."""
 Side = Literal["below", "above", "open"]
 Verdict = Literal["same", "opposite", "open", "alone"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Eta of the last group of layers, of a checkpoint and of what it is held against.
-
-    Attributes:
-        subject: whose eta.
-        reference: against whose; None for 0.5.
-        described: the reference in words.
-    """
+    """Eta of the last group of layers, of a checkpoint and of its reference: another result, or 0.5 (None)."""
 
     subject: AttentionResult
     reference: AttentionResult | None
@@ -54,14 +48,13 @@ class Comparison:
         if self.reference is None:
             own = last_group_eta(subject)
             return Curve(*(end - BALANCED for end in (own.mean, own.ci_low, own.ci_high)))
-        reference = self.reference.with_conventions(**conventions)
-        subject, reference = paired(subject, reference)
+        subject, reference = paired(subject, self.reference.with_conventions(**conventions))
         drawn = mean_of_last_group(subject.resampled_eta()) - mean_of_last_group(reference.resampled_eta())
         return curve(mean_of_last_group(subject.eta().mean) - mean_of_last_group(reference.eta().mean), drawn)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ConventionCheck:
     """The finding under one choice of conventions.
 
     Attributes:
@@ -79,13 +72,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What another measurement says of the same claim.
-
-    Attributes:
-        source: which.
-        verdict: whether it says the same; `alone` where it shows a difference and eta does not.
-        text: its numbers in words.
-    """
+    """What another measurement, `source`, says about the same claim; `alone` if only it shows a difference."""
 
     source: str
     verdict: Verdict
@@ -94,27 +81,33 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """The sentence, and what stands behind it.
+    """The sentence and its evidence.
 
     Attributes:
         sentence: the finding.
-        hearing: that its subject hardly listens, so that its eta says nothing of bias; None where nothing says so.
+        speech_use: that its subject hardly uses the speech, so that its eta says nothing about bias; None if that was
+            not found.
         comparisons: what it compares, the most important first.
-        readings: under the conventions of the results, then under all others.
+        checks: under the conventions of the results, then under all others.
         evidence: of the other probes.
         caveats: what must be said with it.
     """
 
     sentence: str
-    hearing: str | None
+    speech_use: str | None
     comparisons: list[Comparison]
-    readings: list[Reading]
+    checks: list[ConventionCheck]
     evidence: list[Evidence]
     caveats: list[str]
 
 
+def choices(name: str) -> tuple[str, ...]:
+    """The values of a convention, the default first."""
+    return get_args(get_type_hints(Conventions)[name])
+
+
 def find_in(results: Results) -> Finding | None:
-    """[`find`] in all that was read."""
+    """The finding of all results of a report."""
     return find(
         results.attention, results.sensitivity, results.knockout, results.evaluation, own_words=results.own_words
     )
@@ -127,15 +120,15 @@ def find(
     evaluation: Sequence[EvaluationResult] = (),
     own_words: Sequence[SensitivityResult] = (),
 ) -> Finding | None:
-    """Which checkpoint looks least at the instruction, by how much less than what, and what else says so.
+    """Find which checkpoint looks least at the instruction, by how much less, and what the other probes say.
 
-    1. The subject is the speech checkpoint of the lowest eta (the text LLM where there is no other).
-    2. It is held against the text LLM at its own source length where that was measured, else against the first speech
-       checkpoint; and against the next lowest, so that "least" is a claim of its own. Alone, it is held against 0.5.
-    3. The sentence claims only differences whose interval leaves 0 out.
+    1. The subject is the speech checkpoint with the lowest eta (the text LLM if there is no other).
+    2. It is compared with the text LLM at its own source length if that was measured, else with the first speech
+       checkpoint; and with the next lowest, so that "least" is a claim of its own. Alone, it is compared with 0.5.
+    3. The sentence claims only differences whose interval excludes 0.
     4. It counts the conventions under which all that it claims still holds.
-    5. Of a subject to whose own responses the speech is worth less than a tenth of the most it could be, with the whole
-       interval (`HARDLY`), it is said that it hardly listens.
+    5. The subject is said to hardly use the speech if the speech adds less than a tenth (`HARDLY`) of the largest
+       possible amount to its own responses, with the whole interval.
 
     Returns:
         None without attention results.
@@ -165,8 +158,7 @@ def find(
     if not comparisons:
         comparisons.append(Comparison(subject, None, "0.5"))
         caveats.append("alone, an η also says how many source tokens there are: hold it against a reference")
-    readings = _readings(comparisons)
-    own = readings[0]
+    checks = _check_conventions(comparisons)
     caveats += [
         warning
         for c in comparisons
@@ -177,24 +169,23 @@ def find(
             f"the lowest of {len(subjects)} was chosen after looking: its intervals are not corrected for it"
         )
     rival = ranked[1].name if len(ranked) > 1 else None if text is None else text.name
-    claimed = sides(own.changes[0]) if own.changes else "open"
-    evidence = [
-        found
-        for found in (
-            _of_sensitivity(sensitivity, subject.name, rival, claimed),
-            _of_knockout(knockout, subject.name, rival, claimed),
-            _of_evaluation(evaluation, subject.name, rival, claimed),
-        )
-        if found is not None
-    ]
-    said = next((r for r in (*own_words, *sensitivity) if r.name == subject.name and r.of_own_words), None)
-    if said is None and subject.checkpoint.source == "speech":
+    evidence = []
+    for source, results, look_up in (
+        ("sensitivity", sensitivity, _of_sensitivity),
+        ("knockout", knockout, _of_knockout),
+        ("evaluation", evaluation, _of_evaluation),
+    ):
+        pair = _both(results, subject.name, rival)
+        if pair is not None and (found := look_up(*pair)) is not None:
+            evidence.append(Evidence(source, _agreement(sides(checks[0].changes[0]), found[0]), found[1]))
+    own = next((r for r in (*own_words, *sensitivity) if r.name == subject.name and r.of_own_words), None)
+    if own is None and subject.checkpoint.source == "speech":
         caveats.append(
-            f"whether {subject.name} listens to the speech at all was not measured: lsm-probe sensitivity on its own "
-            "words (without --responses) tells"
+            f"whether {subject.name} uses the speech at all was not measured: lsm-probe sensitivity on its own "
+            "responses (without --responses) measures it"
         )
-    hearing = None if said is None else _hearing(said)
-    return Finding(_sentence(ranked, comparisons, readings), hearing, comparisons, readings, evidence, caveats)
+    speech_use = None if own is None else _speech_use(own)
+    return Finding(_sentence(ranked, comparisons, checks), speech_use, comparisons, checks, evidence, caveats)
 
 
 def sides(change: Curve) -> Side:
@@ -204,20 +195,19 @@ def sides(change: Curve) -> Side:
     return "above" if change.ci_low > 0 else "open"
 
 
-def _readings(comparisons: Sequence[Comparison]) -> list[Reading]:
-    """All conventions, those of the results first."""
+def _check_conventions(comparisons: Sequence[Comparison]) -> list[ConventionCheck]:
+    """The finding under all conventions, those of the results first."""
     subject = comparisons[0].subject
-    hints = get_type_hints(Conventions)
-    # The last convention changes slowest, so that the table shows what each is worth in blocks.
-    values = product(*(get_args(hints[name]) for name in reversed(READ)))
-    choices = [dict(zip(READ, reversed(chosen), strict=True)) for chosen in values]
+    # The last convention changes slowest, so that the table shows the effect of each in blocks.
+    values = product(*(choices(name) for name in reversed(READ)))
+    chosen = [dict(zip(READ, reversed(value), strict=True)) for value in values]
     stored = {name: getattr(subject.conventions, name) for name in READ}
-    choices.sort(key=lambda choice: choice != stored)
-    found: list[tuple[dict[str, str], list[Curve]]] = [(c, [pair.change(**c) for pair in comparisons]) for c in choices]
-    claimed = [sides(change) for change in found[0][1]]
+    chosen.sort(key=lambda choice: choice != stored)
+    changes = [[pair.change(**choice) for pair in comparisons] for choice in chosen]
+    claimed = [sides(change) for change in changes[0]]
     return [
-        Reading(choice, last_group_eta(subject.with_conventions(**choice)), changes, _verdict(claimed, changes))
-        for choice, changes in found
+        ConventionCheck(choice, last_group_eta(subject.with_conventions(**choice)), own, _verdict(claimed, own))
+        for choice, own in zip(chosen, changes, strict=True)
     ]
 
 
@@ -231,35 +221,37 @@ def _verdict(claimed: Sequence[Side], changes: Sequence[Curve]) -> Literal["hold
     return "reversed" if any(side not in (claim, "open") for claim, side in pairs) else "open"
 
 
-def _sentence(ranked: Sequence[AttentionResult], comparisons: Sequence[Comparison], readings: Sequence[Reading]) -> str:
-    subject, own = ranked[0], readings[0]
+def _sentence(
+    ranked: Sequence[AttentionResult], comparisons: Sequence[Comparison], checks: Sequence[ConventionCheck]
+) -> str:
+    subject, own = ranked[0], checks[0]
     first, last = last_layers(subject)
     where = f"layer {first}" if first == last else f"layers {first}–{last}"
     eta = f"η = {shown(own.eta)} in {where}"
     claims = [_clause(c, change) for c, change in zip(comparisons, own.changes, strict=True)]
     kind = "speech checkpoints" if subject.checkpoint.source == "speech" else "text LLMs"
-    only, told_apart = len(ranked) == 1, sides(own.changes[0]) == "below"
+    side = sides(own.changes[0])
     if comparisons[0].reference is None:
         said = {
             "below": "looks less at the instruction than at its source",
             "above": "looks more at the instruction than at its source",
             "open": "is not shown to look less at the instruction than at its source, nor more",
-        }[sides(own.changes[0])]
+        }[side]
         begun = f"{subject.name} {said}: {eta}, {claims[0]}"
-    elif only:
+    elif len(ranked) == 1:
         said = {
             "below": "looks less at the instruction than",
             "above": "looks more at the instruction than",
             "open": "is not shown to look less at the instruction than",
-        }[sides(own.changes[0])]
+        }[side]
         begun = f"{subject.name} {said} {comparisons[0].described}: {eta}, {_amount(own.changes[0])}"
-    elif told_apart:
+    elif side == "below":
         begun = f"Of {len(ranked)} {kind} {subject.name} looks least at the instruction: {eta}, "
         begun += " and ".join(claims).removesuffix(",")
     else:
         begun = f"Which of {len(ranked)} {kind} looks least at the instruction cannot be told: {subject.name} "
         begun += f"({eta}) is {' and '.join(claims).removesuffix(',')}"
-    return f"{begun}; {_survival(own, readings)} ({subject.counted})."
+    return f"{begun}; {_survival(own, checks)} ({subject.counted})."
 
 
 def _clause(comparison: Comparison, change: Curve) -> str:
@@ -281,11 +273,11 @@ def _positive(change: Curve) -> Curve:
     return change if change.mean >= 0 else Curve(-change.mean, -change.ci_high, -change.ci_low)
 
 
-def _survival(own: Reading, readings: Sequence[Reading]) -> str:
-    count = {verdict: sum(r.verdict == verdict for r in readings) for verdict in ("holds", "open", "reversed")}
-    total = len(readings)
+def _survival(own: ConventionCheck, checks: Sequence[ConventionCheck]) -> str:
+    count = {verdict: sum(r.verdict == verdict for r in checks) for verdict in ("holds", "open", "reversed")}
+    total = len(checks)
     if all(sides(change) == "open" for change in own.changes):
-        ways = [{sides(change) for change in reading.changes} for reading in readings]
+        ways = [{sides(change) for change in check.changes} for check in checks]
         less, more = sum("below" in way for way in ways), sum("above" in way for way in ways)
         return f"lower is shown under {less} of {total} conventions, higher under {more}"
     if count["holds"] == total:
@@ -298,61 +290,45 @@ def _survival(own: Reading, readings: Sequence[Reading]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
 
 
-def _hearing(own_words: SensitivityResult) -> str | None:
-    """What is to be said of a checkpoint whose own response hardly depends on its source."""
+def _speech_use(own_words: SensitivityResult) -> str | None:
+    """What must be said about a checkpoint whose own responses hardly depend on the speech."""
     found, most = own_words.source(), own_words.ceilings()[1]
     if found.ci_high >= HARDLY * most:
         return None
     return (
-        f"But {own_words.name} hardly listens: to its own responses the speech is worth {shown(found)} of at most "
-        f"{most:.2f} nats per {own_words.conventions.per}. Of a model that does not listen, η says nothing about bias."
+        f"But {own_words.name} hardly uses the speech: it adds {shown(found)} of at most {most:.2f} nats per "
+        f"{own_words.conventions.per} to its own responses. η of a model that does not use the speech says nothing "
+        "about bias."
     )
 
 
-def _of_sensitivity(
-    results: Sequence[SensitivityResult], subject: str, rival: str | None, claimed: Side
-) -> Evidence | None:
-    both = _both(results, subject, rival)
-    if both is None:
-        return None
-    mine, theirs = both
+def _of_sensitivity(mine: SensitivityResult, theirs: SensitivityResult) -> tuple[Side, str]:
     found = mine.mean(mine.by_sample()[0] - theirs.by_sample()[0])
     amount = _difference(found, f"nats per {mine.conventions.per}")
-    text = f"the response of {subject} depends on its instruction {amount} than that of {rival}"
-    return Evidence("sensitivity", _agreement(claimed, found), text)
+    return sides(found), f"the response of {mine.name} depends on its instruction {amount} than that of {theirs.name}"
 
 
-def _of_knockout(results: Sequence[KnockoutResult], subject: str, rival: str | None, claimed: Side) -> Evidence | None:
-    both = _both(results, subject, rival)
-    if both is None:
-        return None
-    mine, theirs = both
+def _of_knockout(mine: KnockoutResult, theirs: KnockoutResult) -> tuple[Side, str]:
     place = SEGMENTS.index(Segment.INSTRUCTION)
     found = mine.mean((mine.fall_all_layers - theirs.fall_all_layers)[:, place].astype(np.float64))
     amount = _difference(found, "nats per token")
-    text = f"cut off from the instruction in all layers, the response of {subject} loses {amount} than that of {rival}"
-    return Evidence("knockout", _agreement(claimed, found), text)
+    return sides(found), (
+        f"cut off from the instruction in all layers, the response of {mine.name} loses {amount} than that of "
+        f"{theirs.name}"
+    )
 
 
-def _of_evaluation(
-    results: Sequence[EvaluationResult], subject: str, rival: str | None, claimed: Side
-) -> Evidence | None:
-    both = _both(results, subject, rival)
-    if both is None:
-        return None
-    mine, theirs = both
+def _of_evaluation(mine: EvaluationResult, theirs: EvaluationResult) -> tuple[Side, str] | None:
     differences = theirs.differences(mine)["differences"]
     rates = [found[FOLLOWING] for found in differences.values() if FOLLOWING in found]
     if not rates:
         return None
     lower = sum(rate["ci_high"] is not None and rate["ci_high"] < 0 for rate in rates)
     higher = sum(rate["ci_low"] is not None and rate["ci_low"] > 0 for rate in rates)
-    side: Side = "open" if bool(lower) == bool(higher) else "below" if lower else "above"
-    text = (
-        f"{subject} gives the asked-for form less often than {rival} in {lower} of {len(rates)} tasks, more often in "
-        f"{higher}"
+    return "open" if bool(lower) == bool(higher) else "below" if lower else "above", (
+        f"{mine.name} gives the asked-for form less often than {theirs.name} in {lower} of {len(rates)} tasks, more "
+        f"often in {higher}"
     )
-    return Evidence("evaluation", _same(claimed, side), text)
 
 
 def _both(results: Sequence[Any], subject: str, rival: str | None) -> tuple[Any, Any] | None:
@@ -375,11 +351,7 @@ def _difference(found: Curve, unit: str) -> str:
     return f"{shown(_positive(found))} {unit} {'less' if side == 'below' else 'more'}"
 
 
-def _agreement(claimed: Side, found: Curve) -> Verdict:
-    return _same(claimed, sides(found))
-
-
-def _same(claimed: Side, side: Side) -> Verdict:
+def _agreement(claimed: Side, side: Side) -> Verdict:
     if "open" in (claimed, side):
         return "open" if side == "open" else "alone"
     return "same" if claimed == side else "opposite"

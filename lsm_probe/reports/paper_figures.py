@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
@@ -27,15 +30,12 @@ from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 from lsm_probe.files import replacing
 from lsm_probe.probes.alignment.plot import plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
+from lsm_probe.probes.attention.reference import paired
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
 from lsm_probe.runner.picture_files import save_figure, save_frame
-from lsm_probe.runner.result import GROUPS, Curve, Floats, MeasurementResult, curve
+from lsm_probe.runner.result import GROUPS, Curve, Floats, MeasurementResult, curve, layer_groups
 from lsm_probe.runner.style import MARKERS, own_settings
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of the page of a two-column paper."""
@@ -44,47 +44,38 @@ _LONGEST_NAME = 48
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What the paper draws or tabulates of results of one kind.
+class PaperFigure:
+    """A figure of the paper, or a table (`figure` is None), made of `least` or more results of one class."""
 
-    Attributes:
-        kind: class of the results it is made of.
-        frame: the numbers, a row each.
-        figure: the picture; None for a table, which is written as Markdown and LaTeX.
-        least: results it takes at least.
-    """
-
-    kind: type[MeasurementResult]
+    result: type[MeasurementResult]
     frame: Callable[[Sequence[Any]], pd.DataFrame]
     figure: Callable[[Sequence[Any]], Figure] | None = None
     least: int = 1
 
 
-def save_drawing(name: str, results: Sequence[MeasurementResult], out: Path) -> list[str]:
+def save_paper_figure(name: str, results: Sequence[MeasurementResult], out: Path) -> list[str]:
     """Writes a figure as `NAME.png`, `.svg` and `.csv`, a table as `NAME.csv`, `.md` and `.tex`. Returns their names.
 
     Args:
-        name: one of `DRAWINGS`.
+        name: one of `PAPER_FIGURES`.
         results: those of other probes are passed over.
         out: the folder.
 
     Raises:
         InputError: too few of the results are of its probe, or they do not hold what it shows.
     """
-    import seaborn as sns
-
-    drawing = DRAWINGS[name]
-    results = [result for result in results if isinstance(result, drawing.kind)]
-    if len(results) < drawing.least:
+    kind = PAPER_FIGURES[name]
+    results = [result for result in results if isinstance(result, kind.result)]
+    if len(results) < kind.least:
         raise InputError(
-            f"{name} is made of {drawing.least} or more {drawing.kind.NAME} results, and {len(results)} are given: "
+            f"{name} is made of {kind.least} or more {kind.result.NAME} results, and {len(results)} are given: "
             "add folders"
         )
-    frame = drawing.frame(results)
-    if drawing.figure is not None:
+    frame = kind.frame(results)
+    if kind.figure is not None:
         save_frame(frame, out / f"{name}.csv")
         with own_settings(), sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.9):
-            figure = drawing.figure(results)
+            figure = kind.figure(results)
             use_fonts_with_all_glyphs(figure)
         save_figure(figure, out / name)
         return [f"{name}.png", f"{name}.svg", f"{name}.csv"]
@@ -106,7 +97,7 @@ def eta_by_group(result: AttentionResult) -> Curve:
 
 def group_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
     """A row for each checkpoint and group: its layers, eta with its interval."""
-    return pd.concat([_rows(result.name, _groups(result), eta_by_group(result)) for result in results])
+    return pd.concat([_rows(result.name, result, eta_by_group(result)) for result in results])
 
 
 def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
@@ -115,7 +106,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
     Of the controls its own alone: the text LLM at the length of another's speech is no match for it.
     """
     last, gains = _gains(results)
-    rows = [_rows(f"{last.name} − {name}", _groups(last), gain) for name, gain in gains]
+    rows = [_rows(f"{last.name} − {name}", last, gain) for name, gain in gains]
     return pd.concat([group_frame(results), *rows])
 
 
@@ -177,9 +168,9 @@ def task_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:
     rows = []
     for result in results:
         scores, following = result.scores(), result.following()
-        first = {task.title: scores.get(task.name, {}).get(task.metrics[0]) for task in result.tasks}
-        told = {"follows": following} if following else {}
-        rows.append({"model": result.name, **{key: _one_digit(score) for key, score in {**first, **told}.items()}})
+        shown = {task.title: scores.get(task.name, {}).get(task.metrics[0]) for task in result.tasks}
+        shown |= {"follows": following} if following else {}
+        rows.append({"model": result.name, **{key: _one_digit(score) for key, score in shown.items()}})
     return pd.DataFrame(rows)
 
 
@@ -205,24 +196,20 @@ def speed_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:
     return table
 
 
-DRAWINGS = {
-    "figure3": Drawing(AttentionResult, group_frame, eta_figure),
-    "figure5": Drawing(AttentionResult, gain_frame, gain_figure, least=2),
-    "figure6": Drawing(AlignmentResult, plane_frame, plane_figure),
-    "table2": Drawing(EvaluationResult, task_table),
-    "table6": Drawing(TextAbilityResult, mmlu_table),
-    "table7": Drawing(EvaluationResult, speed_table, least=2),
+PAPER_FIGURES = {
+    "figure3": PaperFigure(AttentionResult, group_frame, eta_figure),
+    "figure5": PaperFigure(AttentionResult, gain_frame, gain_figure, least=2),
+    "figure6": PaperFigure(AlignmentResult, plane_frame, plane_figure),
+    "table2": PaperFigure(EvaluationResult, task_table),
+    "table6": PaperFigure(TextAbilityResult, mmlu_table),
+    "table7": PaperFigure(EvaluationResult, speed_table, least=2),
 }
 
 
 def _grouped(values: Floats) -> Floats:
     """`[..., layers]` -> `[..., groups]`."""
-    return np.stack([part.mean(-1) for part in np.array_split(values, GROUPS, axis=-1) if part.shape[-1]], axis=-1)
-
-
-def _groups(result: AttentionResult) -> list[str]:
-    parts = [part for part in np.array_split(np.arange(result.n_layers), GROUPS) if len(part)]
-    return [f"{part[0]}-{part[-1]}" for part in parts]
+    groups = layer_groups(values.shape[-1])
+    return np.stack([values[..., group[0] : group[-1] + 1].mean(-1) for group in groups], axis=-1)
 
 
 def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
@@ -234,12 +221,11 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
     for other in results:
         if other is last or (other.is_control and other.name not in controls):
             continue
-        shared = [sample for sample in last.ids if sample in set(other.ids)]
-        if not shared or last.n_layers != other.n_layers:
+        if set(last.ids).isdisjoint(other.ids) or last.n_layers != other.n_layers:
             raise InputError(f"{last.name} and {other.name} have no samples in common, or not as many layers")
-        pair = other.subset(shared), last.subset(shared)
-        mean = np.subtract(*(_grouped(r.eta().mean) for r in pair[::-1]))
-        drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair[::-1]))
+        pair = paired(last, other)
+        mean = np.subtract(*(_grouped(r.eta().mean) for r in pair))
+        drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair))
         gains.append((other.name, curve(mean, drawn)))
     if not gains:
         raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")
@@ -261,14 +247,13 @@ def _line(result: AttentionResult) -> str:
     return "--" if result.is_control else "-"
 
 
-def _rows(name: str, groups: list[str], numbers: Curve) -> pd.DataFrame:
-    return pd.DataFrame({"checkpoint": name, "group": range(1, len(groups) + 1), "layers": groups, **vars(numbers)})
+def _rows(name: str, result: AttentionResult, numbers: Curve) -> pd.DataFrame:
+    layers = [f"{group[0]}-{group[-1]}" for group in layer_groups(result.n_layers)]
+    return pd.DataFrame({"checkpoint": name, "group": range(1, len(layers) + 1), "layers": layers, **vars(numbers)})
 
 
 def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[int, str]]) -> None:
     """Each with the number of its colour and marker, and its kind of line."""
-    import seaborn as sns
-
     palette = sns.color_palette("colorblind", 1 + max(number for number, _ in styles))
     for (name, numbers), (number, line) in zip(curves, styles, strict=True):
         x = np.arange(1, len(numbers.mean) + 1)
@@ -280,15 +265,11 @@ def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    # A figure of its own, not pyplot's: a notebook's backend stays what it is.
+    # Not pyplot's figure: a notebook's backend stays what it is.
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _finished(figure: Figure, axes: Sequence[Axes], legend_of: Axes | None = None, title: str | None = None) -> Figure:
-    import seaborn as sns
-
     for ax in axes:
         sns.despine(ax=ax)
     handles, labels = (legend_of or axes[0]).get_legend_handles_labels()

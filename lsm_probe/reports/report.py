@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import seaborn as sns
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import Results, StoredTimeline, measurements
-from lsm_probe.reports.finding import READ, Finding, find_in
+from lsm_probe.reports.finding import READ, Finding, choices, find_in
 from lsm_probe.runner.page import Section
 from lsm_probe.runner.style import own_settings
 
@@ -23,32 +23,16 @@ _SAMPLES = 100
 """Most samples to look at one by one."""
 _LONGEST = 2_000
 """Characters of a response that are shown."""
-_PALETTE = (
-    "#0173b2",
-    "#de8f05",
-    "#029e73",
-    "#d55e00",
-    "#cc78bc",
-    "#ca9161",
-    "#fbafe4",
-    "#949494",
-    "#ece133",
-    "#56b4e9",
-)
-"""seaborn's `colorblind`, as in the figures."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """Samples and timelines that the page has room for.
+class ShownSamples:
+    """Samples and timelines that the page has room for, and how many were left out.
 
     Attributes:
         samples: instruction, transcript, response by checkpoint and lines of eta, one dictionary each.
         names: the checkpoints of the responses.
         same: whether all checkpoints have the same responses: the reference, or given ones.
-        samples_left_out: how many are not there.
-        timelines: pages of single utterances.
-        timelines_left_out: how many are not there.
     """
 
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -71,10 +55,10 @@ def report_page(results: Results) -> str:
         "title": "Speech anchor bias",
         "finding": finding,
         "about": _about(results),
-        "palette": _PALETTE,
+        "palette": sns.color_palette("colorblind").as_hex(),
         "chart": None,
         "chart_data": None,
-        "choices": {name: curves.choices(name) for name in READ},
+        "choices": {name: choices(name) for name in READ},
         "geometry": curves,
         "warnings": _warnings(results, finding),
         "sections": sections(results, finding),
@@ -106,17 +90,16 @@ def sections(results: Results, finding: Finding | None) -> list[Section]:
 
 
 def _fitted(results: Results, content: dict[str, Any]) -> str:
-    """Rendered with as many timelines and samples as there is room for."""
-    look = _look(results)
-    while len((page := _render(look, content)).encode()) > LARGEST:
-        if look.timelines:
-            look = Look(
-                **{**vars(look), "timelines": look.timelines[:-1], "timelines_left_out": look.timelines_left_out + 1}
-            )
-        elif look.samples:
-            keep = len(look.samples) // 2
-            left_out = look.samples_left_out + len(look.samples) - keep
-            look = Look(**{**vars(look), "samples": look.samples[:keep], "samples_left_out": left_out})
+    """The page with as many timelines and samples as it has room for."""
+    shown = _shown_samples(results)
+    while len((page := _render(shown, content)).encode()) > LARGEST:
+        if shown.timelines:
+            left_out = shown.timelines_left_out + 1
+            shown = replace(shown, timelines=shown.timelines[:-1], timelines_left_out=left_out)
+        elif shown.samples:
+            keep = len(shown.samples) // 2
+            left_out = shown.samples_left_out + len(shown.samples) - keep
+            shown = replace(shown, samples=shown.samples[:keep], samples_left_out=left_out)
         else:
             raise InputError(
                 f"the report would have {len(page.encode()) / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}: report fewer "
@@ -125,7 +108,7 @@ def _fitted(results: Results, content: dict[str, Any]) -> str:
     return page
 
 
-def _render(look: Look, content: dict[str, Any]) -> str:
+def _render(shown: ShownSamples, content: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("lsm_probe", "reports"),
         autoescape=True,
@@ -133,17 +116,17 @@ def _render(look: Look, content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(look=look, **content)
+    return environment.get_template("report.html.j2").render(shown=shown, **content)
 
 
-def _look(results: Results) -> Look:
+def _shown_samples(results: Results) -> ShownSamples:
     """Samples of the first probe that has responses, with each checkpoint's response side by side."""
     group: list[Any] = next(
         (g for name in ("attention", "evaluate", "sensitivity", "knockout") if (g := results.groups[name])), []
     )
     measured = [result for result in group if not result.is_control]
     if not measured:
-        return Look(timelines=list(results.timelines))
+        return ShownSamples(timelines=list(results.timelines))
     by_id = [{sample["id"]: sample for sample in result.samples} for result in measured]
     ids = list(dict.fromkeys(sample for result in measured for sample in result.ids))
     layers = max(result.n_layers for result in results.attention) if results.attention else 0
@@ -161,22 +144,18 @@ def _look(results: Results) -> Look:
                 "instruction": one["instruction"],
                 "text": one.get("text"),
                 "reference": one.get("reference"),
-                "responses": [None if sample is None else _answer(sample)[:_LONGEST] for sample in found],
+                # Without the thinking, if there is an answer.
+                "responses": [s and str(s.get("answer") or s["response"])[:_LONGEST] for s in found],
                 "lines": [known.get(sample_id) for known in paths],
             }
         )
-    return Look(
+    return ShownSamples(
         samples=samples,
         names=[result.name for result in measured],
         same=all(len(set(sample["responses"])) == 1 for sample in samples),
         samples_left_out=len(ids) - len(samples),
         timelines=list(results.timelines),
     )
-
-
-def _answer(sample: Mapping[str, Any]) -> str:
-    """The response without its thinking, if there is an answer."""
-    return str(sample.get("answer") or sample["response"])
 
 
 def _about(results: Results) -> str:
@@ -188,16 +167,12 @@ def _about(results: Results) -> str:
 
 
 def _warnings(results: Results, finding: Finding | None) -> list[str]:
-    """What forbids taking curves bare. Text LLM and speech are not compared bare here, but at one length."""
-    found = list(finding.caveats) if finding else []
-    said = (
-        {frozenset((c.subject.name, c.reference.name)) for c in finding.comparisons if c.reference}
-        if finding
-        else set()
-    )
+    """Why curves may not be compared directly. The text LLM is compared with speech at one length only."""
+    caveats, comparisons = (finding.caveats, finding.comparisons) if finding else ([], [])
+    compared = [{c.subject.name, c.reference.name} for c in comparisons if c.reference]
     speech = [r for r in results.attention if r.checkpoint.source == "speech"]
-    others = [other for other in speech[1:] if {speech[0].name, other.name} not in said]
-    return found + [warning for other in others if (warning := speech[0].warning(other)) is not None]
+    others = [other for other in speech[1:] if {speech[0].name, other.name} not in compared]
+    return [*caveats, *(warning for other in others if (warning := speech[0].warning(other)) is not None)]
 
 
 def _conventions(finding: Finding) -> Section:

@@ -33,7 +33,7 @@ def layers_table(attention: Sequence[AttentionResult]) -> Table:
 
 def conventions_table(finding: Finding) -> Table:
     """Whether the finding survives the other conventions."""
-    claimed = any(sides(change) != "open" for change in finding.readings[0].changes)
+    claimed = any(sides(change) != "open" for change in finding.checks[0].changes)
     words = {"holds": "holds", "open": "not shown", "reversed": "reversed"}
     note = "holds: all that the sentence claims lies on the same side of 0 with its interval; reversed: some of it on "
     note += "the other side; not shown: else."
@@ -43,12 +43,12 @@ def conventions_table(finding: Finding) -> Table:
     signs = {"below": " ▼", "above": " ▲", "open": ""}
     rows = [
         [
-            *(reading.conventions[name] for name in READ),
-            shown(reading.eta),
-            *(shown(change) + signs[sides(change)] for change in reading.changes),
-            words[reading.verdict],
+            *(check.conventions[name] for name in READ),
+            shown(check.eta),
+            *(shown(change) + signs[sides(change)] for change in check.changes),
+            words[check.verdict],
         ]
-        for reading in finding.readings
+        for check in finding.checks
     ]
     against = [f"minus {comparison.described.removesuffix(',')}" for comparison in finding.comparisons]
     return Table(
@@ -118,10 +118,10 @@ def _by_choice(finding: Finding) -> str:
     """How often the finding holds by each value of each convention."""
     parts = []
     for name in READ:
-        values = dict.fromkeys(reading.conventions[name] for reading in finding.readings)
+        values = dict.fromkeys(check.conventions[name] for check in finding.checks)
         counts = []
         for value in values:
-            own = [reading.verdict for reading in finding.readings if reading.conventions[name] == value]
+            own = [check.verdict for check in finding.checks if check.conventions[name] == value]
             counts.append(f"{value} {own.count('holds')} of {len(own)}")
         parts.append(f"by {name}: {', '.join(counts)}")
     return "; ".join(parts)

@@ -13,7 +13,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.transcriber import Transcriber
 from lsm_probe.models.identity import WeightsIdentity
 from lsm_probe.probes.attention.result import AttentionResult, eta_difference
-from lsm_probe.reports.paper_figures import DRAWINGS
+from lsm_probe.reports.paper_figures import PAPER_FIGURES
 from lsm_probe.runner.result import GROUPS
 
 WHISPER = WeightsIdentity(model_type="whisper")
@@ -64,7 +64,7 @@ def results(lsm_probe_command, manifest, tiny_llm_folder, tiny_lsm_folder, mmlu_
     return make
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
+@pytest.mark.parametrize("name", PAPER_FIGURES)
 def test_each_writes_its_files_with_the_numbers(name, results, lsm_probe_command, tmp_path):
     folder = results(name)
     code, out, err = lsm_probe_command("figure", name, folder, "--out", tmp_path / "paper")

@@ -93,7 +93,7 @@ def test_json_goes_to_stdout_and_nothing_else_does(measure, strict, tmp_path, co
         ("attention", "--span all", "instruction+template"),
         ("attention", "--template alpaca", "vicuna, vicuna_text, llama3, chat"),
         ("attention", "--device abacus", "--device abacus"),
-        ("attention", "--dtype int3", "--dtype 'int3'"),
+        ("attention", "--dtype int3", "'--dtype': 'int3'"),
         ("attention", "--on-error hope", "'hope' is not one of 'fail', 'skip'"),
         ("attention", "--batch-size many", "--batch-size 'many'"),
         ("attention", "--response reference --data no-target.jsonl", "`target`"),

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from lsm_probe.cli import app
-from lsm_probe.reports.paper_figures import DRAWINGS
+from lsm_probe.reports.paper_figures import PAPER_FIGURES
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_choices_are_shown_and_completed(lsm_probe_command, monkeypatch, tmp_pat
 
 
 def test_the_names_of_figures_are_those_that_can_be_drawn():
-    assert list(DRAWINGS) == list(get_args(import_module("lsm_probe.cli.figure").Name))
+    assert list(PAPER_FIGURES) == list(get_args(import_module("lsm_probe.cli.figure").Name))

@@ -146,9 +146,9 @@ def test_conventions_under_which_it_is_reversed_are_counted(planted):
     low, high = planted("low", 0.3, template=5.0), planted("high", 0.6, template=0.01)
     found = find([low, high])
     assert "this holds under 8 of 16 conventions and is reversed under 8" in found.sentence
-    spans = {reading.conventions["span"]: reading.verdict for reading in found.readings}
+    spans = {reading.conventions["span"]: reading.verdict for reading in found.checks}
     assert spans == {"instruction": "holds", "instruction+template": "reversed"}
-    assert found.readings[0].conventions == {
+    assert found.checks[0].conventions == {
         "heads": "sum_then_norm", "segment": "mean", "aggregate": "mean_of_ratios", "span": "instruction"
     }  # fmt: skip
 
@@ -157,7 +157,7 @@ def test_the_finding_reads_the_results_own_conventions(planted):
     results = [planted(name, eta, template=1.0) for name, eta in (("a", 0.3), ("b", 0.6))]
     own = [result.with_conventions(span="instruction+template", segment="sum") for result in results]
     found = find(own)
-    assert found.readings[0].conventions["span"] == "instruction+template"
+    assert found.checks[0].conventions["span"] == "instruction+template"
     assert shown(last_group_eta(own[0])) in found.sentence
 
 
@@ -177,14 +177,14 @@ def test_where_nothing_is_claimed_nothing_can_say_the_same(planted, knocked, fal
 
 
 @pytest.mark.parametrize(("worth", "hardly"), [(0.05, True), (0.8, False)])
-def test_of_a_model_that_does_not_listen_it_is_said(planted, sensed, worth, hardly):
+def test_of_a_model_that_does_not_use_the_speech_it_is_said(planted, sensed, worth, hardly):
     attention = [planted("low", 0.2), planted("high", 0.6)]
     found = find(attention, [sensed("low", worth), sensed("high", 0.8)])
-    assert (found.hearing is not None) == hardly
+    assert (found.speech_use is not None) == hardly
     if hardly:
-        assert "low hardly listens" in found.hearing
-        assert f"{worth:.2f} [" in found.hearing
-        assert "of at most 1.61 nats per token" in found.hearing
+        assert "low hardly uses the speech" in found.speech_use
+        assert f"{worth:.2f} [" in found.speech_use
+        assert "of at most 1.61 nats per token" in found.speech_use
     assert not any("was not measured" in caveat for caveat in found.caveats)
 
 
@@ -192,9 +192,9 @@ def test_on_the_words_of_another_listening_is_not_measured(planted, sensed):
     attention = [planted("low", 0.2), planted("high", 0.6)]
     given = [sensed(name, 0.05, given=True) for name in ("low", "high")]
     found = find(attention, given)
-    assert found.hearing is None
-    assert any("whether low listens to the speech at all was not measured" in caveat for caveat in found.caveats)
-    assert find(attention, given, own_words=[sensed("low", 0.05)]).hearing is not None
+    assert found.speech_use is None
+    assert any("whether low uses the speech at all was not measured" in caveat for caveat in found.caveats)
+    assert find(attention, given, own_words=[sensed("low", 0.05)]).speech_use is not None
 
 
 def test_only_shared_samples_are_compared_and_pairing_is_used(planted):
