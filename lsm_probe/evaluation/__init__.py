@@ -27,5 +27,5 @@ TEXT_ABILITY = Measurement(
     table=f"{__name__}.text_ability_table:text_ability_table",
     note=f"{__name__}.text_ability_table:text_ability_note",
     pictures=("text_ability.csv",),
-    section=f"{__name__}.text_ability_section:text_ability_section",
+    section=f"{__name__}.text_ability_table:text_ability_section",
 )

@@ -14,7 +14,7 @@ from lsm_probe.data.audio import check_audio_file
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation.evaluation_result import EvaluationResult, Reading
+from lsm_probe.evaluation.evaluation_result import EvaluationConventions, EvaluationResult
 from lsm_probe.evaluation.scoring import check
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.checkpoint import Checkpoint
@@ -73,7 +73,7 @@ def evaluate(
             "clusters": number_clusters([record.utterance for record in in_order]),
         },
         seconds=np.array([float(record.arrays["seconds"]) for record in in_order]),
-        conventions=Reading(max_new_tokens, tuple(tasks)),
+        conventions=EvaluationConventions(max_new_tokens, tuple(tasks)),
     )
 
 
@@ -91,18 +91,12 @@ def _longest_first(samples: Sequence[Sample], checkpoint: Checkpoint) -> list[Sa
 
 
 def _measure(items: Sequence[PreparedSample]) -> list[Measured]:
-    return [
-        {
-            "seconds": np.array(item.seconds),
-            # A text LLM's source is the sample's own text, a cascade's what it has heard.
-            "transcript": np.array("" if item.checkpoint.source == "text" else _transcript(item.source)),
-        }
-        for item in items
-    ]
+    return [{"seconds": np.array(item.seconds), "transcript": np.array(_transcript(item))} for item in items]
 
 
-def _transcript(source: Any) -> str:
-    return source if isinstance(source, str) else ""
+def _transcript(item: PreparedSample) -> str:
+    """What a cascade's recogniser wrote; a text LLM's source is the sample's own text."""
+    return item.source if item.checkpoint.source != "text" and isinstance(item.source, str) else ""
 
 
 def _row(record: Record, sample: Sample) -> dict[str, Any]:

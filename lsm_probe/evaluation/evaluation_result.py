@@ -21,7 +21,7 @@ from lsm_probe.runner.result import Curve, MeasurementResult, curve, package_ver
 
 
 @dataclass(frozen=True)
-class Reading:
+class EvaluationConventions:
     """The choices behind the numbers.
 
     Attributes:
@@ -53,14 +53,14 @@ class EvaluationResult(MeasurementResult):
     `transcript` too.
 
     Attributes:
-        seconds: wall time of each sample, hearing and answering; an equal part of its batch's, `[samples]`.
+        seconds: wall time of each sample, reading and answering; an equal part of its batch's, `[samples]`.
     """
 
     NAME: ClassVar[str] = "evaluate"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("seconds",)
 
     seconds: NDArray[np.float64]
-    conventions: Reading
+    conventions: EvaluationConventions
     versions: dict[str, str] = field(default_factory=_versions)
 
     @property
@@ -151,7 +151,7 @@ class EvaluationResult(MeasurementResult):
                     "cut_responses": sum(self._cut(row) for row in rows),
                     "scored_in_part": Predictions(task, rows).truncated_ids,
                     **({"thinking": thinking} if (thinking := thinking_summary(rows)) else {}),
-                    **self._heard(rows, keys),
+                    **self._transcript_errors(rows, keys),
                 }
                 for task, rows, keys in self._by_task()
             },
@@ -210,8 +210,8 @@ class EvaluationResult(MeasurementResult):
     def _own(self, task: str) -> list[int]:
         return [i for i, row in enumerate(self.samples) if row["task"] == task]
 
-    def _heard(self, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-        """How well a cascade has heard what it answered to, where that is known."""
+    def _transcript_errors(self, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+        """The word error rate of a cascade's transcripts, where it is known what was said."""
         known = [i for i, row in enumerate(rows) if "transcript" in row and "text" in row]
         if not known:
             return {}
@@ -224,7 +224,7 @@ class EvaluationResult(MeasurementResult):
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         conventions = summary["conventions"]
         tasks = tuple(Task.model_validate({"name": name, **task}) for name, task in conventions["tasks"].items())
-        return {**arrays, "conventions": Reading(conventions["max_new_tokens"], tasks)}
+        return {**arrays, "conventions": EvaluationConventions(conventions["max_new_tokens"], tasks)}
 
 
 def _mean_of_known(values: Floats) -> Floats:

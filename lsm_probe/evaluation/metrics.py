@@ -23,7 +23,7 @@ from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.normalisers import ENGLISH, normalise_pair
 from lsm_probe.evaluation.words import words
-from lsm_probe.languages import CHINESE_SCRIPTS, Language, find_language, require_language
+from lsm_probe.languages import CHINESE_SCRIPTS, find_language, require_language
 
 Floats = NDArray[np.float64]
 _EDITS = ("substitute", "delete", "insert")
@@ -132,7 +132,7 @@ def word_error_rate(
     """Word error rate after Whisper's normalisers (Radford et al. 2022, appendix C), by the language of each sample.
 
     Of the corpus: sum of errors / sum of words of the references. A reference without words (also "um" or "[noise]",
-    which the English normaliser drops) adds the words heard in it as insertions, as in jiwer; details tell how many
+    which the English normaliser drops) adds the words of the response as insertions, as in jiwer; details tell how many
     there are. In languages without spaces between words (Chinese, Japanese, Thai, ...) characters (grapheme clusters)
     are counted instead of words, as Whisper's authors do. Details hold the normalisers and the units.
 
@@ -169,7 +169,7 @@ def word_error_rate(
         [name for name, pair in zip(ids, pairs, strict=True) if pair.failed],
     )
     assumed = [one is None and pair.normaliser.name == ENGLISH for one, pair in zip(known, pairs, strict=True)]
-    accented = [any(map(_is_accented, reference)) for reference in references]
+    accented = [any(c.isalpha() and not c.isascii() for c in reference) for reference in references]
     _warn(
         "name no `language` and have references with letters that English lacks, such as ä and ñ: they were scored as "
         "English, which does not tell ä from a; set `language` in the task, or in the manifest if the task has none",
@@ -197,7 +197,8 @@ def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> 
         InputError: no samples, not one response for each reference, or a language that does not exist.
     """
     same_length(references=references, responses=responses)
-    tokenizer = _bleu_tokenizer(require_language(language))
+    found_language = require_language(language)
+    tokenizer = "zh" if found_language.script in CHINESE_SCRIPTS else "13a" if found_language.is_spaced else "char"
     scorer = sacrebleu.BLEU(tokenize=tokenizer)
     found = [scorer.corpus_score([r], [[reference]]) for reference, r in zip(references, responses, strict=True)]
     counts = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in found], dtype=np.float64)
@@ -316,14 +317,8 @@ def following_rate(follows: Sequence[bool | None]) -> Metric:
     counts = np.array([[bool(follow), follow is not None] for follow in follows], dtype=np.float64)
     known = int(counts[:, 1].sum())
     details = {"unknown": len(follows) - known}
-    return Metric(
-        "following_rate",
-        counts,
-        lambda sums: _ratio(sums[..., 0], sums[..., 1]),
-        known,
-        details,
-        undefined_if="no response can be checked for the requested form",
-    )
+    undefined_if = "no response can be checked for the requested form"
+    return Metric("following_rate", counts, _share_of_sums, known, details, undefined_if)
 
 
 def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
@@ -341,16 +336,6 @@ def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
     same = [one == other for one, other in zip(theirs, ours, strict=True)]
     blank = sum(not one and not other for one, other in zip(theirs, ours, strict=True))
     return _share("agreement", same, both_empty=blank, word_error_rate=_or_none(rate))
-
-
-def _bleu_tokenizer(language: Language) -> str:
-    if language.script in CHINESE_SCRIPTS:
-        return "zh"
-    return "13a" if language.is_spaced else "char"
-
-
-def _is_accented(character: str) -> bool:
-    return character.isalpha() and not character.isascii()
 
 
 def _warn(kind: str, names: Sequence[str]) -> None:
@@ -381,7 +366,7 @@ def _word_errors(
         counts = np.stack([edits.sum(1), length], axis=1)
     name, n = ("word_error_rate_macro", int((length > 0).sum())) if macro else ("word_error_rate", len(length))
     undefined_if = "all references are empty after normalisation"
-    return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), n, details, undefined_if)
+    return Metric(name, counts, _share_of_sums, n, details, undefined_if)
 
 
 def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
@@ -392,7 +377,11 @@ def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
 
 def _share(name: str, hits: Sequence[bool], **details: Any) -> Metric:
     counts = np.stack([np.array(hits, dtype=np.float64), np.ones(len(hits))], axis=1)
-    return Metric(name, counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), len(hits), details)
+    return Metric(name, counts, _share_of_sums, len(hits), details)
+
+
+def _share_of_sums(sums: Floats) -> Floats:
+    return _ratio(sums[..., 0], sums[..., 1])
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

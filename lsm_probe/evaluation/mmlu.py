@@ -103,7 +103,11 @@ def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
         if name not in known:
             raise InputError(f"{files['test'][name]} is no subject of MMLU: take it away, or correct its name")
     subjects = {
-        name: Subject(_group(known[name]), _read(files["dev"][name]), _read(files["test"][name])[:questions])
+        name: Subject(
+            group=str(known[name]["tag"]).removeprefix("mmlu_").removesuffix("_tasks"),
+            dev=_read(files["dev"][name]),
+            test=_read(files["test"][name])[:questions],
+        )
         for name in sorted(files["test"])
     }
     return Mmlu(folder.resolve().name, subjects)
@@ -126,25 +130,16 @@ def write_mmlu_tasks(mmlu: Mmlu, folder: str | Path) -> list[str]:
     folder = Path(folder).resolve()
     known = _harness_tasks()
     for name, subject in mmlu.subjects.items():
-        for split in ("dev", "test"):
-            with replacing(_data_file(folder, name, split)) as path:
+        files = {split: str(folder / "data" / f"{name}_{split}.jsonl") for split in ("dev", "test")}
+        for split, file in files.items():
+            with replacing(Path(file)) as path:
                 lines = [json.dumps(question, ensure_ascii=False) for question in getattr(subject, split)]
                 path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        task = {
-            **known[name],
-            "dataset_path": "json",
-            "dataset_kwargs": {
-                "data_files": {split: str(_data_file(folder, name, split)) for split in ("dev", "test")},
-                "cache_dir": str(folder / "cache"),
-            },
-        }
+        source = {"data_files": files, "cache_dir": str(folder / "cache")}
+        task = {**known[name], "dataset_path": "json", "dataset_kwargs": source}
         with replacing(folder / f"mmlu_{name}.yaml") as path:
             path.write_text(yaml.safe_dump(task, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return [str(known[name]["task"]) for name in mmlu.subjects]
-
-
-def _data_file(folder: Path, subject: str, split: str) -> Path:
-    return folder / "data" / f"{subject}_{split}.jsonl"
 
 
 def _files(folder: Path, split: str) -> dict[str, Path]:
@@ -179,11 +174,7 @@ def _question(path: Path, line: int, row: list[str]) -> Question:
 
 
 def _harness_tasks() -> dict[str, dict[str, Any]]:
-    """The harness's own MMLU tasks by subject, whole, but for where their data are.
-
-    Raises:
-        InputError: the harness is not installed.
-    """
+    """The harness's own MMLU tasks by subject, without the location of their data."""
     try:
         folder = resources.files("lm_eval") / "tasks" / "mmlu" / "default"
     except ModuleNotFoundError as error:
@@ -196,10 +187,6 @@ def _harness_tasks() -> dict[str, dict[str, Any]]:
             subject = own.pop("dataset_name")
             tasks[subject] = {**shared, **{key: value for key, value in own.items() if key != "include"}}
     return tasks
-
-
-def _group(task: dict[str, Any]) -> str:
-    return str(task["tag"]).removeprefix("mmlu_").removesuffix("_tasks")
 
 
 def not_installed() -> InputError:

@@ -22,23 +22,21 @@ _SPREAD = 0.6
 """Of the height of a task, the part that its checkpoints take."""
 
 
-def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None) -> Axes:
-    """Draws the first metric of each task, a row each, with the 95 % interval of each checkpoint."""
+def _plot_scores(results: Sequence[EvaluationResult], ax: Axes) -> None:
+    """Draw the first metric of each task, a row each, with the 95 % interval of each checkpoint."""
     names = [task.metrics[0] for task in results[0].tasks]
     scores = [_scores(result, names) for result in results]
     described = [_described(name, score) for name, score in zip(names, scores[0], strict=True)]
     titles = [f"{plain(task.title)}\n{what}" for task, what in zip(results[0].tasks, described, strict=True)]
-    ax = _plot(results, titles, scores, ax)
+    _plot(results, titles, scores, ax)
     ax.set(title="score", xlabel="per cent")
-    return ax
 
 
-def plot_following(results: Sequence[EvaluationResult], ax: Axes | None = None) -> Axes:
-    """Draws the share of responses that have the asked-for form; tasks that ask for none are left blank."""
+def _plot_following(results: Sequence[EvaluationResult], ax: Axes) -> None:
+    """Draw the share of responses that have the asked-for form; tasks that ask for none are left blank."""
     titles = [plain(task.title) for task in results[0].tasks]
-    ax = _plot(results, titles, [_scores(result, [FOLLOWING] * len(titles)) for result in results], ax)
+    _plot(results, titles, [_scores(result, [FOLLOWING] * len(titles)) for result in results], ax)
     ax.set(title="responses in the asked-for form", xlabel="per cent", xlim=(-3, 103))
-    return ax
 
 
 @with_own_settings
@@ -51,8 +49,8 @@ def evaluation_figure(results: Sequence[EvaluationResult]) -> Figure:
     with sns.axes_style("ticks"):
         figure = Figure(figsize=(10, legend_height(1.6 + 0.65 * rows, results)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        plot_following(results, right)
-        plot_scores(results, left)
+        _plot_following(results, right)
+        _plot_scores(results, left)
         for ax in (left, right):
             sns.despine(ax=ax)
         handles, labels = left.get_legend_handles_labels()
@@ -72,12 +70,10 @@ def save_evaluation(results: Sequence[EvaluationResult], out: Path) -> None:
 
 
 def _described(metric: str, score: Score | None) -> str:
-    words = metric.replace("_", " ")
     if not metric.startswith("word_error_rate"):
-        return words
-    if score is not None and "words" not in score.details:
-        words = words.replace("word", "character")
-    return f"{words} (less is better)"
+        return metric.replace("_", " ")
+    unit = "word" if score is None or "words" in score.details else "character"
+    return f"{metric.replace('_', ' ').replace('word', unit)} (less is better)"
 
 
 def _scores(result: EvaluationResult, names: Sequence[str]) -> list[Score | None]:
@@ -90,13 +86,10 @@ def _plot(
     results: Sequence[EvaluationResult],
     titles: Sequence[str],
     scores: Sequence[Sequence[Score | None]],
-    ax: Axes | None,
-) -> Axes:
-    import matplotlib.pyplot as plt
+    ax: Axes,
+) -> None:
     import seaborn as sns
 
-    if ax is None:
-        ax = plt.subplots(figsize=(5, 1.2 + 0.65 * len(titles)), layout="constrained")[1]
     step = _SPREAD / max(1, len(results))
     labels = checkpoint_labels([result.name for result in results])
     for i, (label, color) in enumerate(zip(labels, sns.color_palette("colorblind", len(results)), strict=True)):
@@ -114,4 +107,3 @@ def _plot(
         ax.axhline(row - 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(titles)), titles, fontsize=8)
     ax.set_ylim(len(titles) - 0.5, -0.5)
-    return ax

@@ -1,4 +1,4 @@
-"""Evaluation, as `lsm-probe evaluate` prints it."""
+"""The table of an evaluation, in the terminal and in a report."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def evaluation_note(result: EvaluationResult) -> str:
     summary = result.summary()["tasks"].values()
     empty = sum(task["empty_responses"] for task in summary)
     cut = sum(task["cut_responses"] for task in summary)
-    heard = [task["transcripts"] for task in summary if "transcripts" in task]
-    units = sum(found["details"].get(unit, 0) for found in heard for unit in ("words", "characters"))
-    wrong = sum(found["details"][edit] for found in heard for edit in ("substitutions", "deletions", "insertions"))
-    unit = "/".join(unit for unit in ("word", "character") if any(f"{unit}s" in found["details"] for found in heard))
+    details = [task["transcripts"]["details"] for task in summary if "transcripts" in task]
+    units = sum(found.get(unit, 0) for found in details for unit in ("words", "characters"))
+    wrong = sum(found[edit] for found in details for edit in ("substitutions", "deletions", "insertions"))
+    unit = "/".join(unit for unit in ("word", "character") if any(f"{unit}s" in found for found in details))
     transcripts = f"; transcripts: {100 * wrong / units:.1f} % {unit} errors" if units else ""
     most = result.conventions.max_new_tokens
     return f"{empty} responses empty, {cut} as long as they may be ({most} tokens){transcripts}"

@@ -141,47 +141,32 @@ def score(predictions: Predictions) -> dict[str, Metric]:
     return found
 
 
-def _word_error_rate(predictions: Predictions, *, macro: bool) -> Metric:
-    return metrics.word_error_rate(
-        predictions.references, predictions.responses, predictions.languages, macro=macro, ids=predictions.ids
-    )
+def _word_error_rate(p: Predictions, *, macro: bool = False) -> Metric:
+    return metrics.word_error_rate(p.references, p.responses, p.languages, macro=macro, ids=p.ids)
 
 
-def _bleu(predictions: Predictions) -> Metric:
-    return metrics.bleu(predictions.references, predictions.responses, str(predictions.task.language))
+def _f1(p: Predictions, average: str) -> Metric:
+    return metrics.f1(p.meant, p.strict, p.task.labels, average=average)
 
 
-def _f1(predictions: Predictions, average: str) -> Metric:
-    return metrics.f1(predictions.meant, predictions.strict, predictions.task.labels, average=average)
+def _contained(p: Predictions) -> Metric:
+    answers = [[row["reference"], *row.get("alternatives", [])] for row in p.rows]
+    return metrics.answer_contained(answers, p.responses)
 
 
-def _contained(predictions: Predictions) -> Metric:
-    answers = [[row["reference"], *row.get("alternatives", [])] for row in predictions.rows]
-    return metrics.answer_contained(answers, predictions.responses)
+def _bert(p: Predictions) -> Metric:
+    scorer = _bert_scorer(p.task.bert_model, p.task.bert_layer)
+    return _bert_score(tuple(p.references), tuple(p.responses), scorer)
 
 
-def _bert(predictions: Predictions) -> Metric:
-    task = predictions.task
-    return _bert_score(
-        tuple(predictions.references), tuple(predictions.responses), _bert_scorer(task.bert_model, task.bert_layer)
-    )
-
-
-@cache
-def _bert_scorer(model: str, layer: int | None) -> bert.BertScorer:
-    return bert.load_bert_scorer(model, layer)
-
-
-@lru_cache(maxsize=64)
-def _bert_score(references: tuple[str, ...], responses: tuple[str, ...], scorer: bert.BertScorer) -> Metric:
-    """Kept, as results ask for it again when they are compared and written."""
-    return bert.bert_score(references, responses, scorer)
-
+_bert_scorer = cache(bert.load_bert_scorer)
+_bert_score = lru_cache(maxsize=64)(bert.bert_score)
+"""Kept, as results ask for it again when they are compared and written."""
 
 _METRICS: dict[str, Callable[[Predictions], Metric]] = {
-    "word_error_rate": lambda p: _word_error_rate(p, macro=False),
+    "word_error_rate": _word_error_rate,
     "word_error_rate_macro": lambda p: _word_error_rate(p, macro=True),
-    "bleu": _bleu,
+    "bleu": lambda p: metrics.bleu(p.references, p.responses, str(p.task.language)),
     "accuracy": lambda p: metrics.accuracy(p.meant, p.strict),
     "accuracy_lenient": lambda p: metrics.accuracy(p.meant, [answer.value for answer in p.answers]),
     "f1_micro": lambda p: _f1(p, "micro"),

@@ -1,8 +1,8 @@
-"""Text ability kept: MMLU and perplexity of text, for an LLM and for the LLM inside an LSM alike.
+"""Text ability: MMLU and perplexity of text, for an LLM and for the LLM inside an LSM alike.
 
 What speech training cost the LLM is the difference between two checkpoints, before and after. No speech is involved:
-models that hear are read with transcripts. MMLU goes through lm-evaluation-harness; perplexity is that of the `target`
-of each sample, given its instruction and its transcript:
+models that take speech are given transcripts. MMLU goes through lm-evaluation-harness; perplexity is that of the
+`target` of each sample, given its instruction and its transcript:
 
     exp(- sum over samples and tokens of log P(t_m | t_<m, s, i) / number of tokens)
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,15 +105,12 @@ def text_ability(
         excluded = common["excluded"]
     if mmlu is not None:
         parts.append(mmlu.describe())
-        questions = _Questions(
-            checkpoint,
-            mmlu,
-            shots,
-            run.batch_size,
-            below and below / "mmlu",
-            lambda done: on_progress(len(samples) + done, total),
+        of_mmlu = replace(
+            run,
+            progress_folder=below and below / "mmlu",
+            on_progress=lambda done: on_progress(len(samples) + done, total),
         )
-        records = [*records, *questions.run()]
+        records = [*records, *_answer_mmlu(checkpoint, mmlu, shots, of_mmlu)]
     return TextAbilityResult(
         **stack(records, "counts"),
         clusters=number_clusters([record.utterance for record in records]),
@@ -162,60 +159,51 @@ def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if "thinking_tokens" not in row or key not in _THINKING}
 
 
-@dataclass(frozen=True)
-class _Questions:
-    """The round through MMLU's questions, subject by subject; of several processes each takes its share of these."""
+@on_all_ranks()
+def _answer_mmlu(checkpoint: Checkpoint, mmlu: Mmlu, shots: int, run: RunOptions) -> list[Record]:
+    """A record for each question, in order; each process answers its share of the subjects, and returns all."""
+    progress = Progress(
+        run.progress_folder,
+        {
+            "checkpoint": describe_checkpoint(checkpoint, None).to_dict(),
+            "data": mmlu.describe().to_dict(),
+            "shots": shots,
+            "batch_size": run.batch_size,
+            "versions": {**package_versions(), "lm-eval": version("lm-eval")},
+        },
+    )
+    subjects = list(mmlu.subjects)
+    own: dict[int, list[Record]] = {}
+    with TemporaryDirectory() as folder:
+        tasks = write_mmlu_tasks(mmlu, folder)
+        harness = Harness(checkpoint, Path(folder), shots=shots, batch_size=run.batch_size)
+        share = RankShare(range(len(tasks)))
+        for i in share:
+            group = mmlu.subjects[subjects[i]].group
+            own[i] = progress.get(i) or progress.put(i, _records(subjects[i], group, harness.run(tasks[i])))
+            run.on_progress(share.done(len(own[i])))
+        found = {i: records for part in all_gather_or_raise(own) for i, records in part.items()}
+    records = [record for i in sorted(found) for record in found[i]]
+    if is_distributed():
+        run.on_progress(len(records))  # this process does not know yet of the others' last subjects
+    return records
 
-    checkpoint: Checkpoint
-    mmlu: Mmlu
-    shots: int
-    batch_size: int
-    progress_folder: Path | None
-    on_progress: Callable[[int], None]
 
-    @on_all_ranks()
-    def run(self) -> list[Record]:
-        """A record for each question, in order; the same in all processes."""
-        progress = Progress(
-            self.progress_folder,
-            {
-                "checkpoint": describe_checkpoint(self.checkpoint, None).to_dict(),
-                "data": self.mmlu.describe().to_dict(),
-                "shots": self.shots,
-                "batch_size": self.batch_size,
-                "versions": {**package_versions(), "lm-eval": version("lm-eval")},
-            },
-        )
-        own: dict[int, list[Record]] = {}
-        with TemporaryDirectory() as folder:
-            tasks = write_mmlu_tasks(self.mmlu, folder)
-            harness = Harness(self.checkpoint, Path(folder), shots=self.shots, batch_size=self.batch_size)
-            share = RankShare(range(len(tasks)))
-            for i in share:
-                own[i] = progress.get(i) or progress.put(i, self._records(harness, i, tasks[i]))
-                self.on_progress(share.done(len(own[i])))
-            found = {i: records for part in all_gather_or_raise(own) for i, records in part.items()}
-        records = [record for i in sorted(found) for record in found[i]]
-        if is_distributed():
-            self.on_progress(len(records))  # of the others' last subjects nothing was heard yet
-        return records
-
-    def _records(self, harness: Harness, number: int, task: str) -> list[Record]:
-        name = list(self.mmlu.subjects)[number]
-        records = []
-        for found in harness.run(task):
-            question = f"mmlu/{name}/{found['doc_id']}"
-            row = {
-                "id": question,
-                "task": "mmlu",
-                "subject": name,
-                "group": self.mmlu.subjects[name].group,
-                "answer": LETTERS[found["target"]],
-                "chosen": LETTERS[found["chosen"]],
-                "cut": found["cut"],
-            }
-            records.append(Record(row, question, {"counts": np.array([found["acc"], 1.0])}))
-        return records
+def _records(subject: str, group: str, answered: Sequence[dict[str, Any]]) -> list[Record]:
+    records = []
+    for found in answered:
+        question = f"mmlu/{subject}/{found['doc_id']}"
+        row = {
+            "id": question,
+            "task": "mmlu",
+            "subject": subject,
+            "group": group,
+            "answer": LETTERS[found["target"]],
+            "chosen": LETTERS[found["chosen"]],
+            "cut": found["cut"],
+        }
+        records.append(Record(row, question, {"counts": np.array([found["acc"], 1.0])}))
+    return records
 
 
 def _joined(parts: Sequence[DataIdentity]) -> DataIdentity:

@@ -33,7 +33,7 @@ class TextAbilityConventions(Choices):
 
 
 @dataclass(frozen=True)
-class Number:
+class Estimate:
     """A number of one checkpoint.
 
     Attributes:
@@ -73,7 +73,7 @@ class TextAbilityResult(MeasurementResult):
     conventions: TextAbilityConventions
 
     @cached_property
-    def accuracies(self) -> dict[str, Number]:
+    def accuracies(self) -> dict[str, Estimate]:
         """MMLU accuracy in per cent by name: `average` over all questions, that of each group and of each subject, and
         `average_of_groups`; empty without MMLU.
 
@@ -92,18 +92,18 @@ class TextAbilityResult(MeasurementResult):
         return {**found, AVERAGE_OF_GROUPS: self._number(self._questions, np.hstack(by_group), _mean_of_groups)}
 
     @cached_property
-    def nats(self) -> Number | None:
+    def nats(self) -> Estimate | None:
         """Nats per token of the texts: sum of nats / sum of tokens. None without texts."""
         return None if self._questions.all() else self._number(~self._questions, self.counts, _ratio)
 
     @cached_property
-    def perplexity(self) -> Number | None:
+    def perplexity(self) -> Estimate | None:
         """`exp` of nats per token; NaN, with a warning, where that is too large for a float."""
         nats = self.nats
         if nats is None:
             return None
         value, drawn = _exp(f"the perplexity of {self.name}", nats.value, nats.drawn)
-        return Number(float(value), drawn, nats.n)
+        return Estimate(float(value), drawn, nats.n)
 
     @property
     def tokens(self) -> int:
@@ -161,10 +161,10 @@ class TextAbilityResult(MeasurementResult):
     def _questions(self) -> NDArray[np.bool_]:
         return np.array(["subject" in sample for sample in self.samples])
 
-    def _number(self, rows: NDArray[np.bool_], counts: Floats, score: Callable[[Floats], Floats]) -> Number:
+    def _number(self, rows: NDArray[np.bool_], counts: Floats, score: Callable[[Floats], Floats]) -> Estimate:
         metric = Metric(self.NAME, counts[rows], score, int(rows.sum()))
         utterances = [str(cluster) for cluster in self.clusters[rows]]
-        return Number(metric.value, metric.resampled(utterances, self.seed), metric.n)
+        return Estimate(metric.value, metric.resampled(utterances, self.seed), metric.n)
 
     def _mmlu_summary(self) -> dict[str, Any] | None:
         if not self.accuracies:
@@ -193,7 +193,7 @@ class TextAbilityResult(MeasurementResult):
         return {**arrays, "conventions": TextAbilityConventions(**summary["conventions"])}
 
 
-def _forgotten(before: Number, after: Number) -> dict[str, Any]:
+def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
     """Percentage points of difference, and the forgetting rate (before - after) / before in per cent (Speech-IFEval,
     arXiv 2505.19037): bare, and of what was known beyond guessing; None where there was nothing to forget."""
     difference = curve(np.asarray(after.value - before.value), after.drawn - before.drawn)

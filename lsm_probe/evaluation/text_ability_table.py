@@ -1,4 +1,4 @@
-"""Text ability, as `lsm-probe text-ability` prints it."""
+"""The table of text ability, in the terminal and in a report."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, SUBJECTS
-from lsm_probe.evaluation.text_ability_result import AVERAGE, Number, TextAbilityResult
+from lsm_probe.evaluation.text_ability_result import AVERAGE, Estimate, TextAbilityResult
 from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.page import Section
 from lsm_probe.runner.tables import NONE, Table
 
 _TITLES = {"stem": "STEM", "humanities": "Humanities", "social_sciences": "Social sciences", "other": "Other"}
 _MMLU = (*GROUPS, AVERAGE)
 
 
-def text_ability_table(results: Sequence[TextAbilityResult]) -> Table:
-    """A row for each checkpoint, columns as in Table 6 of arXiv 2410.03798; below, what each has forgotten of the
-    first."""
+def text_ability_table(results: Sequence[TextAbilityResult], *, forgetting: bool = True) -> Table:
+    """A row for each checkpoint, columns as in Table 6 of arXiv 2410.03798; below, what the others have forgotten of
+    the first."""
     mmlu, texts = any(result.accuracies for result in results), any(result.nats for result in results)
     rows = []
     for result in results:
         numbers = [result.accuracies.get(name) for name in _MMLU] if mmlu else []
         cells = [*map(_cell, numbers), *([_cell(result.nats, 3), _cell(result.perplexity, 2)] if texts else [])]
         rows.append([result.name, *cells])
-    for result in results[1:]:
+    for result in results[1:] if forgetting else ():
         rows.append([f"{result.name}: forgotten", *_forgotten(results[0], result, mmlu, texts)])
     columns = [*([*_TITLES.values(), "average"] if mmlu else []), *(["nats per token", "perplexity"] if texts else [])]
-    guessing = f"; guessing gives {CHANCE:g} %; – where the first is not above it" if mmlu else ""
+    guessing = f"; guessing gives {CHANCE:g} %" if mmlu else ""
+    guessing += "; – where the first is not above it" if mmlu and forgetting else ""
     return Table(
         f"text ability{': MMLU accuracy in per cent' if mmlu else ''}",
         ["checkpoint", *columns],
@@ -34,6 +37,12 @@ def text_ability_table(results: Sequence[TextAbilityResult]) -> Table:
         f"95 % interval over questions or texts{guessing}",
         lines=range(len(results) - 1, len(rows) - 1),
     )
+
+
+def text_ability_section(measurement: Measurement, results: Sequence[TextAbilityResult], everything: Any) -> Section:
+    """MMLU and perplexity by checkpoint; a report does not know which checkpoint the others were trained from."""
+    intro = "What speech training cost the LLM on text alone."
+    return Section("text-ability", measurement.title, intro, tables=[text_ability_table(results, forgetting=False)])
 
 
 def text_ability_note(result: TextAbilityResult) -> str:
@@ -61,7 +70,7 @@ def _forgotten(before: TextAbilityResult, after: TextAbilityResult, mmlu: bool, 
     return cells
 
 
-def _cell(number: Number | None, digits: int = 1) -> str:
+def _cell(number: Estimate | None, digits: int = 1) -> str:
     return NONE if number is None else _interval(number.curve.to_dict(), digits)
 
 
