@@ -46,21 +46,26 @@ def check(
     By default it checks whether eta fell on these samples; --paired checks whether it would fall on other samples too.
     In GitHub Actions it annotates the run and adds a table to the job's summary.
     """
+    import warnings
+    from json import dumps
+
     from lsm_probe.errors import CheckFailed
     from lsm_probe.files import check_can_write
     from lsm_probe.regression.baseline import result_file
     from lsm_probe.regression.check import check
     from lsm_probe.regression.github import annotating, publish
-    from lsm_probe.regression.table import show_accepted, show_verdict
     from lsm_probe.regression.update import accept
 
     with annotating(baseline):
         if update:
             check_can_write("--baseline", result_file(baseline))
-            show_accepted(accept(current, baseline, arrays=paired), as_json=json)
+            accepted = str(accept(current, baseline, arrays=paired))
+            print(dumps({"accepted": accepted}) if json else f"accepted: {accepted} is now the baseline")
             return
         verdict = check(baseline, current, tolerance=tolerance, two_sided=two_sided, paired=paired)
-    show_verdict(verdict, as_json=json)
+    for note in verdict.notes:
+        warnings.warn(note, stacklevel=2)
+    print(dumps(verdict.to_dict()) if json else verdict.text())
     publish(verdict, baseline)
     if verdict.regressed:
         raise CheckFailed

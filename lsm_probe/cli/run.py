@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lsm_probe.cli.progress import progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
@@ -27,7 +27,6 @@ from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.run import ToMeasure, run_measurement
 from lsm_probe.runner.tables import thinking_note
 
-Read = TypeVar("Read")
 Samples = tuple[list[Sample], dict[str, Any]]
 """Samples, and the keyword arguments of the measurement that describe them."""
 
@@ -50,16 +49,13 @@ def run_and_show(
     as_json: bool = False,
     finish: Callable[[Sequence[Any]], None] | None = None,
 ) -> None:
-    """Measure checkpoints and show the results; of several processes the main one writes and prints.
+    """Measure checkpoints and show the results; of several processes the main one writes, warns and prints.
 
     Args:
-        measurement: what is measured.
-        checkpoints: of what.
+        measurement, checkpoints, options, resume: as in [`run_measurement`].
         read: gives the samples.
         out: output folder; by default `runs/MEASUREMENT/CHECKPOINTS`.
-        options: keyword arguments of the measurement.
         responses: result folder whose responses are used instead of generating.
-        resume: continue an interrupted run.
         as_json: print JSON instead of a table.
         finish: called with the results when they are stored.
     """
@@ -67,9 +63,11 @@ def run_and_show(
     out = out or Path("runs") / measurement.name / folder_name(*(part for c in checkpoints for part in c.parts))
     if is_distributed():
         init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
-    with on_all_ranks():
+    with on_all_ranks(), warnings.catch_warnings():
+        if not is_main_rank():
+            warnings.simplefilter("ignore")
         check_can_write("--out", out, folder=True)
-        samples, about = _silently(read)
+        samples, about = read()
         given = {} if responses is None else {"responses": read_responses(responses)}
     for name in [checkpoint.name for checkpoint in checkpoints] if is_main_rank() else ():
         if may_be_on_hub(name):  # which takes half a minute to find that it cannot be reached
@@ -93,14 +91,6 @@ def run_and_show(
                     measurement.save_pictures(results, out)
             finally:
                 _print(measurement, results, comparison, out, as_json)
-
-
-def _silently(read: Callable[[], Read]) -> Read:
-    """Of several processes, which all read the same, the main one alone warns."""
-    with warnings.catch_warnings():
-        if not is_main_rank():
-            warnings.simplefilter("ignore")
-        return read()
 
 
 def _print(

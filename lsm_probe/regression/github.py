@@ -13,8 +13,6 @@ from lsm_probe.errors import InputError
 from lsm_probe.regression.baseline import result_file
 from lsm_probe.regression.check import Verdict
 
-_REGRESSED, _UNUSABLE, _NOTE = "eta regressed", "eta check unusable", "eta check"
-
 
 @contextmanager
 def annotating(baseline: Path) -> Iterator[None]:
@@ -22,16 +20,16 @@ def annotating(baseline: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        annotate("error", str(error), title=_UNUSABLE, file=baseline)
+        annotate("error", str(error), title="eta check unusable", file=baseline)
         raise
 
 
 def publish(verdict: Verdict, baseline: Path) -> None:
     """Annotates the baseline's file with the notes and a regression, and appends to the job's summary."""
     for note in verdict.notes:
-        annotate("warning", note, title=_NOTE, file=baseline)
+        annotate("warning", note, title="eta check", file=baseline)
     if verdict.regressed:
-        annotate("error", verdict.text(), title=_REGRESSED, file=baseline)
+        annotate("error", verdict.text(), title="eta regressed", file=baseline)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if not summary:
         return
@@ -52,10 +50,10 @@ def annotate(level: str, message: str, *, title: str, file: Path) -> None:
 
 def markdown(verdict: Verdict, baseline: Path) -> str:
     """The verdict as a section of the job's summary."""
-    head, *rows = (f"| {' | '.join(row)} |" for row in verdict.rows())
-    rule = "| " + " | ".join("---:" for _ in verdict.rows()[0]) + " |"
+    head, *rows = verdict.rows()
+    table = [f"| {' | '.join(row)} |" for row in (head, ["---:"] * len(head), *rows)]
     shown = str(baseline).replace("`", "'").replace("\n", " ")
-    lines = [f"### eta against `{shown}`", "", verdict.headline, "", head, rule, *rows, ""]
+    lines = [f"### eta against `{shown}`", "", verdict.headline, "", *table, ""]
     lines += [f"- {line}" for line in (*([verdict.power] if verdict.power else []), *verdict.notes)]
     return "\n".join(lines) + "\n\n"
 
