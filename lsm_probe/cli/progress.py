@@ -23,7 +23,7 @@ def progress() -> Iterator[OnProgress]:
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _print_lines(console)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -44,22 +44,21 @@ def progress() -> Iterator[OnProgress]:
         yield on_progress
 
 
-class _Lines:
-    def __init__(self, console: Console):
-        self._console = console
-        self._printed: dict[str, float] = {}
-        self._finished: set[str] = set()
+def _print_lines(console: Console) -> OnProgress:
+    printed: dict[str, float] = {}
+    finished: set[str] = set()
 
-    def __call__(self, name: str, done: int, total: int | None, note: str = "") -> None:
-        now, finished = monotonic(), total is not None and done >= total
-        due = now >= self._printed.get(name, -_SECONDS_BETWEEN_LINES) + _SECONDS_BETWEEN_LINES
-        if due or (finished and name not in self._finished):
-            self._printed[name] = now
+    def on_progress(name: str, done: int, total: int | None, note: str = "") -> None:
+        now, is_finished = monotonic(), total is not None and done >= total
+        is_due = now >= printed.get(name, -_SECONDS_BETWEEN_LINES) + _SECONDS_BETWEEN_LINES
+        if is_due or (is_finished and name not in finished):
+            printed[name] = now
             count = f"{done}" if total is None else f"{done}/{total}"
-            line = f"{name}: {count}{note and ', '}{note}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if finished:
-            self._finished.add(name)
+            console.print(f"{name}: {count}{note and ', '}{note}", markup=False, highlight=False, soft_wrap=True)
+        if is_finished:
+            finished.add(name)
+
+    return on_progress
 
 
 def quiet_transformers() -> None:

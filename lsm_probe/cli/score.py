@@ -45,9 +45,9 @@ def score(
     from lsm_probe.files import check_can_write
     from lsm_probe.runner.run import ToMeasure
 
-    if out is not None and any(folder.resolve().is_relative_to(out.resolve()) for folder in result):
-        raise InputError(f"--out {out} is where the predictions are: choose another folder")
     if out is not None:
+        if any(folder.resolve().is_relative_to(out.resolve()) for folder in result):
+            raise InputError(f"--out {out} is where the predictions are: choose another folder")
         check_can_write("--out", out, folder=True)
     tasks = [read_task(name) for name in task or ()]
     results = [EvaluationResult.load(folder) for folder in result]

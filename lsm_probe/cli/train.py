@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lsm_probe.cli import options as opt
-
-if TYPE_CHECKING:
-    from lsm_probe.data.problems import OnError
-    from lsm_probe.training.config import TrainConfig
 
 
 def train(
@@ -67,13 +63,7 @@ def train(
         arguments = [config, *(overrides or []), *(["--out", str(out)] if out else [])]
         show_estimate(estimate(settings, arguments), as_json=json)
         return
-    name = config if config in presets() else Path(config).stem
-    _train_and_show(settings, out or Path("runs") / "train" / name, resume=resume, on_error=on_error, as_json=json)
-
-
-def _train_and_show(config: TrainConfig, out: Path, *, resume: bool, on_error: OnError, as_json: bool) -> None:
-    """Trains, draws the losses, and prints the report; of several processes the main one does."""
-    import json
+    from json import dumps
 
     from lsm_probe.cli.progress import progress, quiet_transformers
     from lsm_probe.cli.stopping import RESUME, stoppable
@@ -84,21 +74,22 @@ def _train_and_show(config: TrainConfig, out: Path, *, resume: bool, on_error: O
     from lsm_probe.training.run import train
     from lsm_probe.training.table import show_report
 
+    out = out or Path("runs") / "train" / (config if config in presets() else Path(config).stem)
     quiet_transformers()
-    main = init_distributed(cpu=config.machine.device == "cpu").is_main_process
+    is_main = init_distributed(cpu=settings.machine.device == "cpu").is_main_process
     check_can_write("--out", out, folder=True)
     with (
         stoppable(f"{RESUME} from the last checkpoint"),
-        progress() if main else nullcontext(lambda *_: None) as on_progress,
+        progress() if is_main else nullcontext(lambda *_: None) as on_progress,
     ):
-        report = train(config, out, resume=resume, on_error=on_error, on_progress=on_progress)
-    if not main:
+        report = train(settings, out, resume=resume, on_error=on_error, on_progress=on_progress)
+    if not is_main:
         return
     try:
         with report_drawing_failure(out):
             save_histories(out)
     finally:
-        if as_json:
-            print(json.dumps(report, ensure_ascii=False))
+        if json:
+            print(dumps(report, ensure_ascii=False))
         else:
             show_report(report)

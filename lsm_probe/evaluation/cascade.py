@@ -53,13 +53,7 @@ def cascade_name(transcriber: str, llm: str) -> str:
 
 
 def named_cascade(transcriber: str, llm: str, loading: dict[str, Any]) -> ToMeasure:
-    """A cascade by the names of its parts, for a run.
-
-    Args:
-        transcriber: name of the recogniser, as [`load_transcriber`] takes it.
-        llm: name of the text LLM, as [`load`] takes it.
-        loading: keyword arguments of [`load`]; device and dtype are also those of the recogniser.
-    """
+    """A cascade for a run, by the names of its parts; the recogniser takes device and dtype of `loading` too."""
     running = {key: loading[key] for key in ("device", "dtype") if key in loading}
 
     def look_up_parts() -> Literal["speech"]:

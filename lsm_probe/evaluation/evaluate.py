@@ -101,11 +101,10 @@ def _transcript(item: PreparedSample) -> str:
 
 def _row(record: Record, sample: Sample) -> dict[str, Any]:
     """A line of the predictions file: all that scoring needs."""
-    row = {**record.sample, "reference": sample.target}
-    if sample.alternatives:
-        row["alternatives"] = list(sample.alternatives)
-    if transcript := str(record.arrays["transcript"]):
-        row["transcript"] = transcript
-    if sample.language:
-        row["language"] = sample.language
-    return row
+    optional = {
+        "alternatives": list(sample.alternatives),
+        "transcript": str(record.arrays["transcript"]),
+        "language": sample.language,
+    }
+    known = {key: value for key, value in optional.items() if value}
+    return {**record.sample, "reference": sample.target, **known}

@@ -148,7 +148,8 @@ class EvaluationResult(MeasurementResult):
                     "title": task.title,
                     "metrics": {name: found.to_dict() for name, found in self.scores()[task.name].items()},
                     "empty_responses": sum(not row["response"] for row in rows),
-                    "cut_responses": sum(self._cut(row) for row in rows),
+                    # A response that ended by itself exactly at the greatest length counts too.
+                    "cut_responses": sum(len(row["response_ids"]) >= self.conventions.max_new_tokens for row in rows),
                     "scored_in_part": Predictions(task, rows).truncated_ids,
                     **({"thinking": thinking} if (thinking := thinking_summary(rows)) else {}),
                     **self._transcript_errors(rows, keys),
@@ -195,10 +196,6 @@ class EvaluationResult(MeasurementResult):
         weights = self.weights()
         drawn = (weights @ self.seconds) / (weights @ other.seconds)
         return curve(np.array(self.seconds.sum() / other.seconds.sum()), drawn)
-
-    def _cut(self, row: Mapping[str, Any]) -> bool:
-        """Whether a response was ended by its greatest length. One that ended by itself exactly there counts too."""
-        return len(row["response_ids"]) >= self.conventions.max_new_tokens
 
     def _by_task(self) -> Iterator[tuple[Task, list[dict[str, Any]], list[str]]]:
         """Each task with its rows, and the utterance that each row speaks of."""

@@ -85,15 +85,14 @@ class Harness:
 
         with _quiet():
             questions = answer()["samples"][task]
-        return [{**question, **self._reading(task, question)} for question in questions]
-
-    def _reading(self, task: str, question: dict[str, Any]) -> dict[str, Any]:
-        likelihoods = np.array([likelihood for likelihood, _ in question["filtered_resps"]], dtype=np.float64)
-        if not np.isfinite(likelihoods).all():
-            raise InputError(f"{self.name}, question {question['doc_id']} of {task}: {NOT_FINITE}")
-        context, answer = question["arguments"][0]
-        cut = len(self.lm.tok_encode(context + answer)) > self.lm.max_length + 1
-        return {"chosen": int(likelihoods.argmax()), "cut": cut}
+        for question in questions:
+            likelihoods = np.array([likelihood for likelihood, _ in question["filtered_resps"]], dtype=np.float64)
+            if not np.isfinite(likelihoods).all():
+                raise InputError(f"{self.name}, question {question['doc_id']} of {task}: {NOT_FINITE}")
+            context, answer_text = question["arguments"][0]
+            cut = len(self.lm.tok_encode(context + answer_text)) > self.lm.max_length + 1
+            question |= {"chosen": int(likelihoods.argmax()), "cut": cut}
+        return list(questions)
 
 
 @contextmanager

@@ -131,11 +131,7 @@ class Task(BaseModel):
         if self.answer == "translation":
             assert self.language is not None
             return answers.language(self.language)
-        plain: dict[str, Parser] = {
-            "text": answers.text,
-            "true_false": answers.true_false,
-            "capitals": answers.capitals,
-        }
+        plain = {"text": answers.text, "true_false": answers.true_false, "capitals": answers.capitals}
         return plain[self.answer]
 
     def prepare(self, sample: Sample) -> Sample:
@@ -184,7 +180,9 @@ def read_tasks(
         task, folder = _read(name)
         if task.name in [other.name for other in tasks]:
             raise InputError(f"task {task.name} is given twice; give the second a file, and so a name, of its own")
-        path = Path(manifest) if manifest else _manifest(task, Path(data) if data is not None else folder)
+        if not manifest and task.manifest is None:
+            raise InputError(f"task {task.name} names no manifest; give it as {task.name}=MANIFEST")
+        path = Path(manifest) if manifest else (folder if data is None else Path(data)) / (task.manifest or "")
         try:
             found = read_manifest(path, on_error=on_error)[:limit]
         except InputError as error:
@@ -215,12 +213,6 @@ def read_task(name: str) -> Task:
         InputError: there is none, or it cannot be read.
     """
     return _read(name)[0]
-
-
-def _manifest(task: Task, folder: Path) -> Path:
-    if task.manifest is None:
-        raise InputError(f"task {task.name} names no manifest; give it as {task.name}=MANIFEST")
-    return folder / task.manifest
 
 
 def _read(name: str) -> tuple[Task, Path]:

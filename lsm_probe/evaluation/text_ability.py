@@ -41,8 +41,6 @@ from lsm_probe.runner.record import Record
 from lsm_probe.runner.result import package_versions
 
 SHOTS = 5
-_THINKING = ("thinking_tokens", "answer")
-"""What the rows of responses that think hold besides."""
 
 
 class _Keywords(TypedDict, total=False):
@@ -80,7 +78,9 @@ def text_ability(
     if not samples and mmlu is None:
         raise InputError("nothing to measure: give samples (--data), MMLU (--mmlu), or both")
     if mmlu is not None:
-        _check_shots(mmlu, shots)
+        name, most = min(((name, len(each.dev)) for name, each in mmlu.subjects.items()), key=lambda found: found[1])
+        if not 0 <= shots <= most:
+            raise InputError(f"--shots {shots}: {mmlu.name} has {most} examples of {name}; give 0 to {most}")
         check_tokenizer(checkpoint)
     checkpoint = replace(checkpoint, source="text")
     total = len(samples) + (mmlu.questions if mmlu is not None else 0)
@@ -124,13 +124,6 @@ def text_ability(
     )
 
 
-def _check_shots(mmlu: Mmlu, shots: int) -> None:
-    fewest = min(mmlu.subjects, key=lambda name: len(mmlu.subjects[name].dev))
-    most = len(mmlu.subjects[fewest].dev)
-    if not 0 <= shots <= most:
-        raise InputError(f"--shots {shots}: {mmlu.name} has {most} examples of {fewest}; give 0 to {most}")
-
-
 def _responses(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseOptions:
     """The targets as responses, without their end."""
     without = [sample.id for sample in samples if sample.target is None]
@@ -155,8 +148,10 @@ def _measure(item: PreparedSample) -> Measured:
 
 
 def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:
-    """A target is scored as it stands: nothing in it is told apart, and it has no end that could be missing."""
-    return {key: value for key, value in row.items() if "thinking_tokens" not in row or key not in _THINKING}
+    """The row of a target without what is noted of responses that think: a target is scored as it stands."""
+    if "thinking_tokens" not in row:
+        return row
+    return {key: value for key, value in row.items() if key not in ("thinking_tokens", "answer")}
 
 
 @on_all_ranks()

@@ -34,13 +34,8 @@ class TextAbilityConventions(Choices):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of one checkpoint.
-
-    Attributes:
-        value: the number.
-        drawn: the same of each bootstrap resample, `[resamples]`.
-        n: the questions or texts it speaks of.
-    """
+    """A number of one checkpoint, the same of each bootstrap resample (`drawn`, `[resamples]`), and how many questions
+    or texts it is of."""
 
     value: float
     drawn: Floats
@@ -87,7 +82,7 @@ class TextAbilityResult(MeasurementResult):
         named = {AVERAGE: self._questions}
         named |= {group: groups == group for group in GROUPS if group in groups}
         named |= {subject: subjects == subject for subject in sorted({*subjects[self._questions].tolist()})}
-        found = {name: self._number(rows, self.counts, _per_cent) for name, rows in named.items()}
+        found = {name: self._number(rows, self.counts, lambda sums: 100 * _ratio(sums)) for name, rows in named.items()}
         by_group = [np.where((groups == group)[:, None], self.counts, 0) for group in GROUPS if group in groups]
         return {**found, AVERAGE_OF_GROUPS: self._number(self._questions, np.hstack(by_group), _mean_of_groups)}
 
@@ -132,7 +127,24 @@ class TextAbilityResult(MeasurementResult):
         return pd.DataFrame([{"checkpoint": self.name, "number": name, **n.to_dict()} for name, n in numbers.items()])
 
     def summary(self) -> dict[str, Any]:
-        return {"mmlu": self._mmlu_summary(), "perplexity": self._perplexity_summary()}
+        found: dict[str, Any] = {"mmlu": None, "perplexity": None}
+        if self.accuracies:
+            found["mmlu"] = {
+                "unit": "per cent",
+                "chance": CHANCE,
+                "n_subjects": f"{len(self.subjects)} of {SUBJECTS}",
+                "cut_prompts": self.cut,
+                "chosen": self.chosen,
+                **_arranged({name: number.to_dict() for name, number in self.accuracies.items()}, self.subjects),
+            }
+        if self.nats is not None and self.perplexity is not None:
+            found["perplexity"] = {
+                "nats_per_token": self.nats.curve.to_dict(),
+                "perplexity": self.perplexity.curve.to_dict(),
+                "n_texts": self.nats.n,
+                "n_tokens": self.tokens,
+            }
+        return found
 
     def differences(self, other: TextAbilityResult) -> dict[str, Any]:
         """`other` minus this one with paired intervals, and forgetting rates, this one taken for before."""
@@ -165,28 +177,6 @@ class TextAbilityResult(MeasurementResult):
         metric = Metric(self.NAME, counts[rows], score, int(rows.sum()))
         utterances = [str(cluster) for cluster in self.clusters[rows]]
         return Estimate(metric.value, metric.resampled(utterances, self.seed), metric.n)
-
-    def _mmlu_summary(self) -> dict[str, Any] | None:
-        if not self.accuracies:
-            return None
-        return {
-            "unit": "per cent",
-            "chance": CHANCE,
-            "n_subjects": f"{len(self.subjects)} of {SUBJECTS}",
-            "cut_prompts": self.cut,
-            "chosen": self.chosen,
-            **_arranged({name: number.to_dict() for name, number in self.accuracies.items()}, self.subjects),
-        }
-
-    def _perplexity_summary(self) -> dict[str, Any] | None:
-        if self.nats is None or self.perplexity is None:
-            return None
-        return {
-            "nats_per_token": self.nats.curve.to_dict(),
-            "perplexity": self.perplexity.curve.to_dict(),
-            "n_texts": self.nats.n,
-            "n_tokens": self.tokens,
-        }
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,10 +223,6 @@ def _exp(what: str, nats: float, drawn: Floats) -> tuple[Floats, Floats]:
 
 def _ratio(sums: Floats) -> Floats:
     return sums[..., 0] / sums[..., 1]
-
-
-def _per_cent(sums: Floats) -> Floats:
-    return 100 * _ratio(sums)
 
 
 def _mean_of_groups(sums: Floats) -> Floats:

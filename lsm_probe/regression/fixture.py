@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,24 +15,24 @@ from lsm_probe.regression.update import accept
 from lsm_probe.runner.result import write_json
 
 
+@dataclass(frozen=True)
 class EtaRegression:
     """Holds eta curves against baselines, as the fixtures of pytest-regressions hold their data.
 
     A baseline is `<test file>/<test>.json` beside the test file, a plain `result.json`. The first run writes it and
     fails, so that no baseline comes to be unseen; `--eta-regen` rewrites those that do not hold, and fails as well.
 
-    Args:
+    Attributes:
         folder: where the baselines are.
         test: name of the test.
-        scratch: where the current curve is kept, so that it can be looked at after a failure.
+        scratch: where the current curve is kept, to be inspected after a failure.
         regenerate: `--eta-regen`.
     """
 
-    def __init__(self, folder: Path, test: str, scratch: Path, *, regenerate: bool):
-        self._folder = folder
-        self._test = test
-        self._scratch = scratch
-        self._regenerate = regenerate
+    folder: Path
+    test: str
+    scratch: Path
+    regenerate: bool
 
     def check(
         self,
@@ -49,11 +50,11 @@ class EtaRegression:
             two_sided: a rise counts as much as a fall.
         """
         __tracebackhide__ = True
-        name = re.sub(r"\W", "_", self._test) if basename is None else basename
-        baseline = self._folder / f"{name}.json"
+        name = re.sub(r"\W", "_", self.test) if basename is None else basename
+        baseline = self.folder / f"{name}.json"
         current: str | Path
         if isinstance(result, AttentionResult):
-            current = self._scratch / f"{name}.obtained.json"
+            current = self.scratch / f"{name}.obtained.json"
             write_json(current, result.to_dict())
         else:
             current = result
@@ -71,7 +72,7 @@ class EtaRegression:
             reason = "\n".join([verdict.text(), *(f"note: {note}" for note in verdict.notes)])
         except InputError as error:
             reason = str(error).replace("--update", "--eta-regen")
-        if self._regenerate:
+        if self.regenerate:
             try:
                 return f"{reason}\n--eta-regen: baseline rewritten: {accept(current, baseline)}"
             except InputError as error:

@@ -245,7 +245,10 @@ def _short_names(checkpoints: Sequence[CheckpointIdentity]) -> Callable[[Checkpo
 
 def _tails(names: Sequence[str]) -> dict[str, str]:
     """The shortest end of each path that no other one has; the last `/model`, which training writes, is left out."""
-    parts = {name: [name] if name.startswith("builtin:") else _parts(name) for name in names}
+    parts = {}
+    for name in names:
+        own = [name] if name.startswith("builtin:") else [part for part in name.split("/") if part] or [name]
+        parts[name] = own[:-1] if len(own) > 1 and own[-1] == "model" else own
     tails = {}
     for name, own in parts.items():
         others = [other for key, other in parts.items() if key != name]
@@ -253,8 +256,3 @@ def _tails(names: Sequence[str]) -> dict[str, str]:
         tails[name] = "/".join(own[-depth:])
     alike = Counter(tails.values())
     return {name: tail if alike[tail] == 1 else name for name, tail in tails.items()}
-
-
-def _parts(name: str) -> list[str]:
-    parts = [part for part in name.split("/") if part]
-    return parts[:-1] if len(parts) > 1 and parts[-1] == "model" else parts or [name]

@@ -30,7 +30,7 @@ class Step:
     Attributes:
         why: what it is for.
         command: what is run, without `lsm-probe`; `OUT` stands for the output folder.
-        makes: a file or folder that is there when the step is done, below the output folder.
+        makes: a file or folder below the output folder that exists when the step is done.
         may_fail: whether the check may find a regression.
     """
 
@@ -129,7 +129,7 @@ def repair_steps(size: TrainingSize, limit: int) -> list[Step]:
 def run_demo(
     run_command: Callable[[list[str]], object], out: Path, *, size: TrainingSize | None, limit: int, resume: bool
 ) -> None:
-    """Runs the steps one after another; with `resume` it goes on where an earlier demo stopped.
+    """Run the steps one after another.
 
     Args:
         run_command: runs a command line of this package; an exception says that it failed.
@@ -137,7 +137,7 @@ def run_demo(
         size: of the training; None chooses what fits into [`PLANNED_SECONDS`] on this machine. A resumed demo keeps the
             size it was started with.
         limit: samples that are probed.
-        resume: whether `out` may hold an earlier demo.
+        resume: continue where an earlier demo stopped.
 
     Raises:
         InputError: `out` holds files and `resume` is False.
@@ -174,7 +174,8 @@ def _run_steps(
     for i, step in enumerate(steps, start=number):
         command = step.command.replace("OUT", shlex.quote(str(out)))
         arguments = shlex.split(command)
-        if arguments[0] in _RESUMABLE and _holds_files(Path(arguments[arguments.index("--out") + 1])):
+        own = Path(arguments[arguments.index("--out") + 1]) if arguments[0] in _RESUMABLE else None
+        if own is not None and own.is_dir() and any(not entry.name.startswith(".") for entry in own.iterdir()):
             command, arguments = f"{command} --resume", [*arguments, "--resume"]
         print(f"\n[{i}/{total}] {step.why}\n$ lsm-probe {command}\n", flush=True)
         begun = monotonic()
@@ -188,10 +189,6 @@ def _run_steps(
                     raise
         seconds.append(monotonic() - begun)
     return seconds
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _earlier_size(out: Path) -> TrainingSize | None:
@@ -212,11 +209,10 @@ def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[fl
     # One quarter of the attention time and one third of the sensitivity time, rounded up for safety.
     after = attention / 3 + sensitivity / 2 + report
     size = largest_training(seconds_left - after, each)
-    full = FULL.steps * FULL.batch * each / 60
     print(
         f"{each:.2f} s a sample: the repair takes {size.steps} steps of {size.batch} samples, about "
         f"{size.steps * size.batch * each:.0f} s (--full takes {FULL.steps} steps of {FULL.batch}, about "
-        f"{full:.0f} minutes)",
+        f"{FULL.steps * FULL.batch * each / 60:.0f} minutes)",
         flush=True,
     )
     return size

@@ -7,7 +7,7 @@ claimed where its 95 % interval over paired utterances leaves 0 out, and never o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -337,11 +337,7 @@ def _both(results: Sequence[Any], subject: str, rival: str | None) -> tuple[Any,
     if rival is None or subject not in named or rival not in named:
         return None
     mine, theirs = named[subject], named[rival]
-    other = set(theirs.ids)
-    shared = [sample for sample in mine.ids if sample in other]
-    if not shared:
-        return None
-    return mine.subset(shared), replace(theirs.subset(shared), seed=mine.seed)
+    return None if set(mine.ids).isdisjoint(theirs.ids) else paired(mine, theirs)
 
 
 def _difference(found: Curve, unit: str) -> str:

@@ -1,14 +1,4 @@
-"""Figures and tables in the form of arXiv:2410.03798, at the size a paper prints them, with the numbers behind them.
-
-| name | shows | of results of |
-| --- | --- | --- |
-| figure3 | eta in six groups of layers, a curve for each checkpoint | `lsm-probe attention` |
-| figure5 | the same, and below it what the last LSM adds to each of the others | `lsm-probe attention` |
-| figure6 | speech and transcript in one plane, a panel for each checkpoint | `lsm-probe alignment` |
-| table2 | tasks by checkpoint | `lsm-probe evaluate` |
-| table6 | MMLU by group | `lsm-probe text-ability` |
-| table7 | the cascade, and how many times as fast the others are | `lsm-probe evaluate --cascade` |
-"""
+"""Figures and tables in the form of arXiv:2410.03798, at the size a paper prints them, with the numbers behind them."""
 
 from __future__ import annotations
 

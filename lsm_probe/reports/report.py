@@ -51,10 +51,11 @@ def report_page(results: Results) -> str:
         InputError: it would be larger without any timeline or sample.
     """
     finding = find_in(results)
+    first = next((group[0] for _, group in results.measured()), None)
     content: dict[str, Any] = {
         "title": "Speech anchor bias",
         "finding": finding,
-        "about": _about(results),
+        "about": f"{first.data.name}, {first.counted}" if first else f"{len(results.timelines)} timelines",
         "palette": sns.color_palette("colorblind").as_hex(),
         "chart": None,
         "chart_data": None,
@@ -83,7 +84,14 @@ def save_report(results: Results, path: Path) -> None:
 
 def sections(results: Results, finding: Finding | None) -> list[Section]:
     """What there is to show, in the order of the page."""
-    found = [_conventions(finding)] if finding else []
+    found = []
+    if finding:
+        intro = (
+            "All of them are read from the same measurement. heads: norm of the sum over heads, or mean of the heads' "
+            "norms; segment: mean or sum over a segment's tokens; aggregate: mean over samples of the ratio, or ratio "
+            "of the means; span: the instruction alone, or with the template around it."
+        )
+        found.append(Section("conventions", "Other conventions", intro, tables=[tables.conventions_table(finding)]))
     for measurement, group in results.measured():
         found += measurement.make_sections(group, results)
     return found
@@ -91,8 +99,16 @@ def sections(results: Results, finding: Finding | None) -> list[Section]:
 
 def _fitted(results: Results, content: dict[str, Any]) -> str:
     """The page with as many timelines and samples as it has room for."""
+    environment = Environment(
+        loader=PackageLoader("lsm_probe", "reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
     shown = _shown_samples(results)
-    while len((page := _render(shown, content)).encode()) > LARGEST:
+    while len((page := template.render(shown=shown, **content)).encode()) > LARGEST:
         if shown.timelines:
             left_out = shown.timelines_left_out + 1
             shown = replace(shown, timelines=shown.timelines[:-1], timelines_left_out=left_out)
@@ -106,17 +122,6 @@ def _fitted(results: Results, content: dict[str, Any]) -> str:
                 "checkpoints at a time"
             )
     return page
-
-
-def _render(shown: ShownSamples, content: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("lsm_probe", "reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(shown=shown, **content)
 
 
 def _shown_samples(results: Results) -> ShownSamples:
@@ -158,14 +163,6 @@ def _shown_samples(results: Results) -> ShownSamples:
     )
 
 
-def _about(results: Results) -> str:
-    """Data and number of samples, of the first probe there is."""
-    first = next((group[0] for _, group in results.measured()), None)
-    if first is None:
-        return f"{len(results.timelines)} timelines"
-    return f"{first.data.name}, {first.counted}"
-
-
 def _warnings(results: Results, finding: Finding | None) -> list[str]:
     """Why curves may not be compared directly. The text LLM is compared with speech at one length only."""
     caveats, comparisons = (finding.caveats, finding.comparisons) if finding else ([], [])
@@ -173,15 +170,3 @@ def _warnings(results: Results, finding: Finding | None) -> list[str]:
     speech = [r for r in results.attention if r.checkpoint.source == "speech"]
     others = [other for other in speech[1:] if {speech[0].name, other.name} not in compared]
     return [*caveats, *(warning for other in others if (warning := speech[0].warning(other)) is not None)]
-
-
-def _conventions(finding: Finding) -> Section:
-    """Whether the finding survives the other conventions."""
-    return Section(
-        "conventions",
-        "Other conventions",
-        "All of them are read from the same measurement. heads: norm of the sum over heads, or mean of the heads' "
-        "norms; segment: mean or sum over a segment's tokens; aggregate: mean over samples of the ratio, or ratio of "
-        "the means; span: the instruction alone, or with the template around it.",
-        tables=[tables.conventions_table(finding)],
-    )

@@ -92,6 +92,7 @@ def measurements_table(results: Results) -> Table:
             for reason, ids in result.excluded.items()
             if ids
         ]
+        conventions = first.conventions.to_dict().items()
         versions = {f"{package} {number}" for result in group for package, number in result.versions.items()}
         rows.append(
             [
@@ -99,7 +100,7 @@ def measurements_table(results: Results) -> Table:
                 f"{first.data.name}, sha256 {first.data.sha256[:16]}",
                 "–".join(str(count) for count in sorted({min(counts), max(counts)})),
                 "; ".join(left_out) or "none",
-                _choices(first),
+                ", ".join(f"{k} {v}" for k, v in conventions if not isinstance(v, dict) and v not in ("", None)),
                 _self_check(group),
                 ", ".join(sorted(versions)),
                 ", ".join(sorted({str(result.seed) for result in group})),
@@ -135,11 +136,6 @@ def _hashes(checkpoint: CheckpointIdentity) -> str:
     if model.training:
         found.append(("training ", model.training.sha256))
     return ", ".join(f"{label}{digest[:16]}" for label, digest in found) or NONE
-
-
-def _choices(result: MeasurementResult) -> str:
-    choices = result.conventions.to_dict()
-    return ", ".join(f"{k} {v}" for k, v in choices.items() if not isinstance(v, dict) and v not in ("", None))
 
 
 def _self_check(group: Sequence[MeasurementResult]) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lsm_probe.cli import options as opt
-
-if TYPE_CHECKING:
-    from lsm_probe.data.validation import Validation
 
 
 def validate(
@@ -40,6 +37,9 @@ def validate(
 
         lsm-probe data validate clips.jsonl --ckpt my-lsm
     """
+    import sys
+    from json import dumps
+
     from lsm_probe.cli.progress import progress
     from lsm_probe.data.validation import validate_manifest
     from lsm_probe.errors import InputError
@@ -53,23 +53,16 @@ def validate(
         check_texts = load_text_check(ckpt, template=template)
     with progress() as on_progress:
         found = validate_manifest(manifest, headers=headers, check_texts=check_texts, on_progress=on_progress)
-    _show(manifest, found, as_json=json)
+    if json:
+        print(dumps(found.to_dict()))
+    else:
+        for line in found.problems:
+            print(line, file=sys.stderr)
+        print(f"{manifest}: {found.usable} samples usable, {len(found.problems)} not")
+        print(f"  of those, {', '.join(f'{count} with {key}' for key, count in found.keys.items())}")
+        for task, count in sorted(found.tasks.items()):
+            print(f"  {task}: {count}")
     if found.problems:
         raise InputError  # the problems are printed
     if not found.usable:
         raise InputError(f"{manifest} holds no sample; write one JSON object a line")
-
-
-def _show(manifest: Path, found: Validation, *, as_json: bool) -> None:
-    import json
-    import sys
-
-    if as_json:
-        print(json.dumps(found.to_dict()))
-        return
-    for line in found.problems:
-        print(line, file=sys.stderr)
-    print(f"{manifest}: {found.usable} samples usable, {len(found.problems)} not")
-    print(f"  of those, {', '.join(f'{count} with {key}' for key, count in found.keys.items())}")
-    for task, count in sorted(found.tasks.items()):
-        print(f"  {task}: {count}")
