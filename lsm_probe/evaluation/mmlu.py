@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -42,13 +41,7 @@ class Question(TypedDict):
 
 @dataclass(frozen=True)
 class Subject:
-    """One of the subjects.
-
-    Attributes:
-        group: one of `GROUPS`.
-        dev: the examples that stand before each question, first come first.
-        test: the questions.
-    """
+    """A subject of one of the `GROUPS`: its examples (`dev`), in order, and its questions (`test`)."""
 
     group: str
     dev: list[Question]
@@ -57,12 +50,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Mmlu:
-    """The questions of a folder.
-
-    Attributes:
-        name: of the folder.
-        subjects: by name, sorted.
-    """
+    """The questions of a folder by subject, sorted."""
 
     name: str
     subjects: dict[str, Subject]
@@ -149,28 +137,22 @@ def _files(folder: Path, split: str) -> dict[str, Path]:
 
 
 def _read(path: Path) -> list[Question]:
-    questions = [_question(path, line, row) for line, row in _rows(path)]
-    if not questions:
-        raise InputError(f"{path} holds no questions: unpack it again")
-    return questions
-
-
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows, each with the line it ends on, without the header."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
-            yield from ((reader.line_num, row) for row in reader if row and row != _COLUMNS)
+            rows = [(reader.line_num, row) for row in reader if row and row != _COLUMNS]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV: {error}") from error
-
-
-def _question(path: Path, line: int, row: list[str]) -> Question:
-    if len(row) != len(_COLUMNS) or row[-1].strip() not in _ANSWERS:
-        raise InputError(
-            f"{path}, line {line}: not a question, four choices and an answer (A to D, or 0 to 3): correct the line"
-        )
-    return {"question": row[0], "choices": row[1:5], "answer": _ANSWERS[row[-1].strip()]}
+    if not rows:
+        raise InputError(f"{path} holds no questions: unpack it again")
+    questions: list[Question] = []
+    for line, row in rows:  # the line that the row ends on
+        if len(row) != len(_COLUMNS) or row[-1].strip() not in _ANSWERS:
+            raise InputError(
+                f"{path}, line {line}: not a question, four choices and an answer (A to D, or 0 to 3): correct the line"
+            )
+        questions.append({"question": row[0], "choices": row[1:5], "answer": _ANSWERS[row[-1].strip()]})
+    return questions
 
 
 def _harness_tasks() -> dict[str, dict[str, Any]]:

@@ -30,13 +30,7 @@ _VOWEL_POINTS = {"Arab": r"[\u064B-\u0652\u0670\u0640]", "Hebr": r"[\u05B0-\u05B
 
 @dataclass(frozen=True)
 class Normaliser:
-    """How texts are made alike and what is then counted.
-
-    Attributes:
-        name: as results state it.
-        unit: what a text is split into.
-        apply: the normalised text, its units separated by spaces.
-    """
+    """How texts are normalised (`apply` separates their units by spaces), and the unit that is then counted."""
 
     name: str
     unit: Literal["word", "character"]
@@ -61,12 +55,8 @@ class NormalisedPair(NamedTuple):
 def normalise_pair(reference: str, response: str, language: Language | None) -> NormalisedPair:
     """Makes a reference and a response alike: English, and text of an unknown language in Latin script, as English.
 
-    Characters are counted where the language, or more than half of the reference, is written without spaces.
-
-    Args:
-        reference: decides, with the language, how both are normalised.
-        response: what is compared with it.
-        language: of both; None if unknown.
+    Reference and language decide how both are normalised. Characters are counted where the language, or more than half
+    of the reference, is written without spaces.
     """
     unspaced = is_unspaced(reference) or (language is not None and not language.is_spaced)
     maybe_english = language is None or language.code == "en"

@@ -29,10 +29,8 @@ _MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 class Predictions:
     """What one checkpoint answered in one task.
 
-    Attributes:
-        task: the task.
-        rows: of `samples.jsonl`: `id`, `reference` (and perhaps `alternatives` and `language`) and `response` of each
-            sample; where the response begins with thinking also the `answer`.
+    Rows are those of `samples.jsonl`: `id`, `reference` (and perhaps `alternatives` and `language`) and `response` of
+    each sample; where the response begins with thinking also the `answer`.
     """
 
     task: Task

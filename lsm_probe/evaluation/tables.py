@@ -14,7 +14,6 @@ from lsm_probe.files import replacing
 from lsm_probe.runner.result import Curve, write_json
 
 TABLES = ("metrics.json", "metrics.csv", "table.md")
-SCHEMA = "lsm-probe/metrics/1"
 
 
 def save_tables(results: Sequence[EvaluationResult], out: Path) -> None:
@@ -34,8 +33,9 @@ def reference_llm(results: Sequence[EvaluationResult]) -> EvaluationResult | Non
 def agreements(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Score]]:
     """Checkpoint -> task -> share of the responses that are the text LLM's own; empty where there is no text LLM."""
     llm = reference_llm(results)
-    others = [result for result in results if llm is not None and result is not llm and result.ids == llm.ids]
-    return {} if llm is None else {result.name: result.agreement(llm) for result in others}
+    if llm is None:
+        return {}
+    return {other.name: other.agreement(llm) for other in results if other is not llm and other.ids == llm.ids}
 
 
 def cascade_of(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
@@ -46,15 +46,16 @@ def cascade_of(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
 def speeds(results: Sequence[EvaluationResult]) -> dict[str, Curve]:
     """Checkpoint -> how many times as fast as the cascade it is; empty where there is no cascade."""
     cascade = cascade_of(results)
-    others = [result for result in results if cascade is not None and result.ids == cascade.ids]
-    return {} if cascade is None else {result.name: cascade.speed_ratio(result) for result in others}
+    if cascade is None:
+        return {}
+    return {other.name: cascade.speed_ratio(other) for other in results if other.ids == cascade.ids}
 
 
 def metrics_summary(results: Sequence[EvaluationResult]) -> dict[str, Any]:
     """What `metrics.json` holds."""
     alike, llm, speed, cascade = agreements(results), reference_llm(results), speeds(results), cascade_of(results)
     return {
-        "schema": SCHEMA,
+        "schema": "lsm-probe/metrics/1",
         "data": results[0].data.to_dict(),
         "tasks": {task.name: task.title for task in results[0].tasks},
         "text_llm": None if llm is None else llm.name,

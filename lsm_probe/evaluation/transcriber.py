@@ -150,11 +150,18 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
         raise InputError(f"{name} is a {config.model_type!r} model: give a Whisper model of any size")
     processor = pretrained(WhisperProcessor, folder)
     model: Any = pretrained_model(WhisperForConditionalGeneration, folder, torch_dtype)
-    _check_prompt(model.generation_config, name)
+    settings = model.generation_config
+    needed = ["no_timestamps_token_id", "is_multilingual"]
+    needed += ["lang_to_id", "task_to_id"] if getattr(settings, "is_multilingual", False) else []
+    if missing := [key for key in needed if not hasattr(settings, key)]:
+        raise InputError(
+            f"{name} lacks {', '.join(missing)} in its generation_config.json: take that file from OpenAI's Whisper of "
+            "the same size"
+        )
     # Old ways to say what the arguments of `generate` say, and what would make it try again.
     model.config.forced_decoder_ids = None
     thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
-    model.generation_config.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
+    settings.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
     return Transcriber(name, model.to(torch_device).eval(), processor, identify(folder, config, checksums))
 
 
@@ -167,15 +174,3 @@ def check_transcriber(name: str) -> None:
     if name.startswith("builtin:") and name != BUILTIN:
         raise InputError(f"{name} is no speech recogniser; the built-in one is {BUILTIN}")
     require_folder(name)
-
-
-def _check_prompt(settings: Any, name: str) -> None:
-    needed = ["no_timestamps_token_id", "is_multilingual"]
-    if getattr(settings, "is_multilingual", False):
-        needed += ["lang_to_id", "task_to_id"]
-    missing = [key for key in needed if not hasattr(settings, key)]
-    if missing:
-        raise InputError(
-            f"{name} lacks {', '.join(missing)} in its generation_config.json: take that file from OpenAI's Whisper of "
-            "the same size"
-        )

@@ -52,16 +52,15 @@ class EtaRegression:
         __tracebackhide__ = True
         name = re.sub(r"\W", "_", self.test) if basename is None else basename
         baseline = self.folder / f"{name}.json"
-        current: str | Path
+        current = self.scratch / f"{name}.obtained.json"
         if isinstance(result, AttentionResult):
-            current = self.scratch / f"{name}.obtained.json"
             write_json(current, result.to_dict())
         else:
-            current = result
+            current = Path(result)
         if failure := self._failure(baseline, current, tolerance, two_sided):
             pytest.fail(failure, pytrace=False)
 
-    def _failure(self, baseline: Path, current: str | Path, tolerance: float, two_sided: bool) -> str | None:
+    def _failure(self, baseline: Path, current: Path, tolerance: float, two_sided: bool) -> str | None:
         """Why the test fails, or None."""
         try:
             if not baseline.exists():

@@ -89,17 +89,14 @@ def eta_by_sample(result: AttentionResult) -> Floats:
 def p_values(
     falls: Floats, *, clusters: NDArray[np.int64], tolerance: float, seed: int, two_sided: bool = False
 ) -> Floats:
-    """P-values of "the mean fall is the tolerance at most", corrected for the number of layers.
+    """P-values of "the mean fall is the tolerance at most", corrected for the number of layers; `[layers]`, float64.
 
     Args:
-        falls: of each sample, `[samples, layers]`.
-        clusters: number of the utterance each sample speaks of, `[samples]`.
+        falls: of eta in each sample, `[samples, layers]`.
+        clusters: number of the utterance of each sample, `[samples]`.
         tolerance: in units of eta.
-        seed: of the signs.
-        two_sided: of "neither fall nor rise is above it", corrected for both.
-
-    Returns:
-        `[layers]`, float64.
+        seed: of the random signs.
+        two_sided: test "neither fall nor rise is above the tolerance" instead, corrected for both.
     """
     beyond = falls - tolerance
     if not two_sided:

@@ -53,7 +53,7 @@ _SMALLEST = TrainingSize(8, 4)
 
 
 def diagnosis_steps(limit: int) -> list[Step]:
-    """The steps that look at the built-in models."""
+    """The steps that measure the built-in models."""
     return [
         Step(
             "Speech anchor bias in models that come with the package. How much of what each layer reads for the answer "

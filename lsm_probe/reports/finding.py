@@ -244,7 +244,9 @@ def _sentence(
             "above": "looks more at the instruction than",
             "open": "is not shown to look less at the instruction than",
         }[side]
-        begun = f"{subject.name} {said} {comparisons[0].described}: {eta}, {_amount(own.changes[0])}"
+        amount = f"{shown(_positive(own.changes[0]))} {'less' if side == 'below' else 'more'}"
+        amount = f"a difference of {shown(own.changes[0])}" if side == "open" else amount
+        begun = f"{subject.name} {said} {comparisons[0].described}: {eta}, {amount}"
     elif side == "below":
         begun = f"Of {len(ranked)} {kind} {subject.name} looks least at the instruction: {eta}, "
         begun += " and ".join(claims).removesuffix(",")
@@ -260,13 +262,6 @@ def _clause(comparison: Comparison, change: Curve) -> str:
     if side == "open":
         return f"not shown to differ from {comparison.described} (difference {shown(change)})"
     return f"{shown(_positive(change))} {side} {comparison.described}"
-
-
-def _amount(change: Curve) -> str:
-    side = sides(change)
-    if side == "open":
-        return f"a difference of {shown(change)}"
-    return f"{shown(_positive(change))} {'less' if side == 'below' else 'more'}"
 
 
 def _positive(change: Curve) -> Curve:

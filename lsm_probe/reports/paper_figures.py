@@ -44,12 +44,9 @@ class PaperFigure:
 
 
 def save_paper_figure(name: str, results: Sequence[MeasurementResult], out: Path) -> list[str]:
-    """Writes a figure as `NAME.png`, `.svg` and `.csv`, a table as `NAME.csv`, `.md` and `.tex`. Returns their names.
+    """Write a figure as `NAME.png`, `.svg` and `.csv`, a table as `NAME.csv`, `.md` and `.tex`; return their names.
 
-    Args:
-        name: one of `PAPER_FIGURES`.
-        results: those of other probes are passed over.
-        out: the folder.
+    Results of other measurements are ignored.
 
     Raises:
         InputError: too few of the results are of its probe, or they do not hold what it shows.
@@ -263,8 +260,7 @@ def _finished(figure: Figure, axes: Sequence[Axes], legend_of: Axes | None = Non
     for ax in axes:
         sns.despine(ax=ax)
     handles, labels = (legend_of or axes[0]).get_legend_handles_labels()
-    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 7, "title_fontsize": 7}
-    figure.legend(handles, labels, title=title, **look)
+    figure.legend(handles, labels, title=title, loc="outside lower center", frameon=False, fontsize=7, title_fontsize=7)
     return figure
 
 
