@@ -22,12 +22,7 @@ from lsm_probe.runner.result import Curve, MeasurementResult, curve, package_ver
 
 @dataclass(frozen=True)
 class EvaluationConventions:
-    """The choices behind the numbers.
-
-    Attributes:
-        max_new_tokens: longest response; decoding is greedy.
-        tasks: how responses are read and scored.
-    """
+    """The choices behind the numbers: the longest response (decoding is greedy), and how tasks read and score."""
 
     max_new_tokens: int
     tasks: tuple[Task, ...]

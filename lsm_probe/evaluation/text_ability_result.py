@@ -23,11 +23,7 @@ AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
 
 @dataclass(frozen=True)
 class TextAbilityConventions(Choices):
-    """What the numbers depend on.
-
-    Attributes:
-        shots: examples before each question of MMLU; None without MMLU.
-    """
+    """What the numbers depend on: examples before each question of MMLU (None without MMLU)."""
 
     shots: int | None = None
 

@@ -25,14 +25,7 @@ _RESUMABLE = ("attention", "sensitivity", "data", "augment", "train")
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the demo.
-
-    Attributes:
-        why: what it is for.
-        command: what is run, without `lsm-probe`; `OUT` stands for the output folder.
-        makes: a file or folder below the output folder that exists when the step is done.
-        may_fail: whether the check may find a regression.
-    """
+    """One step: `OUT` in its command is the output folder; `makes` is a path below it that exists when it is done."""
 
     why: str
     command: str
