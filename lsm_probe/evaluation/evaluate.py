@@ -21,7 +21,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun
 from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions, RunKeywords, RunOptions
 from lsm_probe.runner.prepared_samples import PreparedSample, prepare
-from lsm_probe.runner.record import Record
+from lsm_probe.runner.progress import Record
 
 
 def evaluate(

@@ -9,8 +9,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.plot import evaluation_figure
 from lsm_probe.evaluation.result_table import evaluation_table
 from lsm_probe.runner.measurement import Measurement
-from lsm_probe.runner.page import Section
-from lsm_probe.runner.page_pictures import picture
+from lsm_probe.runner.page import Section, picture
 
 
 def evaluation_section(measurement: Measurement, results: Sequence[EvaluationResult], everything: Any) -> Section:

@@ -36,8 +36,7 @@ from lsm_probe.models.prompts import encode_target
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import OnError, ResponseOptions, RunOptions
 from lsm_probe.runner.prepared_samples import PreparedSample, describe_checkpoint
-from lsm_probe.runner.progress import Progress
-from lsm_probe.runner.record import Record
+from lsm_probe.runner.progress import Progress, Record
 from lsm_probe.runner.result import package_versions
 
 SHOTS = 5

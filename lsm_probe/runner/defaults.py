@@ -1,4 +1,4 @@
-"""How a measurement is shown that does not say it itself: table, figure and section of the report."""
+"""Table, figure and report section of a measurement that brings none of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pandas as pd
 
 from lsm_probe.runner.labels import checkpoint_labels
 from lsm_probe.runner.measurement import Measurement
-from lsm_probe.runner.page import Section
-from lsm_probe.runner.page_pictures import picture
+from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.result import MeasurementResult
-from lsm_probe.runner.style import legend_height, with_own_settings
+from lsm_probe.runner.style import add_legend_below, legend_height, new_figure, with_own_settings
 from lsm_probe.runner.tables import Table
 
 if TYPE_CHECKING:
@@ -64,24 +63,17 @@ def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **
     return ax
 
 
-def results_figures(results: Sequence[MeasurementResult]) -> list[Figure]:
-    """The one figure of a measurement without figures of its own."""
-    return [_results_figure(results)]
-
-
 @with_own_settings
-def _results_figure(results: Sequence[MeasurementResult]) -> Figure:
+def results_figure(results: Sequence[MeasurementResult]) -> Figure:
     """All results on one pair of axes, as [`MeasurementResult.plot`] draws each."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, legend_height(4.0, results)), layout="constrained")
+    figure = new_figure(6, legend_height(4.0, results))
     ax = figure.subplots()
     if results[0].PLOT is None:
         plot_values(results, ax)
     else:
         for result in results:
             result.plot(ax=ax)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    add_legend_below(figure, ax)
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsm_probe.runner.result import Floats
+from lsm_probe.runner.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,14 +93,11 @@ def head_figure(rows: Sequence[Sequence[HeadMap]], scales: Sequence[Scale], xlab
         scales: one for each row.
         xlabel: below the last row.
     """
-    from matplotlib.figure import Figure
-
     depth = max(len(shown.layers) for row in rows for shown in row)
     heads = [max(shown.values.shape[1] for shown in row) for row in rows]
-    # A figure of its own, not pyplot's: a notebook's backend stays what it is.
     width = len(rows[0]) * (max(_CELL * depth, 3) + 0.5) + 1.2
     height = sum(_CELL * count + 0.55 for count in heads) + 0.3
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=heads)
     for row, scale, own in zip(rows, scales, axes, strict=True):
         for shown, ax in zip(row, own, strict=True):

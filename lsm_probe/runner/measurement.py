@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ class Measurement:
         response: the default of `--response`; None for a measurement of prompts alone.
         table: `table(results) -> Table`, what the command prints.
         note: `note(result) -> str`, one line about each result.
-        figures: `figures(results) -> list[Figure]`, for reports and notebooks; None where there is nothing to draw.
+        figures: `figures(results) -> Figure | list[Figure]`, for reports and notebooks; None if there are none.
         save_figures: `save_figures(results, folder)`, writes the files named in `pictures`.
         pictures: names of those files.
         section: `section(results, everything) -> Section | list[Section]`, its part of the report; `everything` are all
@@ -92,7 +92,7 @@ class Measurement:
     response: Literal["generated", "reference"] | None = "generated"
     table: Named = "lsm_probe.runner.defaults:frame_table"
     note: Named | None = None
-    figures: Named | None = "lsm_probe.runner.defaults:results_figures"
+    figures: Named | None = "lsm_probe.runner.defaults:results_figure"
     save_figures: Named | None = None
     pictures: Sequence[str] = ()
     section: Named = "lsm_probe.runner.defaults:default_section"
@@ -118,8 +118,7 @@ class Measurement:
 
     def make_table(self, results: Sequence[Any]) -> Table:
         """The numbers of all results, as the command prints them."""
-        table: Table = self.get("table")(results)
-        return table
+        return cast("Table", self.get("table")(results))
 
     def make_note(self, result: Any) -> str:
         """One line about a result, after a semicolon; empty where there is nothing to say."""
@@ -127,12 +126,11 @@ class Measurement:
 
     def make_figures(self, results: Sequence[Any]) -> list[Figure]:
         """All results in the measurement's figures."""
-        return [] if self.figures is None else list(self.get("figures")(results))
+        return [] if self.figures is None else _as_list(self.get("figures")(results))
 
     def make_sections(self, results: Sequence[Any], everything: Any) -> list[Section]:
         """The measurement's part of a report."""
-        made = self.get("section")(self, results, everything)
-        return made if isinstance(made, list) else [made]
+        return _as_list(self.get("section")(self, results, everything))
 
     def picture_names(self) -> Sequence[str]:
         """The files that [`save_pictures`] may write."""
@@ -153,3 +151,7 @@ class Measurement:
     def make_controls(self, results: Sequence[Any], samples: Sequence[Any]) -> Iterable[Any]:
         """The further measurements that comparisons of these results need."""
         return () if self.controls is None else self.get("controls")(results, samples)
+
+
+def _as_list(made: Any) -> list[Any]:
+    return made if isinstance(made, list) else [made]

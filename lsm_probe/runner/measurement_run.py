@@ -27,8 +27,7 @@ from lsm_probe.runner.prepared_samples import (
     describe_checkpoint,
     prepare,
 )
-from lsm_probe.runner.progress import Progress
-from lsm_probe.runner.record import Record
+from lsm_probe.runner.progress import Progress, Record
 from lsm_probe.runner.result import package_versions
 
 _NOTHING_WRONG = (EMPTY, NO_THINKING, UNFINISHED, "zero norms")

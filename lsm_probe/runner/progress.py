@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,7 +13,23 @@ import numpy as np
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
-from lsm_probe.runner.record import Record
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one sample left behind.
+
+    Attributes:
+        sample: its row of `samples.jsonl`.
+        utterance: key of the utterance it speaks of.
+        arrays: what the probe measured, by name. Empty if the sample was left out.
+        excluded: why it was left out, or None.
+    """
+
+    sample: dict[str, Any]
+    utterance: str
+    arrays: dict[str, np.ndarray]
+    excluded: str | None = None
 
 
 class Progress:

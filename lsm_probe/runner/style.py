@@ -1,4 +1,4 @@
-"""What the figures have in common."""
+"""What all figures share: settings, sizes, colours, curves with bands, and legends."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from lsm_probe.runner.labels import use_fonts_with_all_glyphs
+from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
+from lsm_probe.runner.result import Curve, MeasurementResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Arguments = ParamSpec("Arguments")
 
 MARKERS = "osD^vPX"
-"""One for each checkpoint, so that curves can be told apart without their colours."""
+"""One for each checkpoint, so that curves can be distinguished without their colours."""
 
 
 @contextmanager
@@ -41,6 +43,43 @@ def with_own_settings(make: Callable[Arguments, Figure]) -> Callable[Arguments, 
         return figure
 
     return made
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches. It is not pyplot's, so that a notebook's backend stays what it is."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
+    """The axes; without any, those of a new pyplot figure of this size in inches."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def curve_looks(results: Sequence[MeasurementResult]) -> list[dict[str, Any]]:
+    """Label, colour and marker of each result's curve, as `Axes.plot` takes them."""
+    import seaborn as sns
+
+    labels = checkpoint_labels([result.name for result in results])
+    return [
+        {"label": label, "color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
+        for i, (label, color) in enumerate(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True))
+    ]
+
+
+def plot_with_band(x: Sequence[int], curve: Curve, ax: Axes, **look: Any) -> None:
+    """Draw a curve, and its interval as a band of the same colour."""
+    (line,) = ax.plot(x, curve.mean, **look)
+    ax.fill_between(x, curve.ci_low, curve.ci_high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def add_legend_below(figure: Figure, ax: Axes) -> None:
+    """Explain the curves of `ax` below the figure, a line each."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
 
 
 def legend_height(height: float, entries: Sequence[Any]) -> float:

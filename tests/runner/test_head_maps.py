@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lsm_probe.models.segments import Segment
-from lsm_probe.probes.attention.plot import eta_heads_figure, save_eta
+from lsm_probe.probes.attention.plot import eta_heads_figure, save_attention
 from lsm_probe.probes.attention.result import head_eta_difference
 from lsm_probe.probes.knockout import PROBE
 from lsm_probe.probes.knockout.plot import knockout_heads_figure, save_knockout
@@ -111,7 +111,7 @@ def test_a_head_without_eta_stays_empty(etas):
 def test_the_same_numbers_give_the_same_files(etas, falls, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        save_eta(etas, tmp_path / name)
+        save_attention(etas, tmp_path / name)
         save_knockout(falls, tmp_path / name)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()

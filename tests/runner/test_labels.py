@@ -9,7 +9,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from lsm_probe.probes.attention.plot import eta_figure, save_eta
+from lsm_probe.probes.attention.plot import eta_figure, save_attention
 from lsm_probe.runner import labels
 from lsm_probe.runner.labels import checkpoint_labels, plain
 
@@ -81,7 +81,7 @@ def test_every_name_stands_in_the_legend_and_on_disk(result, tmp_path):
     ]
     for text, name in zip(shown, [*expected, *ODD[-2:]], strict=True):
         assert text.startswith(f"{name} (3 samples")
-    save_eta(named(result, *ODD), tmp_path)
+    save_attention(named(result, *ODD), tmp_path)
     assert "_base" in (tmp_path / "eta.svg").read_text(encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def test_a_font_that_has_the_characters_is_used(result, font_with, tmp_path):
     assert first.get_text().startswith("模型一 (")
     assert first.get_fontfamily()[-1] == font
     assert font not in second.get_fontfamily()
-    save_eta(named(result, "模型一"), tmp_path)  # without a warning of missing glyphs
+    save_attention(named(result, "模型一"), tmp_path)  # without a warning of missing glyphs
     assert "模型一" in (tmp_path / "eta.svg").read_text(encoding="utf-8")
 
 
@@ -126,6 +126,6 @@ def test_the_users_settings_change_no_picture(result, tmp_path, setting):
     for folder, settings in (("own", {}), ("theirs", plt.matplotlib.rc_params_from_file(tmp_path / "matplotlibrc"))):
         (tmp_path / folder).mkdir()
         with plt.rc_context(settings):
-            save_eta(named(result, "a_b"), tmp_path / folder)
+            save_attention(named(result, "a_b"), tmp_path / folder)
     for path in (tmp_path / "own").iterdir():
         assert path.read_bytes() == (tmp_path / "theirs" / path.name).read_bytes()

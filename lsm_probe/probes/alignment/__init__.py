@@ -1,6 +1,14 @@
 """Alignment: how similar an LSM's states are for speech and for its transcript."""
 
-from lsm_probe.runner.measurement import Measurement
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from lsm_probe.probes.folder import probe_in_folder
+from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.options import CONVENTIONS
 
 HELP = """
 How similar an LSM's states are for speech and for its transcript.
@@ -23,16 +31,30 @@ Writes result.json, arrays.npz, samples.jsonl, alignment.png, .svg and .csv and 
 checkpoints comparison.json too.
 """
 
-PROBE = Measurement(
-    name="alignment",
+
+def alignment_options(
+    instruction: Annotated[
+        str | None,
+        typer.Option(help="One instruction for all samples.  [default: each sample's own]", show_default=False),
+    ] = None,
+    layer: Annotated[
+        int, typer.Option(help="State of the t-SNE figure: 0 is the embeddings, -1 what comes after all layers.")
+    ] = -1,
+    perplexity: Annotated[float, typer.Option(help="Of the t-SNE: about how many neighbours place a point.")] = 30.0,
+    segment: Annotated[
+        Literal["source", "prompt", "response"],
+        typer.Option(help="Positions that are averaged.", rich_help_panel=CONVENTIONS),
+    ] = "source",
+) -> CommandOptions:
+    """The keyword arguments of [`lsm_probe.alignment`]."""
+    return CommandOptions(
+        {"instruction": instruction, "plot_layer": layer, "perplexity": perplexity, "segment": segment}
+    )
+
+
+PROBE = probe_in_folder(
+    __name__,
     help=HELP,
-    measure=f"{__name__}.measure:alignment",
-    result=f"{__name__}.result:AlignmentResult",
-    options=f"{__name__}.options:alignment_options",
-    table=f"{__name__}.table:alignment_table",
-    note=f"{__name__}.table:alignment_note",
-    figures=f"{__name__}.plot:alignment_figures",
-    save_figures=f"{__name__}.plot:save_alignment",
+    options=alignment_options,
     pictures=("alignment.png", "alignment.svg", "alignment.csv", "alignment_points.csv"),
-    section=f"{__name__}.section:alignment_section",
 )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
 from lsm_probe.runner.labels import checkpoint_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
-from lsm_probe.runner.style import MARKERS, with_own_settings
+from lsm_probe.runner.style import MARKERS, axes_or_new, new_figure, plot_with_band, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,12 +48,10 @@ def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | No
             `plot_layer`.
         ax: axes to draw on; new ones if None.
     """
-    import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.collections import LineCollection
 
-    if ax is None:
-        ax = plt.subplots(figsize=(4.5, 4.5), layout="constrained")[1]
+    ax = axes_or_new(ax, 4.5, 4.5)
     both = result.embed_2d(result.plot_layer if layer is None else layer)
     if len(result.samples) <= _JOINED:
         ax.add_collection(LineCollection(list(np.stack(both, 1)), colors="0.75", linewidths=0.5, zorder=1))
@@ -72,13 +70,11 @@ def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | No
 def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashed: bool = False) -> None:
     """Draws one of the result's curves for each result, with its 95 % interval as a band where it is not dashed."""
     for result, look in zip(results, _looks(len(results)), strict=True):
-        numbers = result.curves()[name]
+        curve = result.curves()[name]
         if dashed:
-            ax.plot(result.layers, numbers.mean, **look | _DASHED)
-            continue
-        ax.plot(result.layers, numbers.mean, **look)
-        band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-        ax.fill_between(result.layers, numbers.ci_low, numbers.ci_high, **band)
+            ax.plot(result.layers, curve.mean, **look | _DASHED)
+        else:
+            plot_with_band(result.layers, curve, ax, **look)
 
 
 @with_own_settings
@@ -89,22 +85,15 @@ def alignment_figure(results: Sequence[AlignmentResult]) -> Figure:
         results: of one or several checkpoints; up to four are easy to read.
     """
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     columns = -(-len(results) // 2)
     planes_width = 4.6 if len(results) == 1 else 3.0 * columns
     with sns.axes_style("ticks"), sns.plotting_context("paper"):
-        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(planes_width + 6.4, 6), layout="constrained")
+        figure = new_figure(planes_width + 6.4, 6)
         halves: Any = figure.subfigures(1, 2, width_ratios=(planes_width, 6.4), wspace=0.02)
         _draw_planes(results, halves[0])
         _draw_curves(results, halves[1])
     return figure
-
-
-def alignment_figures(results: Sequence[AlignmentResult]) -> list[Figure]:
-    """The one figure of the probe."""
-    return [alignment_figure(results)]
 
 
 def save_alignment(results: Sequence[AlignmentResult], out: Path) -> None:

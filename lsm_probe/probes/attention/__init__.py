@@ -1,6 +1,14 @@
 """Attention: how much of what each layer reads for the response comes from instruction and speech."""
 
-from lsm_probe.runner.measurement import Measurement
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from lsm_probe.probes.folder import probe_in_folder
+from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.options import CONVENTIONS, RUNNING
 
 HELP = """
 Eta by layer: the share of the response's attention that the instruction gets.
@@ -22,17 +30,41 @@ Writes result.json, arrays.npz, samples.jsonl, and eta and eta_heads (single hea
 several checkpoints comparison.json too.
 """
 
-PROBE = Measurement(
-    name="attention",
+
+def attention_options(
+    tokens: Annotated[bool, typer.Option("--tokens", help="Store the score of every prompt token too.")] = False,
+    heads: Annotated[
+        Literal["sum_then_norm", "mean_of_norms"],
+        typer.Option(help="Norm of the sum over heads, or mean of their norms.", rich_help_panel=CONVENTIONS),
+    ] = "sum_then_norm",
+    segment: Annotated[
+        Literal["mean", "sum"], typer.Option(help="Over the tokens of a segment.", rich_help_panel=CONVENTIONS)
+    ] = "mean",
+    aggregate: Annotated[
+        Literal["mean_of_ratios", "ratio_of_means"],
+        typer.Option(help="How eta of several samples is averaged.", rich_help_panel=CONVENTIONS),
+    ] = "mean_of_ratios",
+    span: Annotated[
+        Literal["instruction", "instruction+template"],
+        typer.Option(help="What counts as instruction.", rich_help_panel=CONVENTIONS),
+    ] = "instruction",
+    backend: Annotated[
+        Literal["native", "transformer-lens", "nnsight"],
+        typer.Option(
+            help="Library whose activations are read; another than native gives a second opinion.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = "native",
+) -> CommandOptions:
+    """The keyword arguments of [`lsm_probe.attention`]."""
+    return CommandOptions(dict(locals()))
+
+
+PROBE = probe_in_folder(
+    __name__,
     help=HELP,
-    measure=f"{__name__}.measure:attention",
-    result=f"{__name__}.result:AttentionResult",
-    options=f"{__name__}.options:attention_options",
-    table=f"{__name__}.table:attention_table",
-    note=f"{__name__}.table:attention_note",
+    options=attention_options,
     figures=f"{__name__}.plot:attention_figures",
-    save_figures=f"{__name__}.plot:save_eta",
     pictures=tuple(f"{name}.{kind}" for name in ("eta", "eta_heads") for kind in ("png", "svg", "csv")),
-    section=f"{__name__}.section:attention_sections",
     controls=f"{__name__}.controls:length_controls",
 )

@@ -27,7 +27,7 @@ from lsm_probe.runner.identity import Control
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import MeasureKeywords, split_options
 from lsm_probe.runner.prepared_samples import PreparedSample
-from lsm_probe.runner.record import Record
+from lsm_probe.runner.progress import Record
 from lsm_probe.runner.result import package_versions
 
 

@@ -13,7 +13,15 @@ from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
 from lsm_probe.runner.labels import checkpoint_labels
 from lsm_probe.runner.multiple_testing import SIGNIFICANT
 from lsm_probe.runner.picture_files import save_figure, save_frame
-from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+from lsm_probe.runner.style import (
+    add_legend_below,
+    axes_or_new,
+    curve_looks,
+    legend_height,
+    new_figure,
+    plot_with_band,
+    with_own_settings,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,32 +29,17 @@ if TYPE_CHECKING:
 
 
 def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style: Any) -> Axes:
-    """Draws eta by layer for each result, with its 95 % bootstrap interval as a band; controls are dashed.
+    """Draw eta by layer for each result, with its 95 % bootstrap interval as a band; controls are dashed.
 
     Args:
         results: read under their own conventions.
         ax: axes to draw on; new ones if None.
         style: passed on to every `Axes.plot`.
     """
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    if ax is None:
-        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    palette = sns.color_palette("colorblind", len(results))
-    for i, (result, color, label) in enumerate(zip(results, palette, _labels(results), strict=True)):
-        frame = result.to_frame()
-        line = "--" if result.is_control else "-"
-        look = {
-            "color": color,
-            "linestyle": line,
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 3,
-            "label": label,
-        } | style
-        ax.plot(frame["layer"], frame["eta"], **look)
-        band = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
-        ax.fill_between(frame["layer"], frame["ci_low"], frame["ci_high"], **band)
+    ax = axes_or_new(ax, 6, 4)
+    for result, look, label in zip(results, curve_looks(results), _labels(results), strict=True):
+        look |= {"label": label, "linestyle": "--" if result.is_control else "-"}
+        plot_with_band(range(result.n_layers), result.eta(), ax, **look | style)
     ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     ax.set(
         xlabel="layer",
@@ -61,19 +54,16 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
 def eta_figure(results: Sequence[AttentionResult]) -> Figure:
     """Eta under both `segment` conventions side by side, since source length moves them in opposite directions."""
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     with sns.axes_style("ticks"):
-        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(9, legend_height(4, results)), layout="constrained")
+        figure = new_figure(9, legend_height(4, results))
         axes = figure.subplots(1, 2, sharey=True)
         for ax, segment in zip(axes, ("mean", "sum"), strict=True):
             plot_eta([r.with_conventions(segment=segment) for r in results], ax=ax)
             ax.set_title(f"segment = {segment}", fontsize=10)
             sns.despine(ax=ax)
         axes[1].set_ylabel("")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+        add_legend_below(figure, axes[0])
     return figure
 
 
@@ -104,7 +94,7 @@ def attention_figures(results: Sequence[AttentionResult]) -> list[Figure]:
     return [eta_figure(results), eta_heads_figure([result for result in results if not result.is_control])]
 
 
-def save_eta(results: Sequence[AttentionResult], out: Path) -> None:
+def save_attention(results: Sequence[AttentionResult], out: Path) -> None:
     """Write curves and their numbers (a row for each checkpoint, segment convention and layer), maps of
     single heads and theirs (a row for each checkpoint, layer and head, under the results' own conventions)."""
     save_figure(eta_figure(results), out / "eta")

@@ -9,15 +9,14 @@ from lsm_probe.probes.attention.plot import eta_heads_figure
 from lsm_probe.probes.attention.reference import differing, last_group_eta, last_layers, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
 from lsm_probe.runner.measurement import Measurement
-from lsm_probe.runner.page import Section
-from lsm_probe.runner.page_pictures import picture
+from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.tables import NONE, Table, shown
 
 _HEADS = 3
 """Heads of each checkpoint that are named."""
 
 
-def attention_sections(measurement: Measurement, results: Sequence[AttentionResult], everything: Any) -> list[Section]:
+def attention_section(measurement: Measurement, results: Sequence[AttentionResult], everything: Any) -> list[Section]:
     """Token counts and comparisons at the same source length, then maps of single heads."""
     measured = [result for result in results if not result.is_control]
     figure = picture(eta_heads_figure(measured), "heads", "Maps of η by layer and head, one for each checkpoint")

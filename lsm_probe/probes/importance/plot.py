@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from lsm_probe.probes.importance.result import ImportanceResult
-from lsm_probe.runner.labels import checkpoint_labels, plain
+from lsm_probe.runner.labels import plain
 from lsm_probe.runner.picture_files import save_figure, save_frame
-from lsm_probe.runner.style import MARKERS, with_own_settings
+from lsm_probe.runner.style import axes_or_new, curve_looks, new_figure, plot_with_band, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,30 +23,19 @@ def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> 
 
     Shares, because a model that answers worse has larger gradients everywhere.
     """
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    if ax is None:
-        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
-    labels, palette = checkpoint_labels([r.name for r in results]), sns.color_palette("colorblind", len(results))
-    for i, (result, label, color) in enumerate(zip(results, labels, palette, strict=True)):
-        share = result.share_by_layer()
-        layers = np.arange(result.n_layers)
-        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
-        ax.plot(layers, share.mean, label=label, **look)
-        ax.fill_between(layers, share.ci_low, share.ci_high, color=color, alpha=0.15, linewidth=0)
+    ax = axes_or_new(ax, 6, 4)
+    for result, look in zip(results, curve_looks(results), strict=True):
+        plot_with_band(range(result.n_layers), result.share_by_layer(), ax, **look)
     ax.set(xlabel="layer", ylabel="share of the importance of all layers", ylim=(0, None))
     return ax
 
 
 def plot_modules(result: ImportanceResult, ax: Axes | None = None) -> Axes:
     """Draws the mean importance of a weight by layer and module as a heat map, on a logarithmic scale."""
-    import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.colors import LogNorm
 
-    if ax is None:
-        ax = plt.subplots(figsize=(8, 3), layout="constrained")[1]
+    ax = axes_or_new(ax, 8, 3)
     table = result.by_module("mean").T
     positive = table[table > 0]
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
@@ -63,11 +51,9 @@ def plot_modules(result: ImportanceResult, ax: Axes | None = None) -> Axes:
 def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
     """The layers of all results on top, a heat map of each below."""
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     with sns.axes_style("ticks"):
-        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(9, 4 + 3 * len(results)), layout="constrained")
+        figure = new_figure(9, 4 + 3 * len(results))
         top, *maps = figure.subplots(1 + len(results), 1, height_ratios=[4, *[3] * len(results)])
         plot_layers(results, top)
         top.legend(frameon=False, fontsize=8)
@@ -75,11 +61,6 @@ def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
         for result, ax in zip(results, maps, strict=True):
             plot_modules(result, ax)
     return figure
-
-
-def importance_figures(results: Sequence[ImportanceResult]) -> list[Figure]:
-    """The one figure of the probe."""
-    return [importance_figure(results)]
 
 
 def save_importance(results: Sequence[ImportanceResult], out: Path) -> None:

@@ -15,7 +15,15 @@ from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
 from lsm_probe.runner.labels import checkpoint_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.result import Curve
-from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+from lsm_probe.runner.style import (
+    add_legend_below,
+    axes_or_new,
+    curve_looks,
+    legend_height,
+    new_figure,
+    plot_with_band,
+    with_own_settings,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,11 +58,9 @@ def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -
 def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
     """Both falls and causal eta side by side."""
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     with sns.axes_style("ticks"):
-        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(12, legend_height(4, results)), layout="constrained")
+        figure = new_figure(12, legend_height(4, results))
         first, second, third = figure.subplots(1, 3)
         plot_falls(results, Segment.INSTRUCTION, first)
         plot_falls(results, Segment.SOURCE, second)
@@ -63,8 +69,7 @@ def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
         for ax in (first, second, third):
             ax.set_xlabel(f"layer (middle of {results[0].conventions.window})")
             sns.despine(ax=ax)
-        handles, labels = first.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+        add_legend_below(figure, first)
     return figure
 
 
@@ -112,16 +117,7 @@ def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
 
 
 def _plot_curves(results: Sequence[KnockoutResult], curves: Sequence[Curve], ax: Axes | None) -> Axes:
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    if ax is None:
-        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
-    palette = sns.color_palette("colorblind", len(curves))
-    names = checkpoint_labels([result.name for result in results])
-    for i, (name, found, color) in enumerate(zip(names, curves, palette, strict=True)):
-        layers = np.arange(len(found.mean))
-        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
-        ax.plot(layers, found.mean, label=name, **look)
-        ax.fill_between(layers, found.ci_low, found.ci_high, color=color, alpha=0.15, linewidth=0)
+    ax = axes_or_new(ax, 5, 4)
+    for curve, look in zip(curves, curve_looks(results), strict=True):
+        plot_with_band(range(len(curve.mean)), curve, ax, **look)
     return ax

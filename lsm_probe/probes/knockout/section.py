@@ -10,8 +10,7 @@ import numpy as np
 from lsm_probe.probes.knockout.plot import knockout_figure, knockout_heads_figure
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
 from lsm_probe.runner.measurement import Measurement
-from lsm_probe.runner.page import Section
-from lsm_probe.runner.page_pictures import picture
+from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.tables import NONE, Table, measured_on, shown
 
 

@@ -1,6 +1,14 @@
 """Sensitivity: how much likelier the response is under its own instruction and source than under others."""
 
-from lsm_probe.runner.measurement import Measurement
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from lsm_probe.probes.folder import probe_in_folder
+from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.options import CONVENTIONS
 
 HELP = """
 How much the response depends on the instruction and on the speech.
@@ -21,16 +29,40 @@ Writes result.json, arrays.npz, samples.jsonl, sensitivity.png, .svg and .csv an
 checkpoints comparison.json too.
 """
 
-PROBE = Measurement(
-    name="sensitivity",
+
+def sensitivity_options(
+    instructions: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instruction pool: a built-in name or a YAML file of the same shape. Repeat it to join several.",
+            show_default=False,
+        ),
+    ] = None,
+    sources: Annotated[
+        int | None,
+        typer.Option(help="Size of the pool of sources.  [default: that of the pool of instructions]", min=2),
+    ] = None,
+    pool: Annotated[
+        Literal["tasks", "paraphrases"],
+        typer.Option(
+            help="Instructions of other tasks, or paraphrases of the same one (the control).",
+            rich_help_panel=CONVENTIONS,
+        ),
+    ] = "tasks",
+    per: Annotated[
+        Literal["token", "response"], typer.Option(help="Unit of the sensitivity.", rich_help_panel=CONVENTIONS)
+    ] = "token",
+) -> CommandOptions:
+    """The keyword arguments of [`lsm_probe.sensitivity`]."""
+    from lsm_probe.data.pools import read_pool
+
+    chosen = read_pool(*instructions) if instructions else None
+    return CommandOptions({"instructions": chosen, "sources": sources, "pool": pool, "per": per})
+
+
+PROBE = probe_in_folder(
+    __name__,
     help=HELP,
-    measure=f"{__name__}.measure:sensitivity",
-    result=f"{__name__}.result:SensitivityResult",
-    options=f"{__name__}.options:sensitivity_options",
-    table=f"{__name__}.table:sensitivity_table",
-    note=f"{__name__}.table:sensitivity_note",
-    figures=f"{__name__}.plot:sensitivity_figures",
-    save_figures=f"{__name__}.plot:save_sensitivity",
+    options=sensitivity_options,
     pictures=("sensitivity.png", "sensitivity.svg", "sensitivity.csv", "sensitivity_tokens.csv"),
-    section=f"{__name__}.section:sensitivity_section",
 )

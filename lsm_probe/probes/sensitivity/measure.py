@@ -36,7 +36,7 @@ from lsm_probe.probes.sensitivity.result import SensitivityConventions, Sensitiv
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import MeasureKeywords, split_options
 from lsm_probe.runner.prepared_samples import PreparedSample
-from lsm_probe.runner.record import Record
+from lsm_probe.runner.progress import Record
 
 BOUNDS, BOUNDS_HALF = (1e-3, 1e-3), (0.1, 0.3)
 """Largest allowed difference, in nats per token, between scoring a prompt in a batch and alone: over all samples, and

@@ -13,7 +13,14 @@ import pandas as pd
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.runner.labels import checkpoint_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
-from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+from lsm_probe.runner.style import (
+    add_legend_below,
+    axes_or_new,
+    curve_looks,
+    legend_height,
+    new_figure,
+    with_own_settings,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,11 +38,9 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
         results: read under their own conventions, which should be the same.
         ax: axes to draw on; new ones if None.
     """
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
-    if ax is None:
-        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
+    ax = axes_or_new(ax, 5, 4)
     colors = sns.color_palette("colorblind", len(results))
     looks: tuple[dict[str, Any], ...] = ({"color": colors}, {"color": "white", "edgecolor": colors, "hatch": "///"})
     for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
@@ -58,17 +63,11 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
 
 def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
     """Draws D_i (solid) and D_s (dashed) of each of the first tokens of the response, mean over samples."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    if ax is None:
-        ax = plt.subplots(figsize=(5, 4), layout="constrained")[1]
-    labels, palette = checkpoint_labels([r.name for r in results]), sns.color_palette("colorblind", len(results))
-    for i, (result, label, color) in enumerate(zip(results, labels, palette, strict=True)):
-        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
+    ax = axes_or_new(ax, 5, 4)
+    for result, look in zip(results, curve_looks(results), strict=True):
         frame = token_frame([result])
-        ax.plot(frame["token"], frame["D_instruction"], label=label, **look)
-        ax.plot(frame["token"], frame["D_source"], linestyle="--", **look)
+        ax.plot(frame["token"], frame["D_instruction"], **look)
+        ax.plot(frame["token"], frame["D_source"], **look | {"linestyle": "--", "label": None})
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set(title="solid: instruction, dashed: source", xlabel="token of the response")
     ax.set_ylabel("sensitivity D (nats per token)")
@@ -79,24 +78,16 @@ def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) ->
 def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
     """Both pictures side by side."""
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     with sns.axes_style("ticks"):
-        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(10, legend_height(4.5, results)), layout="constrained")
+        figure = new_figure(10, legend_height(4.5, results))
         bars, tokens = figure.subplots(1, 2)
         plot_sensitivity(results, bars)
         plot_tokens(results, tokens)
         for ax in (bars, tokens):
             sns.despine(ax=ax)
-        handles, labels = tokens.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+        add_legend_below(figure, tokens)
     return figure
-
-
-def sensitivity_figures(results: Sequence[SensitivityResult]) -> list[Figure]:
-    """The one figure of the probe."""
-    return [sensitivity_figure(results)]
 
 
 def save_sensitivity(results: Sequence[SensitivityResult], out: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 from lsm_probe.probes.sensitivity.plot import sensitivity_figure
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.runner.measurement import Measurement
-from lsm_probe.runner.page import Section
-from lsm_probe.runner.page_pictures import picture
+from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.tables import NONE, Table, measured_on, shown
 
 

@@ -13,7 +13,7 @@ from lsm_probe.models.connectors.times import RATE
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.runner.labels import plain
 from lsm_probe.runner.picture_files import save_figure
-from lsm_probe.runner.style import with_own_settings
+from lsm_probe.runner.style import new_figure, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,14 +111,12 @@ def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
         InputError: there is no such layer.
     """
     import seaborn as sns
-    from matplotlib.figure import Figure
 
     layer = timeline.choose_layer(layer)
     rows = min(max(0.14 * len(timeline.tokens), 1.2), 5.5)
     heights = [0.9, 0.9, 2.6, rows, rows]
     with sns.axes_style("ticks"), sns.plotting_context("paper"):
-        # A figure of its own, not pyplot's: a notebook's backend stays what it is.
-        figure = Figure(figsize=(_inches(timeline), sum(heights) + 2), layout="constrained")
+        figure = new_figure(_inches(timeline), sum(heights) + 2)
         grid = figure.add_gridspec(5, 2, width_ratios=(7, 1), height_ratios=heights)
         axes = [figure.add_subplot(grid[0, 0])]
         axes += [figure.add_subplot(grid[i, 0], sharex=axes[0]) for i in range(1, 5)]

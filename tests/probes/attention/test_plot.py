@@ -10,7 +10,7 @@ import pytest
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.probes.attention import PROBE
 from lsm_probe.probes.attention.conventions import Conventions
-from lsm_probe.probes.attention.plot import eta_figure, plot_eta, save_eta
+from lsm_probe.probes.attention.plot import eta_figure, plot_eta, save_attention
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 
@@ -67,7 +67,7 @@ def test_both_segment_conventions_are_shown(results):
 
 
 def test_the_same_numbers_give_the_same_files(results, written_twice):
-    folder = written_twice(lambda folder: save_eta(results, folder), PICTURES)
+    folder = written_twice(lambda folder: save_attention(results, folder), PICTURES)
     frame = pd.read_csv(folder / "eta.csv")
     assert len(frame) == 2 * 2 * 8
     row = frame[(frame["checkpoint"] == "speech model") & (frame["segment"] == "sum") & (frame["layer"] == 3)]
