@@ -12,8 +12,8 @@ def probe_in_folder(package: str, *, help: str, options: Callable[..., CommandOp
     """The probe whose code is in a package, under names that follow from the package's.
 
     The package `importance`, for example, holds `measure.importance`, `result.ImportanceResult`,
-    `table.importance_table`, `table.importance_note`, `plot.importance_figure`, `plot.save_importance` and
-    `section.importance_section`. They are imported when they are first needed.
+    `plot.importance_figure`, `plot.save_importance`, `tables.importance_table`, `tables.importance_note` and
+    `tables.importance_section`. They are imported when they are first needed.
 
     Args:
         package: its full name.
@@ -25,10 +25,10 @@ def probe_in_folder(package: str, *, help: str, options: Callable[..., CommandOp
     by_convention = {
         "measure": f"{package}.measure:{name}",
         "result": f"{package}.result:{name.capitalize()}Result",
-        "table": f"{package}.table:{name}_table",
-        "note": f"{package}.table:{name}_note",
+        "table": f"{package}.tables:{name}_table",
+        "note": f"{package}.tables:{name}_note",
         "figures": f"{package}.plot:{name}_figure",
         "save_figures": f"{package}.plot:save_{name}",
-        "section": f"{package}.section:{name}_section",
+        "section": f"{package}.tables:{name}_section",
     }
     return Measurement(name=name, help=help, options=options, **{**by_convention, **fields})

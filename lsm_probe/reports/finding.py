@@ -17,7 +17,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import FOLLOWING
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention.conventions import Conventions
-from lsm_probe.probes.attention.reference import last_group_eta, last_layers, mean_of_last_group, paired, text_at_length
+from lsm_probe.probes.attention.reference import last_group_eta, last_layers, mean_of_last_group, text_at_length
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
@@ -48,7 +48,7 @@ class Comparison:
         if self.reference is None:
             own = last_group_eta(subject)
             return Curve(*(end - BALANCED for end in (own.mean, own.ci_low, own.ci_high)))
-        subject, reference = paired(subject, self.reference.with_conventions(**conventions))
+        subject, reference = subject.paired_with(self.reference.with_conventions(**conventions))
         drawn = mean_of_last_group(subject.resampled_eta()) - mean_of_last_group(reference.resampled_eta())
         return curve(mean_of_last_group(subject.eta().mean) - mean_of_last_group(reference.eta().mean), drawn)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -51,13 +50,10 @@ def _pair(first: MeasurementResult, second: MeasurementResult, controls: Sequenc
         raise InputError(f"{first.name} and {second.name} are read under different conventions: no comparison")
     if first.checkpoint.response_part != second.checkpoint.response_part:
         raise InputError(f"{first.name} and {second.name} were measured on different parts of responses: no comparison")
-    other = set(second.ids)
-    shared = [sample for sample in first.ids if sample in other]
-    if not shared:
+    if not set(first.ids) & set(second.ids):
         raise InputError(f"{first.name} and {second.name} have no measured sample in common: no comparison")
-    # Paired: the same utterances are drawn for both.
-    first, second = first.subset(shared), replace(second.subset(shared), seed=first.seed)
-    about = {"first": first.name, "second": second.name, "n_samples": len(shared)}
+    first, second = first.paired_with(second)
+    about = {"first": first.name, "second": second.name, "n_samples": len(first.ids)}
     try:
         warnings = filter(None, [first.warning(second, controls), _thinking(first, second)])
         return {**about, **first.differences(second), "warning": "; ".join(warnings) or None}

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.identity import ModelIdentity
-
-_OWN = (
-    "name",
-    "source",
-    "template",
-    "dtype",
-    "max_new_tokens",
-    "responses",
-    "response_part",
-    "control",
-    "cascade_of",
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class CheckpointIdentity:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, those of `model` among them."""
-        stored = {name: value for name in _OWN if (value := getattr(self, name)) is not None}
+        stored = {name: value for name in _own_fields() if (value := getattr(self, name)) is not None}
         if self.control is not None:
             stored["control"] = self.control.to_dict()
         if self.cascade_of is not None:
@@ -97,13 +85,17 @@ class CheckpointIdentity:
         Raises:
             InputError: a key is missing or unknown.
         """
-        own = {name: stored[name] for name in _OWN if name in stored}
+        own = {name: stored[name] for name in _own_fields() if name in stored}
         if control := own.get("control"):
             own["control"] = Control(control["control_of"], tuple(control["source_length_of"]))
         if cascade := own.get("cascade_of"):
             own["cascade_of"] = tuple(cascade)
-        model = ModelIdentity.from_dict({name: value for name, value in stored.items() if name not in _OWN})
+        model = ModelIdentity.from_dict({name: value for name, value in stored.items() if name not in own})
         try:
             return cls(**own, model=model)
         except TypeError as error:
             raise InputError(f"the identity of the checkpoint cannot be read: {error}") from error
+
+
+def _own_fields() -> list[str]:
+    return [field.name for field in fields(CheckpointIdentity) if field.name != "model"]

@@ -36,12 +36,7 @@ _NOTHING_WRONG = (EMPTY, NO_THINKING, UNFINISHED, "zero norms")
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why a sample gave no numbers.
-
-    Attributes:
-        reason: what was the matter.
-        fault: whether something is broken, so that the run stops unless samples are to be skipped.
-    """
+    """Why a sample gave no numbers; a `fault` stops the run unless faulty samples are to be skipped."""
 
     reason: str
     fault: bool = False
@@ -142,13 +137,13 @@ class MeasurementRun:
         }
 
     def _run(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
-        def alone(sample: Sample, error: RuntimeError) -> Record:
+        def does_not_fit(sample: Sample, error: RuntimeError) -> Record:
             if self.options.on_error == "skip":
                 return Record({"id": sample.id}, sample.utterance, {}, "does not fit into memory")
             raise InputError(f"sample {sample.id} alone does not fit into memory: shorten it") from error
 
         try:
-            return run_in_halves(lambda part: self._run_batch(part, measure), batch, alone)
+            return run_in_halves(lambda part: self._run_batch(part, measure), batch, does_not_fit)
         except SampleFault as fault:
             if len(batch) > 1:  # find the sample
                 half = len(batch) // 2
@@ -158,7 +153,7 @@ class MeasurementRun:
             return [Record({"id": batch[0].id}, batch[0].utterance, {}, str(fault))]
 
     def _stops_at(self, records: Sequence[Record]) -> bool:
-        """Whether a run that went on past faulty samples left these, and this one is to stop at them."""
+        """Whether an earlier run skipped faulty samples among these, and this one must stop at them."""
         left_out = {record.excluded for record in records} - {None, *_NOTHING_WRONG}
         return self.options.on_error == "fail" and bool(left_out)
 
@@ -167,14 +162,11 @@ class MeasurementRun:
         if self.responses is not None:
             left_out |= {s.sample.id: s.reason_unmeasured for s in items if s.reason_unmeasured is not None}
         chosen = [item for item in items if item.sample.id not in left_out]
-        measured = dict(zip((s.sample.id for s in chosen), measure(chosen), strict=True)) if chosen else {}
+        found = measure(chosen) if chosen else []
+        measured = {item.sample.id: own for item, own in zip(chosen, found, strict=True)}
         answered = {item.sample.id: item for item in items if item.response}
-        return [
-            self._record(
-                sample, measured.get(sample.id, Unusable(left_out.get(sample.id, ""))), answered.get(sample.id)
-            )
-            for sample in batch
-        ]
+        measured |= {i: Unusable(reason) for i, reason in left_out.items()}
+        return [self._record(sample, measured[sample.id], answered.get(sample.id)) for sample in batch]
 
     def _record(self, sample: Sample, measured: Measured, answered: PreparedSample | None) -> Record:
         row: dict[str, Any] = {"id": sample.id, "task": sample.task, "instruction": sample.instruction}

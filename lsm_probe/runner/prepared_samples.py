@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.sample import Sample
@@ -23,8 +25,8 @@ from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.options import OnError, ResponseOptions, ResponsePart
 
 EMPTY, NO_THINKING = "empty response", "no thinking"
-_KEYS = {"speech": "audio", "text": "text"}
-"""What samples must have for a source."""
+SOURCE_KEYS = {"speech": "audio", "text": "text"}
+"""The key of a sample that holds its source."""
 
 
 @dataclass
@@ -123,7 +125,7 @@ def check_samples(
     source_lengths: Mapping[str, int] | None = None,
     needs: Sequence[str] = (),
 ) -> None:
-    """Refuse at once what would otherwise fail hours into a run.
+    """Refuse at the start what would otherwise fail hours into a run.
 
     Args:
         checkpoint: what will be measured.
@@ -139,11 +141,11 @@ def check_samples(
         raise InputError("there are no samples to probe: the manifest, or what --limit leaves of it, is empty")
     if len({sample.id for sample in samples}) < len(samples):
         raise InputError("two samples have the same id: ids must differ")
-    needed = {_KEYS[checkpoint.source], *needs}
+    needed = {SOURCE_KEYS[checkpoint.source], *needs}
     if responses and responses.response == "reference" and responses.responses is None:
         needed.add("target")
     for key in sorted(needed):
-        _check_key(key, checkpoint.name, samples)
+        check_key(key, checkpoint.name, samples)
     with_context = [sample.id for sample in samples if sample.context is not None]
     if with_context:
         raise InputError(
@@ -160,22 +162,18 @@ def check_samples(
             raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")
 
 
-def check_source(name: str, source: Literal["speech", "text"], samples: Sequence[Sample]) -> None:
-    """Refuses samples without what the checkpoint of this name reads; for what is not loaded yet.
+def check_key(key: str, name: str, samples: Sequence[Sample]) -> None:
+    """Refuse samples without a key that the checkpoint of this name needs.
 
     Raises:
-        InputError: samples have no `audio`, or no `text`.
+        InputError: samples lack it.
     """
-    _check_key(_KEYS[source], name, samples)
-
-
-def _check_key(key: str, name: str, samples: Sequence[Sample]) -> None:
     without = [sample.id for sample in samples if getattr(sample, key) is None]
     if without:
-        mend = "add it to the manifest" + (", or take --response generated" if key == "target" else "")
+        remedy = "add it to the manifest" + (", or take --response generated" if key == "target" else "")
         raise InputError(
             f"{len(without)} of {len(samples)} samples have no `{key}`, which {name} needs here "
-            f"(first: {without[0]}): {mend}"
+            f"(first: {without[0]}): {remedy}"
         )
 
 
@@ -227,19 +225,41 @@ def prepare(
         with using(sample):
             read.append((sample, read_source(checkpoint, sample)))
     sources = checkpoint.preprocess_audio([source for _, source in read], [sample.language for sample, _ in read])
-    part = responses.response_part if responses else "all"
+    part, longest = (responses.response_part, responses.max_new_tokens) if responses else ("all", 0)
     items: list[PreparedSample] = []
     for (sample, _), source in zip(read, sources, strict=True):
         with using(sample):
             length = None if source_lengths is None else source_lengths[sample.id]
             prompt = checkpoint.encode(sample.instruction, source, source_length=length)
-            checkpoint.check_length(prompt, _longest_response(checkpoint, sample, responses))
-            items.append(PreparedSample(sample, prompt, checkpoint, source=source, part=part))
-    found = _respond(checkpoint, items, responses)
+            response = _known_response(checkpoint, sample, responses)
+            checkpoint.check_length(prompt, longest if response is None else len(response))
+            items.append(PreparedSample(sample, prompt, checkpoint, response or [], source, part=part))
+            to_generate = response is None
+    if items and to_generate:
+        found = checkpoint.generate([item.embedded for item in items], max_new_tokens=longest)
+        for item, generated in zip(items, found, strict=True):
+            item.response = generated
     seconds = (perf_counter() - begun) / max(1, len(items))
-    for item, response in zip(items, found, strict=True):
-        item.response, item.seconds = response, seconds
+    for item in items:
+        item.seconds = seconds
     return items, left_out
+
+
+def teacher_forced_inputs(items: Sequence[PreparedSample], embedded: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the LLM reads when prompts are followed by their responses, right-padded.
+
+    Args:
+        items: whose responses.
+        embedded: the prompts as the LLM reads them, `[tokens, llm_dim]` each.
+
+    Returns:
+        `(inputs, mask)`: `[batch, longest, llm_dim]`, and 1 where a token is real, `[batch, longest]`, int64.
+    """
+    embedding, device = items[0].checkpoint.llm.get_input_embeddings(), embedded[0].device
+    responses = [embedding(torch.tensor(item.response, dtype=torch.long, device=device)) for item in items]
+    rows = [torch.cat(pair) for pair in zip(embedded, responses, strict=True)]
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    return pad_sequence(rows, batch_first=True), mask.to(device)
 
 
 def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
@@ -247,23 +267,10 @@ def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
     return read_audio(sample) if checkpoint.source == "speech" else sample.text
 
 
-def _longest_response(checkpoint: Checkpoint, sample: Sample, responses: ResponseOptions | None) -> int:
+def _known_response(checkpoint: Checkpoint, sample: Sample, responses: ResponseOptions | None) -> list[int] | None:
+    """A response that need not be generated, else None."""
     if responses is None:
-        return 0
+        return []
     if responses.responses is not None:
-        return len(responses.responses[sample.id])
-    if responses.response == "reference":
-        return len(checkpoint.encode_response(sample.target or ""))
-    return responses.max_new_tokens
-
-
-def _respond(
-    checkpoint: Checkpoint, items: Sequence[PreparedSample], responses: ResponseOptions | None
-) -> list[list[int]]:
-    if responses is None or not items:
-        return [[] for _ in items]
-    if responses.responses is not None:
-        return [responses.responses[item.sample.id] for item in items]
-    if responses.response == "reference":
-        return [checkpoint.encode_response(item.sample.target or "") for item in items]
-    return checkpoint.generate([item.embedded for item in items], max_new_tokens=responses.max_new_tokens)
+        return responses.responses[sample.id]
+    return checkpoint.encode_response(sample.target or "") if responses.response == "reference" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
@@ -47,6 +47,11 @@ class Curve:
 
     def to_dict(self) -> dict[str, Any]:
         return {name: rounded(getattr(self, name)) for name in ("mean", "ci_low", "ci_high")}
+
+    def columns(self, mean: str, low: str | None = None, high: str | None = None) -> dict[str, Floats]:
+        """Columns of a frame under these names; the ends of the interval are called `mean_low` and `mean_high`."""
+        ends = {mean: self.mean, low or f"{mean}_low": self.ci_low, high or f"{mean}_high": self.ci_high}
+        return {name: values.ravel() for name, values in ends.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +130,12 @@ class MeasurementResult:
         """Where the samples of these ids stand."""
         position = {sample: i for i, sample in enumerate(self.ids)}
         return np.array([position[i] for i in ids], dtype=np.int64)
+
+    def paired_with(self, other: Self) -> tuple[Self, Self]:
+        """Both results on the samples that both have, with the same bootstrap resamples."""
+        theirs = set(other.ids)
+        shared = [sample for sample in self.ids if sample in theirs]
+        return self.subset(shared), replace(other.subset(shared), seed=self.seed)
 
     def subset(self, ids: list[str]) -> Self:
         """The result of these samples alone, in this order."""
@@ -244,9 +255,15 @@ class MeasurementResult:
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of the class from stored arrays and the content of `result.json`."""
+        """Keyword arguments of the class from stored arrays and the content of `result.json`.
+
+        Fields that the class adds are read from the array of the same name, else from the summary's entry.
+        """
+        added = {field.name for field in fields(cls)} - {field.name for field in fields(MeasurementResult)}
+        stored = {name: summary[name] for name in added if name in summary}
         conventions = get_type_hints(cls)["conventions"]
-        return {**arrays, "conventions": (Choices if conventions is Any else conventions)(**summary["conventions"])}
+        chosen = (Choices if conventions is Any else conventions)(**summary["conventions"])
+        return {**stored, **arrays, "conventions": chosen}
 
 
 def thinking_summary(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from lsm_probe.models.loading import load, look_up
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.output_folder import PROGRESS, FolderNames, folder_name, output_folder, result_folder
-from lsm_probe.runner.prepared_samples import check_source
+from lsm_probe.runner.prepared_samples import SOURCE_KEYS, check_key
 from lsm_probe.runner.result import MeasurementResult, write_json
 
 OnProgress = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | Non
     """
 
     def find_source() -> Source | None:
-        found = look_up(name)
+        found = look_up(name)  # refuses an unknown name, whatever the source
         return source or found
 
     return ToMeasure(name, lambda: load(name, **loading), find_source)
@@ -97,7 +97,7 @@ def run_measurement(
     # What is wrong with the last checkpoint should not wait until the others are measured.
     for name, source in [(checkpoint.name, checkpoint.look_up()) for checkpoint in checkpoints]:
         if source is not None:
-            check_source(name, source, samples)
+            check_key(SOURCE_KEYS[source], name, samples)
     measure, of = measurement.get("measure"), {checkpoint.name: checkpoint for checkpoint in checkpoints}
     several, folders, progress_names = len(checkpoints) > 1, FolderNames(), FolderNames()
     with output_folder(out, measurement.name, measurement.picture_names(), resume=resume) as folder:
@@ -129,7 +129,7 @@ def run_measurement(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that no two results could be told apart by, or that no result could hold.
+    """Refuse names that results could not be distinguished by, or could not store.
 
     Raises:
         InputError: a name is given twice, or is no Unicode text (a folder's may be any bytes).

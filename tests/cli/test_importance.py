@@ -14,7 +14,7 @@ from lsm_probe.probes.importance.result import ImportanceResult
 from lsm_probe.probes.importance.table import importance_note
 from lsm_probe.training.config import Stage
 
-PICTURES = PROBE.pictures
+PICTURES = PROBE.picture_names()
 
 COMMAND = ("importance",)
 DATA = {"result.json", "arrays.npz", "samples.jsonl"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lsm_probe.probes.attention.controls import length_controls
+from lsm_probe.probes.attention.reference import length_controls
 from lsm_probe.probes.knockout.result import KnockoutConventions, KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
 from lsm_probe.reports.curves import chart

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.manifest import describe_data
@@ -30,7 +29,7 @@ from lsm_probe.models.segments import Segment
 from lsm_probe.probes.alignment.result import AlignmentConventions, AlignmentResult
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import MeasureKeywords, split_options
-from lsm_probe.runner.prepared_samples import PreparedSample
+from lsm_probe.runner.prepared_samples import PreparedSample, teacher_forced_inputs
 
 PERPLEXITY = 30.0
 UTTERANCES = 5
@@ -192,10 +191,9 @@ class _Reader:
     def _with_transcript(self, item: PreparedSample) -> Prompt:
         """The item's prompt with its transcript in the place of the speech."""
         text = item.sample.text
-        assert text is not None  # the round has checked it
-        checkpoint = self.checkpoint
-        prompt = checkpoint.encode(item.sample.instruction, text)
-        checkpoint.check_length(prompt, len(item.response))
+        assert text is not None  # MeasurementRun has checked it
+        prompt = self.checkpoint.encode(item.sample.instruction, text)
+        self.checkpoint.check_length(prompt, len(item.response))
         return prompt
 
     def _read(self, items: Sequence[PreparedSample], prompts: list[Prompt]) -> dict[str, Measured]:
@@ -220,12 +218,7 @@ class _Reader:
     ) -> list[NDArray[np.float32]]:
         """One teacher-forced pass, right-padded: the mean over the segment, `[states, llm_dim]`, of each prompt."""
         llm: Any = self.checkpoint.llm
-        device = embedded[0].device
-        said = [llm.get_input_embeddings()(torch.tensor(s.response, dtype=torch.long, device=device)) for s in items]
-        rows = [torch.cat(pair) for pair in zip(embedded, said, strict=True)]
-        inputs = pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).long().to(device)
+        inputs, mask = teacher_forced_inputs(items, embedded)
         states = llm(
             inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1, output_hidden_states=True
         ).hidden_states

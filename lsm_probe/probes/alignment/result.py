@@ -17,7 +17,7 @@ from lsm_probe.runner.conventions import Choices
 from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rounded
 
 ALPHA = 0.05
-"""At a p-value of MMD as large as this, the two sets cannot be told apart."""
+"""At a p-value of MMD as large as this, the two sets do not differ significantly."""
 CURVES = (
     "paired_cosine",
     "unpaired_cosine",
@@ -81,6 +81,7 @@ class AlignmentResult(MeasurementResult):
 
     NAME: ClassVar[str] = "alignment"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("speech", "text")
+    PLOT: ClassVar[str] = "lsm_probe.probes.alignment.plot:plot_plane"
 
     speech: Floats
     text: Floats
@@ -98,7 +99,7 @@ class AlignmentResult(MeasurementResult):
         return self._curves
 
     def chance(self) -> float:
-        """What retrieval gives by lot: the mean over samples of 1 / candidates."""
+        """What retrieval gives by chance: the mean over samples of 1 / candidates."""
         own = np.bincount(self.clusters)[self.clusters]
         return float((1 / (len(self.clusters) - own + 1)).mean())
 
@@ -140,7 +141,7 @@ class AlignmentResult(MeasurementResult):
         """A row for each state: all numbers, with `_low` and `_high` the ends of their intervals."""
         columns: dict[str, Any] = {"checkpoint": self.name, "state": self.layers}
         for name, numbers in self.curves().items():
-            columns |= {name: numbers.mean, f"{name}_low": numbers.ci_low, f"{name}_high": numbers.ci_high}
+            columns |= numbers.columns(name)
         columns |= {f"mmd_{name}": values for name, values in self.mmd().items()}
         return pd.DataFrame({**columns, "retrieval_chance": self.chance(), "centroid_floor": self.centroid_floor()})
 
@@ -186,7 +187,7 @@ class AlignmentResult(MeasurementResult):
 
     def _differences(self, other: AlignmentResult) -> dict[str, Curve]:
         """`other` minus this one, by the names in `CURVES`."""
-        numbers = {name: self._mean(other._by_sample[name] - values) for name, values in self._by_sample.items()}
+        numbers = {name: self.mean(other._by_sample[name] - values) for name, values in self._by_sample.items()}
         for name, (whole, left_out) in self._cka.items():
             other_whole, other_left_out = other._cka[name]
             between = other_whole - whole
@@ -206,24 +207,16 @@ class AlignmentResult(MeasurementResult):
             )
         return self.layers.index(layer)
 
-    def _mean(self, values: Doubles) -> Curve:
-        """Mean over samples by state with its interval, from `[samples, states]`."""
-        weights = self.weights()
-        return curve(values.mean(0), weights @ values / weights.sum(1, keepdims=True))
-
     def _by_state(self, function: Callable[[Floats, Floats], Any], *, standardised: bool = False) -> list[Any]:
-        """What a function says of the two sets, `[samples, llm_dim]` each, at every state."""
-        found = []
-        for i in range(len(self.layers)):
-            both: list[Floats] = [self.speech[:, i], self.text[:, i]]
-            found.append(function(*map(similarity.standardised, both) if standardised else both))
-        return found
+        """A function of the two sets, `[samples, llm_dim]` each, at every state."""
+        states = [(self.speech[:, i], self.text[:, i]) for i in range(len(self.layers))]
+        return [function(*map(similarity.standardised, both) if standardised else both) for both in states]
 
     # A frozen dataclass lets cached_property write into its __dict__; replace() and subset() start afresh.
 
     @cached_property
     def _curves(self) -> dict[str, Curve]:
-        numbers = {name: self._mean(values) for name, values in self._by_sample.items()}
+        numbers = {name: self.mean(values) for name, values in self._by_sample.items()}
         for name, (whole, left_out) in self._cka.items():
             low, high = similarity.jackknife_interval(whole, left_out)
             numbers[name] = Curve(whole, low.clip(-1, 1), high.clip(-1, 1))
@@ -286,7 +279,4 @@ class AlignmentResult(MeasurementResult):
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        conventions = AlignmentConventions(**summary["conventions"])
-        return {**arrays, "conventions": conventions, "layers": summary["states"], "perplexity": summary["perplexity"]}
-
-    PLOT: ClassVar[str] = "lsm_probe.probes.alignment.plot:plot_plane"
+        return super()._fields(arrays, summary) | {"layers": summary["states"]}

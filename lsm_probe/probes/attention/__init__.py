@@ -66,5 +66,5 @@ PROBE = probe_in_folder(
     options=attention_options,
     figures=f"{__name__}.plot:attention_figures",
     pictures=tuple(f"{name}.{kind}" for name in ("eta", "eta_heads") for kind in ("png", "svg", "csv")),
-    controls=f"{__name__}.controls:length_controls",
+    controls=f"{__name__}.reference:length_controls",
 )

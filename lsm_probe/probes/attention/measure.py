@@ -26,7 +26,7 @@ from lsm_probe.probes.attention.result import SEGMENTS, AnswerSums, AttentionRes
 from lsm_probe.runner.identity import Control
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import MeasureKeywords, split_options
-from lsm_probe.runner.prepared_samples import PreparedSample
+from lsm_probe.runner.prepared_samples import PreparedSample, teacher_forced_inputs
 from lsm_probe.runner.progress import Record
 from lsm_probe.runner.result import package_versions
 
@@ -107,14 +107,8 @@ def _measure(
     checkpoint: Checkpoint, run_pass: RunPass, items: Sequence[PreparedSample], keep_tokens: bool
 ) -> list[Measured]:
     """One teacher-forced pass over prompts and responses, right-padded: the arrays of a [`Record`] for each."""
-    embedding = checkpoint.llm.get_input_embeddings()
-    device = items[0].embedded.device
-    inputs = pad_sequence(
-        [torch.cat([s.embedded, embedding(torch.tensor(s.response, device=device))]) for s in items],
-        batch_first=True,
-    )
-    lengths = torch.tensor([len(s.prompt) + len(s.response) for s in items])
-    mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).to(device)
+    inputs, mask = teacher_forced_inputs(items, [s.embedded for s in items])
+    device = inputs.device
     parts = [s.measured for s in items]
     rows, row_mask = generating_rows(
         [len(s.prompt) + part.start for s, part in zip(items, parts, strict=True)],
@@ -122,7 +116,7 @@ def _measure(
     )
     thinking = [s.thought.tokens if s.thought and s.part == "all" else 0 for s in items]
     sums = SegmentSums([s.prompt for s in items], row_mask.to(device), keep_tokens, thinking)
-    errors = run_pass(inputs, mask.long(), rows.to(device), row_mask.to(device), sums)
+    errors = run_pass(inputs, mask, rows.to(device), row_mask.to(device), sums)
     arrays = sums.by_sample()
     for array, error in zip(arrays, errors, strict=True):
         array["errors"] = error.float().numpy()
@@ -166,23 +160,18 @@ class SegmentSums:
             self.answer_mask = row_mask & is_answer.to(device)
         self.segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True).to(device)
         self.members = _membership(self.segments)
-        self.norms: list[Tensor] = []
-        self.head_norms: list[Tensor] = []
-        self.token_norms: list[Tensor] = []
-        self.answer_norms: list[Tensor] = []
-        self.answer_head_norms: list[Tensor] = []
+        self.layers: list[dict[str, Tensor]] = []
 
     def __call__(self, layer: LayerAttention) -> None:
         a, norms, head_norms = self._sums(layer, self.row_weight)
-        self.norms.append(norms)
-        self.head_norms.append(head_norms)
+        found = {"norms": norms, "head_norms": head_norms}
         if self.keep_tokens:
-            self.token_norms.append(a)
+            found["token_norms"] = a
         if self.answer_mask is not None:
             # 0 / 0, NaN, where no row predicts an answer.
             _, norms, head_norms = self._sums(layer, self.answer_mask / self.answer_mask.sum(1, keepdim=True))
-            self.answer_norms.append(norms)
-            self.answer_head_norms.append(head_norms)
+            found |= {"answer_norms": norms, "answer_head_norms": head_norms}
+        self.layers.append(found)
 
     def _sums(self, layer: LayerAttention, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A_j of each key and, by segment, its sums and those of single heads."""
@@ -202,20 +191,14 @@ class SegmentSums:
 
     def by_sample(self) -> list[dict[str, np.ndarray]]:
         """The arrays of each sample, layers in order."""
-        norms = torch.stack(self.norms, 1).float().cpu().numpy()
-        head_norms = torch.stack(self.head_norms, 1).float().cpu().numpy()
-        tokens = self.members.sum(1).cpu().numpy()
-        arrays = [{"norms": n, "head_norms": h, "tokens": t} for n, h, t in zip(norms, head_norms, tokens, strict=True)]
+        stacked = {name: torch.stack([layer[name] for layer in self.layers], 1).float() for name in self.layers[0]}
+        stacked["tokens"] = self.members.sum(1)
         if self.answer_mask is not None:
-            answer_norms = torch.stack(self.answer_norms, 1).float().cpu().numpy()
-            answer_head_norms = torch.stack(self.answer_head_norms, 1).float().cpu().numpy()
-            rows = self.answer_mask.sum(1).cpu().numpy()
-            for array, *own in zip(arrays, answer_norms, answer_head_norms, rows, strict=True):
-                array |= dict(zip(("answer_norms", "answer_head_norms", "answer_rows"), own, strict=True))
+            stacked["answer_rows"] = self.answer_mask.sum(1)
+        arrays = [{name: values[i].cpu().numpy() for name, values in stacked.items()} for i in range(len(self.prompts))]
         if self.keep_tokens:
-            token_norms = torch.stack(self.token_norms, 1).float().cpu().numpy()
-            for array, scores, prompt in zip(arrays, token_norms, self.prompts, strict=True):
-                array["token_norms"] = scores[:, : len(prompt)]
+            for array, prompt in zip(arrays, self.prompts, strict=True):
+                array["token_norms"] = array["token_norms"][:, : len(prompt)]
                 array["token_ids"] = np.array(prompt.input_ids)
                 array["token_segments"] = np.array(prompt.segments)
         return arrays

@@ -1,16 +1,44 @@
-"""What eta of a checkpoint is compared with, and by how much the two differ."""
+"""What eta of a checkpoint is compared with, and by how much the two differ.
+
+Speech is compared with the text LLM whose transcripts are as long as the speech: responses and positions are the same,
+only the kind of source differs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from lsm_probe.data.sample import Sample
 from lsm_probe.probes.attention.result import AttentionResult, has_same_source_lengths
+from lsm_probe.runner.identity import Control
+from lsm_probe.runner.measurement import ControlRun
 from lsm_probe.runner.multiple_testing import SIGNIFICANT, corrected_p
-from lsm_probe.runner.result import Curve, Floats, curve, layer_groups
+from lsm_probe.runner.result import Curve, curve, layer_groups
+
+
+def length_controls(results: Sequence[AttentionResult], samples: Sequence[Sample]) -> Iterator[ControlRun]:
+    """Measure each text LLM at the source lengths of each speech checkpoint, where it was not measured at these.
+
+    Speech checkpoints with the same source lengths share one control.
+    """
+    speech = [result for result in results if result.checkpoint.source == "speech"]
+    known: dict[str, list[dict[str, int]]] = {}  # text LLM -> the lengths at which it is measured
+    for checkpoint in speech:
+        lengths = checkpoint.source_lengths()
+        served = [other.name for other in speech if other is checkpoint or has_same_source_lengths(checkpoint, other)]
+        served.sort(key=checkpoint.name.__ne__)  # the checkpoint itself first
+        for text in (result for result in results if result.checkpoint.source == "text"):
+            wanted = {i: lengths[i] for i in text.ids if i in lengths}
+            measured = known.setdefault(text.name, [text.source_lengths()])
+            if any(wanted.items() <= earlier.items() for earlier in measured):
+                continue
+            measured.append(wanted)
+            chosen = [sample for sample in samples if sample.id in wanted]
+            options = {"responses": text.responses(), "source_lengths": lengths, "source_length_of": served}
+            yield ControlRun(text.name, Control(text.name, tuple(served)).name, chosen, options)
 
 
 def last_group_eta(result: AttentionResult) -> Curve:
@@ -24,13 +52,6 @@ def last_layers(result: AttentionResult) -> tuple[int, int]:
     return int(group[0]), int(group[-1])
 
 
-def paired(first: AttentionResult, second: AttentionResult) -> tuple[AttentionResult, AttentionResult]:
-    """Both on the samples that both have, drawn alike."""
-    other = set(second.ids)
-    shared = [sample for sample in first.ids if sample in other]
-    return first.subset(shared), replace(second.subset(shared), seed=first.seed)
-
-
 def text_at_length(
     attention: Sequence[AttentionResult], text: AttentionResult, speech: AttentionResult
 ) -> AttentionResult | None:
@@ -42,8 +63,8 @@ def text_at_length(
 
 
 def reference_of(attention: Sequence[AttentionResult], result: AttentionResult) -> AttentionResult | None:
-    """What a checkpoint's layers are held against: a speech checkpoint against the text LLM at its own source length,
-    without a text LLM against the first speech checkpoint; others against nothing."""
+    """The result that a speech checkpoint's layers are compared with: the text LLM at the same source length, without a
+    text LLM the first speech checkpoint. None for other checkpoints."""
     measured = [r for r in attention if not r.is_control]
     if result.checkpoint.source != "speech":
         return None
@@ -54,21 +75,14 @@ def reference_of(attention: Sequence[AttentionResult], result: AttentionResult) 
     return None if first is result else first
 
 
-def layer_difference(subject: AttentionResult, reference: AttentionResult) -> tuple[Floats, Floats]:
-    """Eta of the subject minus that of the reference by layer, and its p-value, corrected for the number of layers."""
-    subject, reference = paired(subject, reference)
-    ratios = [
-        instruction / (instruction + source) for instruction, source in (r.scores() for r in (subject, reference))
-    ]
-    difference = ratios[0] - ratios[1]
-    return subject.eta().mean - reference.eta().mean, corrected_p(difference, subject.clusters, seed=subject.seed)
-
-
-def differing(subject: AttentionResult, reference: AttentionResult) -> list[int]:
-    """By layer -1, 0 or 1: eta is below, not shown to differ, above; p below 0.05 over all layers."""
-    if subject.n_layers != reference.n_layers:
-        return [0] * subject.n_layers
-    change, p = layer_difference(subject, reference)
+def differing(result: AttentionResult, reference: AttentionResult) -> list[int]:
+    """By layer -1, 0 or 1: eta is below the reference, not shown to differ, above; p below 0.05 over all layers."""
+    if result.n_layers != reference.n_layers:
+        return [0] * result.n_layers
+    result, reference = result.paired_with(reference)
+    ratios = [instruction / (instruction + source) for instruction, source in (result.scores(), reference.scores())]
+    p = corrected_p(ratios[0] - ratios[1], result.clusters, seed=result.seed)
+    change = result.eta().mean - reference.eta().mean
     return np.where(p < SIGNIFICANT, np.sign(change), 0).astype(int).tolist()
 
 

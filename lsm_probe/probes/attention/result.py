@@ -150,8 +150,7 @@ class AttentionResult(MeasurementResult):
 
     def eta(self) -> Curve:
         """Instruction proportion `S_instruction / (S_instruction + S_source)` by layer, with its interval."""
-        mean = self._aggregate(self.scores(), self._all())[0]
-        return curve(mean, self.resampled_eta())
+        return curve(self._aggregate(self.scores(), self._all())[0], self.resampled_eta())
 
     def resampled_eta(self) -> Floats:
         """Eta by layer of each bootstrap resample, `[resamples, layers]`."""
@@ -219,14 +218,11 @@ class AttentionResult(MeasurementResult):
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer: eta with its interval, S_instruction and S_source (means over samples)."""
         instruction, source = self.scores()
-        curve = self.eta()
         return pd.DataFrame(
             {
                 "checkpoint": self.name,
                 "layer": np.arange(self.n_layers),
-                "eta": curve.mean,
-                "ci_low": curve.ci_low,
-                "ci_high": curve.ci_high,
+                **self.eta().columns("eta", "ci_low", "ci_high"),
                 "S_instruction": instruction.mean(0),
                 "S_source": source.mean(0),
             }
@@ -237,15 +233,12 @@ class AttentionResult(MeasurementResult):
         S_instruction and S_source (means over samples). `.sort_values("eta")` ranks the heads."""
         instruction, source = self.head_scores()
         layers, heads = instruction.shape[1:]
-        eta = self.head_eta()
         return pd.DataFrame(
             {
                 "checkpoint": self.name,
                 "layer": np.repeat(np.arange(layers), heads),
                 "head": np.tile(np.arange(heads), layers),
-                "eta": eta.mean.ravel(),
-                "ci_low": eta.ci_low.ravel(),
-                "ci_high": eta.ci_high.ravel(),
+                **self.head_eta().columns("eta", "ci_low", "ci_high"),
                 "share": self.head_share().ravel(),
                 "S_instruction": instruction.mean(0).ravel(),
                 "S_source": source.mean(0).ravel(),
@@ -253,28 +246,32 @@ class AttentionResult(MeasurementResult):
         )
 
     def summary(self) -> dict[str, Any]:
-        by_segment = {s: self.with_conventions(segment=s).eta().mean for s in ("mean", "sum")}
         return {
             "self_check": self.self_check,
             "layers": list(range(self.n_layers)),
             "eta": self.eta().to_dict(),
             "eta_groups": [{**group, "eta": round(group["eta"], 6)} for group in self.eta_groups()],
-            "eta_by_segment_convention": {segment: rounded(eta) for segment, eta in by_segment.items()},
+            "eta_by_segment_convention": {
+                segment: rounded(self.with_conventions(segment=segment).eta().mean) for segment in ("mean", "sum")
+            },
             "segments": self._segment_summary(),
-            **({} if self.answer is None else {"eta_by_part": self._by_part()}),
+            **({} if self.answer is None else {"eta_by_part": self._by_part(self.answer)}),
         }
 
-    def _by_part(self) -> dict[str, Any]:
-        """Eta of the rows of thinking and answer apart, each over the samples that have such rows."""
-        assert self.answer is not None
-        counts: dict[Literal["thinking", "answer"], NDArray[np.int64]] = {
-            "thinking": self.rows - self.answer.rows,
-            "answer": self.answer.rows,
-        }
-        found = {part: self.of_part(part) for part, rows in counts.items() if rows.any()}
+    def _by_part(self, answer: AnswerSums) -> dict[str, Any]:
+        """Eta of thinking and of answers, each over the samples that have such rows."""
+        found = []
+        if (self.rows - answer.rows).any():
+            found.append(self.of_part("thinking"))
+        if answer.rows.any():
+            found.append(self.of_part("answer"))
         return {
-            part: {"n_samples": len(own.samples), "rows": rounded(own.rows.mean()), **own.eta().to_dict()}
-            for part, own in found.items()
+            str(own.checkpoint.response_part): {
+                "n_samples": len(own.samples),
+                "rows": rounded(own.rows.mean()),
+                **own.eta().to_dict(),
+            }
+            for own in found
         }
 
     def differences(self, other: AttentionResult) -> dict[str, Any]:
@@ -295,7 +292,7 @@ class AttentionResult(MeasurementResult):
         """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
         falls as the source gets longer."""
         warnings = []
-        backends = [r.self_check.get("backend", "native") for r in (self, other)]
+        backends = [result.self_check.get("backend", "native") for result in (self, other)]
         if backends[0] != backends[1]:
             warnings.append(f"{self.name} was measured through {backends[0]} and {other.name} through {backends[1]}")
         if self.n_layers != other.n_layers:
@@ -339,10 +336,8 @@ class AttentionResult(MeasurementResult):
             return {name.removeprefix(prefix): own for name, own in arrays.items() if name.startswith(prefix)}
 
         tokens, answer = of("token_"), of("answer_")
-        return {
-            **{name: values for name, values in arrays.items() if not name.startswith(("token_", "answer_"))},
-            "conventions": Conventions(**summary["conventions"]),
-            "self_check": summary["self_check"],
+        sums = {name: values for name, values in arrays.items() if not name.startswith(("token_", "answer_"))}
+        return super()._fields(sums, summary) | {
             "token_scores": TokenScores(**tokens) if tokens else None,
             "answer": AnswerSums(**answer) if answer else None,
         }

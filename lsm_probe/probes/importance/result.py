@@ -77,8 +77,7 @@ class ImportanceResult(MeasurementResult):
 
         `signed` importance has no interval: its samples are added up before the absolute value is taken.
         """
-        layers = np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
-        members = (layers[:, None] == np.arange(self.n_layers)).astype(np.float64)
+        members = (self._layers()[:, None] == np.arange(self.n_layers)).astype(np.float64)
         if reduce == "mean":
             members /= (members * self._sizes()[:, None]).sum(0)
         return self._curve(members)
@@ -116,12 +115,9 @@ class ImportanceResult(MeasurementResult):
             {
                 "checkpoint": self.name,
                 "parameter": [p["name"] for p in self.parameters],
-                "layer": [p["layer"] for p in self.parameters],
-                "module": [p["module"] for p in self.parameters],
+                **{key: [p[key] for p in self.parameters] for key in ("layer", "module")},
                 "weights": sizes.astype(int),
-                "sum": found.mean,
-                "ci_low": found.ci_low,
-                "ci_high": found.ci_high,
+                **found.columns("sum", "ci_low", "ci_high"),
                 "mean": found.mean / sizes,
             }
         )
@@ -251,12 +247,14 @@ class ImportanceResult(MeasurementResult):
             point = np.where(members, self.signed[:, None] * members, 0).sum(0)
             return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
         sums = np.stack([np.where(column, self.sums * column, 0).sum(1) for column in members.T], 1)
-        weights = self.weights()
-        return curve(sums.mean(0), weights @ sums / weights.sum(1, keepdims=True))
+        return self.mean(sums)
+
+    def _layers(self) -> NDArray[np.int64]:
+        """The layer of each parameter, `[parameters]`; -1 for what is no weight matrix of a layer."""
+        return np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
 
     def _resampled_distribution(self) -> Floats:
-        layers = np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
-        sums = np.stack([self.sums[:, layers == layer].sum(1) for layer in range(self.n_layers)], 1)
+        sums = np.stack([self.sums[:, self._layers() == layer].sum(1) for layer in range(self.n_layers)], 1)
         drawn = self.weights() @ sums
         return drawn / drawn.sum(1, keepdims=True)
 

@@ -51,6 +51,7 @@ class KnockoutResult(MeasurementResult):
 
     NAME: ClassVar[str] = "knockout"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("log_prob", "fall", "fall_all_layers", "fall_heads")
+    PLOT: ClassVar[str] = "lsm_probe.probes.knockout.plot:plot_falls"
 
     log_prob: Floats
     fall: Floats
@@ -66,13 +67,11 @@ class KnockoutResult(MeasurementResult):
 
     def falls(self, segment: Segment) -> Curve:
         """Mean fall by layer with its interval, `[layers]`, nats per token."""
-        values = self._falls()[:, SEGMENTS.index(segment)]
-        return self.mean(values)
+        return self.mean(self._falls()[:, SEGMENTS.index(segment)])
 
     def fall_in_all_layers(self, segment: Segment) -> Curve:
         """Mean fall with the segment cut off in every layer, with its interval, nats per token."""
-        values = self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64)
-        return self.mean(values)
+        return self.mean(self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64))
 
     def causal_eta(self) -> Curve:
         """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
@@ -105,13 +104,13 @@ class KnockoutResult(MeasurementResult):
         Each is found where p is below 0.05, corrected for the number of heads (see [`corrected_p`]).
         """
         instruction, source = np.moveaxis(self._head_falls(), 1, 0)
-        hurts, more = {}, {}
-        for name, own, other in (("instruction", instruction, source), ("source", source, instruction)):
-            hurts[name] = self._tested(own).p < SIGNIFICANT
-            more[name] = self._tested(own - other).p < SIGNIFICANT
-        kinds = np.where(hurts["instruction"] & hurts["source"], "both", "").astype("<U11")
-        kinds[hurts["instruction"] & ~hurts["source"] & more["instruction"]] = "instruction"
-        kinds[hurts["source"] & ~hurts["instruction"] & more["source"]] = "source"
+        i_hurts, s_hurts, i_more, s_more = (
+            self._tested(falls).p < SIGNIFICANT
+            for falls in (instruction, source, instruction - source, source - instruction)
+        )
+        kinds = np.where(i_hurts & s_hurts, "both", "").astype("<U11")
+        kinds[i_hurts & ~s_hurts & i_more] = "instruction"
+        kinds[s_hurts & ~i_hurts & s_more] = "source"
         return kinds
 
     def head_frame(self) -> pd.DataFrame:
@@ -127,21 +126,15 @@ class KnockoutResult(MeasurementResult):
         }
         for segment in SEGMENTS:
             name, found = f"fall_{segment.name.lower()}", self.head_falls(segment)
-            columns |= {
-                name: found.mean.ravel(),
-                f"{name}_low": found.ci_low.ravel(),
-                f"{name}_high": found.ci_high.ravel(),
-                f"{name}_p": found.p.ravel(),
-            }
+            columns |= {**found.columns(name), f"{name}_p": found.p.ravel()}
         return pd.DataFrame({**columns, "kind": self.head_kinds().ravel()})
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer: falls and causal eta with their intervals."""
         columns: dict[str, Any] = {"checkpoint": self.name, "layer": np.arange(self.n_layers)}
-        curves = {f"fall_{s.name.lower()}": self.falls(s) for s in SEGMENTS} | {"causal_eta": self.causal_eta()}
-        for name, found in curves.items():
-            columns |= {name: found.mean, f"{name}_low": found.ci_low, f"{name}_high": found.ci_high}
-        return pd.DataFrame(columns)
+        for segment in SEGMENTS:
+            columns |= self.falls(segment).columns(f"fall_{segment.name.lower()}")
+        return pd.DataFrame(columns | self.causal_eta().columns("causal_eta"))
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -215,12 +208,5 @@ class KnockoutResult(MeasurementResult):
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         heads = summary.get("heads")  # results made before single heads were knocked out say nothing of them
-        return {
-            "fall_heads": np.zeros((*arrays["fall"].shape[:2], 0, 0), np.float32),
-            **arrays,
-            "head_layers": heads["layers"] if heads else [],
-            "conventions": KnockoutConventions(**summary["conventions"]),
-            "self_check": summary["self_check"],
-        }
-
-    PLOT: ClassVar[str] = "lsm_probe.probes.knockout.plot:plot_falls"
+        arrays = {"fall_heads": np.zeros((*arrays["fall"].shape[:2], 0, 0), np.float32), **arrays}
+        return super()._fields(arrays, summary) | {"head_layers": heads["layers"] if heads else []}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -23,8 +23,7 @@ class SensitivityConventions(Choices):
     Attributes:
         per: `token` takes P of each token after those before it, and then the mean over tokens, in nats per token;
             `response` takes P of the whole response, in nats per response. Both are at most the logarithm of the
-            pool's size; whole responses soon reach it (1.606 of 1.609 nats, measured), so that nothing can be told
-            apart any more.
+            pool's size; whole responses soon saturate there (1.606 of 1.609 nats, measured), which hides differences.
         pool: the other instructions: one for each other `tasks`, or `paraphrases` of the sample's own.
         response: whose: the model's own `generated` answer or the `reference`.
         instructions: digest of the pool of instructions and of the samples' tasks.
@@ -98,9 +97,8 @@ class SensitivityResult(MeasurementResult):
         """`D_i / (D_i + D_s)` of the means, with its interval; None where an interval of either touches 0."""
         if self.instruction().ci_low <= 0 or self.source().ci_low <= 0:
             return None
-        instruction, source = self.by_sample()
-        drawn_i, drawn_s = self.resampled(instruction), self.resampled(source)
-        return curve(instruction.mean() / (instruction.mean() + source.mean()), drawn_i / (drawn_i + drawn_s))
+        instruction, source = (values.mean() for values in self.by_sample())
+        return curve(instruction / (instruction + source), self._resampled_eta())
 
     def ceilings(self) -> tuple[float, float]:
         """The largest D_i and D_s that the pools allow: the mean of the logarithm of their sizes, nats."""
@@ -121,22 +119,20 @@ class SensitivityResult(MeasurementResult):
         )
 
     def summary(self) -> dict[str, Any]:
-        ceilings = self.ceilings()
-        info_eta = self.info_eta()
+        info_eta, (instruction, source) = self.info_eta(), self.ceilings()
         return {
             "self_check": self.self_check,
             "unit": f"nats per {self.conventions.per}",
-            "instruction": {**self.instruction().to_dict(), "ceiling": round(ceilings[0], 6)},
-            "source": {**self.source().to_dict(), "ceiling": round(ceilings[1], 6)},
+            "instruction": {**self.instruction().to_dict(), "ceiling": round(instruction, 6)},
+            "source": {**self.source().to_dict(), "ceiling": round(source, 6)},
             "info_eta": None if info_eta is None else info_eta.to_dict(),
             "by_convention": {per: self._reading(per) for per in ("token", "response")},
             "by_task": self._by_task(),
         }
 
     def differences(self, other: SensitivityResult) -> dict[str, Any]:
-        both = [(r.by_sample(), r.info_eta()) for r in (self, other)]
-        (mine, my_eta), (theirs, their_eta) = both
-        eta = None
+        mine, theirs = self.by_sample(), other.by_sample()
+        my_eta, their_eta, eta = self.info_eta(), other.info_eta(), None
         if my_eta is not None and their_eta is not None:
             eta = curve(their_eta.mean - my_eta.mean, other._resampled_eta() - self._resampled_eta()).to_dict()
         return {
@@ -184,11 +180,6 @@ class SensitivityResult(MeasurementResult):
     def _resampled_eta(self) -> NDArray[np.float64]:
         instruction, source = (self.resampled(values) for values in self.by_sample())
         return instruction / (instruction + source)
-
-    @classmethod
-    def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        conventions = SensitivityConventions(**summary["conventions"])
-        return {**arrays, "conventions": conventions, "self_check": summary["self_check"]}
 
 
 def _against_pool(log_probs: Floats) -> Floats:

@@ -35,7 +35,7 @@ from lsm_probe.probes.attention.speech import ConnectorAttention, speech_attenti
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.probes.timeline.word_times import Word, word_times
 from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions
-from lsm_probe.runner.prepared_samples import prepare
+from lsm_probe.runner.prepared_samples import prepare, teacher_forced_inputs
 
 
 def timeline(
@@ -50,18 +50,18 @@ def timeline(
     In memory are layers x response tokens x speech tokens numbers, and of one layer at a time that many for each head.
 
     Args:
-        checkpoint: an LSM, or another audio LLM (whose speech tokens are taken to be spread evenly over what it hears:
-            the utterance, or with the silence after it up to 30 s).
+        checkpoint: an LSM, or another audio LLM whose speech tokens are taken to be spread evenly over its input:
+            the utterance, or with the silence after it up to 30 s.
         sample: with `audio`; with `text` too (English, at most 30 s of speech) its words are placed.
         response: `generated` answers greedily; `reference` takes the sample's target.
         max_new_tokens: longest generated response.
 
     Raises:
-        InputError: the checkpoint hears no speech, its speech tokens have no time, the sample cannot be used, the
+        InputError: the checkpoint is a text LLM, its speech tokens have no time, the sample cannot be used, the
             response is empty, or the model's attention cannot be measured exactly.
     """
     if checkpoint.source != "speech":
-        raise InputError(f"{checkpoint.name} is a text LLM: give a model that hears speech")
+        raise InputError(f"{checkpoint.name} is a text LLM: give a model that takes speech")
     waveform = read_audio(sample)
     times = checkpoint.speech_token_times(len(waveform))  # refused before the model runs
     ours = times is not None
@@ -69,7 +69,7 @@ def timeline(
     ids = result.responses()[sample.id]
     norms = _norms_by_row(checkpoint, sample, ids)
     if times is None:
-        times = even_times(norms.shape[2], _heard_samples(checkpoint, sample, waveform, norms.shape[2]))
+        times = even_times(norms.shape[2], _covered_samples(checkpoint, sample, waveform, norms.shape[2]))
         end = len(waveform) / RATE
         spoken = times[:, 0] < end
         times, norms = np.minimum(times[spoken], end), norms[..., spoken]
@@ -133,8 +133,8 @@ def _own_shares(connector: ConnectorAttention, frames: int) -> csr_array:
     return csr_array((shares[rows, within], (rows, columns)), shape=(len(shares), frames))
 
 
-def _heard_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.float32], tokens: int) -> int:
-    """Samples that the speech tokens of another audio LLM cover: some hear silence up to whole pieces of 30 s."""
+def _covered_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.float32], tokens: int) -> int:
+    """Samples that the speech tokens of another audio LLM cover: some are given silence up to whole pieces of 30 s."""
     whole = np.pad(waveform, (0, -len(waveform) % (PIECE_SECONDS * RATE)))
     same = checkpoint.encode(sample.instruction, whole).count(Segment.SOURCE) == tokens
     return len(whole) if same else len(waveform)
@@ -145,9 +145,8 @@ def _norms_by_row(checkpoint: Checkpoint, sample: Sample, response: list[int]) -
     """a(m, j) of each layer, generating row and speech token, `[layers, rows, speech tokens]`."""
     (item,), _ = prepare(checkpoint, [sample], ResponseOptions(responses={sample.id: response}), "fail")
     llm = checkpoint.llm
-    device = item.embedded.device
-    said = llm.get_input_embeddings()(torch.tensor(response, device=device))
-    inputs = torch.cat([item.embedded, said])[None]
+    inputs, mask = teacher_forced_inputs([item], [item.embedded])
+    device = inputs.device
     rows, row_mask = generating_rows([len(item.prompt)], [len(response)])
     source = item.prompt.positions(Segment.SOURCE)
     norms: list[torch.Tensor] = []
@@ -157,7 +156,6 @@ def _norms_by_row(checkpoint: Checkpoint, sample: Sample, response: list[int]) -
         norms.append(row_norms(alpha, value, layer.metric)[0].float().cpu())
 
     with capture(llm) as captured, captured.at_rows(rows.to(device), row_mask.to(device), visit):
-        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=device)
         llm(inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return torch.stack(norms).numpy()
 

@@ -1,0 +1,115 @@
+"""Knockout in a terminal, the table and the line about each result, and in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lsm_probe.probes.knockout.plot import knockout_figure, knockout_heads_figure
+from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
+from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.page import Section, picture
+from lsm_probe.runner.result import layer_groups
+from lsm_probe.runner.tables import (
+    NONE,
+    Table,
+    attention_check,
+    layer_group_names,
+    measured_on,
+    shown,
+    whose,
+    with_interval,
+)
+
+_SHOWN = 3
+"""Heads of a kind that the note names."""
+
+
+def knockout_table(results: Sequence[KnockoutResult]) -> Table:
+    """Falls averaged over six groups of layers, and with a segment cut off in all: a row for each segment."""
+    rows = []
+    for result in results:
+        for segment in SEGMENTS:
+            falls = result.falls(segment).mean
+            numbers = [f"{falls[group].mean():.3f}" for group in layer_groups(result.n_layers)]
+            whole = with_interval(result.fall_in_all_layers(segment))
+            rows.append([result.name, segment.name.lower(), *numbers, whole])
+    window = results[0].conventions.window
+    return Table(
+        f"nats per response token lost when {window} layers may not see a segment, by the middle layer",
+        ["checkpoint", "without", *layer_group_names([result.n_layers for result in results]), "all"],
+        rows,
+        "all: cut off in every layer, with the 95 % interval; what other tokens pass on still gets through",
+        text_columns=2,
+    )
+
+
+def knockout_note(result: KnockoutResult) -> str:
+    note = f"responses: {whose(result)}; {attention_check(result.self_check)}"
+    return f"{note}; {_heads(result)}" if result.head_layers else note
+
+
+def _heads(result: KnockoutResult) -> str:
+    """The heads that matter, those that cost most first."""
+    frame = result.head_frame()
+    speaks = result.checkpoint.source == "speech"
+    names = {"source": "speech-anchor heads" if speaks else "source heads", "instruction": "instruction heads"}
+    parts = []
+    for kind, name in names.items():
+        fall = f"fall_{kind}"
+        found = frame[frame["kind"] == kind].sort_values(fall, ascending=False)
+        shown = [
+            f"{row['layer']}.{row['head']} ({row[fall]:.4f} [{row[f'{fall}_low']:.4f}, {row[f'{fall}_high']:.4f}])"
+            for row in found.head(_SHOWN).to_dict("records")
+        ]
+        parts.append(f"{name}, {len(found)}" + (f": {', '.join(shown)}" if shown else ""))
+    both = (frame["kind"] == "both").sum()
+    return f"of {len(frame)} heads {'; '.join(parts)}; both, {both}"
+
+
+def knockout_section(measurement: Measurement, results: Sequence[KnockoutResult], everything: Any) -> Section:
+    """Figure and table of the falls, and maps of single heads where these were masked."""
+    pictures = [picture(knockout_figure(results), "knockout", "What is lost without instruction and source, by layer")]
+    if all(result.head_layers for result in results):
+        figure = knockout_heads_figure(results)
+        pictures.append(picture(figure, "knockout-heads", "What is lost without one head's view of each segment"))
+    return Section(
+        measurement.name,
+        "Knockout",
+        f"The response may not see a segment in {results[0].conventions.window} neighbouring layers; shown is "
+        "what it loses. What other tokens had taken from the segment before still gets through: the instruction "
+        "reaches the response through the source tokens, for example.",
+        pictures,
+        [_report_table(results)],
+    )
+
+
+def _report_table(results: Sequence[KnockoutResult]) -> Table:
+    rows = []
+    for result in results:
+        falls = [result.fall_in_all_layers(segment) for segment in SEGMENTS]
+        eta = result.causal_eta()
+        worst = [int(result.falls(segment).mean.argmax()) for segment in SEGMENTS]
+        known = int(np.isfinite(eta.mean).sum())
+        rows.append(
+            [
+                result.name,
+                *map(shown, falls),
+                *(f"{layer} ({shown(result.falls(s).at(layer))})" for layer, s in zip(worst, SEGMENTS, strict=True)),
+                f"{np.nanmean(eta.mean):.2f} (of {known} of {result.n_layers} layers)" if known else NONE,
+            ]
+        )
+    columns = [
+        "",
+        "without the instruction",
+        "without the source",
+        "worst window, instruction",
+        "worst window, source",
+        "causal η, mean where both matter",
+    ]
+    note = (
+        f"{measured_on(results)} causal η: the instruction's part of both losses, in the layers where both are above 0."
+    )
+    return Table("What the response loses, nats per token: cut off in all layers, and in windows", columns, rows, note)
