@@ -15,10 +15,9 @@ from lsm_probe.evaluation import EVALUATION, TEXT_ABILITY
 from lsm_probe.evaluation.cascade import cascade_name
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.probes.timeline.result import Timeline
-from lsm_probe.runner.identity import CheckpointIdentity, Control
+from lsm_probe.runner.identity import CheckpointIdentity, Control, read_schema
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.result import MeasurementResult
-from lsm_probe.runner.schema import read_schema
 
 _DEPTH = ("", "*", "*/*")
 """How far below a folder results are looked for: a run of several checkpoints writes a folder each."""

@@ -27,7 +27,9 @@ def plain(text: str) -> str:
     A character that no installed font has is written as its code, such as `\u6a21`, with a warning. So is a control
     character, which SVG must not hold, without one. Line breaks stay.
     """
-    written = "".join(c if c == "\n" or _can_be_drawn(c) else _code(c) for c in text).replace("$", r"\$")
+    written = "".join(
+        c if c == "\n" or _can_be_drawn(c) else c.encode("unicode_escape").decode() for c in text
+    ).replace("$", r"\$")
     return f"{_INVISIBLE}{written}" if written.startswith("_") else written
 
 
@@ -59,8 +61,8 @@ def use_fonts_with_all_glyphs(figure: Figure) -> None:
 
 
 def _further_fonts(text: Iterable[str]) -> list[str]:
-    found = {_font_of(c) for c in text if not c.isspace()} - {OWN_FONT, None}
-    return sorted(font for font in found if font is not None)
+    found = {_font_of(c) or OWN_FONT for c in text if not c.isspace()}
+    return sorted(found - {OWN_FONT})
 
 
 def _can_be_drawn(character: str) -> bool:
@@ -79,10 +81,6 @@ def _warn_of_codes() -> None:
         "that has them, for example Noto Sans CJK",
         stacklevel=2,
     )
-
-
-def _code(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 @cache

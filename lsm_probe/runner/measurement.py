@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +97,30 @@ class Measurement:
     pictures: Sequence[str] = ()
     section: Named = "lsm_probe.runner.defaults:default_section"
     controls: Named | None = None
+
+    @classmethod
+    def in_package(cls, package: str, **fields: Any) -> Self:
+        """A measurement whose code is in a package, under names that follow from the package's.
+
+        The package `importance`, for example, holds `measure.importance`, `result.ImportanceResult`,
+        `plot.importance_figure`, `plot.save_importance`, `tables.importance_table`, `tables.importance_note` and
+        `tables.importance_section`. They are imported when they are first needed.
+
+        Args:
+            package: its full name.
+            fields: fields that have no such name, or another one.
+        """
+        name = package.rpartition(".")[2]
+        by_convention = {
+            "measure": f"{package}.measure:{name}",
+            "result": f"{package}.result:{name.capitalize()}Result",
+            "table": f"{package}.tables:{name}_table",
+            "note": f"{package}.tables:{name}_note",
+            "figures": f"{package}.plot:{name}_figure",
+            "save_figures": f"{package}.plot:save_{name}",
+            "section": f"{package}.tables:{name}_section",
+        }
+        return cls(name=name, **{**by_convention, **fields})
 
     def get(self, field: str) -> Any:
         """The object of a field, imported if the field names it."""

@@ -189,11 +189,10 @@ def stack(records: Sequence[Record], *names: str) -> dict[str, Any]:
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    shapes = {array.shape for array in arrays}
-    if len(shapes) == 1:
+    shapes = [array.shape for array in arrays]
+    if len(set(shapes)) == 1:
         return np.stack(arrays)
-    largest = np.max([array.shape for array in arrays], axis=0)
-    filled = np.full((len(arrays), *largest), np.nan, arrays[0].dtype)
+    filled = np.full((len(arrays), *np.max(shapes, axis=0)), np.nan, arrays[0].dtype)
     for row, array in zip(filled, arrays, strict=True):
         row[tuple(slice(n) for n in array.shape)] = array
     return filled
@@ -204,8 +203,7 @@ def _excluded(records: Sequence[Record]) -> dict[str, list[str]]:
     for record in records:
         if record.excluded is not None:
             excluded.setdefault(record.excluded, []).append(record.sample["id"])
-    left_out = sum(len(ids) for ids in excluded.values())
-    if left_out == len(records):
+    if sum(map(len, excluded.values())) == len(records):
         reason, ids = next(iter(excluded.items()))
         raise InputError(f"no sample is left to measure; {len(ids)} of {len(records)} because: {reason}")
     return excluded

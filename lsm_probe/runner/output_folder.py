@@ -94,22 +94,19 @@ class OutputFolder:
         """Move what an earlier run left to `PREVIOUS`, once, with a warning."""
         found = [path for path in self.stale if path.exists()]
         if found and not self.of_this_run:
-            self._keep(found)
+            previous = self.out / PREVIOUS
+            shutil.rmtree(previous, ignore_errors=True)
+            for path in found:
+                kept = previous / path.relative_to(self.out)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(kept)
+            warnings.warn(f"{self.out} held the results of an earlier run, which are in {previous} now", stacklevel=2)
         for path in self.stale:
             path.unlink(missing_ok=True)
         for folder in {path.parent for path in self.stale} - {self.out}:
             with suppress(OSError):  # not there, or something else is in it
                 folder.rmdir()
         self.stale = []
-
-    def _keep(self, found: Sequence[Path]) -> None:
-        previous = self.out / PREVIOUS
-        shutil.rmtree(previous, ignore_errors=True)
-        for path in found:
-            kept = previous / path.relative_to(self.out)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(kept)
-        warnings.warn(f"{self.out} held the results of an earlier run, which are in {previous} now", stacklevel=2)
 
     def record(self, folder: str) -> None:
         """Note that a result is about to be written into a folder below."""

@@ -21,8 +21,7 @@ from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 from lsm_probe.runner.conventions import Choices
-from lsm_probe.runner.identity import CheckpointIdentity
-from lsm_probe.runner.schema import SCHEMA_VERSION, read_schema, upgrade_identity
+from lsm_probe.runner.identity import SCHEMA_VERSION, CheckpointIdentity, read_schema, upgrade_identity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

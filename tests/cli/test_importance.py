@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from lsm_probe.probes.importance.table import importance_note
 
 from lsm_probe.probes.importance import PROBE
 from lsm_probe.probes.importance.learning_rates import layer_rates
 from lsm_probe.probes.importance.masks import jaccard
 from lsm_probe.probes.importance.result import ImportanceResult
-from lsm_probe.probes.importance.table import importance_note
 from lsm_probe.training.config import Stage
 
 PICTURES = PROBE.picture_names()
@@ -154,7 +154,7 @@ def test_a_model_of_another_depth_is_warned_about(run, strict, tiny_llm_folder, 
     AutoTokenizer.from_pretrained(tiny_llm_folder).save_pretrained(tmp_path / "shallow")
     code, stdout, stderr = run(tiny_llm_folder, tmp_path / "shallow")
     assert code == 0, stderr
-    warning = f"{tiny_llm_folder} has 3 layers and {tmp_path / 'shallow'} 2: no shift to speak of"
+    warning = f"{tiny_llm_folder} has 3 layers and {tmp_path / 'shallow'} 2: the shift cannot be computed"
     assert f"warning: {warning}" in stderr
     (pair,) = strict((tmp_path / "out" / "comparison.json").read_text())["pairs"]
     assert (pair["shift"], pair["warning"]) == (None, warning)

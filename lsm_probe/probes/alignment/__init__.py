@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsm_probe.probes.folder import probe_in_folder
-from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
 HELP = """
@@ -52,7 +51,7 @@ def alignment_options(
     )
 
 
-PROBE = probe_in_folder(
+PROBE = Measurement.in_package(
     __name__,
     help=HELP,
     options=alignment_options,

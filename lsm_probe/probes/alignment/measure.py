@@ -1,15 +1,14 @@
 """Alignment: does the LLM represent speech as it represents the words of that speech?
 
 Each sample goes through the LLM twice under the same instruction: once with its speech in the source slot, once with
-its transcript there. The hidden states of a segment are averaged to one vector a pass and layer, and the result says
-how alike the two sets of vectors are, by layer. In arXiv 2410.03798 a t-SNE picture of such vectors (figure 6) is to
-show that speech and text share a space; the numbers say how far they do.
+its transcript. The hidden states of a segment are averaged to one vector for each pass and layer. The result measures
+how similar the two sets of vectors are (arXiv 2410.03798, figure 6, shows them by t-SNE alone).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -59,10 +58,9 @@ def alignment(
             most of which is the same in both passes, or those of the tokens of the `response`, the same token ids in
             both passes. Tokens that both passes share are alike without any alignment: read `prompt` and `response`
             against `builtin:untrained`.
-        instruction: replaces that of every sample. Under instructions of their own, the samples differ by them too,
-            in both passes alike, which all numbers but the distances take for likeness of speech and text: four
-            wordings of one task gave a miniature LSM a standardised cosine of 0.10 after its last layer, one
-            wording 0.005.
+        instruction: replaces that of every sample. Different instructions make samples differ in both passes alike,
+            which raises all numbers but the distances: a miniature LSM had a standardised cosine of 0.10 after its
+            last layer with four wordings of one task, 0.005 with one wording.
         layers: numbers of the states to keep, by default all. All states of 1,000 samples are 1 GB for a 7B model.
         perplexity: of the t-SNE; changes no other number.
         plot_layer: the state that the result plots by default.
@@ -145,8 +143,8 @@ def with_instruction(samples: Sequence[Sample], instruction: str) -> list[Sample
 def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
     """Number of the utterance of each sample, `[samples]`; recordings of the same words count as one.
 
-    Their transcripts give the very same vectors: to take one for "another" would be to count a match as a miss, and
-    to draw them apart to count one sentence as several.
+    Their transcripts give the same vectors. As separate utterances, a match would count as a miss, and the bootstrap
+    would draw one sentence as several.
     """
     words: dict[str, str] = {}
     for sample in samples:
@@ -169,11 +167,13 @@ def _check_enough(samples: Sequence[Sample], perplexity: float, left_out: int = 
         raise InputError(f"{after}{error}") from error
 
 
+@dataclass(frozen=True)
 class _Reader:
     """Gives each item of a batch its vectors: `speech` and `text`, `[states, llm_dim]` float32."""
 
-    def __init__(self, checkpoint: Checkpoint, segment: str, layers: Sequence[int]):
-        self.checkpoint, self.segment, self.layers = checkpoint, segment, layers
+    checkpoint: Checkpoint
+    segment: str
+    layers: Sequence[int]
 
     def __call__(self, items: Sequence[PreparedSample]) -> list[Measured]:
         prompts: dict[str, Prompt] = {}
@@ -185,21 +185,17 @@ class _Reader:
                 measured[item.sample.id] = Unusable(str(error), fault=True)
         usable = [item for item in items if item.sample.id in prompts]
         if usable:
-            measured |= self._read(usable, list(prompts.values()))
+            speech = self._means(usable, [item.embedded for item in usable], [item.prompt for item in usable])
+            text = self._means(usable, self.checkpoint.embed(list(prompts.values())), list(prompts.values()))
+            measured |= {item.sample.id: self._pair(*both) for item, *both in zip(usable, speech, text, strict=True)}
         return [measured[item.sample.id] for item in items]
 
     def _with_transcript(self, item: PreparedSample) -> Prompt:
         """The item's prompt with its transcript in the place of the speech."""
-        text = item.sample.text
-        assert text is not None  # MeasurementRun has checked it
-        prompt = self.checkpoint.encode(item.sample.instruction, text)
+        assert item.sample.text is not None  # MeasurementRun has checked it
+        prompt = self.checkpoint.encode(item.sample.instruction, item.sample.text)
         self.checkpoint.check_length(prompt, len(item.response))
         return prompt
-
-    def _read(self, items: Sequence[PreparedSample], prompts: list[Prompt]) -> dict[str, Measured]:
-        speech = self._means(items, [s.embedded for s in items], [s.prompt for s in items])
-        text = self._means(items, self.checkpoint.embed(prompts), prompts)
-        return {s.sample.id: self._pair(*both) for s, *both in zip(items, speech, text, strict=True)}
 
     def _pair(self, speech: NDArray[np.float32], text: NDArray[np.float32]) -> Measured:
         for name, vectors in (("speech", speech), ("transcript", text)):

@@ -137,8 +137,21 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.subplots(2, 2, sharex=True)
-    for draw, ax in zip((_draw_cosines, _draw_cka, _draw_recall, _draw_distances), axes.ravel(), strict=True):
-        draw(results, ax)
+    cosines, cka, recall, distances = axes.ravel()
+    # Wide and pale, so that it stays visible under the other curve, on which it often lies.
+    for result, look in zip(results, _looks(len(results)), strict=True):
+        cosines.plot(result.layers, result.curves()["unpaired_cosine"].mean, **look | _PALE)
+    for name, ax in (("cosine", cosines), ("cka", cka), ("retrieval", recall)):
+        plot_curve(results, "paired_cosine" if name == "cosine" else name, ax)
+        plot_curve(results, f"standardised_{name}", ax, dashed=True)
+    for ax in (cosines, cka):
+        ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    _draw_levels(recall, [result.chance() for result in results])
+    cosines.set(title="cosine of speech and transcript", ylabel="cosine", ylim=(None, 1.02))
+    cka.set(title="likeness of geometry", ylabel="debiased linear CKA", ylim=(None, 1.02))
+    recall.set(title="retrieval of the partner", ylabel="R@1, mean of both ways", ylim=(-0.02, 1.02))
+    _draw_distances(results, distances)
+    for ax in axes.flat:
         ax.title.set_fontsize(9)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         sns.despine(ax=ax)
@@ -146,33 +159,9 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
         ax.set_xlabel("state (0: embeddings)")
     names = _short_names([result.name for result in results])
     labels = [f"{name} ({len(r.samples)} samples)" for name, r in zip(names, results, strict=True)]
-    look: dict[str, Any] = {"frameon": False, "fontsize": 9}
-    figure.legend(axes[1, 0].get_lines()[: len(results)], labels, loc="outside upper center", ncols=2, **look)
-    figure.legend(handles=_key(), loc="outside lower center", ncols=4, **look | {"fontsize": 8})
-
-
-def _draw_cosines(results: Sequence[AlignmentResult], ax: Axes) -> None:
-    # Wide and pale, and so still to be seen under the other, on which it often lies.
-    for result, look in zip(results, _looks(len(results)), strict=True):
-        ax.plot(result.layers, result.curves()["unpaired_cosine"].mean, **look | _PALE)
-    plot_curve(results, "paired_cosine", ax)
-    plot_curve(results, "standardised_cosine", ax, dashed=True)
-    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(title="cosine of speech and transcript", ylabel="cosine", ylim=(None, 1.02))
-
-
-def _draw_cka(results: Sequence[AlignmentResult], ax: Axes) -> None:
-    plot_curve(results, "cka", ax)
-    plot_curve(results, "standardised_cka", ax, dashed=True)
-    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(title="likeness of geometry", ylabel="debiased linear CKA", ylim=(None, 1.02))
-
-
-def _draw_recall(results: Sequence[AlignmentResult], ax: Axes) -> None:
-    plot_curve(results, "retrieval", ax)
-    plot_curve(results, "standardised_retrieval", ax, dashed=True)
-    _draw_levels(ax, [result.chance() for result in results])
-    ax.set(title="retrieval of the partner", ylabel="R@1, mean of both ways", ylim=(-0.02, 1.02))
+    lines = recall.get_lines()[: len(results)]
+    figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(handles=_key(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
 
 def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:

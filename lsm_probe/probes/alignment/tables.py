@@ -110,6 +110,6 @@ def _report_table(results: Sequence[AlignmentResult]) -> Table:
                 f"{curves['retrieval'].mean[best]:.2f} in state {result.layers[best]}",
             ]
         )
-    note = f"R@1 by lot: {results[0].chance():.2f}. MMD p below 0.05: the two sets can be told apart."
+    note = f"R@1 by chance: {results[0].chance():.2f}. MMD p below 0.05: the two sets differ."
     columns = ["", *names.values(), "MMD p", "best R@1"]
     return Table(f"Speech and its transcript at the last state ({results[0].state()})", columns, rows, note)

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsm_probe.probes.folder import probe_in_folder
-from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS, RUNNING
 
 HELP = """
@@ -60,7 +59,7 @@ def attention_options(
     return CommandOptions(dict(locals()))
 
 
-PROBE = probe_in_folder(
+PROBE = Measurement.in_package(
     __name__,
     help=HELP,
     options=attention_options,

@@ -278,8 +278,10 @@ class AttentionResult(MeasurementResult):
         source = SEGMENTS.index("source")
         differences = None
         if self.n_layers == other.n_layers:
-            both = {s: [r.with_conventions(segment=s) for r in (self, other)] for s in ("mean", "sum")}
-            differences = {segment: eta_difference(*pair).to_dict() for segment, pair in both.items()}
+            differences = {
+                s: eta_difference(self.with_conventions(segment=s), other.with_conventions(segment=s)).to_dict()
+                for s in ("mean", "sum")
+            }
         same_heads = self.head_norms.shape[1:3] == other.head_norms.shape[1:3]
         return {
             "eta_difference": differences,
@@ -317,9 +319,7 @@ class AttentionResult(MeasurementResult):
         if controls:
             named = ", ".join(f"`{name}`" for name in controls)
             return f", and compare with the length-matched control{'s' if len(controls) > 1 else ''} {named}"
-        if self.is_control or other.is_control:
-            return ""
-        return ", and compare with a length-matched control"
+        return "" if self.is_control or other.is_control else ", and compare with a length-matched control"
 
     def _arrays(self) -> dict[str, Any]:
         optional = {"token": self.token_scores, "answer": self.answer}
@@ -366,12 +366,6 @@ class AttentionResult(MeasurementResult):
             drawn = np.tensordot(weights, instruction, 1)
             return drawn / (drawn + np.tensordot(weights, source, 1))
 
-    def _head_ratios(self) -> Floats:
-        """Eta of single heads of each sample, `[samples, layers, heads]`."""
-        instruction, source = self.head_scores()
-        with np.errstate(invalid="ignore"):
-            return instruction / (instruction + source)
-
     def _all(self) -> NDArray[np.float64]:
         """Weights of one draw that holds each sample once, `[1, samples]`."""
         return np.ones((1, len(self.samples)))
@@ -415,5 +409,6 @@ def head_eta_difference(first: AttentionResult, second: AttentionResult) -> Test
     found = curve(
         second.head_eta().mean - first.head_eta().mean, second.resampled_head_eta() - first.resampled_head_eta()
     )
-    ratios = [r._head_ratios() for r in (first, second)]
+    with np.errstate(invalid="ignore"):
+        ratios = [i / (i + s) for i, s in (first.head_scores(), second.head_scores())]
     return Tested(**vars(found), p=corrected_p(ratios[1] - ratios[0], first.clusters, seed=first.seed))

@@ -80,7 +80,7 @@ class SpeechAttention:
 def speech_attention(
     checkpoint: Checkpoint, waveform: NDArray[np.float32], *, layer: int | None = None
 ) -> SpeechAttention:
-    """Measures norm-based attention (arXiv 2004.10102) inside the encoder and the connector of an LSM.
+    """Measure norm-based attention (arXiv 2004.10102) inside the encoder and the connector of an LSM.
 
     A layer of one piece is in memory at a time, and of it three arrays of heads x frames x 1,500 float32 numbers: for
     30 s of speech 54 MB each in Whisper tiny, 180 MB in large. Kept are the means over frames, and every number
@@ -103,45 +103,35 @@ def speech_attention(
     waveform = as_waveform(waveform)
     features, mask = (inputs.to(model.device) for inputs in lsm.processor.extract(waveform))
     frames = num_states(mask.sum(-1), None).tolist()
-    encoder = _EncoderAttention(layer)
+    pieces = [_PieceAttention(count, layer) for count in frames]
     states: list[Tensor] = []
+    errors: list[Tensor] = []
     with capture(model, "encoder") as captured:
-        for i, count in enumerate(frames):
-            with captured.at_rows(*_all_rows(1, count, model.device), encoder.piece(count)):
+        for i, piece in enumerate(pieces):
+            with captured.at_rows(*_all_rows(1, piece.frames, model.device), piece):
                 states.append(model.encode_speech(features[i : i + 1], mask[i : i + 1])[0])
-            encoder.errors += captured.errors_by_sample()
+            errors += captured.errors_by_sample()
     timed = model.config.decoder_states is None
     connector, check = None, dict[str, Any]()
     if timed and isinstance(model.multi_modal_projector, WindowQFormer):
         connector, check = _connector_attention(model, states, frames)
     return SpeechAttention(
-        **encoder.arrays(),
+        **{name: torch.cat([piece.by_layer(name) for piece in pieces], -1).numpy() for name in pieces[0].layers[0]},
+        maps=[mapped for piece in pieces for mapped in piece.maps],
         frame_times=frame_times(len(waveform)),
         token_times=speech_token_times(model.config, len(waveform)) if timed else None,
         connector=connector,
-        self_check={"encoder": error_summary(encoder.errors, model.audio_tower.dtype), **check},
+        self_check={"encoder": error_summary(errors, model.audio_tower.dtype), **check},
     )
 
 
-class _EncoderAttention:
-    """Visitor of [`capture`]: reduces each layer of each piece to its means over frames, and keeps one map.
+class _PieceAttention:
+    """Visitor of [`capture`]: reduces each layer of a piece to its means over frames, and keeps the map of one."""
 
-    Args:
-        mapped: the layer whose map is kept.
-    """
-
-    def __init__(self, mapped: int | None):
-        self.mapped = mapped
-        self.pieces: list[list[dict[str, Tensor]]] = []
+    def __init__(self, frames: int, mapped: int | None):
+        self.frames, self.mapped = frames, mapped
+        self.layers: list[dict[str, Tensor]] = []
         self.maps: list[Floats] = []
-        self.errors: list[Tensor] = []
-        self.frames = 0
-
-    def piece(self, frames: int) -> _EncoderAttention:
-        """Begins the next piece, of so many frames that are speech."""
-        self.frames = frames
-        self.pieces.append([])
-        return self
 
     def __call__(self, layer: LayerAttention) -> None:
         rows, n = layer.alpha.shape[2], self.frames
@@ -150,18 +140,13 @@ class _EncoderAttention:
         norms, head_norms = norm_attention(alpha, value, layer.metric, weight, wanted)
         means = {"norms": norms[0], "head_norms": head_norms[0], "alpha": alpha[0].mean(1)}
         means["padding"] = layer.alpha[..., n:].sum(-1).mean()[None]
-        self.pieces[-1].append({name: mean.float().cpu() for name, mean in means.items()})
+        self.layers.append({name: mean.float().cpu() for name, mean in means.items()})
         if layer.layer == self.mapped:
             self.maps.append(row_norms(alpha, value, layer.metric)[0].float().cpu().numpy())
 
-    def arrays(self) -> dict[str, Any]:
-        """Layers first, the frames of all pieces last."""
-        names = self.pieces[0][0]
-        joined = {
-            name: torch.cat([torch.stack([layer[name] for layer in piece]) for piece in self.pieces], -1).numpy()
-            for name in names
-        }
-        return {**joined, "maps": self.maps}
+    def by_layer(self, name: str) -> Tensor:
+        """One of the means, layers first."""
+        return torch.stack([layer[name] for layer in self.layers])
 
 
 def _connector_attention(

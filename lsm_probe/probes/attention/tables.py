@@ -13,7 +13,7 @@ from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.tables import NONE, Table, attention_check, layer_group_names, shown
 
 _SHOWN = 3
-"""Heads that the note names."""
+"""Heads of each checkpoint that are named."""
 
 
 def attention_table(results: Sequence[AttentionResult]) -> Table:
@@ -34,24 +34,23 @@ def attention_table(results: Sequence[AttentionResult]) -> Table:
 
 
 def attention_note(result: AttentionResult) -> str:
-    return f"{attention_check(result.self_check)}; {_lowest_heads(result)}"
+    heads = [f"{head} ({eta}, {share} of its layer)" for head, eta, share in _lowest_heads(result)]
+    lowest = f"lowest η of heads with an even share of their layer or more: {', '.join(heads)}"
+    return f"{attention_check(result.self_check)}; {lowest}"
 
 
-def _lowest_heads(result: AttentionResult) -> str:
-    """The heads that read the source rather than the instruction, of those that carry something."""
+def _lowest_heads(result: AttentionResult) -> list[tuple[str, str, str]]:
+    """Name, eta and share of the heads with the lowest eta, of those with an even share of their layer or more."""
     frame = result.head_frame()
-    heads = frame["head"].nunique()
-    found = frame[frame["share"] >= 1 / heads].nsmallest(_SHOWN, "eta")
-    shown = [
-        f"{row['layer']}.{row['head']} ({row['eta']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}], "
-        f"{100 * row['share']:.0f} % of its layer)"
+    found = frame[frame["share"] >= 1 / frame["head"].nunique()].nsmallest(_SHOWN, "eta")
+    return [
+        (
+            f"{row['layer']}.{row['head']}",
+            f"{row['eta']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]",
+            f"{100 * row['share']:.0f} %",
+        )
         for row in found.to_dict("records")
     ]
-    return f"lowest η of heads with an even share of their layer or more: {', '.join(shown)}"
-
-
-_HEADS = 3
-"""Heads of each checkpoint that are named."""
 
 
 def attention_section(measurement: Measurement, results: Sequence[AttentionResult], everything: Any) -> list[Section]:
@@ -63,7 +62,7 @@ def attention_section(measurement: Measurement, results: Sequence[AttentionResul
             "tokens",
             "Token counts and the length-matched control",
             "The number of source tokens moves η by itself: as the source gets longer, η by mean rises and η by sum "
-            "falls. So a speech checkpoint is held against the text LLM whose transcripts were repeated or cut to as "
+            "falls. So a speech checkpoint is compared with the text LLM whose transcripts were repeated or cut to as "
             "many tokens, with the same responses at the same positions.",
             tables=[_tokens(results)],
         ),
@@ -79,7 +78,7 @@ def attention_section(measurement: Measurement, results: Sequence[AttentionResul
 
 
 def _tokens(attention: Sequence[AttentionResult]) -> Table:
-    """Token counts, eta under both segment conventions, and that of what each checkpoint is held against."""
+    """Token counts, eta under both segment conventions, and eta of what each checkpoint is compared with."""
     measured = [result for result in attention if not result.is_control]
     rows = []
     for result in measured:
@@ -107,20 +106,8 @@ def _tokens(attention: Sequence[AttentionResult]) -> Table:
 
 
 def _heads(attention: Sequence[AttentionResult]) -> Table:
-    """The heads with the lowest eta among those that carry at least an even share of their layer."""
-    rows = []
-    for result in (r for r in attention if not r.is_control):
-        frame = result.head_frame()
-        found = frame[frame["share"] >= 1 / frame["head"].nunique()].nsmallest(_HEADS, "eta")
-        rows += [
-            [
-                result.name,
-                f"{row['layer']}.{row['head']}",
-                f"{row['eta']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]",
-                f"{100 * row['share']:.0f} %",
-            ]
-            for row in found.to_dict("records")
-        ]
+    measured = [result for result in attention if not result.is_control]
+    rows = [[result.name, *head] for result in measured for head in _lowest_heads(result)]
     caption = "Lowest η of heads that carry an even share of their layer or more"
     return Table(caption, ["", "layer.head", "η", "share of its layer"], rows)
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from lsm_probe.probes.folder import probe_in_folder
-from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
 HELP = """
@@ -79,7 +78,7 @@ def importance_options(
     return CommandOptions(measure, source="text" if modality == "text" else None, finish=finish)
 
 
-PROBE = probe_in_folder(
+PROBE = Measurement.in_package(
     __name__,
     help=HELP,
     options=importance_options,

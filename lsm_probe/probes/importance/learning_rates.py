@@ -1,4 +1,4 @@
-"""Learning rates by layer: the more of the text ability hangs on a layer, the slower it learns (arXiv 2509.23755)."""
+"""Learning rates by layer: the more important a layer is for text, the slower it learns (arXiv 2509.23755)."""
 
 from __future__ import annotations
 

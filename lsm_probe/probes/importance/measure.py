@@ -1,4 +1,4 @@
-"""Parameter importance: which weights the response's likelihood hangs on, by layer, module and matrix.
+"""Parameter importance: how much the likelihood of the response depends on each weight.
 
 For each weight `|theta * dL/dtheta|`, to first order the change of the loss when the weight is set to 0 (Molchanov et
 al. 2017, arXiv 1611.06440, equation 7; for speech LLMs arXiv 2509.23755), where L is the mean negative log-likelihood
@@ -11,6 +11,7 @@ number for each weight besides.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from lsm_probe.runner.options import MeasureKeywords, split_options
 from lsm_probe.runner.prepared_samples import PreparedSample
 
 CONNECTOR = "multi_modal_projector"
-_MEND = "the weights hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)"
+_REMEDY = "the weights hold NaN, or the dtype overflows (try --dtype float32 or bfloat16)"
 
 
 def importance(
@@ -82,18 +83,14 @@ def importance(
     single_weights = mode == "signed" or masks is not None or ablate is not None
     scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
     if single_weights:
-        # What is added up by single weights cannot be taken back, so a batch must not be run again in halves; and it is
-        # not stored, so that an interrupted run begins afresh.
+        # The sums of single weights cannot be undone, so a batch must not run again in halves; and they are not stored,
+        # so that an interrupted run begins afresh.
         run = replace(run, batch_size=1, progress_folder=None)
     measurement = MeasurementRun(
-        checkpoint=checkpoint,
-        samples=samples,
-        responses=responses,
-        options=run,
-        settings={"modality": modality},
+        checkpoint=checkpoint, samples=samples, responses=responses, options=run, settings={"modality": modality}
     )
     with gradients_taken(checkpoint.model, scorer.parameters, scorer.take):
-        records, common = measurement.run(scorer)
+        records, common = measurement.run(lambda items: [scorer.measure(item) for item in items])
         scorer.add_up(len(records))
     ablation = None
     if ablate is not None:
@@ -108,8 +105,11 @@ def importance(
     return ImportanceResult(
         **common,
         **stack(records, "sums"),
-        parameters=[_describe(parameter) for parameter in scorer.parameters],
-        not_trained=_not_trained(checkpoint, scorer.parameters),
+        parameters=[
+            {"name": p.name, "layer": p.layer, "module": p.module, "shape": list(p.tensor.shape)}
+            for p in scorer.parameters
+        ],
+        not_trained=_count_not_trained(checkpoint, scorer.parameters),
         signed=scorer.signed_sums() if mode == "signed" else None,
         conventions=conventions,
         masks=None if masks is None else top_masks(scorer.layer_scores(), masks),
@@ -118,8 +118,8 @@ def importance(
 
 
 def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
-    """The parameters whose importance is measured: those of the LLM under their names there, and, where an LSM of ours
-    hears, of the connector.
+    """The parameters whose importance is measured: those of the LLM under their names there, and of the connector of an
+    LSM of ours that is given speech.
 
     What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
 
@@ -134,12 +134,11 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
         )
     prefix = layers_prefix(llm)
     inside = {id(t) for part in (find_decoder(llm), llm.get_output_embeddings()) for t in part.parameters()}
-    own = [
-        (name, tensor)
-        for name, tensor in llm.named_parameters()
-        if id(tensor) in inside and tensor.requires_grad and "lora_" not in name
-    ]
-    found = [_locate(name, tensor, prefix) for name, tensor in own]
+    found = []
+    for name, tensor in llm.named_parameters():
+        if id(tensor) in inside and tensor.requires_grad and "lora_" not in name:
+            layer, within = layer_of(name, prefix)
+            found.append(Parameter(name, layer, within.removesuffix(".weight").removesuffix(".bias"), tensor))
     trained = {parameter.layer for parameter in found if parameter.is_matrix} - {None}
     frozen = sorted(set(range(llm.config.get_text_config().num_hidden_layers)) - trained)
     if not trained:
@@ -153,31 +152,16 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
     return found
 
 
-def _locate(name: str, tensor: nn.Parameter, prefix: str) -> Parameter:
-    layer, within = layer_of(name, prefix)
-    return Parameter(name, layer, within.removesuffix(".weight").removesuffix(".bias"), tensor)
-
-
-def _describe(parameter: Parameter) -> dict[str, Any]:
-    return {
-        "name": parameter.name,
-        "layer": parameter.layer,
-        "module": parameter.module,
-        "shape": list(parameter.tensor.shape),
-    }
-
-
-def _not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) -> dict[str, int]:
-    """Parameters that are not trained, in numbers by part of the model: no importance is measured of them."""
+def _count_not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) -> dict[str, int]:
+    """Number of weights that are not trained, so that their importance is not measured, by part of the model."""
     known = {id(parameter.tensor) for parameter in measured}
     if checkpoint.connector is not None:
         known |= {id(tensor) for tensor in checkpoint.connector.parameters() if tensor.requires_grad}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, tensor in checkpoint.model.named_parameters():
         if id(tensor) not in known:
-            part = name.split(".")[0]
-            counts[part] = counts.get(part, 0) + tensor.numel()
-    return counts
+            counts[name.split(".")[0]] += tensor.numel()
+    return dict(counts)
 
 
 class _Scorer:
@@ -197,9 +181,6 @@ class _Scorer:
         self.reached = torch.zeros(len(self.parameters), dtype=torch.bool)
         self.samples = 0  # in those sums
 
-    def __call__(self, items: Sequence[PreparedSample]) -> list[Measured]:
-        return [self._measure(item) for item in items]
-
     def take(self, parameter: Parameter, gradient: Tensor) -> None:
         i = self.position[parameter.name]
         if self.kept is not None and self.keep == "signed":
@@ -210,7 +191,7 @@ class _Scorer:
         if self.kept is not None and self.keep == "abs":
             self.kept[i] += product.abs_().cpu()
 
-    def _measure(self, item: PreparedSample) -> Measured:
+    def measure(self, item: PreparedSample) -> Measured:
         self.sums.fill_(torch.nan)  # stays so for what the loss does not reach
         self.reached.fill_(False)
         with torch.enable_grad():
@@ -219,9 +200,10 @@ class _Scorer:
                 return Unusable(NOT_FINITE, fault=True)
             self._backward(loss, item)
         if self.reached.any() and not self.sums[self.reached].isfinite().all():
-            if self.kept is not None:  # and it is among the sums now
-                raise InputError(f"sample {item.sample.id}: its importance is not finite: {_MEND}")
-            return Unusable(f"its importance is not finite: {_MEND}", fault=True)
+            reason = f"its importance is not finite: {_REMEDY}"
+            if self.kept is not None:  # the sums of single weights hold it now
+                raise InputError(f"sample {item.sample.id}: {reason}")
+            return Unusable(reason, fault=True)
         return {"sums": self.sums.numpy().copy()}
 
     def _backward(self, loss: Tensor, item: PreparedSample) -> None:
@@ -268,14 +250,12 @@ class _Scorer:
         weights = {parameter.name: parameter.tensor for parameter in self.parameters}
         return perplexities(perplexity, weights, self.layer_scores(), share, seed)
 
+    @torch.no_grad()
     def _losses(self, items: Sequence[PreparedSample]) -> list[Measured]:
         """Summed loss and number of tokens of each response."""
-        with torch.no_grad():
-            return [self._summed_loss(item) for item in items]
-
-    def _summed_loss(self, item: PreparedSample) -> Measured:
-        tokens = len(item.response[item.measured])
-        return {"loss": np.array([response_loss(self.checkpoint, item).item() * tokens, tokens])}
+        counts = [len(item.response[item.measured]) for item in items]
+        losses = [response_loss(self.checkpoint, item).item() for item in items]
+        return [{"loss": np.array([loss * n, n])} for loss, n in zip(losses, counts, strict=True)]
 
 
 def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
@@ -296,8 +276,7 @@ def response_loss(checkpoint: Checkpoint, item: PreparedSample) -> Tensor:
     llm: Any = checkpoint.llm
     embedded = checkpoint.embed_prompt(item.prompt)
     response = torch.tensor(item.response, device=embedded.device)
-    said = llm.get_input_embeddings()(response[:-1])
-    inputs = torch.cat([embedded, said])[None]
+    inputs = torch.cat([embedded, llm.get_input_embeddings()(response[:-1])])[None]
     with sequence_length(inputs.shape[1] + 1):  # the last token of the response too, which predicts nothing
         logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
     logits = logits[-len(response) :]  # Qwen2-Audio keeps all

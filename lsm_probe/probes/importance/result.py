@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,7 +186,7 @@ class ImportanceResult(MeasurementResult):
             if self.responses() == other.responses():
                 return None
             return f"{self.name} and {other.name} are measured on different responses: compare on the reference"
-        return f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no shift to speak of"
+        return f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: the shift cannot be computed"
 
     def subset(self, ids: list[str]) -> ImportanceResult:
         """The result of these samples alone. What was added up over samples (`signed`, masks) must hold them all."""
@@ -220,23 +221,17 @@ class ImportanceResult(MeasurementResult):
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         columns = zip(*(arrays[f"parameter_{key}"].tolist() for key in _COLUMNS), strict=True)
-        return {
-            "clusters": arrays["clusters"],
-            "sums": arrays["sums"],
-            "signed": arrays.get("signed"),
-            "parameters": [
-                {
-                    "name": name,
-                    "layer": None if layer == "None" else int(layer),
-                    "module": module,
-                    "shape": [int(n) for n in shape.strip("[]").split(",") if n.strip()],
-                }
-                for name, layer, module, shape in columns
-            ],
-            "not_trained": summary["not_trained"],
-            "ablation": summary["ablation"],
-            "conventions": ImportanceConventions(**summary["conventions"]),
-        }
+        parameters = [
+            {
+                "name": name,
+                "layer": None if layer == "None" else int(layer),
+                "module": module,
+                "shape": json.loads(shape),
+            }
+            for name, layer, module, shape in columns
+        ]
+        own = {name: values for name, values in arrays.items() if not name.startswith("parameter_")}
+        return super()._fields(own, summary) | {"parameters": parameters, "masks": None}
 
     def _sizes(self) -> Floats:
         return np.array([np.prod(p["shape"]) for p in self.parameters], dtype=np.float64)

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from lsm_probe.errors import InputError
-from lsm_probe.probes.folder import probe_in_folder
-from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
 HELP = """
@@ -65,7 +64,7 @@ def _parse_layers(part: str) -> range:
     return layers
 
 
-PROBE = probe_in_folder(
+PROBE = Measurement.in_package(
     __name__,
     help=HELP,
     options=knockout_options,

@@ -1,19 +1,17 @@
-"""Attention knockout: what the response loses when it may not see the instruction, or the source, in some layers.
+"""Attention knockout: what the response loses when it may not attend to the instruction, or the source, in some layers.
 
-The generating rows (those whose logits predict the response) are kept from attending to a segment in a window of
-layers; attention is normalised again over what remains. The fall of the response's mean log-probability per token is
-what the segment gave it through those layers (Geva et al. 2023, arXiv 2304.14767, section 4, window of layers).
+In a window of layers the generating rows (those whose logits predict the response) do not attend to a segment, and
+attention is normalised over the other tokens. The fall of the response's mean log-probability per token is what the
+segment contributed through those layers (Geva et al. 2023, arXiv 2304.14767, section 4).
 
-What this does not show: tokens after the segment had already read it before the generating rows read them. Template
-tokens, and the speech after the instruction, pass on what they took, so that part of what a segment is worth leaks
-through, also when it is cut off in all layers (stored beside the windows). Attention normalised over what remains is
-not what the model was trained on either, which can make a fall larger than that worth, or negative. No bound, then.
-In bfloat16 a mean fall is off by about 0.01 nats (measured): curves want float32, and single heads need it.
+The falls are not bounds. Later tokens have read the segment before and pass it on, even when it is masked in all layers
+(stored beside the windows). The masked model is out of distribution, which can make a fall larger, or negative. In
+bfloat16 a mean fall is off by about 0.01 nats (measured): curves should use float32, and single heads need it.
 
-Single heads, on request: one head of one layer may not see the segment, the other heads see everything. Heads stand in
-for each other, so that single falls are small and need not add up to what they are worth together.
+On request one head of one layer is masked at a time. Heads replace each other, so falls of single heads are small and
+need not add up to their joint effect.
 
-Only the generating rows change, so the prompt runs once; each knockout runs the response alone on its key-value cache.
+The prompt runs once; each knockout runs the response alone on its key-value cache.
 """
 
 from __future__ import annotations
@@ -96,8 +94,9 @@ def knockout(
         options=run,
         settings={"window": window, "head_layers": head_layers},
     )
+    heads = checkpoint.llm.config.get_text_config().num_attention_heads
     with capture(checkpoint.llm) as captured:
-        plan = plan_knockouts(len(captured.layers), window) + plan_heads(head_layers, _count_heads(checkpoint))
+        plan = plan_knockouts(len(captured.layers), window) + plan_heads(head_layers, heads)
         records, common = measurement.run(lambda items: [_measure(checkpoint, captured, s, plan) for s in items])
     errors = [torch.from_numpy(record.arrays["errors"]) for record in records]
     check = error_summary(errors, checkpoint.llm.dtype)
@@ -147,32 +146,23 @@ def _head_layers(checkpoint: Checkpoint, heads: bool, layers: Sequence[int] | No
     return chosen
 
 
-def _count_heads(checkpoint: Checkpoint) -> int:
-    """Query heads of a layer."""
-    return int(checkpoint.llm.config.get_text_config().num_attention_heads)
-
-
+@torch.no_grad()
 def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, plan: Sequence[Knockout]) -> Measured:
-    with torch.no_grad(), sequence_length(len(item.prompt) + len(item.response)):
-        return _measure_falls(checkpoint, captured, item, plan)
-
-
-def _measure_falls(
-    checkpoint: Checkpoint, captured: Capture, item: PreparedSample, plan: Sequence[Knockout]
-) -> Measured:
     llm: Any = checkpoint.llm
+    heads = llm.config.get_text_config().num_attention_heads
     ids = torch.tensor(item.response, device=item.embedded.device)
     # The generating rows: the prompt's last token, then the response but for its last.
     rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
-    before = item.embedded[None, :-1]
-    cache = llm(inputs_embeds=before, use_cache=True, logits_to_keep=1).past_key_values
+    length = len(item.prompt) + len(rows)
+    with sequence_length(length):
+        cache = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1).past_key_values
     errors: list[np.ndarray] = []  # of the self-check, for each knockout `[layers, rows]`
 
     def run(part: Sequence[Knockout]) -> list[Tensor]:
         own_cache = deepcopy(cache)
         own_cache.batch_repeat_interleave(len(part))
         everywhere = torch.arange(len(rows), device=ids.device).expand(len(part), -1)
-        blocking = _Blocking(item, part, _count_heads(checkpoint))
+        blocking = _Blocking(item, part, heads)
         with captured.at_rows(everywhere, torch.ones_like(everywhere, dtype=torch.bool), block=blocking):
             logits = llm(
                 inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own_cache, logits_to_keep=len(rows)
@@ -180,9 +170,10 @@ def _measure_falls(
         errors.extend(e.float().numpy() for e in captured.errors_by_sample())
         return list(gathered_log_probabilities(logits, ids)[:, item.measured].mean(1))
 
-    together = max(1, min(_TOKENS // len(rows), _CACHED // (len(item.prompt) + len(rows))))
+    together = max(1, min(_TOKENS // len(rows), _CACHED // length))
     parts = (plan[first : first + together] for first in range(0, len(plan), together))
-    means = torch.stack([mean for part in parts for mean in run_in_halves(run, part)]).cpu()
+    with sequence_length(length):
+        means = torch.stack([mean for part in parts for mean in run_in_halves(run, part)]).cpu()
     if not means.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)
     falls = (means[0] - means[1:]).numpy()
@@ -192,7 +183,7 @@ def _measure_falls(
         "log_prob": means[0].numpy(),
         "fall": windows.reshape(len(SEGMENTS), -1),
         "fall_all_layers": whole,
-        "fall_heads": single.reshape(len(SEGMENTS), -1, _count_heads(checkpoint)),
+        "fall_heads": single.reshape(len(SEGMENTS), -1, heads),
         "errors": errors[0],  # nothing cut
         "worst": np.max([e.max() for e in errors]),
     }

@@ -98,10 +98,10 @@ class KnockoutResult(MeasurementResult):
     def head_kinds(self) -> NDArray[np.str_]:
         """What each head is to the response, `[layers, heads]`, layers as in `head_layers`.
 
-        `source`: the response loses without what the head takes from the source, and more than without what it takes
-        from the instruction, which by itself is not found to cost it anything. In a model that hears its source this
-        is a **speech-anchor head**. `instruction`: its mirror. `both`: either costs it. Empty: neither is found to.
-        Each is found where p is below 0.05, corrected for the number of heads (see [`corrected_p`]).
+        `source`: the response loses log-probability when the source is hidden from the head, and more than when the
+        instruction is, which alone shows no effect. Where the source is speech this is a **speech-anchor head**.
+        `instruction`: the reverse. `both`: hiding either shows an effect. Empty: neither does. An effect is one with p
+        below 0.05, corrected for the number of heads (see [`corrected_p`]).
         """
         instruction, source = np.moveaxis(self._head_falls(), 1, 0)
         i_hurts, s_hurts, i_more, s_more = (

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsm_probe.probes.folder import probe_in_folder
-from lsm_probe.runner.measurement import CommandOptions
+from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
 HELP = """
@@ -60,7 +59,7 @@ def sensitivity_options(
     return CommandOptions({"instructions": chosen, "sources": sources, "pool": pool, "per": per})
 
 
-PROBE = probe_in_folder(
+PROBE = Measurement.in_package(
     __name__,
     help=HELP,
     options=sensitivity_options,

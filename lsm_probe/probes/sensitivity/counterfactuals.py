@@ -1,4 +1,4 @@
-"""The other instructions and the other sources that a sample's response is held against."""
+"""The other instructions and the other sources that a sample's response is scored under."""
 
 from __future__ import annotations
 
@@ -59,12 +59,14 @@ def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "parap
     mine = [task for task in pool.tasks if task.task == sample.task or _language_of(own, task) is not None]
     if kind == "paraphrases":
         others = [words for task in mine for words in _wordings(task, _asked_for(own, task)) if words != own]
-        mend = "the pool holds no other wording of its task: give one with several wordings to --instructions"
+        reason = "the pool holds no other wording of its task: give one with several wordings to --instructions"
     else:
         others = [_wordings(task)[0] for task in pool.tasks if task not in mine]
-        mend = "a pool of one instruction says nothing: give one with other tasks to --instructions, such as `probing`"
+        reason = (
+            "a pool of one instruction says nothing: give one with other tasks to --instructions, such as `probing`"
+        )
     if not others:
-        raise InputError(mend)
+        raise InputError(reason)
     return others
 
 
@@ -97,8 +99,8 @@ def _wordings(task: Task, language: str | None = None) -> list[str]:
 class OtherSources:
     """Draws, for each sample, sources of other utterances; each is read and encoded once.
 
-    Every sample gets those that follow its own utterance in one shuffled circle of all, so that each is drawn equally
-    often. An utterance of the same words is none other.
+    Every sample gets the sources that follow its own utterance in one shuffled circle of all utterances, so that each
+    is drawn equally often. Utterances of the same words are skipped.
 
     Args:
         checkpoint: encodes the speech.
@@ -151,14 +153,10 @@ class OtherSources:
         if sample.utterance not in self._kept:
             while len(self._kept) >= _SOURCES_KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[sample.utterance] = self._encode(sample)
+            source = read_source(self.checkpoint, sample)
+            if self.checkpoint.source == "speech":
+                source = self.checkpoint.encode_speech(source)
+                if not source.isfinite().all():
+                    raise InputError("its speech tokens are not finite")
+            self._kept[sample.utterance] = source
         return self._kept[sample.utterance]
-
-    def _encode(self, sample: Sample) -> Any:
-        source = read_source(self.checkpoint, sample)
-        if self.checkpoint.source == "text":
-            return source
-        speech = self.checkpoint.encode_speech(source)
-        if not speech.isfinite().all():
-            raise InputError("its speech tokens are not finite")
-        return speech

@@ -1,22 +1,23 @@
 """Instruction sensitivity: does the response still depend on the instruction, or has `P(t|s,i)` become `P(t|s)`?
 
-No attention is involved. The response `t` of a sample (source `s`, instruction `i`) is scored after its own prompt,
+Attention is not used. The response `t` of a sample (source `s`, instruction `i`) is scored after its own prompt,
 after the same source under the instructions of other tasks, and after other sources under its own instruction:
 
     D_i = log P(t|s,i) - log mean_k P(t|s,i_k)        D_s = log P(t|s,i) - log mean_k P(t|s_k,i)
 
-in nats, both means over pools that include the own. A pool that changes nothing gives 0; one whose members push the
-response about at random gives less than 0, since the mean of P is ruled by the highest. Taken token by token
-(`per="token"`, the default), P is that of a token after those of the response before it, and D the mean over tokens.
+in nats, both means over pools that include the sample's own instruction (source). A pool that changes nothing gives 0.
+A pool that changes the response at random gives less than 0, since the highest P dominates the mean. With `per="token"`
+(the default), P is that of a token after the earlier tokens of the response, and D the mean over tokens.
 
-This is the claim of arXiv 2410.03798, section 3.4, put to the test directly. D of whole responses is their pointwise
-mutual information with the instruction (or source) under a uniform pool; D of tokens does not add up to it.
+This tests the claim of arXiv 2410.03798, section 3.4. D of whole responses is their pointwise mutual information with
+the instruction (source) under a uniform pool; D of tokens does not add up to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -74,8 +75,8 @@ def sensitivity(
     if sources is not None and sources < 2:
         raise InputError(f"--sources {sources}: a pool of sources holds at least 2, the own and another")
     chosen = instructions or pool_of(samples)
-    for sample in samples:
-        _check_pool(sample, chosen, pool, run.on_error)
+    if run.on_error == "fail":
+        _check_pool(samples, chosen, pool)
     conventions = SensitivityConventions(per, pool, responses.response, _digest(chosen, samples), sources, run.seed)
     measurement = MeasurementRun(
         checkpoint=checkpoint,
@@ -86,7 +87,7 @@ def sensitivity(
     )
     others = OtherSources(checkpoint, samples, run.seed, run.on_error)
     scorer = _Scorer(checkpoint, others, chosen, pool, sources)
-    records, common = measurement.run(scorer)
+    records, common = measurement.run(lambda items: [scorer.measure(item) for item in items])
     return SensitivityResult(
         **common,
         **stack(records, "instruction_log_probs", "source_log_probs"),
@@ -96,17 +97,17 @@ def sensitivity(
 
 
 def _digest(pool: Pool, samples: Sequence[Sample]) -> str:
-    """Of all that decides which instructions a sample is held against."""
+    """Of all that decides which instructions a sample is compared with."""
     deciding = [task.model_dump() for task in pool.tasks], [(sample.id, sample.task) for sample in samples]
     return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
 
 
-def _check_pool(sample: Sample, pool: Pool, kind: Literal["tasks", "paraphrases"], on_error: str) -> None:
-    """Refuses at once a pool that has nothing for a sample."""
-    try:
-        other_instructions(sample, pool, kind)
-    except InputError as error:
-        if on_error == "fail":
+def _check_pool(samples: Sequence[Sample], pool: Pool, kind: Literal["tasks", "paraphrases"]) -> None:
+    """Refuse, before the work, a pool that has no other instruction for a sample."""
+    for sample in samples:
+        try:
+            other_instructions(sample, pool, kind)
+        except InputError as error:
             raise InputError(f"sample {sample.id}: {error}") from error
 
 
@@ -127,32 +128,21 @@ def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]
             f"{worst_bound:.0e}): the model's key-value cache or batching changes its results, so it cannot be "
             f"measured{remedy}"
         )
-    return {
-        "mean": mean,
-        "bound": bound,
-        "worst": errors[worst],
-        "worst_bound": worst_bound,
-        "unit": "nats per token",
-    }
+    checked = {"mean": mean, "bound": bound, "worst": errors[worst], "worst_bound": worst_bound}
+    return {**checked, "unit": "nats per token"}
 
 
+@dataclass(frozen=True)
 class _Scorer:
-    """Scores the responses of a batch after all the prompts of both pools."""
+    """Scores a response after all the prompts of both pools."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        others: OtherSources,
-        pool: Pool,
-        kind: Literal["tasks", "paraphrases"],
-        sources: int | None,
-    ):
-        self.checkpoint, self.others, self.pool, self.kind, self.sources = checkpoint, others, pool, kind, sources
+    checkpoint: Checkpoint
+    others: OtherSources
+    pool: Pool
+    kind: Literal["tasks", "paraphrases"]
+    sources: int | None
 
-    def __call__(self, items: Sequence[PreparedSample]) -> list[Measured]:
-        return [self._measure(item) for item in items]
-
-    def _measure(self, item: PreparedSample) -> Measured:
+    def measure(self, item: PreparedSample) -> Measured:
         try:
             by_instruction, by_source = self._prompts(item)
         except InputError as error:
@@ -179,21 +169,17 @@ class _Scorer:
         instructions = other_instructions(sample, self.pool, self.kind)
         number = len(instructions) if self.sources is None else self.sources - 1
         sources = self.others.draw(sample, number, lambda source: self._check_length(item, source))
-        own = self._own_source(item)
+        own: Any = sample.text
+        if self.checkpoint.source == "speech":
+            own = item.embedded[item.prompt.positions(Segment.SOURCE)]
         by_instruction = [encode(instruction, own) for instruction in instructions]
-        by_source = [encode(sample.instruction, source) for source in sources]
         for prompt in by_instruction:
             self.checkpoint.check_length(prompt, len(item.response))
-        return by_instruction, by_source
+        return by_instruction, [encode(sample.instruction, source) for source in sources]
 
     def _check_length(self, item: PreparedSample, source: Any) -> None:
         prompt = self.checkpoint.encode(item.sample.instruction, source)
         self.checkpoint.check_length(prompt, len(item.response))
-
-    def _own_source(self, item: PreparedSample) -> Any:
-        if self.checkpoint.source == "text":
-            return item.sample.text
-        return item.embedded[item.prompt.positions(Segment.SOURCE)]
 
     def _score(self, embedded: Sequence[Tensor], item: PreparedSample) -> Tensor:
         """`[prompts, measured response tokens]`, in as many passes as memory asks for."""

@@ -22,13 +22,7 @@ from lsm_probe.instruments.norms import row_norms
 from lsm_probe.languages import find_language
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import WindowQFormer
-from lsm_probe.models.connectors.times import (
-    PIECE_SECONDS,
-    RATE,
-    Times,
-    even_times,
-    frame_times,
-)
+from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE, Times, even_times, frame_times
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.attention.measure import attention, generating_rows
 from lsm_probe.probes.attention.speech import ConnectorAttention, speech_attention

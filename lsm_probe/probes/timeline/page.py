@@ -1,4 +1,4 @@
-"""The timeline as one HTML page: the speech to hear, and a cursor over what each layer takes from it."""
+"""The timeline as one HTML page: an audio player, and a cursor that moves over the pictures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def timeline_page(timeline: Timeline, layer: int | None = None) -> str:
         wave=_wave_path(timeline.waveform),
         mel=_picture(log_mel(timeline)[::-1]),
         layers=_picture(tone(layer_picture(timeline))[::-1]),
-        rows=[_row_pictures(timeline, i) for i in range(timeline.n_layers)],
+        rows=[
+            [_picture(tone(row_picture(timeline, i, standing_out=over))) for over in (False, True)]
+            for i in range(timeline.n_layers)
+        ],
     )
 
 
@@ -88,20 +91,11 @@ def _layout(timeline: Timeline) -> dict[str, Any]:
 
 def _table(timeline: Timeline) -> dict[str, list[float | None]]:
     """The numbers of each layer, top row the first layer; None where undefined."""
-    ratio = timeline.words_to_silence()
-    columns = {
-        "η": timeline.eta,
-        "advance": timeline.advance(timeline.norms),
-        "advance, over the mean": timeline.advance(timeline.standing_out()),
-    }
-    if ratio is not None:
-        columns["words : silence"] = ratio
-    return {name: [float(v) if np.isfinite(v) else None for v in values] for name, values in columns.items()}
-
-
-def _row_pictures(timeline: Timeline, layer: int) -> list[str]:
-    """What each response token takes in a layer, bare and over its mean over the response."""
-    return [_picture(tone(row_picture(timeline, layer, standing_out=over))) for over in (False, True)]
+    titles = {"eta": "η", "advance": "advance", "advance_standing_out": "advance, over the mean"}
+    if timeline.words_to_silence() is not None:
+        titles["words_to_silence"] = "words : silence"
+    frame = timeline.to_frame()
+    return {title: [float(v) if np.isfinite(v) else None for v in frame[name]] for name, title in titles.items()}
 
 
 def _picture(values: NDArray[np.floating[Any]]) -> str:

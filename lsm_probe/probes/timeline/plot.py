@@ -148,13 +148,13 @@ def _inches(timeline: Timeline) -> float:
 
 def _draw_titles(timeline: Timeline, layer: int, axes: Sequence[Axes]) -> None:
     follows = timeline.advance(timeline.standing_out())[layer]
-    titles = {
-        2: "norm-based attention of the response, over the layer's mean",
-        3: f"by response token, layer {layer}",
-        4: f"the same over its mean over the response (peaks advance with it: ρ = {follows:.2f})",
-    }
-    for i, title in titles.items():
-        axes[i].set_title(title, loc="left", fontsize=8)
+    titles = (
+        "norm-based attention of the response, over the layer's mean",
+        f"by response token, layer {layer}",
+        f"the same over its mean over the response (peaks advance with it: ρ = {follows:.2f})",
+    )
+    for ax, title in zip(axes[2:], titles, strict=True):
+        ax.set_title(title, loc="left", fontsize=8)
 
 
 def _draw_waveform(timeline: Timeline, ax: Axes) -> None:
@@ -197,11 +197,10 @@ def _draw_word_borders(timeline: Timeline, ax: Axes) -> None:
 
 
 def _title(timeline: Timeline) -> str:
-    said = " ".join(timeline.sample["response"].split())
-    lines = {"": f"{timeline.checkpoint.name}, sample {timeline.sample['id']}"}
-    lines |= {"instruction: ": timeline.sample["instruction"], "response: ": said}
-    return plain("\n".join(f"{name}{_cut(text)}" for name, text in lines.items()))
-
-
-def _cut(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    lines = {
+        "": f"{timeline.checkpoint.name}, sample {timeline.sample['id']}",
+        "instruction: ": timeline.sample["instruction"],
+        "response: ": " ".join(timeline.sample["response"].split()),
+    }
+    cut = {name: text if len(text) <= 120 else f"{text[:119]}…" for name, text in lines.items()}
+    return plain("\n".join(f"{name}{text}" for name, text in cut.items()))

@@ -19,12 +19,10 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import FRAME_SECONDS, RATE, Times
 from lsm_probe.probes.timeline.word_times import Word, loudness
 from lsm_probe.runner.identity import CheckpointIdentity
-from lsm_probe.runner.result import write_json
+from lsm_probe.runner.result import Floats, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
