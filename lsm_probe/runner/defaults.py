@@ -1,4 +1,4 @@
-"""Table, figure and report section of a measurement that brings none of its own."""
+"""Table, figure and report section of a measurement without its own."""
 
 from __future__ import annotations
 

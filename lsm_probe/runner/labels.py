@@ -1,10 +1,9 @@
-"""Text in figures that others chose: names of checkpoints, instructions, tokens. It is drawn as it is written."""
+"""Labels in figures from text of users and models, drawn as it is written: names, instructions, tokens."""
 
 from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -21,11 +20,11 @@ _NO_FONTS = ("Last Resort", "Color")
 
 
 def plain(text: str) -> str:
-    r"""Text as matplotlib takes it to draw each character: no formula, no markup, nothing hidden.
+    r"""Text in the form in which matplotlib draws every character.
 
-    `$` begins a formula to matplotlib, and a leading underscore keeps a text out of legends; neither does after this.
-    A character that no installed font has is written as its code, such as `\u6a21`, with a warning. So is a control
-    character, which SVG must not hold, without one. Line breaks stay.
+    Without it `$` begins a formula, and a leading underscore keeps a text out of legends. A character that no installed
+    font has is written as its code, such as `\u6a21`, with a warning. So is a control character, which SVG must not
+    hold, without a warning. Line breaks stay.
     """
     written = "".join(
         c if c == "\n" or _can_be_drawn(c) else c.encode("unicode_escape").decode() for c in text
@@ -38,11 +37,9 @@ def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str
     cut = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
     labels = [plain(name).replace("\n", r"\n") for name in cut]
     looks = [unicodedata.normalize("NFC", label) for label in labels]
-    count: Counter[str] = Counter()
     for i, look in enumerate(looks):
         if looks.count(look) > 1:
-            count[look] += 1
-            labels[i] = f"{labels[i]} ({count[look]})"
+            labels[i] += f" ({looks[: i + 1].count(look)})"
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Hundreds of heads at once: which of them differ from 0, when chance alone would make some look as if they did."""
+"""P-values corrected for testing hundreds of heads at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lsm_probe.bootstrap import RESAMPLES
 from lsm_probe.runner.result import Curve, Floats, rounded
 
 SIGNIFICANT = 0.05
-"""Largest corrected p-value of a head that is said to matter, or to have changed."""
+"""Largest corrected p-value of a head that is reported as different from 0, or as changed."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,11 @@ def corrected_p(
 ) -> Floats:
     """P-values of "the mean over samples is 0", corrected for the number of heads by the maximum statistic.
 
-    Were nothing there, the values of an utterance could as well have the other sign. All its heads change signs
-    together, so that what they share stays; p is the share of such draws in which the *largest* statistic among all
+    Under the null hypothesis the sign of an utterance's values is arbitrary. A draw changes the signs of all its heads
+    together, which keeps their correlation. p is the share of draws in which the *largest* statistic of all
     heads reaches the head's own (Nichols & Holmes 2002, "Nonparametric permutation tests for functional neuroimaging",
-    section "Single threshold test"). The chance that any head at all is wrongly below 0.05 is then at most 0.05, for
-    values that scatter alike above and below their mean. With n utterances no p is below `2**-n`, twice that for
-    `both`: four find nothing, whatever is there.
+    section "Single threshold test"). The chance that any head is wrongly below 0.05 is then at most 0.05, for values
+    with a symmetric distribution. With n utterances no p is below `2**-n`, twice that for `both`: four find nothing.
 
     Args:
         values: `[samples, ...]`, one number for each sample and head; NaN makes a head's p 1.

@@ -40,10 +40,7 @@ def save_frames(results: Sequence[MeasurementResult], path: Path) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Lays the figure out for good, in round numbers.
-
-    The layout's solver ends off by a last digit now and then, and an SVG's ids are hashes of all digits.
-    """
+    """Fix the layout in rounded numbers: the solver may differ in a last digit, and an SVG's ids hash all digits."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for half in figure.subfigs:

@@ -37,7 +37,7 @@ class PreparedSample:
         sample: where it comes from.
         prompt: its tokens and their segments.
         checkpoint: whose prompt it is.
-        response: token ids of the response in question; empty for a probe that looks at prompts alone.
+        response: token ids of the response; empty for a measurement of prompts alone.
         source: what stands in its source slot: a waveform `[samples]` at 16 kHz, or a transcript.
         seconds: wall time from reading the source to the end of the response; an equal part of its batch's.
         part: which tokens of the response are measured.
@@ -152,8 +152,13 @@ def check_samples(
             f"{len(with_context)} samples carry a `context` (first: {with_context[0]}), which the probes do not put "
             "into the prompt: write it into the instruction, or leave it out"
         )
-    if responses and responses.responses is not None:
-        _check_responses(checkpoint, samples, responses.responses)
+    if responses and (given := responses.responses) is not None:
+        without = [sample.id for sample in samples if sample.id not in given]
+        if without:
+            raise InputError(f"the given responses hold none for {len(without)} samples (first: {without[0]})")
+        vocabulary: int = checkpoint.llm.config.get_text_config().vocab_size
+        if any(not 0 <= token < vocabulary for sample in samples for token in given[sample.id]):
+            raise InputError(f"the given responses hold tokens {checkpoint.name} does not have: another tokenizer's?")
     if source_lengths is not None:
         if not checkpoint.resizes_source:
             raise InputError("only a text LLM's source can be made another length")
@@ -175,15 +180,6 @@ def check_key(key: str, name: str, samples: Sequence[Sample]) -> None:
             f"{len(without)} of {len(samples)} samples have no `{key}`, which {name} needs here "
             f"(first: {without[0]}): {remedy}"
         )
-
-
-def _check_responses(checkpoint: Checkpoint, samples: Sequence[Sample], responses: Mapping[str, list[int]]) -> None:
-    without = [sample.id for sample in samples if sample.id not in responses]
-    if without:
-        raise InputError(f"the given responses hold none for {len(without)} samples (first: {without[0]})")
-    vocabulary: int = checkpoint.llm.config.get_text_config().vocab_size
-    if any(not 0 <= token < vocabulary for sample in samples for token in responses[sample.id]):
-        raise InputError(f"the given responses hold tokens {checkpoint.name} does not have: another tokenizer's?")
 
 
 def prepare(

@@ -1,4 +1,4 @@
-"""Progress of an interrupted run: finished batches on disk, taken up again only under the same settings."""
+"""Progress of an interrupted run: finished batches on disk, resumed only under the same settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lsm_probe.files import replacing
 
 @dataclass(frozen=True)
 class Record:
-    """What one sample left behind.
+    """What was measured of one sample.
 
     Attributes:
         sample: its row of `samples.jsonl`.
@@ -33,7 +33,7 @@ class Record:
 
 
 class Progress:
-    """Keeps the records of finished batches in a folder; does nothing without one.
+    """Keep the records of finished batches in a folder; without one do nothing.
 
     Args:
         folder: where to keep them; created when the first batch is put.

@@ -53,6 +53,12 @@ class Curve:
         return {name: values.ravel() for name, values in ends.items()}
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("lsm-probe", "torch", "transformers", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasurementResult:
     """What was measured of one checkpoint on one set of samples.
@@ -87,7 +93,7 @@ class MeasurementResult:
     conventions: Any = field(default_factory=Choices)
     excluded: dict[str, list[str]] = field(default_factory=dict)
     seed: int = 0
-    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+    versions: dict[str, str] = field(default_factory=package_versions)
 
     @property
     def name(self) -> str:
@@ -288,12 +294,6 @@ def layer_groups(layers: int) -> list[NDArray[np.int64]]:
 def curve(point: Floats, resampled: Floats) -> Curve:
     """A point with the interval of its resamples, `[resamples, ...]`."""
     return Curve(point, *interval(resampled))
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    packages = ("lsm-probe", "torch", "transformers", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def write_json(path: Path, content: Any) -> None:

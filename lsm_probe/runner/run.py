@@ -28,7 +28,7 @@ class ToMeasure:
     Attributes:
         name: what the user called it.
         load: gives what the measurement takes, a [`Checkpoint`] as a rule.
-        look_up: says what it reads, without loading it, or refuses the name; None if only loading tells.
+        look_up: returns its source without loading it, None if the name alone does not determine it, or raises.
         made_of: names of the checkpoints that it is put together from.
     """
 

@@ -51,21 +51,20 @@ class AlignmentConventions(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentResult(MeasurementResult):
-    """Where an LSM's states lie for speech and for its transcript, and by state how alike the two sets are.
+    """An LSM's states for speech and for its transcript, and by state how similar the two sets are.
 
     | in [`curves`] | says |
     |---|---|
     | `paired_cosine`, `unpaired_cosine` | cosine of speech with its own transcript, and with another's |
     | `cosine_gap` | their difference: what is the sample's own |
-    | `cka` | debiased linear CKA: whether utterances lie to each other as their transcripts do |
+    | `cka` | debiased linear CKA: whether distances between utterances are like those between transcripts |
     | `retrieval`, `retrieval_speech_to_text`, `..._text_to_speech` | how often the nearest by cosine is the own, R@1 |
     | `standardised_cosine`, `..._cka`, `..._retrieval` | the same, each dimension of each set at mean 0, variance 1 |
     | `centroid_distance` | distance of the centres in units of the spread within the sets |
 
-    Where the standardised numbers are the larger ones, an offset between the sets or a few large dimensions hide what
-    they share ([`standardised`]). CKA asks for no common space: a connector drawn at random
-    keeps enough of the encoder's geometry for a CKA of 0.4 in state 0 (60 spoken commands, measured), so that it is
-    worth only what it has above `builtin:untrained`.
+    Where the standardised numbers are larger, an offset between the sets or a few large dimensions hide what they share
+    ([`standardised`]). CKA needs no common space: an untrained connector keeps enough of the encoder's geometry for a
+    CKA of 0.4 in state 0 (60 spoken commands, measured). So compare CKA with that of `builtin:untrained`.
 
     Intervals are 95 % over utterances: bootstrap, and for CKA jackknife; means and variances of the standardised
     numbers stay those of all samples. Recordings of the same words are one utterance (`clusters`).

@@ -1,4 +1,4 @@
-"""The attention probe: what the generating rows take from instruction and from source, layer by layer.
+"""The attention probe: how much the generating rows attend to instruction and to source, layer by layer.
 
 For each sample: answer (greedily, or take a given response), one teacher-forced pass over prompt and response, and
 the norm-based attention of the rows that predict the response's tokens, summed by segment.

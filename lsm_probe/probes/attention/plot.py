@@ -98,20 +98,14 @@ def save_attention(results: Sequence[AttentionResult], out: Path) -> None:
     """Write curves and their numbers (a row for each checkpoint, segment convention and layer), maps of
     single heads and theirs (a row for each checkpoint, layer and head, under the results' own conventions)."""
     save_figure(eta_figure(results), out / "eta")
-    save_frame(eta_frame(results), out / "eta.csv")
-    save_figure(eta_heads_figure(results), out / "eta_heads")
-    save_frame(pd.concat([result.head_frame() for result in results], ignore_index=True), out / "eta_heads.csv")
-
-
-def eta_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
-    """The numbers behind [`eta_figure`]: a row for each checkpoint, `segment` convention and layer."""
     frames = []
     for result in results:
         for segment in ("mean", "sum"):
-            frame = result.with_conventions(segment=segment).to_frame()
-            frame.insert(1, "segment", segment)
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+            frames.append(result.with_conventions(segment=segment).to_frame())
+            frames[-1].insert(1, "segment", segment)
+    save_frame(pd.concat(frames, ignore_index=True), out / "eta.csv")
+    save_figure(eta_heads_figure(results), out / "eta_heads")
+    save_frame(pd.concat([result.head_frame() for result in results], ignore_index=True), out / "eta_heads.csv")
 
 
 def _labels(results: Sequence[AttentionResult]) -> list[str]:

@@ -39,7 +39,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class AnswerSums:
-    """What the rows behind the thinking take: the same sums as those of all rows.
+    """The same sums as those of all rows, over the rows after the thinking.
 
     Attributes:
         norms, head_norms: as in [`AttentionResult`]; NaN where a thought is unfinished.
@@ -49,10 +49,6 @@ class AnswerSums:
     norms: Floats
     head_norms: Floats
     rows: NDArray[np.int64]
-
-    def subset(self, keep: NDArray[np.int64]) -> AnswerSums:
-        """The sums of the samples at these positions, in this order."""
-        return AnswerSums(*(values[keep] for values in vars(self).values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +101,7 @@ class AttentionResult(MeasurementResult):
         return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
 
     def of_part(self, part: Literal["thinking", "answer"]) -> AttentionResult:
-        """What the rows of a part of the responses take, of the samples that have such rows. Needs no forward pass.
+        """The result over the rows of one part of the responses, of the samples that have it. Needs no forward pass.
 
         Args:
             part: of responses that begin with thinking; a response without thinking counts entirely as answer.
@@ -159,7 +155,7 @@ class AttentionResult(MeasurementResult):
     def head_eta(self) -> Curve:
         """Eta of single heads with its interval, `[layers, heads]`, under `segment`, `aggregate` and `span`.
 
-        NaN for a head that takes nothing from instruction and source in some sample.
+        NaN for a head without attention to instruction and source in some sample.
         """
         return curve(self._aggregate(self.head_scores(), self._all())[0], self.resampled_head_eta())
 
@@ -170,8 +166,8 @@ class AttentionResult(MeasurementResult):
     def head_share(self) -> Floats:
         """Each head's part of what its layer takes from instruction and source, `[layers, heads]`.
 
-        `(S_instruction + S_source)` of the head over the sum of its layer's heads: what the head weighs in the layer's
-        eta under `mean_of_norms`. A head with a low eta and next to no share is no head that reads the source.
+        `(S_instruction + S_source)` of the head over the sum of its layer's heads: its weight in the layer's eta under
+        `mean_of_norms`. A head with a low eta and a share near 0 hardly reads the source.
         """
         both = np.add(*self.head_scores())
         if self.conventions.aggregate == "mean_of_ratios":
@@ -212,7 +208,8 @@ class AttentionResult(MeasurementResult):
 
     def subset(self, ids: list[str]) -> AttentionResult:
         """The result of these samples alone, in this order; single-token scores are left behind."""
-        answer = None if self.answer is None else self.answer.subset(self.positions(ids))
+        keep = self.positions(ids)
+        answer = None if self.answer is None else AnswerSums(*(sums[keep] for sums in vars(self.answer).values()))
         return replace(super().subset(ids), token_scores=None, answer=answer)
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Attention of the speech side: what Whisper's frames take from each other, and the connector's queries from them."""
+"""Attention of the speech side: between Whisper's frames, and from the connector's queries to the frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does importance mean what it says? Perplexity after the most, the least and random weights were set to 0."""
+"""Validation of importance: perplexity with the most, the least and random weights set to 0."""
 
 from __future__ import annotations
 

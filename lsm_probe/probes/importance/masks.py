@@ -104,11 +104,10 @@ def jaccard(first: Masks, second: Masks) -> dict[str, float]:
 
 
 def clustering(masks: Masks) -> dict[str, dict[str, float]]:
-    """How far a mask gathers in rows and in columns ("rank clustering", arXiv 2509.23755).
+    """How far a mask concentrates in rows and in columns ("rank clustering", arXiv 2509.23755).
 
-    For each matrix and each axis the share of all marked weights that the fullest rows (columns) hold, taking as many
-    rows (columns) as the mask's own share of them: the share itself for a mask that is spread evenly, 1 for one that
-    fills whole rows.
+    For each matrix and axis: the share of all marked weights that the fullest rows (columns) hold, taking the mask's
+    share of them. It is the mask's share if the mask is spread evenly, 1 if it fills whole rows.
     """
     found = {}
     for name in masks.packed:

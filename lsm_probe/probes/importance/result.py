@@ -149,13 +149,11 @@ class ImportanceResult(MeasurementResult):
         """A perplexity out of the range of numbers is None."""
         if self.ablation is None:
             return None
-        perplexity = {
-            k: v if v is not None and np.isfinite(v) else None for k, v in self.ablation["perplexity"].items()
-        }
-        return {**self.ablation, "perplexity": perplexity}
+        found = self.ablation["perplexity"].items()
+        return {**self.ablation, "perplexity": {k: v if v is not None and np.isfinite(v) else None for k, v in found}}
 
     def differences(self, other: ImportanceResult) -> dict[str, Any]:
-        """The shift from this one (the base LLM, say) to `other` (its speech-tuned child)."""
+        """The shift from this result (such as the base LLM's) to `other` (such as a speech-tuned checkpoint's)."""
         if self.n_layers != other.n_layers:
             return {"shift": None}
         if (self.signed is None) != (other.signed is None):
@@ -164,17 +162,15 @@ class ImportanceResult(MeasurementResult):
         found: dict[str, Any] = {
             "share_difference": rounded(theirs - mine),
             "jensen_shannon": _divergence(mine, theirs),
-            "rank_correlation": rounded(np.array(spearmanr(mine, theirs).statistic)),
+            "rank_correlation": rounded(np.array(_rank_correlation(mine, theirs))),
             "peak_layer": [int(mine.argmax()), int(theirs.argmax())],
         }
         if self.signed is None and other.signed is None:
             drawn = [r._resampled_distribution() for r in (self, other)]
             found["share_difference"] = curve(theirs - mine, drawn[1] - drawn[0]).to_dict()
-            divergences = np.array([_divergence(a, b) for a, b in zip(*drawn, strict=True)])
-            found["jensen_shannon"] = curve(np.array(found["jensen_shannon"]), divergences).to_dict()
-            ranks = np.array([spearmanr(a, b).statistic for a, b in zip(*drawn, strict=True)])
-            point = np.array(spearmanr(mine, theirs).statistic)
-            found["rank_correlation"] = curve(point, ranks).to_dict()
+            for name, compare in (("jensen_shannon", _divergence), ("rank_correlation", _rank_correlation)):
+                resampled = np.array([compare(a, b) for a, b in zip(*drawn, strict=True)])
+                found[name] = curve(np.array(compare(mine, theirs)), resampled).to_dict()
         if self.masks is not None and other.masks is not None:
             overlap = jaccard(self.masks, other.masks)
             share = self.masks.share
@@ -262,3 +258,7 @@ def _in_layer(parameter: Mapping[str, Any]) -> bool:
 def _divergence(first: Floats, second: Floats) -> float:
     """Jensen-Shannon divergence in nats, between 0 and log 2."""
     return float(jensenshannon(first, second) ** 2)
+
+
+def _rank_correlation(first: Floats, second: Floats) -> float:
+    return float(spearmanr(first, second).statistic)

@@ -45,12 +45,12 @@ tokens, since each knockout has a copy of the prompt's."""
 
 @dataclass(frozen=True)
 class Knockout:
-    """One way to cut the response off.
+    """One way to mask.
 
     Attributes:
-        segment: the segment it may not see; None cuts nothing.
-        layers: the layers in which it may not.
-        head: the one query head that may not; None for all heads.
+        segment: the segment that is masked from the response; None masks nothing.
+        layers: in which layers.
+        head: from which query head; None for all heads.
     """
 
     segment: Segment | None
@@ -72,8 +72,8 @@ def knockout(
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
-        window: layers cut together round each layer in turn (an even number has one more after it); at both ends the
-            window is what there is of it, which flattens the curves there.
+        window: layers masked together around each layer in turn (an even number has one more after it). At both ends
+            the window holds fewer layers, which flattens the curves there.
         single_heads: knock single heads out too: `2 * layers * heads` knockouts more for each sample.
         layers: the layers whose heads are knocked out; all of them if None.
         options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
@@ -87,12 +87,9 @@ def knockout(
         raise InputError(f"--window {window} is no number of layers: give 1 or more")
     head_layers = _head_layers(checkpoint, single_heads, layers)
     responses, run = split_options(options)
+    settings = {"window": window, "head_layers": head_layers}
     measurement = MeasurementRun(
-        checkpoint=checkpoint,
-        samples=samples,
-        responses=responses,
-        options=run,
-        settings={"window": window, "head_layers": head_layers},
+        checkpoint=checkpoint, samples=samples, responses=responses, options=run, settings=settings
     )
     heads = checkpoint.llm.config.get_text_config().num_attention_heads
     with capture(checkpoint.llm) as captured:

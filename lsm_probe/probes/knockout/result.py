@@ -1,4 +1,4 @@
-"""The knockout probe's result: what each segment gave the response through each window of layers."""
+"""The knockout probe's result: the fall of the log-probability by segment and window of layers."""
 
 from __future__ import annotations
 

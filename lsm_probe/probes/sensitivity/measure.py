@@ -78,12 +78,9 @@ def sensitivity(
     if run.on_error == "fail":
         _check_pool(samples, chosen, pool)
     conventions = SensitivityConventions(per, pool, responses.response, _digest(chosen, samples), sources, run.seed)
+    settings = {**conventions.to_dict(), "per": None}
     measurement = MeasurementRun(
-        checkpoint=checkpoint,
-        samples=samples,
-        responses=responses,
-        options=run,
-        settings={**conventions.to_dict(), "per": None},
+        checkpoint=checkpoint, samples=samples, responses=responses, options=run, settings=settings
     )
     others = OtherSources(checkpoint, samples, run.seed, run.on_error)
     scorer = _Scorer(checkpoint, others, chosen, pool, sources)

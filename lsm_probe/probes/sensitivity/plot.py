@@ -1,4 +1,4 @@
-"""Sensitivity: what instruction and source are worth to the response, as bars and along the response."""
+"""Sensitivity to instruction and source: bars, and curves over the tokens of the response."""
 
 from __future__ import annotations
 

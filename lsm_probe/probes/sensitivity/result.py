@@ -41,7 +41,7 @@ class SensitivityConventions(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityResult(MeasurementResult):
-    """What the response of each sample is worth under its own and under other instructions and sources.
+    """Log-probabilities of each sample's response under its own and under other instructions and sources.
 
     Attributes:
         instruction_log_probs: `log P(t_m | t_<m, s, i_k)` in nats, `[samples, pool, tokens]`, float32; the own

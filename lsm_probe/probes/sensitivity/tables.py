@@ -54,9 +54,9 @@ def sensitivity_section(measurement: Measurement, results: Sequence[SensitivityR
     return Section(
         measurement.name,
         "Sensitivity",
-        "Without looking at attention: D is how much likelier the response is under its own instruction (its own "
+        "Attention is not used. D is how much likelier the response is under its own instruction (its own "
         "source) than under a pool of others. Near 0, it is ignored. info-η is the instruction's part of both. On "
-        "shared responses checkpoints can be compared; on its own a checkpoint shows what it goes by.",
+        "shared responses checkpoints can be compared; on its own ones a checkpoint shows what they depend on.",
         pictures,
         [_report_table(group) for group in groups],
     )

@@ -1,7 +1,7 @@
-"""The timeline of one utterance: what each layer of the LLM takes from each moment of the speech, and for which token.
+"""The timeline of one utterance: how much each layer attends to each moment of the speech, for each response token.
 
-The attention probe gives eta and the response; one more pass over that response keeps a(m, j) of every generating row
-m and speech token j, and tokens are laid over time by what the connector makes them of.
+The attention probe gives eta and the response. One more pass over that response keeps a(m, j) of every generating row m
+and speech token j. The connector decides which time each speech token covers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def timeline(
     response: Literal["generated", "reference"] = "generated",
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Timeline:
-    """Lays the response's attention to the speech over time.
+    """Measure the response's attention to the speech over time.
 
     In memory are layers x response tokens x speech tokens numbers, and of one layer at a time that many for each head.
 
@@ -128,7 +128,7 @@ def _own_shares(connector: ConnectorAttention, frames: int) -> csr_array:
 
 
 def _covered_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.float32], tokens: int) -> int:
-    """Samples that the speech tokens of another audio LLM cover: some are given silence up to whole pieces of 30 s."""
+    """Samples that the speech tokens of another audio LLM cover; some models pad with silence to pieces of 30 s."""
     whole = np.pad(waveform, (0, -len(waveform) % (PIECE_SECONDS * RATE)))
     same = checkpoint.encode(sample.instruction, whole).count(Segment.SOURCE) == tokens
     return len(whole) if same else len(waveform)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +130,8 @@ def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
         _draw_curves(timeline, layer, figure.add_subplot(grid[2, 1], sharey=axes[2]))
         for ax in axes[:-1]:
             ax.tick_params(labelbottom=False)
-        for ax in axes:
-            _draw_word_borders(timeline, ax)
+        for ax, word in product(axes, timeline.words or []):
+            ax.axvline(word.begin, color="0.6", linewidth=0.4, alpha=0.8)
         axes[-1].set(xlim=(0, timeline.seconds), xlabel=f"time (s); {PLACED[timeline.times_from]}")
         figure.suptitle(_title(timeline), fontsize=8, x=0.01, ha="left")
     return figure
@@ -189,11 +190,6 @@ def _draw_curves(timeline: Timeline, layer: int, ax: Axes) -> None:
     ax.set(xlim=(-1.02, 1.02))
     ax.tick_params(labelleft=False)
     ax.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-def _draw_word_borders(timeline: Timeline, ax: Axes) -> None:
-    for word in timeline.words or []:
-        ax.axvline(word.begin, color="0.6", linewidth=0.4, alpha=0.8)
 
 
 def _title(timeline: Timeline) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """What the response takes from the speech of one utterance, by layer of the LLM and by time.
+    """The response's attention to the speech of one utterance, by layer of the LLM and by time.
 
     Norms are those of the attention probe in head form `sum_then_norm`, in the unit of the model's residual stream.
 
@@ -80,10 +80,7 @@ class Timeline:
         return len(self.norms)
 
     def by_frame(self, norms: Floats) -> Floats:
-        """Shares amounts `[..., speech tokens]` out among frames, `[..., frames]`; sums stay what they are.
-
-        A token that covers fewer frames than others, as the last one may, gives each of them more.
-        """
+        """Distribute amounts `[..., speech tokens]` among frames, `[..., frames]`; sums do not change."""
         flat: Floats = norms.reshape(-1, norms.shape[-1]) @ self.shares
         return flat.reshape(*norms.shape[:-1], -1)
 
@@ -97,9 +94,9 @@ class Timeline:
         return self.by_frame(self.norms.mean(1))
 
     def standing_out(self) -> Floats:
-        """a(m, j) over its mean over rows, A_j, `[layers, rows, speech tokens]`: what one row takes above the others.
+        """a(m, j) over its mean over rows, A_j, `[layers, rows, speech tokens]`.
 
-        From some speech tokens every row takes much, whatever it says; here they hide nothing.
+        Every row attends strongly to some speech tokens, whatever it predicts; the ratio removes that.
         """
         mean = self.norms.mean(1, keepdims=True)
         return self.norms / np.maximum(mean, np.finfo(mean.dtype).tiny)
@@ -111,10 +108,11 @@ class Timeline:
         return middles[norms.argmax(-1)]
 
     def advance(self, norms: Floats) -> NDArray[np.float64]:
-        """Whether attention moves on through the speech as the response does, `[layers]`: Spearman's rank correlation
-        of a row's number with the time of its peak. 1 follows the speech in order; NaN where all peaks are one.
+        """Spearman's rank correlation of a row's number with the time of its peak, `[layers]`.
 
-        Needed for following words, but no proof of it: positions alone let later rows look further on, and so an
+        It is 1 if attention follows the speech in order, NaN if all peaks are at one time.
+
+        It does not prove that attention follows words: positions alone let later rows attend to later speech, so an
         untrained connector advances too in some layers. Compare with one.
 
         Args:
@@ -126,14 +124,13 @@ class Timeline:
         return np.array([spearmanr(rows, p).statistic if m else np.nan for p, m in zip(peaks, moving, strict=True)])
 
     def chance(self) -> float:
-        """How far from 0 [`advance`] lies in 1 of 20 layers where rows and times have nothing to do with each other; 1,
-        which says nothing, where there are few rows."""
+        """How far from 0 [`advance`] is in 1 of 20 layers where rows and times are independent; at most 1."""
         return min(1.0, float(1.96 / np.sqrt(max(len(self.tokens) - 1, 1))))
 
     def choose_layer(self, layer: int | None = None) -> int:
-        """The layer asked for, or the one whose attention that stands out advances most with the response.
+        """The given layer, or by default the one with the largest [`advance`] of [`standing_out`].
 
-        The best of many layers is high by chance alone where the response is short: see [`chance`].
+        The largest of many layers is high by chance alone where the response is short: see [`chance`].
 
         Raises:
             InputError: there is no such layer.
