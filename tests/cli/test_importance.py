@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from lsm_probe.probes.importance.table import importance_note
+from lsm_probe.probes.importance.tables import importance_note
 
 from lsm_probe.probes.importance import PROBE
 from lsm_probe.probes.importance.learning_rates import layer_rates
