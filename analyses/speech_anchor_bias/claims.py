@@ -33,7 +33,7 @@ from measured import (
 
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
-from lsm_probe.reports.finding import READ, Comparison, paired, sides
+from lsm_probe.reports.finding import READ, Comparison, sides
 from lsm_probe.runner.result import Curve, curve
 
 GROUP = 5  # layers: a sixth of SmolLM2's 30
@@ -89,7 +89,7 @@ def between(arm: str, *where: Callable[[str], slice]) -> Callable[[str], Curve]:
 
 def falls_more(seed: str) -> Curve:
     """By how much eta rises from the first sixth of the layers to the last, the vanilla arm's minus the text LLM's."""
-    of_arm, of_llm = paired(measured(seed, "attention")["vanilla_asr"], at_length(seed, "attention"))
+    of_arm, of_llm = measured(seed, "attention")["vanilla_asr"].paired_with(at_length(seed, "attention"))
 
     def rise(values: Any) -> Any:
         return values[..., last_sixth(seed)].mean(-1) - values[..., first_sixth(seed)].mean(-1)

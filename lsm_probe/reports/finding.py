@@ -43,7 +43,7 @@ class Comparison:
     described: str
 
     def change(self, **conventions: str) -> Curve:
-        """Eta of the subject minus that of the reference, paired over the utterances that both have."""
+        """Eta of the subject minus that of the reference over the utterances that both have."""
         subject = self.subject.with_conventions(**conventions)
         if self.reference is None:
             own = last_group_eta(subject)
@@ -332,7 +332,7 @@ def _both(results: Sequence[Any], subject: str, rival: str | None) -> tuple[Any,
     if rival is None or subject not in named or rival not in named:
         return None
     mine, theirs = named[subject], named[rival]
-    return None if set(mine.ids).isdisjoint(theirs.ids) else paired(mine, theirs)
+    return None if set(mine.ids).isdisjoint(theirs.ids) else mine.paired_with(theirs)
 
 
 def _difference(found: Curve, unit: str) -> str:

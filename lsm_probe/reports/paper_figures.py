@@ -20,7 +20,6 @@ from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 from lsm_probe.files import replacing
 from lsm_probe.probes.alignment.plot import plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
-from lsm_probe.probes.attention.reference import paired
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
 from lsm_probe.runner.picture_files import save_figure, save_frame
@@ -210,7 +209,7 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
             continue
         if set(last.ids).isdisjoint(other.ids) or last.n_layers != other.n_layers:
             raise InputError(f"{last.name} and {other.name} have no samples in common, or not as many layers")
-        pair = paired(last, other)
+        pair = last.paired_with(other)
         mean = np.subtract(*(_grouped(r.eta().mean) for r in pair))
         drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair))
         gains.append((other.name, curve(mean, drawn)))

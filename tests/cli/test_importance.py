@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from lsm_probe.probes.importance.tables import importance_note
 
 from lsm_probe.probes.importance import PROBE
 from lsm_probe.probes.importance.learning_rates import layer_rates
 from lsm_probe.probes.importance.masks import jaccard
 from lsm_probe.probes.importance.result import ImportanceResult
+from lsm_probe.probes.importance.tables import importance_note
 from lsm_probe.training.config import Stage
 
 PICTURES = PROBE.picture_names()

@@ -25,7 +25,7 @@ import lsm_probe
 from lsm_probe import cli
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.instruments.backends import open_backend
-from lsm_probe.instruments.backends.foreign import Reading
+from lsm_probe.instruments.backends.foreign import CheckedLayers
 from lsm_probe.instruments.norms import norm_attention, recompose
 from lsm_probe.probes.attention.result import AttentionResult
 
@@ -177,7 +177,7 @@ def shown(faulty=lambda pattern, value, w_o, bias, output: (pattern, value, w_o,
     pattern = torch.randn(2, 6, 15, 15).softmax(-1).to(dtype)
     value, w_o, bias = torch.randn(2, 2, 15, 8).to(dtype), torch.randn(6, 8, 48).to(dtype), torch.randn(48).to(dtype)
     output = recompose(pattern.float(), value, w_o, bias).to(dtype)
-    reading = Reading("Library", ROWS, ROW_MASK, lambda layer: None, {})
+    reading = CheckedLayers("Library", ROWS, ROW_MASK, lambda layer: None, {})
     reading.show(0, *faulty(pattern, value, w_o, bias, output))
     return torch.cat(reading.errors_by_sample(), 1)
 
