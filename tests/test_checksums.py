@@ -135,7 +135,7 @@ class TestDamageToACheckpoint:
         refusal(load_prompter, saved, "model.safetensors")
 
     def test_sizes_are_compared_before_anything_is_hashed(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checksums, "_sha256", lambda path: pytest.fail(f"hashed {path}"))
+        monkeypatch.setattr(checksums, "file_sha256", lambda path: pytest.fail(f"hashed {path}"))
         (saved / "tokenizer_config.json").write_bytes(b"")
         refusal(verify, saved, "tokenizer_config.json")
 

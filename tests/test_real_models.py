@@ -109,7 +109,7 @@ def test_bfloat16_agrees_to_its_precision(builtin, samples):
 
 def test_the_readme_python_runs_as_it_stands(monkeypatch, tmp_path):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    code = re.findall(r"```python\n(.*?)```", readme, re.S)[0]
     read = lsm_probe.read_manifest
     monkeypatch.setattr(lsm_probe, "read_manifest", lambda name: read(name)[:2])
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.tables import TABLES
 from lsm_probe.evaluation.task import builtin_tasks
 from lsm_probe.evaluation.transcriber import Transcriber
+from lsm_probe.models.identity import WeightsIdentity
 
 PICTURES = EVALUATION.pictures
 
@@ -98,7 +99,7 @@ def test_a_cascade_is_measured_in_the_same_run(run, tiny_lsm_folder, tiny_llm_fo
 
     def load(name, **running):
         loaded.append((name, running))
-        return Recogniser(name, None, None, {"name": name})
+        return Recogniser(name, None, None, WeightsIdentity(model_type="whisper"))
 
     monkeypatch.setattr(cascade, "load_transcriber", load)
     code, out, err = run(tiny_lsm_folder, options=["--cascade", tiny_llm_folder, "--whisper", "tiny"])
