@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lsm_probe.evaluation.text_ability_result import TextAbilityResult as TextAbilityResult
     from lsm_probe.models.building import build_lsm as build_lsm
     from lsm_probe.models.loading import load as load
+    from lsm_probe.models.segments import Segment as Segment
     from lsm_probe.probes.alignment.measure import alignment as alignment
     from lsm_probe.probes.alignment.result import AlignmentResult as AlignmentResult
     from lsm_probe.probes.attention.measure import attention as attention
@@ -45,12 +46,17 @@ if TYPE_CHECKING:
     from lsm_probe.runner.measurement import CommandOptions as CommandOptions
     from lsm_probe.runner.measurement import Measurement as Measurement
     from lsm_probe.runner.measurement_run import MeasurementRun as MeasurementRun
+    from lsm_probe.runner.measurement_run import Unusable as Unusable
     from lsm_probe.runner.measurement_run import stack as stack
     from lsm_probe.runner.options import ResponseOptions as ResponseOptions
     from lsm_probe.runner.options import RunOptions as RunOptions
+    from lsm_probe.runner.options import split_options as split_options
+    from lsm_probe.runner.page import Section as Section
+    from lsm_probe.runner.prepared_samples import PreparedSample as PreparedSample
     from lsm_probe.runner.result import MeasurementResult as MeasurementResult
     from lsm_probe.runner.run import named_checkpoint as named_checkpoint
     from lsm_probe.runner.run import run_measurement as run_measurement
+    from lsm_probe.runner.tables import Table as Table
     from lsm_probe.training.config import read_config as read_config
     from lsm_probe.training.run import train as train
 
@@ -61,13 +67,18 @@ _MODULES = {
     "Measurement": "runner.measurement",
     "MeasurementResult": "runner.result",
     "MeasurementRun": "runner.measurement_run",
+    "PreparedSample": "runner.prepared_samples",
     "Recipe": "data.augmentation.recipe",
     "ResponseOptions": "runner.options",
     "RunOptions": "runner.options",
     "Sample": "data.sample",
+    "Section": "runner.page",
+    "Segment": "models.segments",
     "SpeechAttention": "probes.attention.speech",
+    "Table": "runner.tables",
     "TextAbilityResult": "evaluation.text_ability_result",
     "Timeline": "probes.timeline.result",
+    "Unusable": "runner.measurement_run",
     "augment": "data.augmentation.run",
     "build_lsm": "models.building",
     "compare": "runner.comparison",
@@ -82,6 +93,7 @@ _MODULES = {
     "read_tasks": "evaluation.task",
     "run_measurement": "runner.run",
     "speech_attention": "probes.attention.speech",
+    "split_options": "runner.options",
     "stack": "runner.measurement_run",
     "text_ability": "evaluation.text_ability",
     "timeline": "probes.timeline.measure",

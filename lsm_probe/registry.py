@@ -21,10 +21,10 @@ class Registry(Mapping[str, T]):
         group: entry-point group: the name of an entry point is the object's, its value where the object is
             (`package.module:attribute`).
         kind: what an object is, for warnings.
-        accepts: whether an object is of this kind.
+        accepts: whether an object is of this kind, and may have this name.
 
     Example:
-        >>> greetings = Registry("my_package.greetings", "greeting", callable)
+        >>> greetings = Registry("my_package.greetings", "greeting", lambda name, found: callable(found))
         >>> @greetings.register("hello")
         ... def hello(name: str) -> str:
         ...     return f"Hello, {name}"
@@ -32,7 +32,7 @@ class Registry(Mapping[str, T]):
         'Hello, Ada'
     """
 
-    def __init__(self, group: str, kind: str, accepts: Callable[[Any], bool]):
+    def __init__(self, group: str, kind: str, accepts: Callable[[str, Any], bool]):
         self.group, self.kind, self.accepts = group, kind, accepts
         self._registered: dict[str, T] = {}
 
@@ -46,6 +46,11 @@ class Registry(Mapping[str, T]):
             return found
 
         return add
+
+    @property
+    def built_in(self) -> Mapping[str, T]:
+        """Those of this package; entry points are not read."""
+        return self._registered
 
     def __getitem__(self, name: str) -> T:
         return self._registered[name] if name in self._registered else self._from_entry_points[name]
@@ -69,10 +74,10 @@ class Registry(Mapping[str, T]):
             except Exception as error:  # whatever the other package's code raises
                 self._leave_out(entry_point, f"it cannot be imported ({type(error).__name__}: {error})")
                 continue
-            if self.accepts(loaded):
+            if self.accepts(entry_point.name, loaded):
                 found[entry_point.name] = loaded
             else:
-                self._leave_out(entry_point, f"it is not a {self.kind}")
+                self._leave_out(entry_point, f"it is not a {self.kind} of this name")
         return found
 
     def _leave_out(self, entry_point: EntryPoint, reason: str) -> None:

@@ -11,7 +11,7 @@ GROUP = "lsm_probe.test_registry"
 
 @pytest.fixture
 def registry():
-    registry = Registry(GROUP, "greeting", callable)
+    registry = Registry(GROUP, "greeting", lambda name, found: callable(found))
 
     @registry.register("hello")
     def hello():

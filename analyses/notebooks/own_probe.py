@@ -30,7 +30,6 @@ import numpy as np
 import torch
 
 import lsm_probe
-from lsm_probe.models.segments import Segment
 
 
 # %%
@@ -47,8 +46,14 @@ class ShiftResult(lsm_probe.MeasurementResult):
 def shift(checkpoint, samples, **options):
     """KL divergence of the first token's distribution without the instruction's words from that with them."""
     options = lsm_probe.RunOptions(**options)
-    measurement = lsm_probe.MeasurementRun(checkpoint=checkpoint, samples=samples, responses=None, options=options)
-    records, common = measurement.run(lambda items: [measure(checkpoint, item) for item in items])
+    run = lsm_probe.MeasurementRun(
+        checkpoint=checkpoint,
+        samples=samples,
+        responses=None,  # it looks at prompts alone
+        options=options,
+        settings={},  # options of its own belong here: an interrupted run continues only under the same
+    )
+    records, common = run.run(lambda items: [measure(checkpoint, item) for item in items])
     return ShiftResult(**common, **lsm_probe.stack(records, "shift"))
 
 
@@ -56,7 +61,7 @@ def shift(checkpoint, samples, **options):
 def measure(checkpoint, item):
     """The arrays of one sample: `item` holds its prompt with segments, and the prompt's embeddings."""
     blank = item.embedded.clone()
-    positions = item.prompt.positions(Segment.INSTRUCTION)
+    positions = item.prompt.positions(lsm_probe.Segment.INSTRUCTION)
     blank[positions] = blank[positions].mean(0)
     pair = torch.stack([item.embedded, blank])
     told, untold = checkpoint.llm(inputs_embeds=pair).logits[:, -1].double().log_softmax(-1)
@@ -68,7 +73,6 @@ PROBE = lsm_probe.Measurement(
     help="How much the first response token depends on the words of the instruction (nats).",
     measure=shift,
     result=ShiftResult,
-    response=None,  # it looks at prompts alone
 )
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""The command line: one module for each command; what a command does is elsewhere in the package."""
+"""The command line: one module for each command, but those of probes, which are made from their [`Measurement`]."""
 
 from __future__ import annotations
 
@@ -27,10 +27,22 @@ from lsm_probe.console import print_any_character
 from lsm_probe.errors import CommandError, InputError, Stopped, WorkFailed, one_line
 from lsm_probe.files import disk_is_full
 from lsm_probe.probes.registry import PROBES
+from lsm_probe.runner.measurement import Measurement
 
 
 class Commands(typer.core.TyperGroup):
-    """All commands. Ctrl-C leaves them as Interrupted: at KeyboardInterrupt typer would end without a line."""
+    """All commands. Those of other packages are imported when they are called, or listed by `--help`.
+
+    Ctrl-C leaves a command as Interrupted: at KeyboardInterrupt typer would end without a line.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return [*names, *(name for name in PROBES if name not in names)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        return found if found is not None or cmd_name not in PROBES else _command_of(PROBES[cmd_name])
 
     def invoke(self, ctx: Any) -> Any:
         with stoppable(hint=""):
@@ -45,11 +57,22 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for probe in PROBES.values():
+for probe in PROBES.built_in.values():
     app.command(probe.name)(measurement_command(probe))
 for command in (timeline, report, figure, check, evaluate, score, text_ability, demo, augment, train):
     app.command()(command)
 app.add_typer(data, name="data")
+
+
+def _command_of(probe: Measurement) -> Any:
+    """The command of another package's probe; None, with a warning, where its code cannot be used."""
+    own = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    try:
+        own.command(probe.name)(measurement_command(probe))
+        return typer.main.get_command(own)
+    except Exception as error:  # whatever the other package's code raises
+        warnings.warn(f"the probe {probe.name!r} cannot be used ({type(error).__name__}: {error})", stacklevel=2)
+        return None
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,7 +13,7 @@ from lsm_probe.errors import InputError
 
 def evaluate(
     task: Annotated[
-        list[str], typer.Option(help="Name or YAML file, perhaps with =MANIFEST. Repeat it.", show_default=False)
+        list[str], typer.Option(help="Name or YAML file, optionally NAME=MANIFEST. Repeat it.", show_default=False)
     ],
     ckpt: opt.OptionalCkpt = None,
     data: Annotated[

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lsm_probe.cli import options as opt
+from lsm_probe.errors import InputError
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.options import MeasureKeywords, ResponseOptions, RunOptions
 
 
 def measurement_command(measurement: Measurement) -> Callable[..., None]:
-    """A function that typer takes as a command: checkpoints and samples in, a folder of results out."""
-    own = measurement.own_parameters()
-    shared = [name for name in _shared(measurement) if name not in {parameter.name for parameter in own}]
+    """A function that typer takes as a command: checkpoints and samples in, a folder of results out.
+
+    Raises:
+        InputError: an option of the measurement has the name of one that all commands have.
+    """
+    own, shared = measurement.own_parameters(), _shared(measurement)
+    taken = {p.name for p in own} & {"responses", *_CHECKPOINTS, *_RUNNING}
+    if taken:
+        raise InputError(f"every command has an option {min(taken)!r}: give that of {measurement.name!r} another name")
 
     def command(
         ckpt: list[str],
@@ -49,12 +56,12 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         )
 
     parameters = [
-        *(_parameter(name, getattr(opt, name.capitalize()), default) for name, default in _CHECKPOINTS.items()),
-        *(_shared(measurement)[name] for name in shared if name in ResponseOptions.__annotations__),
+        *(_parameter(name, *option) for name, option in _CHECKPOINTS.items()),
+        *(shared[name] for name in shared if name in ResponseOptions.__annotations__),
         *([] if measurement.response is None else [_parameter("responses", opt.Responses, None)]),
         *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own),
-        *(_shared(measurement)[name] for name in shared if name in RunOptions.__annotations__),
-        *(_parameter(name, getattr(opt, name.capitalize()), default) for name, default in _RUNNING.items()),
+        *(shared[name] for name in shared if name in RunOptions.__annotations__),
+        *(_parameter(name, *option) for name, option in _RUNNING.items()),
     ]
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -62,8 +69,21 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
     return command
 
 
-_CHECKPOINTS = {"ckpt": Parameter.empty, "data": "builtin:probe", "out": None, "template": None, "date": None}
-_RUNNING = {"device": "auto", "dtype": "auto", "limit": None, "resume": False, "json": False}
+_CHECKPOINTS = {
+    "ckpt": (opt.Ckpt, Parameter.empty),
+    "data": (opt.Data, "builtin:probe"),
+    "out": (opt.Out, None),
+    "template": (opt.Template, None),
+    "date": (opt.Date, None),
+}
+_RUNNING = {
+    "device": (opt.Device, "auto"),
+    "dtype": (opt.Dtype, "auto"),
+    "limit": (opt.Limit, None),
+    "resume": (opt.Resume, False),
+    "json": (opt.Json, False),
+}
+"""Options that every command of a measurement has, with their defaults."""
 
 
 def _shared(measurement: Measurement) -> dict[str, Parameter]:

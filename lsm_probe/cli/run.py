@@ -85,9 +85,9 @@ def run_and_show(
     with on_all_ranks():
         if is_main_rank():
             try:
+                if finish is not None:
+                    finish(results)
                 with report_drawing_failure(out):
-                    if finish is not None:
-                        finish(results)
                     measurement.save_pictures(results, out)
             finally:
                 _print(measurement, results, comparison, out, as_json)

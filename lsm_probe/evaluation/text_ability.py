@@ -94,6 +94,7 @@ def text_ability(
             checkpoint=checkpoint,
             samples=samples,
             responses=_responses(checkpoint, samples),
+            settings={},
             options=replace(
                 run,
                 progress_folder=below and below / "texts",

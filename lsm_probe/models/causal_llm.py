@@ -41,7 +41,7 @@ def load_causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrai
     with torch.no_grad():
         first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
     if (first[0] - first[1]).abs().max() > 0.01 * first.abs().max():
-        raise InputError(f"{refusal}: its tokens see what follows them")
+        raise InputError(f"{refusal}: its attention is not causal")
     check_reads_embeddings(model.eval(), label)
     return model
 

@@ -27,7 +27,7 @@ TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
 
 Template = Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]
 """From tokenizer, instruction and source to the prompt's text, cut into segments."""
-TEMPLATES: Registry[Template] = Registry("lsm_probe.templates", "prompt template", callable)
+TEMPLATES: Registry[Template] = Registry("lsm_probe.templates", "prompt template", lambda name, found: callable(found))
 """Prompt templates by name; those of other packages come from the entry-point group `lsm_probe.templates`."""
 CHAT_TEMPLATES = ("chat", "chat_source_first")
 """Those that render the chat template of a tokenizer or processor."""

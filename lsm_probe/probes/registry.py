@@ -8,6 +8,8 @@ from lsm_probe.probes import alignment, attention, importance, knockout, sensiti
 from lsm_probe.registry import Registry
 from lsm_probe.runner.measurement import Measurement
 
-PROBES: Registry[Measurement] = Registry("lsm_probe.probes", "probe", lambda found: isinstance(found, Measurement))
+PROBES: Registry[Measurement] = Registry(
+    "lsm_probe.probes", "probe", lambda name, found: isinstance(found, Measurement) and found.name == name
+)
 for _probe in (attention.PROBE, sensitivity.PROBE, knockout.PROBE, alignment.PROBE, importance.PROBE):
     PROBES.register(_probe.name)(_probe)

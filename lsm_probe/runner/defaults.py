@@ -45,7 +45,7 @@ def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **
 
     if ax is None:
         ax = plt.subplots(layout="constrained")[1]
-    name = results[0].BY_SAMPLE[0]
+    name = next(name for name in results[0].BY_SAMPLE if np.ndim(getattr(results[0], name)) < 3)
     for i, (result, label) in enumerate(zip(results, checkpoint_labels([r.name for r in results]), strict=True)):
         found = result.mean(getattr(result, name))
         if np.ndim(found.mean):

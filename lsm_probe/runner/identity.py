@@ -10,7 +10,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.identity import ModelIdentity
 
 SCHEMA_VERSION = 2
-"""Version 2 stores what a control and a cascade are made of; version 1 told it in their names alone."""
+"""Version 2 stores what a control and a cascade are made of; version 1 stored this only in the names."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Control:
     def name(self) -> str:
         """How the control is called in tables and figures."""
         return " at length of ".join([self.control_of, *self.source_length_of[:1]])
+
+    def rank_for(self, checkpoint: str) -> int:
+        """2 for the checkpoint it was made for, 1 for others that it serves, else 0."""
+        return (checkpoint in self.source_length_of) + (checkpoint in self.source_length_of[:1])
 
     def to_dict(self) -> dict[str, Any]:
         return {"control_of": self.control_of, "source_length_of": list(self.source_length_of)}

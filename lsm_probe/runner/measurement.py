@@ -13,6 +13,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+from lsm_probe.runner.options import MeasureKeywords
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -26,12 +28,12 @@ Named = str | Callable[..., Any]
 
 @dataclass(frozen=True)
 class ControlRun:
-    """One more measurement, that comparisons need.
+    """A further measurement that comparisons need.
 
     Attributes:
         checkpoint: name of the checkpoint, as `load` takes it.
-        name: of its result.
-        samples: what it is measured on.
+        name: name of its result.
+        samples: the samples it is measured on.
         options: keyword arguments of the measurement that differ.
     """
 
@@ -47,7 +49,7 @@ class CommandOptions:
 
     Attributes:
         measure: keyword arguments of the measurement.
-        source: what every checkpoint is given, where that is not what it reads by itself.
+        source: what the samples must have for every checkpoint, where the measurement itself gives it to all of them.
         finish: called with the results when they are stored.
     """
 
@@ -60,8 +62,8 @@ class CommandOptions:
 class Measurement:
     """A measurement of checkpoints on samples.
 
-    Only `name`, `help`, `measure` and `result` are required. A measurement that gives no more is shown by what its
-    result says of itself: `to_frame`, `plot` and `summary`.
+    Only `name`, `help`, `measure` and `result` are required. By default it is displayed with the result's `to_frame`,
+    `plot` and `summary`.
 
     Attributes:
         name: of the command and of the function in `lsm_probe`.
@@ -71,7 +73,7 @@ class Measurement:
         result: the class of its results, a [`MeasurementResult`].
         options: a function whose parameters, annotated with `typer.Option`, become options of the command, and which
             returns the [`CommandOptions`] for their values; by default the keyword-only parameters of `measure`.
-        response: the default of `--response`; None for a measurement of prompts alone.
+        response: of a measurement of responses, the default of `--response`; None for one of prompts alone.
         table: `table(results) -> Table`, what the command prints.
         note: `note(result) -> str`, one line about each result.
         figures: `figures(results) -> Figure | list[Figure]`, for reports and notebooks; None if there are none.
@@ -89,7 +91,7 @@ class Measurement:
     result: Named
     title: str = ""
     options: Named | None = None
-    response: Literal["generated", "reference"] | None = "generated"
+    response: Literal["generated", "reference"] | None = None
     table: Named = "lsm_probe.runner.defaults:frame_table"
     note: Named | None = None
     figures: Named | None = "lsm_probe.runner.defaults:results_figure"
@@ -120,7 +122,7 @@ class Measurement:
             "save_figures": f"{package}.plot:save_{name}",
             "section": f"{package}.tables:{name}_section",
         }
-        return cls(name=name, **{**by_convention, **fields})
+        return cls(name=name, **{"response": "generated", **by_convention, **fields})
 
     def get(self, field: str) -> Any:
         """The object of a field, imported if the field names it."""
@@ -132,12 +134,13 @@ class Measurement:
         function = self.get("options") or self.get("measure")
         kinds = (Parameter.KEYWORD_ONLY,) if self.options is None else (Parameter.POSITIONAL_OR_KEYWORD,)
         found = signature(function, eval_str=True).parameters.values()
-        return [parameter for parameter in found if parameter.kind in kinds]
+        return [p for p in found if p.kind in kinds and p.name not in MeasureKeywords.__annotations__]
 
     def parse_options(self, values: dict[str, Any]) -> CommandOptions:
         """What the values of those parameters ask for."""
         parsed = CommandOptions(values) if self.options is None else self.get("options")(**values)
-        assert isinstance(parsed, CommandOptions)
+        if not isinstance(parsed, CommandOptions):
+            raise TypeError(f"options of the measurement {self.name!r} must return CommandOptions, not {parsed!r}")
         return parsed
 
     def make_table(self, results: Sequence[Any]) -> Table:
@@ -168,8 +171,8 @@ class Measurement:
             return
         from lsm_probe.runner.picture_files import save_figure, save_frames
 
-        for figure in self.make_figures(results):
-            save_figure(figure, folder / self.name)
+        for i, figure in enumerate(self.make_figures(results), start=1):
+            save_figure(figure, folder / (self.name if i == 1 else f"{self.name}_{i}"))
         save_frames(results, folder / f"{self.name}.csv")
 
     def make_controls(self, results: Sequence[Any], samples: Sequence[Any]) -> Iterable[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,11 +52,12 @@ class MeasurementRun:
     """One measurement of one checkpoint on all samples: batches, progress, memory, samples that cannot be used.
 
     Attributes:
-        checkpoint: what is measured; in evaluation mode.
-        samples: on what.
+        checkpoint: the checkpoint, in evaluation mode.
+        samples: the samples it is measured on.
         responses: which responses; None for a measurement of prompts alone.
         options: how it runs.
-        settings: everything else that decides the stored numbers; a run resumes only under the same.
+        settings: everything else that decides the stored numbers, such as the options of the measurement itself; an
+            interrupted run continues only under the same settings.
         source_lengths: source tokens by sample id, for a length-matched control.
         control: what that control is of.
         needs: keys that samples must have beside those that prompt and response come from.
@@ -69,7 +70,7 @@ class MeasurementRun:
     samples: Sequence[Sample]
     responses: ResponseOptions | None
     options: RunOptions
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
     source_lengths: Mapping[str, int] | None = None
     control: Control | None = None
     needs: Sequence[str] = ()
@@ -177,7 +178,8 @@ class MeasurementRun:
             if (thought := answered.thought) is not None:
                 row |= {"thinking_tokens": thought.tokens, "answer": thought.answer}
         if not isinstance(measured, Unusable):
-            return Record(row, sample.utterance, measured)
+            arrays = {name: np.asarray(array) for name, array in measured.items()}
+            return Record(row, sample.utterance, arrays)
         if measured.fault and self.options.on_error == "fail":
             raise InputError(f"sample {sample.id}: {measured.reason}")
         return Record(row, sample.utterance, {}, measured.reason)
@@ -205,5 +207,7 @@ def _excluded(records: Sequence[Record]) -> dict[str, list[str]]:
             excluded.setdefault(record.excluded, []).append(record.sample["id"])
     if sum(map(len, excluded.values())) == len(records):
         reason, ids = next(iter(excluded.items()))
-        raise InputError(f"no sample is left to measure; {len(ids)} of {len(records)} because: {reason}")
+        raise InputError(
+            f"no sample is left to measure; {len(ids)} of {len(records)} (first: {ids[0]}) because: {reason}"
+        )
     return excluded

@@ -50,7 +50,7 @@ Seed = Annotated[
 ]
 OnError = Annotated[
     Literal["fail", "skip"],
-    typer.Option(help="At a sample that cannot be used: stop, or skip and count it.", rich_help_panel=RUNNING),
+    typer.Option(help="Stop at a sample that cannot be used, or skip and count it.", rich_help_panel=RUNNING),
 ]
 Response = Annotated[
     Literal["generated", "reference"],
@@ -92,7 +92,7 @@ class RunOptions(Choices):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size < 1:
-            raise InputError(f"batch_size {self.batch_size} is no number of samples: give 1 or more")
+            raise InputError(f"batch_size is {self.batch_size}: give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class ResponseOptions(Choices):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens {self.max_new_tokens} is no number of tokens: give 1 or more")
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}: give 1 or more")
 
 
 class RunKeywords(TypedDict, total=False):

@@ -85,9 +85,9 @@ class OutputFolder:
         wrote, folders = self._read()
         found = [name for name in self.names if (out / name).exists()]
         if wrote is None and found:
-            raise InputError(f"{out} holds {found[0]}, which no probe wrote: give another folder with --out")
-        if wrote not in (None, measurement):
-            raise InputError(f"{out} holds a result of the {wrote} probe: give another folder with --out")
+            raise InputError(f"{out} holds {found[0]}, which lsm-probe did not write: give another folder with --out")
+        if wrote is not None and wrote.replace("_", "-") != measurement.replace("_", "-"):
+            raise InputError(f"{out} holds a result of `lsm-probe {wrote}`: give another folder with --out")
         self.stale = [out / folder / name for folder in (".", *folders) for name in self.names]
 
     def set_aside(self) -> None:

@@ -128,8 +128,8 @@ def check_samples(
     """Refuse at the start what would otherwise fail hours into a run.
 
     Args:
-        checkpoint: what will be measured.
-        samples: on what.
+        checkpoint: the checkpoint to measure.
+        samples: the samples to measure it on.
         responses: which responses; None for prompts alone.
         source_lengths: source tokens by sample id, for a length-matched control.
         needs: keys that samples must have beside those that prompt and response come from.
@@ -139,8 +139,10 @@ def check_samples(
     """
     if not samples:
         raise InputError("there are no samples to probe: the manifest, or what --limit leaves of it, is empty")
-    if len({sample.id for sample in samples}) < len(samples):
-        raise InputError("two samples have the same id: ids must differ")
+    ids = [sample.id for sample in samples]
+    if len(set(ids)) < len(ids):
+        twice = next(sample for i, sample in enumerate(ids) if sample in ids[:i])
+        raise InputError(f"two samples have the same id {twice}: give each its own")
     needed = {SOURCE_KEYS[checkpoint.source], *needs}
     if responses and responses.response == "reference" and responses.responses is None:
         needed.add("target")
@@ -155,10 +157,17 @@ def check_samples(
     if responses and (given := responses.responses) is not None:
         without = [sample.id for sample in samples if sample.id not in given]
         if without:
-            raise InputError(f"the given responses hold none for {len(without)} samples (first: {without[0]})")
+            raise InputError(
+                f"the given responses hold none for {len(without)} samples (first: {without[0]}): give those of a run "
+                "on the same samples"
+            )
         vocabulary: int = checkpoint.llm.config.get_text_config().vocab_size
-        if any(not 0 <= token < vocabulary for sample in samples for token in given[sample.id]):
-            raise InputError(f"the given responses hold tokens {checkpoint.name} does not have: another tokenizer's?")
+        beyond = [sample.id for sample in samples if any(not 0 <= token < vocabulary for token in given[sample.id])]
+        if beyond:
+            raise InputError(
+                f"the given response of sample {beyond[0]} holds tokens outside the vocabulary of {checkpoint.name} "
+                f"({vocabulary} tokens): give responses of a model with the same tokenizer"
+            )
     if source_lengths is not None:
         if not checkpoint.resizes_source:
             raise InputError("only a text LLM's source can be made another length")

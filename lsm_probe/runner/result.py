@@ -179,13 +179,16 @@ class MeasurementResult:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer (one row for numbers without layers): the mean of each value with its interval."""
-        columns: dict[str, Any] = {}
+        columns: dict[str, Floats] = {}
         for name in self.BY_SAMPLE:
             found = self.mean(getattr(self, name))
             ends = {"": found.mean, "_ci_low": found.ci_low, "_ci_high": found.ci_high}
-            columns |= {f"{name}{end}": np.atleast_1d(values) for end, values in ends.items()}
-        rows = max(map(len, columns.values()))
-        return pd.DataFrame({"checkpoint": self.name, "layer": np.arange(rows), **columns})
+            if np.ndim(found.mean) < 2:  # others, by head for example, are in result.json
+                columns |= {f"{name}{end}": np.asarray(values) for end, values in ends.items()}
+        rows = max((values.size for values in columns.values()), default=1)
+        # A number without layers is repeated in each row.
+        table = {name: np.resize(values, rows) if values.ndim == 0 else values for name, values in columns.items()}
+        return pd.DataFrame({"checkpoint": [self.name] * rows, "layer": np.arange(rows), **table})
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw the result on axes (new ones if None)."""
@@ -238,7 +241,7 @@ class MeasurementResult:
             summary = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             name, number = read_schema(summary["schema"])
             if name != cls.NAME:
-                raise InputError(f"{folder}/result.json has schema {summary['schema']!r}, not {cls.schema()!r}")
+                raise InputError(f"result.json has schema {summary['schema']!r}, not {cls.schema()!r}")
             # Not splitlines(), which also cuts at characters that JSON strings may hold.
             lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
             with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
@@ -250,7 +253,7 @@ class MeasurementResult:
                 **{key: summary[key] for key in ("excluded", "seed", "versions")},
                 **cls._fields(arrays, summary),
             )
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        except (InputError, OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder} holds no readable result of {cls.NAME}: {reason}") from error
 

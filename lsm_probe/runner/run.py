@@ -77,9 +77,9 @@ def run_measurement(
     Under `torchrun` every process must call it; the main one writes.
 
     Args:
-        measurement: what is measured.
-        checkpoints: of what.
-        samples: on what.
+        measurement: the measurement.
+        checkpoints: the checkpoints to measure.
+        samples: the samples to measure them on.
         out: output folder.
         options: keyword arguments of the measurement.
         resume: continue an interrupted run in the same folder.

@@ -108,7 +108,7 @@ def test_files_of_the_users_own_are_never_taken_for_results(refusal, tiny_llm_fo
     own = tmp_path / "samples.jsonl"
     own.write_text(manifest.read_text())
     line = refusal("attention", "--ckpt", tiny_llm_folder, "--data", own, "--out", tmp_path)
-    assert "holds samples.jsonl, which no probe wrote" in line
+    assert "holds samples.jsonl, which lsm-probe did not write" in line
     assert own.read_text() == manifest.read_text()
 
 

@@ -143,5 +143,5 @@ def test_the_folder_of_another_probe_is_refused_and_left_alone(
     code, _, stderr = run(tiny_llm_folder)
     assert code == 2
     assert "error: " in stderr
-    assert "holds a result of the attention probe: give another folder with --out" in stderr
+    assert "holds a result of `lsm-probe attention`: give another folder with --out" in stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

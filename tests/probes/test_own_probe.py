@@ -74,3 +74,32 @@ def test_it_has_a_section_of_the_report(ran):
     (section,) = re.findall(r'<section id="shift">.*?</section>', page, re.DOTALL)
     assert "<svg" in section
     assert "shift_ci_high" in section
+
+
+def test_a_probe_that_cannot_be_used_breaks_no_other_command(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "from lsm_probe import Measurement\n"
+        "def measure(checkpoint, samples, *, limit=3, **options): ...\n"
+        "def named(name, measure): return Measurement(name=name, help='H.', measure=measure, result='none:None')\n"
+        "nowhere, taken = named('nowhere', 'no.where:at'), named('taken', measure)\n"
+        "other = named('attention', measure)\n"
+    )
+    about = tmp_path / "broken-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    probes = ("nowhere", "taken", "other", "gone")
+    lines = "".join(f"{name} = broken:{name}\n" for name in probes)
+    (about / "entry_points.txt").write_text(f"[lsm_probe.probes]\n{lines}")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(commands=[["--version"], ["attention", "--help"], ["--help"]])],
+        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(line.startswith("warning: the probe ") for line in done.stderr.splitlines())
+    assert {name for name in probes if f"'{name}'" in done.stderr} == set(probes)
+    assert "every command has an option 'limit'" in done.stderr

@@ -50,7 +50,7 @@ class Connector(nn.Module, ABC):
 
 
 CONNECTORS: Registry[type[Connector]] = Registry(
-    "lsm_probe.connectors", "connector", lambda found: isinstance(found, type) and issubclass(found, Connector)
+    "lsm_probe.connectors", "connector", lambda name, found: isinstance(found, type) and issubclass(found, Connector)
 )
 """Connectors by name; those of other packages come from the entry-point group `lsm_probe.connectors`."""
 

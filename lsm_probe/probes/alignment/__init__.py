@@ -12,11 +12,10 @@ from lsm_probe.runner.options import CONVENTIONS
 HELP = """
 How similar an LSM's states are for speech and for its transcript.
 
-Puts each sample to an LSM twice under the same instruction, with its speech and with its transcript in the source
-slot, and says at every layer how alike the two are: cosine with the own and with other transcripts, CKA, retrieval
-(also standardised, without the offset between the two), distance of the centres, MMD with a permutation test; and
-draws both in one plane by t-SNE. Samples need `audio` and `text`. `builtin:untrained` shows what comes without any
-alignment.
+Runs each sample twice under the same instruction, with its speech and with its transcript in the source slot, and
+compares the states of both at every layer: cosine with the own and with other transcripts, CKA, retrieval (also
+standardised, without the offset between the two sets), distance of the centroids, MMD with a permutation test. It plots
+both sets with t-SNE. Samples need `audio` and `text`. `builtin:untrained` is the baseline without alignment.
 
 Examples:
 
@@ -39,7 +38,9 @@ def alignment_options(
     layer: Annotated[
         int, typer.Option(help="State of the t-SNE figure: 0 is the embeddings, -1 what comes after all layers.")
     ] = -1,
-    perplexity: Annotated[float, typer.Option(help="Of the t-SNE: about how many neighbours place a point.")] = 30.0,
+    perplexity: Annotated[
+        float, typer.Option(help="t-SNE perplexity: about how many neighbours each point has.")
+    ] = 30.0,
     segment: Annotated[
         Literal["source", "prompt", "response"],
         typer.Option(help="Positions that are averaged.", rich_help_panel=CONVENTIONS),

@@ -77,6 +77,8 @@ def alignment(
         raise InputError(
             f"{checkpoint.name} is a text LLM, and alignment compares speech with text inside one model: give an LSM"
         )
+    if responses.response != "generated" and segment != "response":
+        raise InputError(f"segment {segment!r} needs no responses: leave out --response, or take --segment response")
     if responses.responses is not None and segment != "response":
         raise InputError(f"segment {segment!r} needs no responses: leave out --responses, or take --segment response")
     if responses.response_part != "all" and segment != "response":

@@ -37,7 +37,8 @@ def attention_options(
         typer.Option(help="Norm of the sum over heads, or mean of their norms.", rich_help_panel=CONVENTIONS),
     ] = "sum_then_norm",
     segment: Annotated[
-        Literal["mean", "sum"], typer.Option(help="Over the tokens of a segment.", rich_help_panel=CONVENTIONS)
+        Literal["mean", "sum"],
+        typer.Option(help="Mean or sum over the tokens of a segment.", rich_help_panel=CONVENTIONS),
     ] = "mean",
     aggregate: Annotated[
         Literal["mean_of_ratios", "ratio_of_means"],
@@ -50,7 +51,7 @@ def attention_options(
     backend: Annotated[
         Literal["native", "transformer-lens", "nnsight"],
         typer.Option(
-            help="Library whose activations are read; another than native gives a second opinion.",
+            help="Library whose activations are read; the others cross-check native.",
             rich_help_panel=RUNNING,
         ),
     ] = "native",

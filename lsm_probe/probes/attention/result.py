@@ -183,8 +183,8 @@ class AttentionResult(MeasurementResult):
     def find_controls(self, results: Sequence[MeasurementResult]) -> dict[str, AttentionResult]:
         """The controls at this checkpoint's source lengths, by the name of their text LLM.
 
-        Of several controls of one text LLM it is the one with most of this result's samples, then the one that was
-        made for this checkpoint.
+        Of several controls of one text LLM it is the one with most of this result's samples, then the one that names
+        this checkpoint first.
         """
         found = [
             result
@@ -192,8 +192,7 @@ class AttentionResult(MeasurementResult):
             if isinstance(result, AttentionResult) and result.is_control and has_same_source_lengths(result, self)
         ]
         ids = set(self.ids)
-        made_for = {result.name: self.name in result.control.source_length_of for result in found}
-        found.sort(key=lambda result: (len(ids.intersection(result.ids)), made_for[result.name]))
+        found.sort(key=lambda result: (len(ids.intersection(result.ids)), result.control.rank_for(self.name)))
         return {result.control.control_of: result for result in found}
 
     @property

@@ -15,9 +15,9 @@ HELP = """
 Which weights matter most for the responses.
 
 Measures for each weight how much the loss of the responses would change, to first order, if it were 0:
-|weight x gradient|, by layer, module and matrix. Of several checkpoints it says how the distribution over layers has
-shifted: the first might be the text LLM, the others its speech-tuned children (--modality text gives all of them the
-transcript).
+|weight x gradient|, by layer, module and matrix. For several checkpoints it measures how the distribution over layers
+shifts: give, for example, the text LLM first, then checkpoints fine-tuned from it (--modality text gives all of them
+the transcript).
 
 Examples:
 

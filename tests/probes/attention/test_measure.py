@@ -238,7 +238,7 @@ def bad(sample, **changes):
         ("text", {}, {"aggregate": "max"}, "aggregate 'max' is unknown"),
         ("text", {}, {"span": "max"}, "span 'max' is unknown"),
         ("text", {}, {"responses": {}}, "the given responses hold none for 8 samples"),
-        ("text", {}, {"responses": {f"s{i}": [10**6] for i in range(8)}}, "another tokenizer's"),
+        ("text", {}, {"responses": {f"s{i}": [10**6] for i in range(8)}}, "same tokenizer"),
         ("text", {"id": "s0"}, {}, "ids must differ"),
         ("text", {}, {"source_lengths": {"s0": 0}}, "gives no length for 8 samples"),
         ("speech", {}, {"source_lengths": {}}, "only a text LLM's source"),

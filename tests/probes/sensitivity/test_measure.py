@@ -1015,7 +1015,7 @@ def test_a_source_that_is_too_long_under_another_instruction_is_refused(tiny_llm
     ("options", "message"),
     [
         ({"responses": {i: r for i, r in RESPONSES.items() if i != "s3"}}, r"hold none for 1 samples \(first: s3\)"),
-        ({"responses": {**RESPONSES, "s3": [10**6]}}, "another tokenizer's"),
+        ({"responses": {**RESPONSES, "s3": [10**6]}}, "same tokenizer"),
         ({"responses": {i: [] for i in RESPONSES}}, "no sample is left to measure; 8 of 8 because: empty response"),
         ({"per": "word"}, "per 'word' is unknown; choose one of: token, response"),
         ({"pool": "words"}, "pool 'words' is unknown; choose one of: tasks, paraphrases"),
