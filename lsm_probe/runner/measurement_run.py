@@ -207,7 +207,5 @@ def _excluded(records: Sequence[Record]) -> dict[str, list[str]]:
             excluded.setdefault(record.excluded, []).append(record.sample["id"])
     if sum(map(len, excluded.values())) == len(records):
         reason, ids = next(iter(excluded.items()))
-        raise InputError(
-            f"no sample is left to measure; {len(ids)} of {len(records)} (first: {ids[0]}) because: {reason}"
-        )
+        raise InputError(f"no sample is left to measure; {len(ids)} of {len(records)} because: {reason}")
     return excluded

@@ -171,7 +171,8 @@ def hearing(tiny_lsm, samples):
 
 @pytest.mark.parametrize("segment", ["source", "prompt", "response"])
 def test_speech_that_is_its_transcript_is_perfectly_aligned(hearing, samples, segment):
-    result = probe(hearing, samples, segment=segment, instruction=ONE, response="reference")
+    responses = {"response": "reference"} if segment == "response" else {}
+    result = probe(hearing, samples, segment=segment, instruction=ONE, **responses)
     np.testing.assert_allclose(result.speech, result.text, atol=1e-5)
     means = {name: curve.mean for name, curve in result.curves().items()}
     for name in ("paired_cosine", "cka", "standardised_cosine", "standardised_cka"):

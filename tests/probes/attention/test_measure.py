@@ -239,7 +239,7 @@ def bad(sample, **changes):
         ("text", {}, {"span": "max"}, "span 'max' is unknown"),
         ("text", {}, {"responses": {}}, "the given responses hold none for 8 samples"),
         ("text", {}, {"responses": {f"s{i}": [10**6] for i in range(8)}}, "same tokenizer"),
-        ("text", {"id": "s0"}, {}, "ids must differ"),
+        ("text", {"id": "s0"}, {}, "two samples have the same id s0"),
         ("text", {}, {"source_lengths": {"s0": 0}}, "gives no length for 8 samples"),
         ("speech", {}, {"source_lengths": {}}, "only a text LLM's source"),
     ],
