@@ -13,9 +13,8 @@ from lsm_probe.errors import InputError
 def test_absent_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hibari", None)
     voice._voice.cache_clear()
-    with pytest.raises(InputError, match=r"lsm-probe\[speech\]") as caught:
+    with pytest.raises(InputError, match=r"lsm-probe\[speech\]"):
         speak("Hello.")
-    assert "\n" not in str(caught.value)
 
 
 def test_the_same_seed_gives_the_same_samples() -> None:

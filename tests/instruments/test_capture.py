@@ -81,9 +81,8 @@ def test_a_lora_adapter_on_the_output_projection_counts():
 
 
 def refused(model, match, inputs=None):
-    with pytest.raises(InputError, match=match) as info:
+    with pytest.raises(InputError, match=match):
         measured(model, inputs or batch("none"))
-    assert "\n" not in str(info.value)
     assert model.config._attn_implementation == "sdpa"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -383,9 +383,8 @@ def test_is_refused_for_the_true_reason(family):
     model = build(family, changes)
     with torch.no_grad():
         model(**batch("right"))
-    with pytest.raises(InputError, match=reason) as info:
+    with pytest.raises(InputError, match=reason):
         measured(model, batch("right"))
-    assert "\n" not in str(info.value)
     assert model.config._attn_implementation == ("sdpa" if model._supports_sdpa else "eager")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -683,9 +683,8 @@ def test_the_timeline_lays_tokens_over_what_was_heard(folder, samples):
 def test_speech_without_positions_of_its_own_or_with_noise_is_refused(model_type, model_class, tmp_path):
     config = {"model_type": model_type, "architectures": [model_class]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"cannot be measured: it adds (its speech onto|random noise)") as refused:
+    with pytest.raises(InputError, match=r"cannot be measured: it adds (its speech onto|random noise)"):
         load(tmp_path)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN or infinite"), (28_000, "16-bit integers")])

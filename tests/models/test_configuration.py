@@ -53,7 +53,6 @@ def test_a_saved_configuration_comes_back(connector: str, sizes: dict[str, int],
 def test_an_unusable_connector_is_refused(settings: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as error:
         LsmProjectorConfig(**settings)
-    assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -69,7 +68,6 @@ def test_an_unusable_connector_is_refused(settings: dict[str, Any], words: list[
 def test_an_unusable_audio_tower_is_refused(settings: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as error:
         LsmConfig(audio_config=WhisperConfig(max_target_positions=30), **settings)
-    assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
 
 

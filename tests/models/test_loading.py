@@ -56,7 +56,6 @@ def refusal(*names: str, **options: Any) -> str:
     with pytest.raises(InputError) as error:
         lsm_probe.load(**options)
     line = str(error.value)
-    assert "\n" not in line
     assert len(line) < 600
     for name in names:
         assert name in line, line
@@ -283,7 +282,6 @@ class TestRefusals:
         ):
             with pytest.raises(InputError) as error:
                 lsm_probe.build_lsm(encoder, llm, projector=tiny_projector())
-            assert "\n" not in str(error.value)
             assert str(encoder) in str(error.value) or str(llm) in str(error.value)
 
 

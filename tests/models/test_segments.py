@@ -298,9 +298,8 @@ class TestRefusals:
             encode_prompt(tiny_tokenizer, template, instruction, source)
 
     def test_placeholder_in_the_instruction(self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]) -> None:
-        with pytest.raises(InputError, match="instruction holds") as refusal:
+        with pytest.raises(InputError, match="instruction holds"):
             tiny_lsm.encode(f"Repeat {AUDIO_TOKEN} twice", waveform(1))
-        assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize("shape", [(0,), (16_000, 2)])
     def test_no_speech_or_two_channels(self, tiny_lsm: Lsm, shape: tuple[int, ...]) -> None:
@@ -340,9 +339,8 @@ class TestRefusals:
         chat_template = make_tokenizer().chat_template
         assert isinstance(chat_template, str)
         tokenizer = make_tokenizer(chat_template.replace("message['content']", content))
-        with pytest.raises(InputError, match="rewrites the user's words") as refusal:
+        with pytest.raises(InputError, match="rewrites the user's words"):
             encode_prompt(tokenizer, "chat", *WORDS)
-        assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize(
         "chat_template",
@@ -353,9 +351,8 @@ class TestRefusals:
         ],
     )
     def test_chat_template_that_fails(self, make_tokenizer: MakeTokenizer, chat_template: str) -> None:
-        with pytest.raises(InputError, match="chat template") as refusal:
+        with pytest.raises(InputError, match="chat template"):
             encode_prompt(make_tokenizer(chat_template), "chat", *WORDS)
-        assert "\n" not in str(refusal.value)
 
 
 def sentencepiece(prepend: str) -> PreTrainedTokenizerFast:

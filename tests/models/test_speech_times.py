@@ -87,9 +87,8 @@ def test_tokens_and_frames_are_as_many_as_the_processor_counts(tiny_lsm: Any) ->
 
 
 def test_states_of_whispers_decoder_have_no_time() -> None:
-    with pytest.raises(InputError, match="they have no times") as info:
+    with pytest.raises(InputError, match="they have no times"):
         speech_token_times(config("linear", decoder_states=7), RATE)
-    assert "\n" not in str(info.value)
 
 
 def test_even_times_share_the_utterance_out() -> None:

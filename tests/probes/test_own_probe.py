@@ -21,6 +21,32 @@ for arguments in {commands!r}:
         if end.code:
             raise
 """
+BROKEN = """
+from lsm_probe import Measurement
+
+def measure(checkpoint, samples, *, limit=3, **options): ...
+
+def named(name, measure):
+    return Measurement(name=name, help="H.", measure=measure, result="none:None")
+
+nowhere, taken, other = named("nowhere", "no.where:at"), named("taken", measure), named("attention", measure)
+"""
+
+
+def run_commands(folder, module, source, probes, commands):
+    """Runs commands where a package in `folder` names probes of its `module`."""
+    (folder / f"{module}.py").write_text(source)
+    about = folder / f"{module}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+    lines = "".join(f"{name} = {module}:{value}\n" for name, value in probes.items())
+    (about / "entry_points.txt").write_text(f"[lsm_probe.probes]\n{lines}")
+    path = f"{folder}:{Path(__file__).parents[2]}"
+    environment = {"PYTHONPATH": path, "PATH": "/usr/bin", "HOME": str(folder), "COLUMNS": "200"}
+    script = [sys.executable, "-c", RUN.format(commands=commands)]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +54,14 @@ def ran(tmp_path_factory, tiny_lsm_folder, tiny_llm_folder, samples):
     """What the commands of the notebook's probe printed, and their folder."""
     folder = tmp_path_factory.mktemp("own")
     source = NOTEBOOK.read_text(encoding="utf-8")
-    (folder / "own_probe.py").write_text(source[: source.index("# %% [markdown]\n# To get the command")])
-    about = folder / "own_probe-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-probe\nVersion: 1\n")
-    (about / "entry_points.txt").write_text("[lsm_probe.probes]\nshift = own_probe:PROBE\n")
+    source = source[: source.index("# %% [markdown]\n# To get the command")]
     manifest = folder / "clips.jsonl"
     manifest.write_text("".join(sample.model_dump_json(exclude_none=True) + "\n" for sample in samples))
-    out = str(folder / "shift")
-    shift = ["shift", "--data", str(manifest), "--out", out, "--device", "cpu", "--batch-size", "3"]
-    checkpoints = ["--ckpt", str(tiny_llm_folder), "--ckpt", str(tiny_lsm_folder)]
-    commands = [["--help"], [*shift, *checkpoints], [*shift, *checkpoints, "--resume", "--json"]]
-    commands.append(["report", out, "--out", str(folder / "report.html"), "--no-notebook"])
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.format(commands=commands)],
-        env={"PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}", "PATH": "/usr/bin", "HOME": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    out, page = str(folder / "shift"), str(folder / "report.html")
+    shift = ["shift", "--data", str(manifest), "--out", out, "--ckpt", str(tiny_llm_folder), "--ckpt"]
+    shift += [str(tiny_lsm_folder), "--device", "cpu", "--batch-size", "3"]
+    commands = [["--help"], shift, [*shift, "--resume", "--json"], ["report", out, "--out", page, "--no-notebook"]]
+    return folder, run_commands(folder, "own_probe", source, {"shift": "PROBE"}, commands).stdout
 
 
 def test_it_is_a_command(ran):
@@ -58,8 +70,7 @@ def test_it_is_a_command(ran):
 
 def test_it_writes_a_folder_a_table_figures_and_the_comparison(ran):
     folder, stdout = ran
-    files = {path.name for path in (folder / "shift").iterdir()} - {".lock"}
-    assert files >= {"llm", "lsm", "comparison.json", "shift.png", "shift.svg", "shift.csv"}
+    assert all((folder / "shift" / f"shift.{kind}").exists() for kind in ("png", "svg", "csv"))
     assert "shift_ci_low" in stdout
     (pair,) = json.loads((folder / "shift" / "comparison.json").read_text())["pairs"]
     stored = [json.loads((folder / "shift" / name / "result.json").read_text()) for name in ("llm", "lsm")]
@@ -70,36 +81,16 @@ def test_it_writes_a_folder_a_table_figures_and_the_comparison(ran):
 
 
 def test_it_has_a_section_of_the_report(ran):
-    page = (ran[0] / "report.html").read_text(encoding="utf-8")
-    (section,) = re.findall(r'<section id="shift">.*?</section>', page, re.DOTALL)
+    (section,) = re.findall(r'<section id="shift">.*?</section>', (ran[0] / "report.html").read_text(), re.DOTALL)
     assert "<svg" in section
     assert "shift_ci_high" in section
 
 
 def test_a_probe_that_cannot_be_used_breaks_no_other_command(tmp_path):
-    (tmp_path / "broken.py").write_text(
-        "from lsm_probe import Measurement\n"
-        "def measure(checkpoint, samples, *, limit=3, **options): ...\n"
-        "def named(name, measure): return Measurement(name=name, help='H.', measure=measure, result='none:None')\n"
-        "nowhere, taken = named('nowhere', 'no.where:at'), named('taken', measure)\n"
-        "other = named('attention', measure)\n"
-    )
-    about = tmp_path / "broken-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    probes = ("nowhere", "taken", "other", "gone")
-    lines = "".join(f"{name} = broken:{name}\n" for name in probes)
-    (about / "entry_points.txt").write_text(f"[lsm_probe.probes]\n{lines}")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN.format(commands=[["--version"], ["attention", "--help"], ["--help"]])],
-        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert all(line.startswith("warning: the probe ") for line in done.stderr.splitlines())
-    assert {name for name in probes if f"'{name}'" in done.stderr} == set(probes)
-    assert "every command has an option 'limit'" in done.stderr
+    probes = {name: name for name in ("nowhere", "taken", "other", "gone")}
+    commands = [["--version"], ["attention", "--help"], ["--help"]]
+    said = run_commands(tmp_path, "broken", BROKEN, probes, commands).stderr
+    assert "Traceback" not in said
+    assert all(line.startswith("warning: the probe ") for line in said.splitlines())
+    assert {name for name in probes if f"'{name}'" in said} == set(probes)
+    assert "every command has an option 'limit'" in said

