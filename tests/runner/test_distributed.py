@@ -163,7 +163,7 @@ def test_the_main_process_alone_writes_results(shared):
 
 def test_a_folder_that_the_main_process_cannot_have_is_refused_in_all(shared):
     for rank in range(WORLD):
-        assert "result of the knockout probe" in report_of(shared / str(rank))["taken"]
+        assert "result of `lsm-probe knockout`" in report_of(shared / str(rank))["taken"]
 
 
 # The command line
