@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +247,9 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def builtin() -> Callable[[str], Checkpoint]:
-    """`builtin("builtin:llm")`: an embedded checkpoint on CPU in float32, loaded once; do not change it."""
+    """`builtin("builtin:llm")`: an embedded checkpoint on CPU in float32, the last two kept; do not change it."""
     load = lsm_probe.load  # a test may replace it
-    return cache(lambda name: load(name, device="cpu", dtype="float32"))
+    return lru_cache(2)(lambda name: load(name, device="cpu", dtype="float32"))
 
 
 @pytest.fixture
@@ -352,9 +352,10 @@ def parsed() -> Callable[[list[str]], dict[str, Any]]:
     return parse
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def small_garbage() -> Iterator[None]:
     """Every training run collects garbage: half a second each, were it to look through all that is imported."""
+    gc.collect()  # what is frozen stays: the real models of earlier tests would, gigabytes of them
     gc.freeze()
     yield
     gc.unfreeze()

@@ -29,7 +29,7 @@ SOUNDS = 12  # of 0.4, 0.8 or 1.2 s; each in every task
 HELD_OUT = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _small_garbage(small_garbage: None) -> None:
     """In all of these tests."""
 
