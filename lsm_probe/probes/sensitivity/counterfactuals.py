@@ -63,7 +63,8 @@ def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "parap
     else:
         others = [_wordings(task)[0] for task in pool.tasks if task not in mine]
         reason = (
-            "a pool of one instruction says nothing: give one with other tasks to --instructions, such as `probing`"
+            "the pool has one instruction, and sensitivity needs at least two: give one with other tasks to "
+            "--instructions, such as `probing`"
         )
     if not others:
         raise InputError(reason)
@@ -130,7 +131,7 @@ class OtherSources:
         found = list(islice(self._usable(sample, fits), number))
         if not found:
             raise InputError(
-                "no other sample speaks of another utterance, and a pool of one source says nothing: give more samples"
+                "no other sample speaks of another utterance, and sensitivity needs at least two: give more samples"
             )
         return found
 

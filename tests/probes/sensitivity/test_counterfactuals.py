@@ -83,7 +83,7 @@ def test_a_task_is_found_by_its_words_in_any_of_its_languages():
 @pytest.mark.parametrize(
     ("pool", "kind", "sample", "message"),
     [
-        (Pool(POOL.tasks[:1]), "tasks", ask(), "a pool of one instruction says nothing"),
+        (Pool(POOL.tasks[:1]), "tasks", ask(), "the pool has one instruction"),
         (Pool(POOL.tasks[1:]), "paraphrases", ask(), "the pool holds no other wording of its task"),
         (
             POOL,

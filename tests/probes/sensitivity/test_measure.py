@@ -917,7 +917,7 @@ def refusal(checkpoint, samples, **options):
 def test_a_pool_of_one_instruction_is_refused(checkpoint, samples):
     """All these samples are of one task, and bring no other to hold them against."""
     message = refusal(checkpoint, samples, instructions=None)
-    assert "a pool of one instruction says nothing" in message
+    assert "the pool has one instruction" in message
     assert "--instructions" in message
 
 
