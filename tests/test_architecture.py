@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "lsm_probe"
 ORDER = (
     {"cli"},
     {"reports", "regression", "interop"},
+    {"diagnosis"},
     {"probes", "evaluation", "training"},
     {"runner"},
     {"data", "instruments"},

@@ -1,0 +1,1 @@
+"""What several measurements together say about a checkpoint: a verdict, its evidence and what speaks against it."""

@@ -1,0 +1,96 @@
+"""A diagnosis: the verdicts about several checkpoints on the same samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+
+from lsm_probe.data.identity import DataIdentity
+from lsm_probe.diagnosis.verdict import Verdict
+from lsm_probe.errors import InputError
+from lsm_probe.runner.result import package_versions, write_json
+
+FILE = "diagnosis.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The verdicts about checkpoints that were measured on the same samples.
+
+    Attributes:
+        verdicts: one for each checkpoint, in the order given.
+        base: name of the base LLM, or None.
+        data: identity of the samples.
+        settings: how it was measured: the set of measurements, the longest response, the seed.
+        versions: of the packages that the numbers depend on.
+    """
+
+    SCHEMA: ClassVar[str] = "lsm-probe/diagnosis/1"
+
+    verdicts: Sequence[Verdict]
+    base: str | None
+    data: DataIdentity
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=package_versions)
+
+    def __getitem__(self, checkpoint: str) -> Verdict:
+        """The verdict about a checkpoint.
+
+        Raises:
+            KeyError: it is not in this diagnosis.
+        """
+        return {each.checkpoint: each for each in self.verdicts}[checkpoint]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each checkpoint and number: verdict, value, interval, unit, n and what it is compared with."""
+        return pd.DataFrame(
+            [
+                {"checkpoint": each.checkpoint, "verdict": each.verdict, **vars(evidence)}
+                for each in self.verdicts
+                for evidence in each.evidence
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `diagnosis.json` holds."""
+        return {
+            "schema": self.SCHEMA,
+            "base": self.base,
+            "data": self.data.to_dict(),
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "checkpoints": [each.to_dict() for each in self.verdicts],
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `diagnosis.json`, whole or not at all."""
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a `diagnosis.json`, or the one in a folder.
+
+        Raises:
+            InputError: there is none, or it cannot be read.
+        """
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            if stored["schema"] != cls.SCHEMA:
+                raise InputError(f"schema {stored['schema']!r}, not {cls.SCHEMA!r}")
+            return cls(
+                verdicts=[Verdict.from_dict(each) for each in stored["checkpoints"]],
+                data=DataIdentity.from_dict(stored["data"]),
+                **{key: stored[key] for key in ("base", "settings", "versions")},
+            )
+        except (InputError, OSError, ValueError, LookupError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file} is no readable diagnosis: {reason} (write it with lsm-probe diagnose)") from error

@@ -1,0 +1,77 @@
+"""A verdict about one checkpoint, and the numbers it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+VerdictName = Literal[
+    "follows the instruction",
+    "ignores the instruction (speech anchor bias)",
+    "does not use the speech",
+    "in between",
+    "cannot tell",
+]
+Side = Literal["for", "against", "open"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One number about a checkpoint.
+
+    Attributes:
+        key: its name in `diagnosis.json`, such as `instruction_sensitivity`; the same in every version.
+        label: how tables and sentences call it.
+        value: the number; None if it is not defined.
+        ci_low, ci_high: its 95 % interval over utterances; None if there is none.
+        unit: of the number, such as `nats per token`; empty for shares.
+        n_utterances: independent utterances behind it.
+        compared_with: what the number is compared with, in words.
+        side: whether it speaks for the verdict, against it, or leaves it open.
+        text: one sentence that says what the number shows.
+    """
+
+    key: str
+    label: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    unit: str
+    n_utterances: int
+    compared_with: str
+    side: Side
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the measurements of one checkpoint show together.
+
+    Attributes:
+        checkpoint: its name.
+        verdict: one of five.
+        reason: one sentence that says which rule led to it, with the numbers.
+        evidence: the numbers, the decisive ones first.
+        missing: for `cannot tell`, what would settle it, one sentence each.
+        warnings: what may mislead, such as one sample that carries a mean, one sentence each.
+    """
+
+    checkpoint: str
+    verdict: VerdictName
+    reason: str
+    evidence: Sequence[Evidence] = ()
+    missing: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+    @property
+    def against(self) -> list[Evidence]:
+        """The evidence that speaks against the verdict."""
+        return [each for each in self.evidence if each.side == "against"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "evidence": [asdict(each) for each in self.evidence]}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        return cls(**{**stored, "evidence": [Evidence(**each) for each in stored["evidence"]]})
