@@ -24,7 +24,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from lsm_probe.errors import InputError, Terminated, WorkFailed
+from lsm_probe.errors import InputError, NotMeasurable, Terminated, WorkFailed
 
 # One rank may encode or hash large files while the others wait; the defaults of 10 or 30 minutes are too short.
 _TIMEOUT = timedelta(hours=3)
@@ -226,7 +226,7 @@ def _destroy_groups() -> None:
 
 def _picklable(failure: BaseException, rank: int) -> BaseException:
     """A failure as the other ranks raise it: one of a few types, since exceptions of libraries may not be picklable."""
-    for kind in (InputError, WorkFailed, Terminated, KeyboardInterrupt):
+    for kind in (NotMeasurable, InputError, WorkFailed, Terminated, KeyboardInterrupt):
         if isinstance(failure, kind):
             return kind(str(failure))
     if isinstance(failure, OSError) and failure.errno is not None:

@@ -31,6 +31,10 @@ class SampleFault(InputError):
     """A sample, or the model on it, gives no sound numbers; another sample may."""
 
 
+class NotMeasurable(InputError):
+    """One measurement cannot be made of a model, or on these samples; other measurements may be possible."""
+
+
 class WorkFailed(CommandError):
     """The input was usable, but the work failed."""
 

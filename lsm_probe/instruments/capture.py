@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lsm_probe.errors import InputError, SampleFault
+from lsm_probe.errors import InputError, NotMeasurable, SampleFault
 from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
 from lsm_probe.models.devices import is_offloaded
 from lsm_probe.models.layers import find_decoder
@@ -297,13 +297,13 @@ def find_attention_layers(model: PreTrainedModel, part: Part = "llm") -> list[At
     config = inner.config if part != "llm" else model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or []
     if others := sorted(set(kinds) & set(NOT_ATTENTION)):
-        raise InputError(
+        raise NotMeasurable(
             f"{type(model).__name__} has layers of kind {', '.join(others)} ({sum(k in others for k in kinds)} of "
             f"{len(kinds)}), whose tokens reach each other past attention: norms of attention would not tell all"
         )
     expected = config.num_hidden_layers * (2 if part == "connector" else 1)
     if sorted(layer.index for layer in layers) != list(range(expected)):
-        raise InputError(
+        raise NotMeasurable(
             f"{type(model).__name__} has {len(layers)} attention modules with a known output projection for "
             f"{expected} layers: its attention cannot be captured"
         )
@@ -359,8 +359,8 @@ def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, caus
     return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, -torch.inf)
 
 
-def _refusal(layer: AttentionLayer, reason: str) -> InputError:
-    return InputError(f"{_place(layer)}: {reason}")
+def _refusal(layer: AttentionLayer, reason: str) -> NotMeasurable:
+    return NotMeasurable(f"{_place(layer)}: {reason}")
 
 
 def _place(layer: AttentionLayer) -> str:

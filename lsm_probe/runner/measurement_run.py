@@ -13,7 +13,7 @@ from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import RankShare, all_gather_or_raise, is_distributed, on_all_ranks
-from lsm_probe.errors import InputError, SampleFault
+from lsm_probe.errors import InputError, NotMeasurable, SampleFault
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.thinking import UNFINISHED
@@ -207,5 +207,5 @@ def _excluded(records: Sequence[Record]) -> dict[str, list[str]]:
             excluded.setdefault(record.excluded, []).append(record.sample["id"])
     if sum(map(len, excluded.values())) == len(records):
         reason, ids = next(iter(excluded.items()))
-        raise InputError(f"no sample is left to measure; {len(ids)} of {len(records)} because: {reason}")
+        raise NotMeasurable(f"no sample is left to measure; {len(ids)} of {len(records)} because: {reason}")
     return excluded

@@ -107,6 +107,8 @@ class ResponseOptions(Choices):
             `answer` after it. A response without thinking is all answer. Samples that lack the part are left out and
             counted. The model always reads the whole response.
         responses: response token ids by sample id, used instead of generating (`result.responses()` of another run).
+        generated: responses that this checkpoint generated before under the same options, by sample id. They are not
+            generated again; those of other samples are. Unlike `responses`, they count as the checkpoint's own.
 
     Raises:
         InputError: `max_new_tokens` is below 1, or a value is unknown.
@@ -116,6 +118,7 @@ class ResponseOptions(Choices):
     max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS
     response_part: ResponsePart = "all"
     responses: Mapping[str, list[int]] | None = None
+    generated: Mapping[str, list[int]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,12 +138,13 @@ class RunKeywords(TypedDict, total=False):
 
 
 class MeasureKeywords(RunKeywords, total=False):
-    """Keyword arguments of every measurement of responses; [`ResponseOptions`] says what the first four mean."""
+    """Keyword arguments of every measurement of responses; [`ResponseOptions`] says what the first five mean."""
 
     response: Response
     max_new_tokens: MaxNewTokens
     response_part: ResponsePart
     responses: Mapping[str, list[int]] | None
+    generated: Mapping[str, list[int]] | None
 
 
 def split_options(

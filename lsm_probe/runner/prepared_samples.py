@@ -232,6 +232,7 @@ def prepare(
     sources = checkpoint.preprocess_audio([source for _, source in read], [sample.language for sample, _ in read])
     part, longest = (responses.response_part, responses.max_new_tokens) if responses else ("all", 0)
     items: list[PreparedSample] = []
+    to_generate: list[PreparedSample] = []
     for (sample, _), source in zip(read, sources, strict=True):
         with using(sample):
             length = None if source_lengths is None else source_lengths[sample.id]
@@ -239,10 +240,11 @@ def prepare(
             response = _known_response(checkpoint, sample, responses)
             checkpoint.check_length(prompt, longest if response is None else len(response))
             items.append(PreparedSample(sample, prompt, checkpoint, response or [], source, part=part))
-            to_generate = response is None
-    if items and to_generate:
-        found = checkpoint.generate([item.embedded for item in items], max_new_tokens=longest)
-        for item, generated in zip(items, found, strict=True):
+            if response is None:
+                to_generate.append(items[-1])
+    if to_generate:
+        found = checkpoint.generate([item.embedded for item in to_generate], max_new_tokens=longest)
+        for item, generated in zip(to_generate, found, strict=True):
             item.response = generated
     seconds = (perf_counter() - begun) / max(1, len(items))
     for item in items:
@@ -278,4 +280,6 @@ def _known_response(checkpoint: Checkpoint, sample: Sample, responses: ResponseO
         return []
     if responses.responses is not None:
         return responses.responses[sample.id]
-    return checkpoint.encode_response(sample.target or "") if responses.response == "reference" else None
+    if responses.response == "generated":
+        return (responses.generated or {}).get(sample.id)
+    return checkpoint.encode_response(sample.target or "")

@@ -20,7 +20,7 @@ from torch import Tensor
 from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, NotMeasurable
 from lsm_probe.instruments.similarity import check_perplexity
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
@@ -155,18 +155,18 @@ def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def _check_enough(samples: Sequence[Sample], perplexity: float, left_out: int = 0) -> None:
-    """Raises InputError where the samples are too few for a number or the picture."""
+    """Raises NotMeasurable where the samples are too few for a number or the picture."""
     after = f"{left_out} of {left_out + len(samples)} samples had to be left out, and " if left_out else ""
     different = len(set(utterances(samples).tolist()))
     if different < UTTERANCES:
-        raise InputError(
+        raise NotMeasurable(
             f"{after}alignment needs at least {UTTERANCES} utterances of different words, got {different}: "
             "give more samples"
         )
     try:
         check_perplexity(perplexity, len(samples))
     except InputError as error:
-        raise InputError(f"{after}{error}") from error
+        raise NotMeasurable(f"{after}{error}") from error
 
 
 @dataclass(frozen=True)

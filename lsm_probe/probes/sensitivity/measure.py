@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.sample import Sample
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, NotMeasurable
 from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
@@ -112,14 +112,14 @@ def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]
     """How far scoring prompts together is from plain passes, nats per token: all samples, and the worst of them.
 
     Raises:
-        InputError: further than rounding, in any sample.
+        NotMeasurable: further than rounding, in any sample.
     """
     errors = [float(record.arrays["errors"].mean()) for record in records]
     bound, worst_bound = BOUNDS if dtype in (torch.float32, torch.float64) else BOUNDS_HALF
     mean, worst = float(np.mean(errors)), int(np.argmax(errors))
     if not (mean <= bound and errors[worst] <= worst_bound):
         remedy = "" if bound == BOUNDS[0] else "; try --dtype float32"
-        raise InputError(
+        raise NotMeasurable(
             f"log-probabilities of prompts scored together differ from those of single passes by {mean:.1e} nats a "
             f"token (bound {bound:.0e}), and by {errors[worst]:.1e} in sample {records[worst].sample['id']} (bound "
             f"{worst_bound:.0e}): the model's key-value cache or batching changes its results, so it cannot be "
