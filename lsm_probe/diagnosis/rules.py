@@ -1,11 +1,326 @@
-"""The rules that turn the measurements of a checkpoint into a verdict."""
+"""The rules that turn the measurements of a checkpoint into a verdict; `docs/diagnose.md` explains and tests them.
+
+Two questions decide, and each is answered by more than one measurement. Does the checkpoint use the speech (D_s and the
+word error rate)? Does it follow the instruction (D_i, the share of responses that repeat the speech, and the share in
+the asked-for form)? Eta never decides.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from lsm_probe.diagnosis.evidence import (
+    BETWEEN,
+    CANNOT_TELL,
+    FOLLOWS,
+    IGNORES,
+    NO_SPEECH,
+    Distance,
+    Finding,
+    OwnWords,
+    empty_responses,
+    form,
+    interval_text,
+    own_words,
+    repetitions,
+    supporting,
+    transcription,
+)
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
-from lsm_probe.diagnosis.verdict import Verdict
+from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
+
+FEWEST_UTTERANCES = 6
+"""With fewer, not even a sign test can reach a level of 5 %, and no verdict is given."""
+MOSTLY_EMPTY, SOME_EMPTY = 0.5, 0.1
+"""Shares of empty responses from which no verdict is given, and from which there is a warning."""
+SAME = 1e-6
+"""D_s below this in every sample, in nats per token: the source makes no difference at all."""
+
+LIMITS = (
+    "The verdict speaks of the instructions in these data. It does not say what the checkpoint does with others.",
+    "D_i and D_s depend on the pool of instructions and of utterances that they are computed over.",
+    "Intervals are over utterances. They do not say what another training seed would give.",
+)
+"""What no verdict says."""
+
+Answer = Literal["yes", "no", "both", "open"]
 
 
 def judge(measured: MeasuredCheckpoint) -> Verdict:
-    """The verdict about a checkpoint."""
-    return Verdict(checkpoint=measured.name, verdict="cannot tell", reason="No rule is written yet.")
+    """The verdict about a checkpoint.
+
+    Example:
+        >>> judge(MeasuredCheckpoint(name="my-lsm", source="speech")).verdict
+        'cannot tell'
+    """
+    if (without_measurement := _not_measured(measured)) is not None:
+        return without_measurement
+    own = own_words(measured)
+    case = _Case(
+        measured.source,
+        own,
+        repetitions(own, measured.tasks),
+        form(own, measured.tasks),
+        transcription(measured.transcription),
+    )
+    verdict = _enough(measured, case) or _decide(measured, case)
+    warnings = [*verdict.warnings, *own.warnings, *_warnings(measured, case, verdict.verdict)]
+    evidence = [_with_side(each, verdict.verdict) for each in (*case.findings, *supporting(measured))]
+    return replace(verdict, evidence=evidence, warnings=warnings)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What decides about one checkpoint; None for what was not measured or does not apply."""
+
+    source: Literal["speech", "text"]
+    own: OwnWords
+    repeats: Finding | None
+    form: Finding | None
+    hearing: Finding | None
+
+    @property
+    def findings(self) -> list[Finding]:
+        found = (self.own.instruction, self.own.source, self.hearing, self.repeats, self.form)
+        return [each for each in found if each is not None]
+
+    @property
+    def speech(self) -> str:
+        """What stands in the source slot, in words."""
+        return "speech" if self.source == "speech" else "transcript"
+
+    @property
+    def mostly_repeats(self) -> bool:
+        return self.repeats is not None and self.repeats["most"].above
+
+    @property
+    def in_form(self) -> bool:
+        """Whether as many responses have the asked-for form as of the base LLM's, or nearly."""
+        return self.form is not None and "good" in self.form.distances and self.form["good"].above
+
+    @property
+    def out_of_form(self) -> bool:
+        """Whether less than half as many responses have the asked-for form as of the base LLM's."""
+        return self.form is not None and "bad" in self.form.distances and self.form["bad"].below
+
+    @property
+    def half_in_form(self) -> bool:
+        """Whether at least half as many responses have the asked-for form as of the base LLM's."""
+        return self.form is not None and "bad" in self.form.distances and self.form["bad"].above
+
+    def uses_speech(self) -> Answer:
+        """Yes or no where the interval of D_s lies on one side of its threshold, or the mean does and the word error
+        rate agrees; `both` where D_s says no and the word error rate yes."""
+        used = self.own.source["used"]
+        heard = self.hearing is not None and self.hearing["heard"].below
+        not_heard = self.hearing is not None and self.hearing["heard"].above
+        if used.below:
+            return "both" if heard else "no"
+        if used.above or (heard and used.mean > 0):
+            return "yes"
+        return "no" if not_heard and used.mean < 0 else "open"
+
+    def follows(self) -> bool:
+        """D_i lies above its upper threshold, or its mean does and the share in the asked-for form agrees."""
+        followed = self.own.instruction["followed"]
+        return (followed.above or (followed.mean > 0 and self.in_form)) and not self.may_not_follow()
+
+    def may_not_follow(self) -> bool:
+        """Whether a measurement rules out that it follows the instruction."""
+        return self.own.instruction["followed"].below or self.mostly_repeats or self.out_of_form
+
+    def ignores(self) -> bool:
+        """D_i lies below its lower threshold, or its mean does and most responses repeat the speech."""
+        ignored = self.own.instruction["ignored"]
+        return (ignored.below or (ignored.mean < 0 and self.mostly_repeats)) and not self.may_not_ignore()
+
+    def may_not_ignore(self) -> bool:
+        """Whether a measurement rules out that it ignores the instruction."""
+        return self.own.instruction["ignored"].above or self.half_in_form
+
+
+def _decide(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
+    uses = case.uses_speech()
+    if uses == "no":
+        return _no_speech(measured, case)
+    if uses == "open":
+        return _open_source(measured, case)
+    clauses = f"{_source_clause(case)}; {_instruction_clause(case)}"
+    if uses == "both":
+        reason = f"It understands the speech, but its responses to these instructions hardly depend on it: {clauses}."
+        return Verdict(checkpoint=measured.name, verdict=BETWEEN, reason=reason)
+    if case.follows():
+        reason = f"Its responses depend on the instruction and on the {case.speech}: {clauses}."
+        return Verdict(checkpoint=measured.name, verdict=FOLLOWS, reason=reason)
+    if case.ignores():
+        reason = f"Its responses depend on the {case.speech} and hardly on the instruction: {clauses}."
+        if case.source == "text":
+            reason += " It reads transcripts, so this is no bias towards speech."
+        return Verdict(checkpoint=measured.name, verdict=IGNORES, reason=reason)
+    if case.may_not_follow() and case.may_not_ignore():
+        reason = f"It follows the instruction in part: {clauses}."
+        return Verdict(checkpoint=measured.name, verdict=BETWEEN, reason=reason)
+    return _open_instruction(measured, case, clauses)
+
+
+def _no_speech(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
+    clauses = f"{_source_clause(case)}; {_instruction_clause(case)}"
+    if case.source == "text":
+        reason = f"It reads transcripts, and its responses hardly depend on them, so no verdict fits: {clauses}."
+        return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason)
+    also = " or on the instruction" if case.own.instruction["ignored"].below else ""
+    reason = f"Its responses hardly depend on the speech{also}: {clauses}."
+    return Verdict(checkpoint=measured.name, verdict=NO_SPEECH, reason=reason)
+
+
+def _open_source(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
+    used = case.own.source["used"]
+    missing = [f"{_sentence_of_more(used)} would show whether the responses depend on the {case.speech} (D_s)."]
+    if case.hearing is None and case.source == "speech":
+        missing.append("Transcripts in the data: they give a word error rate, which shows whether it hears the speech.")
+    reason = f"It is open whether its responses depend on the {case.speech}: {_source_clause(case)}."
+    return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=missing)
+
+
+def _open_instruction(measured: MeasuredCheckpoint, case: _Case, clauses: str) -> Verdict:
+    possible = [name for name, ruled_out in _possible(case) if not ruled_out]
+    thresholds = case.own.instruction
+    needed = [thresholds[name] for name in ("ignored", "followed") if thresholds[name].is_open]
+    missing = [f"{_sentence_of_more(each)} would show whether {_question(each, case)}." for each in needed]
+    if not missing:
+        missing = ["The measurements contradict each other: look at single responses."]
+    if case.own.base is None and case.source == "speech":
+        missing.append("The base LLM (--base): it shows how much the instruction matters where it is followed.")
+    choice = f"{', '.join(possible[:-1])} or {possible[-1]}" if len(possible) > 1 else possible[0]
+    reason = f"It uses the {case.speech}, but the data do not decide between the verdicts {choice}: {clauses}."
+    return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=missing)
+
+
+def _possible(case: _Case) -> list[tuple[VerdictName, bool]]:
+    """The verdicts of a checkpoint that uses the speech, and whether each is ruled out."""
+    return [(FOLLOWS, case.may_not_follow()), (BETWEEN, False), (IGNORES, case.may_not_ignore())]
+
+
+def _question(distance: Distance, case: _Case) -> str:
+    is_lower = distance is case.own.instruction["ignored"]
+    return "it ignores the instruction (D_i)" if is_lower else "it follows the instruction (D_i)"
+
+
+def _sentence_of_more(distance: Distance) -> str:
+    more = distance.more_utterances()
+    return f"{'About ' if more.isdigit() else ''}{more} more utterance{'' if more == '1' else 's'}".capitalize()
+
+
+# What no rule can be applied to
+
+
+def _not_measured(measured: MeasuredCheckpoint) -> Verdict | None:
+    """`cannot tell` where the decisive measurement is missing."""
+    if measured.own is not None:
+        return None
+    reason = "The sensitivity of its own responses was not measured, and no other number decides."
+    missing = "lsm-probe sensitivity on its own responses, to at least two instructions about at least "
+    result = measured.transcription
+    if result is not None and len(empty_responses(result)) == len(result.samples):
+        reason = f"All {len(result.samples)} responses are empty, so there is nothing to measure."
+        missing = "Responses with at least one word: check the generation settings and the prompt template"
+        return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=[f"{missing}."])
+    missing += f"{FEWEST_UTTERANCES} utterances."
+    evidence = [_with_side(each, CANNOT_TELL) for each in supporting(measured)]
+    return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=[missing], evidence=evidence)
+
+
+def _enough(measured: MeasuredCheckpoint, case: _Case) -> Verdict | None:
+    """`cannot tell` where responses or utterances are too few for any rule."""
+    assert measured.own is not None
+    empty, n_responses = _empty_share(measured)
+    if empty >= MOSTLY_EMPTY * n_responses:
+        return Verdict(
+            checkpoint=measured.name, verdict=CANNOT_TELL,
+            reason=f"{empty} of {n_responses} responses are empty, so there is hardly anything to measure.",
+            missing=["Responses with at least one word: check the generation settings and the prompt template."],
+        )  # fmt: skip
+    n = case.own.source.evidence.n_utterances
+    if n >= FEWEST_UTTERANCES:
+        return None
+    return Verdict(
+        checkpoint=measured.name, verdict=CANNOT_TELL,
+        reason=f"The data hold {n} utterance{'' if n == 1 else 's'}; intervals mean little below {FEWEST_UTTERANCES}.",
+        missing=[f"At least {FEWEST_UTTERANCES - n} more utterance{'' if FEWEST_UTTERANCES - n == 1 else 's'}."],
+    )  # fmt: skip
+
+
+def _empty_share(measured: MeasuredCheckpoint) -> tuple[int, int]:
+    """Number of empty responses, and of all."""
+    assert measured.own is not None
+    empty = empty_responses(measured.own)
+    measured_ids = set(measured.own.ids)
+    return len(empty), len(measured_ids | set(empty))
+
+
+# Words
+
+
+def _source_clause(case: _Case) -> str:
+    source = case.own.source.evidence
+    clause = f"D_s is {interval_text(source)}, compared with {source.compared_with}"
+    if case.hearing is not None:
+        hearing = case.hearing.evidence
+        clause += f"; its word error rate is {_whole(hearing.value)} %, where chance gives {_after_comma(hearing)}"
+    return clause
+
+
+def _instruction_clause(case: _Case) -> str:
+    instruction = case.own.instruction.evidence
+    clause = f"D_i is {interval_text(instruction)}, compared with {instruction.compared_with}"
+    if case.repeats is not None:
+        clause += f"; {100 * (case.repeats.evidence.value or 0):.0f} % of its responses repeat the {case.speech}"
+    if case.form is not None:
+        clause += f"; {100 * (case.form.evidence.value or 0):.0f} % have the asked-for form"
+    return clause
+
+
+def _whole(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.0f}"
+
+
+def _after_comma(evidence: Evidence) -> str:
+    return evidence.compared_with.rpartition(", ")[2]
+
+
+def _with_side(finding: Finding, verdict: VerdictName) -> Evidence:
+    side: Side = "for" if verdict in finding.supports else "against" if verdict in finding.contradicts else "open"
+    return replace(finding.evidence, side=side)
+
+
+# Warnings
+
+
+def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -> Iterable[str]:
+    assert measured.own is not None
+    empty, n_responses = _empty_share(measured)
+    if SOME_EMPTY * n_responses <= empty < MOSTLY_EMPTY * n_responses:
+        yield f"{empty} of {n_responses} responses are empty."
+    if case.source == "speech" and verdict == NO_SPEECH:
+        if np.abs(measured.own.by_sample()[1]).max() < SAME:
+            yield "Every recording gives the same result: check that they are not silent or all the same."
+        if case.hearing is None:
+            yield "There are no transcripts, so that the word error rate could not confirm this."
+    if verdict in (FOLLOWS, IGNORES, BETWEEN, NO_SPEECH):
+        yield from _carried_by_one(case, verdict)
+
+
+def _carried_by_one(case: _Case, verdict: VerdictName) -> Iterable[str]:
+    """Warns where the mean that decides lies on the other side of its threshold without one utterance."""
+    decisive = {
+        FOLLOWS: [(case.own.instruction, "followed", "D_i")],
+        IGNORES: [(case.own.instruction, "ignored", "D_i")],
+        NO_SPEECH: [(case.own.source, "used", "D_s")],
+    }.get(verdict, [])
+    for finding, threshold, letter in decisive:
+        if (sample := finding[threshold].carrier) is not None:
+            yield f"The utterance of sample {sample} carries {letter}: without it the verdict would not hold."

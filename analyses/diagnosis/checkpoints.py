@@ -1,0 +1,106 @@
+"""The measurements of checkpoints whose verdict is known: of the study's archive, and what `measure.py` wrote."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from lsm_probe.diagnosis.measured import MeasuredCheckpoint
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.task import Task, read_task
+from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.probes.knockout.result import KnockoutResult
+from lsm_probe.probes.sensitivity.result import SensitivityResult
+
+STUDY = Path(__file__).parents[1] / "speech_anchor_bias"
+sys.path.insert(0, str(STUDY))
+from measured import ARMS, LLM, at_length, only, results, seeds  # noqa: E402
+
+# Data of the archive -> its folders: sensitivity on own words, on the LLM's words, transcription, attention, knockout.
+ARCHIVE = {
+    "commands": ("own-words", "sensitivity", "evaluation", "attention", "knockout"),
+    "voices": ("voices-own-words", None, "voices-evaluation", None, None),
+    "natural": ("natural-own-words", None, None, None, None),
+}
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """The study's tasks that ask for a form, by name."""
+    found = [read_task(str(path)) for path in sorted((STUDY / "tasks").glob("*.yaml"))]
+    return {task.name: task for task in found if task.has_form}
+
+
+def of_archive() -> Iterator[tuple[str, str, MeasuredCheckpoint]]:
+    """Data, arm and measurements of each checkpoint of the study, in both seeds."""
+    for data, parts in ARCHIVE.items():
+        for seed in seeds():
+            for arm in (LLM, *ARMS):
+                if arm == LLM and seed != seeds()[0]:
+                    continue  # the same model on the same data
+                yield data, arm, _of_archive(data, parts, seed, arm)
+
+
+def _of_archive(data: str, parts: tuple[str | None, ...], seed: str, arm: str) -> MeasuredCheckpoint:
+    own, base_words, evaluation, attention, knockout = (None if part is None else results() / seed / part for part in parts)
+    folder = "builtin-llm" if arm == LLM else f"{arm}-{seed}"
+    assert own is not None
+    speech = arm != LLM
+    transcription = None
+    if speech and evaluation is not None:
+        transcription = only(EvaluationResult.load(evaluation / folder), ("commands-transcription",))
+    return MeasuredCheckpoint(
+        name=arm if arm == LLM else folder,
+        source="speech" if speech else "text",
+        own=SensitivityResult.load(own / folder),
+        base_own=SensitivityResult.load(own / "builtin-llm") if speech else None,
+        base_words=SensitivityResult.load(base_words / folder) if base_words and speech else None,
+        attention=AttentionResult.load(attention / folder) if attention else None,
+        control=at_length(seed, "attention") if attention and speech else None,
+        knockout=KnockoutResult.load(knockout / folder) if knockout else None,
+        transcription=transcription,
+        tasks=tasks(),
+    )
+
+
+def measured_here(folder: Path) -> Iterator[tuple[str, str, MeasuredCheckpoint]]:
+    """Data, name and measurements of each checkpoint that `measure.py` has measured."""
+    for own in sorted(folder.glob("*/*/own-words/result.json")):
+        home = own.parents[1]
+        data, name = home.parent.name, home.name.replace("builtin-", "builtin:")
+        is_text = name in (LLM, "copies-the-text")
+        base = home.parent / "builtin-llm" / "own-words"
+        if data == "silence":
+            base = folder / "commands" / "builtin-llm" / "own-words"
+        yield data, name, MeasuredCheckpoint(
+            name=name,
+            source="text" if is_text else "speech",
+            own=_load(SensitivityResult, home / "own-words"),
+            base_own=None if name == LLM else _load(SensitivityResult, base),
+            base_words=_load(SensitivityResult, home / "base-words"),
+            transcription=None if is_text else _load(EvaluationResult, home / "transcription"),
+            tasks=tasks(),
+        )  # fmt: skip
+
+
+def without(measured: MeasuredCheckpoint, *names: str) -> MeasuredCheckpoint:
+    """The same without some measurements."""
+    return replace(measured, **dict.fromkeys(names, None))  # type: ignore[arg-type]
+
+
+def subset(measured: MeasuredCheckpoint, texts: set[str]) -> MeasuredCheckpoint:
+    """What would have been measured on the utterances with these transcripts alone."""
+    parts = ("own", "base_own", "base_words", "attention", "control", "knockout", "transcription")
+    kept: Mapping[str, object] = {
+        part: result.subset([row["id"] for row in result.samples if row.get("text") in texts])
+        for part in parts
+        if (result := getattr(measured, part)) is not None
+    }
+    return replace(measured, **kept)  # type: ignore[arg-type]
+
+
+def _load(kind, folder):  # type: ignore[no-untyped-def]
+    return kind.load(folder) if (folder / "result.json").exists() else None
