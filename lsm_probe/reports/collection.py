@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -100,7 +100,8 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     for item in stored:
         renamed = replace(item.result, checkpoint=rename(item.result.checkpoint))
         groups[item.result.NAME].append(Stored(item.folder, renamed))
-    groups["sensitivity"], groups["own words"] = _split_own_words(groups["sensitivity"])
+    own = own_responses({name: [item.result for item in group] for name, group in groups.items()})
+    groups["sensitivity"], groups["own words"] = _split_own_words(groups["sensitivity"], own)
     for name, group in groups.items():
         _check(name, group)
     # Checkpoints come in one order everywhere, so that each has one colour, controls last.
@@ -174,10 +175,42 @@ def _load_timeline(folder: Path) -> StoredTimeline:
         raise InputError(f"{folder} holds no readable timeline (timeline.json, timeline.html): {reason}") from error
 
 
-def _split_own_words(sensitivity: list[Stored]) -> tuple[list[Stored], list[Stored]]:
-    """Results on shared responses and on own ones, if a checkpoint has both; else all are of the first kind."""
-    own = [item for item in sensitivity if item.result.of_own_words]
-    shared = [item for item in sensitivity if not item.result.of_own_words]
+def own_responses(groups: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, list[int]]]:
+    """Checkpoint -> sample id -> token ids of the response that the checkpoint itself generated.
+
+    Args:
+        groups: name of a measurement -> its results.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in ("attention", "sensitivity", "own words", "knockout"):
+        for result in groups.get(name, ()):
+            if _generated(result) and not result.is_control:
+                found.setdefault(result.name, {}).update(result.responses())
+    return found
+
+
+def _generated(result: Any) -> bool:
+    """Whether the checkpoint itself generated the responses in this run."""
+    return result.conventions.response == "generated" and result.checkpoint.responses != "given"
+
+
+def _split_own_words(
+    sensitivity: list[Stored], own_words: Mapping[str, Mapping[str, list[int]]]
+) -> tuple[list[Stored], list[Stored]]:
+    """Results on shared responses and on own ones, if a checkpoint has both; else all are of the first kind.
+
+    Responses that were stored and given again are the checkpoint's own if they are those that it generated elsewhere.
+    """
+    generated = {item.result.name for item in sensitivity if _generated(item.result)}
+
+    def is_own(result: Any) -> bool:
+        if _generated(result) or result.name in generated or result.name not in own_words:
+            return _generated(result)
+        known = own_words[result.name]
+        return all(known.get(sample) == ids for sample, ids in result.responses().items())
+
+    own = [item for item in sensitivity if is_own(item.result)]
+    shared = [item for item in sensitivity if not is_own(item.result)]
     twice = {item.result.name for item in own} & {item.result.name for item in shared}
     return (shared, own) if twice else (sensitivity, [])
 

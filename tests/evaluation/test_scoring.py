@@ -140,6 +140,39 @@ BOOLQ = labels(
     following=2,
 )
 
+SENTIMENT = labels(
+    ("positive", "Positive."),  # strict
+    ("neutral", "negative"),  # wrong, but in form
+    ("negative", "The text is negative."),  # lenient
+    ("positive", "Is it positive or negative?"),
+    ("neutral", ""),
+    strict=1,
+    lenient=2,
+    following=2,
+)
+
+POLITE = labels(
+    ("yes", "Yes."),  # strict
+    ("no", "yes"),  # wrong, but in form
+    ("no", "No, it is not."),  # lenient
+    ("yes", "Would you please open the window?"),  # the transcript
+    ("yes", ""),
+    strict=1,
+    lenient=2,
+    following=2,
+)
+
+QUESTION = labels(
+    ("question", "Question."),  # strict
+    ("statement", "question"),  # wrong, but in form
+    ("question", "A question."),  # lenient
+    ("statement", "Turn down the radio."),  # the transcript
+    ("statement", ""),
+    strict=1,
+    lenient=2,
+    following=2,
+)
+
 EMOTION = (
     [
         ("{'joy'}", "{'joy'}"),
@@ -224,6 +257,8 @@ CASES = {
     "covost2-en-de": GERMAN,
     "covost2-en-zh": CHINESE,
     "fluent-speech-commands": INTENT,
+    "french": FRENCH,
+    "german": GERMAN,
     "librispeech-clean": TRANSCRIPTION,
     "librispeech-other": TRANSCRIPTION,
     "ljspeech": TRANSCRIPTION,
@@ -231,8 +266,12 @@ CASES = {
     "meld": EMOTION,
     "mustc-en-es": SPANISH,
     "mustc-en-fr": FRENCH,
+    "politeness": POLITE,
+    "question": QUESTION,
+    "sentiment": SENTIMENT,
     "snips-lights": LIGHTS,
     "snips-washing": WASHING,
+    "spanish": SPANISH,
     "web-questions": ANSWERS,
 }
 BY_MODEL = {"webglm-qa"}
