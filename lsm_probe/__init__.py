@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lsm_probe.data.manifest import read_manifest as read_manifest
     from lsm_probe.data.pools import read_pool as read_pool
     from lsm_probe.data.sample import Sample as Sample
+    from lsm_probe.diagnosis.diagnosis import Diagnosis as Diagnosis
+    from lsm_probe.diagnosis.verdict import Verdict as Verdict
     from lsm_probe.errors import InputError as InputError
     from lsm_probe.evaluation.evaluate import evaluate as evaluate
     from lsm_probe.evaluation.evaluation_result import EvaluationResult as EvaluationResult
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from lsm_probe.probes.timeline.measure import timeline as timeline
     from lsm_probe.probes.timeline.result import Timeline as Timeline
     from lsm_probe.reports.collection import read_results as read_results
+    from lsm_probe.reports.diagnose import diagnose as diagnose
     from lsm_probe.runner.comparison import compare as compare
     from lsm_probe.runner.measurement import CommandOptions as CommandOptions
     from lsm_probe.runner.measurement import Measurement as Measurement
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CommandOptions": "runner.measurement",
+    "Diagnosis": "diagnosis.diagnosis",
     "EvaluationResult": "evaluation.evaluation_result",
     "InputError": "errors",
     "Measurement": "runner.measurement",
@@ -79,9 +83,11 @@ _MODULES = {
     "TextAbilityResult": "evaluation.text_ability_result",
     "Timeline": "probes.timeline.result",
     "Unusable": "runner.measurement_run",
+    "Verdict": "diagnosis.verdict",
     "augment": "data.augmentation.run",
     "build_lsm": "models.building",
     "compare": "runner.comparison",
+    "diagnose": "reports.diagnose",
     "evaluate": "evaluation.evaluate",
     "load": "models.loading",
     "named_checkpoint": "runner.run",

@@ -14,6 +14,7 @@ from lsm_probe.cli.augment import augment
 from lsm_probe.cli.check import check
 from lsm_probe.cli.data import app as data
 from lsm_probe.cli.demo import demo
+from lsm_probe.cli.diagnose import diagnose
 from lsm_probe.cli.evaluate import evaluate
 from lsm_probe.cli.figure import figure
 from lsm_probe.cli.measurement_command import measurement_command
@@ -59,7 +60,7 @@ app = typer.Typer(
 )
 for probe in PROBES.built_in.values():
     app.command(probe.name)(measurement_command(probe))
-for command in (timeline, report, figure, check, evaluate, score, text_ability, demo, augment, train):
+for command in (diagnose, timeline, report, figure, check, evaluate, score, text_ability, demo, augment, train):
     app.command()(command)
 app.add_typer(data, name="data")
 

@@ -26,7 +26,9 @@ class Diagnosis:
         verdicts: one for each checkpoint, in the order given.
         base: name of the base LLM, or None.
         data: identity of the samples.
-        settings: how it was measured: the set of measurements, the longest response, the seed.
+        settings: how it was measured: the measurements, the longest response, the batch size, the seed.
+        names: short name of a checkpoint -> the name or path it was given as.
+        left_out: name of a measurement -> why the data do not allow it.
         versions: of the packages that the numbers depend on.
     """
 
@@ -36,15 +38,20 @@ class Diagnosis:
     base: str | None
     data: DataIdentity
     settings: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
     def __getitem__(self, checkpoint: str) -> Verdict:
-        """The verdict about a checkpoint.
+        """The verdict about a checkpoint, by its short name or by the name it was given as.
 
         Raises:
             KeyError: it is not in this diagnosis.
         """
-        return {each.checkpoint: each for each in self.verdicts}[checkpoint]
+        by_name = {each.checkpoint: each for each in self.verdicts}
+        return (
+            by_name.get(checkpoint) or {self.names.get(name, name): each for name, each in by_name.items()}[checkpoint]
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each checkpoint and number: verdict, value, interval, unit, n and what it is compared with."""
@@ -63,6 +70,8 @@ class Diagnosis:
             "base": self.base,
             "data": self.data.to_dict(),
             "settings": dict(self.settings),
+            "names": dict(self.names),
+            "left_out": dict(self.left_out),
             "versions": dict(self.versions),
             "checkpoints": [each.to_dict() for each in self.verdicts],
         }
@@ -89,7 +98,7 @@ class Diagnosis:
             return cls(
                 verdicts=[Verdict.from_dict(each) for each in stored["checkpoints"]],
                 data=DataIdentity.from_dict(stored["data"]),
-                **{key: stored[key] for key in ("base", "settings", "versions")},
+                **{key: stored[key] for key in ("base", "settings", "names", "left_out", "versions")},
             )
         except (InputError, OSError, ValueError, LookupError, TypeError) as error:
             reason = " ".join(str(error).split())

@@ -14,7 +14,7 @@ from lsm_probe.distributed import all_gather_or_raise, is_main_rank
 from lsm_probe.errors import InputError
 from lsm_probe.files import plain_name, short_enough
 from lsm_probe.folders import alone_in
-from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.result import write_json
 
 OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "masks.npz")
@@ -155,9 +155,12 @@ def folder_name(*checkpoints: str) -> str:
 def result_folder(checkpoint: CheckpointIdentity) -> str:
     """The folder name of a result; a control's names the text LLM and the checkpoint whose source lengths it has."""
     control = checkpoint.control
-    if control is not None:
-        return short_enough("-at-length-of-".join(map(_plain, (control.control_of, *control.source_length_of[:1]))))
-    return folder_name(*checkpoint.parts)
+    return folder_name(*checkpoint.parts) if control is None else control_folder(control)
+
+
+def control_folder(control: Control) -> str:
+    """The folder name of a length-matched control."""
+    return short_enough("-at-length-of-".join(map(_plain, (control.control_of, *control.source_length_of[:1]))))
 
 
 def _plain(name: str) -> str:

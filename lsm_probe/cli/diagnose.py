@@ -1,0 +1,134 @@
+"""`lsm-probe diagnose`: all measurements, and a verdict about each checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsm_probe.cli import options as opt
+
+
+def diagnose(
+    ckpt: opt.Ckpt,
+    data: opt.Data = "builtin:probe",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The text LLM inside the checkpoints: folder, hub name or `builtin:llm`. It is the reference.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure attention, sensitivity and transcription alone.")
+    ] = False,
+    out: opt.Out = None,
+    instructions: opt.Instructions = None,
+    template: opt.Template = None,
+    date: opt.Date = None,
+    max_new_tokens: opt.MaxNewTokens = 32,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
+    batch_size: opt.BatchSize = 8,
+    seed: opt.Seed = 0,
+    limit: opt.Limit = None,
+    resume: opt.Resume = False,
+    on_error: opt.OnError = "fail",
+    json: opt.Json = False,
+) -> None:
+    """Measure checkpoints in several ways, and give a verdict about each.
+
+    Says of each checkpoint that it follows the instruction, ignores the instruction (speech anchor bias), does not use
+    the speech, is in between, or that the data cannot tell; with the numbers behind it, their 95 % intervals, and what
+    speaks against it. Each model is loaded once, and generates its responses once.
+
+    Measures attention, sensitivity on the checkpoint's own responses and on the base LLM's, attention knockout,
+    alignment, and the word error rate of a transcription instruction. What the data do not allow is left out: alignment
+    and the word error rate need transcripts (`text`), and so does --base.
+
+    Examples:
+
+        lsm-probe diagnose --ckpt my-lsm --base my-llm --data clips.jsonl
+
+        lsm-probe diagnose --ckpt biased --ckpt repaired --base my-llm --data clips.jsonl --out runs/compared
+
+        lsm-probe diagnose --ckpt my-lsm --data clips.jsonl --quick --limit 24
+
+    Writes report.html, diagnosis.json, and a folder for each measurement, as its own command writes it.
+    """
+    import json as as_json
+    import sys
+    import warnings
+    from contextlib import nullcontext
+
+    from lsm_probe.cli.progress import progress, quiet_transformers
+    from lsm_probe.cli.run import read_samples
+    from lsm_probe.cli.stopping import stoppable
+    from lsm_probe.console import text_console
+    from lsm_probe.data.pools import read_pool
+    from lsm_probe.diagnosis.table import verdict_table
+    from lsm_probe.distributed import init_distributed, is_distributed, is_main_rank, on_all_ranks
+    from lsm_probe.files import check_can_write
+    from lsm_probe.reports.diagnose import REPORT
+    from lsm_probe.reports.diagnose import diagnose as diagnose_checkpoints
+    from lsm_probe.runner.output_folder import folder_name
+
+    quiet_transformers()
+    out = out or Path("runs") / "diagnose" / folder_name(*ckpt)
+    if is_distributed():
+        init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
+    with on_all_ranks(), warnings.catch_warnings():
+        if not is_main_rank():
+            warnings.simplefilter("ignore")
+        check_can_write("--out", out, folder=True)
+        samples, about = read_samples(data, limit, on_error)
+
+    def print_estimate(seconds: float) -> None:
+        if is_main_rank():
+            print(
+                f"this takes about {_duration(seconds)} in all, if every model is as fast as the first", file=sys.stderr
+            )
+
+    with stoppable(), progress() if is_main_rank() else nullcontext(lambda *_: None) as on_progress:
+        found = diagnose_checkpoints(
+            ckpt,
+            samples,
+            base=base,
+            out=out,
+            quick=quick,
+            max_new_tokens=max_new_tokens,
+            instructions=read_pool(*instructions) if instructions else None,
+            batch_size=batch_size,
+            seed=seed,
+            on_error=on_error,
+            data_name=about["data"].name,
+            loading={"device": device, "dtype": dtype, "template": template, "date": date},
+            resume=resume,
+            on_progress=on_progress,
+            on_estimate=print_estimate,
+        )
+    if not is_main_rank():
+        return
+    if json:
+        print(as_json.dumps(found.to_dict(), ensure_ascii=False))
+        return
+    console = text_console()
+    console.print(verdict_table(found.verdicts).to_rich())
+    for verdict in found.verdicts:
+        console.print(f"{verdict.checkpoint}: {verdict.reason}", highlight=False)
+        for line in verdict.missing:
+            console.print(f"  missing: {line}", highlight=False)
+        for line in verdict.warnings:
+            print(f"warning: {verdict.checkpoint}: {line}", file=sys.stderr)
+    for part, reason in found.left_out.items():
+        console.print(f"{part} was not measured: {reason}", highlight=False)
+    written = [name for name in (REPORT, "diagnosis.json") if (out / name).exists()]
+    console.print(f"written to {out}: {', '.join(written)}, and a folder for each measurement")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes >= 120:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{minutes} minutes" if minutes > 1 else f"{max(10, round(seconds, -1)):.0f} seconds"

@@ -1,0 +1,168 @@
+"""Which measurements a diagnosis makes, and on which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lsm_probe.data.pools import Pool, read_pool
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.evaluation import EVALUATION
+from lsm_probe.evaluation.task import Task
+from lsm_probe.probes.alignment.measure import PERPLEXITY, UTTERANCES
+from lsm_probe.probes.registry import PROBES
+from lsm_probe.probes.sensitivity.counterfactuals import pool_of
+from lsm_probe.runner.measurement import Measurement
+
+SETS = {
+    "quick": ("attention", "sensitivity", "transcription"),
+    "full": ("attention", "sensitivity", "base-words", "knockout", "alignment", "transcription"),
+}
+"""Names of the measurements of each set. They are also the names of the folders that hold the results."""
+_OF_BASE = ("attention", "sensitivity")
+"""What is measured of the base LLM, as a reference."""
+_OF_SPEECH = ("base-words", "alignment", "transcription")
+"""What is not measured of a text LLM."""
+MOST_UTTERANCES = {"sensitivity": 48, "base-words": 12, "knockout": 8, "alignment": 48, "transcription": 24}
+"""Utterances that each measurement takes at most, the first ones of the data; attention takes all samples."""
+MAX_NEW_TOKENS = 32
+_TRANSCRIPTION_TOKENS_PER_WORD = 3
+_LONGEST_TRANSCRIPTION = 256
+_DEFAULT_POOL = "probing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One measurement of a diagnosis.
+
+    Attributes:
+        name: one of [`SETS`].
+        measurement: what measures it.
+        samples: the samples it is measured on.
+        options: keyword arguments of the measurement.
+        whose: which responses are measured: the checkpoint's `own`, those of the `base` LLM, or none.
+    """
+
+    name: str
+    measurement: Measurement
+    samples: Sequence[Sample]
+    options: dict[str, Any]
+    whose: Literal["own", "base"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a diagnosis measures of each checkpoint.
+
+    Attributes:
+        parts: the measurements, in the order in which they are made.
+        left_out: name of a measurement -> why it is not made, a clause.
+    """
+
+    parts: Sequence[Part]
+    left_out: dict[str, str]
+
+    def for_source(self, source: Literal["speech", "text"]) -> list[Part]:
+        """The parts that can be measured of a checkpoint that reads this source."""
+        return [part for part in self.parts if source == "speech" or part.name not in _OF_SPEECH]
+
+    def for_base(self) -> list[Part]:
+        """The parts that are measured of the base LLM."""
+        return [part for part in self.parts if part.name in _OF_BASE]
+
+
+def make_plan(
+    samples: Sequence[Sample],
+    *,
+    quick: bool = False,
+    with_base: bool = False,
+    instructions: Pool | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Plan:
+    """Choose the measurements that the samples allow, and the samples of each.
+
+    Measurements other than attention take one sample of each utterance: independent utterances decide how wide
+    intervals are. The samples of an utterance are taken in turn, so that all tasks appear.
+
+    Args:
+        samples: all samples.
+        quick: leave out base words, knockout and alignment.
+        with_base: whether there is a base LLM.
+        instructions: the pool of instructions for sensitivity; by default those of the samples, or the pool `probing`
+            where the samples carry instructions of one task alone, or of more tasks than a pool may hold.
+        max_new_tokens: longest response.
+    """
+    transcribed = [sample for sample in samples if sample.text is not None]
+    utterances = len({sample.utterance for sample in samples})
+    wordings = len({(sample.text or "").strip() for sample in transcribed})
+    no_other = "" if utterances > 1 else "it needs at least two different utterances, and the data has one"
+    no_base = "" if with_base else "it needs a base LLM (--base)"
+    no_text = "" if transcribed else "it needs transcripts (`text`)"
+    few = "" if wordings >= UTTERANCES else f"it needs transcripts (`text`) of {UTTERANCES} utterances, got {wordings}"
+    longest: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    scored = longest | {"instructions": instructions or _pool(samples)}
+    # t-SNE's perplexity must be lower for few samples, also when some of them are left out later.
+    perplexity = {"perplexity": min(PERPLEXITY, max(1.0, wordings / 2))}
+    candidates = [
+        (_part("attention", "attention", samples, longest, whose="own"), ""),
+        (_part("sensitivity", "sensitivity", samples, scored, whose="own"), no_other),
+        (_part("base-words", "sensitivity", samples, scored, whose="base"), no_other or no_base),
+        (_part("knockout", "knockout", samples, longest, whose="own"), ""),
+        (_part("alignment", "alignment", transcribed, perplexity), few),
+        (_transcription(transcribed), no_text),
+    ]
+    wanted = [(part, reason) for part, reason in candidates if part.name in SETS["quick" if quick else "full"]]
+    return Plan(
+        parts=[part for part, reason in wanted if not reason],
+        left_out={part.name: reason for part, reason in wanted if reason},
+    )
+
+
+def one_sample_an_utterance(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """The first utterances, with one of the samples of each: the first of one, the second of the next, and so on."""
+    by_utterance: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_utterance.setdefault(sample.utterance, []).append(sample)
+    return [own[i % len(own)] for i, own in enumerate(list(by_utterance.values())[:most])]
+
+
+def transcription_task() -> Task:
+    """The task of the transcription part."""
+    return Task(name="transcription", title="Transcription", metrics=("word_error_rate",))
+
+
+def _part(
+    name: str,
+    measurement: str,
+    samples: Sequence[Sample],
+    options: dict[str, Any],
+    whose: Literal["own", "base"] | None = None,
+) -> Part:
+    most = MOST_UTTERANCES.get(name)
+    chosen = samples if most is None else one_sample_an_utterance(samples, most)
+    return Part(name=name, measurement=PROBES[measurement], samples=chosen, options=options, whose=whose)
+
+
+def _transcription(samples: Sequence[Sample]) -> Part:
+    """A transcription instruction, with the transcripts as right answers."""
+    instruction = read_pool("transcription").tasks[0].instructions[0]
+    changes = {"instruction": instruction, "alternatives": (), "context": None, "task": "transcription"}
+    asked = [
+        sample.model_copy(update={**changes, "id": f"transcription/{sample.id}", "target": sample.text})
+        for sample in one_sample_an_utterance(samples, MOST_UTTERANCES["transcription"])
+    ]
+    words = max((len((sample.text or "").split()) for sample in asked), default=0)
+    longest = min(_LONGEST_TRANSCRIPTION, 8 + _TRANSCRIPTION_TOKENS_PER_WORD * words)
+    options = {"tasks": [transcription_task()], "max_new_tokens": longest}
+    return Part(name="transcription", measurement=EVALUATION, samples=asked, options=options)
+
+
+def _pool(samples: Sequence[Sample]) -> Pool:
+    """The samples' own instructions, where they make a pool."""
+    try:
+        own = pool_of(samples)
+    except InputError:  # too many tasks, or a placeholder in an instruction
+        return read_pool(_DEFAULT_POOL)
+    return own if len(own.tasks) > 1 else read_pool(_DEFAULT_POOL)

@@ -1,0 +1,208 @@
+"""Makes the measurements of a diagnosis: each model is loaded once, and generates its responses once."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.data.manifest import describe_data
+from lsm_probe.data.sample import Sample
+from lsm_probe.diagnosis.models import LazyModel, has_same_tokenizer, in_tokens_of
+from lsm_probe.diagnosis.plan import Part, Plan
+from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_ranks
+from lsm_probe.errors import InputError, NotMeasurable
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.probes.registry import PROBES
+from lsm_probe.runner.comparison import compare
+from lsm_probe.runner.identity import Control
+from lsm_probe.runner.output_folder import PROGRESS, FolderNames, control_folder, folder_name
+from lsm_probe.runner.result import MeasurementResult, write_json
+from lsm_probe.runner.run import ToMeasure
+
+OnProgress = Callable[..., None]
+
+
+@dataclass
+class DiagnosisRun:
+    """The measurements of a diagnosis, written into a folder for each part and a folder below it for each checkpoint.
+
+    Finished results are read instead of being measured again, so that an interrupted run continues.
+
+    Attributes:
+        plan: what is measured.
+        checkpoints: of what.
+        base: the text LLM inside the checkpoints, or None.
+        samples: all samples.
+        out: the folder.
+        options: keyword arguments of all measurements, such as the batch size.
+        data_name: how results call the data.
+        on_progress: called with (name, done, total, note): samples that are measured, over all parts and checkpoints.
+        on_load: called with each checkpoint when it is loaded.
+        not_measured: name of a checkpoint -> name of a part -> why it could not be measured; filled by [`measure`].
+    """
+
+    plan: Plan
+    checkpoints: Sequence[ToMeasure]
+    base: ToMeasure | None
+    samples: Sequence[Sample]
+    out: Path
+    options: Mapping[str, Any]
+    data_name: str
+    on_progress: OnProgress = lambda *_: None
+    on_load: Callable[[Checkpoint], None] = lambda checkpoint: None
+    not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._base = None if self.base is None else LazyModel(self.base, self.on_load)
+        others = [each for each in self.checkpoints if self.base is None or each.name != self.base.name]
+        self._models = [LazyModel(each, self.on_load) for each in others]
+        folders, names = FolderNames(), [each.name for each in (self._base, *self._models) if each is not None]
+        self._folders = {name: folders.take(folder_name(name)) for name in names}
+        self._results: dict[str, list[MeasurementResult]] = {}
+        self._done = 0
+
+    @on_all_ranks()
+    def measure(self) -> None:
+        """Make all measurements. Under `torchrun` every process must call it; the main one writes.
+
+        Raises:
+            InputError: a checkpoint or a sample cannot be used.
+        """
+        self._finished = self._find_finished()
+        self._total = self._count_samples()
+        if self._base is not None:
+            self._measure_parts(self._base, self.plan.for_base())
+        for model in self._models:
+            self._measure_parts(model, self.plan.for_source(model.source))
+            model.free()
+        if self._base is not None:
+            self._measure_controls(self._base)
+            self._base.free()
+        if is_main_rank():
+            self._write_comparisons()
+            shutil.rmtree(self.out / PROGRESS, ignore_errors=True)
+
+    def _find_finished(self) -> set[Path]:
+        """Folders of results that an interrupted run has finished; the same in all processes."""
+        found = {path.parent for path in self.out.glob("*/*/result.json")} if is_main_rank() else set()
+        return all_gather_or_raise(found)[0]
+
+    def _count_samples(self) -> int:
+        """Samples over all parts and checkpoints, with one control of the base LLM; for the progress bar."""
+        parts = [part for each in self._models for part in self.plan.for_source(each.to_measure.look_up() or "speech")]
+        control = 0
+        if self._base is not None:
+            parts += self.plan.for_base()
+            control = len(self.samples)
+        return sum(len(part.samples) for part in parts) + control
+
+    def _measure_parts(self, model: LazyModel, parts: Sequence[Part]) -> None:
+        """The parts of one checkpoint. The first generates responses, which the others use again."""
+        generated: dict[str, list[int]] = {}
+        for part in parts:
+            folder = self.out / part.name / self._folders[model.name]
+            samples, options = part.samples, dict(part.options)
+            if part.whose == "own":
+                options["generated"] = dict(generated)
+            elif part.whose == "base" and folder not in self._finished:
+                options["responses"] = self._base_responses(model)
+                samples = [sample for sample in samples if sample.id in options["responses"]]
+            result = self._measure(model, part, folder, samples, options)
+            if result is not None and part.whose == "own":
+                generated |= result.responses()
+
+    def _measure_controls(self, base: LazyModel) -> None:
+        """Attention of the base LLM at the source lengths of the checkpoints."""
+        part = next(part for part in self.plan.parts if part.name == "attention")
+        results = list(self._results.get(part.name, []))
+        # A list first: results are added below.
+        for run in list(PROBES["attention"].make_controls(results, self.samples)):
+            if run.checkpoint == base.name:
+                control = Control(base.name, tuple(run.options["source_length_of"]))
+                folder = self.out / part.name / control_folder(control)
+                self._measure(base, part, folder, run.samples, {**part.options, **run.options}, control)
+
+    def _measure(
+        self,
+        model: LazyModel,
+        part: Part,
+        folder: Path,
+        samples: Sequence[Sample],
+        options: Mapping[str, Any],
+        control: Control | None = None,
+    ) -> MeasurementResult | None:
+        """One part of one checkpoint, measured or read; None if it cannot be measured."""
+        name = model.name if control is None else control.name
+        done, note = self._done, f"{part.name}: {name}"
+        self._show(done, note)
+        result: MeasurementResult | None = None
+        try:
+            if folder in self._finished:
+                result = part.measurement.get("result").load(folder)
+            else:
+                result = self._run(model, part, folder, samples, options, lambda n: self._show(done + n, note))
+        except NotMeasurable as error:
+            self.not_measured.setdefault(name, {})[part.name] = str(error)
+        self._done = done + len(part.samples)
+        if result is not None:
+            self._results.setdefault(part.name, []).append(result)
+        return result
+
+    def _run(
+        self,
+        model: LazyModel,
+        part: Part,
+        folder: Path,
+        samples: Sequence[Sample],
+        options: Mapping[str, Any],
+        on_progress: Callable[[int], None],
+    ) -> MeasurementResult:
+        if not samples:
+            raise NotMeasurable("the base LLM gave no responses to these samples")
+        if self._base is not None and model is not self._base:
+            self._base.park()
+        progress = self.out / PROGRESS / part.name / folder.name
+        result: MeasurementResult = part.measurement.get("measure")(
+            model.get(),
+            samples,
+            data=describe_data(samples, self.data_name),
+            progress_folder=progress,
+            on_progress=on_progress,
+            **{**self.options, **options},
+        )
+        if is_main_rank():
+            result.save(folder)
+            shutil.rmtree(progress, ignore_errors=True)
+        return result
+
+    def _base_responses(self, model: LazyModel) -> dict[str, list[int]]:
+        """The base LLM's responses, as token ids of another model."""
+        base = self._base
+        assert base is not None  # or the plan would have no part on its responses
+        measured = [each for part in ("attention", "sensitivity") for each in self._results.get(part, [])]
+        found = next((each for each in measured if each.name == base.name), None)
+        if found is None:
+            return {}
+        reader, writer = model.get(), base.peek()
+        if not has_same_tokenizer(reader, writer):
+            warnings.warn(
+                f"{model.name} has another tokenizer than {base.name}: the responses of {base.name} are tokenised "
+                "again, and numbers in nats per token of the two cannot be compared exactly",
+                stacklevel=2,
+            )
+        return in_tokens_of(reader, writer, found.responses())
+
+    def _write_comparisons(self) -> None:
+        for part, results in self._results.items():
+            if len(results) > 1:
+                try:
+                    write_json(self.out / part / "comparison.json", compare(results))
+                except InputError as error:  # for example, no sample was measured of both
+                    warnings.warn(f"{part} of the checkpoints is not compared: {error}", stacklevel=2)
+
+    def _show(self, done: int, note: str) -> None:
+        self.on_progress("diagnosis", done, max(done, self._total), note)

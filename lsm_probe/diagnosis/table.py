@@ -1,0 +1,46 @@
+"""The verdicts as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lsm_probe.diagnosis.verdict import Evidence, Verdict
+from lsm_probe.runner.tables import NONE, Table
+
+COLUMNS = {
+    "instruction_sensitivity": "D_i",
+    "source_sensitivity": "D_s",
+    "transcription_error": "word error rate, %",
+    "repeat_share": "repeats the speech",
+    "form_share": "in the asked-for form",
+}
+"""The numbers that decide, by their key in `diagnosis.json`."""
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """A row for each checkpoint: the verdict and the numbers that decide, with intervals."""
+    found = [{each.key: each for each in verdict.evidence} for verdict in verdicts]
+    keys = [key for key in COLUMNS if any(key in evidence for evidence in found)]
+    counts = sorted({each.n_utterances for evidence in found for key, each in evidence.items() if key in COLUMNS})
+    n = "–".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
+    note = f"D_i, D_s in nats per token; in brackets 95 % intervals over utterances ({n})" if keys else ""
+    rows = [
+        [verdict.checkpoint, verdict.verdict, *(cell(evidence.get(key)) for key in keys)]
+        for verdict, evidence in zip(verdicts, found, strict=True)
+    ]
+    return Table("Verdicts", ["checkpoint", "verdict", *(COLUMNS[key] for key in keys)], rows, note, text_columns=2)
+
+
+def cell(evidence: Evidence | None) -> str:
+    """A number with its interval."""
+    if evidence is None or evidence.value is None:
+        return NONE
+    digits = 0 if abs(evidence.value) >= 10 else 2
+    low, high = evidence.ci_low, evidence.ci_high
+    ends = "" if low is None or high is None else f" [{_number(low, digits)}, {_number(high, digits)}]"
+    return f"{_number(evidence.value, digits)}{ends}"
+
+
+def _number(value: float, digits: int) -> str:
+    # Adding 0 makes -0.0 a 0.
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")

@@ -1,0 +1,223 @@
+"""The diagnosis: all measurements of several checkpoints, a verdict about each, and the report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lsm_probe.data.manifest import describe_data
+from lsm_probe.data.pools import Pool
+from lsm_probe.data.problems import OnError
+from lsm_probe.data.sample import Sample
+from lsm_probe.diagnosis.diagnosis import Diagnosis
+from lsm_probe.diagnosis.estimate import measure_speed
+from lsm_probe.diagnosis.plan import MAX_NEW_TOKENS, Plan, make_plan
+from lsm_probe.diagnosis.run import DiagnosisRun, OnProgress
+from lsm_probe.diagnosis.verdict import Verdict
+from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_ranks
+from lsm_probe.errors import InputError
+from lsm_probe.folders import work_folder
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.reports.collection import Results, read_results
+from lsm_probe.reports.report import save_report
+from lsm_probe.reports.verdicts import find_verdicts
+from lsm_probe.runner.options import BATCH_SIZE
+from lsm_probe.runner.prepared_samples import SOURCE_KEYS, check_key
+from lsm_probe.runner.run import ToMeasure, check_names, named_checkpoint
+
+REPORT = "report.html"
+Named = str | Path | Checkpoint
+
+
+@on_all_ranks()
+def diagnose(
+    checkpoints: Named | Sequence[Named],
+    samples: Sequence[Sample],
+    *,
+    base: Named | None = None,
+    out: str | Path | None = None,
+    quick: bool = False,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    instructions: Pool | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_error: OnError = "fail",
+    data_name: str = "samples",
+    loading: dict[str, Any] | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = lambda *_: None,
+    on_estimate: Callable[[float], None] = lambda seconds: None,
+) -> Diagnosis:
+    """Measure checkpoints in several ways on the same samples, and give a verdict about each.
+
+    Each model is loaded once and generates its responses once. Attention is measured on all samples. The other
+    measurements take one sample of each utterance, up to a number of utterances (see
+    [`lsm_probe.diagnosis.plan.MOST_UTTERANCES`]). Measurements that the samples do not allow are left out, and the
+    verdict says what they would add. Under `torchrun` every process must call this function.
+
+    Args:
+        checkpoints: names as [`lsm_probe.load`] takes them, or loaded checkpoints.
+        samples: with `audio`; with `text` (transcripts) for the base LLM, alignment and the word error rate.
+        base: the text LLM inside the checkpoints: the reference for D_i and D_s, and at the same number of source
+            tokens for eta.
+        out: folder for the results of all measurements, `diagnosis.json` and `report.html`. Without it nothing is kept
+            but what is returned.
+        quick: only attention, sensitivity and transcription.
+        max_new_tokens: longest response, in tokens.
+        instructions: the pool of instructions for sensitivity; by default those of the samples, or the pool `probing`
+            where these are of one task.
+        batch_size, seed, on_error: as in [`lsm_probe.runner.options.RunOptions`].
+        data_name: how results call the data.
+        loading: keyword arguments of [`lsm_probe.load`].
+        resume: continue an interrupted diagnosis in `out`.
+        on_progress: called with (name, samples done, samples in all, what is measured).
+        on_estimate: called with the seconds that all is expected to take, once the first model is loaded.
+
+    Raises:
+        InputError: a checkpoint or sample cannot be used, the base is no text LLM, or `out` holds other files.
+
+    Example:
+        >>> import lsm_probe
+        >>> samples = lsm_probe.read_manifest("builtin:commands")[:12]
+        >>> found = lsm_probe.diagnose("builtin:vanilla_asr", samples, quick=True, max_new_tokens=8)
+        >>> found["builtin:vanilla_asr"].verdict
+        'ignores the instruction (speech anchor bias)'
+    """
+    given = [checkpoints] if isinstance(checkpoints, str | Path | Checkpoint) else list(checkpoints)
+    chosen = [_to_measure(each, loading or {}) for each in given]
+    reference = None if base is None else _to_measure(base, loading or {})
+    _check(chosen, reference, samples)
+    plan = make_plan(
+        samples,
+        quick=quick,
+        with_base=reference is not None,
+        instructions=instructions,
+        max_new_tokens=max_new_tokens,
+    )
+    data = describe_data(samples, data_name)
+    settings = {
+        "measurements": [part.name for part in plan.parts],
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    deciding = {
+        **settings,
+        "checkpoints": [each.name for each in chosen],
+        "base": None if reference is None else reference.name,
+        "data": data.sha256,
+        "instructions": None if instructions is None else repr(instructions),
+        "loading": loading or {},
+    }
+    with _folder(out, deciding, resume) as folder:
+        run = DiagnosisRun(
+            plan=plan,
+            checkpoints=chosen,
+            base=reference,
+            samples=samples,
+            out=folder,
+            options={"batch_size": batch_size, "seed": seed, "on_error": on_error},
+            data_name=data_name,
+            on_progress=on_progress,
+            on_load=_Estimating(plan, chosen, reference, batch_size, on_estimate),
+        )
+        run.measure()
+        results = read_results([folder]) if any(folder.glob("*/*/result.json")) else None
+        diagnosis = Diagnosis(
+            verdicts=_verdicts(results, run),
+            base=None if reference is None else reference.name,
+            data=data,
+            settings=settings,
+            names={} if results is None else {short: names[0] for short, names in results.full_names.items()},
+            left_out=plan.left_out,
+        )
+        if out is not None and is_main_rank():
+            diagnosis.save(folder)
+            if results is not None:
+                save_report(results, folder / REPORT)
+    return diagnosis
+
+
+def _to_measure(given: Named, loading: dict[str, Any]) -> ToMeasure:
+    if isinstance(given, Checkpoint):
+        source = given.source
+        return ToMeasure(given.name, lambda: given, lambda: source)
+    return named_checkpoint(str(given), loading)
+
+
+def _check(checkpoints: Sequence[ToMeasure], base: ToMeasure | None, samples: Sequence[Sample]) -> None:
+    """Refuse before any model is loaded what can be refused.
+
+    Raises:
+        InputError: there are no checkpoints or samples, a name is given twice, the base reads speech, or samples lack
+            the source of a checkpoint.
+    """
+    if not checkpoints:
+        raise InputError("there is no checkpoint to diagnose: give one with --ckpt")
+    if not samples:
+        raise InputError("there are no samples to diagnose on: the manifest, or what --limit leaves of it, is empty")
+    check_names([each.name for each in checkpoints])
+    if base is not None and base.look_up() == "speech":
+        raise InputError(f"--base {base.name} reads speech: give the text LLM inside the checkpoints, or leave it out")
+    for each in (*checkpoints, *([] if base is None else [base])):
+        if (source := each.look_up()) is not None:
+            check_key(SOURCE_KEYS[source], each.name, samples)
+
+
+@contextmanager
+def _folder(out: str | Path | None, deciding: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """The folder that all processes write their results to; a temporary one without `out`."""
+    with ExitStack() as stack:
+        folder = None if out is None else Path(out)
+        if is_main_rank():
+            if folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsm-probe-")))
+            else:
+                stack.enter_context(work_folder(folder, deciding, resume=resume))
+        found = all_gather_or_raise(folder)[0]  # the others begin when the main process has the folder
+        assert found is not None
+        yield found
+        all_gather_or_raise(None)  # no process reads from it any more
+
+
+@dataclass
+class _Estimating:
+    """Estimates the time of a diagnosis when its first model is loaded."""
+
+    plan: Plan
+    checkpoints: Sequence[ToMeasure]
+    base: ToMeasure | None
+    batch_size: int
+    on_estimate: Callable[[float], None]
+    done: bool = False
+
+    def __call__(self, checkpoint: Checkpoint) -> None:
+        if self.done:
+            return
+        self.done = True
+        speed = measure_speed(checkpoint, self.plan.parts[0], self.batch_size)
+        parts = [part for each in self.checkpoints for part in self.plan.for_source(each.look_up() or "speech")]
+        if self.base is not None:
+            parts += [*self.plan.for_base(), self.plan.parts[0]]  # the last for the length-matched control
+        self.on_estimate(sum(speed.seconds(part) for part in parts))
+
+
+def _verdicts(results: Results | None, run: DiagnosisRun) -> list[Verdict]:
+    """The verdicts in the order of the checkpoints, the base LLM last, with what could not be measured."""
+    found = {} if results is None else {each.checkpoint: each for each in find_verdicts(results)}
+    short = {} if results is None else {full: name for name, names in results.full_names.items() for full in names}
+    order = dict.fromkeys([each.name for each in (*run.checkpoints, *([run.base] if run.base else []))])
+    verdicts = []
+    for name in order:
+        failed = run.not_measured.get(name, {})
+        verdict = found.get(short.get(name, name))
+        if verdict is None:
+            reason = "Nothing could be measured."
+            verdict = Verdict(checkpoint=short.get(name, name), verdict="cannot tell", reason=reason)
+        reasons = [f"{part} could not be measured: {reason}." for part, reason in failed.items()]
+        verdicts.append(replace(verdict, warnings=[*verdict.warnings, *reasons]))
+    return verdicts
