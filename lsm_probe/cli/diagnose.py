@@ -23,6 +23,9 @@ def diagnose(
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure attention, sensitivity and transcription alone.")
     ] = False,
+    utterances: Annotated[
+        int, typer.Option(help="Most utterances that are measured; one sample of each is taken.", min=1)
+    ] = 48,
     out: opt.Out = None,
     instructions: opt.Instructions = None,
     template: opt.Template = None,
@@ -97,6 +100,7 @@ def diagnose(
             base=base,
             out=out,
             quick=quick,
+            utterances=utterances,
             max_new_tokens=max_new_tokens,
             instructions=read_pool(*instructions) if instructions else None,
             batch_size=batch_size,

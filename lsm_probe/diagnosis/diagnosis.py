@@ -26,7 +26,8 @@ class Diagnosis:
         verdicts: one for each checkpoint, in the order given.
         base: name of the base LLM, or None.
         data: identity of the samples.
-        settings: how it was measured: the measurements, the longest response, the batch size, the seed.
+        settings: how it was measured: the utterances of each measurement, the longest response, the
+            batch size, the seed.
         names: short name of a checkpoint -> the name or path it was given as.
         left_out: name of a measurement -> why the data do not allow it.
         versions: of the packages that the numbers depend on.
@@ -48,10 +49,9 @@ class Diagnosis:
         Raises:
             KeyError: it is not in this diagnosis.
         """
-        by_name = {each.checkpoint: each for each in self.verdicts}
-        return (
-            by_name.get(checkpoint) or {self.names.get(name, name): each for name, each in by_name.items()}[checkpoint]
-        )
+        by_name = {self.names.get(each.checkpoint, each.checkpoint): each for each in self.verdicts}
+        by_name |= {each.checkpoint: each for each in self.verdicts}
+        return by_name[checkpoint]
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each checkpoint and number: verdict, value, interval, unit, n and what it is compared with."""

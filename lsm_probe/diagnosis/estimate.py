@@ -51,7 +51,8 @@ class Speed:
 
     def _prompts(self, part: Part) -> int:
         """Prompts that a response is scored under: a pool of instructions, as many sources, and the check."""
-        return 2 * len(part.options["instructions"].tasks)
+        pool = part.options.get("instructions")
+        return 2 * len(pool.tasks) if pool else 0
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 from lsm_probe.data.pools import Pool, read_pool
@@ -11,7 +12,8 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import EVALUATION
 from lsm_probe.evaluation.task import Task
-from lsm_probe.probes.alignment.measure import PERPLEXITY, UTTERANCES
+from lsm_probe.probes.alignment.measure import PERPLEXITY
+from lsm_probe.probes.alignment.measure import UTTERANCES as ALIGNMENT_UTTERANCES
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.probes.sensitivity.counterfactuals import pool_of
 from lsm_probe.runner.measurement import Measurement
@@ -25,8 +27,12 @@ _OF_BASE = ("attention", "sensitivity")
 """What is measured of the base LLM, as a reference."""
 _OF_SPEECH = ("base-words", "alignment", "transcription")
 """What is not measured of a text LLM."""
-MOST_UTTERANCES = {"sensitivity": 48, "base-words": 12, "knockout": 8, "alignment": 48, "transcription": 24}
-"""Utterances that each measurement takes at most, the first ones of the data; attention takes all samples."""
+UTTERANCES = 48
+"""Utterances that are measured, by default."""
+SHARES = {"base-words": 1 / 4, "knockout": 1 / 6, "transcription": 1 / 2}
+"""Part of the utterances that slow measurements, and those that need fewer, take; the others take all."""
+FEWEST = 6
+"""Utterances that every measurement takes, where there are as many."""
 MAX_NEW_TOKENS = 32
 _TRANSCRIPTION_TOKENS_PER_WORD = 3
 _LONGEST_TRANSCRIPTION = 256
@@ -80,11 +86,12 @@ def make_plan(
     with_base: bool = False,
     instructions: Pool | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    utterances: int = UTTERANCES,
 ) -> Plan:
     """Choose the measurements that the samples allow, and the samples of each.
 
-    Measurements other than attention take one sample of each utterance: independent utterances decide how wide
-    intervals are. The samples of an utterance are taken in turn, so that all tasks appear.
+    All measurements take one sample of each utterance: intervals depend on the number of utterances, and hardly on
+    further samples of the same one. The samples of an utterance are taken in turn, so that all tasks appear.
 
     Args:
         samples: all samples.
@@ -93,16 +100,19 @@ def make_plan(
         instructions: the pool of instructions for sensitivity; by default those of the samples, or the pool `probing`
             where the samples carry instructions of one task alone, or of more tasks than a pool may hold.
         max_new_tokens: longest response.
+        utterances: most utterances that are measured, the first ones of the data; see also [`SHARES`].
     """
+    pool = {"instructions": instructions or _pool(samples)}
+    samples = one_sample_an_utterance(samples, utterances)
     transcribed = [sample for sample in samples if sample.text is not None]
-    utterances = len({sample.utterance for sample in samples})
     wordings = len({(sample.text or "").strip() for sample in transcribed})
-    no_other = "" if utterances > 1 else "it needs at least two different utterances, and the data has one"
+    no_other = "" if len(samples) > 1 else "it needs at least two different utterances, and the data has one"
     no_base = "" if with_base else "it needs a base LLM (--base)"
     no_text = "" if transcribed else "it needs transcripts (`text`)"
-    few = "" if wordings >= UTTERANCES else f"it needs transcripts (`text`) of {UTTERANCES} utterances, got {wordings}"
+    needed = ALIGNMENT_UTTERANCES
+    few = "" if wordings >= needed else f"it needs transcripts (`text`) of {needed} utterances, got {wordings}"
     longest: dict[str, Any] = {"max_new_tokens": max_new_tokens}
-    scored = longest | {"instructions": instructions or _pool(samples)}
+    scored = longest | pool
     # t-SNE's perplexity must be lower for few samples, also when some of them are left out later.
     perplexity = {"perplexity": min(PERPLEXITY, max(1.0, wordings / 2))}
     candidates = [
@@ -120,12 +130,12 @@ def make_plan(
     )
 
 
-def one_sample_an_utterance(samples: Sequence[Sample], most: int) -> list[Sample]:
+def one_sample_an_utterance(samples: Sequence[Sample], utterances: int) -> list[Sample]:
     """The first utterances, with one of the samples of each: the first of one, the second of the next, and so on."""
     by_utterance: dict[str, list[Sample]] = {}
     for sample in samples:
         by_utterance.setdefault(sample.utterance, []).append(sample)
-    return [own[i % len(own)] for i, own in enumerate(list(by_utterance.values())[:most])]
+    return [own[i % len(own)] for i, own in enumerate(list(by_utterance.values())[:utterances])]
 
 
 def transcription_task() -> Task:
@@ -140,9 +150,12 @@ def _part(
     options: dict[str, Any],
     whose: Literal["own", "base"] | None = None,
 ) -> Part:
-    most = MOST_UTTERANCES.get(name)
-    chosen = samples if most is None else one_sample_an_utterance(samples, most)
-    return Part(name=name, measurement=PROBES[measurement], samples=chosen, options=options, whose=whose)
+    return Part(name=name, measurement=PROBES[measurement], samples=_share(name, samples), options=options, whose=whose)
+
+
+def _share(name: str, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The first samples, as many as a part takes."""
+    return samples[: max(FEWEST, ceil(len(samples) * SHARES.get(name, 1)))]
 
 
 def _transcription(samples: Sequence[Sample]) -> Part:
@@ -151,7 +164,7 @@ def _transcription(samples: Sequence[Sample]) -> Part:
     changes = {"instruction": instruction, "alternatives": (), "context": None, "task": "transcription"}
     asked = [
         sample.model_copy(update={**changes, "id": f"transcription/{sample.id}", "target": sample.text})
-        for sample in one_sample_an_utterance(samples, MOST_UTTERANCES["transcription"])
+        for sample in _share("transcription", samples)
     ]
     words = max((len((sample.text or "").split()) for sample in asked), default=0)
     longest = min(_LONGEST_TRANSCRIPTION, 8 + _TRANSCRIPTION_TOKENS_PER_WORD * words)

@@ -97,7 +97,7 @@ class DiagnosisRun:
         control = 0
         if self._base is not None:
             parts += self.plan.for_base()
-            control = len(self.samples)
+            control = len(self.plan.parts[0].samples)
         return sum(len(part.samples) for part in parts) + control
 
     def _measure_parts(self, model: LazyModel, parts: Sequence[Part]) -> None:

@@ -15,7 +15,7 @@ from lsm_probe.data.problems import OnError
 from lsm_probe.data.sample import Sample
 from lsm_probe.diagnosis.diagnosis import Diagnosis
 from lsm_probe.diagnosis.estimate import measure_speed
-from lsm_probe.diagnosis.plan import MAX_NEW_TOKENS, Plan, make_plan
+from lsm_probe.diagnosis.plan import MAX_NEW_TOKENS, UTTERANCES, Plan, make_plan
 from lsm_probe.diagnosis.run import DiagnosisRun, OnProgress
 from lsm_probe.diagnosis.verdict import Verdict
 from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_ranks
@@ -41,6 +41,7 @@ def diagnose(
     base: Named | None = None,
     out: str | Path | None = None,
     quick: bool = False,
+    utterances: int = UTTERANCES,
     max_new_tokens: int = MAX_NEW_TOKENS,
     instructions: Pool | None = None,
     batch_size: int = BATCH_SIZE,
@@ -54,10 +55,9 @@ def diagnose(
 ) -> Diagnosis:
     """Measure checkpoints in several ways on the same samples, and give a verdict about each.
 
-    Each model is loaded once and generates its responses once. Attention is measured on all samples. The other
-    measurements take one sample of each utterance, up to a number of utterances (see
-    [`lsm_probe.diagnosis.plan.MOST_UTTERANCES`]). Measurements that the samples do not allow are left out, and the
-    verdict says what they would add. Under `torchrun` every process must call this function.
+    Each model is loaded once and generates its responses once. All measurements take one sample of each utterance,
+    since intervals depend on the number of utterances. Measurements that the samples do not allow are left out, and
+    [`Diagnosis.left_out`] says why. Under `torchrun` every process must call this function.
 
     Args:
         checkpoints: names as [`lsm_probe.load`] takes them, or loaded checkpoints.
@@ -67,6 +67,8 @@ def diagnose(
         out: folder for the results of all measurements, `diagnosis.json` and `report.html`. Without it nothing is kept
             but what is returned.
         quick: only attention, sensitivity and transcription.
+        utterances: most utterances that are measured, the first ones of the data. Base words take a quarter of them,
+            knockout a sixth, transcription half (at least six each).
         max_new_tokens: longest response, in tokens.
         instructions: the pool of instructions for sensitivity; by default those of the samples, or the pool `probing`
             where these are of one task.
@@ -97,10 +99,11 @@ def diagnose(
         with_base=reference is not None,
         instructions=instructions,
         max_new_tokens=max_new_tokens,
+        utterances=utterances,
     )
     data = describe_data(samples, data_name)
     settings = {
-        "measurements": [part.name for part in plan.parts],
+        "utterances": {part.name: len(part.samples) for part in plan.parts},
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "seed": seed,

@@ -139,13 +139,13 @@ def _names_the_form(instruction: str, task: Task) -> bool:
 
 
 def _with_data_warning(verdict: Verdict, measured: MeasuredCheckpoint) -> Verdict:
-    """Says if the measurements are on different data; a transcription has prompts of its own."""
-    data = {name: each.data for name, each in _measurements(measured)}
-    different = {each.sha256 for each in data.values()}
-    if len(different) < 2:
+    """Says if measurements are on different data. Some may take a part of the samples only."""
+    ids = {name: set(each.ids) for name, each in _measurements(measured)}
+    largest = max(ids.values(), key=len, default=set())
+    if all(each <= largest for each in ids.values()):
         return verdict
-    listed = ", ".join(f"{name} on {each.name}" for name, each in data.items())
-    warning = f"The measurements of {measured.name} are on different data: {listed}."
+    listed = ", ".join(f"{name} on {each.data.name}" for name, each in _measurements(measured))
+    warning = f"The measurements of {measured.name} are on different samples: {listed}."
     return replace(verdict, warnings=[*verdict.warnings, warning])
 
 
