@@ -12,7 +12,7 @@ import typer
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
-    full: Annotated[bool, typer.Option("--full", help="Train longer and probe more samples.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train longer and measure more utterances.")] = False,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -21,9 +21,9 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[
+    utterances: Annotated[
         int | None,
-        typer.Option(help="Samples that are probed.  [default: 8; 24 with --full]", min=2, show_default=False),
+        typer.Option(help="Utterances that are measured.  [default: 8; 24 with --full]", min=2, show_default=False),
     ] = None,
     resume: Annotated[
         bool,
@@ -32,20 +32,23 @@ def demo(
 ) -> None:
     """Show speech anchor bias and its repair with the embedded models.
 
-    First it probes three models: builtin:vanilla_asr, a small speech LLM that was trained on transcription alone and
-    answers every instruction with the transcript; builtin:self_powered, which was repaired; and SmolLM2, the text LLM
-    of both. Then SmolLM2 answers instructions about spoken commands, builtin:vanilla_asr is trained on those answers,
-    and is probed again. The demo ends with report.html.
+    First it diagnoses two small speech LLMs: builtin:vanilla_asr was trained on transcription alone and answers every
+    instruction with the transcript; builtin:self_powered was repaired. SmolLM2 is the text LLM inside both. Then
+    SmolLM2 answers instructions about spoken commands, builtin:vanilla_asr is trained on those answers, and is
+    diagnosed again. The demo ends with after/report.html.
 
     Each step prints its purpose and its command. The training is sized so that the whole demo takes about 6 minutes on
-    this machine; --full trains for 40 steps of 8 samples and probes 24 samples. The first run fetches 164 MB of models.
+    this machine; --full trains for 40 steps of 8 samples and measures 24 utterances. The first run fetches 164 MB of
+    models.
     """
     from lsm_probe.reports.demo import FULL, TrainingSize, run_demo
 
     size = FULL if full else None
     if steps is not None:
         size = TrainingSize(steps, FULL.batch if full else 4)
-    run_demo(partial(_run_command, context), out, size=size, limit=limit or (24 if full else 8), resume=resume)
+    run_demo(
+        partial(_run_command, context), out, size=size, utterances=utterances or (24 if full else 8), resume=resume
+    )
 
 
 def _run_command(context: typer.Context, arguments: list[str]) -> None:

@@ -89,9 +89,7 @@ def diagnose(
 
     def print_estimate(seconds: float) -> None:
         if is_main_rank():
-            print(
-                f"this takes about {_duration(seconds)} in all, if every model is as fast as the first", file=sys.stderr
-            )
+            print(f"expected time: about {_duration(seconds)}, if all models are as fast as the first", file=sys.stderr)
 
     with stoppable(), progress() if is_main_rank() else nullcontext(lambda *_: None) as on_progress:
         found = diagnose_checkpoints(

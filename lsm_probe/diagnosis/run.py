@@ -137,7 +137,7 @@ class DiagnosisRun:
     ) -> MeasurementResult | None:
         """One part of one checkpoint, measured or read; None if it cannot be measured."""
         name = model.name if control is None else control.name
-        done, note = self._done, f"{part.name}: {name}"
+        done, note = self._done, f"{part.name}: {folder.name}"
         self._show(done, note)
         result: MeasurementResult | None = None
         try:

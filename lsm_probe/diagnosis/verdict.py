@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 VerdictName = Literal[
@@ -70,8 +70,14 @@ class Verdict:
         return [each for each in self.evidence if each.side == "against"]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "evidence": [asdict(each) for each in self.evidence]}
+        """What `diagnosis.json` holds of it; numbers to six decimals."""
+        evidence = [{name: _rounded(value) for name, value in vars(each).items()} for each in self.evidence]
+        return {**vars(self), "evidence": evidence, "missing": list(self.missing), "warnings": list(self.warnings)}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         return cls(**{**stored, "evidence": [Evidence(**each) for each in stored["evidence"]]})
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value

@@ -19,8 +19,8 @@ PLANNED_SECONDS = 330
 """What the whole demo may take, downloads apart."""
 _SIZE = "repair.json"
 _TASKS = "--task repetition --task sentiment --task keywords --max-new-tokens 24 --keep all"
-_BUILTIN = "--ckpt builtin:vanilla_asr --ckpt builtin:self_powered --ckpt builtin:llm"
-_RESUMABLE = ("attention", "sensitivity", "data", "augment", "train")
+_BUILTIN = "--ckpt builtin:vanilla_asr --ckpt builtin:self_powered"
+_RESUMABLE = ("diagnose", "data", "augment", "train")
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,15 @@ FULL = TrainingSize(40, 8)
 _SMALLEST = TrainingSize(8, 4)
 
 
-def diagnosis_steps(limit: int) -> list[Step]:
-    """The steps that measure the built-in models."""
+def diagnosis_steps(utterances: int) -> list[Step]:
+    """The steps before the training."""
     return [
         Step(
-            "Speech anchor bias in models that come with the package. How much of what each layer reads for the answer "
-            "comes from the instruction, and how much from the speech? builtin:vanilla_asr was trained on "
-            "transcription alone, builtin:self_powered was repaired, builtin:llm is the text LLM of both.",
-            f"attention {_BUILTIN} {_probed(limit)} --out OUT/attention",
-            "attention/comparison.json",
-        ),
-        Step(
-            "The same question without attention: by how much do instruction and speech change the probability of the "
-            "answer?",
-            f"sensitivity {_BUILTIN} {_probed(limit)} --out OUT/sensitivity",
-            "sensitivity/comparison.json",
-        ),
-        Step(
-            "A first report.",
-            "report OUT/attention OUT/sensitivity --out OUT/before.html --no-notebook",
-            "before.html",
+            "Two small speech LLMs that come with the package. Do they follow the instruction, or do they take the "
+            "speech for the instruction? builtin:vanilla_asr was trained on transcription alone, builtin:self_powered "
+            "was repaired, and builtin:llm is the text LLM inside both.",
+            f"diagnose {_BUILTIN} {_diagnosed(utterances)} --out OUT/before",
+            "before/report.html",
         ),
         Step(
             "Speech to train on: household commands, spoken here.",
@@ -74,12 +63,11 @@ def diagnosis_steps(limit: int) -> list[Step]:
     ]
 
 
-def repair_steps(size: TrainingSize, limit: int) -> list[Step]:
+def repair_steps(size: TrainingSize, utterances: int) -> list[Step]:
     """The steps that train the biased model on self-powered data, and look at it again."""
     rates = f"warmup={max(1, size.steps // 8)} learning_rate=5e-4 connector_learning_rate=2e-4 max_grad_norm=1"
     sizes = f"max_steps={size.steps} batch_size={size.batch} machine.per_device_batch_size={size.batch}"
     saved = f"machine.save_steps={size.steps} machine.log_steps=1"
-    repaired = f"--ckpt OUT/repaired/model {_probed(limit)}"
     return [
         Step(
             "Self-powered data: SmolLM2 itself answers instructions about the transcripts.",
@@ -94,25 +82,15 @@ def repair_steps(size: TrainingSize, limit: int) -> list[Step]:
             "repaired/model",
         ),
         Step(
-            "Attention of the repaired model.",
-            f"attention {repaired} --out OUT/attention-repaired",
-            "attention-repaired/result.json",
-        ),
-        Step(
-            "Sensitivity of the repaired model.",
-            f"sensitivity {repaired} --out OUT/sensitivity-repaired",
-            "sensitivity-repaired/result.json",
-        ),
-        Step(
-            "Before and after on one page.",
-            "report OUT/attention OUT/attention-repaired OUT/sensitivity OUT/sensitivity-repaired "
-            "--out OUT/report.html --no-notebook",
-            "report.html",
+            "The biased model and the model repaired here, on one page.",
+            f"diagnose --ckpt builtin:vanilla_asr --ckpt OUT/repaired/model {_diagnosed(utterances)} --out OUT/after",
+            "after/report.html",
         ),
         Step(
             "A regression check, as in CI: has eta fallen, compared with an accepted checkpoint? (It is expected to "
             "fail: the accepted checkpoint is the repaired one, the current one has the bias.)",
-            "check --baseline OUT/attention/builtin-self_powered --current OUT/attention/builtin-vanilla_asr",
+            "check --baseline OUT/before/attention/builtin-self_powered "
+            "--current OUT/before/attention/builtin-vanilla_asr",
             "",
             may_fail=True,
         ),
@@ -120,7 +98,7 @@ def repair_steps(size: TrainingSize, limit: int) -> list[Step]:
 
 
 def run_demo(
-    run_command: Callable[[list[str]], object], out: Path, *, size: TrainingSize | None, limit: int, resume: bool
+    run_command: Callable[[list[str]], object], out: Path, *, size: TrainingSize | None, utterances: int, resume: bool
 ) -> None:
     """Run the steps one after another.
 
@@ -129,7 +107,7 @@ def run_demo(
         out: the output folder.
         size: of the training; None chooses what fits into [`PLANNED_SECONDS`] on this machine. A resumed demo keeps the
             size it was started with.
-        limit: samples that are probed.
+        utterances: how many are measured.
         resume: continue where an earlier demo stopped.
 
     Raises:
@@ -139,8 +117,8 @@ def run_demo(
     check_can_write("--out", out, folder=True)
     if not resume and out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out} holds files already: go on with --resume, or choose another folder")
-    first = diagnosis_steps(limit)
-    total = len(first) + len(repair_steps(FULL, limit))
+    first = diagnosis_steps(utterances)
+    total = len(first) + len(repair_steps(FULL, utterances))
     assets.speech_encoder()
     assets.language_model()
     begun = monotonic()
@@ -151,12 +129,12 @@ def run_demo(
     size = earlier or size or _fitting_size(out, PLANNED_SECONDS - (monotonic() - begun), seconds)
     with replacing(out / _SIZE) as temporary:
         temporary.write_text(json.dumps(asdict(size)) + "\n", encoding="utf-8")
-    _run_steps(run_command, repair_steps(size, limit), out, number=1 + len(first), total=total)
-    print(f"\nThe demo took {(monotonic() - begun) / 60:.1f} minutes. Open {out / 'report.html'}")
+    _run_steps(run_command, repair_steps(size, utterances), out, number=1 + len(first), total=total)
+    print(f"\nThe demo took {(monotonic() - begun) / 60:.1f} minutes. Open {out / 'after' / 'report.html'}")
 
 
-def _probed(limit: int) -> str:
-    return f"--data builtin:commands --limit {limit} --max-new-tokens 32"
+def _diagnosed(utterances: int) -> str:
+    return f"--base builtin:llm --quick --data builtin:commands --utterances {utterances}"
 
 
 def _run_steps(
@@ -194,13 +172,12 @@ def _earlier_size(out: Path) -> TrainingSize | None:
 def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[float]) -> TrainingSize:
     """The training that fits into the time left, less what comes after it; never below the smallest that shows much."""
     print("\nTiming two training passes, to choose a size that fits this machine", flush=True)
-    attention, sensitivity, report, _ = diagnosis_seconds
     data = out / "commands" / "train.transcription.jsonl"
     each = seconds_per_sample(
         read_config("mini/lora", ["model.start=builtin:vanilla_asr", f"train={shlex.quote(str(data))}"])
     )
-    # One quarter of the attention time and one third of the sensitivity time, rounded up for safety.
-    after = attention / 3 + sensitivity / 2 + report
+    # After the training as many models are diagnosed as before it.
+    after = diagnosis_seconds[0]
     size = largest_training(seconds_left - after, each)
     print(
         f"{each:.2f} s a sample: the repair takes {size.steps} steps of {size.batch} samples, about "
