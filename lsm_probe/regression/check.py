@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lsm_probe.errors import InputError
 from lsm_probe.regression.baseline import notes, read_baseline, require_comparable, require_two_files
@@ -19,7 +19,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class CurveCheck:
     """What a check found. All sequences are `[layers]`.
 
     Attributes:
@@ -32,6 +32,9 @@ class Verdict:
         would_find: of a paired check, in how many layers it would have found a move of twice the tolerance.
         notes: what may have moved a curve beside the model, a line each.
     """
+
+    ALIGN: ClassVar[str] = "---:"
+    about: ClassVar[str] = "eta"
 
     layers: Sequence[int]
     before: Sequence[float]
@@ -138,7 +141,7 @@ def check(
     tolerance: float = TOLERANCE,
     two_sided: bool = False,
     paired: bool = False,
-) -> Verdict:
+) -> CurveCheck:
     """Holds a current eta curve against a baseline.
 
     By default a layer has regressed if its eta, baseline minus current, fell by more than `tolerance` *on these
@@ -166,7 +169,7 @@ def check(
         moves = paired_moves((Path(baseline), before), (Path(current), now), tolerance, two_sided=two_sided)
     else:
         moves = {"before": before.eta.mean, "now": now.eta.mean}
-    return Verdict(
+    return CurveCheck(
         layers=before.layers,
         tolerance=tolerance,
         two_sided=two_sided,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lsm_probe.errors import InputError
 from lsm_probe.regression.baseline import result_file
-from lsm_probe.regression.check import Verdict
+from lsm_probe.regression.kinds import Check
 
 
 @contextmanager
@@ -20,23 +20,23 @@ def annotating(baseline: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        annotate("error", str(error), title="eta check unusable", file=baseline)
+        annotate("error", str(error), title="check unusable", file=baseline)
         raise
 
 
-def publish(verdict: Verdict, baseline: Path) -> None:
+def publish(found: Check, baseline: Path) -> None:
     """Annotates the baseline's file with the notes and a regression, and appends to the job's summary."""
-    for note in verdict.notes:
-        annotate("warning", note, title="eta check", file=baseline)
-    if verdict.regressed:
-        annotate("error", verdict.text(), title="eta regressed", file=baseline)
+    for note in found.notes:
+        annotate("warning", note, title=f"{found.about} check", file=baseline)
+    if found.regressed:
+        annotate("error", found.text(), title=f"{found.about} regressed", file=baseline)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if not summary:
         return
     try:
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(markdown(verdict, baseline))
-    except OSError as error:  # the verdict stands without it
+            file.write(markdown(found, baseline))
+    except OSError as error:  # the result stands without it
         warnings.warn(f"the job's summary was not written: {error.strerror}", stacklevel=2)
 
 
@@ -48,13 +48,13 @@ def annotate(level: str, message: str, *, title: str, file: Path) -> None:
         print(f"::{level} file={place},title={_property(title)}::{_data(message)}", file=sys.stderr)
 
 
-def markdown(verdict: Verdict, baseline: Path) -> str:
-    """The verdict as a section of the job's summary."""
-    head, *rows = verdict.rows()
-    table = [f"| {' | '.join(row)} |" for row in (head, ["---:"] * len(head), *rows)]
+def markdown(found: Check, baseline: Path) -> str:
+    """The result as a section of the job's summary."""
+    head, *rows = found.rows()
+    table = [f"| {' | '.join(row)} |" for row in (head, [found.ALIGN] * len(head), *rows)]
     shown = str(baseline).replace("`", "'").replace("\n", " ")
-    lines = [f"### eta against `{shown}`", "", verdict.headline, "", *table, ""]
-    lines += [f"- {line}" for line in (*([verdict.power] if verdict.power else []), *verdict.notes)]
+    lines = [f"### {found.about} against `{shown}`", "", found.headline, "", *table, ""]
+    lines += [f"- {line}" for line in (*([found.power] if found.power else []), *found.notes)]
     return "\n".join(lines) + "\n\n"
 
 

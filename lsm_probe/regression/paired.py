@@ -36,7 +36,7 @@ FEWEST = 20
 def paired_moves(
     baseline: tuple[Path, Baseline], current: tuple[Path, Baseline], tolerance: float, *, two_sided: bool
 ) -> dict[str, Any]:
-    """What [`Verdict`] says of two results (folder and `result.json` each) on the samples that both measured.
+    """What [`CurveCheck`] says of two results (folder and `result.json` each) on the samples that both measured.
 
     Returns:
         `before`, `now` and `p` (each `[layers]`), `n_utterances`, `would_find` and `notes`.

@@ -16,15 +16,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("lsm-probe").addoption(
         "--eta-regen",
         action="store_true",
-        help="Rewrite baselines of eta_regression that no longer hold (the test fails all the same).",
+        help="Rewrite baselines of eta_regression and diagnosis_regression that no longer hold; the test still fails.",
     )
 
 
 @pytest.fixture
 def eta_regression(request: pytest.FixtureRequest, tmp_path: Path) -> EtaRegression:
-    """Holds an eta curve against a baseline kept beside the test: `eta_regression.check(result, tolerance=0.02)`."""
+    """Compares an eta curve with a baseline kept beside the test: `eta_regression.check(result, tolerance=0.02)`."""
     from lsm_probe.regression.fixture import EtaRegression
 
     return EtaRegression(
         request.path.with_suffix(""), request.node.name, tmp_path, regenerate=request.config.getoption("--eta-regen")
     )
+
+
+@pytest.fixture
+def diagnosis_regression(eta_regression: EtaRegression) -> EtaRegression:
+    """Compares a diagnosis with a baseline kept beside the test: `diagnosis_regression.check(diagnosis)`."""
+    return eta_regression

@@ -9,7 +9,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.regression.baseline import Baseline, read_baseline
-from lsm_probe.regression.check import Verdict, check
+from lsm_probe.regression.check import CurveCheck, check
 from lsm_probe.runner.identity import CheckpointIdentity
 
 NOTHING = {"tolerance": 0.02}
@@ -259,10 +259,10 @@ def test_the_verdict_for_machines_says_what_the_text_says(pair, with_eta, scatte
 
 def test_the_text_says_how_many_layers_it_leaves_out():
     eta = [0.5] * 30
-    text = Verdict(layers=range(30), before=eta, now=eta, tolerance=0.02).text().splitlines()
+    text = CurveCheck(layers=range(30), before=eta, now=eta, tolerance=0.02).text().splitlines()
     assert len(text) == 1 + 1 + 8 + 1  # headline, head, layers
     assert "22 layers that moved less" in text[-1]
-    assert "more" not in Verdict(layers=range(8), before=eta[:8], now=eta[:8], tolerance=0.02).text()
+    assert "more" not in CurveCheck(layers=range(8), before=eta[:8], now=eta[:8], tolerance=0.02).text()
 
 
 def test_the_schema_is_the_attention_probes():

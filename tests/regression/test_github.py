@@ -72,7 +72,7 @@ def test_an_unusable_result_is_annotated_and_raised(actions, tmp_path, capsys):
     with pytest.raises(InputError), annotating(tmp_path / "eta.json"):
         raise InputError("100 % wrong")
     level, file, title, message = COMMAND.match(capsys.readouterr().err.strip()).groups()
-    assert (level, file, title) == ("error", "eta.json", "eta check unusable")
+    assert (level, file, title) == ("error", "eta.json", "check unusable")
     assert message == "100 %25 wrong"
 
 

@@ -1,0 +1,87 @@
+"""Both kinds of checks behind one door: of an eta curve, and of a diagnosis."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from lsm_probe.errors import InputError
+from lsm_probe.files import replacing
+from lsm_probe.regression import check as curve
+from lsm_probe.regression import diagnosis, update
+from lsm_probe.regression.baseline import require_two_files, result_file
+
+Check = curve.CurveCheck | diagnosis.DiagnosisCheck
+
+
+def check(
+    baseline: str | Path,
+    current: str | Path,
+    *,
+    tolerance: float | None = None,
+    two_sided: bool = False,
+    paired: bool = False,
+) -> Check:
+    """Compare a result of the attention probe, or a diagnosis, with a baseline of the same kind.
+
+    Args:
+        baseline, current: the JSON file, or its folder; `current` decides which kind it is.
+        tolerance: see [`check`][lsm_probe.regression.check.check] and [`check_diagnosis`]; None for its default.
+        two_sided: a rise counts as much as a fall.
+        paired: of curves alone.
+
+    Raises:
+        InputError: the two cannot be read or compared.
+    """
+    if not diagnosis.holds_diagnosis(current):
+        limit = curve.TOLERANCE if tolerance is None else tolerance
+        return curve.check(baseline, current, tolerance=limit, two_sided=two_sided, paired=paired)
+    _refuse_paired(paired)
+    _require_two_files(current, baseline)
+    limit = diagnosis.TOLERANCE if tolerance is None else tolerance
+    return diagnosis.check_diagnosis(baseline, current, tolerance=limit, two_sided=two_sided)
+
+
+def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -> Path:
+    """Make the current result or diagnosis the baseline, if it is one that a check can use.
+
+    Args:
+        current: the JSON file, or its folder.
+        baseline: where it goes: a folder, or a file whose name ends in `.json`.
+        arrays: of a curve, take along what a paired check needs.
+
+    Returns:
+        The baseline's file.
+
+    Raises:
+        InputError: the current one cannot be used, the two are one file, or the baseline cannot be written.
+    """
+    if not diagnosis.holds_diagnosis(current):
+        return update.accept(current, baseline, arrays=arrays)
+    _refuse_paired(arrays)
+    _require_two_files(current, baseline)
+    diagnosis.read_diagnosis(current)
+    target = diagnosis.diagnosis_file(baseline).resolve()
+    try:
+        with replacing(target) as temporary:
+            shutil.copyfile(diagnosis.diagnosis_file(current), temporary)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"the baseline {target} cannot be written ({error.strerror}): choose another place") from None
+    return target
+
+
+def baseline_file(current: str | Path, baseline: str | Path) -> Path:
+    """The file that a baseline is written to."""
+    return (diagnosis.diagnosis_file if diagnosis.holds_diagnosis(current) else result_file)(baseline)
+
+
+def _refuse_paired(paired: bool) -> None:
+    if paired:
+        raise InputError("--paired is for results of the attention probe: leave it out for a diagnosis")
+
+
+def _require_two_files(current: str | Path, baseline: str | Path) -> None:
+    require_two_files(diagnosis.diagnosis_file(current), diagnosis.diagnosis_file(baseline))
