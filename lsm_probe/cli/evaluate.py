@@ -45,7 +45,7 @@ def evaluate(
     """Evaluate checkpoints on tasks, and score their responses.
 
     Responses are decoded greedily. Correctness and the share of responses that have the requested form are scored
-    separately, because speech anchor bias destroys the form. Every score has a bootstrap interval.
+    separately, because speech anchor bias destroys the form. Every score has a 95 % interval.
 
     A task is a small YAML file: one of the package's (`--task list` prints them) or your own. Its samples are read from
     the manifest that it names, below --data, or from the manifest after `=`.

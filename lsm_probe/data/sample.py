@@ -107,7 +107,7 @@ class Sample(BaseModel):
 
     @property
     def utterance(self) -> str:
-        """Cluster key of the bootstrap: one for the same file, start and duration, or text if no audio.
+        """Key of the clusters that intervals are over: one for the same file, start and duration, or text if no audio.
 
         A digest, so that results may hold it without telling where the file lay. Files are compared by their
         resolved path; `duration=None` and the same length in seconds are two keys.

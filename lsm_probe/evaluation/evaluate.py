@@ -9,7 +9,6 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.audio import check_audio_file
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
@@ -17,6 +16,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.evaluation_result import EvaluationConventions, EvaluationResult
 from lsm_probe.evaluation.scoring import check
 from lsm_probe.evaluation.task import Task
+from lsm_probe.intervals import number_clusters
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun
 from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions, RunKeywords, RunOptions

@@ -17,6 +17,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, truncate
 from lsm_probe.evaluation.task import Task, with_read
+from lsm_probe.intervals import leave_one_out
 from lsm_probe.runner.result import Curve, MeasurementResult, curve, package_versions, rounded, thinking_summary
 
 
@@ -99,7 +100,7 @@ class EvaluationResult(MeasurementResult):
     def _scores(self) -> dict[str, dict[str, Score]]:
         metrics = self.metrics()
         found = {
-            task.name: {name: metric.estimate(keys, self.seed) for name, metric in metrics[task.name].items()}
+            task.name: {name: metric.estimate(keys) for name, metric in metrics[task.name].items()}
             for task, _, keys in self._by_task()
         }
         for task, scores in found.items():
@@ -113,17 +114,22 @@ class EvaluationResult(MeasurementResult):
 
         Tasks whose responses cannot be checked for form are left out; `details['tasks']` names the rest.
         """
-        weights = self.weights()
         rates = {name: found[FOLLOWING] for name, found in self.metrics().items() if FOLLOWING in found}
         if not rates:
             return None
-        drawn = _mean_of_known(
-            np.stack([rate.score(weights[:, self._own(name)] @ rate.counts) for name, rate in rates.items()])
+        # Each task's counts in columns of their own, so that an utterance is left out of all tasks at once.
+        counts = np.zeros((len(self.samples), len(rates), 2))
+        for i, (name, rate) in enumerate(rates.items()):
+            counts[self._own(name), i] = rate.counts
+        known = counts.any((1, 2))
+        clusters = np.unique(self.clusters[known], return_inverse=True)[1]
+        first = next(iter(rates.values()))
+        resampled = (
+            _mean_of_known(first.score(leave_one_out(counts[known], clusters)).T) if known.any() else np.zeros(0)
         )
         value = float(_mean_of_known(np.array([rate.value for rate in rates.values()])))
         details = {"tasks": [name for name, rate in rates.items() if rate.n]}
-        first = next(iter(rates.values()))
-        return estimated(first, value, drawn, sum(rate.n for rate in rates.values()), details)
+        return estimated(first, value, resampled, sum(rate.n for rate in rates.values()), details)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each task and metric: checkpoint, task, metric, value, ci_low, ci_high, n and its convention."""
@@ -160,7 +166,7 @@ class EvaluationResult(MeasurementResult):
         theirs = other.metrics()
         pairs = {
             task.name: {
-                name: difference(metric, theirs[task.name][name], keys, self.seed).to_dict()
+                name: difference(metric, theirs[task.name][name], keys).to_dict()
                 for name, metric in self.metrics()[task.name].items()
             }
             for task, _, keys in self._by_task()
@@ -175,7 +181,7 @@ class EvaluationResult(MeasurementResult):
         """Task -> share of responses that both gave alike; `other` holds the same samples in order."""
         return {
             task.name: agreement(Predictions(other_task, theirs).responses, Predictions(task, rows).responses).estimate(
-                keys, self.seed
+                keys
             )
             for (task, rows, keys), (other_task, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)
         }
@@ -188,9 +194,8 @@ class EvaluationResult(MeasurementResult):
 
         The interval is over utterances: it knows nothing of what else the machine did meanwhile.
         """
-        weights = self.weights()
-        drawn = (weights @ self.seconds) / (weights @ other.seconds)
-        return curve(np.array(self.seconds.sum() / other.seconds.sum()), drawn)
+        resampled = self.resampled(self.seconds) / self.resampled(other.seconds)
+        return curve(np.array(self.seconds.sum() / other.seconds.sum()), resampled).clipped(0, np.inf)
 
     def _by_task(self) -> Iterator[tuple[Task, list[dict[str, Any]], list[str]]]:
         """Each task with its rows, and the utterance that each row speaks of."""
@@ -210,7 +215,7 @@ class EvaluationResult(MeasurementResult):
         texts, transcripts = ([truncate(rows[i][key]) for i in known] for key in ("text", "transcript"))
         languages = [rows[i].get("language") for i in known]
         found = word_error_rate(texts, transcripts, languages, ids=[rows[i]["id"] for i in known])
-        return {"transcripts": found.estimate([keys[i] for i in known], self.seed).to_dict()}
+        return {"transcripts": found.estimate([keys[i] for i in known]).to_dict()}
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:

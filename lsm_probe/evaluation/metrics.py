@@ -1,8 +1,8 @@
 """Metrics of responses: counts for each sample, and a score that is a function of their sums.
 
-All scores are in per cent, as in the paper's tables: WER (may exceed 100), BLEU, accuracy, F1, rates. Since a score
-needs only sums, 1,000 bootstrap resamples of utterances are one matrix product. A score does not depend on the order of
-the samples (its interval does, as the draw does). A share of nothing is NaN; its details then say why.
+All scores are in per cent, as in the paper's tables: WER (may exceed 100), BLEU, accuracy, F1, rates. A score needs
+only sums, so that the scores without each utterance, which its interval is made from, cost little. Neither depends on
+the order of the samples. A share of nothing is NaN; its details then say why.
 """
 
 from __future__ import annotations
@@ -19,21 +19,30 @@ import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
 
-from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.normalisers import ENGLISH, normalise_pair
 from lsm_probe.evaluation.words import words
+from lsm_probe.intervals import (
+    interval,
+    leave_one_out,
+    number_clusters,
+    share_difference_interval,
+    share_interval,
+)
 from lsm_probe.languages import CHINESE_SCRIPTS, find_language, require_language
 
 Floats = NDArray[np.float64]
 _EDITS = ("substitute", "delete", "insert")
+_ALIKE = 1e-9
+"""Scores, in per cent, that differ by less differ by rounding alone."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or a difference of two, in per cent, with its 95 % bootstrap interval.
+    """A score, or a difference of two, in per cent, with its 95 % interval over utterances.
 
     Attributes:
+        ci_low, ci_high: ends of the interval; NaN where there is none, as with fewer than four utterances.
         n: the samples it speaks of.
         details: counts and conventions behind it, ready for JSON; `undefined` says why there is no value.
     """
@@ -72,6 +81,8 @@ class Metric:
         counts: sufficient statistics, `[samples, k]`, float64.
         score: sums over samples, `[..., k]` -> per cent, `[...]`.
         n: the samples the score speaks of; at most all.
+        is_share: whether the score is a share of samples (or a mean over labels or tasks of such shares).
+        highest: the largest possible score.
         details: see [`Score`].
         undefined_if: when the score is NaN, in words.
     """
@@ -82,33 +93,45 @@ class Metric:
     n: int
     details: dict[str, Any] = field(default_factory=dict)
     undefined_if: str = "no sample can be scored"
+    is_share: bool = False
+    highest: float = 100
 
     @property
     def value(self) -> float:
         """The score of all samples."""
         return float(self.score(self.counts.sum(0)))
 
-    def resampled(self, utterances: Sequence[str], seed: int = 0) -> Floats:
-        """The score of each bootstrap resample, `[resamples]`.
+    def resampled(self, utterances: Sequence[str], counting: NDArray[np.bool_] | None = None) -> Floats:
+        """The score without each utterance in turn, `[utterances]`; without those of which no sample counts.
 
         Args:
-            utterances: the utterance each sample speaks of (`Sample.utterance`); drawn as wholes.
+            utterances: the utterance each sample speaks of (`Sample.utterance`).
+            counting: which samples count, `[samples]`; by default those with a count other than 0.
 
         Raises:
             InputError: not one utterance for each sample.
         """
         same_length(utterances=utterances, samples=self.counts)
-        return self.score(cluster_weights(number_clusters(utterances), seed) @ self.counts)
+        counting = self.counting if counting is None else counting
+        if not counting.any():
+            return np.zeros(0)
+        clusters = number_clusters([each for each, counts in zip(utterances, counting, strict=True) if counts])
+        return self.score(leave_one_out(self.counts[counting], clusters))
 
-    def estimate(self, utterances: Sequence[str], seed: int = 0) -> Score:
-        """The score with its interval; see [`resampled`]. Resamples without a score are left out and counted."""
-        return estimated(self, self.value, self.resampled(utterances, seed), self.n, self.details)
+    @property
+    def counting(self) -> NDArray[np.bool_]:
+        """Which samples have a count other than 0, `[samples]`: the others change no score."""
+        return np.asarray(self.counts.any(1))
+
+    def estimate(self, utterances: Sequence[str]) -> Score:
+        """The score with its interval; see [`resampled`]."""
+        return estimated(self, self.value, self.resampled(utterances), self.n, self.details)
 
 
-def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: int = 0) -> Score:
+def difference(first: Metric, second: Metric, utterances: Sequence[str]) -> Score:
     """`second` minus `first`, of two checkpoints on the same samples in the same order, with its paired interval.
 
-    Percentage points. Both are drawn together, so that what is hard in a sample cancels.
+    Percentage points. The same utterance is left out of both, so that what is hard in a sample cancels.
 
     Raises:
         InputError: they are different metrics, or not of as many samples.
@@ -116,9 +139,14 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str], seed: i
     if first.name != second.name:
         raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
     same_length(first=first.counts, second=second.counts)
-    resampled = second.resampled(utterances, seed) - first.resampled(utterances, seed)
-    details = {"first": _or_none(first.value), "second": _or_none(second.value)}
-    return estimated(first, second.value - first.value, resampled, min(first.n, second.n), details)
+    counting = first.counting | second.counting
+    resampled = second.resampled(utterances, counting) - first.resampled(utterances, counting)
+    value = (second.value - first.value) / 100
+    find = share_difference_interval if first.is_share or _is_constant(resampled) else interval
+    low, high = (100 * float(end) for end in find(value, resampled / 100))
+    details: dict[str, Any] = {"first": _or_none(first.value), "second": _or_none(second.value)}
+    details |= {"undefined": first.undefined_if} if math.isnan(value) else {}
+    return Score(first.name, 100 * value, low, high, min(first.n, second.n), details)
 
 
 def word_error_rate(
@@ -281,7 +309,7 @@ def f1(
         held = both[..., 1, :] > 0
         return np.where(held, _ratio(both[..., 0, :], both[..., 1, :]), 0).sum(-1) / held.sum(-1)
 
-    return Metric(f"f1_{average}", counts.reshape(len(counts), -1), score, len(counts), details)
+    return Metric(f"f1_{average}", counts.reshape(len(counts), -1), score, len(counts), details, is_share=True)
 
 
 def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[str]) -> Metric:
@@ -318,7 +346,7 @@ def following_rate(follows: Sequence[bool | None]) -> Metric:
     known = int(counts[:, 1].sum())
     details = {"unknown": len(follows) - known}
     undefined_if = "no response can be checked for the requested form"
-    return Metric("following_rate", counts, _share_of_sums, known, details, undefined_if)
+    return Metric("following_rate", counts, _share_of_sums, known, details, undefined_if, is_share=True)
 
 
 def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
@@ -366,7 +394,7 @@ def _word_errors(
         counts = np.stack([edits.sum(1), length], axis=1)
     name, n = ("word_error_rate_macro", int((length > 0).sum())) if macro else ("word_error_rate", len(length))
     undefined_if = "all references are empty after normalisation"
-    return Metric(name, counts, _share_of_sums, n, details, undefined_if)
+    return Metric(name, counts, _share_of_sums, n, details, undefined_if, highest=math.inf)
 
 
 def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
@@ -377,7 +405,7 @@ def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
 
 def _share(name: str, hits: Sequence[bool], **details: Any) -> Metric:
     counts = np.stack([np.array(hits, dtype=np.float64), np.ones(len(hits))], axis=1)
-    return Metric(name, counts, _share_of_sums, len(hits), details)
+    return Metric(name, counts, _share_of_sums, len(hits), details, is_share=True)
 
 
 def _share_of_sums(sums: Floats) -> Floats:
@@ -391,14 +419,21 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def estimated(metric: Metric, value: float, resampled: Floats, n: int, details: dict[str, Any]) -> Score:
-    """A value of a metric with its interval over the resamples that have one."""
-    known = resampled[~np.isnan(resampled)]
-    low, high = interval(known) if known.size else (math.nan, math.nan)
-    if known.size < resampled.size:
-        details = {**details, "undefined_resamples": resampled.size - known.size}
+    """A value of a metric, with the interval from its values without each utterance."""
     if math.isnan(value):
-        details = {**details, "undefined": metric.undefined_if}
+        return Score(metric.name, value, math.nan, math.nan, n, {**details, "undefined": metric.undefined_if})
+    # Without any error in 8 utterances, a word error rate is not known to be 0.
+    at_end = value in (0, 100) and _is_constant(resampled)
+    if metric.is_share or at_end:
+        low, high = (100 * end for end in share_interval(value / 100, resampled / 100, max(n, len(resampled))))
+    else:
+        low, high = (end.clip(0, metric.highest) for end in interval(value, resampled))
     return Score(metric.name, value, float(low), float(high), n, details)
+
+
+def _is_constant(resampled: Floats) -> bool:
+    """Whether all utterances contribute alike."""
+    return bool(resampled.size and np.ptp(resampled) < _ALIKE)
 
 
 def _or_none(value: float) -> float | None:

@@ -21,7 +21,6 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample, naming
@@ -31,6 +30,7 @@ from lsm_probe.evaluation.harness import Harness, check_tokenizer
 from lsm_probe.evaluation.mmlu import LETTERS, Mmlu, write_mmlu_tasks
 from lsm_probe.evaluation.text_ability_result import TextAbilityConventions, TextAbilityResult
 from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
+from lsm_probe.intervals import number_clusters
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import encode_target
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack

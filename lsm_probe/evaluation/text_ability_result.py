@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsm_probe.evaluation.metrics import Floats, Metric
+from lsm_probe.evaluation.metrics import Floats, Metric, estimated
 from lsm_probe.evaluation.mmlu import CHANCE, GROUPS, LETTERS, SUBJECTS
+from lsm_probe.intervals import share_difference_interval
 from lsm_probe.runner.conventions import Choices
 from lsm_probe.runner.result import Curve, MeasurementResult, curve
 
@@ -30,17 +31,21 @@ class TextAbilityConventions(Choices):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of one checkpoint, the same of each bootstrap resample (`drawn`, `[resamples]`), and how many questions
-    or texts it is of."""
+    """A number of one checkpoint with its 95 % interval.
 
-    value: float
-    drawn: Floats
+    Attributes:
+        curve: the number and its interval.
+        resampled: the number without each question or text in turn, `[questions]`.
+        n: how many questions or texts it is of.
+    """
+
+    curve: Curve
+    resampled: Floats
     n: int
 
     @property
-    def curve(self) -> Curve:
-        """With its 95 % interval."""
-        return curve(np.asarray(self.value), self.drawn)
+    def value(self) -> float:
+        return float(self.curve.mean)
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.curve.to_dict(), "n": self.n}
@@ -50,7 +55,7 @@ class Estimate:
 class TextAbilityResult(MeasurementResult):
     """What the LLM of a checkpoint still knows of text.
 
-    Each number is drawn over its own questions or texts alone, so that it does not depend on what else was measured.
+    Each number has an interval over its own questions or texts alone, so that it does not depend on what else was measured.
 
     Attributes:
         counts: `[samples, 2]`, float64: of a text the negative log-likelihood of its target in nats and its tokens, of
@@ -93,8 +98,9 @@ class TextAbilityResult(MeasurementResult):
         nats = self.nats
         if nats is None:
             return None
-        value, drawn = _exp(f"the perplexity of {self.name}", nats.value, nats.drawn)
-        return Estimate(float(value), drawn, nats.n)
+        found = _exp(f"the perplexity of {self.name}", nats.curve)
+        with np.errstate(over="ignore"):
+            return Estimate(found, np.exp(nats.resampled), nats.n)
 
     @property
     def tokens(self) -> int:
@@ -148,12 +154,10 @@ class TextAbilityResult(MeasurementResult):
         accuracies = {name: _forgotten(mine[name], theirs[name]) for name in mine}
         found: dict[str, Any] = {"mmlu": _arranged(accuracies, self.subjects) or None, "perplexity": None}
         if self.nats is not None and other.nats is not None:
-            above, drawn = other.nats.value - self.nats.value, other.nats.drawn - self.nats.drawn
+            above = curve(np.asarray(other.nats.value - self.nats.value), other.nats.resampled - self.nats.resampled)
             found["perplexity"] = {
-                "difference": {"unit": "nats per token", **curve(np.asarray(above), drawn).to_dict()},
-                "ratio": curve(
-                    *_exp(f"the ratio of perplexities of {other.name} and {self.name}", above, drawn)
-                ).to_dict(),
+                "difference": {"unit": "nats per token", **above.to_dict()},
+                "ratio": _exp(f"the ratio of perplexities of {other.name} and {self.name}", above).to_dict(),
             }
         return found
 
@@ -170,9 +174,15 @@ class TextAbilityResult(MeasurementResult):
         return np.array(["subject" in sample for sample in self.samples])
 
     def _number(self, rows: NDArray[np.bool_], counts: Floats, score: Callable[[Floats], Floats]) -> Estimate:
-        metric = Metric(self.NAME, counts[rows], score, int(rows.sum()))
+        """A number of some rows; a share in per cent if these are questions."""
+        is_share = bool(self._questions[rows].all())
+        metric = Metric(self.NAME, counts[rows], score, int(rows.sum()), is_share=is_share, highest=np.inf)
         utterances = [str(cluster) for cluster in self.clusters[rows]]
-        return Estimate(metric.value, metric.resampled(utterances, self.seed), metric.n)
+        resampled = metric.resampled(utterances, np.ones(metric.n, dtype=np.bool_))
+        found = estimated(metric, metric.value, resampled, metric.n, {})
+        return Estimate(
+            Curve(*(np.asarray(x) for x in (found.value, found.ci_low, found.ci_high))), resampled, metric.n
+        )
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,17 +192,23 @@ class TextAbilityResult(MeasurementResult):
 def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
     """Percentage points of difference, and the forgetting rate (before - after) / before in per cent (Speech-IFEval,
     arXiv 2505.19037): bare, and of what was known beyond guessing; None where there was nothing to forget."""
-    difference = curve(np.asarray(after.value - before.value), after.drawn - before.drawn)
-    found: dict[str, Any] = {"difference": difference.to_dict()}
+    change, changes = after.value - before.value, after.resampled - before.resampled
+    ends = (100 * end for end in share_difference_interval(change / 100, changes / 100))
+    found: dict[str, Any] = {"difference": Curve(np.asarray(change), *ends).to_dict()}
     for name, floor in (("forgetting_rate", 0.0), ("forgetting_rate_above_chance", CHANCE)):
         low = float(before.curve.ci_low)
-        if low <= floor:
+        if not low > floor:
             found[name] = None
-            found[f"why_no_{name}"] = f"before, the interval begins at {low:.1f} %: not above {floor:g} %"
+            found[f"why_no_{name}"] = (
+                "before, there are too few questions for an interval"
+                if np.isnan(low)
+                else f"before, the interval begins at {low:.1f} %: not above {floor:g} %"
+            )
             continue
-        some = before.drawn > floor  # in the few other resamples there is nothing to forget
-        drawn = 100 * (before.drawn - after.drawn)[some] / (before.drawn[some] - floor)
-        found[name] = curve(np.asarray(100 * (before.value - after.value) / (before.value - floor)), drawn).to_dict()
+        rate, rates = (
+            100 * (b - a) / (b - floor) for b, a in ((before.value, after.value), (before.resampled, after.resampled))
+        )
+        found[name] = curve(np.asarray(rate), rates).to_dict()
     return found
 
 
@@ -203,18 +219,18 @@ def _arranged(numbers: dict[str, Any], subjects: list[str]) -> dict[str, Any]:
     return {**whole, "subjects": own} if numbers else {}
 
 
-def _exp(what: str, nats: float, drawn: Floats) -> tuple[Floats, Floats]:
-    """`exp` of a number of nats per token and of its resamples; NaN, with a warning, where that overflows."""
+def _exp(what: str, nats: Curve) -> Curve:
+    """`exp` of a number of nats per token and of the ends of its interval; NaN, with a warning, where one overflows."""
     with np.errstate(over="ignore"):
-        value, resamples = np.exp(np.asarray(nats)), np.exp(drawn)
-    if np.isinf(resamples).any():
-        part, largest = (what, nats) if np.isinf(value) else (f"the interval of {what}", drawn.max())
+        ends = {name: np.exp(end) for name, end in vars(nats).items()}
+    if any(np.isinf(end) for end in ends.values()):
+        part, largest = (what, nats.mean) if np.isinf(ends["mean"]) else (f"the interval of {what}", nats.ci_high)
         warnings.warn(
             f"{part} overflows (exp of {largest:.0f} nats per token) and is stored as null; read the nats per token "
             "instead",
             stacklevel=3,
         )
-    return np.where(np.isinf(value), np.nan, value), np.where(np.isinf(resamples), np.nan, resamples)
+    return Curve(**{name: np.where(np.isinf(end), np.nan, end) for name, end in ends.items()})
 
 
 def _ratio(sums: Floats) -> Floats:
@@ -222,7 +238,7 @@ def _ratio(sums: Floats) -> Floats:
 
 
 def _mean_of_groups(sums: Floats) -> Floats:
-    """`[..., 2 * groups]` -> `[...]`; a group that a resample has no question of is left out of it."""
+    """`[..., 2 * groups]` -> `[...]`; a group without a question is left out."""
     by_group = sums.reshape(*sums.shape[:-1], -1, 2)
     held = by_group[..., 1] > 0
     return np.where(held, 100 * by_group[..., 0] / np.where(held, by_group[..., 1], 1), 0).sum(-1) / held.sum(-1)

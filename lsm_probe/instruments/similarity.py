@@ -22,13 +22,11 @@ rounding count as none: see `ROUNDING`.
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsm_probe.bootstrap import LEVEL
 from lsm_probe.errors import InputError
 
 Rows = NDArray[np.floating[Any]]
@@ -154,25 +152,6 @@ def jackknife_cka(x: Rows, y: Rows, clusters: Clusters) -> Floats:
     return _cka(gram_x, gram_y, leave_out=True)
 
 
-def jackknife_interval(estimate: float | Floats, leave_one_out: Floats) -> tuple[Floats, Floats]:
-    """95 % normal interval from the estimates that leave out one cluster each (Efron and Tibshirani 1993, chapter 11).
-
-    `estimate` plus and minus 1.96 times `sqrt((C - 1) / C * sum_c (e_c - mean e)^2)`. For a paired difference of two
-    checkpoints on the same utterances, give the difference of the estimates and of the leave-one-out estimates.
-
-    Args:
-        estimate: from all clusters, a number or `[...]`.
-        leave_one_out: `[clusters, ...]`.
-
-    Returns:
-        `(low, high)`, each of the estimate's shape.
-    """
-    count = len(leave_one_out)
-    spread = np.square(leave_one_out - leave_one_out.mean(0)).sum(0)
-    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * np.sqrt((count - 1) / count * spread)
-    return estimate - reach, estimate + reach
-
-
 def mmd(x: Rows, y: Rows, clusters: Clusters, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Mmd:
     """Unbiased squared maximum mean discrepancy, and whether it is more than chance (Gretton et al., JMLR 2012).
 
@@ -227,12 +206,11 @@ def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> Any:
     m_x, m_y. At 1, the means are as far apart as a row typically is from its own mean.
 
     A distance is never negative, so noise adds to it: two sets of n independent rows of one distribution have about
-    `sqrt(2 / n)`, and resamples, noisier by as much again, lie above the estimate where it is of that order.
+    `sqrt(2 / n)`.
 
     Args:
         x, y: `[samples, d]`.
-        weights: how often each sample counts, `[draws, samples]`, such as `bootstrap.cluster_weights` gives; None
-            takes each once.
+        weights: how often each sample counts, `[draws, samples]`; None takes each once.
 
     Returns:
         One number, or `[draws]` with weights; NaN where both sets are constant, there being nothing to measure by.

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from lsm_probe.errors import InputError
+from lsm_probe.intervals import METHOD
 from lsm_probe.runner.result import MeasurementResult, thinking_summary
 
 SCHEMA = "lsm-probe/comparison/1"
@@ -28,6 +29,7 @@ def compare(results: Sequence[MeasurementResult]) -> dict[str, Any]:
         "schema": SCHEMA,
         "probe": results[0].NAME,
         "conventions": results[0].conventions.to_dict(),
+        "interval": METHOD,
         "pairs": [_pair(*pair, _controls(*pair, results)) for pair in combinations(results, 2)],
     }
 

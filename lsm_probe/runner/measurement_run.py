@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import RankShare, all_gather_or_raise, is_distributed, on_all_ranks
 from lsm_probe.errors import InputError, NotMeasurable, SampleFault
+from lsm_probe.intervals import number_clusters
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.thinking import UNFINISHED

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lsm_probe.bootstrap import RESAMPLES
 from lsm_probe.runner.result import Curve, Floats, rounded
 
 SIGNIFICANT = 0.05
 """Largest corrected p-value of a head that is reported as different from 0, or as changed."""
+_DRAWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def corrected_p(
 
 def _signs(count: int, seed: int) -> NDArray[np.float64]:
     """Signs of `count` utterances, `[draws, count]`, the first draw the signs as they are."""
-    if 2**count <= RESAMPLES:
+    if 2**count <= _DRAWS:
         # All there are: draws could miss by chance how few they are, and find something where nothing can be found.
         return np.array(list(product([1.0, -1.0], repeat=count)))
-    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(RESAMPLES, count))
+    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_DRAWS, count))
     return np.vstack([np.ones(count), drawn])

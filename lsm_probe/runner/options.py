@@ -45,9 +45,7 @@ BatchSize = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
-Seed = Annotated[
-    int, typer.Option(help="Seed of the bootstrap and of other random draws.", min=0, rich_help_panel=RUNNING)
-]
+Seed = Annotated[int, typer.Option(help="Seed of all random draws.", min=0, rich_help_panel=RUNNING)]
 OnError = Annotated[
     Literal["fail", "skip"],
     typer.Option(help="Stop at a sample that cannot be used, or skip and count it.", rich_help_panel=RUNNING),
@@ -72,7 +70,7 @@ class RunOptions(Choices):
     Attributes:
         batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
             rounding alone: 1e-5 relative in float32.
-        seed: of the bootstrap, and of every other random draw of the measurement.
+        seed: of every random draw of the measurement.
         on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
         data: identity of the data as stored with the result; by default what [`describe_data`] says of the samples.
         progress_folder: where finished batches are kept, so that an interrupted run continues from there.

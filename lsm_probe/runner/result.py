@@ -1,4 +1,4 @@
-"""The base class of all results: identity, files, samples, bootstrap, and defaults for how a result is shown."""
+"""The base class of all results: identity, files, samples, intervals, and defaults for how a result is shown."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsm_probe.bootstrap import cluster_weights, interval
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+from lsm_probe.intervals import (
+    METHOD,
+    Influence,
+    interval,
+    leave_one_out,
+    most_influential,
+    share_difference_interval,
+    share_interval,
+)
 from lsm_probe.runner.conventions import Choices
 from lsm_probe.runner.identity import SCHEMA_VERSION, CheckpointIdentity, read_schema, upgrade_identity
 
@@ -34,7 +42,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A number (by layer, or alone) with its 95 % bootstrap interval: three arrays of one shape."""
+    """A number (by layer, or alone) with its 95 % interval: three arrays of one shape; the interval is NaN where there is none."""
 
     mean: Floats
     ci_low: Floats
@@ -43,6 +51,10 @@ class Curve:
     def at(self, place: int) -> Curve:
         """The number at one place of the first axis."""
         return Curve(self.mean[place], self.ci_low[place], self.ci_high[place])
+
+    def clipped(self, least: float, most: float) -> Curve:
+        """The same with an interval that stays within the range of the number."""
+        return Curve(self.mean, np.clip(self.ci_low, least, most), np.clip(self.ci_high, least, most))
 
     def to_dict(self) -> dict[str, Any]:
         return {name: rounded(getattr(self, name)) for name in ("mean", "ci_low", "ci_high")}
@@ -75,7 +87,7 @@ class MeasurementResult:
         checkpoint, data: identity and hashes.
         conventions: the choices behind the numbers, by name.
         excluded: ids left out, by reason.
-        seed: of the bootstrap.
+        seed: of random draws, such as the signs of permutation tests.
         versions: of the packages that the numbers depend on.
     """
 
@@ -118,18 +130,44 @@ class MeasurementResult:
         """Response token ids by sample id, to be used again in another run."""
         return {sample["id"]: sample["response_ids"] for sample in self.samples}
 
-    def weights(self) -> NDArray[np.float64]:
-        """How often each sample is drawn in each bootstrap resample, `[resamples, samples]`."""
-        return cluster_weights(self.clusters, self.seed)
-
     def resampled(self, values: Floats) -> Floats:
-        """The mean of each bootstrap resample: `[samples, ...]` -> `[resamples, ...]`."""
-        weights = self.weights()
-        return np.tensordot(weights, values, 1) / weights.sum(1).reshape(-1, *[1] * (values.ndim - 1))
+        """The mean over samples without each utterance in turn: `[samples, ...]` -> `[utterances, ...]`, float64."""
+        counts = leave_one_out(np.ones(len(values)), self.clusters)
+        # With one utterance there is nothing left.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return leave_one_out(values, self.clusters) / counts.reshape(-1, *[1] * (values.ndim - 1))
 
     def mean(self, values: Floats) -> Curve:
         """The mean over samples with its interval: `[samples, ...]` -> `[...]`."""
-        return curve(values.mean(0), self.resampled(values))
+        return curve(values.mean(0, dtype=np.float64), self.resampled(values))
+
+    def share(self, values: Floats) -> Curve:
+        """The mean of zeros and ones over samples with its interval: `[samples, ...]` -> `[...]`."""
+        share = values.mean(0, dtype=np.float64)
+        return Curve(share, *share_interval(share, self.resampled(values), len(values)))
+
+    def share_difference(self, values: Floats) -> Curve:
+        """The mean over samples of differences of zeros and ones with its interval: `[samples, ...]` -> `[...]`."""
+        change = values.mean(0, dtype=np.float64)
+        return Curve(change, *share_difference_interval(change, self.resampled(values)))
+
+    def most_influential(self, values: Floats) -> Influence:
+        """The utterance that moves the mean of `values [samples]` most; see [`lsm_probe.intervals.most_influential`]."""
+        return most_influential(values, self.clusters)
+
+    def influence_note(self, label: str, influence: Influence, digits: int = 2) -> str | None:
+        """A sentence that names the samples of the utterance that carries a number, or None if none does.
+
+        Args:
+            label: how the sentence calls the number.
+            influence: of the number, such as [`most_influential`] gives.
+        """
+        if not influence.carries:
+            return None
+        ids = [sample for sample, cluster in zip(self.ids, self.clusters, strict=True) if cluster == influence.cluster]
+        named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+        who = f"sample {named} alone moves" if len(ids) == 1 else f"samples {named} (one utterance) alone move"
+        return f"{who} {label} from {influence.mean_without:.{digits}f} to {influence.mean:.{digits}f}"
 
     def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Where the samples of these ids stand."""
@@ -137,7 +175,7 @@ class MeasurementResult:
         return np.array([position[i] for i in ids], dtype=np.int64)
 
     def paired_with(self, other: Self) -> tuple[Self, Self]:
-        """Both results on the samples that both have, with the same bootstrap resamples."""
+        """Both results on the samples that both have."""
         theirs = set(other.ids)
         shared = [sample for sample in self.ids if sample in theirs]
         return self.subset(shared), replace(other.subset(shared), seed=self.seed)
@@ -210,6 +248,7 @@ class MeasurementResult:
             "conventions": self.conventions.to_dict(),
             "versions": self.versions,
             "seed": self.seed,
+            "interval": METHOD,
             "n_samples": len(self.samples),
             "excluded": self.excluded,
             **({"thinking": thinking} if (thinking := thinking_summary(self.samples)) else {}),
@@ -295,8 +334,8 @@ def layer_groups(layers: int) -> list[NDArray[np.int64]]:
 
 
 def curve(point: Floats, resampled: Floats) -> Curve:
-    """A point with the interval of its resamples, `[resamples, ...]`."""
-    return Curve(point, *interval(resampled))
+    """A statistic with its interval, from the statistic without each utterance in turn, `[utterances, ...]`."""
+    return Curve(point, *interval(point, resampled))
 
 
 def write_json(path: Path, content: Any) -> None:

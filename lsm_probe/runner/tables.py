@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lsm_probe.runner.result import Curve, MeasurementResult, layer_groups, thinking_summary
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 NONE = "–"
 """Stands where there is no number."""
+UNKNOWN = "interval unknown"
+"""Stands where a number has no interval: fewer than four utterances are too few."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,17 @@ def _scored_part(settings: set[str]) -> str:
 
 
 def with_interval(curve: Curve) -> str:
-    """A number with its interval."""
+    """A number with its interval, or with a word where it has none."""
+    if np.isnan(curve.ci_low):
+        return f"{curve.mean:.3f} [{UNKNOWN}]"
     return f"{curve.mean:.3f} [{curve.ci_low:.3f}, {curve.ci_high:.3f}]"
 
 
 def shown(found: Curve, digits: int = 2) -> str:
-    """A number with its interval, with true minus signs."""
+    """A number with its interval, or with a word where it has none, with true minus signs."""
     # Adding 0 makes -0.0 a 0.
-    ends = (f"{round(float(end), digits) + 0.0:.{digits}f}" for end in (found.mean, found.ci_low, found.ci_high))
-    return "{} [{}, {}]".format(*ends).replace("-", "−")
+    mean, *ends = (f"{round(float(end), digits) + 0.0:.{digits}f}" for end in vars(found).values())
+    return f"{mean} [{UNKNOWN if np.isnan(found.ci_low) else ', '.join(ends)}]".replace("-", "−")
 
 
 def measured_on(results: Sequence[MeasurementResult]) -> str:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lsm_probe.bootstrap import cluster_weights, interval, number_clusters
 from lsm_probe.data.sample import Sample
+from lsm_probe.intervals import interval, leave_one_out, number_clusters
 from lsm_probe.training.dataset import IGNORED
 
 CONTROLS = ("speech", "instruction")
@@ -32,7 +32,7 @@ def sample_losses(logits: Tensor, shift_labels: Tensor) -> Tensor:
 
 
 def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample], seed: int) -> dict[str, float]:
-    """Losses in nats per response token, with paired bootstrap intervals (95 %, over utterances) of the differences.
+    """Losses in nats per response token, with paired 95 % intervals over utterances of the differences.
 
     Args:
         losses: `[samples, 2]` of [`sample_losses`] under `true` and, where it could be made, each of [`CONTROLS`].
@@ -41,18 +41,19 @@ def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample], seed: 
 
     Returns:
         `eval_loss`; for each control `eval_loss_{control}_shuffled` and `eval_{control}_gain`, how much the loss
-        rises when that input is another's, with `_low` and `_high`; and where there are several tasks
+        rises when that input is another's, with `_low` and `_high` (NaN with fewer than four utterances); and where there are several tasks
         `eval_loss_task_{task}`.
     """
-    weights = cluster_weights(number_clusters([sample.utterance for sample in samples]), seed)
+    clusters = number_clusters([sample.utterance for sample in samples])
     true = losses["true"].astype(np.float64)
     metrics = {"eval_loss": _per_token(true)}
     for control in CONTROLS:
         if control in losses:
             shuffled = losses[control].astype(np.float64)
             metrics[f"eval_loss_{control}_shuffled"] = _per_token(shuffled)
-            metrics[f"eval_{control}_gain"] = _per_token(shuffled) - _per_token(true)
-            low, high = interval(_resampled(weights, shuffled) - _resampled(weights, true))
+            gain = _per_token(shuffled) - _per_token(true)
+            low, high = interval(gain, _resampled(shuffled, clusters) - _resampled(true, clusters))
+            metrics[f"eval_{control}_gain"] = gain
             metrics |= {f"eval_{control}_gain_low": float(low), f"eval_{control}_gain_high": float(high)}
     tasks = np.array([sample.task or "" for sample in samples])
     names = sorted(set(tasks.tolist()))
@@ -65,5 +66,9 @@ def _per_token(losses: NDArray[np.float64]) -> float:
     return float(losses[:, 0].sum() / losses[:, 1].sum())
 
 
-def _resampled(weights: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (weights @ losses[:, 0]) / (weights @ losses[:, 1])
+def _resampled(losses: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Nats per token without each utterance in turn, `[utterances]`."""
+    nats, tokens = leave_one_out(losses, clusters).T
+    # With one utterance there is nothing left.
+    with np.errstate(invalid="ignore"):
+        return nats / tokens

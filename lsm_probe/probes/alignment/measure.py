@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from lsm_probe.bootstrap import number_clusters
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, NotMeasurable
 from lsm_probe.instruments.similarity import check_perplexity
+from lsm_probe.intervals import number_clusters
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
@@ -145,7 +145,7 @@ def with_instruction(samples: Sequence[Sample], instruction: str) -> list[Sample
 def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
     """Number of the utterance of each sample, `[samples]`; recordings of the same words count as one.
 
-    Their transcripts give the same vectors. As separate utterances, a match would count as a miss, and the bootstrap
+    Their transcripts give the same vectors. As separate utterances, a match would count as a miss, and the intervals
     would draw one sentence as several.
     """
     words: dict[str, str] = {}

@@ -32,6 +32,7 @@ CURVES = (
     "centroid_distance",
 )
 """The numbers by state that have an interval."""
+_SHARES = tuple(name for name in CURVES if "retrieval" in name)
 Doubles = NDArray[np.float64]
 
 
@@ -66,7 +67,7 @@ class AlignmentResult(MeasurementResult):
     ([`standardised`]). CKA needs no common space: an untrained connector keeps enough of the encoder's geometry for a
     CKA of 0.4 in state 0 (60 spoken commands, measured). So compare CKA with that of `builtin:untrained`.
 
-    Intervals are 95 % over utterances: bootstrap, and for CKA jackknife; means and variances of the standardised
+    Intervals are 95 % over utterances; means and variances of the standardised
     numbers stay those of all samples. Recordings of the same words are one utterance (`clusters`).
 
     Attributes:
@@ -155,8 +156,8 @@ class AlignmentResult(MeasurementResult):
             **numbers,
             "retrieval_chance": round(self.chance(), 6),
             "centroid_floor": round(self.centroid_floor(), 6),
-            "centroid_note": "noise alone gives two unrelated sets of one distribution about the floor; of that "
-            "order, the interval lies above the estimate",
+            "centroid_note": "noise alone gives two unrelated sets of one distribution about the floor; near it, the "
+            "interval lies above the true distance",
             "mmd": {
                 **{name: rounded(values) for name, values in self.mmd().items()},
                 "least_p_value": round(least_p_value, 6),
@@ -186,13 +187,15 @@ class AlignmentResult(MeasurementResult):
 
     def _differences(self, other: AlignmentResult) -> dict[str, Curve]:
         """`other` minus this one, by the names in `CURVES`."""
-        numbers = {name: self.mean(other._by_sample[name] - values) for name, values in self._by_sample.items()}
+        numbers = {
+            name: (self.share_difference if name in _SHARES else self.mean)(other._by_sample[name] - values)
+            for name, values in self._by_sample.items()
+        }
         for name, (whole, left_out) in self._cka.items():
             other_whole, other_left_out = other._cka[name]
-            between = other_whole - whole
-            numbers[name] = Curve(between, *similarity.jackknife_interval(between, other_left_out - left_out))
-        (distance, drawn), (other_distance, other_drawn) = self._centroids, other._centroids
-        numbers["centroid_distance"] = curve(other_distance - distance, other_drawn - drawn)
+            numbers[name] = curve(other_whole - whole, other_left_out - left_out)
+        (distance, resampled), (other_distance, other_resampled) = self._centroids, other._centroids
+        numbers["centroid_distance"] = curve(other_distance - distance, other_resampled - resampled)
         return {name: numbers[name] for name in CURVES}
 
     def _place(self, layer: int) -> int:
@@ -215,11 +218,12 @@ class AlignmentResult(MeasurementResult):
 
     @cached_property
     def _curves(self) -> dict[str, Curve]:
-        numbers = {name: self.mean(values) for name, values in self._by_sample.items()}
+        numbers = {
+            name: (self.share if name in _SHARES else self.mean)(values) for name, values in self._by_sample.items()
+        }
         for name, (whole, left_out) in self._cka.items():
-            low, high = similarity.jackknife_interval(whole, left_out)
-            numbers[name] = Curve(whole, low.clip(-1, 1), high.clip(-1, 1))
-        numbers["centroid_distance"] = curve(*self._centroids)
+            numbers[name] = curve(whole, left_out).clipped(-1, 1)
+        numbers["centroid_distance"] = curve(*self._centroids).clipped(0, np.inf)
         return {name: numbers[name] for name in CURVES}
 
     @cached_property
@@ -262,10 +266,10 @@ class AlignmentResult(MeasurementResult):
 
     @cached_property
     def _centroids(self) -> tuple[Doubles, Doubles]:
-        """The distance `[states]`, and that of each resample `[draws, states]`."""
-        weights = self.weights()
-        drawn = self._by_state(lambda x, y: similarity.centroid_distance(x, y, weights))
-        return np.array(self._by_state(similarity.centroid_distance)), np.stack(drawn, 1)
+        """The distance `[states]`, and without one utterance each `[utterances, states]`."""
+        weights = np.not_equal.outer(np.arange(self.n_utterances), self.clusters).astype(np.float64)
+        resampled = self._by_state(lambda x, y: similarity.centroid_distance(x, y, weights))
+        return np.array(self._by_state(similarity.centroid_distance)), np.stack(resampled, 1)
 
     @cached_property
     def _mmd(self) -> list[similarity.Mmd]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw eta by layer for each result, with its 95 % bootstrap interval as a band; controls are dashed.
+    """Draw eta by layer for each result, with its 95 % interval as a band; controls are dashed.
 
     Args:
         results: read under their own conventions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -146,22 +146,22 @@ class AttentionResult(MeasurementResult):
 
     def eta(self) -> Curve:
         """Instruction proportion `S_instruction / (S_instruction + S_source)` by layer, with its interval."""
-        return curve(self._aggregate(self.scores(), self._all())[0], self.resampled_eta())
+        return curve(self._aggregate(self.scores(), _of_all), self.resampled_eta()).clipped(0, 1)
 
     def resampled_eta(self) -> Floats:
-        """Eta by layer of each bootstrap resample, `[resamples, layers]`."""
-        return self._aggregate(self.scores(), self.weights())
+        """Eta by layer without each utterance in turn, `[utterances, layers]`."""
+        return self._aggregate(self.scores(), self.resampled)
 
     def head_eta(self) -> Curve:
         """Eta of single heads with its interval, `[layers, heads]`, under `segment`, `aggregate` and `span`.
 
         NaN for a head without attention to instruction and source in some sample.
         """
-        return curve(self._aggregate(self.head_scores(), self._all())[0], self.resampled_head_eta())
+        return curve(self._aggregate(self.head_scores(), _of_all), self.resampled_head_eta()).clipped(0, 1)
 
     def resampled_head_eta(self) -> Floats:
-        """Eta of single heads of each bootstrap resample, `[resamples, layers, heads]`."""
-        return self._aggregate(self.head_scores(), self.weights())
+        """Eta of single heads without each utterance in turn, `[utterances, layers, heads]`."""
+        return self._aggregate(self.head_scores(), self.resampled)
 
     def head_share(self) -> Floats:
         """Each head's part of what its layer takes from instruction and source, `[layers, heads]`.
@@ -350,21 +350,14 @@ class AttentionResult(MeasurementResult):
             return instruction, column["source"]
         return instruction / n_instruction, column["source"] / count["source"]
 
-    def _aggregate(self, scores: tuple[Floats, Floats], weights: NDArray[np.float64]) -> Floats:
-        """Eta of S_instruction and S_source, `[samples, ...]` each, for each row of sample weights `[draws, samples]`:
-        `[draws, ...]`."""
+    def _aggregate(self, scores: tuple[Floats, Floats], mean: Callable[[Floats], Floats]) -> Floats:
+        """Eta of S_instruction and S_source, `[samples, ...]` each, by a function that takes the mean over samples."""
         instruction, source = scores
         # A head that takes nothing has no eta.
         with np.errstate(invalid="ignore"):
             if self.conventions.aggregate == "mean_of_ratios":
-                drawn = np.tensordot(weights, instruction / (instruction + source), 1)
-                return drawn / weights.sum(1).reshape(-1, *[1] * (drawn.ndim - 1))
-            drawn = np.tensordot(weights, instruction, 1)
-            return drawn / (drawn + np.tensordot(weights, source, 1))
-
-    def _all(self) -> NDArray[np.float64]:
-        """Weights of one draw that holds each sample once, `[1, samples]`."""
-        return np.ones((1, len(self.samples)))
+                return mean(instruction / (instruction + source))
+            return mean(instruction) / (mean(instruction) + mean(source))
 
     def _segment_summary(self) -> dict[str, Any]:
         norms = self.norms if self.conventions.heads == "sum_then_norm" else self.head_norms.mean(2)
@@ -380,6 +373,10 @@ class AttentionResult(MeasurementResult):
             }
             for i, name in enumerate(SEGMENTS)
         }
+
+
+def _of_all(values: Floats) -> Floats:
+    return values.mean(0)
 
 
 def has_same_source_lengths(first: AttentionResult, second: AttentionResult) -> bool:

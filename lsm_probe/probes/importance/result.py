@@ -106,7 +106,7 @@ class ImportanceResult(MeasurementResult):
         point = self.distribution()
         if self.signed is not None:
             return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
-        return curve(point, self._resampled_distribution())
+        return curve(point, self._resampled_distribution()).clipped(0, 1)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each parameter: sum and mean over its weights, with the interval of the sum."""
@@ -168,9 +168,12 @@ class ImportanceResult(MeasurementResult):
         if self.signed is None and other.signed is None:
             drawn = [r._resampled_distribution() for r in (self, other)]
             found["share_difference"] = curve(theirs - mine, drawn[1] - drawn[0]).to_dict()
-            for name, compare in (("jensen_shannon", _divergence), ("rank_correlation", _rank_correlation)):
+            for name, compare, least, most in (
+                ("jensen_shannon", _divergence, 0, np.log(2)),
+                ("rank_correlation", _rank_correlation, -1, 1),
+            ):
                 resampled = np.array([compare(a, b) for a, b in zip(*drawn, strict=True)])
-                found[name] = curve(np.array(compare(mine, theirs)), resampled).to_dict()
+                found[name] = curve(np.array(compare(mine, theirs)), resampled).clipped(least, most).to_dict()
         if self.masks is not None and other.masks is not None:
             overlap = jaccard(self.masks, other.masks)
             share = self.masks.share
@@ -245,9 +248,10 @@ class ImportanceResult(MeasurementResult):
         return np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
 
     def _resampled_distribution(self) -> Floats:
+        """Shares of layers without each utterance in turn, `[utterances, layers]`."""
         sums = np.stack([self.sums[:, self._layers() == layer].sum(1) for layer in range(self.n_layers)], 1)
-        drawn = self.weights() @ sums
-        return drawn / drawn.sum(1, keepdims=True)
+        resampled = self.resampled(sums)
+        return resampled / resampled.sum(1, keepdims=True)
 
 
 def _in_layer(parameter: Mapping[str, Any]) -> bool:

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lsm_probe.bootstrap import interval
 from lsm_probe.models.segments import Segment
 from lsm_probe.runner.conventions import Choices
 from lsm_probe.runner.multiple_testing import SIGNIFICANT, Tested, corrected_p
-from lsm_probe.runner.result import Curve, Floats, MeasurementResult, rounded
+from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rounded
 
 SEGMENTS = (Segment.INSTRUCTION, Segment.SOURCE)
 """The segments that are cut off, in the order of the stored arrays."""
@@ -76,19 +75,16 @@ class KnockoutResult(MeasurementResult):
     def causal_eta(self) -> Curve:
         """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
 
-        In the interval's resamples a fall below 0 counts as 0, so that the interval then reaches to 0 or 1; those in
-        which neither is above 0 say nothing and are left out.
+        The interval stays between 0 and 1. It counts a fall below 0 that leaving out an utterance makes as 0, and is NaN
+        where that leaves neither above 0.
         """
-        falls = self._falls().mean(0)
-        drawn = np.clip(self.resampled(self._falls()), 0, None)
-        defined = (falls > 0).all(0)
-        eta = np.full((3, self.n_layers), np.nan)
-        for layer in np.flatnonzero(defined):
-            instruction, source = drawn[:, :, layer].T
-            some = instruction + source > 0
-            share = instruction[some] / (instruction[some] + source[some])
-            eta[:, layer] = falls[0, layer] / falls[:, layer].sum(), *interval(share)
-        return Curve(*eta)
+        falls, resampled = self._falls(), self.resampled(self._falls())
+        defined = (falls.mean(0) > 0).all(0)
+        with np.errstate(invalid="ignore"):
+            eta, etas = (
+                np.where(defined, of[..., 0, :] / of.sum(-2), np.nan) for of in (falls.mean(0), resampled.clip(0))
+            )
+        return curve(eta, etas).clipped(0, 1)
 
     def head_falls(self, segment: Segment) -> Tested:
         """Mean fall with the segment hidden from one head, `[layers, heads]`, layers as in `head_layers`, nats per

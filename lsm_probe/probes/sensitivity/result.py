@@ -94,11 +94,12 @@ class SensitivityResult(MeasurementResult):
         return self.mean(self.by_sample()[1])
 
     def info_eta(self) -> Curve | None:
-        """`D_i / (D_i + D_s)` of the means, with its interval; None where an interval of either touches 0."""
-        if self.instruction().ci_low <= 0 or self.source().ci_low <= 0:
+        """`D_i / (D_i + D_s)` of the means, with its interval; None where an interval of either touches 0 or
+        is unknown."""
+        if not (self.instruction().ci_low > 0 and self.source().ci_low > 0):
             return None
         instruction, source = (values.mean() for values in self.by_sample())
-        return curve(instruction / (instruction + source), self._resampled_eta())
+        return curve(instruction / (instruction + source), self._resampled_eta()).clipped(0, 1)
 
     def ceilings(self) -> tuple[float, float]:
         """The largest D_i and D_s that the pools allow: the mean of the logarithm of their sizes, nats."""
@@ -178,6 +179,7 @@ class SensitivityResult(MeasurementResult):
         return _against_pool(whole[:, :, None])[:, 0]
 
     def _resampled_eta(self) -> NDArray[np.float64]:
+        """Info-eta without each utterance in turn, `[utterances]`."""
         instruction, source = (self.resampled(values) for values in self.by_sample())
         return instruction / (instruction + source)
 

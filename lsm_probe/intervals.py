@@ -1,0 +1,249 @@
+"""95 % intervals over utterances, by the jackknife; and whether one utterance carries a mean.
+
+An interval speaks of utterances, not of training seeds. All samples of an utterance (a cluster) are left out together.
+Each statistic is computed on all utterances and again without each of them. The differences say how much every
+utterance contributes, so that an interval for a mean serves any statistic: ratios, scores, and paired differences.
+
+The interval is Student's t, with the end on the side of the longer tail moved out by Hall's correction for skewness.
+Percentile bootstrap intervals over 6 to 8 utterances hold the true mean in 75 to 90 % of experiments, not in 95 %:
+`analyses/intervals` compares methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.95
+METHOD = "skewness-corrected t"
+"""How results name the method of their intervals; those that name none have percentile bootstrap intervals."""
+FEWEST = 4
+"""Utterances: with fewer there is no interval."""
+OUTLIER = 0.01
+"""Significance of the outlier test that decides whether one utterance carries a mean."""
+
+Floats = NDArray[np.floating[Any]]
+
+
+def number_clusters(utterances: Sequence[str]) -> NDArray[np.int64]:
+    """Number the utterances 0, 1, ... in the order they come in, `[samples]`."""
+    numbers = {utterance: i for i, utterance in enumerate(dict.fromkeys(utterances))}
+    return np.array([numbers[utterance] for utterance in utterances], dtype=np.int64)
+
+
+def leave_one_out(values: Floats, clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums over samples without each cluster in turn.
+
+    Args:
+        values: `[samples, ...]`.
+        clusters: the utterance each sample belongs to, `[samples]`, numbered 0, 1, ...
+
+    Returns:
+        `[clusters, ...]`, accumulated in float64.
+
+    Example:
+        >>> leave_one_out(np.array([1.0, 2.0, 4.0]), np.array([0, 0, 1]))
+        array([4., 3.])
+    """
+    own = np.zeros((int(clusters.max()) + 1, *values.shape[1:]))
+    np.add.at(own, clusters, values)
+    return own.sum(0) - own
+
+
+def interval(point: Floats | float, left_out: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper end of the 95 % interval of a statistic.
+
+    The jackknife's pseudo-values (Tukey 1958) take the place of the values whose mean a t interval is made for. Their
+    skewness is removed by Hall's monotone transformation of t (Hall 1992, "On the removal of skewness by
+    transformation", here with Student's quantiles), which moves the end on the side of the longer tail out. The
+    other end stays that of Student's t: the correction would move it in, and few values measure skewness badly.
+
+    Args:
+        point: the statistic of all utterances, `[...]`.
+        left_out: the statistic without each utterance, `[utterances, ...]`. For a paired difference, the difference
+            of both statistics without that utterance.
+
+    Returns:
+        `(low, high)`, each `[...]`; NaN with fewer than four utterances, and where the statistic or one without an
+        utterance is NaN. Zero width where all utterances are alike: for shares of a few hits, use [`share_interval`].
+
+    Example:
+        >>> values, clusters = np.array([0.2, 0.3, 0.1, 0.4, 0.9]), np.arange(5)
+        >>> low, high = interval(values.mean(), leave_one_out(values, clusters) / 4)
+        >>> print(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
+        0.38 [-0.01, 1.59]
+    """
+    point = np.asarray(point, dtype=np.float64)
+    n = len(left_out)
+    if n < FEWEST:
+        return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
+    contributions = _contributions(point, left_out)
+    error = contributions.std(0, ddof=1) / np.sqrt(n)
+    skew = _skewness(contributions) / np.sqrt(n)
+    high_t = stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    return point - error * np.maximum(_hall(high_t, skew), high_t), point - error * np.minimum(
+        _hall(-high_t, skew), -high_t
+    )
+
+
+def share_interval(
+    point: Floats | float, left_out: Floats, n_samples: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper end of the 95 % interval of a share, such as of the responses that have the asked-for form.
+
+    Clopper and Pearson's exact binomial interval, for as many independent samples as have the variance found between
+    utterances (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive
+    counts estimated from survey data"). With one sample for each utterance it is the exact binomial interval. Where all
+    utterances agree on 0 or 1, each counts as one sample: 0 of 8 gives 0 to 0.37.
+
+    Args:
+        point: the share, between 0 and 1, `[...]`.
+        left_out: the share without each utterance, `[utterances, ...]`.
+        n_samples: samples behind the share.
+
+    Returns:
+        `(low, high)`, each `[...]`, between 0 and 1; NaN as in [`interval`].
+
+    Example:
+        >>> low, high = share_interval(0.0, np.zeros(8), 8)
+        >>> print(f"{low:.2f} {high:.2f}")
+        0.00 0.37
+    """
+    point = np.asarray(point, dtype=np.float64)
+    n = len(left_out)
+    if n < FEWEST:
+        return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
+    variance = _contributions(point, left_out).var(0, ddof=1) / n
+    # Rounding must not make the contributions of equal utterances differ.
+    alike = variance < 1e-20
+    effective = np.minimum(1 + point * (1 - point) / np.where(alike, 1, variance), n_samples)
+    effective *= (stats.t.ppf(LEVEL / 2, n_samples - 1) / stats.t.ppf(LEVEL / 2, n - 1)) ** 2
+    effective = np.where(alike, n, effective)
+    hits, misses, tail = point * effective, (1 - point) * effective, (1 - LEVEL) / 2
+    # The beta distribution is not defined where the end is that of the range.
+    with np.errstate(invalid="ignore"):
+        low = np.where(hits > 1e-9, stats.beta.ppf(tail, hits, misses + 1), 0)
+        high = np.where(misses > 1e-9, stats.beta.ppf(1 - tail, hits + 1, misses), 1)
+    known = ~np.isnan(point) & ~np.isnan(variance)
+    return np.where(known, low, np.nan), np.where(known, high, np.nan)
+
+
+def share_difference_interval(
+    point: Floats | float, left_out: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper end of the 95 % interval of the paired difference of two shares on the same utterances.
+
+    Student's t after adding two utterances, one with a difference of 1 and one of -1 (Bonett and Price 2012, "Adjusted
+    Wald confidence interval for a difference of binomial proportions based on paired data"). The interval has a width
+    also where no utterance differs.
+
+    Args:
+        point: the difference, between -1 and 1, `[...]`.
+        left_out: the difference without each utterance, `[utterances, ...]`.
+
+    Returns:
+        `(low, high)`, each `[...]`, between -1 and 1; NaN as in [`interval`].
+
+    Example:
+        >>> low, high = share_difference_interval(0.0, np.zeros(8))
+        >>> print(f"{low:.2f} {high:.2f}")
+        -0.33 0.33
+    """
+    point = np.asarray(point, dtype=np.float64)
+    n = len(left_out)
+    if n < FEWEST:
+        return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
+    extremes = np.array([1.0, -1.0]).reshape(2, *[1] * point.ndim)
+    values = point + _contributions(point, left_out)
+    more = np.concatenate([values, np.broadcast_to(extremes, (2, *point.shape))])
+    reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * more.std(0) / np.sqrt(n + 2)
+    return (more.mean(0) - reach).clip(-1), (more.mean(0) + reach).clip(None, 1)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """The utterance that moves a mean, or another statistic, most when it is left out.
+
+    Attributes:
+        cluster: number of the utterance.
+        mean: of all utterances.
+        mean_without: without that one.
+        carries: whether the utterance carries the mean: Grubbs' test calls it an outlier at a significance of 1 %,
+            and leaving it out moves the mean by more than half a standard error. Of samples of a normal distribution at
+            most 1 % have such an utterance, however few utterances there are.
+    """
+
+    cluster: int
+    mean: float
+    mean_without: float
+    carries: bool
+
+
+def most_influential(values: Floats, clusters: NDArray[np.int64]) -> Influence:
+    """The utterance that moves the mean over samples most when it is left out, and whether it carries the mean.
+
+    An interval that excludes 0 is not to be trusted where `carries` is true; nor is one that includes 0.
+
+    Args:
+        values: a number for each sample, such as D_i, `[samples]`.
+        clusters: the utterance each sample belongs to, `[samples]`, numbered 0, 1, ...
+
+    Example:
+        >>> found = most_influential(np.array([0.3, 0.2, 0.4, 0.3, 0.2, 2.3]), np.arange(6))
+        >>> found.cluster, round(found.mean, 2), round(found.mean_without, 2), found.carries
+        (5, 0.62, 0.28, True)
+    """
+    # With one utterance there is nothing left: NaN.
+    counts = leave_one_out(np.ones(len(values)), clusters)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return most_influential_of(float(np.mean(values)), leave_one_out(values, clusters) / counts)
+
+
+def most_influential_of(point: float, left_out: Floats) -> Influence:
+    """The same for any statistic, from its values without each utterance, `[utterances]`; see [`interval`]."""
+    n = len(left_out)
+    moves = np.abs(np.nan_to_num(point - left_out))
+    most = int(moves.argmax())
+    return Influence(most, float(point), float(left_out[most]), n >= FEWEST and _is_outlier(moves[most], left_out))
+
+
+def _is_outlier(move: float, left_out: Floats) -> bool:
+    """Grubbs' test for the utterance that moves the statistic most, in its two-sided form (Grubbs 1969)."""
+    n = len(left_out)
+    # The move in standard errors: left-out statistics scatter n - 1 times less than the utterances.
+    spread = (n - 1) * float(left_out.std(ddof=1))
+    if not spread > 1e-12:  # equal but for rounding
+        return False
+    deviation = (n - 1) * move / spread
+    t = stats.t.ppf(1 - OUTLIER / (2 * n), n - 2)
+    critical = (n - 1) / np.sqrt(n) * np.sqrt(t**2 / (n - 2 + t**2))
+    return bool(deviation > critical and move > spread / np.sqrt(n) / 2)
+
+
+def _contributions(point: Floats, left_out: Floats) -> NDArray[np.float64]:
+    """What each utterance adds to the statistic, `[utterances, ...]`: its pseudo-value minus the statistic."""
+    found = (len(left_out) - 1) * (point - left_out)
+    # Differences of rounding alone are none.
+    return np.where(np.abs(found) < 1e-12 * np.abs(point) * len(left_out), 0, found)
+
+
+def _skewness(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the first axis, without the bias that samples of a normal distribution have; 0 where values are alike."""
+    n = len(values)
+    centred = values - values.mean(0)
+    spread = (centred**2).mean(0)
+    alike = spread == 0
+    found = (centred**3).mean(0) / np.where(alike, 1, spread) ** 1.5
+    return np.where(alike, 0, found) * np.sqrt(n * (n - 1)) / (n - 2)
+
+
+def _hall(t: float, skew: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The value of Student's t whose skewness-corrected transformation is `t`; `skew` is divided by root n."""
+    flat = np.abs(skew) < 1e-6
+    safe = np.where(flat, 1, skew)
+    return np.where(flat, t, 3 / safe * (np.cbrt(1 + safe * (t - safe / 6)) - 1))
