@@ -124,9 +124,8 @@ class EvaluationResult(MeasurementResult):
         known = counts.any((1, 2))
         clusters = np.unique(self.clusters[known], return_inverse=True)[1]
         first = next(iter(rates.values()))
-        resampled = (
-            _mean_of_known(first.score(leave_one_out(counts[known], clusters)).T) if known.any() else np.zeros(0)
-        )
+        by_task = first.score(leave_one_out(counts[known], clusters)) if known.any() else np.zeros((0, len(rates)))
+        resampled = _mean_of_known(by_task.T)
         value = float(_mean_of_known(np.array([rate.value for rate in rates.values()])))
         details = {"tasks": [name for name, rate in rates.items() if rate.n]}
         return estimated(first, value, resampled, sum(rate.n for rate in rates.values()), details)

@@ -55,7 +55,7 @@ class Estimate:
 class TextAbilityResult(MeasurementResult):
     """What the LLM of a checkpoint still knows of text.
 
-    Each number has an interval over its own questions or texts alone, so that it does not depend on what else was measured.
+    Each number has an interval over its own questions or texts alone, and does not depend on what else was measured.
 
     Attributes:
         counts: `[samples, 2]`, float64: of a text the negative log-likelihood of its target in nats and its tokens, of
@@ -180,9 +180,8 @@ class TextAbilityResult(MeasurementResult):
         utterances = [str(cluster) for cluster in self.clusters[rows]]
         resampled = metric.resampled(utterances, np.ones(metric.n, dtype=np.bool_))
         found = estimated(metric, metric.value, resampled, metric.n, {})
-        return Estimate(
-            Curve(*(np.asarray(x) for x in (found.value, found.ci_low, found.ci_high))), resampled, metric.n
-        )
+        ends = (np.asarray(end) for end in (found.value, found.ci_low, found.ci_high))
+        return Estimate(Curve(*ends), resampled, metric.n)
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,10 +204,9 @@ def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
                 else f"before, the interval begins at {low:.1f} %: not above {floor:g} %"
             )
             continue
-        rate, rates = (
-            100 * (b - a) / (b - floor) for b, a in ((before.value, after.value), (before.resampled, after.resampled))
-        )
-        found[name] = curve(np.asarray(rate), rates).to_dict()
+        rate = np.asarray(100 * (before.value - after.value) / (before.value - floor))
+        rates = 100 * (before.resampled - after.resampled) / (before.resampled - floor)
+        found[name] = curve(rate, rates).to_dict()
     return found
 
 

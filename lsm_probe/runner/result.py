@@ -42,7 +42,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A number (by layer, or alone) with its 95 % interval: three arrays of one shape; the interval is NaN where there is none."""
+    """A number (by layer, or alone) with its 95 % interval: three arrays of one shape. NaN stands for no interval."""
 
     mean: Floats
     ci_low: Floats
@@ -152,7 +152,7 @@ class MeasurementResult:
         return Curve(change, *share_difference_interval(change, self.resampled(values)))
 
     def most_influential(self, values: Floats) -> Influence:
-        """The utterance that moves the mean of `values [samples]` most; see [`lsm_probe.intervals.most_influential`]."""
+        """The utterance that moves the mean of `values`, `[samples]`, most; see [`lsm_probe.intervals`]."""
         return most_influential(values, self.clusters)
 
     def influence_note(self, label: str, influence: Influence, digits: int = 2) -> str | None:

@@ -31,18 +31,17 @@ def sample_losses(logits: Tensor, shift_labels: Tensor) -> Tensor:
     return torch.stack([losses.sum(-1), (shift_labels != IGNORED).sum(-1)], dim=-1)
 
 
-def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample], seed: int) -> dict[str, float]:
+def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample]) -> dict[str, float]:
     """Losses in nats per response token, with paired 95 % intervals over utterances of the differences.
 
     Args:
         losses: `[samples, 2]` of [`sample_losses`] under `true` and, where it could be made, each of [`CONTROLS`].
         samples: the held-out samples, in the same order.
-        seed: of the resamples.
 
     Returns:
         `eval_loss`; for each control `eval_loss_{control}_shuffled` and `eval_{control}_gain`, how much the loss
-        rises when that input is another's, with `_low` and `_high` (NaN with fewer than four utterances); and where there are several tasks
-        `eval_loss_task_{task}`.
+        rises when that input is another's, with `_low` and `_high` where there are at
+        least four utterances; and where there are several tasks `eval_loss_task_{task}`.
     """
     clusters = number_clusters([sample.utterance for sample in samples])
     true = losses["true"].astype(np.float64)
@@ -54,7 +53,8 @@ def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample], seed: 
             gain = _per_token(shuffled) - _per_token(true)
             low, high = interval(gain, _resampled(shuffled, clusters) - _resampled(true, clusters))
             metrics[f"eval_{control}_gain"] = gain
-            metrics |= {f"eval_{control}_gain_low": float(low), f"eval_{control}_gain_high": float(high)}
+            if not np.isnan(low):
+                metrics |= {f"eval_{control}_gain_low": float(low), f"eval_{control}_gain_high": float(high)}
     tasks = np.array([sample.task or "" for sample in samples])
     names = sorted(set(tasks.tolist()))
     if len(names) > 1:

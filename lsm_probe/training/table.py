@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from lsm_probe.console import text_console
+from lsm_probe.runner.result import Curve
+from lsm_probe.runner.tables import with_interval
 from lsm_probe.training.estimate import GIB, Estimate, StageEstimate
 from lsm_probe.training.held_out_loss import CONTROLS
 
@@ -42,8 +46,8 @@ def _cells(found: dict[str, float]) -> list[str]:
     for control in CONTROLS:
         gain = f"eval_{control}_gain"
         if gain in found:
-            low, high = found[f"{gain}_low"], found[f"{gain}_high"]
-            cells += [f"{found[f'eval_loss_{control}_shuffled']:.3f}", f"{found[gain]:.3f} [{low:.3f}, {high:.3f}]"]
+            numbers = (np.asarray(found.get(key, math.nan)) for key in (gain, f"{gain}_low", f"{gain}_high"))
+            cells += [f"{found[f'eval_loss_{control}_shuffled']:.3f}", with_interval(Curve(*numbers))]
         else:
             cells += ["–", "–"]
     return cells

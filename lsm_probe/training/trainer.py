@@ -111,7 +111,7 @@ class LsmTrainer(Trainer):
         # A loader draws its workers' seed from the global generator. Evaluating must not change how training goes on.
         with torch.random.fork_rng(devices=[]), self.stop.interruptible():
             losses = {name: self._losses(view) for name, view in self.held_out.items()}
-        metrics = summarise(losses, self.held_out["true"].samples, self.args.seed)
+        metrics = summarise(losses, self.held_out["true"].samples)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -146,7 +146,7 @@ def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
     """Number of the utterance of each sample, `[samples]`; recordings of the same words count as one.
 
     Their transcripts give the same vectors. As separate utterances, a match would count as a miss, and the intervals
-    would draw one sentence as several.
+    would count one sentence as several.
     """
     words: dict[str, str] = {}
     for sample in samples:

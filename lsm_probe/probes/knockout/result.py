@@ -75,8 +75,8 @@ class KnockoutResult(MeasurementResult):
     def causal_eta(self) -> Curve:
         """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
 
-        The interval stays between 0 and 1. It counts a fall below 0 that leaving out an utterance makes as 0, and is NaN
-        where that leaves neither above 0.
+        The interval stays between 0 and 1. Where a fall is below 0 without some utterance, it counts as 0 there; where
+        both are, the interval is NaN.
         """
         falls, resampled = self._falls(), self.resampled(self._falls())
         defined = (falls.mean(0) > 0).all(0)
