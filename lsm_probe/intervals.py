@@ -22,8 +22,8 @@ from scipy import stats
 LEVEL = 0.95
 METHOD = "skewness-corrected t"
 """How results name the method of their intervals; those that name none have percentile bootstrap intervals."""
-FEWEST = 4
-"""Utterances: with fewer there is no interval."""
+FEWEST = 3
+"""Utterances: with fewer there is no interval, as two do not tell whether values are skewed."""
 OUTLIER = 0.01
 """Significance of the outlier test that decides whether one utterance carries a mean."""
 
@@ -69,7 +69,7 @@ def interval(point: Floats | float, left_out: Floats) -> tuple[NDArray[np.float6
             of both statistics without that utterance.
 
     Returns:
-        `(low, high)`, each `[...]`; NaN with fewer than four utterances, and where the statistic or one without an
+        `(low, high)`, each `[...]`; NaN with fewer than three utterances, and where the statistic or one without an
         utterance is NaN. Zero width where all utterances are alike: for shares of a few hits, use [`share_interval`].
 
     Example:

@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import soundfile
 import torch
 import typer
 from numpy.typing import NDArray
+from scipy import stats
+from scipy.optimize import brentq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
@@ -270,6 +272,36 @@ def tiny_tokenizer(tiny_llm_folder: Path) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def slow_interval() -> Callable[..., tuple[float, float]]:
+    """The 95 % interval of a statistic, written out with loops and a search for the transformed t.
+
+    Called as `slow_interval(statistic, clusters)`; `statistic` takes the numbers of the samples that are kept.
+    """
+
+    def interval(statistic: Callable[[list[int]], float], clusters: Sequence[int]) -> tuple[float, float]:
+        names = sorted(set(clusters))
+        n = len(names)
+        point = float(statistic(list(range(len(clusters)))))
+        pseudo_values = []
+        for name in names:
+            kept = [i for i, cluster in enumerate(clusters) if cluster != name]
+            pseudo_values.append(n * point - (n - 1) * float(statistic(kept)))
+        mean = sum(pseudo_values) / n
+        second, third = (sum((value - mean) ** power for value in pseudo_values) / n for power in (2, 3))
+        error = (second / (n - 1)) ** 0.5
+        skew = third / second**1.5 * (n * (n - 1)) ** 0.5 / (n - 2) / n**0.5
+
+        def transformed(t: float) -> float:
+            return float(t + skew / 3 * t**2 + skew**2 / 27 * t**3 + skew / 6)
+
+        t = float(stats.t.ppf(0.975, n - 1))
+        upper, lower = (brentq(lambda x, end=end: transformed(x) - end, -1e4, 1e4, xtol=1e-13) for end in (t, -t))
+        return point - max(upper, t) * error, point - min(lower, -t) * error
+
+    return interval
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ class Score:
     """A score, or a difference of two, in per cent, with its 95 % interval over utterances.
 
     Attributes:
-        ci_low, ci_high: ends of the interval; NaN where there is none, as with fewer than four utterances.
+        ci_low, ci_high: ends of the interval; NaN where there is none, as with fewer than three utterances.
         n: the samples it speaks of.
         details: counts and conventions behind it, ready for JSON; `undefined` says why there is no value.
     """
@@ -423,9 +423,11 @@ def estimated(metric: Metric, value: float, resampled: Floats, n: int, details: 
     if math.isnan(value):
         return Score(metric.name, value, math.nan, math.nan, n, {**details, "undefined": metric.undefined_if})
     # Without any error in 8 utterances, a word error rate is not known to be 0.
-    at_end = value in (0, 100) and _is_constant(resampled)
+    at_end = min(abs(value), abs(100 - value)) < _ALIKE and _is_constant(resampled)
     if metric.is_share or at_end:
-        low, high = (100 * end for end in share_interval(value / 100, resampled / 100, max(n, len(resampled))))
+        low, high = (
+            100 * end for end in share_interval(np.clip(value / 100, 0, 1), resampled / 100, max(n, len(resampled)))
+        )
     else:
         low, high = (end.clip(0, metric.highest) for end in interval(value, resampled))
     return Score(metric.name, value, float(low), float(high), n, details)

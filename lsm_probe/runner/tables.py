@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NONE = "–"
 """Stands where there is no number."""
 UNKNOWN = "interval unknown"
-"""Stands where a number has no interval: fewer than four utterances are too few."""
+"""Stands where a number has no interval: fewer than three utterances are too few."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample]) -> dic
     Returns:
         `eval_loss`; for each control `eval_loss_{control}_shuffled` and `eval_{control}_gain`, how much the loss
         rises when that input is another's, with `_low` and `_high` where there are at
-        least four utterances; and where there are several tasks `eval_loss_task_{task}`.
+        least three utterances; and where there are several tasks `eval_loss_task_{task}`.
     """
     clusters = number_clusters([sample.utterance for sample in samples])
     true = losses["true"].astype(np.float64)

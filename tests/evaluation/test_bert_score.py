@@ -233,7 +233,7 @@ def test_long_texts_are_cut_where_the_models_positions_end(folders, kind):
     assert cut.value == pytest.approx(uncut.value, abs=1e-3)
 
 
-def test_is_the_mean_over_samples_in_bootstraps_too(bert):
+def test_is_the_mean_over_samples_in_resamples_too(bert):
     metric = bert_score(REFERENCES, RESPONSES, load_bert_scorer(bert, 2))
     assert metric.counts.shape == (N, 2)
     assert metric.value == pytest.approx(100 * metric.counts[:, 0].mean())

@@ -7,9 +7,9 @@ import jiwer
 import numpy as np
 import pytest
 import sacrebleu
+from scipy.stats import binomtest, t
 from sklearn.metrics import accuracy_score, f1_score
 
-from lsm_probe.bootstrap import RESAMPLES, cluster_weights, number_clusters
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import (
     accuracy,
@@ -95,11 +95,13 @@ def test_without_any_reference_word_the_rate_is_undefined():
     assert score.shown == "undefined"
 
 
-def test_resamples_without_a_score_are_left_out_of_the_interval_and_counted():
-    score = following_rate([True, None, None]).estimate(["a", "b", "c"])
-    assert (score.value, score.ci_low, score.ci_high) == (100, 100, 100)
-    # a resample misses the one utterance that counts with probability (2/3)^3
-    assert score.details["undefined_resamples"] == pytest.approx(RESAMPLES * 8 / 27, rel=0.2)
+def test_utterances_without_a_count_do_not_narrow_the_interval():
+    known = following_rate([True] * 5 + [False]).estimate(list("abcdef"))
+    more = following_rate([True] * 5 + [False] + [None] * 4).estimate(list("abcdefghij"))
+    assert (more.value, more.ci_low, more.ci_high) == (known.value, known.ci_low, known.ci_high)
+    alone = following_rate([True, None, None, None]).estimate(list("abcd"))
+    assert alone.value == 100
+    assert (alone.to_dict()["ci_low"], alone.to_dict()["ci_high"]) == (None, None)
 
 
 def test_silent_model_has_all_words_deleted():
@@ -261,31 +263,62 @@ def test_order_of_input_does_not_matter():
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))
-def test_a_resample_is_the_score_of_its_samples(i):
-    metric, utterances = metrics()[i], ["a", "b", "a", "c"]
-    weights = cluster_weights(number_clusters(utterances), seed=3)
-    found = metric.resampled(utterances, seed=3)
-    assert found.shape == (RESAMPLES,)
+def test_a_resample_is_the_score_without_an_utterance(i):
+    metric, utterances = metrics()[i], np.array(["a", "b", "a", "c"])
+    found = metric.resampled(utterances)
     assert metric.counts.dtype == np.float64
-    for weight, score in list(zip(weights, found, strict=True))[:20]:
-        drawn = np.repeat(metric.counts, weight.astype(int), axis=0)
-        np.testing.assert_allclose(score, metric.score(drawn.sum(0)), rtol=1e-12)
+    kept = [metric.counts[utterances != name] for name in "abc" if metric.counts[utterances == name].any()]
+    np.testing.assert_allclose(found, [metric.score(counts.sum(0)) for counts in kept], rtol=1e-12)
 
 
-def test_a_resample_of_bleu_is_sacrebleus_of_the_drawn_sentences():
-    weights = cluster_weights(number_clusters(list("abc")), seed=0)
+def test_a_resample_of_bleu_is_sacrebleus_of_the_other_sentences():
     found = bleu(CHINESE, SAID, "zh").resampled(list("abc"))
-    for weight, score in list(zip(weights.astype(int), found, strict=True))[:10]:
-        references, responses = np.repeat(CHINESE, weight).tolist(), np.repeat(SAID, weight).tolist()
+    for i, score in enumerate(found):
+        references, responses = ([text for j, text in enumerate(texts) if j != i] for texts in (CHINESE, SAID))
         assert score == sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score
 
 
-def test_samples_of_one_utterance_are_drawn_together():
-    right_and_wrong = accuracy(["a"] * 8, ["a", "b"] * 4)
-    score = right_and_wrong.estimate([f"u{i // 2}" for i in range(8)])
-    assert (score.ci_low, score.value, score.ci_high) == (50, 50, 50)
-    apart = right_and_wrong.estimate([f"u{i}" for i in range(8)])
-    assert apart.ci_low < 50 < apart.ci_high
+def test_the_interval_of_a_word_error_rate_is_of_the_ratio_over_utterances(slow_interval):
+    metric = word_error_rate(["a b c d", "e f", "g h i", "j", "k l m n"] * 2, ["a c d", "e f", "g x y", "j", "k l"] * 2)
+    clusters = [0, 1, 2, 3, 4, 5, 0, 1, 2, 2]
+    edits, length = metric.counts.T
+    low, high = slow_interval(lambda kept: 100 * edits[kept].sum() / length[kept].sum(), clusters)
+    score = metric.estimate([f"u{cluster}" for cluster in clusters])
+    assert (score.ci_low, score.ci_high) == (pytest.approx(max(low, 0)), pytest.approx(high))
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 8), (8, 8), (3, 8), (1, 24), (5, 5)])
+def test_a_share_of_one_sample_an_utterance_has_the_exact_binomial_interval(hits, n):
+    score = accuracy(["a"] * n, ["a"] * hits + ["b"] * (n - hits)).estimate([f"u{i}" for i in range(n)])
+    expected = binomtest(hits, n).proportion_ci(0.95, "exact")
+    assert (score.ci_low, score.ci_high) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
+def test_samples_of_one_utterance_count_as_far_as_they_differ():
+    def width(right):
+        score = accuracy(["a"] * 16, ["a" if hit else "b" for hit in right]).estimate([f"u{i // 2}" for i in range(16)])
+        assert score.value == 50
+        return score.ci_high - score.ci_low
+
+    alike = width([True, True, False, False] * 4)  # eight utterances say no more than eight samples
+    eight = binomtest(4, 8).proportion_ci(0.95, "exact")
+    assert alike == pytest.approx(100 * (eight.high - eight.low), rel=0.1)
+    assert width([True, True, False, False, *[True, False] * 6]) < 0.85 * alike
+
+
+@pytest.mark.parametrize("make", [word_error_rate, lambda texts, said: bleu(texts, said, "en")])
+def test_a_perfect_score_on_few_utterances_is_not_certain(make):
+    texts = ["she sells sea shells", "the cat sat on the mat", "how are you all", "where is the old town"] * 2
+    score = make(texts, texts).estimate([f"u{i}" for i in range(8)])
+    worst = score.ci_high if score.value == 0 else 100 - score.ci_low
+    assert worst == pytest.approx(36.94, abs=0.01)  # as of 0 of 8
+
+
+def test_two_utterances_are_too_few_for_an_interval():
+    first, second = accuracy(["a"] * 4, list("abaa")), accuracy(["a"] * 4, list("aaaa"))
+    for score in (first.estimate(list("xxyy")), difference(first, second, list("xxyy"))):
+        assert math.isnan(score.ci_low)
+        assert math.isnan(score.ci_high)
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))
@@ -301,11 +334,15 @@ def test_a_difference_is_paired():
     found = difference(first, second, UTTERANCES)
     assert found.value == pytest.approx(100 / 6)
     assert found.details == {"first": 50, "second": pytest.approx(400 / 6)}
-    # second is never worse than first, in no resample
-    assert found.ci_low == 0
-    assert found.ci_high == pytest.approx(50, abs=20)
+    # Bonett and Price (2012): one more utterance that is right in the second alone, and one in the first alone
+    changes = np.array([0, 0, 0, 1, 0, 0, 1, -1])
+    reach = t.ppf(0.975, 5) * changes.std() / math.sqrt(8)
+    assert found.ci_low == pytest.approx(100 * (changes.mean() - reach))
+    assert found.ci_high == pytest.approx(100 * (changes.mean() + reach))
     same = difference(first, first, UTTERANCES)
-    assert (same.value, same.ci_low, same.ci_high) == (0, 0, 0)
+    assert same.value == 0
+    assert -100 < same.ci_low < -20
+    assert same.ci_high == -same.ci_low
 
 
 def test_a_difference_needs_the_same_metric_and_samples():

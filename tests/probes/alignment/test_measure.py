@@ -16,12 +16,12 @@ from lsm_probe.instruments import similarity
 from lsm_probe.instruments.similarity import (
     debiased_cka,
     jackknife_cka,
-    jackknife_interval,
     mmd,
     paired_cosine,
     retrieval,
     standardised,
 )
+from lsm_probe.intervals import interval
 from lsm_probe.models.prompts import encode_prompt
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.alignment.measure import with_instruction
@@ -373,7 +373,7 @@ def test_differences_are_second_minus_first_and_paired():
         difference, own = pair[f"{name}_difference"], ours[name]
         assert difference["ci_high"][0] - difference["ci_low"][0] < 0.2 * (own.ci_high[0] - own.ci_low[0])
     x, y, z = first.speech[:, 0], first.text[:, 0], second.speech[:, 0]
-    low, high = jackknife_interval(
+    low, high = interval(
         debiased_cka(z, y) - debiased_cka(x, y),
         jackknife_cka(z, y, first.clusters) - jackknife_cka(x, y, first.clusters),
     )

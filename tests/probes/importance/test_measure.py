@@ -18,7 +18,6 @@ from transformers import (
 )
 
 import lsm_probe
-from lsm_probe.bootstrap import cluster_weights
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
@@ -626,20 +625,20 @@ def test_what_the_loss_does_not_reach_is_undefined_and_spoils_nothing_else():
     assert unreached.to_frame()["sum"].isna().tolist() == [False] * (len(result.parameters) - 1) + [True]
 
 
-def test_intervals_are_of_a_bootstrap_over_utterances():
+def test_intervals_are_over_utterances(slow_interval):
     clusters = np.array([0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 7, 7])
     result = made(clusters=clusters, seed=3)
     result = replace(result, seed=4)
-    weights = cluster_weights(clusters, 4)
     layers = [[i for i, p in enumerate(result.parameters) if p["layer"] == n and len(p["shape"]) > 1] for n in range(6)]
     by_sample = np.array([result.sums[:, chosen].sum(1) for chosen in layers]).T
-    drawn = np.array([(w[:, None] * by_sample).sum(0) / w.sum() for w in weights])
-    curve = result.by_layer()
+    curve, share = result.by_layer(), result.share_by_layer()
     np.testing.assert_allclose(curve.mean, by_sample.mean(0))
-    np.testing.assert_allclose([curve.ci_low, curve.ci_high], np.quantile(drawn, [0.025, 0.975], axis=0))
-    shares = drawn / drawn.sum(1, keepdims=True)
-    share = result.share_by_layer()
-    np.testing.assert_allclose([share.ci_low, share.ci_high], np.quantile(shares, [0.025, 0.975], axis=0))
+    for layer in range(6):
+        expected = slow_interval(lambda kept, layer=layer: by_sample[kept, layer].mean(), clusters)
+        np.testing.assert_allclose([curve.ci_low[layer], curve.ci_high[layer]], expected)
+        own = by_sample[:, layer]
+        expected = slow_interval(lambda kept, own=own: own[kept].sum() / by_sample[kept].sum(), clusters)
+        np.testing.assert_allclose([share.ci_low[layer], share.ci_high[layer]], np.clip(expected, 0, 1))
     assert (share.ci_low < share.mean).all()
     assert (share.mean < share.ci_high).all()
 
