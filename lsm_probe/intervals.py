@@ -118,33 +118,34 @@ def share_interval(
     n = len(left_out)
     if n < FEWEST:
         return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
-    variance = _contributions(point, left_out).var(0, ddof=1) / n
-    # Rounding must not make the contributions of equal utterances differ.
-    alike = variance < 1e-20
-    effective = np.minimum(1 + point * (1 - point) / np.where(alike, 1, variance), n_samples)
-    effective *= (stats.t.ppf(LEVEL / 2, n_samples - 1) / stats.t.ppf(LEVEL / 2, n - 1)) ** 2
-    effective = np.where(alike, n, effective)
+    contributions = _contributions(point, left_out)
+    effective = _effective_samples(point * (1 - point), contributions, n_samples)
+    # Wider, as the variance is known from few utterances; the same where each utterance has one sample.
+    wider = (stats.t.ppf(LEVEL / 2, n_samples - 1) / stats.t.ppf(LEVEL / 2, n - 1)) ** 2
+    effective = np.where(effective == n, n, effective * wider)
     hits, misses, tail = point * effective, (1 - point) * effective, (1 - LEVEL) / 2
     # The beta distribution is not defined where the end is that of the range.
     with np.errstate(invalid="ignore"):
         low = np.where(hits > 1e-9, stats.beta.ppf(tail, hits, misses + 1), 0)
         high = np.where(misses > 1e-9, stats.beta.ppf(1 - tail, hits + 1, misses), 1)
-    known = ~np.isnan(point) & ~np.isnan(variance)
+    known = ~np.isnan(point + contributions.sum(0))
     return np.where(known, low, np.nan), np.where(known, high, np.nan)
 
 
 def share_difference_interval(
-    point: Floats | float, left_out: Floats
+    point: Floats | float, left_out: Floats, squares: Floats | float | None = None, n_samples: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lower and upper end of the 95 % interval of the paired difference of two shares on the same utterances.
 
-    Student's t after adding two utterances, one with a difference of 1 and one of -1 (Bonett and Price 2012, "Adjusted
-    Wald confidence interval for a difference of binomial proportions based on paired data"). The interval has a width
-    also where no utterance differs.
+    Bonett and Price (2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data") add two samples, one with a difference of 1 and one of -1. Here with Student's t, and to as many independent
+    samples as have the variance found between utterances. The interval has a width also where no sample differs.
 
     Args:
         point: the difference, between -1 and 1, `[...]`.
         left_out: the difference without each utterance, `[utterances, ...]`.
+        squares: mean over samples of the squared difference, `[...]`; None where each utterance has one sample.
+        n_samples: samples behind the difference; None where each utterance has one sample.
 
     Returns:
         `(low, high)`, each `[...]`, between -1 and 1; NaN as in [`interval`].
@@ -158,11 +159,14 @@ def share_difference_interval(
     n = len(left_out)
     if n < FEWEST:
         return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
-    extremes = np.array([1.0, -1.0]).reshape(2, *[1] * point.ndim)
-    values = point + _contributions(point, left_out)
-    more = np.concatenate([values, np.broadcast_to(extremes, (2, *point.shape))])
-    reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * more.std(0) / np.sqrt(n + 2)
-    return (more.mean(0) - reach).clip(-1), (more.mean(0) + reach).clip(None, 1)
+    contributions = _contributions(point, left_out)
+    if squares is None:
+        squares = np.square(point + contributions).mean(0)
+    effective = _effective_samples(squares - point**2, contributions, n if n_samples is None else n_samples)
+    middle = effective * point / (effective + 2)
+    spread = (effective * squares + 2) / (effective + 2) - middle**2
+    reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(spread / (effective + 2))
+    return (middle - reach).clip(-1), (middle + reach).clip(None, 1)
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,20 @@ def _contributions(point: Floats, left_out: Floats) -> NDArray[np.float64]:
     found = (len(left_out) - 1) * (point - left_out)
     # Differences of rounding alone are none.
     return np.where(np.abs(found) < 1e-12 * np.abs(point) * len(left_out), 0, found)
+
+
+def _effective_samples(variance: Floats, contributions: NDArray[np.float64], n_samples: int) -> NDArray[np.float64]:
+    """How many independent samples give a mean the variance that it has; utterances where all are alike.
+
+    Args:
+        variance: of a sample, `[...]`.
+        contributions: of the utterances, `[utterances, ...]`.
+        n_samples: the most there can be.
+    """
+    n = len(contributions)
+    of_mean = contributions.var(0, ddof=1) / n
+    alike = of_mean < 1e-20  # rounding must not make equal utterances differ
+    return np.where(alike, n, np.minimum(1 + variance / np.where(alike, 1, of_mean), n_samples))
 
 
 def _skewness(values: NDArray[np.float64]) -> NDArray[np.float64]:

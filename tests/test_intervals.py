@@ -133,17 +133,15 @@ def own(values):
 
 @pytest.mark.parametrize(
     ("draw", "true", "level"),
-    [(skewed, 0.4322, 0.89), (lambda shape: np.random.default_rng(0).normal(size=shape), 0.0, 0.94)],
+    [(skewed, 0.4387, 0.89), (lambda shape: np.random.default_rng(0).normal(size=shape), 0.0, 0.94)],
     ids=["skewed", "normal"],
 )
 def test_intervals_over_six_utterances_hold_the_true_mean_as_often_as_they_should(draw, true, level):
     values = draw((4_000, 6))
     assert draw((1_000_000, 1)).mean() == pytest.approx(true, abs=2e-3)
-    covered = {
-        find: np.mean((low <= true) & (true <= high)) for find in (own, percentile) for low, high in [find(values)]
-    }
-    assert covered[own] > level
-    assert covered[percentile] < level
+    (low, high), (percentile_low, percentile_high) = own(values), percentile(values)
+    assert np.mean((low <= true) & (true <= high)) > level
+    assert np.mean((percentile_low <= true) & (true <= percentile_high)) < level - 0.05
 
 
 def test_an_outlier_carries_the_mean():

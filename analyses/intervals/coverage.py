@@ -54,7 +54,7 @@ def _values(draw: Callable[[Floats], Floats]) -> Callable[..., Floats]:
 
     def drawn(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         values = draw(stats.norm.cdf(_correlated(random, shape)))
-        return np.stack([values, np.ones(shape)], -1)
+        return np.stack([values, np.ones(shape), values**2], -1)
 
     return drawn
 
@@ -260,7 +260,9 @@ def own(draw: Draw) -> Interval:
     point, left_out = draw.estimate()[:, 0], draw.left_out().T
     low, high = intervals.interval(point, left_out)
     if draw.shape.kind == "difference":
-        low, high = intervals.share_difference_interval(point, left_out)
+        low, high = intervals.share_difference_interval(
+            point, left_out, draw.sums[..., 2].sum(1) / draw.n_samples, draw.n_samples
+        )
     if draw.shape.kind in ("share", "rate"):
         ends = intervals.share_interval(point, left_out, draw.n_samples)
         if draw.shape.kind == "share":
@@ -308,7 +310,7 @@ def coverage() -> pd.DataFrame:
             for n in UTTERANCES:
                 drawn = draw(shape, n, equal, random)
                 for name, method in METHODS.items():
-                    if name == "bootstrap-t" and drawn.sums.shape[-1] > 2:
+                    if name == "bootstrap-t" and shape.score is _f1:
                         continue  # no closed form of the standard error
                     low, high = method(drawn)
                     about = {

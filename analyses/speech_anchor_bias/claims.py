@@ -160,7 +160,8 @@ def share_change(
 
     def measure(seed: str) -> Curve:
         one, other = (measured(seed, part)[arm] for arm in (first, second))
-        return only(other, tasks).mean(100 * (read(other, tasks) - read(one, tasks)))
+        found = only(other, tasks).share_difference(read(other, tasks) - read(one, tasks))
+        return Curve(*(100 * end for end in vars(found).values()))
 
     return measure
 
@@ -177,7 +178,7 @@ def text_change(part: str, arm: str) -> Callable[[str], Curve]:
 
     def measure(seed: str) -> Curve:
         before, after = (measured(seed, part)[name].nats for name in (LLM, arm))
-        return curve(np.array(after.value - before.value), after.drawn - before.drawn)
+        return curve(np.array(after.value - before.value), after.resampled - before.resampled)
 
     return measure
 

@@ -100,7 +100,7 @@ def _by_sample(result: EvaluationResult, tasks: tuple[str, ...], metric: str) ->
 
 
 def importance_depth(result: ImportanceResult) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The layer at which importance lies on average, and the same of each resample, `[resamples]`."""
+    """The layer at which importance lies on average, and the same without each utterance in turn, `[utterances]`."""
     layers = np.array([-1 if p["layer"] is None or len(p["shape"]) < 2 else p["layer"] for p in result.parameters])
     by_layer = np.stack([result.sums[:, layers == layer].sum(1) for layer in range(result.n_layers)], 1)
     numbers = np.arange(result.n_layers)

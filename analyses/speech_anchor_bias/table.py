@@ -143,7 +143,7 @@ def _spoken_otherwise(seed: str, arm: str) -> dict[str, float]:
 
 
 def _share(name: str, result: EvaluationResult, values: Callable[..., Any], tasks: tuple[str, ...]) -> dict[str, float]:
-    return columns(name, only(result, tasks).mean(values(result, tasks)))
+    return columns(name, only(result, tasks).share(values(result, tasks)))
 
 
 def _wer(result: EvaluationResult) -> float:

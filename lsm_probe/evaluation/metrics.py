@@ -142,8 +142,13 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str]) -> Scor
     counting = first.counting | second.counting
     resampled = second.resampled(utterances, counting) - first.resampled(utterances, counting)
     value = (second.value - first.value) / 100
-    find = share_difference_interval if first.is_share or _is_constant(resampled) else interval
-    low, high = (100 * float(end) for end in find(value, resampled / 100))
+    if first.is_share or _is_constant(resampled):
+        hits = (second.counts - first.counts)[counting, 0]
+        of_samples = (np.square(hits).mean(), len(hits)) if first.counts.shape[1] == 2 and first.is_share else ()
+        ends = share_difference_interval(value, resampled / 100, *of_samples)
+    else:
+        ends = interval(value, resampled / 100)
+    low, high = (100 * float(end) for end in ends)
     details: dict[str, Any] = {"first": _or_none(first.value), "second": _or_none(second.value)}
     details |= {"undefined": first.undefined_if} if math.isnan(value) else {}
     return Score(first.name, 100 * value, low, high, min(first.n, second.n), details)
@@ -425,9 +430,8 @@ def estimated(metric: Metric, value: float, resampled: Floats, n: int, details: 
     # Without any error in 8 utterances, a word error rate is not known to be 0.
     at_end = min(abs(value), abs(100 - value)) < _ALIKE and _is_constant(resampled)
     if metric.is_share or at_end:
-        low, high = (
-            100 * end for end in share_interval(np.clip(value / 100, 0, 1), resampled / 100, max(n, len(resampled)))
-        )
+        share = np.clip(value / 100, 0, 1)
+        low, high = (100 * end for end in share_interval(share, resampled / 100, max(n, len(resampled))))
     else:
         low, high = (end.clip(0, metric.highest) for end in interval(value, resampled))
     return Score(metric.name, value, float(low), float(high), n, details)

@@ -149,7 +149,8 @@ class MeasurementResult:
     def share_difference(self, values: Floats) -> Curve:
         """The mean over samples of differences of zeros and ones with its interval: `[samples, ...]` -> `[...]`."""
         change = values.mean(0, dtype=np.float64)
-        return Curve(change, *share_difference_interval(change, self.resampled(values)))
+        squares = np.square(values).mean(0, dtype=np.float64)
+        return Curve(change, *share_difference_interval(change, self.resampled(values), squares, len(values)))
 
     def most_influential(self, values: Floats) -> Influence:
         """The utterance that moves the mean of `values`, `[samples]`, most; see [`lsm_probe.intervals`]."""
