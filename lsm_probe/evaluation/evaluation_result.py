@@ -17,8 +17,16 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, Score, agreement, difference, estimated, word_error_rate
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score, truncate
 from lsm_probe.evaluation.task import Task, with_read
-from lsm_probe.intervals import leave_one_out
-from lsm_probe.runner.result import Curve, MeasurementResult, curve, package_versions, rounded, thinking_summary
+from lsm_probe.intervals import leave_one_out, most_influential_of
+from lsm_probe.runner.result import (
+    Curve,
+    MeasurementResult,
+    curve,
+    influence_sentence,
+    package_versions,
+    rounded,
+    thinking_summary,
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,20 @@ class EvaluationResult(MeasurementResult):
         value = float(_mean_of_known(np.array([rate.value for rate in rates.values()])))
         details = {"tasks": [name for name, rate in rates.items() if rate.n]}
         return estimated(first, value, resampled, sum(rate.n for rate in rates.values()), details)
+
+    def influence_notes(self) -> list[str]:
+        """A sentence for each score that one utterance carries; shares of samples have none."""
+        notes = []
+        for task, rows, keys in self._by_task():
+            for name, metric in self.metrics()[task.name].items():
+                counting = [key for key, counts in zip(keys, metric.counting, strict=True) if counts]
+                if metric.is_share or not counting:
+                    continue
+                found = most_influential_of(metric.value, metric.resampled(keys))
+                key = list(dict.fromkeys(counting))[found.cluster]
+                ids = [row["id"] for row, own in zip(rows, keys, strict=True) if own == key]
+                notes.append(influence_sentence(f"{name} of {task.name}", found, ids, digits=1))
+        return [note for note in notes if note]
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each task and metric: checkpoint, task, metric, value, ci_low, ci_high, n and its convention."""

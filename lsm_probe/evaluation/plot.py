@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.scoring import FOLLOWING
@@ -96,10 +98,10 @@ def _plot(
         drawn = [(row, score) for row, score in enumerate(scores[i]) if score is not None]
         places = [row + (i - (len(results) - 1) / 2) * step for row, _ in drawn]
         values = [score.value for _, score in drawn]
-        # A percentile interval need not hold the value itself.
+        # Without an interval the length is NaN, and no bar is drawn. Rounding must not make it negative.
         errors = [
-            [max(0, score.value - score.ci_low) for _, score in drawn],
-            [max(0, score.ci_high - score.value) for _, score in drawn],
+            [np.maximum(0, score.value - score.ci_low) for _, score in drawn],
+            [np.maximum(0, score.ci_high - score.value) for _, score in drawn],
         ]
         look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "elinewidth": 1, "capsize": 2}
         ax.errorbar(values, places, xerr=errors, linestyle="none", label=label, **look)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.tables import agreements, convention_of, reference_llm, speeds
-from lsm_probe.runner.tables import NONE, Table
+from lsm_probe.runner.tables import NONE, UNKNOWN, Table
 
 _BESIDE = 3
 """Most checkpoints whose intervals stand beside the values, not below."""
@@ -56,7 +56,8 @@ def _cell(score: Score | None, between: str) -> str:
         return NONE
     if math.isnan(score.value):
         return score.shown
-    return f"{score.shown}{between}[{score.ci_low:.1f}, {score.ci_high:.1f}]"
+    ends = UNKNOWN if math.isnan(score.ci_low) else f"{score.ci_low:.1f}, {score.ci_high:.1f}"
+    return f"{score.shown}{between}[{ends}]"
 
 
 def evaluation_note(result: EvaluationResult) -> str:
@@ -69,4 +70,5 @@ def evaluation_note(result: EvaluationResult) -> str:
     unit = "/".join(unit for unit in ("word", "character") if any(f"{unit}s" in found for found in details))
     transcripts = f"; transcripts: {100 * wrong / units:.1f} % {unit} errors" if units else ""
     most = result.conventions.max_new_tokens
-    return f"{empty} responses empty, {cut} as long as they may be ({most} tokens){transcripts}"
+    note = f"{empty} responses empty, {cut} as long as they may be ({most} tokens){transcripts}"
+    return "; ".join([note, *result.influence_notes()])

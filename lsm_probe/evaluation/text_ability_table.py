@@ -10,7 +10,7 @@ from lsm_probe.evaluation.text_ability_result import AVERAGE, Estimate, TextAbil
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.page import Section
-from lsm_probe.runner.tables import NONE, Table
+from lsm_probe.runner.tables import NONE, UNKNOWN, Table
 
 _TITLES = {"stem": "STEM", "humanities": "Humanities", "social_sciences": "Social sciences", "other": "Other"}
 _MMLU = (*GROUPS, AVERAGE)
@@ -78,5 +78,8 @@ def _interval(curve: dict[str, Any] | None, digits: int, sign: str = "", *, befo
     """On two lines: seven columns of numbers with their intervals are too wide for a terminal."""
     if curve is None:
         return NONE
-    mean, low, high = (f"{curve[end]:{sign}.{digits}f}" for end in ("mean", "ci_low", "ci_high"))
-    return f"{before}{mean}\n[{low}, {high}]"
+    numbers = [curve[end] for end in ("mean", "ci_low", "ci_high")]
+    if numbers[0] is None:
+        return NONE
+    mean, *ends = ("" if number is None else f"{number:{sign}.{digits}f}" for number in numbers)
+    return f"{before}{mean}\n[{', '.join(ends) if all(ends) else UNKNOWN}]"

@@ -42,8 +42,8 @@ class _Data(_Part):
 
 class _Eta(_Part):
     mean: list[Share]
-    ci_low: list[Share]
-    ci_high: list[Share]
+    ci_low: list[Share | None]
+    ci_high: list[Share | None]
 
 
 class _Tokens(_Part):

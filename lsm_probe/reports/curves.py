@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from lsm_probe.probes.attention.reference import differing, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
 from lsm_probe.reports.finding import READ, choices
 from lsm_probe.runner.result import Floats
 from lsm_probe.runner.style import MARKERS
+from lsm_probe.runner.tables import shown
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT = 720, 300, 44, 12, 12
 """Of the plane of the chart in its own units; the strips of marks come below."""
@@ -123,16 +126,15 @@ def _drawn(
     differs = [0] * result.n_layers if reference is None else differing(result, reference.with_conventions(**choice))
     strip = [line.name for line in lines if line.against is not None].index(result.name) if reference else 0
     low, high = _points(eta.ci_low, layers), _points(eta.ci_high, layers)
-    numbers = zip(eta.mean, eta.ci_low, eta.ci_high, differs, strict=True)
     return {
         "line": _path(eta.mean, layers),
-        "band": f"M{'L'.join(high)}L{'L'.join(reversed(low))}Z",
+        "band": f"M{'L'.join(high)}L{'L'.join(reversed(low))}Z" if np.isfinite(eta.ci_low).all() else "",
         "marks": "".join(
             f"M{_x(layer, layers):.1f} {strip_y(strip) - 3 * side}{_TRIANGLES[side]}"
             for layer, side in enumerate(differs)
             if side
         ),
-        "read": [f"{mean:.2f} [{low:.2f}, {high:.2f}]{SIGNS[side]}" for mean, low, high, side in numbers],
+        "read": [f"{shown(eta.at(layer))}{SIGNS[side]}" for layer, side in enumerate(differs)],
     }
 
 

@@ -288,7 +288,7 @@ def _survival(own: ConventionCheck, checks: Sequence[ConventionCheck]) -> str:
 def _speech_use(own_words: SensitivityResult) -> str | None:
     """What must be said about a checkpoint whose own responses hardly depend on the speech."""
     found, most = own_words.source(), own_words.ceilings()[1]
-    if found.ci_high >= HARDLY * most:
+    if not found.ci_high < HARDLY * most:
         return None
     return (
         f"But {own_words.name} hardly uses the speech: it adds {shown(found)} of at most {most:.2f} nats per "

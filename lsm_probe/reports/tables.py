@@ -21,10 +21,7 @@ def layers_table(attention: Sequence[AttentionResult]) -> Table:
     for result in attention:
         eta, reference = result.eta(), reference_of(attention, result)
         marks = [0] * result.n_layers if reference is None else differing(result, reference)
-        cells = [
-            f"{eta.mean[i]:.2f} [{eta.ci_low[i]:.2f}, {eta.ci_high[i]:.2f}]{SIGNS[marks[i]]}"
-            for i in range(result.n_layers)
-        ]
+        cells = [f"{shown(eta.at(i))}{SIGNS[marks[i]]}" for i in range(result.n_layers)]
         columns.append(cells + [NONE] * (layers - len(cells)))
     rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True))]
     note = "▼ lower, ▲ higher than what it is held against, p < 0.05 corrected for the number of layers."

@@ -152,23 +152,16 @@ class MeasurementResult:
         squares = np.square(values).mean(0, dtype=np.float64)
         return Curve(change, *share_difference_interval(change, self.resampled(values), squares, len(values)))
 
-    def most_influential(self, values: Floats) -> Influence:
-        """The utterance that moves the mean of `values`, `[samples]`, most; see [`lsm_probe.intervals`]."""
-        return most_influential(values, self.clusters)
-
-    def influence_note(self, label: str, influence: Influence, digits: int = 2) -> str | None:
-        """A sentence that names the samples of the utterance that carries a number, or None if none does.
+    def influence_note(self, label: str, values: Floats) -> str | None:
+        """A sentence that names the samples of the utterance that carries a mean, or None if none does.
 
         Args:
-            label: how the sentence calls the number.
-            influence: of the number, such as [`most_influential`] gives.
+            label: how the sentence calls the mean, such as `D_i`.
+            values: `[samples]`.
         """
-        if not influence.carries:
-            return None
-        ids = [sample for sample, cluster in zip(self.ids, self.clusters, strict=True) if cluster == influence.cluster]
-        named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-        who = f"sample {named} alone moves" if len(ids) == 1 else f"samples {named} (one utterance) alone move"
-        return f"{who} {label} from {influence.mean_without:.{digits}f} to {influence.mean:.{digits}f}"
+        found = most_influential(values.astype(np.float64), self.clusters)
+        ids = [sample for sample, cluster in zip(self.ids, self.clusters, strict=True) if cluster == found.cluster]
+        return influence_sentence(label, found, ids)
 
     def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Where the samples of these ids stand."""
@@ -337,6 +330,22 @@ def layer_groups(layers: int) -> list[NDArray[np.int64]]:
 def curve(point: Floats, resampled: Floats) -> Curve:
     """A statistic with its interval, from the statistic without each utterance in turn, `[utterances, ...]`."""
     return Curve(point, *interval(point, resampled))
+
+
+def influence_sentence(label: str, influence: Influence, ids: Sequence[str], digits: int = 2) -> str | None:
+    """That one utterance carries a number, or None if it does not.
+
+    Args:
+        label: how the sentence calls the number.
+        influence: of the utterance.
+        ids: of the utterance's samples.
+        digits: of the number.
+    """
+    if not influence.carries:
+        return None
+    named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    who = f"sample {named} alone moves" if len(ids) == 1 else f"samples {named} (one utterance) alone move"
+    return f"{who} {label} from {influence.mean_without:.{digits}f} to {influence.mean:.{digits}f}"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from lsm_probe.probes.attention.plot import eta_heads_figure
 from lsm_probe.probes.attention.reference import differing, last_group_eta, last_layers, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.page import Section, picture
+from lsm_probe.runner.result import Curve
 from lsm_probe.runner.tables import NONE, Table, attention_check, layer_group_names, shown
 
 _SHOWN = 3
@@ -46,7 +49,7 @@ def _lowest_heads(result: AttentionResult) -> list[tuple[str, str, str]]:
     return [
         (
             f"{row['layer']}.{row['head']}",
-            f"{row['eta']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]",
+            shown(Curve(*(np.asarray(row[end]) for end in ("eta", "ci_low", "ci_high")))),
             f"{100 * row['share']:.0f} %",
         )
         for row in found.to_dict("records")

@@ -11,8 +11,8 @@ from lsm_probe.probes.importance.plot import importance_figure
 from lsm_probe.probes.importance.result import ImportanceResult
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.page import Section, picture
-from lsm_probe.runner.result import layer_groups
-from lsm_probe.runner.tables import NONE, Table, layer_group_names, whose
+from lsm_probe.runner.result import Curve, layer_groups
+from lsm_probe.runner.tables import NONE, Table, layer_group_names, shown, whose
 
 
 def importance_table(results: Sequence[ImportanceResult]) -> Table:
@@ -95,4 +95,4 @@ def _curve(found: Any, digits: int) -> str:
     """A stored number, with its interval where it has one."""
     if not isinstance(found, dict):
         return f"{found:.{digits}f}"
-    return f"{found['mean']:.{digits}f} [{found['ci_low']:.{digits}f}, {found['ci_high']:.{digits}f}]".replace("-", "−")
+    return shown(Curve(*(np.asarray(found[end], dtype=np.float64) for end in ("mean", "ci_low", "ci_high"))), digits)

@@ -72,6 +72,14 @@ class KnockoutResult(MeasurementResult):
         """Mean fall with the segment cut off in every layer, with its interval, nats per token."""
         return self.mean(self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64))
 
+    def influence_notes(self) -> list[str]:
+        """A sentence for each fall with a segment cut off in every layer that one utterance carries."""
+        notes = [
+            self.influence_note(f"the fall without the {segment.name.lower()}", self.fall_all_layers[:, i])
+            for i, segment in enumerate(SEGMENTS)
+        ]
+        return [note for note in notes if note]
+
     def causal_eta(self) -> Curve:
         """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
 

@@ -48,7 +48,7 @@ def knockout_table(results: Sequence[KnockoutResult]) -> Table:
 
 def knockout_note(result: KnockoutResult) -> str:
     note = f"responses: {whose(result)}; {attention_check(result.self_check)}"
-    return f"{note}; {_heads(result)}" if result.head_layers else note
+    return "; ".join([note, *result.influence_notes(), *([_heads(result)] if result.head_layers else [])])
 
 
 def _heads(result: KnockoutResult) -> str:
@@ -112,4 +112,5 @@ def _report_table(results: Sequence[KnockoutResult]) -> Table:
     note = (
         f"{measured_on(results)} causal η: the instruction's part of both losses, in the layers where both are above 0."
     )
+    note = " ".join([note, *(f"{r.name}: {sentence}." for r in results for sentence in r.influence_notes())])
     return Table("What the response loses, nats per token: cut off in all layers, and in windows", columns, rows, note)

@@ -101,6 +101,11 @@ class SensitivityResult(MeasurementResult):
         instruction, source = (values.mean() for values in self.by_sample())
         return curve(instruction / (instruction + source), self._resampled_eta()).clipped(0, 1)
 
+    def influence_notes(self) -> list[str]:
+        """A sentence for each of D_i and D_s that one utterance carries."""
+        notes = [self.influence_note(*named) for named in zip(("D_i", "D_s"), self.by_sample(), strict=True)]
+        return [note for note in notes if note]
+
     def ceilings(self) -> tuple[float, float]:
         """The largest D_i and D_s that the pools allow: the mean of the logarithm of their sizes, nats."""
         sizes = [(~np.isnan(p[:, :, 0])).sum(1) for p in (self.instruction_log_probs, self.source_log_probs)]

@@ -37,9 +37,8 @@ def sensitivity_note(result: SensitivityResult) -> str:
     check = result.self_check
     pools = " and ".join(f"{round(float(np.exp(most)), 1):g}" for most in result.ceilings())
     pool = f"pools of {pools} ({result.conventions.pool}, sources)"
-    return (
-        f"{pool}; responses: {whose(result)}; scored to {check['mean']:.0e} nats a token (bound {check['bound']:.0e})"
-    )
+    scored = f"scored to {check['mean']:.0e} nats a token (bound {check['bound']:.0e})"
+    return "; ".join([pool, f"responses: {whose(result)}", scored, *result.influence_notes()])
 
 
 def sensitivity_section(measurement: Measurement, results: Sequence[SensitivityResult], everything: Any) -> Section:
@@ -79,6 +78,7 @@ def _report_table(results: Sequence[SensitivityResult]) -> Table:
         )
     unit = f"nats per {results[0].conventions.per}"
     columns = ["", f"D of the instruction, {unit}", f"D of the source, {unit}", "info-η"]
+    notes = [measured_on(results), *(f"{r.name}: {note}." for r in results for note in r.influence_notes())]
     return Table(
-        f"What instruction and source are worth to {describe_responses(results)}", columns, rows, measured_on(results)
+        f"What instruction and source are worth to {describe_responses(results)}", columns, rows, " ".join(notes)
     )
