@@ -205,7 +205,8 @@ def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
             )
             continue
         rate = np.asarray(100 * (before.value - after.value) / (before.value - floor))
-        rates = 100 * (before.resampled - after.resampled) / (before.resampled - floor)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rates = 100 * (before.resampled - after.resampled) / (before.resampled - floor)
         found[name] = curve(rate, rates).to_dict()
     return found
 
@@ -218,7 +219,7 @@ def _arranged(numbers: dict[str, Any], subjects: list[str]) -> dict[str, Any]:
 
 
 def _exp(what: str, nats: Curve) -> Curve:
-    """`exp` of a number of nats per token and of the ends of its interval; NaN, with a warning, where one overflows."""
+    """`exp` of a number of nats per token and of its interval; NaN, with a warning, where these overflow."""
     with np.errstate(over="ignore"):
         ends = {name: np.exp(end) for name, end in vars(nats).items()}
     if any(np.isinf(end) for end in ends.values()):
@@ -228,6 +229,7 @@ def _exp(what: str, nats: Curve) -> Curve:
             "instead",
             stacklevel=3,
         )
+        ends |= {"ci_low": np.asarray(np.nan), "ci_high": np.asarray(np.nan)}
     return Curve(**{name: np.where(np.isinf(end), np.nan, end) for name, end in ends.items()})
 
 

@@ -116,8 +116,9 @@ def test_differences_are_paired_and_agreement_is_with_the_other(tiny_lsm, tiny_l
             assert found["differences"][task.name][name]["value"] == pytest.approx(expected, abs=1e-6)
     itself = text.differences(text)
     assert all(score["value"] == 100 for score in itself["agreement"].values())
-    none = {"value": 0, "ci_low": 0, "ci_high": 0}
-    assert all(none.items() <= score.items() for task in itself["differences"].values() for score in task.values())
+    for score in (score for task in itself["differences"].values() for score in task.values()):
+        assert score["value"] == 0
+        assert score["ci_low"] is None or score["ci_high"] == -score["ci_low"] > 0  # on few utterances
     assert itself["speed_ratio"] == {"mean": 1, "ci_low": 1, "ci_high": 1}
 
 

@@ -179,7 +179,7 @@ def test_a_perplexity_too_large_for_a_float_is_null_and_told():
 
 def test_an_interval_alone_that_is_too_large_is_told_as_such():
     texts = [(9000.0, 5)] * 2 + [(5.0, 5)] * 6
-    with pytest.warns(UserWarning, match=r"^the interval of the perplexity of by hand overflows \(exp of 1"):
+    with pytest.warns(UserWarning, match=r"^the interval of the perplexity of by hand overflows \(exp of \d{4} nats"):
         found = made({}, texts=texts).summary()["perplexity"]["perplexity"]
     assert found["mean"] > 1e100
     assert (found["ci_low"], found["ci_high"]) == (None, None)
@@ -212,7 +212,9 @@ def test_a_result_is_read_back_as_it_was_saved(tiny_llm, samples, mmlu, tmp_path
     )
     (pair,) = comparison["pairs"]
     assert pair["perplexity"]["ratio"] == {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0}
-    assert set(pair["mmlu"]["average"]["difference"].values()) == {0.0}
+    difference = pair["mmlu"]["average"]["difference"]
+    assert difference["mean"] == 0
+    assert difference["ci_high"] == -difference["ci_low"] > 0  # few questions: others may tell them apart
 
 
 def test_an_interrupted_run_goes_on_with_the_next_subject(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
