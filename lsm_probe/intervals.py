@@ -120,9 +120,9 @@ def share_interval(
         return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
     contributions = _contributions(point, left_out)
     effective = _effective_samples(point * (1 - point), contributions, n_samples)
-    # Wider, as the variance is known from few utterances; the same where each utterance has one sample.
+    # Wider, as the variance is known from few utterances; but each utterance counts as one sample at least.
     wider = (stats.t.ppf(LEVEL / 2, n_samples - 1) / stats.t.ppf(LEVEL / 2, n - 1)) ** 2
-    effective = np.where(effective == n, n, effective * wider)
+    effective = np.maximum(effective * wider, np.minimum(effective, n))
     hits, misses, tail = point * effective, (1 - point) * effective, (1 - LEVEL) / 2
     # The beta distribution is not defined where the end is that of the range.
     with np.errstate(invalid="ignore"):

@@ -107,10 +107,8 @@ def test_a_share_has_the_exact_binomial_interval(hits):
 def test_samples_that_repeat_their_utterance_count_once():
     values, pairs = np.repeat([1.0, 0.0], [6, 10]), np.arange(16) // 2
     expected = binomtest(3, 8).proportion_ci(0.95, "exact")
-    low, high = share_interval(values.mean(), left_out_means(values, pairs), 16)
-    # wider by the uncertainty of a variance that is known from eight utterances only
-    assert expected.low - 0.06 < low < expected.low
-    assert expected.high < high < expected.high + 0.06
+    found = share_interval(values.mean(), left_out_means(values, pairs), 16)
+    assert found == (pytest.approx(expected.low), pytest.approx(expected.high))
 
 
 def test_no_difference_of_shares_on_few_utterances_is_not_certain():
