@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lsm_probe.evaluation.text_ability import text_ability as text_ability
     from lsm_probe.evaluation.text_ability_result import TextAbilityResult as TextAbilityResult
     from lsm_probe.models.building import build_lsm as build_lsm
+    from lsm_probe.models.live import from_model as from_model
+    from lsm_probe.models.live import unchanged as unchanged
     from lsm_probe.models.loading import load as load
     from lsm_probe.models.segments import Segment as Segment
     from lsm_probe.probes.alignment.measure import alignment as alignment
@@ -89,6 +91,7 @@ _MODULES = {
     "compare": "runner.comparison",
     "diagnose": "reports.diagnose",
     "evaluate": "evaluation.evaluate",
+    "from_model": "models.live",
     "load": "models.loading",
     "named_checkpoint": "runner.run",
     "read_config": "training.config",
@@ -104,6 +107,7 @@ _MODULES = {
     "text_ability": "evaluation.text_ability",
     "timeline": "probes.timeline.measure",
     "train": "training.run",
+    "unchanged": "models.live",
 }
 """Public name -> the module it is imported from when first used, so that `lsm-probe --help` need not wait for torch."""
 

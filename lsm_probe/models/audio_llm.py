@@ -37,14 +37,22 @@ def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     Raises:
         InputError: it is of a type that cannot be measured.
     """
-    if config.model_type in _REFUSED:
-        raise InputError(f"a {config.model_type!r} model cannot be measured: {_REFUSED[config.model_type]}")
     names = [THINKERS[config.model_type]] if config.model_type in THINKERS else config.architectures or []
     found = getattr(transformers, names[0], None) if names else None
+    return found if is_audio_llm_class(found, config) else None
+
+
+def is_audio_llm_class(found: Any, config: PreTrainedConfig) -> bool:
+    """Whether a class is that of an audio LLM of this configuration, with a placeholder for its speech.
+
+    Raises:
+        InputError: it is of a type that cannot be measured.
+    """
+    if config.model_type in _REFUSED:
+        raise InputError(f"a {config.model_type!r} model cannot be measured: {_REFUSED[config.model_type]}")
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel) or not issubclass(found, GenerationMixin):
-        return None
-    takes_speech = "audio" in (found.input_modalities or ()) and find_audio_token_id(config) is not None
-    return found if takes_speech else None
+        return False
+    return "audio" in (found.input_modalities or ()) and find_audio_token_id(config) is not None
 
 
 def find_audio_token_id(config: PreTrainedConfig) -> int | None:
