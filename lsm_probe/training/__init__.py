@@ -1,1 +1,16 @@
-"""Training of LSM checkpoints with transformers' Trainer."""
+"""Training of LSM checkpoints with transformers' Trainer, and watching the bias in anyone's training."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsm_probe.training.bias_callback import BiasCallback as BiasCallback
+
+__all__ = ["BiasCallback"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BiasCallback":  # imported when first used: the command line need not wait for torch
+        from lsm_probe.training.bias_callback import BiasCallback
+
+        return BiasCallback
+    raise AttributeError(f"module 'lsm_probe.training' has no attribute {name!r}")

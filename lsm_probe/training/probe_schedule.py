@@ -1,0 +1,51 @@
+"""At which steps a run is probed: every so many, or as often as a share of its time allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from time import perf_counter
+
+MEASURED_STEPS = 3
+"""Steps after which it is known how long a step takes. The first, which warms up, is not counted."""
+
+
+def steps_between(
+    *, share: float, total_steps: int, step_seconds: float, probe_seconds: float, setup_seconds: float
+) -> int:
+    """Steps between two probings that together take at most a share of a run's time; 0 where there is none.
+
+    A probing before the first step and the setup count too.
+
+    Args:
+        share: of the time that the steps take, such as 0.05.
+        total_steps: of the whole run.
+        step_seconds: of one step.
+        probe_seconds: of one probing.
+        setup_seconds: what came before the first probing, such as generating the responses.
+    """
+    budget = share * total_steps * step_seconds - setup_seconds
+    affordable = math.floor(budget / probe_seconds) - 1
+    return 0 if affordable < 1 else math.ceil(total_steps / affordable)
+
+
+@dataclass
+class StepTimer:
+    """Measures the steps of this process, from the begin of each to its end."""
+
+    seconds: list[float] = field(default_factory=list)
+    _begun: float | None = None
+
+    def begin(self) -> None:
+        self._begun = perf_counter()
+
+    def end(self) -> None:
+        if self._begun is not None:
+            self.seconds.append(perf_counter() - self._begun)
+            self._begun = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The mean of the steps after the first; None until there are enough."""
+        counted = self.seconds[1:]
+        return sum(counted) / len(counted) if len(self.seconds) >= MEASURED_STEPS else None
