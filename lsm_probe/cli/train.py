@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -50,38 +51,45 @@ def train(
 
         lsm-probe attention --ckpt runs/vanilla/model --ckpt runs/sp/model
 
-    Writes model/ (what --ckpt takes), report.json, history.json and history.png (losses), tensorboard/, config.yaml,
-    and the last two checkpoint-* folders, from which --resume continues after a kill at any moment.
-    """
-    from lsm_probe.training.config import presets, read_config
+    With probe_every, eta, D_i and D_s are measured while the model is trained.
 
-    settings = read_config(config, overrides or [])
+    Writes model/ (what --ckpt takes), report.json, history.json and history.png (losses), bias.png (with probe_every),
+    tensorboard/, config.yaml, and the last two checkpoint-* folders, from which --resume continues after a kill at any
+    moment.
+    """
     if dry_run:
+        from lsm_probe.training.config import read_config
         from lsm_probe.training.estimate import estimate
         from lsm_probe.training.table import show_estimate
 
         arguments = [config, *(overrides or []), *(["--out", str(out)] if out else [])]
-        show_estimate(estimate(settings, arguments), as_json=json)
+        show_estimate(estimate(read_config(config, overrides or []), arguments), as_json=json)
         return
     from json import dumps
 
     from lsm_probe.cli.progress import progress, quiet_transformers
     from lsm_probe.cli.stopping import RESUME, stoppable
-    from lsm_probe.distributed import init_distributed
-    from lsm_probe.files import check_can_write
-    from lsm_probe.runner.picture_files import report_drawing_failure
-    from lsm_probe.training.plot import save_histories
-    from lsm_probe.training.run import train
-    from lsm_probe.training.table import show_report
 
-    out = out or Path("runs") / "train" / (config if config in presets() else Path(config).stem)
-    quiet_transformers()
-    is_main = init_distributed(cpu=settings.machine.device == "cpu").is_main_process
-    check_can_write("--out", out, folder=True)
+    is_main = os.environ.get("RANK", "0") == "0"
     with (
         stoppable(f"{RESUME} from the last checkpoint"),
-        progress() if is_main else nullcontext(lambda *_: None) as on_progress,
+        progress() if is_main else nullcontext(lambda *_, **__: None) as on_progress,
     ):
+        on_progress("starting", 0, 1)  # on a slow disk, importing torch and transformers takes long
+        from lsm_probe.distributed import init_distributed
+        from lsm_probe.files import check_can_write
+        from lsm_probe.runner.picture_files import report_drawing_failure
+        from lsm_probe.training.config import presets, read_config
+        from lsm_probe.training.plot import save_histories
+        from lsm_probe.training.run import train
+        from lsm_probe.training.table import show_report
+
+        settings = read_config(config, overrides or [])
+        out = out or Path("runs") / "train" / (config if config in presets() else Path(config).stem)
+        quiet_transformers()
+        init_distributed(cpu=settings.machine.device == "cpu")
+        check_can_write("--out", out, folder=True)
+        on_progress("starting", 1, 1)
         report = train(settings, out, resume=resume, on_error=on_error, on_progress=on_progress)
     if not is_main:
         return

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainingArguments
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.training.batches import accumulation
+from lsm_probe.training.bias_callback import BiasCallback
 from lsm_probe.training.callbacks import ShowProgress
 from lsm_probe.training.checkpoints import ChecksumCallback
 from lsm_probe.training.config import Machine, Stage, TrainConfig
@@ -44,6 +45,7 @@ def make_trainer(
     *,
     stop: StopOnSignal,
     progress: ShowProgress,
+    bias: BiasCallback | None,
     resumed: bool,
 ) -> LsmTrainer:
     """Builds the trainer of a stage, which saves the processor of `checkpoint` with the model.
@@ -58,6 +60,8 @@ def make_trainer(
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
+    if bias is not None and arguments.fsdp:
+        raise InputError("probe_every needs the whole model in each process: add machine.sharding=ddp")
     trainer = LsmTrainer(
         stage=run.stage,
         order=LengthGrouped(train_set.lengths, run.stage.batch_size, run.config.seed),
@@ -70,7 +74,7 @@ def make_trainer(
         processing_class=checkpoint.processor,
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (progress, ChecksumCallback(), *_tensorboard(run)):
+    for callback in (progress, ChecksumCallback(), *_tensorboard(run), *([] if bias is None else [bias])):
         trainer.add_callback(callback)
     return trainer
 

@@ -29,6 +29,13 @@ class ShowProgress(TrainerCallback):
         # Of prompts and responses over all processes, without padding, nor the time of evaluating and saving.
         self.tokens_per_second = 0.0
 
+    def show_preparing(self, what: str, step: int = 0) -> None:
+        """Shows what is done before the first step, which may take minutes; on rank 0 alone."""
+        self.on_progress(self.name, step, None, what)
+
+    def show_probing(self, state: TrainerState) -> None:
+        self._show(state, "measuring eta, D_i and D_s")
+
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._first_tokens = int(state.num_input_tokens_seen)
         self._since, self._spent = time.monotonic(), 0.0
@@ -52,6 +59,8 @@ class ShowProgress(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self._loss = f"loss {logs['loss']:.3f}, "
+        if logs and "bias_eta" in logs:
+            self._since = time.monotonic()
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._since = time.monotonic()

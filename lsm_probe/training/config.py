@@ -188,6 +188,13 @@ class TrainConfig(Stage):
         eval_steps: optimizer steps between two evaluations; one is made before the first step and one after the last.
         seed: of the connector's first weights, the order of the data, and dropout.
         expected_samples: size of the training set, for `--dry-run` where it is not at hand.
+        probe_every: optimizer steps between two probings of eta, D_i and D_s (see [`BiasCallback`]); `auto` probes as
+            often as 5 % of the time allows. By default none is made: each takes the time of several steps.
+        probe_samples: manifest of the samples that are probed, such as `builtin:commands`.
+        probe_limit: how many of them, spread over the utterances.
+        probe_base: the text LLM whose own responses are measured, such as `model.llm`'s; by default the targets of the
+            samples are.
+        probe_stop_below: training stops when one of these numbers falls below its bound, such as `{D_i: 0.1}`.
     """
 
     model: ModelSettings = ModelSettings()
@@ -197,6 +204,11 @@ class TrainConfig(Stage):
     eval_steps: Annotated[int, Field(gt=0)] = 500
     seed: Annotated[int, Field(ge=0)] = 0
     expected_samples: Annotated[int, Field(gt=0)] | None = None
+    probe_every: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    probe_samples: str = "builtin:commands"
+    probe_limit: Annotated[int, Field(gt=0)] = 8
+    probe_base: str | None = None
+    probe_stop_below: dict[str, float] = {}
     machine: Machine = Machine()
 
     @field_validator("stages")
@@ -231,7 +243,9 @@ class TrainConfig(Stage):
 
     def deciding(self) -> dict[str, Any]:
         """Everything that decides what comes out, of plain values: what a run that goes on must not change."""
-        return self.model_dump(mode="json", exclude={"machine", "expected_samples"})
+        watching = {key for key in type(self).model_fields if key.startswith("probe_")}
+        decides = bool(self.probe_every and self.probe_stop_below)  # else probing changes no weight
+        return self.model_dump(mode="json", exclude={"machine", "expected_samples"} | (set() if decides else watching))
 
 
 def presets() -> list[str]:

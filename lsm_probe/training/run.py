@@ -32,8 +32,8 @@ def train(
     """Trains as `config` says; under `torchrun` in several processes, each of which calls this.
 
     `out/model` is the trained checkpoint; `checkpoint-*` are what an interrupted run goes on from, `history.json` the
-    losses, `report.json` what is returned, `data.json` a digest of the samples, `tensorboard/` the log. With several
-    stages, each has a folder of its own.
+    losses, `report.json` what is returned, `data.json` a digest of the samples, `tensorboard/` the log, `bias.*` what
+    probings found. With several stages, each has a folder of its own.
 
     Args:
         config: see [`read_config`].

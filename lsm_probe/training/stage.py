@@ -26,6 +26,7 @@ from lsm_probe.files import replacing
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.training.assembly import StageSettings, make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
+from lsm_probe.training.bias_in_stage import bias_callback
 from lsm_probe.training.callbacks import OnProgress, ShowProgress
 from lsm_probe.training.checkpoints import (
     check_same_data,
@@ -65,6 +66,7 @@ class StageRun:
         self.progress = ShowProgress(self.stage.name, self.on_progress)
         self.state = PartialState()
         self.stop = StopOnSignal(distributed=self.state.num_processes > 1)
+        self.bias = bias_callback(self.config, self.stop, self.progress)
 
     def train(self) -> None:
         """Trains and saves. Where memory runs out, goes on from the last checkpoint with smaller passes and more of
@@ -104,13 +106,16 @@ class StageRun:
             remove_unfinished(self.folder)
         self.state.wait_for_everyone()
         [last] = broadcast_object_list([last_complete_checkpoint(self.folder) if self.state.is_main_process else None])
+        self._show_preparing("loading the model", last)
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
         checkpoint.model.to(self.state.device)
         if self.machine.gradient_checkpointing:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # its new name is unknown to the older transformers
                 checkpoint.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._show_preparing("reading the data", last)
         train_set, held_out = self._data(checkpoint)
+        self._show_preparing("setting up", last)
         set_seed(self.config.seed)  # for the first weights of adapters
         model = prepare_model(checkpoint.model, self.stage)
         if self.state.device.type == "cpu":
@@ -128,6 +133,7 @@ class StageRun:
             held_out,
             stop=self.stop,
             progress=self.progress,
+            bias=self.bias,
             resumed=last is not None,
         )
         if last is not None and trainer.is_fsdp_enabled != (last / "pytorch_model_fsdp_0").is_dir():
@@ -157,6 +163,10 @@ class StageRun:
             _write_json(self.folder / "report.json", report)
         _save_model(trainer, checkpoint, self.target)
         self.state.wait_for_everyone()  # the others read what the main process has written
+
+    def _show_preparing(self, what: str, last: Path | None) -> None:
+        if self.state.is_main_process:
+            self.progress.show_preparing(what, 0 if last is None else step_of(last))
 
     def _data(self, checkpoint: Lsm) -> tuple[TrainingSet, dict[str, TrainingSet]]:
         stage, seed = self.stage, self.config.seed
@@ -209,6 +219,7 @@ class StageRun:
             "seconds": round(seconds, 1),
             "tokens_per_second": round(self.progress.tokens_per_second, 1),
             "evaluation": metrics,
+            "stopped": None if self.bias is None else self.bias.stopped,
             "device": str(self.state.device),
             "versions": {name: version(name) for name in ("lsm-probe", "torch", "transformers", "accelerate", "peft")}
             | {"python": platform.python_version()},

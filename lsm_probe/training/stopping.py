@@ -35,6 +35,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, *, distributed: bool) -> None:
         self.signal: int | None = None  # the one that came
+        self.is_stopping = False  # whether all processes end the run with this step
         self._distributed = distributed
         self._may_interrupt = False
         self._before: dict[int, Any] = {}
@@ -69,7 +70,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._keep_state(state)
-        if self._any_rank_signalled():
+        self.is_stopping = self._any_rank_signalled()
+        if self.is_stopping:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # it may take longer than the time that is left
 

@@ -77,6 +77,16 @@ def training_config(training_folder: Path) -> Callable[..., TrainConfig]:
 
 
 @pytest.fixture(scope="session")
+def probing(training_folder: Path, tiny_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """`key=value` that probe the held-out samples every third step, on the words of the tiny text LLM."""
+    rows = [json.loads(line) for line in (training_folder / "eval.jsonl").read_text().splitlines()]
+    manifest = tmp_path_factory.mktemp("probing") / "probed.jsonl"
+    spoken = [row | {"audio": str(training_folder / row["audio"]), "text": f"words {row['audio']}"} for row in rows]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in spoken))
+    return "probe_every=3", f"probe_samples={manifest}", f"probe_base={tiny_llm_folder}"
+
+
+@pytest.fixture(scope="session")
 def uninterrupted(training_config, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`uninterrupted("key=value", ...)`: what such a run leaves; trained once, do not write into it."""
     made: dict[tuple[str, ...], Path] = {}
@@ -88,6 +98,12 @@ def uninterrupted(training_config, tmp_path_factory: pytest.TempPathFactory) -> 
         return made[overrides]
 
     return trained
+
+
+@pytest.fixture(scope="session")
+def probed_run(uninterrupted, probing) -> Callable[..., Path]:
+    """`probed_run("key=value", ...)`: as `uninterrupted`, with `probing`."""
+    return lambda *overrides: uninterrupted(*overrides, *probing)
 
 
 class Stopped(BaseException):

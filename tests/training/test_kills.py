@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from lsm_probe.training.bias_history import BiasHistory
+
 PASSES_OF_2 = "machine.per_device_batch_size=2"
 WITHOUT_DROPOUT = "model.connector.dropout=0.0"  # each process draws its own
 
@@ -55,11 +57,12 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
 
 
 @pytest.fixture(scope="session")
-def two_ranks(training_folder: Path, tmp_path_factory) -> Path:
-    """What a run under torchrun leaves: 2 processes x 2 samples."""
+def two_ranks(training_folder: Path, probing, tmp_path_factory) -> Path:
+    """What a run under torchrun leaves: 2 processes x 2 samples, probed every third step."""
     out = tmp_path_factory.mktemp("torchrun") / "out"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "lsm_probe"]
-    command = [*torchrun, "train", training_folder / "tiny.yaml", PASSES_OF_2, WITHOUT_DROPOUT, f"--out={out}"]
+    settings = [training_folder / "tiny.yaml", PASSES_OF_2, WITHOUT_DROPOUT, *probing]
+    command = [*torchrun, "train", *settings, f"--out={out}"]
     subprocess.run([sys.executable, *map(str, command)], check=True, timeout=200, capture_output=True)
     return out
 
@@ -84,6 +87,16 @@ def test_two_processes_train_as_one(two_ranks, uninterrupted) -> None:
     assert farthest(two_ranks, alone) < 1e-5
     assert {path.name for path in two_ranks.iterdir() if path.is_dir()} == {"checkpoint-8", "checkpoint-9", "model"}
     assert {path.name for path in (two_ranks / "checkpoint-9").glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+def test_two_processes_probe_what_one_does(two_ranks, probed_run) -> None:
+    together, alone = BiasHistory.load(two_ranks), BiasHistory.load(probed_run(WITHOUT_DROPOUT))
+    assert together.setup == alone.setup
+    assert together.responses == alone.responses
+    assert sorted(together.rows) == sorted(alone.rows) == [0, 3, 6, 9]
+    for step, row in alone.rows.items():
+        numbers = {key: value for key, value in row.items() if key not in ("seconds", "epoch")}
+        assert {key: together.rows[step][key] for key in numbers} == pytest.approx(numbers, abs=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

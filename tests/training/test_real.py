@@ -6,6 +6,8 @@ import pytest
 
 import lsm_probe
 from lsm_probe.data.manifest import manifest_writer
+from lsm_probe.training.bias_history import BiasHistory
+from lsm_probe.training.bias_probing import choose_samples
 from lsm_probe.training.config import read_config
 from lsm_probe.training.run import train
 
@@ -18,6 +20,27 @@ def spoken(tmp_path: Path) -> Path:
         for sample in lsm_probe.read_manifest("builtin:probe")[:2]:
             write(sample.model_copy(update={"instruction": "Transcribe the speech.", "target": sample.text}))
     return path
+
+
+@pytest.mark.real
+def test_the_bias_of_a_real_model_is_watched(tmp_path: Path, builtin) -> None:
+    samples = lsm_probe.read_manifest("builtin:commands")
+    with manifest_writer(tmp_path / "train.jsonl") as write:
+        write(samples[0])
+    settings = ["model.start=builtin:vanilla_asr", f"train={tmp_path / 'train.jsonl'}", "eval=[]", "max_steps=2"]
+    watching = [
+        "batch_size=1",
+        "machine.per_device_batch_size=1",
+        "probe_every=2",
+        "probe_limit=2",
+        "machine.report_to=[]",
+    ]
+    train(read_config("mini/lora", [*settings, *watching]), tmp_path / "run")
+    frame = BiasHistory.load(tmp_path / "run").to_frame()
+    assert frame["step"].tolist() == [0, 2]
+    found = lsm_probe.attention(builtin("builtin:vanilla_asr"), choose_samples(samples, 2), response="reference")
+    assert frame["eta_6"][0] == pytest.approx(found.eta_groups()[5]["eta"], abs=1e-4)
+    assert (frame["D_s"][0], frame["D_i"][0]) != (frame["D_s"][1], frame["D_i"][1])
 
 
 @pytest.mark.real

@@ -55,6 +55,18 @@ def test_before_the_first_step_there_is_nothing_to_save(training_config, tmp_pat
     assert train(training_config(IN_FOUR_PASSES), out, resume=True)["stages"][0]["steps"] == 9
 
 
+def test_what_comes_before_the_first_step_is_shown(training_config, tmp_path: Path) -> None:
+    shown: list[tuple[int, str]] = []
+    train(
+        training_config("max_steps=1", "cache_features=true"),
+        tmp_path / "out",
+        on_progress=lambda name, done, total, note="": shown.append((done, note or name)),
+    )
+    first = list(dict.fromkeys(note for done, note in shown if not done))
+    assert first == ["loading the model", "reading the data", "setting up", "first step"]
+    assert "encoding speech" in [note for _, note in shown]
+
+
 def test_a_backward_pass_is_left_between_two_layers() -> None:
     class Layers(nn.Module):
         def __init__(self) -> None:
