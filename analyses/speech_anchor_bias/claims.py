@@ -33,7 +33,7 @@ from measured import (
 
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
-from lsm_probe.reports.finding import READ, Comparison, sides
+from lsm_probe.reports.conventions import READ, Comparison, sides
 from lsm_probe.runner.result import Curve, curve
 
 GROUP = 5  # layers: a sixth of SmolLM2's 30
@@ -72,7 +72,7 @@ def eta(arm: str, reference: str | None = None, part: str = "attention") -> Call
 
 def _compared(seed: str, arm: str, reference: str | None, part: str) -> Comparison:
     found = measured(seed, part)
-    return Comparison(found[arm], at_length(seed, part) if reference is None else found[reference], "")
+    return Comparison(found[arm], at_length(seed, part) if reference is None else found[reference])
 
 
 def between(arm: str, *where: Callable[[str], slice]) -> Callable[[str], Curve]:

@@ -12,12 +12,15 @@ from matplotlib.figure import Figure
 from measured import ARMS, LLM, at_length, measured, seeds
 from prediction import OUTCOMES, PROBES
 
+from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.looks import NEUTRAL, looks_of
 from lsm_probe.runner.picture_files import save_figure
 
 FIGURES = Path(__file__).parents[2] / "figures" / "speech_anchor_bias"
 FAMILIES = ("against_llm", "own_D_i", "other_text", "standardised_retrieval")
 """One probe of each family: attention, sensitivity, text ability, alignment."""
-COLOURS = dict(zip(ARMS, sns.color_palette("colorblind", len(ARMS)), strict=True))
+LOOKS = looks_of(CheckpointIdentity(name=arm, source="speech", template="", dtype="") for arm in ARMS)
+"""The same as in reports."""
 
 
 def draw(arms: pd.DataFrame, prediction: pd.DataFrame) -> None:
@@ -42,12 +45,17 @@ def eta() -> Figure:
     for row, (part, words) in zip(grid, parts.items(), strict=True):
         for ax, seed in zip(row, seeds(), strict=True):
             found = measured(seed, part)
-            ax.plot(found[LLM].eta().mean, color="0.3", label="text LLM")
-            ax.plot(at_length(seed, part).eta().mean, "--", color="0.3", label="text LLM at the length of the speech")
+            ax.plot(found[LLM].eta().mean, color=NEUTRAL.color, label="text LLM")
+            ax.plot(
+                at_length(seed, part).eta().mean,
+                "--",
+                color=NEUTRAL.color,
+                label="text LLM at the length of the speech",
+            )
             for arm in ARMS:
                 curve = found[arm].eta()
-                ax.plot(curve.mean, color=COLOURS[arm], label=arm)
-                ax.fill_between(range(len(curve.mean)), curve.ci_low, curve.ci_high, color=COLOURS[arm], alpha=0.15)
+                ax.plot(curve.mean, color=LOOKS[arm].color, label=arm)
+                ax.fill_between(range(len(curve.mean)), curve.ci_low, curve.ci_high, color=LOOKS[arm].color, alpha=0.15)
             ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
             ax.set(title=f"seed {seed}, {words}", ylim=(0, 1))
     grid[0, 0].set_ylabel("η")
@@ -85,7 +93,7 @@ def outcomes(arms: pd.DataFrame) -> Figure:
             for arm in ARMS:
                 own = arms[arms["arm"] == arm]
                 ax.errorbar(
-                    own[probe], own[outcome], color=COLOURS[arm], fmt="o", label=arm,
+                    own[probe], own[outcome], color=LOOKS[arm].color, fmt=LOOKS[arm].marker, label=arm,
                     xerr=_reach(own, probe), yerr=_reach(own, outcome), elinewidth=0.8,
                 )  # fmt: skip
         row[0].set_ylabel(title)

@@ -28,7 +28,8 @@ from measured import (
 
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.models.segments import Segment
-from lsm_probe.reports.finding import Comparison, last_group_eta
+from lsm_probe.probes.attention.reference import last_group_eta
+from lsm_probe.reports.conventions import Comparison
 from lsm_probe.runner.result import Curve
 
 
@@ -66,8 +67,8 @@ def _attention(seed: str, arm: str) -> dict[str, float]:
     found["repeats"] = sum(sample["response"].strip() == sample["text"] for sample in far) / len(far)
     found |= columns("eta_same_words", last_group_eta(measured(seed, "same-words")[arm]))
     if arm != LLM:
-        compared = Comparison(result, at_length(seed, "attention"), "")
-        same_words = Comparison(measured(seed, "same-words")[arm], at_length(seed, "same-words"), "")
+        compared = Comparison(result, at_length(seed, "attention"))
+        same_words = Comparison(measured(seed, "same-words")[arm], at_length(seed, "same-words"))
         found |= columns("against_llm", compared.change())
         found |= columns("against_llm_sum", compared.change(segment="sum"))
         found |= columns("against_llm_same_words", same_words.change())
@@ -98,7 +99,7 @@ def _elsewhere(seed: str, arm: str, part: str) -> dict[str, float]:
     found = columns(f"{part}_eta", last_group_eta(result))
     found |= columns(f"{part}_D_i", heard.instruction()) | columns(f"{part}_D_s", heard.source())
     if arm != LLM:
-        found |= columns(f"{part}_against_llm", Comparison(result, at_length(seed, part), "").change())
+        found |= columns(f"{part}_against_llm", Comparison(result, at_length(seed, part)).change())
     return found
 
 

@@ -12,9 +12,9 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import Score
 from lsm_probe.evaluation.scoring import FOLLOWING
 from lsm_probe.evaluation.tables import save_tables
-from lsm_probe.runner.labels import checkpoint_labels, plain
+from lsm_probe.runner.labels import plain
 from lsm_probe.runner.picture_files import save_figure
-from lsm_probe.runner.style import MARKERS, legend_height, with_own_settings
+from lsm_probe.runner.style import curve_looks, legend_height, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,11 +90,8 @@ def _plot(
     scores: Sequence[Sequence[Score | None]],
     ax: Axes,
 ) -> None:
-    import seaborn as sns
-
     step = _SPREAD / max(1, len(results))
-    labels = checkpoint_labels([result.name for result in results])
-    for i, (label, color) in enumerate(zip(labels, sns.color_palette("colorblind", len(results)), strict=True)):
+    for i, look in enumerate(curve_looks(results)):
         drawn = [(row, score) for row, score in enumerate(scores[i]) if score is not None]
         places = [row + (i - (len(results) - 1) / 2) * step for row, _ in drawn]
         values = [score.value for _, score in drawn]
@@ -103,8 +100,8 @@ def _plot(
             [np.maximum(0, score.value - score.ci_low) for _, score in drawn],
             [np.maximum(0, score.ci_high - score.value) for _, score in drawn],
         ]
-        look = {"color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "elinewidth": 1, "capsize": 2}
-        ax.errorbar(values, places, xerr=errors, linestyle="none", label=label, **look)
+        look |= {"markersize": 4, "elinewidth": 1, "capsize": 2}
+        ax.errorbar(values, places, xerr=errors, linestyle="none", **look)
     for row in range(1, len(titles)):
         ax.axhline(row - 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(titles)), titles, fontsize=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +15,7 @@ from lsm_probe.evaluation.cascade import cascade_name
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.runner.identity import CheckpointIdentity, Control, read_schema
+from lsm_probe.runner.labels import path_tails
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.result import MeasurementResult
 
@@ -72,6 +72,14 @@ class Results:
             return self.__dict__["groups"]["evaluate" if name == "evaluation" else name]
         except KeyError:
             raise AttributeError(f"there is no measurement {name!r}") from None
+
+    def checkpoints(self) -> list[CheckpointIdentity]:
+        """All checkpoints, each once, controls last."""
+        results = [result for group in (*self.groups.values(), self.own_words) for result in group]
+        known = {
+            each.name: each for each in (*(r.checkpoint for r in results), *(t.checkpoint for t in self.timelines))
+        }
+        return sorted(known.values(), key=lambda each: each.control is not None)
 
     def measured(self) -> Iterator[tuple[Measurement, list[Any]]]:
         """Each measurement that has results, with these."""
@@ -175,18 +183,28 @@ def _load_timeline(folder: Path) -> StoredTimeline:
         raise InputError(f"{folder} holds no readable timeline (timeline.json, timeline.html): {reason}") from error
 
 
-def own_responses(groups: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, list[int]]]:
-    """Checkpoint -> sample id -> token ids of the response that the checkpoint itself generated.
+Responses = Mapping[str, Sequence[Sequence[int]]]
+"""Sample id -> token ids of the responses that a checkpoint gave to it, one for each run."""
+
+
+def own_responses(groups: Mapping[str, Sequence[Any]]) -> dict[str, Responses]:
+    """Checkpoint -> the responses that the checkpoint itself generated.
 
     Args:
         groups: name of a measurement -> its results.
     """
-    found: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, dict[str, list[list[int]]]] = {}
     for name in ("attention", "sensitivity", "own words", "knockout"):
         for result in groups.get(name, ()):
             if _generated(result) and not result.is_control:
-                found.setdefault(result.name, {}).update(result.responses())
-    return found
+                for sample, ids in result.responses().items():
+                    found.setdefault(result.name, {}).setdefault(sample, []).append(ids)
+    return dict(found)
+
+
+def is_measured_on(result: Any, responses: Responses | None) -> bool:
+    """Whether every response that was measured is among these."""
+    return responses is not None and all(ids in responses.get(i, ()) for i, ids in result.responses().items())
 
 
 def _generated(result: Any) -> bool:
@@ -195,7 +213,7 @@ def _generated(result: Any) -> bool:
 
 
 def _split_own_words(
-    sensitivity: list[Stored], own_words: Mapping[str, Mapping[str, list[int]]]
+    sensitivity: list[Stored], own_words: Mapping[str, Responses]
 ) -> tuple[list[Stored], list[Stored]]:
     """Results on shared responses and on own ones, if a checkpoint has both; else all are of the first kind.
 
@@ -204,10 +222,9 @@ def _split_own_words(
     generated = {item.result.name for item in sensitivity if _generated(item.result)}
 
     def is_own(result: Any) -> bool:
-        if _generated(result) or result.name in generated or result.name not in own_words:
+        if _generated(result) or result.name in generated:
             return _generated(result)
-        known = own_words[result.name]
-        return all(known.get(sample) == ids for sample, ids in result.responses().items())
+        return is_measured_on(result, own_words.get(result.name))
 
     own = [item for item in sensitivity if is_own(item.result)]
     shared = [item for item in sensitivity if not is_own(item.result)]
@@ -259,7 +276,7 @@ def _short_names(checkpoints: Sequence[CheckpointIdentity]) -> Callable[[Checkpo
             )
     first: dict[str, str] = {}
     plain = {name: first.setdefault(own or name, name) for name, own in weights.items()}
-    tails = _tails(list(dict.fromkeys(plain.values())))
+    tails = path_tails(list(dict.fromkeys(plain.values())))
     short = {name: tails[same] for name, same in plain.items()}
 
     def rename(checkpoint: CheckpointIdentity) -> CheckpointIdentity:
@@ -273,18 +290,3 @@ def _short_names(checkpoints: Sequence[CheckpointIdentity]) -> Callable[[Checkpo
         return replace(checkpoint, name=short[checkpoint.name])
 
     return rename
-
-
-def _tails(names: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each path that no other one has; the last `/model`, which training writes, is left out."""
-    parts = {}
-    for name in names:
-        own = [name] if name.startswith("builtin:") else [part for part in name.split("/") if part] or [name]
-        parts[name] = own[:-1] if len(own) > 1 and own[-1] == "model" else own
-    tails = {}
-    for name, own in parts.items():
-        others = [other for key, other in parts.items() if key != name]
-        depth = next((d for d in range(1, len(own)) if all(own[-d:] != o[-d:] for o in others)), len(own))
-        tails[name] = "/".join(own[-depth:])
-    alike = Counter(tails.values())
-    return {name: tail if alike[tail] == 1 else name for name, tail in tails.items()}

@@ -11,9 +11,9 @@ import numpy as np
 
 from lsm_probe.probes.attention.reference import differing, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
-from lsm_probe.reports.finding import READ, choices
+from lsm_probe.reports.conventions import READ, choices
+from lsm_probe.runner.looks import NEUTRAL, Look, checkpoint_looks
 from lsm_probe.runner.result import Floats
-from lsm_probe.runner.style import MARKERS
 from lsm_probe.runner.tables import shown
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT = 720, 300, 44, 12, 12
@@ -27,6 +27,9 @@ SHAPES = {
     "v": "M0 3.4l3.4-6h-6.8z",
     "P": "M-1.2-3.4h2.4v2.2h2.2v2.4h-2.2v2.2h-2.4v-2.2h-2.2v-2.4h2.2z",
     "X": "M-3-3l6 6M3-3l-6 6",
+    "<": "M-3.4 0l6-3.4v6.8z",
+    ">": "M3.4 0l-6-3.4v6.8z",
+    "*": "M0-4l1 2.8h3l-2.4 1.8 1 2.9-2.6-1.8-2.6 1.8 1-2.9-2.4-1.8h3z",
 }
 """Markers of matplotlib as SVG paths, so that chart and figures use the same."""
 SIGNS = {-1: " ▼", 0: "", 1: " ▲"}
@@ -36,31 +39,45 @@ _TRIANGLES = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
 
 
 @dataclass(frozen=True)
-class Line:
-    """A checkpoint in the chart.
+class Key:
+    """How a checkpoint is drawn on the page.
+
+    Attributes:
+        color: for CSS.
+        shape: its marker as an SVG path; None for a control.
+        dashed: whether it is a control.
+    """
+
+    color: str
+    shape: str | None
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Line(Key):
+    """A checkpoint in the chart; a control has the colour of the checkpoint whose source lengths it has.
 
     Attributes:
         name: its name.
-        color: number of its colour; a control has that of the checkpoint whose source lengths it has.
-        shape: its marker as an SVG path; None for a control.
-        dashed: whether it is a control.
         about: samples and source tokens.
         against: name of the result that its layers are compared with, if any.
     """
 
-    name: str
-    color: int
-    shape: str | None
-    dashed: bool
-    about: str
-    against: str | None
+    name: str = ""
+    about: str = ""
+    against: str | None = None
+
+
+def key(look: Look) -> Key:
+    """How the page draws a checkpoint of this look. The base LLM has the colour of the page's text."""
+    return Key("var(--text)" if look == NEUTRAL else look.color, SHAPES[look.marker])
 
 
 def chart(attention: Sequence[AttentionResult]) -> dict[str, Any]:
     """Everything that the page's chart shows, ready for JSON.
 
     `readings` holds, by the values of `READ` joined with `|`, for each line: `line`, `band` and `marks` (SVG paths),
-    and `read`: by layer eta with its interval, and ▼ or ▲ where it is below or above what it is held against.
+    and `read`: by layer eta with its interval, and ▼ or ▲ where it is below or above what it is compared with.
     """
     layers = max(result.n_layers for result in attention)
     lines = _lines(attention)
@@ -92,24 +109,20 @@ def height(marked: int) -> int:
 
 def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
     measured = [r for r in attention if not r.is_control]
-    names = [r.name for r in measured]
     lines = []
-    for result in attention:
+    for result, look in zip(attention, checkpoint_looks(attention), strict=True):
         control = result.is_control
-        # A control is coloured as the first checkpoint whose lengths it has.
         served = [r.name for r in measured if result.name in [c.name for c in r.find_controls(attention).values()]]
-        whose = served[:1] if control else [result.name]
-        color = names.index(whose[0]) if whose else len(names)
         tokens = result.tokens[:, SEGMENTS.index("source")].mean()
         kind = "speech" if result.checkpoint.source == "speech" else "transcript"
         lengths = f", as long as those of {', '.join(served)}" if len(served) > 1 else ""
         against = reference_of(attention, result)
         lines.append(
             Line(
-                name=result.name,
-                color=color % 10,
-                shape=None if control else SHAPES[MARKERS[color % len(MARKERS)]],
+                color=key(look).color,
+                shape=None if control else key(look).shape,
                 dashed=control,
+                name=result.name,
                 about=f"{len(result.samples)} samples, {tokens:.1f} {kind} tokens{lengths}",
                 against=None if against is None or against.n_layers != result.n_layers else against.name,
             )

@@ -21,10 +21,11 @@ from lsm_probe.files import replacing
 from lsm_probe.probes.alignment.plot import plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.probes.attention.result import AttentionResult
-from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
+from lsm_probe.runner.labels import use_fonts_with_all_glyphs, wrapped
+from lsm_probe.runner.looks import Look, checkpoint_looks, result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.result import GROUPS, Curve, Floats, MeasurementResult, curve, layer_groups
-from lsm_probe.runner.style import MARKERS, own_settings
+from lsm_probe.runner.style import own_settings
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of the page of a two-column paper."""
@@ -99,7 +100,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
     """Draws eta by group, 0.5 dotted."""
     curves = [(label, eta_by_group(result)) for label, result in zip(_labels(results), results, strict=True)]
-    _plot_curves(curves, ax, [(i, _line(result)) for i, result in enumerate(results)])
+    _plot_curves(curves, ax, _styles(results))
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     ax.set(ylim=(0, 1), ylabel="η", xlabel="group of layers, first to last")
 
@@ -119,7 +120,7 @@ def gain_figure(results: Sequence[AttentionResult]) -> Figure:
     above.set(xlabel="")
     last, gains = _gains(results)
     # What is taken away looks as it does above.
-    styles = {result.name: (i, _line(result)) for i, result in enumerate(results)}
+    styles = dict(zip((result.name for result in results), _styles(results), strict=True))
     labels = dict(zip(styles, _labels(results), strict=True))
     _plot_curves([(f"− {labels[name]}", gain) for name, gain in gains], below, [styles[name] for name, _ in gains])
     below.axhline(0, color="0.5", linewidth=0.8)
@@ -140,11 +141,17 @@ def plane_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
 
 def plane_figure(results: Sequence[AlignmentResult]) -> Figure:
     """Figure 6."""
-    figure = _figure(min(PAGE, COLUMN * len(results)), COLUMN)
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
-    for result, label, ax in zip(results, _labels(results), panels, strict=True):
-        plot_points(result, ax=ax)
-        ax.set_title(label, fontsize=8)
+    columns = min(len(results), 3)
+    rows = -(-len(results) // columns)
+    width = min(PAGE, COLUMN * columns)
+    figure = _figure(width, COLUMN if rows == 1 else rows * width / columns + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in panels[len(results) :]:
+        ax.set_axis_off()
+    looks = checkpoint_looks(results)
+    for result, label, look, ax in zip(results, _labels(results), looks, panels, strict=False):
+        plot_points(result, ax=ax, color=look.color)
+        ax.set_title(wrapped(label, width / columns, 8), fontsize=8)
         ax.set_frame_on(False)
     return _finished(figure, list(panels), legend_of=panels[0])
 
@@ -219,7 +226,7 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
 
 
 def _labels(results: Sequence[MeasurementResult]) -> list[str]:
-    return checkpoint_labels([result.name for result in results], _LONGEST_NAME)
+    return result_labels(results, _LONGEST_NAME)
 
 
 def _markdown(frame: pd.DataFrame) -> str:
@@ -229,8 +236,10 @@ def _markdown(frame: pd.DataFrame) -> str:
     return str(frame.rename(columns=cell).map(cell).to_markdown(index=False)) + "\n"
 
 
-def _line(result: AttentionResult) -> str:
-    return "--" if result.is_control else "-"
+def _styles(results: Sequence[AttentionResult]) -> list[tuple[Look, str]]:
+    """The look of each result and its kind of line."""
+    kinds = ["--" if result.is_control else "-" for result in results]
+    return list(zip(checkpoint_looks(results), kinds, strict=True))
 
 
 def _rows(name: str, result: AttentionResult, numbers: Curve) -> pd.DataFrame:
@@ -238,15 +247,13 @@ def _rows(name: str, result: AttentionResult, numbers: Curve) -> pd.DataFrame:
     return pd.DataFrame({"checkpoint": name, "group": range(1, len(layers) + 1), "layers": layers, **vars(numbers)})
 
 
-def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[int, str]]) -> None:
-    """Each with the number of its colour and marker, and its kind of line."""
-    palette = sns.color_palette("colorblind", 1 + max(number for number, _ in styles))
-    for (name, numbers), (number, line) in zip(curves, styles, strict=True):
+def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[Look, str]]) -> None:
+    """Each with its look and its kind of line."""
+    for (name, numbers), (look, line) in zip(curves, styles, strict=True):
         x = np.arange(1, len(numbers.mean) + 1)
-        color, marker = palette[number], MARKERS[number % len(MARKERS)]
-        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.2}
-        ax.plot(x, numbers.mean, label=name, linestyle=line, **look)
-        ax.fill_between(x, numbers.ci_low, numbers.ci_high, color=color, alpha=0.15, linewidth=0)
+        drawn: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linewidth": 1.2}
+        ax.plot(x, numbers.mean, label=name, linestyle=line, **drawn)
+        ax.fill_between(x, numbers.ci_low, numbers.ci_high, color=look.color, alpha=0.15, linewidth=0)
     ax.set_xticks(range(1, GROUPS + 1))
 
 

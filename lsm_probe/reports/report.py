@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import seaborn as sns
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lsm_probe.diagnosis.verdict import Evidence, Verdict
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import Results, StoredTimeline, measurements
-from lsm_probe.reports.finding import READ, Finding, choices, find_in
+from lsm_probe.reports.conventions import READ, choices, comparisons, length_warnings
+from lsm_probe.reports.guide import what_to_look_at
+from lsm_probe.reports.verdicts import find_verdicts
+from lsm_probe.runner.looks import same_looks
 from lsm_probe.runner.page import Section
 from lsm_probe.runner.style import own_settings
 
@@ -21,6 +26,10 @@ LARGEST = 5_000_000
 """Bytes of a page. Timelines, then samples, are left out where they would make it larger."""
 _SAMPLES = 100
 """Most samples to look at one by one."""
+_DECISIVE = 5
+"""Most numbers in a row of the table of verdicts."""
+_WITH_RESPONSES = ("attention", "evaluate", "sensitivity", "knockout")
+"""Measurements that responses are shown from, the first that there is."""
 _LONGEST = 2_000
 """Characters of a response that are shown."""
 
@@ -50,29 +59,33 @@ def report_page(results: Results) -> str:
     Raises:
         InputError: it would be larger without any timeline or sample.
     """
-    finding = find_in(results)
-    first = next((group[0] for _, group in results.measured()), None)
-    content: dict[str, Any] = {
-        "title": "Speech anchor bias",
-        "finding": finding,
-        "about": f"{first.data.name}, {first.counted}" if first else f"{len(results.timelines)} timelines",
-        "palette": sns.color_palette("colorblind").as_hex(),
-        "chart": None,
-        "chart_data": None,
-        "choices": {name: choices(name) for name in READ},
-        "geometry": curves,
-        "warnings": _warnings(results, finding),
-        "sections": sections(results, finding),
-        "missing": [each.name for name, each in measurements().items() if not results.groups[name]],
-        "provenance": [tables.checkpoints_table(results), tables.measurements_table(results)],
-    }
-    if results.attention:
-        chart = curves.chart(results.attention)
-        stored = "|".join(getattr(results.attention[0].conventions, name) for name in READ)
-        shared = {"x": chart["x"], "readings": chart["readings"], "stored": stored}
-        content |= {"chart": chart, "chart_data": shared, "stored": stored}
-        content["layers_table"] = tables.layers_table(results.attention)
-    return _fitted(results, content)
+    with same_looks(results.checkpoints()) as looks:
+        verdicts, shown_sections = find_verdicts(results), sections(results)
+        first = next((group[0] for _, group in results.measured()), None)
+        content: dict[str, Any] = {
+            "title": "Speech anchor bias",
+            "about": f"{first.data.name}, {first.counted}" if first else f"{len(results.timelines)} timelines",
+            "verdicts": verdicts,
+            "keys": {each.checkpoint: curves.key(looks[each.checkpoint]) for each in verdicts},
+            "value_of": tables.evidence_value,
+            "decisive": {each.checkpoint: decisive(each) for each in verdicts},
+            "links": what_to_look_at(verdicts, _anchors(results, verdicts, shown_sections)),
+            "chart": None,
+            "chart_data": None,
+            "choices": {name: choices(name) for name in READ},
+            "geometry": curves,
+            "warnings": length_warnings(results.attention) if results.attention else [],
+            "sections": shown_sections,
+            "missing": [each.name for name, each in measurements().items() if not results.groups[name]],
+            "provenance": [tables.checkpoints_table(results), tables.measurements_table(results)],
+        }
+        if results.attention:
+            chart = curves.chart(results.attention)
+            stored = "|".join(getattr(results.attention[0].conventions, name) for name in READ)
+            shared = {"x": chart["x"], "readings": chart["readings"], "stored": stored}
+            content |= {"chart": chart, "chart_data": shared, "stored": stored}
+            content["layers_table"] = tables.layers_table(results.attention)
+        return _fitted(results, content)
 
 
 def save_report(results: Results, path: Path) -> None:
@@ -82,19 +95,40 @@ def save_report(results: Results, path: Path) -> None:
         temporary.write_bytes(page.encode())
 
 
-def sections(results: Results, finding: Finding | None) -> list[Section]:
+def sections(results: Results) -> list[Section]:
     """What there is to show, in the order of the page."""
     found = []
-    if finding:
-        intro = (
-            "All of them are read from the same measurement. heads: norm of the sum over heads, or mean of the heads' "
-            "norms; segment: mean or sum over a segment's tokens; aggregate: mean over samples of the ratio, or ratio "
-            "of the means; span: the instruction alone, or with the template around it."
-        )
-        found.append(Section("conventions", "Other conventions", intro, tables=[tables.conventions_table(finding)]))
     for measurement, group in results.measured():
         found += measurement.make_sections(group, results)
+    if results.attention:
+        found.append(_conventions_section(results.attention))
     return found
+
+
+def decisive(verdict: Verdict) -> list[Evidence]:
+    """The numbers that a verdict is shown with: the first that speak for it. `cannot tell` is shown with its reason."""
+    return [each for each in verdict.evidence if each.side == "for"][:_DECISIVE]
+
+
+def _conventions_section(attention: Sequence[AttentionResult]) -> Section:
+    alone = all(pair.reference is None for pair in comparisons(attention))
+    reference = (
+        "0.5, which is balanced" if alone else "its reference: the text LLM at the same source length, if measured"
+    )
+    intro = (
+        f"Whether η of a checkpoint differs from {reference}. Each row reads the same measurement in another way: a "
+        "difference that holds in all rows does not depend on these choices. heads: norm of the sum over heads, or "
+        "mean of the heads' norms. segment: mean or sum over a segment's tokens. aggregate: mean over samples of the "
+        "ratio, or ratio of the means. span: the instruction alone, or with the template around it."
+    )
+    return Section("conventions", "η under other conventions", intro, tables=[tables.conventions_table(attention)])
+
+
+def _anchors(results: Results, verdicts: Sequence[Verdict], shown: Sequence[Section]) -> set[str]:
+    """Ids of what the page has."""
+    found = {section.anchor for section in shown} | {f"verdict-{i}" for i in range(len(verdicts))}
+    with_responses = any(results.groups[name] for name in _WITH_RESPONSES)
+    return found | ({"eta"} if results.attention else set()) | ({"samples"} if with_responses else set())
 
 
 def _fitted(results: Results, content: dict[str, Any]) -> str:
@@ -126,9 +160,7 @@ def _fitted(results: Results, content: dict[str, Any]) -> str:
 
 def _shown_samples(results: Results) -> ShownSamples:
     """Samples of the first probe that has responses, with each checkpoint's response side by side."""
-    group: list[Any] = next(
-        (g for name in ("attention", "evaluate", "sensitivity", "knockout") if (g := results.groups[name])), []
-    )
+    group: list[Any] = next((g for name in _WITH_RESPONSES if (g := results.groups[name])), [])
     measured = [result for result in group if not result.is_control]
     if not measured:
         return ShownSamples(timelines=list(results.timelines))
@@ -161,12 +193,3 @@ def _shown_samples(results: Results) -> ShownSamples:
         samples_left_out=len(ids) - len(samples),
         timelines=list(results.timelines),
     )
-
-
-def _warnings(results: Results, finding: Finding | None) -> list[str]:
-    """Why curves may not be compared directly. The text LLM is compared with speech at one length only."""
-    caveats, comparisons = (finding.caveats, finding.comparisons) if finding else ([], [])
-    compared = [{c.subject.name, c.reference.name} for c in comparisons if c.reference]
-    speech = [r for r in results.attention if r.checkpoint.source == "speech"]
-    others = [other for other in speech[1:] if {speech[0].name, other.name} not in compared]
-    return [*caveats, *(warning for other in others if (warning := speech[0].warning(other)) is not None)]

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lsm_probe.diagnosis.verdict import Evidence
 from lsm_probe.probes.attention.reference import differing, reference_of
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.reports.collection import Results
+from lsm_probe.reports.conventions import READ, all_conventions, comparisons, sides
 from lsm_probe.reports.curves import SIGNS
-from lsm_probe.reports.finding import READ, Finding, sides
 from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.tables import NONE, Table, shown
+
+_SMALL, _LARGE = 0.02, 20
+"""Numbers below and above which evidence is shown with more or fewer decimals than two."""
+
+
+def evidence_value(evidence: Evidence) -> str:
+    """`0.45 [0.28, 0.74] nats per token`: three decimals where two would show a 0."""
+    if evidence.value is None:
+        return "undefined"
+    numbers = [each for each in (evidence.value, evidence.ci_low, evidence.ci_high) if each is not None]
+    largest = max(map(abs, numbers))
+    digits = 3 if 0 < largest < _SMALL else 2 if largest < _LARGE else 1
+    first, *ends = [f"{round(each, digits) + 0.0:.{digits}f}".replace("-", "−") for each in numbers]
+    interval = f" [{ends[0]}, {ends[1]}]" if len(ends) == 2 else ""
+    return f"{first}{interval}{' ' if evidence.unit else ''}{evidence.unit}"
 
 
 def layers_table(attention: Sequence[AttentionResult]) -> Table:
@@ -24,35 +40,24 @@ def layers_table(attention: Sequence[AttentionResult]) -> Table:
         cells = [f"{shown(eta.at(i))}{SIGNS[marks[i]]}" for i in range(result.n_layers)]
         columns.append(cells + [NONE] * (layers - len(cells)))
     rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True))]
-    note = "▼ lower, ▲ higher than what it is held against, p < 0.05 corrected for the number of layers."
+    note = "▼ lower, ▲ higher than what it is compared with, p < 0.05 corrected for the number of layers."
     return Table("η by layer", ["layer", *(r.name for r in attention)], rows, note)
 
 
-def conventions_table(finding: Finding) -> Table:
-    """Whether the finding survives the other conventions."""
-    claimed = any(sides(change) != "open" for change in finding.checks[0].changes)
-    words = {"holds": "holds", "open": "not shown", "reversed": "reversed"}
-    note = "holds: all that the sentence claims lies on the same side of 0 with its interval; reversed: some of it on "
-    note += "the other side; not shown: else."
-    if not claimed:
-        words = {"holds": "none shown either", "open": "a difference"}
-        note = "The sentence claims no difference: held counts the rows that show none either (every interval holds 0)."
-    signs = {"below": " ▼", "above": " ▲", "open": ""}
-    rows = [
-        [
-            *(check.conventions[name] for name in READ),
-            shown(check.eta),
-            *(shown(change) + signs[sides(change)] for change in check.changes),
-            words[check.verdict],
-        ]
-        for check in finding.checks
-    ]
-    against = [f"minus {comparison.described.removesuffix(',')}" for comparison in finding.comparisons]
+def conventions_table(attention: Sequence[AttentionResult]) -> Table:
+    """By how much eta of each checkpoint differs from its reference under every convention."""
+    pairs, signs = comparisons(attention), {"below": " ▼", "above": " ▲", "open": ""}
+    rows = []
+    for choice in all_conventions(attention):
+        changes = [pair.change(**choice) for pair in pairs]
+        rows.append([*(choice[name] for name in READ), *(shown(change) + signs[sides(change)] for change in changes)])
     return Table(
-        f"η of {finding.comparisons[0].subject.name} in the last group of layers under every convention",
-        [*READ, "η", *against, "the finding"],
+        "η in the last sixth of the layers, minus that of the reference, under every convention",
+        [*READ, *(pair.title for pair in pairs)],
         rows,
-        f"The sentence reads the first row. It {'holds' if claimed else 'held'} {_by_choice(finding)}. {note}",
+        "First row: the conventions of these results. ▼ below, ▲ above: the 95 % interval over paired utterances does "
+        "not contain 0.",
+        text_columns=len(READ),
     )
 
 
@@ -110,19 +115,6 @@ def measurements_table(results: Results) -> Table:
         rows.append(["timeline", sample, "1", "none", "", NONE, ", ".join(sorted(versions)), NONE])
     columns = ["", "data", "samples", "left out", "conventions", "self-check", "versions", "seed"]
     return Table("Measurements", columns, rows)
-
-
-def _by_choice(finding: Finding) -> str:
-    """How often the finding holds by each value of each convention."""
-    parts = []
-    for name in READ:
-        values = dict.fromkeys(check.conventions[name] for check in finding.checks)
-        counts = []
-        for value in values:
-            own = [check.verdict for check in finding.checks if check.conventions[name] == value]
-            counts.append(f"{value} {own.count('holds')} of {len(own)}")
-        parts.append(f"by {name}: {', '.join(counts)}")
-    return "; ".join(parts)
 
 
 def _hashes(checkpoint: CheckpointIdentity) -> str:

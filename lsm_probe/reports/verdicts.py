@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
@@ -14,7 +15,7 @@ from lsm_probe.evaluation.task import Task, builtin_tasks, read_task
 from lsm_probe.languages import require_language
 from lsm_probe.probes.attention.reference import text_at_length
 from lsm_probe.probes.sensitivity.result import SensitivityResult
-from lsm_probe.reports.collection import Results, own_responses
+from lsm_probe.reports.collection import Results, is_measured_on, own_responses
 from lsm_probe.runner.result import MeasurementResult
 
 JUDGED = ("attention", "sensitivity", "knockout", "alignment", "evaluate")
@@ -50,7 +51,9 @@ def measured_checkpoints(results: Results) -> list[MeasuredCheckpoint]:
 
         def on_responses_of(whose: str | None, group: Iterable[Any], name: str | None = name) -> Any:
             """The result of a checkpoint in a group that was measured on the responses of another."""
-            return next((each for each in group if each.name == name and _is_on(each, own.get(whose or ""))), None)
+            return next(
+                (each for each in group if each.name == name and is_measured_on(each, own.get(whose or ""))), None
+            )
 
         attention = on_responses_of(name, results.attention)
         base_attention = _named(results.attention, base)
@@ -93,12 +96,6 @@ def _all_sensitivity(results: Results) -> list[SensitivityResult]:
     return [*results.own_words, *results.sensitivity]
 
 
-def _is_on(result: Any, responses: dict[str, list[int]] | None) -> bool:
-    """Whether a result was measured on these responses."""
-    measured = result.responses()
-    return responses is not None and all(responses.get(sample) == ids for sample, ids in measured.items())
-
-
 def _named(group: Sequence[Any], name: str | None) -> Any:
     return next((each for each in group if each.name == name), None)
 
@@ -139,12 +136,13 @@ def _names_the_form(instruction: str, task: Task) -> bool:
 
 
 def _with_data_warning(verdict: Verdict, measured: MeasuredCheckpoint) -> Verdict:
-    """Says if measurements are on different data. Some may take a part of the samples only."""
-    ids = {name: set(each.ids) for name, each in _measurements(measured)}
-    largest = max(ids.values(), key=len, default=set())
-    if all(each <= largest for each in ids.values()):
+    """Says if the measurements are on different samples; a part of the same ones is no other data."""
+    results = dict(_measurements(measured))
+    samples = {name: {*each.ids, *chain(*each.excluded.values())} for name, each in results.items()}
+    most: set[str] = max(samples.values(), key=len, default=set())
+    if all(own <= most for own in samples.values()) and len({each.data.name for each in results.values()}) < 2:
         return verdict
-    listed = ", ".join(f"{name} on {each.data.name}" for name, each in _measurements(measured))
+    listed = ", ".join(f"{name} on {each.data.name} ({each.counted})" for name, each in results.items())
     warning = f"The measurements of {measured.name} are on different samples: {listed}."
     return replace(verdict, warnings=[*verdict.warnings, warning])
 

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lsm_probe.runner.labels import checkpoint_labels
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.result import MeasurementResult
-from lsm_probe.runner.style import add_legend_below, legend_height, new_figure, with_own_settings
+from lsm_probe.runner.style import (
+    add_legend_below,
+    curve_looks,
+    legend_height,
+    new_figure,
+    plot_with_band,
+    with_own_settings,
+)
 from lsm_probe.runner.tables import Table
 
 if TYPE_CHECKING:
@@ -46,15 +52,13 @@ def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **
     if ax is None:
         ax = plt.subplots(layout="constrained")[1]
     name = next(name for name in results[0].BY_SAMPLE if np.ndim(getattr(results[0], name)) < 3)
-    for i, (result, label) in enumerate(zip(results, checkpoint_labels([r.name for r in results]), strict=True)):
+    for i, (result, look) in enumerate(zip(results, curve_looks(results), strict=True)):
         found = result.mean(getattr(result, name))
         if np.ndim(found.mean):
-            layers = np.arange(len(found.mean))
-            (line,) = ax.plot(layers, found.mean, label=label, **style)
-            ax.fill_between(layers, found.ci_low, found.ci_high, color=line.get_color(), alpha=0.2)
+            plot_with_band(range(len(found.mean)), found, ax, **look | style)
         else:
             reach = np.array([[found.mean - found.ci_low], [found.ci_high - found.mean]]).clip(min=0)
-            ax.errorbar([i], [float(found.mean)], reach, fmt="o", capsize=3, label=label, **style)
+            ax.errorbar([i], [float(found.mean)], reach, linestyle="none", capsize=3, **look | style)
     if np.ndim(found.mean):
         ax.set_xlabel("layer")
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lsm_probe.runner.labels import wrapped
 from lsm_probe.runner.result import Floats
 from lsm_probe.runner.style import new_figure
 
@@ -80,9 +81,14 @@ def plot_head_map(shown: HeadMap, scale: Scale, ax: Axes) -> PatchCollection:
     step = max(1, depth // 10)
     ax.set_xticks(range(0, depth, step), [str(layer) for layer in shown.layers[::step]])
     ax.set_yticks(range(0, heads, max(1, heads // 8)))
-    ax.set_title(shown.title, fontsize=9)
+    ax.set_title(wrapped(shown.title, _width(depth), 9), fontsize=9)
     ax.tick_params(labelsize=8, length=2)
     return drawn
+
+
+def _width(depth: int) -> float:
+    """Width of a map of so many layers, inches."""
+    return max(_CELL * depth, 3)
 
 
 def head_figure(rows: Sequence[Sequence[HeadMap]], scales: Sequence[Scale], xlabel: str = "layer") -> Figure:
@@ -95,8 +101,9 @@ def head_figure(rows: Sequence[Sequence[HeadMap]], scales: Sequence[Scale], xlab
     """
     depth = max(len(shown.layers) for row in rows for shown in row)
     heads = [max(shown.values.shape[1] for shown in row) for row in rows]
-    width = len(rows[0]) * (max(_CELL * depth, 3) + 0.5) + 1.2
-    height = sum(_CELL * count + 0.55 for count in heads) + 0.3
+    width = len(rows[0]) * (_width(depth) + 0.5) + 1.2
+    title_lines = [max(wrapped(shown.title, _width(depth), 9).count("\n") for shown in row) for row in rows]
+    height = sum(_CELL * count + 0.55 for count in heads) + 0.15 * sum(title_lines) + 0.3
     figure = new_figure(width, height)
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=heads)
     for row, scale, own in zip(rows, scales, axes, strict=True):

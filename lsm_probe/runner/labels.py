@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 OWN_FONT = "DejaVu Sans"
 """Comes with matplotlib and is its default."""
 _LONGEST = 60
+_WIDTH_OF_CHARACTER = 0.62
+"""Of an average character of [`OWN_FONT`], as a share of the font size."""
 _INVISIBLE = "\N{ZERO WIDTH SPACE}"
 _NO_FONTS = ("Last Resort", "Color")
 """Parts of the names of fonts that have every character as a box, or pictures that matplotlib cannot draw."""
@@ -32,6 +36,11 @@ def plain(text: str) -> str:
     return f"{_INVISIBLE}{written}" if written.startswith("_") else written
 
 
+def wrapped(text: str, inches: float, points: float) -> str:
+    """Text on as many lines as it needs to stay within a width at a font size. Words that are longer are cut."""
+    return textwrap.fill(text, max(8, int(72 * inches / (_WIDTH_OF_CHARACTER * points))))
+
+
 def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str]:
     """Names of checkpoints for legends and titles, no two alike; longer ones lose their beginning to a `…`."""
     cut = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
@@ -41,6 +50,21 @@ def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str
         if looks.count(look) > 1:
             labels[i] += f" ({looks[: i + 1].count(look)})"
     return labels
+
+
+def path_tails(names: Sequence[str]) -> dict[str, str]:
+    """The shortest end of each path that no other one has; the last `/model`, which training writes, is left out."""
+    parts = {}
+    for name in names:
+        own = [name] if name.startswith("builtin:") else [part for part in name.split("/") if part] or [name]
+        parts[name] = own[:-1] if len(own) > 1 and own[-1] == "model" else own
+    tails = {}
+    for name, own in parts.items():
+        others = [other for key, other in parts.items() if key != name]
+        depth = next((d for d in range(1, len(own)) if all(own[-d:] != o[-d:] for o in others)), len(own))
+        tails[name] = "/".join(own[-depth:])
+    alike = Counter(tails.values())
+    return {name: tail if alike[tail] == 1 else name for name, tail in tails.items()}
 
 
 def use_fonts_with_all_glyphs(figure: Figure) -> None:

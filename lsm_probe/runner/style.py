@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from lsm_probe.runner.labels import checkpoint_labels, use_fonts_with_all_glyphs
+from lsm_probe.runner.labels import use_fonts_with_all_glyphs
+from lsm_probe.runner.looks import checkpoint_looks, result_labels
 from lsm_probe.runner.result import Curve, MeasurementResult
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Arguments = ParamSpec("Arguments")
-
-MARKERS = "osD^vPX"
-"""One for each checkpoint, so that curves can be distinguished without their colours."""
 
 
 @contextmanager
@@ -61,12 +59,9 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
 
 def curve_looks(results: Sequence[MeasurementResult]) -> list[dict[str, Any]]:
     """Label, colour and marker of each result's curve, as `Axes.plot` takes them."""
-    import seaborn as sns
-
-    labels = checkpoint_labels([result.name for result in results])
     return [
-        {"label": label, "color": color, "marker": MARKERS[i % len(MARKERS)], "markersize": 3}
-        for i, (label, color) in enumerate(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True))
+        {"label": label, "color": look.color, "marker": look.marker, "markersize": 5 if look.marker == "*" else 3}
+        for label, look in zip(result_labels(results), checkpoint_looks(results), strict=True)
     ]
 
 

@@ -138,5 +138,7 @@ def measured_on(results: Sequence[MeasurementResult]) -> str:
         if thinking := thinking_summary(result.samples):
             part = result.checkpoint.response_part or "all"
             responses += f", of which {thinking['responses']} begin with thinking (measured: {part})"
-        found.append(f"{result.name}: {result.counted}, {responses}")
-    return "; ".join(found) + "."
+        found.append(f"{result.counted}, {responses}")
+    if len(set(found)) == 1:
+        return f"{found[0]}."
+    return "; ".join(f"{result.name}: {each}" for result, each in zip(results, found, strict=True)) + "."

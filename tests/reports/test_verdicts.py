@@ -118,16 +118,19 @@ def test_a_form_counts_only_if_the_instruction_asks_for_it(attention, read, inst
     assert set(speech.tasks) == ({"sentiment"} if found else set())
 
 
-def test_the_verdict_warns_of_measurements_on_different_data(attention, sensed, read, monkeypatch):
+def test_the_verdict_warns_of_measurements_on_different_samples(attention, sensed, read, monkeypatch):
     monkeypatch.setattr(
         verdicts, "judge", lambda measured: Verdict(checkpoint=measured.name, verdict="in between", reason="Planted.")
     )
     lsm = attention["lsm"]
+    part = sensed(lsm).subset(["s0", "s3"])
+    assert find_verdicts(read(lsm, replace(part, data=replace(lsm.data, sha256="ef" * 32))))[0].warnings == ()
     other = replace(sensed(lsm), data=replace(lsm.data, sha256="cd" * 32, name="other.jsonl"))
     (verdict,) = find_verdicts(read(lsm, other))
     assert verdict.verdict == "in between"
     assert verdict.warnings == [
-        "The measurements of lsm are on different data: attention on planted.jsonl, sensitivity on other.jsonl."
+        "The measurements of lsm are on different samples: attention on planted.jsonl (12 samples), sensitivity on "
+        "other.jsonl (12 samples)."
     ]
 
 

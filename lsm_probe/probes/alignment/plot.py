@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
-from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.looks import Look, checkpoint_looks, result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
-from lsm_probe.runner.style import MARKERS, axes_or_new, new_figure, plot_with_band, with_own_settings
+from lsm_probe.runner.style import axes_or_new, curve_looks, new_figure, plot_with_band, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 _MODALITIES = (("speech", "o"), ("transcript", "^"))
+_TRANSCRIPT = "#808080"
 _JOINED = 100
 """Most samples whose two points are joined by a line: more would hide the points."""
 _LONGEST_NAME = 28
+_TWO_COLUMNS = 38
+"""Longest label of a legend in two columns."""
 _PALE: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": "", "solid_capstyle": "round"}
 _DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "marker": ""}
 _DOTTED: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8, "marker": ""}
@@ -36,7 +39,9 @@ def plot_plane(results: Sequence[AlignmentResult], ax: Axes | None = None, layer
     return plot_points(result, layer, ax=ax)
 
 
-def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | None = None) -> Axes:
+def plot_points(
+    result: AlignmentResult, layer: int | None = None, ax: Axes | None = None, *, color: str | None = None
+) -> Axes:
     """Draws speech and transcript of one state in one plane by joint t-SNE, with the density contours of each.
 
     Contours enclose 20, 40, 60, 80 and 95 % of a set's density; a set that has no two dimensions has none. A sample's
@@ -47,6 +52,7 @@ def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | No
         layer: number of a state; a negative one counts the kept states from the end; by default the result's own
             `plot_layer`.
         ax: axes to draw on; new ones if None.
+        color: of the speech; by default that of the checkpoint. Transcripts are grey.
     """
     import seaborn as sns
     from matplotlib.collections import LineCollection
@@ -56,7 +62,8 @@ def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | No
     if len(result.samples) <= _JOINED:
         ax.add_collection(LineCollection(list(np.stack(both, 1)), colors="0.75", linewidths=0.5, zorder=1))
     size = float(np.clip(600 / len(result.samples), 4, 18))
-    for points, color, (label, marker) in zip(both, sns.color_palette("colorblind", 2), _MODALITIES, strict=True):
+    colors = (color or checkpoint_looks([result])[0].color, _TRANSCRIPT)
+    for points, color, (label, marker) in zip(both, colors, _MODALITIES, strict=True):
         x, y = points.T
         if _spans_a_plane(points):
             sns.kdeplot(x=x, y=y, ax=ax, color=color, levels=(0.05, 0.2, 0.4, 0.6, 0.8), linewidths=0.9, zorder=2)
@@ -69,7 +76,7 @@ def plot_points(result: AlignmentResult, layer: int | None = None, ax: Axes | No
 
 def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashed: bool = False) -> None:
     """Draws one of the result's curves for each result, with its 95 % interval as a band where it is not dashed."""
-    for result, look in zip(results, _looks(len(results)), strict=True):
+    for result, look in zip(results, _looks(results), strict=True):
         curve = result.curves()[name]
         if dashed:
             ax.plot(result.layers, curve.mean, **look | _DASHED)
@@ -121,15 +128,15 @@ def point_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
 def _draw_planes(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     rows, columns = min(len(results), 2), -(-len(results) // 2)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax, result, name in zip(axes, results, _short_names([r.name for r in results]), strict=False):
-        plot_points(result, ax=ax)
+    names, looks = result_labels(results, _LONGEST_NAME), checkpoint_looks(results)
+    for ax, result, name, look in zip(axes, results, names, looks, strict=False):
+        plot_points(result, ax=ax, color=look.color)
         ax.set_title(
             f"{name}\nt-SNE of state {result.state(result.plot_layer)}, perplexity {result.perplexity:g}", fontsize=9
         )
     for ax in axes[len(results) :]:
         ax.set_axis_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(handles=_modalities(looks), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
 
 def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
@@ -139,7 +146,7 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     axes = figure.subplots(2, 2, sharex=True)
     cosines, cka, recall, distances = axes.ravel()
     # Wide and pale, so that it stays visible under the other curve, on which it often lies.
-    for result, look in zip(results, _looks(len(results)), strict=True):
+    for result, look in zip(results, _looks(results), strict=True):
         cosines.plot(result.layers, result.curves()["unpaired_cosine"].mean, **look | _PALE)
     for name, ax in (("cosine", cosines), ("cka", cka), ("retrieval", recall)):
         plot_curve(results, "paired_cosine" if name == "cosine" else name, ax)
@@ -157,16 +164,17 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
         sns.despine(ax=ax)
     for ax in axes[1]:
         ax.set_xlabel("state (0: embeddings)")
-    names = _short_names([result.name for result in results])
+    names = result_labels(results, _LONGEST_NAME)
     labels = [f"{name} ({len(r.samples)} samples)" for name, r in zip(names, results, strict=True)]
     lines = recall.get_lines()[: len(results)]
-    figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    columns = 2 if max(map(len, labels)) <= _TWO_COLUMNS else 1
+    figure.legend(lines, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     figure.legend(handles=_key(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
 
 def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:
     plot_curve(results, "centroid_distance", ax)
-    for result, look in zip(results, _looks(len(results)), strict=True):
+    for result, look in zip(results, _looks(results), strict=True):
         alike = result.mmd()["p_value"] >= ALPHA
         ax.plot(np.array(result.layers)[alike], result.curves()["centroid_distance"].mean[alike], **look | _HOLLOW)
     floors = [result.centroid_floor() for result in results]
@@ -179,6 +187,18 @@ def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:
 def _draw_levels(ax: Axes, levels: Sequence[float]) -> None:
     for level in sorted(set(levels)):
         ax.axhline(level, color="0.5", zorder=0, **_DOTTED)
+
+
+def _modalities(looks: Sequence[Look]) -> list[Line2D]:
+    """What the points of the planes are: speech has the colour of its checkpoint."""
+    from matplotlib.lines import Line2D
+
+    speech = looks[0].color if len(looks) == 1 else "0.25"
+    named = ("speech" if len(looks) == 1 else "speech (in the checkpoint's colour)", "transcript")
+    return [
+        Line2D([], [], linestyle="", color=color, marker=marker, label=label)
+        for label, color, (_, marker) in zip(named, (speech, _TRANSCRIPT), _MODALITIES, strict=True)
+    ]
 
 
 def _key() -> list[Line2D]:
@@ -194,21 +214,9 @@ def _key() -> list[Line2D]:
     return [Line2D([], [], **{"color": "0.3", "marker": "o", **look}, label=label) for label, look in kinds.items()]
 
 
-def _looks(count: int) -> list[dict[str, Any]]:
-    """Colour and marker of each checkpoint: not blue or orange, which are those of speech and transcript."""
-    import seaborn as sns
-
-    palette = sns.color_palette("colorblind")
-    colors = [(0.25, 0.25, 0.25), *(palette[i] for i in (2, 4, 5, 7))]
-    return [
-        {
-            "color": colors[0 if count == 1 else 1 + i % 4],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 3,
-            "linewidth": 1.2,
-        }
-        for i in range(count)
-    ]
+def _looks(results: Sequence[AlignmentResult]) -> list[dict[str, Any]]:
+    """Colour and marker of each checkpoint's curves."""
+    return [{**look, "label": None, "linewidth": 1.2} for look in curve_looks(results)]
 
 
 def _spans_a_plane(points: NDArray[np.float64]) -> bool:
@@ -217,12 +225,3 @@ def _spans_a_plane(points: NDArray[np.float64]) -> bool:
         return False
     spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
     return bool(spread[1] > 1e-6 * spread[0])
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    """The end of each path that tells it from the others, for the titles: `vanilla/model`, `repaired/model`."""
-    parts = [[name] if name.startswith("builtin:") else name.rstrip("/").split("/") for name in names]
-    depth = 1
-    while depth < max(map(len, parts)) and len({tuple(p[-depth:]) for p in parts}) < len(set(names)):
-        depth += 1
-    return checkpoint_labels(["/".join(part[-depth:]) for part in parts], _LONGEST_NAME)

@@ -81,10 +81,10 @@ def alignment_section(measurement: Measurement, results: Sequence[AlignmentResul
     return Section(
         measurement.name,
         "Alignment",
-        f"Where the states of the {results[0].conventions.segment} lie for speech and for its transcript: both in one "
-        "plane by t-SNE, whose distances mean little, and beside it the numbers by state, which mean something above "
-        "chance alone.",
-        [picture(figure, "alignment", "Speech and transcripts in one plane, and their likeness by state")],
+        f"How similar the states of the {results[0].conventions.segment} are for speech and for its transcript. Left: "
+        "both in one plane by t-SNE; its distances mean little. Right: the numbers by state; compare them with chance, "
+        "the dotted line.",
+        [picture(figure, "alignment", "Speech and transcripts in one plane, and their similarity by state")],
         [_report_table(results)],
     )
 

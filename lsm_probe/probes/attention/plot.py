@@ -10,7 +10,7 @@ import pandas as pd
 
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult, head_eta_difference
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
-from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.looks import result_labels
 from lsm_probe.runner.multiple_testing import SIGNIFICANT
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.style import (
@@ -81,7 +81,7 @@ def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
     scales = [Scale("η of the head (0.5 = balanced)", 0.5, 0.5)] * len(maps)
     if len(results) == 2 and results[0].ids == results[1].ids and maps[0].values.shape == maps[1].values.shape:
         found = head_eta_difference(*results)
-        first, second = checkpoint_labels([result.name for result in results])
+        first, second = result_labels(results)
         title = f"{second} minus {first} (framed: changed)"
         maps.append(HeadMap(title, found.mean, maps[0].layers, outlined=found.p < SIGNIFICANT))
         scales.append(Scale("difference of η", 0, 1))
@@ -110,7 +110,7 @@ def save_attention(results: Sequence[AttentionResult], out: Path) -> None:
 
 def _labels(results: Sequence[AttentionResult]) -> list[str]:
     labels = []
-    for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
+    for result, name in zip(results, result_labels(results), strict=True):
         source = result.tokens[:, SEGMENTS.index("source")].mean()
         kind = "speech" if result.checkpoint.source == "speech" else "transcript"
         labels.append(f"{name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)")

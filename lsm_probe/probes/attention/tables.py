@@ -64,16 +64,16 @@ def attention_section(measurement: Measurement, results: Sequence[AttentionResul
         Section(
             "tokens",
             "Token counts and the length-matched control",
-            "The number of source tokens moves η by itself: as the source gets longer, η by mean rises and η by sum "
-            "falls. So a speech checkpoint is compared with the text LLM whose transcripts were repeated or cut to as "
-            "many tokens, with the same responses at the same positions.",
+            "The number of source tokens alone changes η: with a longer source, η by mean rises and η by sum falls. So "
+            "a speech checkpoint is compared with a length-matched control: the text LLM, whose transcripts are "
+            "repeated or cut to as many tokens as the speech has. Its responses stay the same.",
             tables=[_tokens(results)],
         ),
         Section(
             "heads",
             "Single heads",
-            "Red heads look at the source, blue ones at the instruction; the area of a square is the head's share of "
-            "its layer.",
+            "Colour: η of the head. Red heads attend to the source, blue ones to the instruction. Area of a square: "
+            "the head's share of the attention of its layer.",
             [figure],
             [_heads(results)],
         ),

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lsm_probe.probes.importance.result import ImportanceResult
-from lsm_probe.runner.labels import plain
+from lsm_probe.runner.looks import result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame
-from lsm_probe.runner.style import axes_or_new, curve_looks, new_figure, plot_with_band, with_own_settings
+from lsm_probe.runner.style import (
+    add_legend_below,
+    axes_or_new,
+    curve_looks,
+    legend_height,
+    new_figure,
+    plot_with_band,
+    with_own_settings,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +50,7 @@ def plot_modules(result: ImportanceResult, ax: Axes | None = None) -> Axes:
     sns.heatmap(
         table, ax=ax, cmap="viridis", norm=norm, yticklabels=result.modules, cbar_kws={"label": "nats a weight"}
     )
-    ax.set(title=plain(result.name), xlabel="layer")
+    ax.set(title=result_labels([result])[0], xlabel="layer")
     ax.tick_params(axis="y", rotation=0)
     return ax
 
@@ -53,10 +61,10 @@ def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
     import seaborn as sns
 
     with sns.axes_style("ticks"):
-        figure = new_figure(9, 4 + 3 * len(results))
+        figure = new_figure(9, legend_height(4 + 3 * len(results), results))
         top, *maps = figure.subplots(1 + len(results), 1, height_ratios=[4, *[3] * len(results)])
         plot_layers(results, top)
-        top.legend(frameon=False, fontsize=8)
+        add_legend_below(figure, top)
         sns.despine(ax=top)
         for result, ax in zip(results, maps, strict=True):
             plot_modules(result, ax)

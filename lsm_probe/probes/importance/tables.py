@@ -59,8 +59,8 @@ def importance_section(measurement: Measurement, results: Sequence[ImportanceRes
     return Section(
         measurement.name,
         "Importance by layer",
-        "How much the loss would change, to first order, if a weight were 0. Shares of all layers, since a model that "
-        "answers worse has larger gradients everywhere.",
+        "How much the loss would change, to first order, if a weight were 0. Layers are compared by their share of the "
+        "importance of all layers, because a model that answers worse has larger gradients everywhere.",
         [picture(importance_figure(results), "importance", "Importance by layer and by module")],
         [_report_table(results)],
     )

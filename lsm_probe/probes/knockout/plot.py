@@ -12,7 +12,7 @@ import pandas as pd
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
-from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.looks import result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.result import Curve
 from lsm_probe.runner.style import (
@@ -81,7 +81,7 @@ def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
     that are both on either side.
     """
     rows = []
-    for result, name in zip(results, checkpoint_labels([r.name for r in results]), strict=True):
+    for result, name in zip(results, result_labels(results), strict=True):
         kinds = result.head_kinds()
         rows.append(
             [

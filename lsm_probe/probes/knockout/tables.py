@@ -78,9 +78,10 @@ def knockout_section(measurement: Measurement, results: Sequence[KnockoutResult]
     return Section(
         measurement.name,
         "Knockout",
-        f"The response may not see a segment in {results[0].conventions.window} neighbouring layers; shown is "
-        "what it loses. What other tokens had taken from the segment before still gets through: the instruction "
-        "reaches the response through the source tokens, for example.",
+        f"Attention from the response to a segment is blocked in {results[0].conventions.window} neighbouring layers "
+        "at a time. The figure shows by how much the log-probability of the response falls. Information can still pass "
+        "through other tokens that read the segment before: the instruction through the source tokens, for example. "
+        "The masked model is out of distribution, so the falls are not bounds.",
         pictures,
         [_report_table(results)],
     )
@@ -105,12 +106,13 @@ def _report_table(results: Sequence[KnockoutResult]) -> Table:
         "",
         "without the instruction",
         "without the source",
-        "worst window, instruction",
-        "worst window, source",
-        "causal η, mean where both matter",
+        "largest fall without the instruction: layer (fall)",
+        "largest fall without the source: layer (fall)",
+        "causal η, mean over layers",
     ]
     note = (
-        f"{measured_on(results)} causal η: the instruction's part of both losses, in the layers where both are above 0."
+        f"{measured_on(results)} causal η: the instruction's share of both falls, in the layers where both are above 0."
     )
     note = " ".join([note, *(f"{r.name}: {sentence}." for r in results for sentence in r.influence_notes())])
-    return Table("What the response loses, nats per token: cut off in all layers, and in windows", columns, rows, note)
+    title = "Fall of the log-probability of the response, nats per token: blocked in all layers, and in windows"
+    return Table(title, columns, rows, note)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.probes.sensitivity.result import SensitivityResult
-from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.looks import checkpoint_looks, result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.style import (
     add_legend_below,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _TOKENS = 32
 """Tokens of the response that are drawn."""
 _LONGEST_TICK = 28
+_INSIDE: dict[str, Any] = {"ha": "right", "va": "bottom"}
 
 
 def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
@@ -38,10 +39,8 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
         results: read under their own conventions, which should be the same.
         ax: axes to draw on; new ones if None.
     """
-    import seaborn as sns
-
-    ax = axes_or_new(ax, 5, 4)
-    colors = sns.color_palette("colorblind", len(results))
+    ax = axes_or_new(ax, 6, 1.6 + 0.5 * len(results))
+    colors = [look.color for look in checkpoint_looks(results)]
     looks: tuple[dict[str, Any], ...] = ({"color": colors}, {"color": "white", "edgecolor": colors, "hatch": "///"})
     for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
         curves = [getattr(result, label)() for result in results]
@@ -49,15 +48,15 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
         # Where all samples are alike, mean and interval differ by rounding.
         errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0)
         places = np.arange(len(results)) + (i - 0.5) * 0.38
-        ax.bar(places, means, 0.36, yerr=errors, capsize=3, **look)
+        ax.barh(places, means, 0.36, xerr=errors, capsize=3, **look)
     ceiling = max(max(result.ceilings()) for result in results)
     if results[0].conventions.per == "response":
-        ax.axhline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label="most the pools allow")
-        ax.legend(frameon=False, fontsize=8)
-    ax.axhline(0, color="0.3", linewidth=0.8)
-    names = checkpoint_labels([result.name for result in results], _LONGEST_TICK)
-    ax.set_xticks(range(len(results)), names, rotation=20, ha="right")
-    ax.set(title="solid: instruction, hatched: source", ylabel=f"sensitivity D (nats per {results[0].conventions.per})")
+        ax.axvline(ceiling, color="0.6", linewidth=0.8, linestyle=":")
+        ax.annotate("most the pools allow ", (ceiling, 1), xycoords=("data", "axes fraction"), fontsize=8, **_INSIDE)
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set_yticks(range(len(results)), result_labels(results, _LONGEST_TICK))
+    ax.set_ylim(len(results) - 0.4, -0.6)
+    ax.set(title="solid: instruction, hatched: source", xlabel=f"sensitivity D (nats per {results[0].conventions.per})")
     return ax
 
 
@@ -80,7 +79,7 @@ def sensitivity_figure(results: Sequence[SensitivityResult]) -> Figure:
     import seaborn as sns
 
     with sns.axes_style("ticks"):
-        figure = new_figure(10, legend_height(4.5, results))
+        figure = new_figure(11, legend_height(max(4.5, 1.8 + 0.5 * len(results)), results))
         bars, tokens = figure.subplots(1, 2)
         plot_sensitivity(results, bars)
         plot_tokens(results, tokens)

@@ -48,14 +48,15 @@ def sensitivity_section(measurement: Measurement, results: Sequence[SensitivityR
     for i, group in enumerate(groups):
         whose, figure = describe_responses(group), sensitivity_figure(group)
         figure.suptitle(f"{whose[0].upper()}{whose[1:]}")
-        described = f"What instruction and source are worth to {whose}, by checkpoint and along it"
+        described = f"D_i and D_s of {whose}, by checkpoint and by token"
         pictures.append(picture(figure, f"sensitivity-{i}", described))
     return Section(
         measurement.name,
         "Sensitivity",
-        "Attention is not used. D is how much likelier the response is under its own instruction (its own "
-        "source) than under a pool of others. Near 0, it is ignored. info-η is the instruction's part of both. On "
-        "shared responses checkpoints can be compared; on its own ones a checkpoint shows what they depend on.",
+        "This measurement does not use attention. D_i is how much likelier the response is under its own instruction "
+        "than under a pool of other instructions, and D_s is the same for the source. Near 0, the response does not "
+        "depend on it. info-η is D_i / (D_i + D_s). The same response for all checkpoints compares checkpoints. Each "
+        "checkpoint's own response shows what it depends on when it answers freely.",
         pictures,
         [_report_table(group) for group in groups],
     )
@@ -77,8 +78,6 @@ def _report_table(results: Sequence[SensitivityResult]) -> Table:
             [result.name, shown(result.instruction()), shown(result.source()), NONE if eta is None else shown(eta)]
         )
     unit = f"nats per {results[0].conventions.per}"
-    columns = ["", f"D of the instruction, {unit}", f"D of the source, {unit}", "info-η"]
+    columns = ["", f"D_i (instruction), {unit}", f"D_s (source), {unit}", "info-η"]
     notes = [measured_on(results), *(f"{r.name}: {note}." for r in results for note in r.influence_notes())]
-    return Table(
-        f"What instruction and source are worth to {describe_responses(results)}", columns, rows, " ".join(notes)
-    )
+    return Table(f"Sensitivity of {describe_responses(results)}", columns, rows, " ".join(notes))

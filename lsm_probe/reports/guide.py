@@ -1,0 +1,75 @@
+"""What to look at in a report, and why: links to its sections, chosen by the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from lsm_probe.diagnosis.verdict import Verdict
+
+MOST = 6
+"""Links that are shown."""
+_MOST_NAMES = 3
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link to a section.
+
+    Attributes:
+        anchor: id of the section.
+        title: what the link says.
+        reason: why to look there, one sentence.
+    """
+
+    anchor: str
+    title: str
+    reason: str
+
+
+def what_to_look_at(verdicts: Sequence[Verdict], anchors: Collection[str]) -> list[Link]:
+    """The links that the verdicts call for, the most important first.
+
+    Args:
+        verdicts: of all checkpoints; the evidence of number i has the anchor `verdict-i`.
+        anchors: ids of the sections that the report has.
+    """
+    links = {link.anchor: link for link in reversed([*_links(verdicts)]) if link.anchor in anchors}
+    return list(reversed(links.values()))[:MOST]
+
+
+def _links(verdicts: Sequence[Verdict]) -> Iterator[Link]:
+    for i, each in enumerate(verdicts):
+        if each.against:
+            n = len(each.against)
+            numbers = "1 number speaks" if n == 1 else f"{n} numbers speak"
+            reason = f"{numbers} against the verdict “{each.verdict}”."
+            yield Link(f"verdict-{i}", f"Evidence about {each.checkpoint}", reason)
+    if biased := _with_verdict(verdicts, "ignores the instruction (speech anchor bias)"):
+        yield Link("samples", "Samples", f"What {biased} answered, beside what the instruction asked for.")
+        yield Link("knockout", "Knockout", f"Which layers read the speech and the instruction in {biased}.")
+        yield Link("eta", "η by layer", f"In which layers the instruction gets less attention in {biased}.")
+        yield Link("heads", "Single heads", f"Which attention heads read the speech in {biased}.")
+    if deaf := _with_verdict(verdicts, "does not use the speech"):
+        reason = f"Whether the states of {deaf} for speech resemble those for its transcript at all."
+        yield Link("alignment", "Alignment", reason)
+        yield Link("sensitivity", "Sensitivity", f"How little the responses of {deaf} change with other speech (D_s).")
+    if between := _with_verdict(verdicts, "in between"):
+        reason = f"By how much the responses of {between} depend on the instruction (D_i) and on the speech (D_s)."
+        yield Link("sensitivity", "Sensitivity", reason)
+        yield Link("samples", "Samples", f"Which instructions {between} followed, and which not.")
+    if following := _with_verdict(verdicts, "follows the instruction"):
+        yield Link("evaluation", "Evaluation", f"Whether the answers of {following} are correct as well.")
+        reason = f"By how much the responses of {following} depend on the instruction (D_i) and on the speech (D_s)."
+        yield Link("sensitivity", "Sensitivity", reason)
+    if unknown := _with_verdict(verdicts, "cannot tell"):
+        first = next(i for i, each in enumerate(verdicts) if each.verdict == "cannot tell")
+        yield Link(f"verdict-{first}", "Evidence", f"What is missing for a verdict about {unknown}.")
+
+
+def _with_verdict(verdicts: Sequence[Verdict], verdict: str) -> str:
+    """Names of the checkpoints with this verdict; empty if there are none."""
+    names = [each.checkpoint for each in verdicts if each.verdict == verdict]
+    if len(names) > _MOST_NAMES:
+        return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -1,0 +1,140 @@
+"""How checkpoints look: each has one colour, marker and short label in all figures that are shown together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.labels import checkpoint_labels, path_tails
+from lsm_probe.runner.result import MeasurementResult
+
+COLORS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#fbafe4", "#ece133")
+"""seaborn's palette `colorblind` without its grey, the two colours that are hard to see on white last."""
+MARKERS = "osD^vPX<>"
+"""One for each colour, so that curves can be distinguished without their colours."""
+_RESERVED = {"untrained": 0, "vanilla_asr": 1, "true_answers": 2, "self_powered_one": 3, "self_powered": 4}
+"""Numbers of the colours of the built-in checkpoints and of the other arms of their study."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of a checkpoint."""
+
+    color: str
+    marker: str
+
+    @classmethod
+    def of_number(cls, number: int) -> Look:
+        """The look of this number; after all colours they come again with other markers."""
+        return cls(COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)])
+
+
+NEUTRAL = Look("#4d4d4d", "*")
+"""Of the base LLM. A dark grey, which a page shows in the colour of its text."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is fixed while several figures are drawn that are shown together."""
+
+    looks: Mapping[str, Look]
+
+
+_shown: ContextVar[_Shown | None] = ContextVar("shown", default=None)
+
+
+def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
+    """The look of each checkpoint, by name.
+
+    The first text LLM is grey. The built-in checkpoints have colours of their own, so that they are the same in every
+    report; the others take what is left, in the order given. A length-matched control has the look of the checkpoint
+    whose source lengths it was given.
+    """
+    found: dict[str, Look] = {}
+    checkpoints = list(checkpoints)
+    plain = [each for each in checkpoints if each.control is None]
+    base = next((each.name for each in plain if each.source == "text"), None)
+    names = [name for name in dict.fromkeys(each.name for each in plain) if name != base]
+    taken: set[int] = set()
+    for name in names:
+        number = _RESERVED.get(_arm(name))
+        if number is not None and number not in taken:
+            taken.add(number)
+            found[name] = Look.of_number(number)
+    free = (number for number in range(len(names) + len(_RESERVED)) if number not in taken)
+    found |= {name: Look.of_number(next(free)) for name in names if name not in found}
+    if base is not None:
+        found[base] = NEUTRAL
+    for each in checkpoints:
+        if each.control is not None:
+            found[each.name] = found.get(next(iter(each.control.source_length_of), ""), NEUTRAL)
+    return found
+
+
+@contextmanager
+def same_looks(checkpoints: Iterable[CheckpointIdentity]) -> Iterator[Mapping[str, Look]]:
+    """Draw all figures of the block with one look for each of these checkpoints, and with their names as they are."""
+    fixed = _Shown(looks_of(checkpoints))
+    token = _shown.set(fixed)
+    try:
+        yield fixed.looks
+    finally:
+        _shown.reset(token)
+
+
+def keep_looks(checkpoints: Iterable[CheckpointIdentity]) -> None:
+    """Draw all further figures with one look for each of these checkpoints: [`same_looks`] without an end."""
+    _shown.set(_Shown(looks_of(checkpoints)))
+
+
+def checkpoint_looks(results: Sequence[MeasurementResult]) -> list[Look]:
+    """The look of each result's checkpoint: that of the enclosing [`same_looks`], else by their order."""
+    looks = looks_of(result.checkpoint for result in results)
+    if _are_known(results):
+        looks |= _fixed()
+    return [looks[result.name] for result in results]
+
+
+def result_labels(results: Sequence[MeasurementResult], longest: int = 60) -> list[str]:
+    """Short names of the results' checkpoints for legends and titles, no two alike.
+
+    A path is cut to the end that no other one has. Within [`same_looks`] the names are short already.
+    """
+    names = [result.name for result in results] if _are_known(results) else short_names(r.checkpoint for r in results)
+    return checkpoint_labels(names, longest)
+
+
+def short_names(checkpoints: Iterable[CheckpointIdentity]) -> list[str]:
+    """The name of each checkpoint, with paths cut to the end that no other one has."""
+    checkpoints = list(checkpoints)
+    tails = path_tails(list(dict.fromkeys(part for each in checkpoints for part in _parts(each))))
+    names = []
+    for each in checkpoints:
+        joint = " at length of " if each.control else " + "
+        names.append(joint.join(tails[part] for part in _parts(each)[:2]))
+    return names
+
+
+def _parts(checkpoint: CheckpointIdentity) -> Sequence[str]:
+    """The names that a checkpoint's own is made of."""
+    if (control := checkpoint.control) is not None:
+        return control.control_of, *control.source_length_of
+    return checkpoint.parts
+
+
+def _arm(name: str) -> str:
+    """The arm of the study that a name stands for: without `builtin:` and without the number of the seed."""
+    return re.sub(r"-\d+$", "", name.removeprefix("builtin:").removesuffix("/model").rpartition("/")[2])
+
+
+def _fixed() -> Mapping[str, Look]:
+    return {} if (shown := _shown.get()) is None else shown.looks
+
+
+def _are_known(results: Sequence[MeasurementResult]) -> bool:
+    fixed = _fixed()
+    return bool(fixed) and all(result.name in fixed for result in results)
