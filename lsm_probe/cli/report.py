@@ -22,10 +22,11 @@ def report(
 ) -> None:
     """Write an HTML page and a notebook about results.
 
-    The page begins with the finding in one sentence and its interval. It shows eta by layer, token counts, the
-    length-matched control, the other conventions, single heads, sensitivity, knockout, alignment, importance,
-    evaluation, samples, a timeline with audio, and the source of every number. It is one file below 5 MB that needs no
-    network and no JavaScript, and can be printed. The notebook is written beside it, executed.
+    The page begins with the verdict about each checkpoint, its evidence, and what to look at. Then it shows eta by
+    layer, token counts, the length-matched control, single heads, sensitivity, knockout, alignment, importance,
+    evaluation, eta under other conventions, samples, a timeline with audio, and the source of every number. It is one
+    file below 5 MB that needs no network and no JavaScript, and can be printed. The notebook is written beside it,
+    executed.
 
     Examples:
 

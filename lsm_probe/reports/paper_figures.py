@@ -18,7 +18,7 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.tables import speeds
 from lsm_probe.evaluation.text_ability_result import TextAbilityResult
 from lsm_probe.files import replacing
-from lsm_probe.probes.alignment.plot import plot_points
+from lsm_probe.probes.alignment.plot import modality_key, plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.labels import use_fonts_with_all_glyphs, wrapped
@@ -153,7 +153,8 @@ def plane_figure(results: Sequence[AlignmentResult]) -> Figure:
         plot_points(result, ax=ax, color=look.color)
         ax.set_title(wrapped(label, width / columns, 8), fontsize=8)
         ax.set_frame_on(False)
-    return _finished(figure, list(panels), legend_of=panels[0])
+    figure.legend(handles=modality_key(looks), loc="outside lower center", frameon=False, fontsize=7)
+    return figure
 
 
 def task_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:

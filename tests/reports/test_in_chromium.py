@@ -37,9 +37,9 @@ def test_no_errors_with_every_frame_loaded(browser, page):
     assert browser.problems == []
 
 
-def test_the_finding_is_on_the_first_screen(browser, page):
+def test_the_verdicts_are_on_the_first_screen(browser, page):
     browser.open(page)
-    assert browser.run("document.getElementById('finding').getBoundingClientRect().bottom") < 400
+    assert browser.run("document.querySelector('.verdicts').getBoundingClientRect().bottom") < 700
 
 
 def test_moving_over_the_chart_reads_its_numbers(browser, page, results):

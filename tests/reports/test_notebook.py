@@ -1,4 +1,4 @@
-"""The notebook: the same folders, the same finding, executed, wherever the folders are moved together."""
+"""The notebook: the same folders, the same verdicts, executed, wherever the folders are moved together."""
 
 import ast
 import json
@@ -9,8 +9,8 @@ import pytest
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.reports import notebook
-from lsm_probe.reports.finding import find
 from lsm_probe.reports.notebook import notebook_source, save_notebook
+from lsm_probe.reports.verdicts import find_verdicts
 
 
 def test_the_source_is_python_and_its_paths_are_relative(runs):
@@ -45,6 +45,6 @@ def test_it_is_executed_and_says_what_the_page_says(runs, tmp_path):
     outputs = [output for cell in code for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] in ("error", "stream")]
     said = "".join("".join(output["data"].get("text/markdown", "")) for output in outputs)
-    assert find(results.attention).sentence in said
+    assert all(f"{each.checkpoint}: {each.verdict}." in said for each in find_verdicts(results))
     assert sum("image/png" in output["data"] for output in outputs) == 2
     assert str(tmp_path) not in json.dumps(cells)

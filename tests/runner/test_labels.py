@@ -80,7 +80,7 @@ def test_every_name_stands_in_the_legend_and_on_disk(result, tmp_path):
         r"two\nlines",
     ]
     for text, name in zip(shown, [*expected, *ODD[-2:]], strict=True):
-        assert text.startswith(f"{name} (3 samples")
+        assert text.startswith(f"{name.rpartition('/')[2]} (3 samples")  # the end of a path
     save_attention(named(result, *ODD), tmp_path)
     assert "_base" in (tmp_path / "eta.svg").read_text(encoding="utf-8")
 

@@ -136,7 +136,9 @@ def _draw_planes(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
         )
     for ax in axes[len(results) :]:
         ax.set_axis_off()
-    figure.legend(handles=_modalities(looks), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(
+        handles=modality_key(looks), loc="outside lower center", ncols=min(2, columns), frameon=False, fontsize=9
+    )
 
 
 def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
@@ -155,7 +157,7 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
         ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     _draw_levels(recall, [result.chance() for result in results])
     cosines.set(title="cosine of speech and transcript", ylabel="cosine", ylim=(None, 1.02))
-    cka.set(title="likeness of geometry", ylabel="debiased linear CKA", ylim=(None, 1.02))
+    cka.set(title="similarity of geometry", ylabel="debiased linear CKA", ylim=(None, 1.02))
     recall.set(title="retrieval of the partner", ylabel="R@1, mean of both ways", ylim=(-0.02, 1.02))
     _draw_distances(results, distances)
     for ax in axes.flat:
@@ -189,7 +191,7 @@ def _draw_levels(ax: Axes, levels: Sequence[float]) -> None:
         ax.axhline(level, color="0.5", zorder=0, **_DOTTED)
 
 
-def _modalities(looks: Sequence[Look]) -> list[Line2D]:
+def modality_key(looks: Sequence[Look]) -> list[Line2D]:
     """What the points of the planes are: speech has the colour of its checkpoint."""
     from matplotlib.lines import Line2D
 

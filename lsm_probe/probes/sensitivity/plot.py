@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _TOKENS = 32
 """Tokens of the response that are drawn."""
 _LONGEST_TICK = 28
+_MOST = "most the pools allow"
 _INSIDE: dict[str, Any] = {"ha": "right", "va": "bottom"}
 
 
@@ -46,13 +47,13 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
         curves = [getattr(result, label)() for result in results]
         means = np.array([float(curve.mean) for curve in curves])
         # Where all samples are alike, mean and interval differ by rounding.
-        errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0)
+        errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0).tolist()
         places = np.arange(len(results)) + (i - 0.5) * 0.38
         ax.barh(places, means, 0.36, xerr=errors, capsize=3, **look)
     ceiling = max(max(result.ceilings()) for result in results)
     if results[0].conventions.per == "response":
-        ax.axvline(ceiling, color="0.6", linewidth=0.8, linestyle=":")
-        ax.annotate("most the pools allow ", (ceiling, 1), xycoords=("data", "axes fraction"), fontsize=8, **_INSIDE)
+        ax.axvline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label=_MOST)
+        ax.annotate(f"{_MOST} ", (ceiling, 1), xycoords=("data", "axes fraction"), fontsize=8, **_INSIDE)
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set_yticks(range(len(results)), result_labels(results, _LONGEST_TICK))
     ax.set_ylim(len(results) - 0.4, -0.6)

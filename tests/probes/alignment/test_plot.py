@@ -59,8 +59,8 @@ def test_many_points_are_not_joined():
 def test_each_panel_shows_its_curve_of_every_result(results):
     figure = alignment_figure([replace(result, plot_layer=1) for result in results])
     first, second, cosine, cka, recall, distance = figure.axes
-    assert first.get_title() == "one/model\nt-SNE of state 1, perplexity 5"
-    assert second.get_title() == "two/model\nt-SNE of state 1, perplexity 5"
+    assert first.get_title() == "one\nt-SNE of state 1, perplexity 5"
+    assert second.get_title() == "two\nt-SNE of state 1, perplexity 5"
     expected = {
         cosine: ("unpaired_cosine", "paired_cosine", "standardised_cosine"),
         cka: ("cka", "standardised_cka"),

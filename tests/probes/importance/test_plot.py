@@ -117,7 +117,7 @@ def test_the_figure_has_the_layers_on_top_and_a_map_of_each_below(results):
     top, *rest = figure.axes
     maps = [ax for ax in rest if ax.get_title()]  # the others are colour bars
     assert [ax.get_title() for ax in maps] == ["text model", "speech model"]
-    assert [text.get_text() for text in top.get_legend().get_texts()] == ["text model", "speech model"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["text model", "speech model"]
     assert [len(line.get_xdata()) for line in top.lines] == [6, 4]
 
 

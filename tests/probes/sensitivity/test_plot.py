@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.probes.sensitivity import PROBE
@@ -61,18 +62,18 @@ def test_bars_carry_the_results_numbers_and_intervals(results, ax, per):
     assert [{bar.get_hatch() for bar in container} for container in bars] == [{None}, {"///"}]
     for container, label in zip(bars, ("instruction", "source"), strict=True):
         curves = [getattr(result, label)() for result in read]
-        np.testing.assert_allclose([bar.get_height() for bar in container], [curve.mean for curve in curves])
-        whiskers = [segment[:, 1] for segment in container.errorbar.lines[2][0].get_segments()]
+        np.testing.assert_allclose([bar.get_width() for bar in container], [curve.mean for curve in curves])
+        whiskers = [segment[:, 0] for segment in container.errorbar.lines[2][0].get_segments()]
         np.testing.assert_allclose(whiskers, [[curve.ci_low, curve.ci_high] for curve in curves])
-    assert f"nats per {per}" in ax.get_ylabel()
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["speech model", "text model"]
+    assert f"nats per {per}" in ax.get_xlabel()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["speech model", "text model"]
 
 
 def test_bars_of_a_checkpoint_stand_beside_each_other(results, ax):
     plot_sensitivity(results, ax)
-    spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches)
+    spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in ax.patches)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
-    ticks = ax.get_xticks()
+    ticks = ax.get_yticks()
     assert [int(np.abs(ticks - (start + end) / 2).argmin()) for start, end in spans] == [0, 0, 1, 1]
 
 
@@ -81,7 +82,7 @@ def test_the_ceiling_is_drawn_where_responses_can_reach_it(results, ax):
     assert not any("most" in line.get_label() for line in ax.lines)
     plot_sensitivity([result.with_conventions(per="response") for result in results], ax)
     (line,) = (line for line in ax.lines if "most" in line.get_label())
-    np.testing.assert_allclose(line.get_ydata(), math.log(5))
+    np.testing.assert_allclose(line.get_xdata(), math.log(5))
 
 
 @pytest.mark.parametrize("count", [8, 28, 31, 37])
@@ -90,7 +91,7 @@ def test_a_result_whose_samples_are_all_at_the_ceiling_can_be_drawn(count, ax):
     pool = np.tile(np.array([-0.01, -9, -9, -9, -9])[None, :, None], (count, 1, 10))
     result = result_of(pool, pool, "sharp").with_conventions(per="response")
     plot_sensitivity([result], ax)
-    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], math.log(5))
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], math.log(5))
 
 
 def test_lines_are_the_mean_of_each_token(results, ax):
@@ -117,7 +118,7 @@ def test_the_frame_says_how_many_samples_speak_of_a_token(results):
 
 def test_result_plot_draws_on_the_axes_it_is_given(results, ax):
     assert results[0].plot(ax) is ax
-    assert ax.patches[0].get_height() == pytest.approx(float(results[0].instruction().mean))
+    assert ax.patches[0].get_width() == pytest.approx(float(results[0].instruction().mean))
 
 
 def test_the_figure_shows_bars_and_lines_and_names_the_checkpoints(results):
@@ -128,7 +129,7 @@ def test_the_figure_shows_bars_and_lines_and_names_the_checkpoints(results):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["speech model", "text model"]
     # A checkpoint has one colour in both.
     colors = [line.get_color() for line in lines.lines if line.get_label() in ("speech model", "text model")]
-    assert [bar.get_facecolor()[:3] for bar in bars.patches[:2]] == colors
+    assert [to_hex(bar.get_facecolor()) for bar in bars.patches[:2]] == colors
 
 
 def test_the_same_numbers_give_the_same_files(results, written_twice, tmp_path):
