@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lsm_probe.diagnosis.rules import LIMITS
 from lsm_probe.diagnosis.verdict import Evidence, Verdict
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
@@ -66,6 +67,7 @@ def report_page(results: Results) -> str:
             "title": "Speech anchor bias",
             "about": f"{first.data.name}, {first.counted}" if first else f"{len(results.timelines)} timelines",
             "verdicts": verdicts,
+            "limits": LIMITS,
             "keys": {each.checkpoint: curves.key(looks[each.checkpoint]) for each in verdicts},
             "value_of": tables.evidence_value,
             "decisive": {each.checkpoint: decisive(each) for each in verdicts},
