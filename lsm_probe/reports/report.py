@@ -109,6 +109,8 @@ def sections(results: Results) -> list[Section]:
 
 def decisive(verdict: Verdict) -> list[Evidence]:
     """The numbers that a verdict is shown with: the first that speak for it. `cannot tell` is shown with its reason."""
+    if verdict.verdict == "cannot tell":
+        return []
     return [each for each in verdict.evidence if each.side == "for"][:_DECISIVE]
 
 

@@ -132,7 +132,8 @@ def measured_on(results: Sequence[MeasurementResult]) -> str:
     """Which responses were measured, and on how many samples, of each result."""
     found = []
     for result in results:
-        responses = {"generated": "its own responses", "reference": "reference responses"}[result.conventions.response]
+        own = "its own responses" if len(results) == 1 else "their own responses"
+        responses = own if result.conventions.response == "generated" else "reference responses"
         if result.checkpoint.responses == "given":
             responses = "given responses"
         if thinking := thinking_summary(result.samples):
@@ -141,4 +142,5 @@ def measured_on(results: Sequence[MeasurementResult]) -> str:
         found.append(f"{result.counted}, {responses}")
     if len(set(found)) == 1:
         return f"{found[0]}."
+    found = [each.replace("their own", "its own") for each in found]
     return "; ".join(f"{result.name}: {each}" for result, each in zip(results, found, strict=True)) + "."

@@ -21,7 +21,7 @@ def test_the_page_is_written(lsm_probe_command, result, tmp_path):
     code, stdout, stderr = lsm_probe_command("report", result, "--out", out, "--no-notebook")
     assert code == 0, stderr
     assert f"written to {out}" in stdout
-    assert "looks" in out.read_text()
+    assert '<table class="verdicts' in out.read_text()
     assert not out.with_suffix(".ipynb").exists()
 
 

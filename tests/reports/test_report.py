@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lsm_probe
+from lsm_probe.diagnosis.verdict import Evidence, Verdict
 from lsm_probe.errors import InputError
 from lsm_probe.reports import report
 from lsm_probe.reports.collection import StoredTimeline
@@ -109,6 +110,70 @@ def test_built_in_models_of_the_same_parts_are_told_apart(planted, tmp_path):
     page = Page(report_page(lsm_probe.read_results([tmp_path])))
     assert f"llm {'12' * 8}, training {'ab' * 8}" in page.text
     assert f"llm {'12' * 8}, training {'cd' * 8}" in page.text
+
+
+def evidence(label, value, *ends, side="for", **more):
+    low, high = ends or (None, None)
+    about = {"unit": "nats per token", "n_utterances": 6, "compared_with": "the base LLM's 0.48", "text": "It shows."}
+    return Evidence(key=label, label=label, value=value, ci_low=low, ci_high=high, side=side, **{**about, **more})
+
+
+@pytest.fixture
+def judged(planted, made, monkeypatch):
+    """`judged(**verdict)`: the page about a checkpoint that depends on nothing but the speech, with this verdict."""
+
+    def make(**verdict):
+        planted_verdict = Verdict(checkpoint="mine", **{"reason": "The reason.", **verdict})
+        monkeypatch.setattr(report, "find_verdicts", lambda results: [planted_verdict])
+        return Page(report_page(made(planted("mine", 0.3))))
+
+    return make
+
+
+def test_the_table_of_verdicts_holds_the_numbers_that_speak_for_each(judged):
+    numbers = [
+        evidence("D_i", 0.0004, -0.0003, 0.001),
+        evidence("word error rate", 2.2, 0.0, 6.7, unit="%", compared_with="98 % by chance"),
+        evidence("eta", 0.4, 0.3, 0.5, side="open"),
+        evidence("D_s, base words", -0.8, -1.5, -0.3, side="against"),
+    ]
+    page = judged(verdict="ignores the instruction (speech anchor bias)", evidence=numbers, warnings=["A warning."])
+    table, listed = page.tables[:2]
+    assert table[0] == ["checkpoint", "verdict", "numbers"]
+    assert table[1][0].strip() == "mine"
+    assert "ignores the instruction (speech anchor bias)" in table[1][1]
+    assert "0.000 [0.000, 0.001] nats per token, n = 6; compared with the base LLM's 0.48" in table[1][2]
+    assert "2.20 [0.00, 6.70] %" in table[1][2]
+    assert "eta" not in table[1][2]
+    assert [row[:3] for row in listed[1:]] == [
+        ["D_i", "for the verdict", "0.000 [0.000, 0.001] nats per token"],
+        ["word error rate", "for the verdict", "2.20 [0.00, 6.70] %"],
+        ["D_s, base words", "against the verdict", "−0.80 [−1.50, −0.30] nats per token"],
+        ["eta", "open", "0.40 [0.30, 0.50] nats per token"],
+    ]
+    assert "A warning." in page.text
+    assert "Evidence about mine: 1 number speaks against the verdict" in page.text
+
+
+def test_a_verdict_that_cannot_be_told_is_shown_with_its_reason_and_what_is_missing(judged):
+    page = judged(verdict="cannot tell", missing=["At least 3 more utterances."], evidence=[evidence("D_i", None)])
+    assert page.tables[0][0] == ["checkpoint", "verdict", "numbers", "what is missing"]
+    assert page.tables[0][1][2:] == ["The reason.", "At least 3 more utterances."]
+    assert "undefined" in page.tables[1][1]
+
+
+def test_links_lead_to_what_the_page_has(page):
+    ids = {attributes["id"] for _, attributes in page.attributes if "id" in attributes}
+    assert {attributes["href"][1:] for tag, attributes in page.attributes if tag == "a"} <= ids
+
+
+def test_a_checkpoint_has_one_colour_in_the_table_the_chart_and_the_figures(results, source):
+    """The second of two checkpoints, which alone is in the alignment figure."""
+    page = source.split('<section id="')
+    (color,) = set(re.findall(r"--base: (#\w+)[^>]*>(?:(?!</th>).)*?<span>lsm</span>", "".join(page), flags=re.DOTALL))
+    for anchor in ("knockout", "alignment", "sensitivity", "importance", "evaluation"):
+        (section,) = [part for part in page if part.startswith(f'{anchor}"')]
+        assert color in section or "data:image/png" in section
 
 
 def test_it_needs_nothing_from_elsewhere(source, page):
