@@ -28,12 +28,39 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
         >>> as_waveform(np.array([0, 16384], dtype=np.int16))
         array([0. , 0.5], dtype=float32)
     """
+    samples = as_mono(audio, squeeze=False)
+    if samples.dtype.kind == "f":
+        check_scale(samples)
+    return to_float32(samples)
+
+
+def as_mono(audio: ArrayLike, *, squeeze: bool = True) -> NDArray[Any]:
+    """A mono waveform as an array `[samples]` of its own type.
+
+    Args:
+        audio: an array, a tensor or a list.
+        squeeze: also take `[1, samples]` and `[samples, 1]`.
+
+    Raises:
+        InputError: there is no sample or more than one channel.
+    """
     if hasattr(audio, "detach"):  # a tensor, perhaps in bfloat16, which numpy does not have
         tensor: Any = audio.detach().cpu()
         audio = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     samples: NDArray[Any] = np.asarray(audio)
+    if squeeze and samples.ndim == 2 and 1 in samples.shape:
+        samples = samples.reshape(-1)
     if samples.ndim != 1 or not samples.size:
         raise InputError(f"the speech has shape {samples.shape}: give a mono waveform of at least one sample")
+    return samples
+
+
+def to_float32(samples: NDArray[Any]) -> NDArray[np.float32]:
+    """Samples as float32, where full scale is 1; floating-point numbers are taken as they are, unchecked.
+
+    Raises:
+        InputError: the type does not tell the scale.
+    """
     if samples.dtype.newbyteorder("=") in (np.int8, np.int16, np.int32):
         return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
     if samples.dtype == np.uint8:
@@ -43,7 +70,6 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
             f"the speech has type {samples.dtype}, which does not tell its scale: give floating-point numbers within "
             "-1 and 1, or int16"
         )
-    check_scale(samples)
     return samples.astype(np.float32, copy=False)
 
 

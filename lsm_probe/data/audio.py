@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.containers import Stream, View, find_streams
 from lsm_probe.data.sample import Sample, regular_file_bytes
 from lsm_probe.errors import InputError
@@ -62,12 +63,12 @@ def read_audio(sample: Sample) -> np.ndarray:
     return _read(sample.audio, sample.start, sample.duration, f"sample {sample.id!r}: ")
 
 
-def read_audio_file(path: str | Path, start: float = 0.0, duration: float | None = None) -> np.ndarray:
+def read_audio_file(path: str | Path | AudioBytes, start: float = 0.0, duration: float | None = None) -> np.ndarray:
     """Reads a section of a sound file, averages its channels and resamples it to 16 kHz (soxr, HQ).
 
     Args:
         path: WAV, RF64, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, Ogg (Vorbis, Opus) or MP3; 1 to 384 kHz, any number of
-            channels. Of several streams in one file, one begins where the last one ends.
+            channels. Of several streams in one file, one begins where the last one ends. It may be in memory.
         start: Where the section begins, seconds.
         duration: Its length, seconds; None reads to the end.
 
@@ -86,10 +87,10 @@ def read_audio_file(path: str | Path, start: float = 0.0, duration: float | None
         UserWarning: The peak lies below `SILENCE_PEAK`; or the header and the content disagree about the length, and
             what is there is read.
     """
-    return _read(Path(path), start, duration, "")
+    return _read(_source(path), start, duration, "")
 
 
-def check_audio_file(path: str | Path, start: float = 0.0, duration: float | None = None) -> float:
+def check_audio_file(path: str | Path | AudioBytes, start: float = 0.0, duration: float | None = None) -> float:
     """Checks a section of a sound file as `read_audio_file` does, all but the samples themselves.
 
     Nothing is decoded, but for a FLAC whose header gives no length or a wrong one.
@@ -103,8 +104,12 @@ def check_audio_file(path: str | Path, start: float = 0.0, duration: float | Non
     Warns:
         UserWarning: The header and the content disagree about the length.
     """
-    with _section(Path(path), start, duration, "") as (sound, first, stop):
+    with _section(_source(path), start, duration, "") as (sound, first, stop):
         return (stop - first) / sound.rate
+
+
+def _source(audio: str | Path | AudioBytes) -> Path | AudioBytes:
+    return audio if isinstance(audio, AudioBytes) else Path(audio)
 
 
 class _Sequential(soundfile.SoundFile):
@@ -136,8 +141,8 @@ class _Part:
 class _Sound:
     """A sound file and its streams, which are read one after another."""
 
-    path: Path
-    raw: mmap
+    source: Path | AudioBytes
+    raw: mmap | bytes
     parts: tuple[_Part, ...]
 
     @property
@@ -149,9 +154,9 @@ class _Sound:
         return sum(part.frames for part in self.parts)
 
 
-def _read(path: Path, start: float, duration: float | None, who: str) -> np.ndarray:
-    where = f"{who}{path}"
-    with _section(path, start, duration, who) as (sound, first, stop):
+def _read(source: Path | AudioBytes, start: float, duration: float | None, who: str) -> np.ndarray:
+    where = f"{who}{source}"
+    with _section(source, start, duration, who) as (sound, first, stop):
         audio = _resample(_mono_blocks(sound, first, stop), sound.rate)
     if not audio.size:
         raise InputError(f"{where}: the section is too short for one sample; lengthen it")
@@ -162,23 +167,24 @@ def _read(path: Path, start: float, duration: float | None, who: str) -> np.ndar
 
 
 @contextmanager
-def _section(path: Path, start: float, duration: float | None, who: str) -> Iterator[tuple[_Sound, int, int]]:
+def _section(
+    source: Path | AudioBytes, start: float, duration: float | None, who: str
+) -> Iterator[tuple[_Sound, int, int]]:
     """The file, looked at, with the section's first frame and the one after its last.
 
     What goes wrong with the file in the block becomes one line that names it.
     """
-    where = f"{who}{path}"
+    where = f"{who}{source}"
     try:
-        file_bytes = regular_file_bytes(path)
+        file_bytes = len(source) if isinstance(source, AudioBytes) else regular_file_bytes(source)
     except InputError as error:
         raise InputError(f"{who}{error}") from None
     try:
         if file_bytes == 0:
             raise InputError("is empty (0 bytes); replace the file")
-        status = path.stat()
-        parts = _find_parts(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-        with _mapped(path) as raw:
-            sound = _Sound(path, raw, parts)
+        parts = _find_parts(source, _state(source))
+        with _opened(source) as raw:
+            sound = _Sound(source, raw, parts)
             first, stop = _bounds(sound, start, duration)
             for conflict in {part.conflict for part in parts if part.conflict}:
                 warnings.warn(f"{where}: {conflict}; what is there is read", stacklevel=4)
@@ -193,16 +199,27 @@ def _section(path: Path, start: float, duration: float | None, who: str) -> Iter
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[mmap]:
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as raw:
+def _opened(source: Path | AudioBytes) -> Iterator[mmap | bytes]:
+    if isinstance(source, AudioBytes):
+        yield source.read()
+        return
+    with source.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as raw:
         yield raw
 
 
+def _state(source: Path | AudioBytes) -> object:
+    """What differs once a file has changed."""
+    if isinstance(source, AudioBytes):
+        return None
+    status = source.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @lru_cache(16)  # since manifests name many sections of one file
-def _find_parts(path: Path, _state: object) -> tuple[_Part, ...]:
+def _find_parts(source: Path | AudioBytes, _state: object) -> tuple[_Part, ...]:
     """The streams of a file, their headers checked. They are found anew once the file's state has changed."""
-    with _mapped(path) as raw:
-        parts = tuple(_look_at(path, raw, stream) for stream in find_streams(raw))
+    with _opened(source) as raw:
+        parts = tuple(_look_at(source, raw, stream) for stream in find_streams(raw))
     rates = sorted({part.rate for part in parts})
     if len(rates) > 1:
         raise InputError(f"holds streams of different rates ({', '.join(map(str, rates))} Hz); re-encode it")
@@ -211,8 +228,8 @@ def _find_parts(path: Path, _state: object) -> tuple[_Part, ...]:
     return parts
 
 
-def _look_at(path: Path, raw: mmap, stream: Stream) -> _Part:
-    with _open(path, raw, stream) as file:
+def _look_at(source: Path | AudioBytes, raw: mmap | bytes, stream: Stream) -> _Part:
+    with _open(source, raw, stream) as file:
         rate, frames = file.samplerate, int(file.frames)
         if stream.is_untagged_mp3 and stream.frames is not None:
             frames = stream.frames
@@ -223,8 +240,8 @@ def _look_at(path: Path, raw: mmap, stream: Stream) -> _Part:
         can_seek = file.format != "MP3" and file.subtype != "OPUS" and soundfile.SoundFile.seekable(file)
     held = frames if stream.frames is None else stream.frames
     whole = replace(stream, pieces=stream.without_length)
-    if whole.pieces and not _ends_after(path, raw, whole, frames):
-        held = _count(path, raw, whole, frames)
+    if whole.pieces and not _ends_after(source, raw, whole, frames):
+        held = _count(source, raw, whole, frames)
         if frames == _UNKNOWN:
             return _Part(whole, rate, held, held, can_seek=False)
         if held > frames:
@@ -233,11 +250,11 @@ def _look_at(path: Path, raw: mmap, stream: Stream) -> _Part:
     return _Part(stream, rate, frames, held, can_seek)
 
 
-def _open(path: Path, raw: mmap, stream: Stream) -> _Sequential:
+def _open(source: Path | AudioBytes, raw: mmap | bytes, stream: Stream) -> _Sequential:
     try:
-        if stream.pieces == (range(len(raw)),) and not stream.is_untagged_mp3:
+        if isinstance(source, Path) and stream.pieces == (range(len(raw)),) and not stream.is_untagged_mp3:
             # Absolute, since libsndfile takes the name "-" for standard input.
-            return _Sequential(str(path.absolute()))
+            return _Sequential(str(source.absolute()))
         return _Sequential(View(raw, stream.pieces, _SURPLUS if stream.is_untagged_mp3 else 0))
     except (TypeError, ValueError):  # soundfile asks for rate and channels where the name ends in ".raw"
         raise InputError("has no header that tells its format; convert it to WAV or FLAC") from None
@@ -256,20 +273,20 @@ def _check_header(file: _Sequential, frames: int, size: int) -> None:
         raise InputError(f"is sampled at {file.samplerate} Hz, outside {LOWEST_RATE} to {HIGHEST_RATE}; convert it")
 
 
-def _ends_after(path: Path, raw: mmap, whole: Stream, frames: int) -> bool:
+def _ends_after(source: Path | AudioBytes, raw: mmap | bytes, whole: Stream, frames: int) -> bool:
     """Whether a FLAC, read without the length in its header, ends after this many frames."""
     if frames == _UNKNOWN:
         return False
-    with _open(path, raw, whole) as file, suppress(soundfile.LibsndfileError):
+    with _open(source, raw, whole) as file, suppress(soundfile.LibsndfileError):
         file.seek(frames - 1)
         return len(file.read(2)) == 1
     return False
 
 
-def _count(path: Path, raw: mmap, whole: Stream, claimed: int) -> int:
+def _count(source: Path | AudioBytes, raw: mmap | bytes, whole: Stream, claimed: int) -> int:
     """Frames of a FLAC by decoding it."""
     position = 0
-    with _open(path, raw, whole) as file:
+    with _open(source, raw, whole) as file:
         block_frames = max(1, _BLOCK_VALUES // file.channels)
         while position <= _MOST_COUNTED:
             before_claim = claimed - position
@@ -320,7 +337,7 @@ def _shares(sound: _Sound, first: int, stop: int) -> Iterator[tuple[_Part, int, 
 def _mono_blocks(sound: _Sound, first: int, stop: int) -> Iterator[np.ndarray]:
     """The mean over channels of frames [first, stop), in float32 blocks `[n_frames]`."""
     for part, own_first, own_stop in _shares(sound, first, stop):
-        with _open(sound.path, sound.raw, part.stream) as file:
+        with _open(sound.source, sound.raw, part.stream) as file:
             for block in _blocks(file, part, own_first, own_stop):
                 check_scale(block)
                 yield block.mean(axis=1)

@@ -49,7 +49,7 @@ class Stream:
 class View(io.RawIOBase):
     """Pieces of a file as one file, which claims to be longer than it is by `surplus` bytes."""
 
-    def __init__(self, raw: mmap, pieces: tuple[range | bytes, ...], surplus: int = 0):
+    def __init__(self, raw: mmap | bytes, pieces: tuple[range | bytes, ...], surplus: int = 0):
         self._raw, self._pieces = raw, pieces
         self._size = sum(len(piece) for piece in pieces)
         self._surplus, self._position = surplus, 0
@@ -85,7 +85,7 @@ class View(io.RawIOBase):
         return bytes(min(count, self._surplus - position)) if self._surplus - 128 <= position < self._surplus else b""
 
 
-def find_streams(raw: mmap) -> list[Stream]:
+def find_streams(raw: mmap | bytes) -> list[Stream]:
     """The streams of a sound file in their order. A file of an unknown kind is one stream, left to libsndfile.
 
     Raises:
@@ -105,7 +105,7 @@ def find_streams(raw: mmap) -> list[Stream]:
     return _mpeg(raw, begin)
 
 
-def _refuse_other_kinds(raw: mmap, begin: int) -> None:
+def _refuse_other_kinds(raw: mmap | bytes, begin: int) -> None:
     """Refuses a file with the beginning of a file of another kind in it, which would be left out or read as noise.
 
     A second NIST file is refused too, because the reader of NIST files does not look for one.
@@ -123,7 +123,7 @@ def _refuse_other_kinds(raw: mmap, begin: int) -> None:
             position = raw.find(magic, position + 1)
 
 
-def _after_id3(raw: mmap, start: int) -> int:
+def _after_id3(raw: mmap | bytes, start: int) -> int:
     """Where an ID3v2 tag at `start` ends; `start` itself if there is none."""
     while raw[start : start + 3] == b"ID3" and start + 10 <= len(raw):
         a, b, c, d = (byte & 0x7F for byte in raw[start + 6 : start + 10])
@@ -151,12 +151,12 @@ class _Au:
     magic: bytes
     order: str
 
-    def data(self, raw: mmap, begin: int) -> _Data:
+    def data(self, raw: mmap | bytes, begin: int) -> _Data:
         """The audio of the file at `begin`."""
         start, claimed = struct.unpack(self.order + "II", raw[begin + 4 : begin + 12].ljust(8, b"\xff"))
         return _Data(begin + start, claimed, begin + 8, self.order + "I")
 
-    def end(self, raw: mmap, position: int) -> int | None:
+    def end(self, raw: mmap | bytes, position: int) -> int | None:
         """Where the file ends, given that its audio ends at `position`; None if what follows is more audio."""
         if raw[position : position + len(self.magic)] == self.magic:
             return position
@@ -175,7 +175,7 @@ class _Layout:
     is_inclusive: bool = False  # the size counts name and size too
     align: int = 2  # chunks begin at multiples of this
 
-    def data(self, raw: mmap, begin: int) -> _Data:
+    def data(self, raw: mmap | bytes, begin: int) -> _Data:
         long_size = None
         for name, size_at, start, size in self._chunks(raw, begin, begin + self.first):
             if name == b"ds64":
@@ -190,7 +190,7 @@ class _Layout:
             return _Data(start + self.before, size - self.before, size_at, field, extra)
         raise InputError(f"has no '{self.name[:4].decode()}' chunk, which would hold the audio; replace the file")
 
-    def end(self, raw: mmap, position: int) -> int | None:
+    def end(self, raw: mmap | bytes, position: int) -> int | None:
         if (end := self._end_of_chunks(raw, position)) is not None:
             return end
         return self._end_of_chunks(raw, position + -position % self.align)
@@ -199,7 +199,7 @@ class _Layout:
     def _header(self) -> int:
         return len(self.name) + struct.calcsize(self.size)
 
-    def _chunks(self, raw: mmap, begin: int, position: int) -> Iterator[tuple[bytes, int, int, int]]:
+    def _chunks(self, raw: mmap | bytes, begin: int, position: int) -> Iterator[tuple[bytes, int, int, int]]:
         """Name, place of the size, first byte and size of each chunk of the file at `begin`."""
         while position + self._header <= len(raw):
             size_at, start = position + len(self.name), position + self._header
@@ -209,7 +209,7 @@ class _Layout:
                 return
             position = start + size + -(start + size - begin) % self.align
 
-    def _end_of_chunks(self, raw: mmap, first: int) -> int | None:
+    def _end_of_chunks(self, raw: mmap | bytes, first: int) -> int | None:
         """Where the chunks from here on end, at the next file or with this one; None if here is no chunk."""
         for name, size_at, start, size in self._chunks(raw, first, first):
             position = size_at - len(name)
@@ -237,7 +237,7 @@ _KINDS = (
 )
 
 
-def _sized(raw: mmap, begin: int, kind: _Au | _Layout) -> list[Stream]:
+def _sized(raw: mmap | bytes, begin: int, kind: _Au | _Layout) -> list[Stream]:
     """Files of one kind one after another; in each the size of its audio is held against its bytes."""
     streams: list[Stream] = []
     while begin < len(raw):
@@ -261,7 +261,7 @@ def _sized(raw: mmap, begin: int, kind: _Au | _Layout) -> list[Stream]:
     return streams
 
 
-def _resized(raw: mmap, begin: int, data: _Data) -> tuple[range | bytes, ...]:
+def _resized(raw: mmap | bytes, begin: int, data: _Data) -> tuple[range | bytes, ...]:
     """The file from `begin` on, with all that is there as the size of its audio."""
     width = struct.calcsize(data.size_format)
     size = min(len(raw) - data.start + data.extra, 2 ** (8 * width - 1 + (width == 4)) - 1)
@@ -269,14 +269,14 @@ def _resized(raw: mmap, begin: int, data: _Data) -> tuple[range | bytes, ...]:
     return range(begin, data.size_at), field, range(data.size_at + width, len(raw))
 
 
-def _is_filling(raw: mmap, position: int) -> bool:
+def _is_filling(raw: mmap | bytes, position: int) -> bool:
     """Whether only an ID3v1 tag, zeros, or less than a chunk's header follows."""
     if len(raw) - position < 8 or (raw[position : position + 3] == b"TAG" and len(raw) - position == 128):
         return True
     return raw[position] == 0 and not any(raw[at : at + 2**20].strip(b"\0") for at in range(position, len(raw), 2**20))
 
 
-def _nist(raw: mmap, begin: int) -> list[Stream]:
+def _nist(raw: mmap | bytes, begin: int) -> list[Stream]:
     """A NIST SPHERE file, which libsndfile reads to its end, whatever number of samples the header gives."""
     header = raw[begin : begin + 1024]
     numbers = [
@@ -296,7 +296,7 @@ def _nist(raw: mmap, begin: int) -> list[Stream]:
 # FLAC
 
 
-def _flac(raw: mmap) -> list[Stream]:
+def _flac(raw: mmap | bytes) -> list[Stream]:
     """A stream from each header on: a mark, and the first block's kind and size."""
     heads = [match.start() for match in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", raw)]
     if not heads:
@@ -313,7 +313,7 @@ def _flac(raw: mmap) -> list[Stream]:
 # Ogg
 
 
-def _ogg(raw: mmap, position: int) -> list[Stream]:
+def _ogg(raw: mmap | bytes, position: int) -> list[Stream]:
     """Chained streams; each begins with a page that is marked so."""
     begins: list[int] = []
     end, is_first_page, last_granule = position, False, 0
@@ -391,7 +391,7 @@ class _Run:
     is_cut: bool = False
 
 
-def _mpeg(raw: mmap, position: int) -> list[Stream]:
+def _mpeg(raw: mmap | bytes, position: int) -> list[Stream]:
     """A stream from each tag on, and wherever rate or channels change."""
     runs: list[_Run] = []
     begin, last = 0, None
@@ -429,7 +429,7 @@ def _of_run(run: _Run) -> Stream:
     return Stream((range(run.first, run.end),), frames, is_untagged_mp3=True, conflict=conflict)
 
 
-def _next_frame(raw: mmap, position: int, last: object) -> int:
+def _next_frame(raw: mmap | bytes, position: int, last: object) -> int:
     """The next frame from here on, -1 if there is none.
 
     Only one of the kind of the last, and right behind it, is known by its own header; any other by the next one's too.

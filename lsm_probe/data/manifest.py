@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from lsm_probe.checksums import file_sha256
+from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample, regular_file_bytes
 from lsm_probe.errors import InputError
-from lsm_probe.files import replacing
+from lsm_probe.files import plain_name, replacing
 from lsm_probe.formats import RepeatedKey, load_json, open_unpacked
 
 _BUILTIN = "builtin:"
@@ -92,13 +93,21 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
     """Gives a function that writes one sample; the manifest is there, whole, when the block ends well.
 
     Audio paths below the manifest's folder are written relative to it, so that the folder can be moved; others
-    absolute.
+    absolute. Audio in memory has no path: [`write_manifest`] writes it to files.
+
+    Raises:
+        InputError: the audio of a sample is in memory.
     """
     path = Path(path)
     folder = path.parent.resolve()
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
 
         def write(sample: Sample) -> None:
+            if isinstance(sample.audio, AudioBytes):
+                raise InputError(
+                    f"sample {sample.id!r}: its audio is in memory, and a manifest names files: write the samples with "
+                    "lsm_probe.write_manifest, then read that manifest"
+                )
             values = sample.model_dump(exclude_defaults=True, mode="json")
             if sample.audio is not None:
                 audio = sample.audio.resolve()
@@ -108,6 +117,43 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
         yield write
+
+
+def write_manifest(samples: Iterable[Sample], path: str | Path, *, audio_folder: str | Path | None = None) -> Path:
+    """Writes a manifest, and the audio that is in memory into files that it names.
+
+    Files keep the bytes, so that results on the manifest have the same fingerprint of the data as results on the
+    samples. Audio that lies in files already is not copied.
+
+    Args:
+        samples: what [`lsm_probe.samples`] or [`read_manifest`] gives.
+        path: the manifest to write.
+        audio_folder: where the files go; by default `NAME_audio` beside a manifest `NAME.jsonl`.
+
+    Returns:
+        The manifest's path.
+
+    Example:
+        >>> wave = np.zeros(16_000, np.float32)
+        >>> found = lsm_probe.samples([(wave, 16_000)], instruction="Write down what is said.")
+        >>> lsm_probe.write_manifest(found, "clips.jsonl")
+        PosixPath('clips.jsonl')
+    """
+    path = Path(path)
+    folder = Path(audio_folder) if audio_folder is not None else path.with_name(f"{plain_name(path.stem)}_audio")
+    written: dict[AudioBytes, Path] = {}  # many instructions share an utterance
+    with manifest_writer(path) as write:
+        for sample in samples:
+            audio = sample.audio
+            if isinstance(audio, AudioBytes):
+                if audio not in written:
+                    # The hash keeps apart ids that are one name on disk.
+                    written[audio] = folder / f"{plain_name(sample.id)}-{audio.sha256[:8]}{audio.suffix}"
+                    with replacing(written[audio]) as temporary:
+                        temporary.write_bytes(audio.read())
+                sample = sample.model_copy(update={"audio": written[audio]})
+            write(sample)
+    return path
 
 
 def describe_data(samples: Sequence[Sample], name: str = "samples") -> DataIdentity:
@@ -125,7 +171,7 @@ def fingerprint(samples: Iterable[Sample]) -> str:
         InputError: A sound file cannot be read; names the sample.
     """
     total = hashlib.sha256()
-    audio_hashes: dict[Path, str] = {}  # many instructions share an utterance
+    audio_hashes: dict[Path | AudioBytes, str] = {}  # many instructions share an utterance
     for sample in samples:
         content: dict[str, Any] = sample.model_dump(
             include={"id", "instruction", "text", "target", "context", "start", "duration"}
@@ -197,7 +243,7 @@ def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
     known = {key: values[key] for key in Sample.model_fields if values.get(key) is not None}
     try:
         sample = Sample.model_validate(known)
-        if sample.audio is None:
+        if not isinstance(sample.audio, Path):
             return sample
         # Joined after the check: "folder/https://..." would no longer look like a URL.
         audio = _as_on_disk(folder, sample.audio)
@@ -250,6 +296,8 @@ def explain(error: ValidationError) -> str:
 
 
 def _file_sha256(sample: Sample) -> str:
+    if isinstance(sample.audio, AudioBytes):
+        return sample.audio.sha256
     assert sample.audio is not None
     try:
         regular_file_bytes(sample.audio)

@@ -8,8 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
+from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.errors import InputError
 from lsm_probe.files import NOT_HOME
 from lsm_probe.languages import find_language
@@ -34,8 +43,8 @@ def _not_blank(text: str) -> str:
 
 
 def _plain_path(value: object) -> object:
-    """Refuses all but the path of a local file: other readers run commands and fetch URLs from here."""
-    if value is None:
+    """Refuses all but audio in memory and the path of a local file: other readers run commands and fetch URLs here."""
+    if value is None or isinstance(value, AudioBytes):
         return value
     if not isinstance(value, str | Path):
         raise ValueError(f"must be a plain path in a string, not {type(value).__name__}; name a local file")
@@ -57,6 +66,12 @@ def _is_language(spelling: str) -> str:
     return spelling
 
 
+def _audio_in_json(audio: Path | AudioBytes | None) -> str | None:
+    if isinstance(audio, AudioBytes):
+        return f"sha256:{audio.sha256}"  # it says which audio it was; nothing reads it back
+    return None if audio is None else str(audio)
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Words = Annotated[Text, AfterValidator(_not_blank)]
 LanguageText = Annotated[Text, AfterValidator(_is_language)]
@@ -70,7 +85,7 @@ class Sample(BaseModel):
     Args:
         id: Name of the sample, unique in its manifest.
         instruction: The text instruction.
-        audio: A local sound file. `audio` or `text` is required.
+        audio: A local sound file, or one in memory ([`lsm_probe.samples`] makes these). `audio` or `text` is required.
         text: The transcript.
         target: The reference response.
         alternatives: Further right answers, which evaluation accepts too.
@@ -82,14 +97,18 @@ class Sample(BaseModel):
 
     Raises:
         pydantic.ValidationError: A value is missing, blank, not finite or out of range, or `audio` is
-            anything but a plain path. That the file exists is checked by whoever reads it.
+            anything but a plain path or audio in memory. That the file exists is checked by whoever reads it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     id: Words
     instruction: Words
-    audio: Annotated[Path | None, BeforeValidator(_plain_path)] = None
+    audio: Annotated[
+        Path | AudioBytes | None,
+        BeforeValidator(_plain_path),
+        PlainSerializer(_audio_in_json, when_used="json-unless-none"),
+    ] = None
     text: Words | None = None
     target: Text | None = None
     alternatives: tuple[Words, ...] = ()
@@ -110,11 +129,12 @@ class Sample(BaseModel):
         """Key of the clusters that intervals are over: one for the same file, start and duration, or text if no audio.
 
         A digest, so that results may hold it without telling where the file lay. Files are compared by their
-        resolved path; `duration=None` and the same length in seconds are two keys.
+        resolved path, audio in memory by its bytes; `duration=None` and the same length in seconds are two keys.
         """
         if self.audio is None:
             return _digest("text", self.text)
-        return _digest("audio", self.audio.resolve(), self.start, self.duration)
+        audio = self.audio.sha256 if isinstance(self.audio, AudioBytes) else self.audio.resolve()
+        return _digest("audio", audio, self.start, self.duration)
 
 
 def _digest(kind: str, *parts: object) -> str:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from lsm_probe.data.audio import check_audio_file
+from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.manifest import scan_manifest
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
@@ -48,7 +49,7 @@ def _trainable(sample: Sample) -> Sample:
     return sample
 
 
-def seconds(audio: Path, start: float, duration: float | None) -> float:
+def seconds(audio: Path | AudioBytes, start: float, duration: float | None) -> float:
     """Length of a section of a sound file, by its header.
 
     Samples of several tasks share their speech: a header is read once, and again when the file has changed.
@@ -56,6 +57,8 @@ def seconds(audio: Path, start: float, duration: float | None) -> float:
     Raises:
         InputError: the file or the section cannot be used.
     """
+    if isinstance(audio, AudioBytes):  # not kept alive by the cache
+        return check_audio_file(audio, start, duration)
     return _seconds(audio, start, duration, file_state(audio))
 
 

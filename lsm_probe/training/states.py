@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lsm_probe.checksums import file_sha256
 from lsm_probe.data.audio import read_audio
+from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
@@ -101,7 +102,9 @@ class SpeechStates:
 
     def _path(self, sample: Sample) -> Path:
         assert sample.audio is not None
-        content = f"{_file_sha256(sample.audio, file_state(sample.audio))} {sample.start} {sample.duration}"
+        audio = sample.audio
+        sha256 = audio.sha256 if isinstance(audio, AudioBytes) else _file_sha256(audio, file_state(audio))
+        content = f"{sha256} {sample.start} {sample.duration}"
         name = hashlib.sha256(content.encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.safetensors"
 

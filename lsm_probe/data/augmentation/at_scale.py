@@ -217,7 +217,7 @@ class Transcripts:
             for number, line in enumerate(file):
                 if number % world_size == rank:
                     sample = Sample.model_validate_json(line)
-                    if sample.audio is not None:
+                    if isinstance(sample.audio, Path):
                         sample = sample.model_copy(update={"audio": self.out / sample.audio})
                     assert sample.text is not None
                     yield Document(text=sample.text, id=sample.id, metadata={"number": number, "sample": sample})

@@ -6,8 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.pools import Assignment
 from lsm_probe.data.problems import Problems
@@ -53,7 +55,7 @@ class Job:
         return {
             "number": self.number,
             "sample_id": sample.id,
-            "audio": None if sample.audio is None else str(sample.audio.resolve()),
+            "audio": str(sample.audio.resolve()) if isinstance(sample.audio, Path) else None,
             "start": sample.start,
             "duration": sample.duration,
             "language": sample.language,
@@ -90,10 +92,15 @@ def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sampl
     """Draws a sample's task and instruction; `encode` gives the prompt's token ids for instruction and transcript.
 
     Raises:
-        InputError: the sample has no transcript.
+        InputError: the sample has no transcript, or its audio is in memory.
     """
     if sample.text is None:
         raise InputError("has no transcript; add 'text' to it")
+    if isinstance(sample.audio, AudioBytes):
+        raise InputError(
+            "its audio is in memory, and the data set names files: write the samples with lsm_probe.write_manifest, "
+            "then read that manifest"
+        )
     assignment = recipe.pool.assign(recipe.seed, sample.id)
     if assignment.answer == "transcript":
         encode(assignment.instruction, sample.text)  # refuses what training would refuse
