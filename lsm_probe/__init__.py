@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lsm_probe.data.augmentation.recipe import Recipe as Recipe
     from lsm_probe.data.augmentation.run import augment as augment
+    from lsm_probe.data.conversion import samples as samples
     from lsm_probe.data.manifest import read_manifest as read_manifest
+    from lsm_probe.data.manifest import write_manifest as write_manifest
     from lsm_probe.data.pools import read_pool as read_pool
     from lsm_probe.data.sample import Sample as Sample
     from lsm_probe.diagnosis.diagnosis import Diagnosis as Diagnosis
@@ -101,6 +103,7 @@ _MODULES = {
     "read_results": "reports.collection",
     "read_tasks": "evaluation.task",
     "run_measurement": "runner.run",
+    "samples": "data.conversion",
     "speech_attention": "probes.attention.speech",
     "split_options": "runner.options",
     "stack": "runner.measurement_run",
@@ -108,6 +111,7 @@ _MODULES = {
     "timeline": "probes.timeline.measure",
     "train": "training.run",
     "unchanged": "models.live",
+    "write_manifest": "data.manifest",
 }
 """Public name -> the module it is imported from when first used, so that `lsm-probe --help` need not wait for torch."""
 

@@ -41,14 +41,14 @@ class AudioBytes:
         """Keeps a copy of a waveform as a WAV file in memory, with the same values.
 
         Args:
-            waveform: `[samples]`, `[1, samples]` or `[samples, 1]`; an array, a tensor or a list. Floating-point numbers
-                within -1 and 1 are stored as float32, integers of 8, 16 or 32 bits as they are.
+            waveform: `[samples]`, `[1, samples]` or `[samples, 1]`; an array, a tensor or a list. Floating-point
+                numbers within -1 and 1 are stored as float32, integers of 8, 16 or 32 bits as they are.
             rate: sampling rate, Hz.
             name: how messages call it.
 
         Raises:
-            InputError: there is more than one channel, no sample, a type that does not tell its scale, or the rate is no
-                whole number above 0. NaN and a wrong scale are found when it is read, as in files.
+            InputError: there is more than one channel, no sample, a type that does not tell its scale, or the rate is
+                no whole number above 0. NaN and a wrong scale are found when it is read, as in files.
         """
         import numpy as np
         from scipy.io import wavfile
