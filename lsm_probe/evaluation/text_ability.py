@@ -33,6 +33,7 @@ from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
 from lsm_probe.intervals import number_clusters
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import encode_target
+from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import OnError, ResponseOptions, RunOptions
 from lsm_probe.runner.prepared_samples import PreparedSample, describe_checkpoint
@@ -56,7 +57,7 @@ def text_ability(
     *,
     mmlu: Mmlu | None = None,
     shots: int = SHOTS,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] | None = None,
     **options: Unpack[_Keywords],
 ) -> TextAbilityResult:
     """Measure MMLU accuracy (per cent) and perplexity of text (nats per token); of samples, questions or both.
@@ -66,7 +67,8 @@ def text_ability(
         samples: with `text` and `target`.
         mmlu: what [`lsm_probe.read_mmlu`] returns.
         shots: examples before each question of MMLU.
-        on_progress: called with the number of finished samples and questions, and of all.
+        on_progress: called with the number of finished samples and questions, and of all; by default a notebook shows
+            a bar, and nothing else does.
         options: what all measurements share; see [`RunOptions`].
 
     Raises:
@@ -88,29 +90,28 @@ def text_ability(
     parts: list[DataIdentity] = []
     run = RunOptions(**options)
     below = run.progress_folder
-    if samples:
-        parts.append(run.data or describe_data(samples))
-        measurement = MeasurementRun(
-            checkpoint=checkpoint,
-            samples=samples,
-            responses=_responses(checkpoint, samples),
-            settings={},
-            options=replace(
-                run,
-                progress_folder=below and below / "texts",
-                on_progress=lambda done: on_progress(done, total),
-            ),
-        )
-        records, common = measurement.run(lambda items: [_measure(item) for item in items])
-        excluded = common["excluded"]
-    if mmlu is not None:
-        parts.append(mmlu.describe())
-        of_mmlu = replace(
-            run,
-            progress_folder=below and below / "mmlu",
-            on_progress=lambda done: on_progress(len(samples) + done, total),
-        )
-        records = [*records, *_answer_mmlu(checkpoint, mmlu, shots, of_mmlu)]
+    with notebook_progress() as show:
+        report = on_progress or (lambda done, total: show(checkpoint.name, done, total))
+        if samples:
+            parts.append(run.data or describe_data(samples))
+            measurement = MeasurementRun(
+                checkpoint=checkpoint,
+                samples=samples,
+                responses=_responses(checkpoint, samples),
+                settings={},
+                options=replace(
+                    run,
+                    progress_folder=below and below / "texts",
+                    on_progress=lambda done: report(done, total),
+                ),
+            )
+            records, common = measurement.run(lambda items: [_measure(item) for item in items])
+            excluded = common["excluded"]
+        if mmlu is not None:
+            parts.append(mmlu.describe())
+            of_mmlu = replace(run, progress_folder=below and below / "mmlu")
+            answered = _answer_mmlu(checkpoint, mmlu, shots, of_mmlu, lambda done: report(len(samples) + done, total))
+            records = [*records, *answered]
     return TextAbilityResult(
         **stack(records, "counts"),
         clusters=number_clusters([record.utterance for record in records]),
@@ -155,7 +156,9 @@ def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @on_all_ranks()
-def _answer_mmlu(checkpoint: Checkpoint, mmlu: Mmlu, shots: int, run: RunOptions) -> list[Record]:
+def _answer_mmlu(
+    checkpoint: Checkpoint, mmlu: Mmlu, shots: int, run: RunOptions, on_progress: Callable[[int], None]
+) -> list[Record]:
     """A record for each question, in order; each process answers its share of the subjects, and returns all."""
     progress = Progress(
         run.progress_folder,
@@ -176,11 +179,11 @@ def _answer_mmlu(checkpoint: Checkpoint, mmlu: Mmlu, shots: int, run: RunOptions
         for i in share:
             group = mmlu.subjects[subjects[i]].group
             own[i] = progress.get(i) or progress.put(i, _records(subjects[i], group, harness.run(tasks[i])))
-            run.on_progress(share.done(len(own[i])))
+            on_progress(share.done(len(own[i])))
         found = {i: records for part in all_gather_or_raise(own) for i, records in part.items()}
     records = [record for i in sorted(found) for record in found[i]]
     if is_distributed():
-        run.on_progress(len(records))  # this process does not know yet of the others' last subjects
+        on_progress(len(records))  # this process does not know yet of the others' last subjects
     return records
 
 

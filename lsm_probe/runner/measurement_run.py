@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from lsm_probe.intervals import number_clusters
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.thinking import UNFINISHED
+from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.options import ResponseOptions, RunOptions
 from lsm_probe.runner.prepared_samples import (
@@ -98,7 +100,22 @@ class MeasurementRun:
         Raises:
             InputError: a sample cannot be used, under `on_error="fail"`, or none is left; in all processes.
         """
-        size, on_progress = self.options.batch_size, self.options.on_progress
+        with self._progress() as on_progress:
+            return self._measure_all(measure, on_progress)
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[int], None]]:
+        if self.options.on_progress is not None:
+            yield self.options.on_progress
+            return
+        with notebook_progress() as show:
+            show(self.checkpoint.name, 0, len(self.samples))
+            yield lambda done: show(self.checkpoint.name, done, len(self.samples))
+
+    def _measure_all(
+        self, measure: MeasureBatch, on_progress: Callable[[int], None]
+    ) -> tuple[list[Record], dict[str, Any]]:
+        size = self.options.batch_size
         identity = describe_checkpoint(self.checkpoint, self.responses, self.control)
         data = self.options.data or describe_data(self.samples)
         progress = Progress(self.options.progress_folder, self._stamp(identity, data))

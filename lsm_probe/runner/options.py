@@ -74,7 +74,8 @@ class RunOptions(Choices):
         on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
         data: identity of the data as stored with the result; by default what [`describe_data`] says of the samples.
         progress_folder: where finished batches are kept, so that an interrupted run continues from there.
-        on_progress: called with the number of finished samples.
+        on_progress: called with the number of finished samples; by default a notebook shows a bar, and nothing else
+            does.
 
     Raises:
         InputError: `batch_size` is below 1, or `on_error` is unknown.
@@ -85,7 +86,7 @@ class RunOptions(Choices):
     on_error: OnError = "fail"
     data: DataIdentity | None = None
     progress_folder: Path | None = None
-    on_progress: Callable[[int], None] = lambda done: None
+    on_progress: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +133,7 @@ class RunKeywords(TypedDict, total=False):
     on_error: OnError
     data: DataIdentity | None
     progress_folder: Path | None
-    on_progress: Callable[[int], None]
+    on_progress: Callable[[int], None] | None
 
 
 class MeasureKeywords(RunKeywords, total=False):

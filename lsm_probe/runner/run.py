@@ -11,6 +11,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import on_all_ranks
 from lsm_probe.errors import InputError
 from lsm_probe.models.loading import load, look_up
+from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.output_folder import PROGRESS, FolderNames, folder_name, output_folder, result_folder
@@ -68,7 +69,7 @@ def run_measurement(
     *,
     options: dict[str, Any],
     resume: bool = False,
-    on_progress: OnProgress = lambda name, done, total: None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[list[MeasurementResult], dict[str, Any] | None]:
     """Measure checkpoints one after another on the same samples, and write everything into a folder.
 
@@ -83,7 +84,8 @@ def run_measurement(
         out: output folder.
         options: keyword arguments of the measurement.
         resume: continue an interrupted run in the same folder.
-        on_progress: called with the checkpoint's name, samples done and samples in all.
+        on_progress: called with the checkpoint's name, samples done and samples in all; by default a notebook shows
+            bars, and nothing else does.
 
     Returns:
         The results, controls last, and what `comparison.json` holds (None for a single result).
@@ -100,15 +102,18 @@ def run_measurement(
             check_key(SOURCE_KEYS[source], name, samples)
     measure, of = measurement.get("measure"), {checkpoint.name: checkpoint for checkpoint in checkpoints}
     several, folders, progress_names = len(checkpoints) > 1, FolderNames(), FolderNames()
-    with output_folder(out, measurement.name, measurement.picture_names(), resume=resume) as folder:
+    with (
+        output_folder(out, measurement.name, measurement.picture_names(), resume=resume) as folder,
+        notebook_progress(on_progress) as show,
+    ):
 
         def measured(checkpoint: str, name: str, chosen: Sequence[Sample], **changes: Any) -> MeasurementResult:
-            on_progress(name, 0, len(chosen))  # loading may take minutes
+            show(name, 0, len(chosen))  # loading may take minutes
             result: MeasurementResult = measure(
                 of[checkpoint].load(),
                 chosen,
                 progress_folder=out / PROGRESS / progress_names.take(folder_name(name)),
-                on_progress=lambda done, total=None: on_progress(name, done, total or len(chosen)),
+                on_progress=lambda done, total=None: show(name, done, total or len(chosen)),
                 **{**options, **changes},
             )
             if folder is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-OnProgress = Callable[..., None]
+from lsm_probe.progress import OnProgress
 
 
 class ShowProgress(TrainerCallback):

@@ -16,7 +16,7 @@ from lsm_probe.distributed import init_distributed
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
 from lsm_probe.hardware import warn_if_emulated
-from lsm_probe.training.callbacks import OnProgress
+from lsm_probe.progress import OnProgress, notebook_progress
 from lsm_probe.training.config import TrainConfig
 from lsm_probe.training.stage import StageRun
 
@@ -27,7 +27,7 @@ def train(
     *,
     resume: bool = False,
     on_error: OnError = "fail",
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says; under `torchrun` in several processes, each of which calls this.
 
@@ -42,7 +42,7 @@ def train(
             happened, bit for bit.
         on_error: at samples that cannot be used: "fail", or "skip" and count them. Without `cache_features` only the
             headers of sound files are read beforehand: one that is damaged further on ends the run when it is met.
-        on_progress: called with (name, done, total, note).
+        on_progress: called with (name, done, total, note); by default a notebook shows bars, and nothing else does.
 
     Returns:
         For each stage: steps, samples, trained and all parameters, seconds, tokens per second, the last evaluation.
@@ -68,14 +68,14 @@ def train(
         )
     report: dict[str, Any] = {"model": str(out / "model"), "stages": []}
     own_folder = work_folder(out, config.deciding(), resume=resume) if state.is_main_process else nullcontext()
-    with own_folder:
+    with own_folder, notebook_progress(on_progress) as show:
         state.wait_for_everyone()  # the others begin when the main process has the folder
         start: Path | None = None
         for number, stage in enumerate(stages, start=1):
             folder = out if len(stages) == 1 else out / f"{number}-{stage.name}"
             target = out / "model" if number == len(stages) else folder / "model"
             if not is_complete(target):
-                StageRun(config, stage, start, folder, target, on_error, on_progress).train()
+                StageRun(config, stage, start, folder, target, on_error, show).train()
             report["stages"].append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
             start = target
     return report

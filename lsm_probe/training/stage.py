@@ -24,10 +24,11 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import replacing
 from lsm_probe.models.checkpoint_kinds import Lsm
+from lsm_probe.progress import OnProgress
 from lsm_probe.training.assembly import StageSettings, make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
 from lsm_probe.training.bias_in_stage import bias_callback
-from lsm_probe.training.callbacks import OnProgress, ShowProgress
+from lsm_probe.training.callbacks import ShowProgress
 from lsm_probe.training.checkpoints import (
     check_same_data,
     disk_full_as_oserror,

@@ -15,6 +15,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.progress import notebook_progress
 
 
 def augment(
@@ -27,7 +28,7 @@ def augment(
     resume: bool = False,
     on_error: OnError = "fail",
     problems: Problems | None = None,
-    on_progress: Callable[[int, int, float, int], None] = lambda done, tokens, seconds, total: None,
+    on_progress: Callable[[int, int, float, int], None] | None = None,
 ) -> dict[str, Any]:
     """Makes self-powered data: each sample gets a task and an instruction, and the text LLM's answer for target.
 
@@ -43,7 +44,8 @@ def augment(
         resume: go on in a folder that an interrupted run left.
         on_error: at a sample without a transcript `fail`, or `skip` and count it.
         problems: what was wrong with the data before, to be settled and listed together with what is found here.
-        on_progress: called with samples done, answer tokens and seconds of this run, samples in all.
+        on_progress: called with samples done, answer tokens and seconds of this run, samples in all; by default a
+            notebook shows a bar, and nothing else does.
 
     Returns:
         The report; see [`collect`].
@@ -68,14 +70,15 @@ def augment(
         "data_sha256": digest([job.sample for job in jobs]),
         "recipe": recipe.to_dict(),
     }
-    with work_folder(out, config, resume=resume):
+    with work_folder(out, config, resume=resume), notebook_progress() as show:
+        report = on_progress or (lambda done, tokens, seconds, total: show(checkpoint.name, done, total))
         generate_shards(
             checkpoint,
             jobs,
             out / SHARDS,
             recipe,
             batch_size=batch_size,
-            on_progress=lambda done, tokens, seconds: on_progress(done, tokens, seconds, len(jobs)),
+            on_progress=lambda done, tokens, seconds: report(done, tokens, seconds, len(jobs)),
         )
         problems.write(out)
         return collect(out, [job.sample.id for job in jobs]) | {"left_out": problems.found}
