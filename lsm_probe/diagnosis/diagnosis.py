@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.diagnosis.verdict import Verdict
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, one_line
 from lsm_probe.runner.result import package_versions, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = "diagnosis.json"
 
@@ -62,6 +66,20 @@ class Diagnosis:
                 for evidence in each.evidence
             ]
         )
+
+    def __repr__(self) -> str:
+        verdicts = "; ".join(f"{each.checkpoint}: {each.verdict}" for each in self.verdicts)
+        return one_line(f"Diagnosis({self.data.name}, {self.data.n_samples} samples): {verdicts}")
+
+    def _repr_html_(self) -> str:
+        """The diagnosis in a notebook: a small table of the verdicts, and a small picture of their numbers."""
+        html: str = resolve_name("lsm_probe.diagnosis.verdict_html:diagnosis_html")(self)
+        return html
+
+    def plot(self) -> Figure:
+        """Draws the numbers that decide about each checkpoint, with their intervals."""
+        figure: Figure = resolve_name("lsm_probe.diagnosis.plot:verdict_figure")(self.verdicts)
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """What `diagnosis.json` holds."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pandas as pd
+
+from lsm_probe.errors import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VerdictName = Literal[
     "follows the instruction",
@@ -68,6 +76,24 @@ class Verdict:
     def against(self) -> list[Evidence]:
         """The evidence that speaks against the verdict."""
         return [each for each in self.evidence if each.side == "against"]
+
+    def __repr__(self) -> str:
+        return one_line(f"Verdict({self.checkpoint}): {self.verdict}. {self.reason}")
+
+    def _repr_html_(self) -> str:
+        """The verdict in a notebook: its reason, the evidence, and a small picture."""
+        html: str = resolve_name("lsm_probe.diagnosis.verdict_html:verdict_html")(self)
+        return html
+
+    def plot(self) -> Figure:
+        """Draws the numbers that decide, with their intervals."""
+        figure: Figure = resolve_name("lsm_probe.diagnosis.plot:verdict_figure")([self])
+        return figure
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each number: value, interval, unit, n, what it is compared with, and its side."""
+        rows = [{"checkpoint": self.checkpoint, "verdict": self.verdict, **vars(each)} for each in self.evidence]
+        return pd.DataFrame(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """What `diagnosis.json` holds of it; numbers to six decimals."""

@@ -62,6 +62,8 @@ class EvaluationResult(MeasurementResult):
 
     NAME: ClassVar[str] = "evaluate"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("seconds",)
+    PLOT: ClassVar[str] = "lsm_probe.evaluation.plot:plot_scores"
+    TABLE: ClassVar[str] = "lsm_probe.evaluation.result_table:evaluation_table"
 
     seconds: NDArray[np.float64]
     conventions: EvaluationConventions
@@ -151,6 +153,10 @@ class EvaluationResult(MeasurementResult):
                 ids = [row["id"] for row, own in zip(rows, keys, strict=True) if own == key]
                 notes.append(influence_sentence(f"{name} of {task.name}", found, ids, digits=1))
         return [note for note in notes if note]
+
+    def headline(self) -> str:
+        found = [(task.name, next(iter(self.scores().get(task.name, {}).values()), None)) for task in self.tasks]
+        return "; ".join(f"{task} {score}" for task, score in found[:3] if score is not None)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each task and metric: checkpoint, task, metric, value, ci_low, ci_high, n and its convention."""

@@ -67,6 +67,12 @@ class Score:
         """The value as tables show it."""
         return "undefined" if math.isnan(self.value) else f"{self.value:.1f}"
 
+    def __str__(self) -> str:
+        if math.isnan(self.value):
+            return f"{self.name} {self.shown}"
+        ends = "" if math.isnan(self.ci_low) else f" [{self.ci_low:.1f}, {self.ci_high:.1f}]"
+        return f"{self.name} {self.shown}{ends} %"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: six decimals; NaN, undefined, becomes None."""
         found = asdict(self)

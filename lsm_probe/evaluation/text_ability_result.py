@@ -64,6 +64,8 @@ class TextAbilityResult(MeasurementResult):
 
     NAME: ClassVar[str] = "text_ability"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("counts",)
+    PLOT: ClassVar[str] = "lsm_probe.evaluation.plot:plot_text_ability"
+    TABLE: ClassVar[str] = "lsm_probe.evaluation.text_ability_table:text_ability_table"
 
     counts: Floats
     conventions: TextAbilityConventions
@@ -121,6 +123,14 @@ class TextAbilityResult(MeasurementResult):
     def cut(self) -> int:
         """Questions of MMLU whose prompt was cut at its beginning, as the harness does, to fit the context."""
         return sum(sample.get("cut", False) for sample in self.samples)
+
+    def headline(self) -> str:
+        found = []
+        if self.accuracies:
+            found.append(f"MMLU {self.accuracies[AVERAGE].curve} %")
+        if self.perplexity is not None:
+            found.append(f"perplexity {self.perplexity.curve}")
+        return ", ".join(found)
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each number: accuracies in per cent, nats per token, perplexity."""

@@ -22,6 +22,7 @@ from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_rank
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.progress import notebook_progress
 from lsm_probe.reports.collection import Results, read_results
 from lsm_probe.reports.report import save_report
 from lsm_probe.reports.verdicts import find_verdicts
@@ -50,7 +51,7 @@ def diagnose(
     data_name: str = "samples",
     loading: dict[str, Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnProgress | None = None,
     on_estimate: Callable[[float], None] = lambda seconds: None,
 ) -> Diagnosis:
     """Measure checkpoints in several ways on the same samples, and give a verdict about each.
@@ -76,7 +77,8 @@ def diagnose(
         data_name: how results call the data.
         loading: keyword arguments of [`lsm_probe.load`].
         resume: continue an interrupted diagnosis in `out`.
-        on_progress: called with (name, samples done, samples in all, what is measured).
+        on_progress: called with (name, samples done, samples in all, what is measured); by default a notebook shows
+            bars, and nothing else does.
         on_estimate: called with the seconds that all is expected to take, once the first model is loaded.
 
     Raises:
@@ -116,7 +118,7 @@ def diagnose(
         "instructions": None if instructions is None else repr(instructions),
         "loading": loading or {},
     }
-    with _folder(out, deciding, resume) as folder:
+    with _folder(out, deciding, resume) as folder, notebook_progress(on_progress) as show:
         run = DiagnosisRun(
             plan=plan,
             checkpoints=chosen,
@@ -125,7 +127,7 @@ def diagnose(
             out=folder,
             options={"batch_size": batch_size, "seed": seed, "on_error": on_error},
             data_name=data_name,
-            on_progress=on_progress,
+            on_progress=show,
             on_load=_Estimating(plan, chosen, reference, batch_size, on_estimate),
         )
         run.measure()

@@ -56,6 +56,15 @@ class Curve:
         """The same with an interval that stays within the range of the number."""
         return Curve(self.mean, np.clip(self.ci_low, least, most), np.clip(self.ci_high, least, most))
 
+    def __str__(self) -> str:
+        """A single number with its interval: `0.31 [0.28, 0.34]`; the number alone where it has no interval."""
+        if np.ndim(self.mean):
+            return repr(self)
+        numbers = [float(end) for end in (self.mean, self.ci_low, self.ci_high)]
+        digits = 2 if np.nanmax(np.abs(numbers), initial=0) >= 0.1 else 4
+        mean, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers)  # + 0: no -0.00
+        return mean if np.isnan(numbers[1:]).any() else f"{mean} [{low}, {high}]"
+
     def to_dict(self) -> dict[str, Any]:
         return {name: rounded(getattr(self, name)) for name in ("mean", "ci_low", "ci_high")}
 
@@ -97,6 +106,8 @@ class MeasurementResult:
     PLOT: ClassVar[str | None] = None
     """`module:function` that draws results on axes: `function([result], ax=None, **style)`. It is named, not imported,
     so that results can be read without matplotlib."""
+    TABLE: ClassVar[str] = "lsm_probe.runner.defaults:frame_table"
+    """`module:function` that makes the table a notebook shows: `function([result])`."""
 
     clusters: NDArray[np.int64]
     samples: list[dict[str, Any]]
@@ -106,6 +117,30 @@ class MeasurementResult:
     excluded: dict[str, list[str]] = field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=package_versions)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # `dataclass` would write one that prints all arrays
+            cls.__repr__ = MeasurementResult.__repr__  # type: ignore[method-assign]
+
+    def headline(self) -> str:
+        """The number to look at first, with its 95 % interval: what `repr` ends with. Empty where there is none.
+
+        By default the mean of the first value in `BY_SAMPLE`, if it is one number for each sample.
+        """
+        values = getattr(self, self.BY_SAMPLE[0])
+        if np.ndim(values) != 1:
+            return ""
+        return f"{self.BY_SAMPLE[0].replace('_', ' ')} {self.mean(values)}"
+
+    def __repr__(self) -> str:
+        line: str = resolve_name("lsm_probe.runner.notebook_view:result_line")(self)
+        return line
+
+    def _repr_html_(self) -> str:
+        """The result in a notebook: its `repr`, a small table and a small picture."""
+        html: str = resolve_name("lsm_probe.runner.notebook_view:result_html")(self)
+        return html
 
     @property
     def name(self) -> str:

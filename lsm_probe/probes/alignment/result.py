@@ -82,6 +82,7 @@ class AlignmentResult(MeasurementResult):
     NAME: ClassVar[str] = "alignment"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("speech", "text")
     PLOT: ClassVar[str] = "lsm_probe.probes.alignment.plot:plot_plane"
+    TABLE: ClassVar[str] = "lsm_probe.probes.alignment.tables:alignment_table"
 
     speech: Floats
     text: Floats
@@ -136,6 +137,9 @@ class AlignmentResult(MeasurementResult):
             InputError: that state was not kept.
         """
         return self.layers[self._place(layer)]
+
+    def headline(self) -> str:
+        return f"retrieval in state {self.layers[-1]} {self.curves()['retrieval'].at(-1)} (chance {self.chance():.3g})"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each state: all numbers, with `_low` and `_high` the ends of their intervals."""

@@ -73,6 +73,7 @@ class AttentionResult(MeasurementResult):
     NAME: ClassVar[str] = "attention"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("norms", "head_norms", "tokens", "rows")
     PLOT: ClassVar[str] = "lsm_probe.probes.attention.plot:plot_eta"
+    TABLE: ClassVar[str] = "lsm_probe.probes.attention.tables:attention_table"
 
     norms: Floats
     head_norms: Floats
@@ -210,6 +211,11 @@ class AttentionResult(MeasurementResult):
         keep = self.positions(ids)
         answer = None if self.answer is None else AnswerSums(*(sums[keep] for sums in vars(self.answer).values()))
         return replace(super().subset(ids), token_scores=None, answer=answer)
+
+    def headline(self) -> str:
+        last = layer_groups(self.n_layers)[-1]
+        eta = curve(self.eta().mean[last].mean(), self.resampled_eta()[:, last].mean(1))
+        return f"eta of layers {last[0]}–{last[-1]} {eta}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer: eta with its interval, S_instruction and S_source (means over samples)."""

@@ -55,6 +55,7 @@ class ImportanceResult(MeasurementResult):
     NAME: ClassVar[str] = "importance"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("sums",)
     PLOT: ClassVar[str] = "lsm_probe.probes.importance.plot:plot_layers"
+    TABLE: ClassVar[str] = "lsm_probe.probes.importance.tables:importance_table"
 
     sums: Floats
     parameters: list[dict[str, Any]]
@@ -107,6 +108,11 @@ class ImportanceResult(MeasurementResult):
         if self.signed is not None:
             return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
         return curve(point, self._resampled_distribution()).clipped(0, 1)
+
+    def headline(self) -> str:
+        share = self.share_by_layer()
+        peak = int(share.mean.argmax())
+        return f"layer {peak} has the largest share of the importance, {share.at(peak)}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each parameter: sum and mean over its weights, with the interval of the sum."""

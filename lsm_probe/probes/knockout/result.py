@@ -51,6 +51,7 @@ class KnockoutResult(MeasurementResult):
     NAME: ClassVar[str] = "knockout"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("log_prob", "fall", "fall_all_layers", "fall_heads")
     PLOT: ClassVar[str] = "lsm_probe.probes.knockout.plot:plot_falls"
+    TABLE: ClassVar[str] = "lsm_probe.probes.knockout.tables:knockout_table"
 
     log_prob: Floats
     fall: Floats
@@ -132,6 +133,10 @@ class KnockoutResult(MeasurementResult):
             name, found = f"fall_{segment.name.lower()}", self.head_falls(segment)
             columns |= {**found.columns(name), f"{name}_p": found.p.ravel()}
         return pd.DataFrame({**columns, "kind": self.head_kinds().ravel()})
+
+    def headline(self) -> str:
+        instruction, source = (self.fall_in_all_layers(segment) for segment in SEGMENTS)
+        return f"nats per token lost without the instruction {instruction}, without the source {source}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer: falls and causal eta with their intervals."""

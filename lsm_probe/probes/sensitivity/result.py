@@ -54,6 +54,7 @@ class SensitivityResult(MeasurementResult):
     NAME: ClassVar[str] = "sensitivity"
     BY_SAMPLE: ClassVar[tuple[str, ...]] = ("instruction_log_probs", "source_log_probs")
     PLOT: ClassVar[str] = "lsm_probe.probes.sensitivity.plot:plot_sensitivity"
+    TABLE: ClassVar[str] = "lsm_probe.probes.sensitivity.tables:sensitivity_table"
 
     instruction_log_probs: Floats
     source_log_probs: Floats
@@ -110,6 +111,9 @@ class SensitivityResult(MeasurementResult):
         """The largest D_i and D_s that the pools allow: the mean of the logarithm of their sizes, nats."""
         sizes = [(~np.isnan(p[:, :, 0])).sum(1) for p in (self.instruction_log_probs, self.source_log_probs)]
         return float(np.log(sizes[0]).mean()), float(np.log(sizes[1]).mean())
+
+    def headline(self) -> str:
+        return f"D_i {self.instruction()}, D_s {self.source()} nats per {self.conventions.per}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each sample: D_i and D_s in nats."""

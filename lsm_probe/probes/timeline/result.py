@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.stats import spearmanr
 
 from lsm_probe.data.identity import DataIdentity
-from lsm_probe.errors import InputError
+from lsm_probe.errors import InputError, one_line
 from lsm_probe.models.connectors.times import FRAME_SECONDS, RATE, Times
 from lsm_probe.probes.timeline.word_times import Word, loudness
 from lsm_probe.runner.identity import CheckpointIdentity
@@ -70,6 +70,19 @@ class Timeline:
     words_missing: str | None
     self_check: dict[str, Any]
     waveform: NDArray[np.float32] = field(repr=False)
+
+    def __repr__(self) -> str:
+        layer = self.choose_layer()
+        return one_line(
+            f"Timeline({self.checkpoint.name}, sample {self.sample['id']} of {self.seconds:.2f} s, {len(self.tokens)} "
+            f"response tokens): attention advances most in layer {layer}, by rank correlation "
+            f"{self.advance(self.standing_out())[layer]:.2f} (chance up to {self.chance():.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The timeline in a notebook: its `repr`, a small table and a small picture."""
+        html: str = resolve_name("lsm_probe.probes.timeline.timeline_html:timeline_html")(self)
+        return html
 
     @property
     def seconds(self) -> float:

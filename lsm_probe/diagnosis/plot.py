@@ -1,0 +1,65 @@
+"""The numbers that decide about checkpoints, with their intervals, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lsm_probe.diagnosis.table import COLUMNS
+from lsm_probe.diagnosis.verdict import Evidence, Verdict
+from lsm_probe.runner.labels import checkpoint_labels
+from lsm_probe.runner.style import MARKERS, new_figure, with_own_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LONGEST = 30
+"""Characters of a checkpoint's name."""
+_PANELS = 4
+
+
+@with_own_settings
+def verdict_figure(verdicts: Sequence[Verdict]) -> Figure:
+    """A row for each checkpoint with its verdict, a panel for each number that decides; up to four are drawn.
+
+    Example:
+        ```python
+        figure = verdict_figure(lsm_probe.diagnose("builtin:vanilla_asr", samples).verdicts)
+        ```
+    """
+    import seaborn as sns
+
+    found = [{each.key: each for each in verdict.evidence if each.value is not None} for verdict in verdicts]
+    keys = [key for key in COLUMNS if any(key in evidence for evidence in found)][:_PANELS]
+    with sns.axes_style("ticks"):
+        figure = new_figure(3.2 + 1.9 * max(1, len(keys)), 1.1 + 0.55 * len(verdicts))
+        axes = figure.subplots(1, max(1, len(keys)), sharey=True, squeeze=False)[0]
+        names = checkpoint_labels([verdict.checkpoint for verdict in verdicts], _LONGEST)
+        labels = [f"{name}\n{verdict.verdict}" for name, verdict in zip(names, verdicts, strict=True)]
+        axes[0].set_yticks(range(len(verdicts)), labels, fontsize=8)
+        axes[0].set_ylim(len(verdicts) - 0.5, -0.5)
+        colors = sns.color_palette("colorblind", len(verdicts))
+        for ax, key in zip(axes, keys, strict=False):
+            for row, (evidence, color) in enumerate(zip(found, colors, strict=True)):
+                if key in evidence:
+                    _draw(ax, row, evidence[key], color)
+            ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+            unit = next(evidence[key].unit for evidence in found if key in evidence)
+            ax.set_title(COLUMNS[key], fontsize=9)
+            ax.set_xlabel(unit or "", fontsize=8)
+            ax.tick_params(axis="x", labelsize=8)
+            ax.margins(x=0.12)
+        for ax in axes:
+            sns.despine(ax=ax)
+    return figure
+
+
+def _draw(ax: Axes, row: int, evidence: Evidence, color: Any) -> None:
+    """A number as a point, with its interval as a line."""
+    value, low, high = evidence.value, evidence.ci_low, evidence.ci_high
+    assert value is not None
+    # The interval of another method than the point's need not hold it.
+    reach = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
+    look: dict[str, Any] = {"color": color, "marker": MARKERS[row % len(MARKERS)], "markersize": 5, "capsize": 2}
+    ax.errorbar([value], [row], xerr=reach, linestyle="none", **look)

@@ -1,0 +1,31 @@
+"""How a verdict and a diagnosis show themselves in a notebook."""
+
+from __future__ import annotations
+
+from lsm_probe.diagnosis.diagnosis import Diagnosis
+from lsm_probe.diagnosis.plot import verdict_figure
+from lsm_probe.diagnosis.table import cell, verdict_table
+from lsm_probe.diagnosis.verdict import Verdict
+from lsm_probe.runner.notebook_view import object_html
+from lsm_probe.runner.tables import Table
+
+
+def diagnosis_html(diagnosis: Diagnosis) -> str:
+    """A row for each checkpoint with its verdict and the numbers that decide, and these as a picture."""
+    return object_html(
+        repr(diagnosis), lambda: verdict_table(diagnosis.verdicts), lambda: verdict_figure(diagnosis.verdicts)
+    )
+
+
+def verdict_html(verdict: Verdict) -> str:
+    """The verdict with its reason, all its evidence, and what is missing or may mislead."""
+    return object_html(repr(verdict), lambda: _evidence_table(verdict), lambda: verdict_figure([verdict]), "to_frame()")
+
+
+def _evidence_table(verdict: Verdict) -> Table:
+    rows = [
+        [each.label, each.side, each.compared_with, cell(each), each.unit, str(each.n_utterances)]
+        for each in verdict.evidence
+    ]
+    columns = ["evidence", "side", "compared with", "value", "unit", "utterances"]
+    return Table("", columns, rows, " ".join([*verdict.missing, *verdict.warnings]), text_columns=3)
