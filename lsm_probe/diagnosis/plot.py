@@ -49,10 +49,18 @@ def verdict_figure(verdicts: Sequence[Verdict]) -> Figure:
             ax.set_title(COLUMNS[key], fontsize=9)
             ax.set_xlabel(unit or "", fontsize=8)
             ax.tick_params(axis="x", labelsize=8)
-            ax.margins(x=0.12)
+            _widen(ax, unit)
         for ax in axes:
             sns.despine(ax=ax)
     return figure
+
+
+def _widen(ax: Axes, unit: str) -> None:
+    """Lets the axis span at least what the number ranges over as a rule: an interval near 0 must look narrow."""
+    low, high = {"": (0.0, 1.0), "%": (0.0, 100.0)}.get(unit, (0.0, 0.5))
+    own_low, own_high = ax.get_xlim()
+    low, high = min(low, own_low), max(high, own_high)
+    ax.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
 def _draw(ax: Axes, row: int, evidence: Evidence, color: Any) -> None:

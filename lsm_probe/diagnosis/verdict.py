@@ -51,6 +51,13 @@ class Evidence:
     side: Side
     text: str
 
+    @property
+    def shown(self) -> str:
+        """The value with its interval: `0.45 [0.28, 0.74]`; empty if it is not defined."""
+        # Adding 0 makes -0.0 a 0.
+        ends = [f"{round(end, 2) + 0.0:.2f}" for end in (self.value, self.ci_low, self.ci_high) if end is not None]
+        return f"{ends[0]} [{ends[1]}, {ends[2]}]" if len(ends) == 3 else "".join(ends[:1])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -78,7 +85,8 @@ class Verdict:
         return [each for each in self.evidence if each.side == "against"]
 
     def __repr__(self) -> str:
-        return one_line(f"Verdict({self.checkpoint}): {self.verdict}. {self.reason}")
+        numbers = [f"{each.label} {each.shown}" for each in self.evidence[:2] if each.value is not None]
+        return one_line("; ".join([f"Verdict({self.checkpoint}): {self.verdict}", *numbers]))
 
     def _repr_html_(self) -> str:
         """The verdict in a notebook: its reason, the evidence, and a small picture."""

@@ -19,7 +19,13 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
 
 def verdict_html(verdict: Verdict) -> str:
     """The verdict with its reason, all its evidence, and what is missing or may mislead."""
-    return object_html(repr(verdict), lambda: _evidence_table(verdict), lambda: verdict_figure([verdict]), "to_frame()")
+    return object_html(
+        repr(verdict),
+        lambda: _evidence_table(verdict),
+        lambda: verdict_figure([verdict]),
+        text=" ".join([verdict.reason, *verdict.missing, *verdict.warnings]),
+        more="to_frame()",
+    )
 
 
 def _evidence_table(verdict: Verdict) -> Table:
@@ -28,4 +34,4 @@ def _evidence_table(verdict: Verdict) -> Table:
         for each in verdict.evidence
     ]
     columns = ["evidence", "side", "compared with", "value", "unit", "utterances"]
-    return Table("", columns, rows, " ".join([*verdict.missing, *verdict.warnings]), text_columns=3)
+    return Table("", columns, rows, text_columns=3)

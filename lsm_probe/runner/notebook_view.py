@@ -43,7 +43,10 @@ def result_line(result: MeasurementResult) -> str:
 def result_html(result: MeasurementResult) -> str:
     """The result as a notebook shows it."""
     return object_html(
-        result_line(result), lambda: resolve_name(result.TABLE)([result]), lambda: result_figure(result), "to_frame()"
+        result_line(result),
+        lambda: resolve_name(result.TABLE)([result]),
+        lambda: result_figure(result),
+        more="to_frame()",
     )
 
 
@@ -56,17 +59,21 @@ def result_figure(result: MeasurementResult) -> Figure:
     return figure
 
 
-def object_html(line: str, make_table: Callable[[], Table], make_figure: Callable[[], Figure], more: str = "") -> str:
+def object_html(
+    line: str, make_table: Callable[[], Table], make_figure: Callable[[], Figure], *, text: str = "", more: str = ""
+) -> str:
     """A line, a table and a picture as HTML that follows a light or a dark theme. What cannot be made is left out.
 
     Args:
-        line: text.
+        line: what the object is.
         make_table: gives the table.
         make_figure: gives the figure.
+        text: a paragraph below it.
         more: where rows that are not shown can be found.
     """
+    paragraph = f"<p>{_escaped(text)}</p>" if text else ""
     parts = [_attempt(lambda: table_html(make_table(), more)), _attempt(lambda: _picture(own_figure(make_figure)))]
-    return f"<div><p><code>{_escaped(line)}</code></p>{''.join(parts)}</div>"
+    return f"<div><p><code>{_escaped(line)}</code></p>{paragraph}{''.join(parts)}</div>"
 
 
 def own_figure(make_figure: Callable[[], Figure]) -> Figure:
@@ -90,10 +97,8 @@ def table_html(table: Table, more: str = "") -> str:
 
 
 def _cells(row: Any, text_columns: int) -> str:
-    sides = ("left" if i < text_columns else "right" for i in range(len(row)))
-    return "".join(
-        f'<td style="text-align:{side}">{_escaped(cell)}</td>' for side, cell in zip(sides, row, strict=True)
-    )
+    looks = ("text-align:left" if i < text_columns else "text-align:right;white-space:nowrap" for i in range(len(row)))
+    return "".join(f'<td style="{look}">{_escaped(_cut(cell))}</td>' for look, cell in zip(looks, row, strict=True))
 
 
 def _picture(figure: Figure) -> str:
@@ -124,5 +129,8 @@ def _attempt(make: Callable[[], str]) -> str:
 def _escaped(text: str) -> str:
     from markupsafe import escape
 
-    text = str(text) if len(str(text)) <= _MOST_CHARACTERS else f"{str(text)[:_MOST_CHARACTERS]}…"
     return str(escape(text)).replace("\n", "<br>")
+
+
+def _cut(cell: str) -> str:
+    return cell if len(cell) <= _MOST_CHARACTERS else f"{cell[:_MOST_CHARACTERS]}…"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from lsm_probe.progress import in_notebook
 from lsm_probe.runner.labels import use_fonts_with_all_glyphs
 from lsm_probe.runner.looks import checkpoint_looks, result_labels
 from lsm_probe.runner.result import Curve, MeasurementResult
@@ -38,9 +40,17 @@ def with_own_settings(make: Callable[Arguments, Figure]) -> Callable[Arguments, 
         with own_settings():
             figure = make(*args, **options)
             use_fonts_with_all_glyphs(figure)
+        _let_figures_show_themselves()
         return figure
 
     return made
+
+
+def _let_figures_show_themselves() -> None:
+    """In a notebook whose figures are inline: IPython shows those that are not pyplot's only once this is imported."""
+    if in_notebook():
+        with suppress(ImportError):
+            import_module("matplotlib_inline.backend_inline")
 
 
 def new_figure(width: float, height: float) -> Figure:

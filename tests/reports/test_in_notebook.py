@@ -66,7 +66,7 @@ def test_what_cannot_be_drawn_is_left_out(planted, monkeypatch):
 
 def test_long_tables_say_how_much_is_left_out():
     table = Table("", ["a"], [["x" * 999]] * 20)
-    html = object_html("line", lambda: table, lambda: None, "to_frame()")
+    html = object_html("line", lambda: table, lambda: None, more="to_frame()")
     assert html.count("<tr>") == 13
     assert "8 more rows: to_frame()" in html
     assert len(html) < 13 * 400
@@ -123,9 +123,11 @@ def diagnosis():
 
 def test_a_verdict_shows_its_evidence():
     verdict = a_verdict(warnings=["One sample carries the mean."])
-    assert repr(verdict) == "Verdict(lsm): ignores the instruction (speech anchor bias). D_i is low."
+    assert repr(verdict) == (
+        "Verdict(lsm): ignores the instruction (speech anchor bias); D_i 0.10 [0.00, 0.20]; D_s 0.80 [0.70, 0.90]"
+    )
     html = shown(verdict)
-    for text in ("the base LLM&#39;s 0.9", "0.80 [0.70, 0.90]", "One sample carries the mean."):
+    for text in ("D_i is low.", "the base LLM&#39;s 0.9", "0.80 [0.70, 0.90]", "One sample carries the mean."):
         assert text in html
     assert list(verdict.to_frame()["key"]) == ["instruction_sensitivity", "source_sensitivity"]
 

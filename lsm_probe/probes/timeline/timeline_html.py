@@ -9,7 +9,7 @@ from lsm_probe.runner.tables import NONE, Table
 
 def timeline_html(timeline: Timeline) -> str:
     """The timeline's `repr`, its numbers by layer, and its picture."""
-    return object_html(repr(timeline), lambda: _table(timeline), timeline.plot, "to_frame()")
+    return object_html(repr(timeline), lambda: _table(timeline), timeline.plot, more="to_frame()")
 
 
 def _table(timeline: Timeline) -> Table:
