@@ -35,11 +35,15 @@ for row in attention.samples[:5]:
 # ## Where does the answer look?
 #
 # eta is the instruction's share of the norm-based attention of the response, against the speech: 0.5 is balanced, low
-# is speech anchor bias. Longer speech raises it under `mean` and lowers it under `sum`, whatever the model does:
-# believe what both say.
+# is speech anchor bias.
 
 # %%
-attention.plot()
+attention
+
+# %% [markdown]
+# Longer speech raises eta under `mean` and lowers it under `sum`, whatever the model does: believe what both say.
+
+# %%
 both = {segment: attention.with_conventions(segment=segment).eta_groups() for segment in ("mean", "sum")}
 for segment, groups in both.items():
     print(segment, [f"{group['layers'][0]}-{group['layers'][1]}: {group['eta']:.2f}" for group in groups])
@@ -56,3 +60,4 @@ print("every run checks itself:", attention.self_check)
 sensitivity = lsm_probe.sensitivity(checkpoint, samples, responses=attention.responses())
 for name, curve in (("D_i", sensitivity.instruction()), ("D_s", sensitivity.source())):
     print(f"{name} = {curve.mean:.3f} [{curve.ci_low:.3f}, {curve.ci_high:.3f}] nats per token")
+sensitivity

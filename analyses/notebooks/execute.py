@@ -1,0 +1,59 @@
+"""Writes each notebook of this folder, executed, as `NAME.ipynb` beside its source `NAME.py`.
+
+    python analyses/notebooks/execute.py              # all of them
+    python analyses/notebooks/execute.py samples      # some
+
+Needs the extra `notebooks`. Progress bars and the machine's own details are left out of what is written.
+"""
+
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+def sources() -> list[Path]:
+    """The notebooks of this folder."""
+    return [path for path in sorted(HERE.glob("*.py")) if path.read_text(encoding="utf-8").startswith("# ---\n")]
+
+
+def execute(source: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs."""
+    notebook = jupytext.read(source)
+    with TemporaryDirectory() as folder:
+        NotebookClient(
+            notebook,
+            timeout=3_600,
+            startup_timeout=180,
+            record_timing=False,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+        ).execute()
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    for number, cell in enumerate(notebook.cells):
+        cell["id"], cell["metadata"] = f"{source.stem}-{number}".replace("_", "-"), {}
+    return notebook
+
+
+def main() -> None:
+    os.environ |= {
+        "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, which would like widgets
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    chosen = [path for path in sources() if path.stem in (sys.argv[1:] or [path.stem])]
+    for source in chosen:
+        target = source.with_suffix(".ipynb")
+        nbformat.write(execute(source), target)
+        print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
