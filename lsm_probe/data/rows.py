@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.errors import InputError
 
@@ -85,16 +87,22 @@ def _of_table(dataset: Any, audio: Sequence[str]) -> Iterator[dict[str, Any]]:
         one = table[i]
         for name in audio:
             if name in dataset.column_names:
-                row[name] = _undecoded(one.column(name)[0])
+                row[name] = _undecoded(one.column(name))
         yield row
 
 
-def _undecoded(scalar: Any) -> dict[str, Any] | None:
-    """An entry of an Audio column; its bytes as a buffer of the table."""
-    if not scalar.is_valid:
+def _undecoded(column: Any) -> dict[str, Any] | None:
+    """The one entry of an Audio column; its bytes as a buffer of the table, not copied."""
+    (entry,) = (chunk for chunk in column.chunks if len(chunk))
+    if entry.null_count:
         return None
-    content, path = scalar["bytes"], scalar["path"]
-    return {"bytes": content.as_buffer() if content.is_valid else None, "path": path.as_py()}
+    content, path = entry.field("bytes"), entry.field("path")[0].as_py()
+    if content.null_count:
+        return {"bytes": None, "path": path}
+    _, ends, data = content.buffers()
+    offsets = np.frombuffer(ends, np.int64 if str(content.type).startswith("large") else np.int32)
+    begin, end = offsets[content.offset : content.offset + 2].tolist()
+    return {"bytes": b"" if data is None else data.slice(begin, end - begin), "path": path}
 
 
 def _of_frame(frame: Any) -> Rows:

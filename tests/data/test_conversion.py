@@ -115,6 +115,16 @@ def test_nothing_is_decoded_or_copied_from_a_dataset_on_disk(tmp_path, monkeypat
     assert found[0].audio.sha256 == AudioBytes(of_manifest()[2].audio.read_bytes()).sha256
 
 
+def test_rows_of_a_dataset_may_lack_audio_or_hold_none():
+    datasets = pytest.importorskip("datasets")
+    held = [None, {"bytes": b"", "path": None}, {"bytes": b"sound", "path": None}, {"bytes": None, "path": None}]
+    entries = [{"audio": audio, "text": "hello"} for audio in held]
+    data = datasets.Dataset.from_list(entries).cast_column("audio", datasets.Audio())
+    with pytest.warns(UserWarning, match="left out 1: row 3: the audio is a dict"):
+        found = lsm_probe.samples(data, instruction=SAY, on_error="skip")
+    assert [sample.audio and sample.audio.read() for sample in found] == [None, b"", b"sound"]
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff"])
 def test_every_format_is_read_from_memory_as_from_a_file(suffix, clip, tmp_path):
     path = clip(tmp_path / f"a.{suffix}", 1.5)
