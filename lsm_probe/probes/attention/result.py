@@ -215,7 +215,7 @@ class AttentionResult(MeasurementResult):
     def headline(self) -> str:
         last = layer_groups(self.n_layers)[-1]
         eta = curve(self.eta().mean[last].mean(), self.resampled_eta()[:, last].mean(1))
-        return f"eta of layers {last[0]}–{last[-1]} {eta}"
+        return f"eta of layers {last[0]}–{last[-1]} {eta.clipped(0, 1)}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each layer: eta with its interval, S_instruction and S_source (means over samples)."""
