@@ -18,7 +18,6 @@
 # with jupytext.
 
 # %%
-
 import lsm_probe
 from lsm_probe.probes.importance.learning_rates import layer_rates
 
