@@ -76,9 +76,14 @@ class Diagnosis:
         html: str = resolve_name("lsm_probe.diagnosis.verdict_html:diagnosis_html")(self)
         return html
 
+    @property
+    def _short_base(self) -> str | None:
+        """The base LLM's name among the verdicts."""
+        return next((short for short, full in self.names.items() if full == self.base), self.base)
+
     def plot(self) -> Figure:
         """Draws the numbers that decide about each checkpoint, with their intervals."""
-        figure: Figure = resolve_name("lsm_probe.diagnosis.plot:verdict_figure")(self.verdicts)
+        figure: Figure = resolve_name("lsm_probe.diagnosis.plot:verdict_figure")(self.verdicts, self._short_base)
         return figure
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lsm_probe.diagnosis.table import COLUMNS
 from lsm_probe.diagnosis.verdict import Evidence, Verdict
+from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.labels import checkpoint_labels
-from lsm_probe.runner.style import MARKERS, new_figure, with_own_settings
+from lsm_probe.runner.looks import Look, looks_of
+from lsm_probe.runner.style import new_figure, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +22,12 @@ _PANELS = 4
 
 
 @with_own_settings
-def verdict_figure(verdicts: Sequence[Verdict]) -> Figure:
+def verdict_figure(verdicts: Sequence[Verdict], base: str | None = None) -> Figure:
     """A row for each checkpoint with its verdict, a panel for each number that decides; up to four are drawn.
+
+    Args:
+        verdicts: in the order of the rows.
+        base: the checkpoint among them that is the base LLM. Checkpoints look as in the other figures of a report.
 
     Example:
         ```python
@@ -39,11 +45,11 @@ def verdict_figure(verdicts: Sequence[Verdict]) -> Figure:
         labels = [f"{name}\n{verdict.verdict}" for name, verdict in zip(names, verdicts, strict=True)]
         axes[0].set_yticks(range(len(verdicts)), labels, fontsize=8)
         axes[0].set_ylim(len(verdicts) - 0.5, -0.5)
-        colors = sns.color_palette("colorblind", len(verdicts))
+        looks = _looks(verdicts, base)
         for ax, key in zip(axes, keys, strict=False):
-            for row, (evidence, color) in enumerate(zip(found, colors, strict=True)):
+            for row, (evidence, look) in enumerate(zip(found, looks, strict=True)):
                 if key in evidence:
-                    _draw(ax, row, evidence[key], color)
+                    _draw(ax, row, evidence[key], look)
             ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
             unit = next(evidence[key].unit for evidence in found if key in evidence)
             ax.set_title(COLUMNS[key], fontsize=9)
@@ -55,6 +61,15 @@ def verdict_figure(verdicts: Sequence[Verdict]) -> Figure:
     return figure
 
 
+def _looks(verdicts: Sequence[Verdict], base: str | None) -> list[Look]:
+    sources: list[Literal["speech", "text"]] = ["text" if each.checkpoint == base else "speech" for each in verdicts]
+    looks = looks_of(
+        CheckpointIdentity(name=each.checkpoint, source=source, template="", dtype="")
+        for each, source in zip(verdicts, sources, strict=True)
+    )
+    return [looks[each.checkpoint] for each in verdicts]
+
+
 def _widen(ax: Axes, unit: str) -> None:
     """Lets the axis span at least what the number ranges over as a rule: an interval near 0 must look narrow."""
     low, high = {"": (0.0, 1.0), "%": (0.0, 100.0)}.get(unit, (0.0, 0.5))
@@ -63,11 +78,11 @@ def _widen(ax: Axes, unit: str) -> None:
     ax.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def _draw(ax: Axes, row: int, evidence: Evidence, color: Any) -> None:
+def _draw(ax: Axes, row: int, evidence: Evidence, look: Look) -> None:
     """A number as a point, with its interval as a line."""
     value, low, high = evidence.value, evidence.ci_low, evidence.ci_high
     assert value is not None
     # The interval of another method than the point's need not hold it.
     reach = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
-    look: dict[str, Any] = {"color": color, "marker": MARKERS[row % len(MARKERS)], "markersize": 5, "capsize": 2}
-    ax.errorbar([value], [row], xerr=reach, linestyle="none", **look)
+    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 5, "capsize": 2}
+    ax.errorbar([value], [row], xerr=reach, linestyle="none", **style)

@@ -12,9 +12,7 @@ from lsm_probe.runner.tables import Table
 
 def diagnosis_html(diagnosis: Diagnosis) -> str:
     """A row for each checkpoint with its verdict and the numbers that decide, and these as a picture."""
-    return object_html(
-        repr(diagnosis), lambda: verdict_table(diagnosis.verdicts), lambda: verdict_figure(diagnosis.verdicts)
-    )
+    return object_html(repr(diagnosis), lambda: verdict_table(diagnosis.verdicts), diagnosis.plot)
 
 
 def verdict_html(verdict: Verdict) -> str:
