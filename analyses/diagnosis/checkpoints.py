@@ -45,7 +45,9 @@ def of_archive() -> Iterator[tuple[str, str, MeasuredCheckpoint]]:
 
 
 def _of_archive(data: str, parts: tuple[str | None, ...], seed: str, arm: str) -> MeasuredCheckpoint:
-    own, base_words, evaluation, attention, knockout = (None if part is None else results() / seed / part for part in parts)
+    own, base_words, evaluation, attention, knockout = (
+        None if part is None else results() / seed / part for part in parts
+    )
     folder = "builtin-llm" if arm == LLM else f"{arm}-{seed}"
     assert own is not None
     speech = arm != LLM

@@ -1,6 +1,9 @@
 """Measures the built-in and the planted checkpoints for `calibrate.py`; what is there already is passed over.
 
-python analyses/diagnosis/measure.py runs/diagnosis      # about half an hour on one core
+python analyses/diagnosis/measure.py runs/diagnosis
+
+Of `builtin:commands` each of the 24 utterances is used once: with an instruction of a kind that `self_powered` was
+trained on and with another in turn. All 13 kinds of instruction are in the pool.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from lsm_probe.data.audio import RATE, read_audio
 from lsm_probe.data.sample import Sample
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.probes.sensitivity.counterfactuals import pool_of
 
 LLM = "builtin:llm"
 BUILTIN = (LLM, "builtin:self_powered", "builtin:vanilla_asr", "builtin:untrained")
@@ -26,23 +30,29 @@ ALONE = ("copies-the-speech", "constant-speech-tokens", "constant-answer", "rand
 SILENT = ("vanilla_asr-silence", "self_powered-silence")
 TRANSCRIPTION = Task(name="transcription", title="Transcription", metrics=("word_error_rate",))
 OPTIONS = {"max_new_tokens": 32, "batch_size": 16}
+SOURCES, PLANTED_UTTERANCES = 8, 12
 
 
 def measure(out: Path) -> None:
+    """Writes `out/DATA/CHECKPOINT/own-words` and `transcription`."""
     # Those that the tables need most come first, so that an interrupted run is of use.
     for name in BUILTIN:
         _measure(out / "commands" / _folder(name), name, commands())
-    for name in ALONE:
-        _measure(out / "commands" / name, name, commands())
+    for name in (*ALONE, "copies-the-text"):
+        _measure(out / "commands" / name, name, commands()[:PLANTED_UTTERANCES])
     for name in SILENT:
-        _measure(out / "silence" / name, name, silent(out / "clips"))
-    _measure(out / "commands" / "copies-the-text", "copies-the-text", commands())
+        _measure(out / "silence" / name, name, silent(out / "clips")[:PLANTED_UTTERANCES])
     for name in BUILTIN:
         _measure(out / "probe" / _folder(name), name, lsm_probe.read_manifest("builtin:probe"))
 
 
-@cache
 def commands() -> list[Sample]:
+    """One sample of each utterance."""
+    return [_all_commands()[2 * i + i % 2] for i in range(len(_all_commands()) // 2)]
+
+
+@cache
+def _all_commands() -> list[Sample]:
     return lsm_probe.read_manifest("builtin:commands")
 
 
@@ -64,13 +74,12 @@ def _folder(name: str) -> str:
 
 
 def _measure(folder: Path, name: str, samples: Sequence[Sample]) -> None:
-    """Sensitivity on the checkpoint's own words, then on the base LLM's, and the transcription of each utterance."""
+    """Sensitivity on the checkpoint's own words, and the transcription of each utterance."""
     checkpoint = None
-    for part in ("own-words", "base-words", "transcription"):
-        base = folder.parent / _folder(LLM) / "own-words"
-        if (folder / part / "result.json").exists() or (part == "base-words" and (name == LLM or not base.exists())):
+    for part in ("own-words", "transcription"):
+        if (folder / part / "result.json").exists():
             continue
-        if part == "transcription" and name == "answers-nothing":
+        if part == "transcription" and name in (LLM, "copies-the-text", "answers-nothing"):
             continue
         if checkpoint is None:
             checkpoint = planted(name) if not name.startswith("builtin:") else lsm_probe.load(name)
@@ -78,11 +87,11 @@ def _measure(folder: Path, name: str, samples: Sequence[Sample]) -> None:
         if part == "transcription":
             _transcribe(checkpoint, samples).save(folder / part)
             continue
-        options = dict(OPTIONS)
+        options = {**OPTIONS, "sources": SOURCES}
+        if folder.parent.name != "probe":
+            options["instructions"] = pool_of(_all_commands())
         if name == "answers-nothing":
             options["responses"] = {sample.id: checkpoint.eos_token_ids[:1] for sample in samples}
-        if part == "base-words":
-            options["responses"] = lsm_probe.SensitivityResult.load(base).responses()
         lsm_probe.sensitivity(checkpoint, samples, **options).save(folder / part)
 
 

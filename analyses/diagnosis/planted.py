@@ -25,7 +25,7 @@ def with_one_instruction(checkpoint: Checkpoint, instruction: str) -> Checkpoint
 
 
 def with_constant_speech(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint whose connector puts out the same vector for every piece of speech: there are as many as before."""
+    """The checkpoint whose connector puts out one constant vector, as often as before."""
     assert checkpoint.connector is not None
 
     def hide(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,13 @@ from lsm_probe.evaluation.metrics import word_error_rate
 from lsm_probe.evaluation.scoring import Predictions
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.thinking import UNFINISHED
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.prepared_samples import EMPTY
 from lsm_probe.runner.result import Curve, MeasurementResult, layer_groups
 
-Values = NDArray[np.float64]
+Values = NDArray[np.floating[Any]]
 
 FOLLOWS: VerdictName = "follows the instruction"
 IGNORES: VerdictName = "ignores the instruction (speech anchor bias)"
@@ -29,6 +31,8 @@ NO_SPEECH: VerdictName = "does not use the speech"
 BETWEEN: VerdictName = "in between"
 CANNOT_TELL: VerdictName = "cannot tell"
 
+FEWEST_UTTERANCES = 6
+"""With fewer, not even a sign test can reach a level of 5 %, and no interval decides."""
 IGNORED, FOLLOWED = 0.25, 0.75
 """D_i below and above these shares of the base LLM's: the instruction is ignored, or followed."""
 IGNORED_OF_CEILING, FOLLOWED_OF_CEILING = 0.05, 0.15
@@ -58,7 +62,7 @@ class Distance:
     Attributes:
         mean, low, high: above 0 where the number exceeds the threshold.
         n: independent utterances.
-        carrier: a sample of the one utterance without which the mean would lie on the other side; None if there is none.
+        carrier: a sample of the one utterance without which the mean would lie on the other side, or None.
     """
 
     mean: float
@@ -69,17 +73,17 @@ class Distance:
 
     @property
     def above(self) -> bool:
-        """Whether the whole interval lies above the threshold."""
-        return self.low > 0
+        """Whether the whole interval lies above the threshold, and the utterances are enough for it to mean that."""
+        return self.low > 0 and self.n >= FEWEST_UTTERANCES
 
     @property
     def below(self) -> bool:
-        """Whether the whole interval lies below the threshold."""
-        return self.high < 0
+        """The same below it."""
+        return self.high < 0 and self.n >= FEWEST_UTTERANCES
 
     @property
     def is_open(self) -> bool:
-        """Whether the interval holds the threshold."""
+        """Whether neither can be told."""
         return not self.above and not self.below
 
     def more_utterances(self) -> str:
@@ -139,24 +143,15 @@ def answer_of(row: Mapping[str, Any]) -> str:
 def empty_responses(result: MeasurementResult) -> list[str]:
     """Ids of the samples whose response says nothing, those among them that the measurement left out."""
     measured = [row["id"] for row in result.samples if not answer_of(row)]
-    return measured + [each for reason, ids in result.excluded.items() for each in ids if "response" in reason]
+    return measured + [each for reason in (EMPTY, UNFINISHED) for each in result.excluded.get(reason, [])]
 
 
 def as_text(value: float | None) -> str:
-    """Two decimals, more for small numbers."""
+    """Two decimals, three for small numbers."""
     if value is None:
         return "undefined"
-    return "0" if value == 0 else f"{value:.3f}" if abs(value) < 0.1 else f"{value:.2f}"
-
-
-def interval_text(found: Evidence, unit: str | None = None) -> str:
-    """`0.45 nats per token (95 % interval 0.28 to 0.74, 8 utterances)`."""
-    unit = found.unit if unit is None else unit
-    number = as_text(found.value) + (f" {unit}" if unit else "")
-    n = f"{found.n_utterances} utterance{'' if found.n_utterances == 1 else 's'}"
-    if found.ci_low is None or found.ci_high is None:
-        return f"{number} ({n})"
-    return f"{number} (95 % interval {as_text(found.ci_low)} to {as_text(found.ci_high)}, {n})"
+    digits = 2 if abs(value) >= 0.1 or abs(value) < 0.0005 else 3
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
 
 
 # D_i and D_s on the checkpoint's own responses
@@ -183,7 +178,7 @@ class OwnWords:
 def own_words(measured: MeasuredCheckpoint) -> OwnWords:
     """Reads the sensitivity on the checkpoint's own responses; `measured.own` must be there."""
     assert measured.own is not None
-    own, base = _paired(measured.own, measured.base_own)
+    own, base = _paired(measured.own.with_conventions(per="token"), measured.base_own)
     warnings = []
     if measured.base_own is not None and base is None and measured.base_own.name != measured.own.name:
         warnings.append("The base LLM was measured on other samples or instructions: its D_i and D_s are no reference.")
@@ -198,7 +193,7 @@ def own_words(measured: MeasuredCheckpoint) -> OwnWords:
     instruction, source = (_distances(own, which, references[which]) for which in (0, 1))
     return OwnWords(
         own,
-        _instruction_finding(own, instruction, references[0], measured.source),
+        _instruction_finding(own, instruction, references[0]),
         _source_finding(own, source["used"], references[1], measured.source),
         base,
         warnings,
@@ -213,7 +208,7 @@ def _paired(
         return own, None
     if not set(own.ids) & set(base.ids):
         return own, None
-    first, second = own.paired_with(base)
+    first, second = own.paired_with(base.with_conventions(per="token"))
     return first, second
 
 
@@ -252,9 +247,7 @@ def _carrier(result: MeasurementResult, values: Values) -> str | None:
     return str(result.samples[int(np.flatnonzero(result.clusters == flips[0])[0])]["id"])
 
 
-def _instruction_finding(
-    own: SensitivityResult, distances: Mapping[str, Distance], reference: Reference, source: str
-) -> Finding:
+def _instruction_finding(own: SensitivityResult, distances: Mapping[str, Distance], reference: Reference) -> Finding:
     ignored, followed = distances["ignored"], distances["followed"]
     low, high = (f"{100 * reference.shares[name]:.0f} %" for name in ("ignored", "followed"))
     supports: frozenset[VerdictName] = frozenset()
@@ -328,7 +321,7 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     shares = np.array(repeats, dtype=np.float64)
     most = _distance(result, shares - MOST)
     evidence = _of_curve(
-        result, result.mean(shares), "repeat_share", "responses that repeat the speech", "", "0.50, that is most of them",
+        result, result.mean(shares), "repeat_share", "share that repeats the speech", "", "0.50, most of them",
         f"{sum(repeats)} of {len(repeats)} responses to other instructions than transcription only repeat what was "
         f"said (word error rate at most {REPEATED:.0f} %).",
     )  # fmt: skip
@@ -353,7 +346,7 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
         return None
     result = own.own.subset(list(follows))
     shares = np.array(list(follows.values()), dtype=np.float64)
-    label, text = "responses in the asked-for form", f"{shares.sum():.0f} of {len(shares)} responses have the form"
+    label, text = "share in the asked-for form", f"{shares.sum():.0f} of {len(shares)} responses have the form"
     if own.base is None:
         good = _distance(result, shares - MOST)
         supports: frozenset[VerdictName] = frozenset({FOLLOWS}) if good.above else frozenset()
@@ -413,7 +406,7 @@ def transcription(result: EvaluationResult | None) -> Finding | None:
     heard = _distance(result, own[:, 0] - HEARD * by_chance)
     evidence = _of_curve(
         result, Curve(*(100 * np.asarray(end) for end in (rate.mean, rate.ci_low, rate.ci_high))),
-        "transcription_error", "word error rate", "%", f"chance, {100 * chance:.0f} %",
+        "transcription_error", "word error rate", "%", f"{100 * chance:.0f} % by chance",
         f"Asked to transcribe, it gets {100 * rate.mean:.0f} % of the words wrong; against the transcripts of other "
         f"utterances the same responses get {100 * chance:.0f} % wrong.",
     )  # fmt: skip
@@ -530,7 +523,7 @@ def _alignment(measured: MeasuredCheckpoint) -> Finding | None:
         return None
     found, chance = result.curves()["retrieval"].at(-1), result.chance()
     evidence = _of_curve(
-        result, found, "retrieval", "retrieval of the transcript", "", f"chance, {as_text(chance)}",
+        result, found, "retrieval", "retrieval of the transcript", "", f"{as_text(chance)} by chance",
         "How often the speech is nearest to its own transcript in the last layer; it shows hearing, not following.",
     )  # fmt: skip
     heard: frozenset[VerdictName] = frozenset({FOLLOWS, IGNORES, BETWEEN}) if found.ci_low > chance else frozenset()

@@ -7,7 +7,7 @@ the asked-for form)? Eta never decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,15 +16,16 @@ import numpy as np
 from lsm_probe.diagnosis.evidence import (
     BETWEEN,
     CANNOT_TELL,
+    FEWEST_UTTERANCES,
     FOLLOWS,
     IGNORES,
     NO_SPEECH,
     Distance,
     Finding,
     OwnWords,
+    as_text,
     empty_responses,
     form,
-    interval_text,
     own_words,
     repetitions,
     supporting,
@@ -33,8 +34,6 @@ from lsm_probe.diagnosis.evidence import (
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
 
-FEWEST_UTTERANCES = 6
-"""With fewer, not even a sign test can reach a level of 5 %, and no verdict is given."""
 MOSTLY_EMPTY, SOME_EMPTY = 0.5, 0.1
 """Shares of empty responses from which no verdict is given, and from which there is a warning."""
 SAME = 1e-6
@@ -149,68 +148,67 @@ def _decide(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
         return _no_speech(measured, case)
     if uses == "open":
         return _open_source(measured, case)
-    clauses = f"{_source_clause(case)}; {_instruction_clause(case)}"
     if uses == "both":
-        reason = f"It understands the speech, but its responses to these instructions hardly depend on it: {clauses}."
-        return Verdict(checkpoint=measured.name, verdict=BETWEEN, reason=reason)
+        what = "It understands the speech, but its responses to these instructions hardly depend on it"
+        return _verdict(measured, case, BETWEEN, what)
     if case.follows():
-        reason = f"Its responses depend on the instruction and on the {case.speech}: {clauses}."
-        return Verdict(checkpoint=measured.name, verdict=FOLLOWS, reason=reason)
+        return _verdict(measured, case, FOLLOWS, f"Its responses depend on the instruction and on the {case.speech}")
     if case.ignores():
-        reason = f"Its responses depend on the {case.speech} and hardly on the instruction: {clauses}."
+        what = f"Its responses depend on the {case.speech} and hardly on the instruction"
         if case.source == "text":
-            reason += " It reads transcripts, so this is no bias towards speech."
-        return Verdict(checkpoint=measured.name, verdict=IGNORES, reason=reason)
+            what += ", which is no bias towards speech because it reads transcripts"
+        return _verdict(measured, case, IGNORES, what)
     if case.may_not_follow() and case.may_not_ignore():
-        reason = f"It follows the instruction in part: {clauses}."
-        return Verdict(checkpoint=measured.name, verdict=BETWEEN, reason=reason)
-    return _open_instruction(measured, case, clauses)
+        return _verdict(measured, case, BETWEEN, "It follows the instruction in part")
+    return _open_instruction(measured, case)
+
+
+def _verdict(
+    measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName, what: str, missing: Sequence[str] = ()
+) -> Verdict:
+    return Verdict(checkpoint=measured.name, verdict=verdict, reason=f"{what}: {_numbers(case)}.", missing=missing)
 
 
 def _no_speech(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
-    clauses = f"{_source_clause(case)}; {_instruction_clause(case)}"
     if case.source == "text":
-        reason = f"It reads transcripts, and its responses hardly depend on them, so no verdict fits: {clauses}."
-        return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason)
-    also = " or on the instruction" if case.own.instruction["ignored"].below else ""
-    reason = f"Its responses hardly depend on the speech{also}: {clauses}."
-    return Verdict(checkpoint=measured.name, verdict=NO_SPEECH, reason=reason)
+        what = "It reads transcripts and its responses hardly depend on them, so no verdict fits"
+        return _verdict(measured, case, CANNOT_TELL, what, ["Data whose instructions need the transcript."])
+    neither = case.own.instruction["ignored"].below
+    what = "Its responses " + ("depend on neither speech nor instruction" if neither else "hardly depend on the speech")
+    return _verdict(measured, case, NO_SPEECH, what)
 
 
 def _open_source(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
     used = case.own.source["used"]
-    missing = [f"{_sentence_of_more(used)} would show whether the responses depend on the {case.speech} (D_s)."]
+    missing = [f"{_more(used)} would show whether the responses depend on the {case.speech} (D_s)."]
     if case.hearing is None and case.source == "speech":
-        missing.append("Transcripts in the data: they give a word error rate, which shows whether it hears the speech.")
-    reason = f"It is open whether its responses depend on the {case.speech}: {_source_clause(case)}."
-    return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=missing)
+        missing.append("The word error rate of a transcription instruction, which needs transcripts in the data.")
+    what = f"The data do not show whether its responses depend on the {case.speech}"
+    return _verdict(measured, case, CANNOT_TELL, what, missing)
 
 
-def _open_instruction(measured: MeasuredCheckpoint, case: _Case, clauses: str) -> Verdict:
-    possible = [name for name, ruled_out in _possible(case) if not ruled_out]
-    thresholds = case.own.instruction
-    needed = [thresholds[name] for name in ("ignored", "followed") if thresholds[name].is_open]
-    missing = [f"{_sentence_of_more(each)} would show whether {_question(each, case)}." for each in needed]
-    if not missing:
-        missing = ["The measurements contradict each other: look at single responses."]
+def _open_instruction(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
+    ruled_out = {FOLLOWS: case.may_not_follow(), IGNORES: case.may_not_ignore()}
+    possible = [name for name in (FOLLOWS, BETWEEN, IGNORES) if not ruled_out.get(name)]
+    questions = {
+        "ignored": "it ignores the instruction (D_i)",
+        "followed": "it follows the instruction (D_i)",
+    }
+    missing = [
+        f"{_more(case.own.instruction[name])} would show whether {question}."
+        for name, question in questions.items()
+        if case.own.instruction[name].is_open
+    ]
     if case.own.base is None and case.source == "speech":
         missing.append("The base LLM (--base): it shows how much the instruction matters where it is followed.")
-    choice = f"{', '.join(possible[:-1])} or {possible[-1]}" if len(possible) > 1 else possible[0]
-    reason = f"It uses the {case.speech}, but the data do not decide between the verdicts {choice}: {clauses}."
-    return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=missing)
+    if not missing:
+        missing = ["The measurements contradict each other: look at single responses."]
+    choice = " and ".join([", ".join(f'"{name}"' for name in possible[:-1]), f'"{possible[-1]}"'])
+    what = f"It uses the {case.speech}, but the data do not decide between {choice}"
+    return _verdict(measured, case, CANNOT_TELL, what, missing)
 
 
-def _possible(case: _Case) -> list[tuple[VerdictName, bool]]:
-    """The verdicts of a checkpoint that uses the speech, and whether each is ruled out."""
-    return [(FOLLOWS, case.may_not_follow()), (BETWEEN, False), (IGNORES, case.may_not_ignore())]
-
-
-def _question(distance: Distance, case: _Case) -> str:
-    is_lower = distance is case.own.instruction["ignored"]
-    return "it ignores the instruction (D_i)" if is_lower else "it follows the instruction (D_i)"
-
-
-def _sentence_of_more(distance: Distance) -> str:
+def _more(distance: Distance) -> str:
     more = distance.more_utterances()
     return f"{'About ' if more.isdigit() else ''}{more} more utterance{'' if more == '1' else 's'}".capitalize()
 
@@ -265,31 +263,25 @@ def _empty_share(measured: MeasuredCheckpoint) -> tuple[int, int]:
 # Words
 
 
-def _source_clause(case: _Case) -> str:
-    source = case.own.source.evidence
-    clause = f"D_s is {interval_text(source)}, compared with {source.compared_with}"
+def _numbers(case: _Case) -> str:
+    """The decisive numbers without their intervals, which the evidence has."""
+    instruction, source = case.own.instruction.evidence, case.own.source.evidence
+    parts = [
+        f"D_i is {as_text(instruction.value)} nats per token, compared with {instruction.compared_with}",
+        f"D_s is {as_text(source.value)}, compared with {source.compared_with}",
+    ]
     if case.hearing is not None:
         hearing = case.hearing.evidence
-        clause += f"; its word error rate is {_whole(hearing.value)} %, where chance gives {_after_comma(hearing)}"
-    return clause
-
-
-def _instruction_clause(case: _Case) -> str:
-    instruction = case.own.instruction.evidence
-    clause = f"D_i is {interval_text(instruction)}, compared with {instruction.compared_with}"
+        parts.append(f"the word error rate is {hearing.value:.0f} %, compared with {hearing.compared_with}")
     if case.repeats is not None:
-        clause += f"; {100 * (case.repeats.evidence.value or 0):.0f} % of its responses repeat the {case.speech}"
+        parts.append(f"{_percent(case.repeats)} of the responses repeat the {case.speech}")
     if case.form is not None:
-        clause += f"; {100 * (case.form.evidence.value or 0):.0f} % have the asked-for form"
-    return clause
+        parts.append(f"{_percent(case.form)} have the asked-for form")
+    return "; ".join(parts)
 
 
-def _whole(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.0f}"
-
-
-def _after_comma(evidence: Evidence) -> str:
-    return evidence.compared_with.rpartition(", ")[2]
+def _percent(share: Finding) -> str:
+    return f"{100 * (share.evidence.value or 0):.0f} %"
 
 
 def _with_side(finding: Finding, verdict: VerdictName) -> Evidence:
@@ -309,7 +301,7 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
         if np.abs(measured.own.by_sample()[1]).max() < SAME:
             yield "Every recording gives the same result: check that they are not silent or all the same."
         if case.hearing is None:
-            yield "There are no transcripts, so that the word error rate could not confirm this."
+            yield "No transcription was measured, so the word error rate could not confirm this."
     if verdict in (FOLLOWS, IGNORES, BETWEEN, NO_SPEECH):
         yield from _carried_by_one(case, verdict)
 
