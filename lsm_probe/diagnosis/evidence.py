@@ -303,21 +303,18 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     Left out are samples where repeating is right: their task says so, the response has the asked-for form, or the base
     LLM's answer to the transcript repeats it too.
     """
-    theirs = {row["id"]: answer_of(row) for row in own.base.samples} if own.base is not None else {}
-    kept, repeats = [], []
-    for row in own.own.samples:
-        text, said = row.get("text"), answer_of(row)
-        if not text or row.get("task") in _REPETITIONS:
-            continue
-        if row["id"] in theirs and _repeats(text, theirs[row["id"]], row):
-            continue
-        task = tasks.get(row.get("task") or "")
-        in_form = task is not None and task.has_form and task.parser()(said).follows is True
-        kept.append(row["id"])
-        repeats.append(_repeats(text, said, row) and not in_form)
-    if not kept:
+    rows = [row for row in own.own.samples if row.get("text") and row.get("task") not in _REPETITIONS]
+    if own.base is not None:
+        theirs = {row["id"]: answer_of(row) for row in own.base.samples}
+        same = _repeat(rows, [theirs[row["id"]] for row in rows])
+        rows = [row for row, repeats in zip(rows, same, strict=True) if not repeats]
+    if not rows:
         return None
-    result = own.own.subset(kept)
+    repeats = [
+        repeats and not _has_form(row, tasks)
+        for row, repeats in zip(rows, _repeat(rows, [answer_of(row) for row in rows]), strict=True)
+    ]
+    result = own.own.subset([row["id"] for row in rows])
     shares = np.array(repeats, dtype=np.float64)
     most = _distance(result, shares - MOST)
     evidence = _of_curve(
@@ -330,10 +327,20 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     return Finding(evidence, supports, contradicts, {"most": most})
 
 
-def _repeats(text: str, response: str, row: Mapping[str, Any]) -> bool:
-    if not response:
-        return False
-    return word_error_rate([text], [response], [row.get("language")]).value <= REPEATED
+def _repeat(rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[bool]:
+    """Whether each response repeats the transcript of its sample."""
+    if not rows:
+        return []
+    languages = [row.get("language") for row in rows]
+    errors, words = word_error_rate([row["text"] for row in rows], responses, languages).counts.T
+    said = [bool(response) for response in responses]
+    return list(said & (words > 0) & (100 * errors <= REPEATED * words))
+
+
+def _has_form(row: Mapping[str, Any], tasks: Mapping[str, Task]) -> bool | None:
+    """Whether the response has the asked-for form; None if none is asked for or it cannot be told."""
+    task = tasks.get(row.get("task") or "")
+    return task.parser()(answer_of(row)).follows if task is not None and task.has_form else None
 
 
 def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
@@ -373,13 +380,8 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
 
 
 def _follows(result: SensitivityResult, tasks: Mapping[str, Task]) -> dict[str, bool]:
-    found = {}
-    for row in result.samples:
-        task = tasks.get(row.get("task") or "")
-        follows = task.parser()(answer_of(row)).follows if task is not None and task.has_form else None
-        if follows is not None:
-            found[row["id"]] = follows
-    return found
+    found = {row["id"]: _has_form(row, tasks) for row in result.samples}
+    return {sample: follows for sample, follows in found.items() if follows is not None}
 
 
 # Does it hear the speech at all?
