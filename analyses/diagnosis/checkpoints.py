@@ -75,8 +75,6 @@ def measured_here(folder: Path) -> Iterator[tuple[str, str, MeasuredCheckpoint]]
         data, name = home.parent.name, home.name.replace("builtin-", "builtin:")
         is_text = name in (LLM, "copies-the-text")
         base = home.parent / "builtin-llm" / "own-words"
-        if data == "silence":
-            base = folder / "commands" / "builtin-llm" / "own-words"
         yield data, name, MeasuredCheckpoint(
             name=name,
             source="text" if is_text else "speech",

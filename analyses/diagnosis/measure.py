@@ -1,9 +1,11 @@
 """Measures the built-in and the planted checkpoints for `calibrate.py`; what is there already is passed over.
 
-python analyses/diagnosis/measure.py runs/diagnosis
+python analyses/diagnosis/measure.py runs/diagnosis [commands] [planted] [probe]
 
-Of `builtin:commands` each of the 24 utterances is used once: with an instruction of a kind that `self_powered` was
-trained on and with another in turn. All 13 kinds of instruction are in the pool.
+commands: the built-in checkpoints on `builtin:commands`. Each of the 24 utterances is used once, with an instruction of
+    a kind that `self_powered` was trained on and with another in turn. All 13 kinds of instruction are in the pool.
+planted: the planted checkpoints and the text LLM on 8 of these utterances, with a smaller pool.
+probe: the built-in checkpoints on sentences that they do not understand.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -30,20 +33,26 @@ ALONE = ("copies-the-speech", "constant-speech-tokens", "constant-answer", "rand
 SILENT = ("vanilla_asr-silence", "self_powered-silence")
 TRANSCRIPTION = Task(name="transcription", title="Transcription", metrics=("word_error_rate",))
 OPTIONS = {"max_new_tokens": 32, "batch_size": 16}
-SOURCES, PLANTED_UTTERANCES = 8, 12
+SOURCES, FEW = 8, 8
 
 
-def measure(out: Path) -> None:
+def measure(out: Path, parts: Sequence[str]) -> None:
     """Writes `out/DATA/CHECKPOINT/own-words` and `transcription`."""
-    # Those that the tables need most come first, so that an interrupted run is of use.
-    for name in BUILTIN:
-        _measure(out / "commands" / _folder(name), name, commands())
-    for name in (*ALONE, "copies-the-text"):
-        _measure(out / "commands" / name, name, commands()[:PLANTED_UTTERANCES])
-    for name in SILENT:
-        _measure(out / "silence" / name, name, silent(out / "clips")[:PLANTED_UTTERANCES])
-    for name in BUILTIN:
-        _measure(out / "probe" / _folder(name), name, lsm_probe.read_manifest("builtin:probe"))
+    pool = pool_of(_all_commands())
+    few = commands()[:FEW]
+    small = {**OPTIONS, "sources": 6, "instructions": pool_of(few)}
+    if "commands" in parts:
+        for name in BUILTIN:
+            _measure(out / "commands", name, commands(), {**OPTIONS, "sources": SOURCES, "instructions": pool})
+    if "planted" in parts:
+        for name in (LLM, *ALONE, "copies-the-text"):
+            _measure(out / "planted", name, few, small)
+        for name in (LLM, *SILENT):
+            _measure(out / "silence", name, silent(out / "clips", few), small)
+    if "probe" in parts:
+        for name in BUILTIN:
+            samples = lsm_probe.read_manifest("builtin:probe")
+            _measure(out / "probe", name, samples, {**OPTIONS, "sources": SOURCES})
 
 
 def commands() -> list[Sample]:
@@ -56,43 +65,38 @@ def _all_commands() -> list[Sample]:
     return lsm_probe.read_manifest("builtin:commands")
 
 
-def silent(folder: Path) -> list[Sample]:
-    """`builtin:commands` with recordings as long as before that hold nothing."""
+def silent(folder: Path, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with recordings as long as before that hold nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    samples = []
-    for sample in commands():
+    found = []
+    for sample in samples:
         assert sample.audio is not None
         path = folder / f"{sample.audio.stem}.flac"
         if not path.exists():
             soundfile.write(path, np.zeros_like(read_audio(sample)), RATE)
-        samples.append(sample.model_copy(update={"audio": path}))
-    return samples
+        found.append(sample.model_copy(update={"audio": path}))
+    return found
 
 
-def _folder(name: str) -> str:
-    return name.replace(":", "-")
-
-
-def _measure(folder: Path, name: str, samples: Sequence[Sample]) -> None:
+def _measure(folder: Path, name: str, samples: Sequence[Sample], options: dict[str, Any]) -> None:
     """Sensitivity on the checkpoint's own words, and the transcription of each utterance."""
+    home = folder / name.replace(":", "-")
     checkpoint = None
     for part in ("own-words", "transcription"):
-        if (folder / part / "result.json").exists():
+        if (home / part / "result.json").exists():
             continue
         if part == "transcription" and name in (LLM, "copies-the-text", "answers-nothing"):
             continue
         if checkpoint is None:
             checkpoint = planted(name) if not name.startswith("builtin:") else lsm_probe.load(name)
-        print(folder / part, flush=True)
+        print(home / part, flush=True)
         if part == "transcription":
-            _transcribe(checkpoint, samples).save(folder / part)
+            _transcribe(checkpoint, samples).save(home / part)
             continue
-        options = {**OPTIONS, "sources": SOURCES}
-        if folder.parent.name != "probe":
-            options["instructions"] = pool_of(_all_commands())
+        given = {}
         if name == "answers-nothing":
-            options["responses"] = {sample.id: checkpoint.eos_token_ids[:1] for sample in samples}
-        lsm_probe.sensitivity(checkpoint, samples, **options).save(folder / part)
+            given["responses"] = {sample.id: checkpoint.eos_token_ids[:1] for sample in samples}
+        lsm_probe.sensitivity(checkpoint, samples, **options, **given).save(home / part)
 
 
 def _transcribe(checkpoint: Checkpoint, samples: Sequence[Sample]) -> lsm_probe.EvaluationResult:
@@ -105,4 +109,5 @@ def _transcribe(checkpoint: Checkpoint, samples: Sequence[Sample]) -> lsm_probe.
 
 
 if __name__ == "__main__":
-    measure(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/diagnosis"))
+    out, *parts = sys.argv[1:] or ["runs/diagnosis"]
+    measure(Path(out), parts or ["commands", "planted", "probe"])

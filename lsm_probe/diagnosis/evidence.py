@@ -90,7 +90,7 @@ class Distance:
         """About how many more utterances would move the interval off the threshold, if the mean stayed as it is."""
         reach = self.mean - self.low if self.mean > 0 else self.high - self.mean
         needed = math.inf if self.mean == 0 else self.n * (reach / abs(self.mean)) ** 2
-        if needed - self.n > MOST_REQUESTED:
+        if not needed - self.n <= MOST_REQUESTED:  # also where there is no interval
             return f"more than {MOST_REQUESTED}"
         return str(max(1, math.ceil(needed - self.n)))
 
@@ -239,6 +239,12 @@ def _distance(result: MeasurementResult, values: Values) -> Distance:
     return Distance(*ends, n_utterances(result), _carrier(result, values))
 
 
+def _share_distance(result: MeasurementResult, shares: Values, threshold: float) -> Distance:
+    found = result.share(shares)
+    ends = (float(end) - threshold for end in (found.mean, found.ci_low, found.ci_high))
+    return Distance(*ends, n_utterances(result), _carrier(result, shares - threshold))
+
+
 def _carrier(result: MeasurementResult, values: Values) -> str | None:
     sums = np.bincount(result.clusters, values)
     flips = np.flatnonzero(np.sign(sums.sum() - sums) != np.sign(sums.sum()))
@@ -316,9 +322,9 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     ]
     result = own.own.subset([row["id"] for row in rows])
     shares = np.array(repeats, dtype=np.float64)
-    most = _distance(result, shares - MOST)
+    most = _share_distance(result, shares, MOST)
     evidence = _of_curve(
-        result, result.mean(shares), "repeat_share", "share that repeats the speech", "", "0.50, most of them",
+        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "0.50, most of them",
         f"{sum(repeats)} of {len(repeats)} responses to other instructions than transcription only repeat what was "
         f"said (word error rate at most {REPEATED:.0f} %).",
     )  # fmt: skip
@@ -355,23 +361,23 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     shares = np.array(list(follows.values()), dtype=np.float64)
     label, text = "share in the asked-for form", f"{shares.sum():.0f} of {len(shares)} responses have the form"
     if own.base is None:
-        good = _distance(result, shares - MOST)
+        good = _share_distance(result, shares, MOST)
         supports: frozenset[VerdictName] = frozenset({FOLLOWS}) if good.above else frozenset()
         evidence = _of_curve(
-            result, result.mean(shares), "form_share", label, "", "nothing: there is no base LLM",
+            result, result.share(shares), "form_share", label, "", "nothing: there is no base LLM",
             f"{text} that the instruction asks for.",
         )  # fmt: skip
         return Finding(evidence, supports, frozenset(), {"good": good})
     base_shares = np.array([theirs[key] for key in follows], dtype=np.float64)
     compared_with = f"the base LLM's {as_text(float(base_shares.mean()))}"
     evidence = _of_curve(
-        result, result.mean(shares), "form_share", label, "", compared_with,
+        result, result.share(shares), "form_share", label, "", compared_with,
         f"{text} that the instruction asks for; of the base LLM's responses {base_shares.sum():.0f} have it.",
     )  # fmt: skip
     if base_shares.mean() < MOST:  # a form that the base LLM does not follow either says nothing
         return Finding(evidence)
-    good = _distance(result, shares - IN_FORM * base_shares)
-    bad = _distance(result, shares - NOT_IN_FORM * base_shares)
+    good = _share_distance(result, shares, IN_FORM * float(base_shares.mean()))
+    bad = _share_distance(result, shares, NOT_IN_FORM * float(base_shares.mean()))
     found_for: frozenset[VerdictName] = (
         frozenset({FOLLOWS}) if good.above else frozenset({IGNORES} if bad.below else ())
     )
@@ -403,14 +409,13 @@ def transcription(result: EvaluationResult | None) -> Finding | None:
     if by_chance is None or not own[:, 1].sum():
         return None
     words = own[:, 1].mean()
-    rate = result.mean(own[:, 0] / words)
-    chance = float(by_chance.mean() / words)
+    rate = result.mean(100 * own[:, 0] / words).clipped(0, math.inf)
+    chance = 100 * float(by_chance.mean() / words)
     heard = _distance(result, own[:, 0] - HEARD * by_chance)
     evidence = _of_curve(
-        result, Curve(*(100 * np.asarray(end) for end in (rate.mean, rate.ci_low, rate.ci_high))),
-        "transcription_error", "word error rate", "%", f"{100 * chance:.0f} % by chance",
-        f"Asked to transcribe, it gets {100 * rate.mean:.0f} % of the words wrong; against the transcripts of other "
-        f"utterances the same responses get {100 * chance:.0f} % wrong.",
+        result, rate, "transcription_error", "word error rate", "%", f"{chance:.0f} % by chance",
+        f"Asked to transcribe, it gets {rate.mean:.0f} % of the words wrong; against the transcripts of other "
+        f"utterances the same responses get {chance:.0f} % wrong.",
     )  # fmt: skip
     if heard.below:
         return Finding(evidence, frozenset({FOLLOWS, IGNORES, BETWEEN}), frozenset({NO_SPEECH}), {"heard": heard})
@@ -537,8 +542,6 @@ def _of_curve(
 ) -> Evidence:
     n = n_utterances(result)
     value, low, high = (None if np.isnan(x) else float(x) for x in (found.mean, found.ci_low, found.ci_high))
-    if n == 1:  # a bootstrap of one utterance has an interval without width
-        low = high = None
     return Evidence(
         key=key, label=label, value=value, ci_low=low, ci_high=high, unit=unit, n_utterances=n,
         compared_with=compared_with, side="open", text=text,

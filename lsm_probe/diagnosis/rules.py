@@ -97,6 +97,10 @@ class _Case:
         return self.repeats is not None and self.repeats["most"].above
 
     @property
+    def rarely_repeats(self) -> bool:
+        return self.repeats is not None and self.repeats["most"].below
+
+    @property
     def in_form(self) -> bool:
         """Whether as many responses have the asked-for form as of the base LLM's, or nearly."""
         return self.form is not None and "good" in self.form.distances and self.form["good"].above
@@ -124,9 +128,12 @@ class _Case:
         return "no" if not_heard and used.mean < 0 else "open"
 
     def follows(self) -> bool:
-        """D_i lies above its upper threshold, or its mean does and the share in the asked-for form agrees."""
-        followed = self.own.instruction["followed"]
-        return (followed.above or (followed.mean > 0 and self.in_form)) and not self.may_not_follow()
+        """D_i lies above its upper threshold, or its mean does, ignoring is ruled out and a second measurement agrees:
+        the share in the asked-for form, or a share of repetitions clearly below half."""
+        instruction = self.own.instruction
+        agreed = instruction["followed"].mean > 0 and instruction["ignored"].above
+        agreed = agreed and (self.in_form or self.rarely_repeats)
+        return (instruction["followed"].above or agreed) and not self.may_not_follow()
 
     def may_not_follow(self) -> bool:
         """Whether a measurement rules out that it follows the instruction."""
@@ -302,8 +309,11 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
             yield "Every recording gives the same result: check that they are not silent or all the same."
         if case.hearing is None:
             yield "No transcription was measured, so the word error rate could not confirm this."
-    if verdict in (FOLLOWS, IGNORES, BETWEEN, NO_SPEECH):
-        yield from _carried_by_one(case, verdict)
+    yield from _carried_by_one(case, verdict)
+    own = case.own.own
+    for label, values in zip(("D_i", "D_s"), own.by_sample(), strict=True):
+        if (note := own.influence_note(label, own.most_influential(values))) is not None:
+            yield f"{note[0].upper()}{note[1:]}."
 
 
 def _carried_by_one(case: _Case, verdict: VerdictName) -> Iterable[str]:

@@ -24,7 +24,7 @@ NO_SPEECH, BETWEEN, CANNOT_TELL = "does not use the speech", "in between", "cann
 N, POOL = 12, 5
 CEILING = np.log(POOL)
 BASE = {"d_i": 0.4, "d_s": 0.3}
-WORDS = "amber birch cedar delta ember fjord grove heath inlet jetty knoll ledge".split()
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "ledge"]
 TEXTS = [f"please bring the {word} to room {word}s" for word in WORDS]
 GERMAN = "das ist nicht der Weg und die Zeit"
 SENTIMENT = Task(
@@ -380,7 +380,7 @@ def test_the_number_of_utterances_grows_with_the_square_of_the_width():
 
 
 def test_one_utterance_that_carries_the_mean_is_a_warning():
-    # Without the first utterance D_i is 0.28 and the threshold 0.3; the form confirms what its wide interval leaves open.
+    # Without the first utterance D_i is 0.28 and the threshold 0.3. The form confirms what the wide interval leaves open.
     own = with_form(N, [1.5, *varied(0.28, N - 1, 0.01)])
     judged = judge(measured(own=own, base_own=with_form(N, 0.4, "llm"), tasks=TASKS))
     assert judged.verdict == FOLLOWS
