@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
@@ -14,10 +16,13 @@ from lsm_probe.evaluation.task import Task, read_task
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.result import MeasurementResult
 
 STUDY = Path(__file__).parents[1] / "speech_anchor_bias"
 sys.path.insert(0, str(STUDY))
 from measured import ARMS, LLM, at_length, only, results, seeds  # noqa: E402
+
+Result = TypeVar("Result", bound=MeasurementResult)
 
 # Data of the archive -> its folders: sensitivity on own words, on the LLM's words, transcription, attention, knockout.
 ARCHIVE = {
@@ -86,21 +91,29 @@ def measured_here(folder: Path) -> Iterator[tuple[str, str, MeasuredCheckpoint]]
         )  # fmt: skip
 
 
-def without(measured: MeasuredCheckpoint, *names: str) -> MeasuredCheckpoint:
-    """The same without some measurements."""
-    return replace(measured, **dict.fromkeys(names, None))  # type: ignore[arg-type]
+def draw(measured: MeasuredCheckpoint, n: int, rng: np.random.Generator) -> MeasuredCheckpoint:
+    """What might have been measured on `n` utterances: a random part of them, without supporting measurements.
+
+    The transcription is of other sentences in the archive, so as many of them are drawn by themselves.
+    """
+    assert measured.own is not None
+    own = _some(measured.own, n, rng)
+    ids = set(own.ids)
+    base = measured.base_own
+    return MeasuredCheckpoint(
+        name=measured.name,
+        source=measured.source,
+        own=own,
+        base_own=None if base is None else base.subset([each for each in base.ids if each in ids]),
+        transcription=None if measured.transcription is None else _some(measured.transcription, n, rng),
+        tasks=measured.tasks,
+    )
 
 
-def subset(measured: MeasuredCheckpoint, texts: set[str]) -> MeasuredCheckpoint:
-    """What would have been measured on the utterances with these transcripts alone."""
-    parts = ("own", "base_own", "base_words", "attention", "control", "knockout", "transcription")
-    kept: Mapping[str, object] = {
-        part: result.subset([row["id"] for row in result.samples if row.get("text") in texts])
-        for part in parts
-        if (result := getattr(measured, part)) is not None
-    }
-    return replace(measured, **kept)  # type: ignore[arg-type]
+def _some(result: Result, n: int, rng: np.random.Generator) -> Result:
+    kept = rng.choice(np.unique(result.clusters), n, replace=False)
+    return result.subset([each for each, cluster in zip(result.ids, result.clusters, strict=True) if cluster in kept])
 
 
-def _load(kind, folder):  # type: ignore[no-untyped-def]
+def _load(kind: type[Result], folder: Path) -> Result | None:
     return kind.load(folder) if (folder / "result.json").exists() else None

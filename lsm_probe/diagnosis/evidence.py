@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.diagnosis.verdict import Evidence, VerdictName
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.metrics import word_error_rate
-from lsm_probe.evaluation.scoring import Predictions
+from lsm_probe.evaluation.scoring import Predictions, truncate
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.thinking import UNFINISHED
@@ -49,7 +51,7 @@ IN_FORM, NOT_IN_FORM = 0.75, 0.5
 """Share of responses in the asked-for form, above and below these parts of the base LLM's."""
 MOST_REQUESTED = 500
 """More utterances than this are not asked for by number."""
-_PARTNERS = 20
+_PARTNERS = 5
 """Other utterances that a transcription is compared with, to find the word error rate that chance gives."""
 _REPETITIONS = frozenset({"transcription", "transcribe", "asr", "repetition", "repeat"})
 """Tasks whose right answer repeats the speech."""
@@ -179,24 +181,24 @@ def own_words(measured: MeasuredCheckpoint) -> OwnWords:
     """Reads the sensitivity on the checkpoint's own responses; `measured.own` must be there."""
     assert measured.own is not None
     own, base = _paired(measured.own.with_conventions(per="token"), measured.base_own)
-    warnings = []
+    notes = []
     if measured.base_own is not None and base is None and measured.base_own.name != measured.own.name:
-        warnings.append("The base LLM was measured on other samples or instructions: its D_i and D_s are no reference.")
+        notes.append("The base LLM was measured on other samples or instructions: its D_i and D_s are no reference.")
     references = []
     for which, letter in ((0, "D_i"), (1, "D_s")):
         reference, why_not = _reference(own, base, which)
         references.append(reference)
         if why_not:
-            warnings.append(f"The base LLM's own {letter} {why_not}: compared with the ceiling instead.")
-    if base is None and measured.source == "speech" and not warnings:
-        warnings.append("There is no base LLM: D_i and D_s are compared with their ceilings, which says less.")
+            notes.append(f"The base LLM's own {letter} {why_not}: compared with the ceiling instead.")
+    if base is None and measured.source == "speech" and not notes:
+        notes.append("There is no base LLM: D_i and D_s are compared with their ceilings, which says less.")
     instruction, source = (_distances(own, which, references[which]) for which in (0, 1))
     return OwnWords(
         own,
         _instruction_finding(own, instruction, references[0]),
         _source_finding(own, source["used"], references[1], measured.source),
         base,
-        warnings,
+        notes,
     )
 
 
@@ -241,8 +243,8 @@ def _distance(result: MeasurementResult, values: Values) -> Distance:
 
 def _share_distance(result: MeasurementResult, shares: Values, threshold: float) -> Distance:
     found = result.share(shares)
-    ends = (float(end) - threshold for end in (found.mean, found.ci_low, found.ci_high))
-    return Distance(*ends, n_utterances(result), _carrier(result, shares - threshold))
+    mean, low, high = (float(end) - threshold for end in (found.mean, found.ci_low, found.ci_high))
+    return Distance(mean, low, high, n_utterances(result), _carrier(result, shares - threshold))
 
 
 def _carrier(result: MeasurementResult, values: Values) -> str | None:
@@ -335,12 +337,19 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
 
 def _repeat(rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[bool]:
     """Whether each response repeats the transcript of its sample."""
-    if not rows:
-        return []
-    languages = [row.get("language") for row in rows]
-    errors, words = word_error_rate([row["text"] for row in rows], responses, languages).counts.T
-    said = [bool(response) for response in responses]
-    return list(said & (words > 0) & (100 * errors <= REPEATED * words))
+    found = []
+    for row, response in zip(rows, responses, strict=True):
+        errors, words = _word_errors(row["text"], response, row.get("language"))
+        found.append(bool(response) and words > 0 and 100 * errors <= REPEATED * words)
+    return found
+
+
+@lru_cache(maxsize=100_000)
+def _word_errors(reference: str, response: str, language: str | None) -> tuple[float, float]:
+    """Word errors of a response, and words of its reference. Kept, because normalising a text takes milliseconds."""
+    with warnings.catch_warnings(action="ignore"):  # the evaluation warns of texts that are hard to score
+        errors, words = word_error_rate([reference], [truncate(response)], [language]).counts[0]
+    return float(errors), float(words)
 
 
 def _has_form(row: Mapping[str, Any], tasks: Mapping[str, Task]) -> bool | None:
@@ -404,7 +413,7 @@ def transcription(result: EvaluationResult | None) -> Finding | None:
     result = result.subset([row["id"] for row in rows])
     said = [text for task in tasks for text in Predictions(task, [r for r in rows if r["task"] == task.name]).responses]
     references, languages = [row["reference"] for row in rows], [row.get("language") for row in rows]
-    own = word_error_rate(references, said, languages).counts
+    own = np.array([_word_errors(*each) for each in zip(references, said, languages, strict=True)])
     by_chance = _errors_by_chance(references, said, languages, result.clusters)
     if by_chance is None or not own[:, 1].sum():
         return None
@@ -438,11 +447,10 @@ def _errors_by_chance(
     ]
     if len({i for i, _ in pairs}) < n:
         return None
-    errors = word_error_rate(
-        [references[j] for _, j in pairs], [said[i] for i, _ in pairs], [languages[j] for _, j in pairs]
-    )
+    errors = [_word_errors(references[j], said[i], languages[j])[0] for i, j in pairs]
     own = np.array([i for i, _ in pairs])
-    return np.bincount(own, errors.counts[:, 0]) / np.bincount(own)
+    by_chance: Values = np.bincount(own, errors) / np.bincount(own)
+    return by_chance
 
 
 # Supporting measurements
