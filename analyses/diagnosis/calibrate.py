@@ -25,7 +25,7 @@ from lsm_probe.diagnosis.verdict import Evidence, Verdict
 
 HERE = Path(__file__).parent
 CALIBRATION, SUBSAMPLING = HERE / "calibration.csv", HERE / "subsampling.csv"
-SIZES, DRAWS = (6, 8, 12, 16, 24), 50
+SIZES, DRAWS = (6, 8, 12, 16, 24), 30
 NUMBERS = {
     "instruction_sensitivity": "D_i",
     "source_sensitivity": "D_s",
@@ -130,7 +130,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     old = read(path) if path.exists() else []
     both = [row for row in old if tuple(row[k] for k in key) not in new] + rows
     order = list(expected())
-    both.sort(key=lambda row: [i for i, each in enumerate(order) if each[:2] == (row["group"], row["data"])][0])
+    both.sort(key=lambda row: next(i for i, each in enumerate(order) if each[:2] == (row["group"], row["data"])))
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -47,8 +47,8 @@ REPEATED = 50.0
 """A response with at most this word error rate against the transcript repeats the speech, per cent."""
 MOST = 0.5
 """More than this share of the responses repeats the speech: most of them do."""
-IN_FORM, NOT_IN_FORM = 0.75, 0.5
-"""Share of responses in the asked-for form, above and below these parts of the base LLM's."""
+IN_FORM = 0.5
+"""Share of responses in the asked-for form, above and below this part of the base LLM's (without one: this share)."""
 MOST_REQUESTED = 500
 """More utterances than this are not asked for by number."""
 _PARTNERS = 5
@@ -370,28 +370,25 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     shares = np.array(list(follows.values()), dtype=np.float64)
     label, text = "share in the asked-for form", f"{shares.sum():.0f} of {len(shares)} responses have the form"
     if own.base is None:
-        good = _share_distance(result, shares, MOST)
-        supports: frozenset[VerdictName] = frozenset({FOLLOWS}) if good.above else frozenset()
+        # Nobody may be able to follow these instructions, so a low share says nothing.
+        half = _share_distance(result, shares, IN_FORM)
         evidence = _of_curve(
             result, result.share(shares), "form_share", label, "", "nothing: there is no base LLM",
             f"{text} that the instruction asks for.",
         )  # fmt: skip
-        return Finding(evidence, supports, frozenset(), {"good": good})
+        in_form: frozenset[VerdictName] = frozenset({FOLLOWS}) if half.above else frozenset()
+        return Finding(evidence, in_form, frozenset(), {"half": half} if half.above else {})
     base_shares = np.array([theirs[key] for key in follows], dtype=np.float64)
-    compared_with = f"the base LLM's {as_text(float(base_shares.mean()))}"
     evidence = _of_curve(
-        result, result.share(shares), "form_share", label, "", compared_with,
+        result, result.share(shares), "form_share", label, "", f"the base LLM's {as_text(float(base_shares.mean()))}",
         f"{text} that the instruction asks for; of the base LLM's responses {base_shares.sum():.0f} have it.",
     )  # fmt: skip
     if base_shares.mean() < MOST:  # a form that the base LLM does not follow either says nothing
         return Finding(evidence)
-    good = _share_distance(result, shares, IN_FORM * float(base_shares.mean()))
-    bad = _share_distance(result, shares, NOT_IN_FORM * float(base_shares.mean()))
-    found_for: frozenset[VerdictName] = (
-        frozenset({FOLLOWS}) if good.above else frozenset({IGNORES} if bad.below else ())
-    )
-    found_against: frozenset[VerdictName] = frozenset({IGNORES} if bad.above else {FOLLOWS} if bad.below else ())
-    return Finding(evidence, found_for, found_against, {"good": good, "bad": bad})
+    half = _share_distance(result, shares, IN_FORM * float(base_shares.mean()))
+    supports: frozenset[VerdictName] = frozenset({FOLLOWS} if half.above else {IGNORES} if half.below else ())
+    contradicts: frozenset[VerdictName] = frozenset({IGNORES} if half.above else {FOLLOWS} if half.below else ())
+    return Finding(evidence, supports, contradicts, {"half": half})
 
 
 def _follows(result: SensitivityResult, tasks: Mapping[str, Task]) -> dict[str, bool]:

@@ -102,18 +102,13 @@ class _Case:
 
     @property
     def in_form(self) -> bool:
-        """Whether as many responses have the asked-for form as of the base LLM's, or nearly."""
-        return self.form is not None and "good" in self.form.distances and self.form["good"].above
+        """Whether more than half as many responses have the asked-for form as of the base LLM's."""
+        return self.form is not None and "half" in self.form.distances and self.form["half"].above
 
     @property
     def out_of_form(self) -> bool:
-        """Whether less than half as many responses have the asked-for form as of the base LLM's."""
-        return self.form is not None and "bad" in self.form.distances and self.form["bad"].below
-
-    @property
-    def half_in_form(self) -> bool:
-        """Whether at least half as many responses have the asked-for form as of the base LLM's."""
-        return self.form is not None and "bad" in self.form.distances and self.form["bad"].above
+        """Whether less than half as many have it."""
+        return self.form is not None and "half" in self.form.distances and self.form["half"].below
 
     def uses_speech(self) -> Answer:
         """Yes or no where the interval of D_s lies on one side of its threshold, or the mean does and the word error
@@ -146,7 +141,7 @@ class _Case:
 
     def may_not_ignore(self) -> bool:
         """Whether a measurement rules out that it ignores the instruction."""
-        return self.own.instruction["ignored"].above or self.half_in_form
+        return self.own.instruction["ignored"].above or self.in_form
 
 
 def _decide(measured: MeasuredCheckpoint, case: _Case) -> Verdict:

@@ -212,8 +212,11 @@ def test_a_missed_form_rules_out_that_it_follows():
 def test_the_form_confirms_where_the_interval_of_d_i_is_open():
     d_i = varied(0.35, N, 0.3)  # the threshold is 0.3
     like = with_form(N, 0.4, "llm")
-    assert judge(measured(own=sensed(d_i, 0.3))).verdict == CANNOT_TELL
-    assert judge(measured(own=with_form(N, d_i), base_own=like, tasks=TASKS)).verdict == FOLLOWS
+    # Without transcripts: the share of repetitions would confirm it too.
+    own = with_form(N, d_i, texts=None)
+    assert judge(measured(own=own, base_own=like)).verdict == CANNOT_TELL
+    assert judge(measured(own=own, base_own=like, tasks=TASKS)).verdict == FOLLOWS
+    assert judge(measured(own=with_form(N, d_i), base_own=like)).verdict == FOLLOWS
 
 
 def test_a_form_that_the_base_llm_misses_too_says_nothing():
@@ -222,9 +225,9 @@ def test_a_form_that_the_base_llm_misses_too_says_nothing():
     assert found(judged, "form_share").side == "open"
 
 
-def with_form(in_form, d_i, name="lsm"):
+def with_form(in_form, d_i, name="lsm", **fields):
     said = ["Positive."] * in_form + ["well, it depends"] * (N - in_form)
-    return sensed(d_i, 0.3, name, responses=said, task=["sentiment"] * N)
+    return sensed(d_i, 0.3, name, responses=said, task=["sentiment"] * N, **fields)
 
 
 def test_the_word_error_rate_decides_where_the_interval_of_d_s_is_open():
@@ -367,7 +370,7 @@ def test_an_open_verdict_names_what_is_possible_and_how_many_utterances_would_se
     assert '"follows the instruction" and "in between"' in judged.reason
     assert judged.missing[0].startswith("About ")
     assert judged.missing[0].endswith("more utterances would show whether it follows the instruction (D_i).")
-    alone = judge(measured(own=sensed(varied(0.28, N, 0.3), 0.3), base_own=None))
+    alone = judge(measured(own=sensed(varied(0.2, N, 0.25), 0.3), base_own=None))
     assert any("--base" in each for each in alone.missing)
 
 
@@ -380,7 +383,7 @@ def test_the_number_of_utterances_grows_with_the_square_of_the_width():
 
 
 def test_one_utterance_that_carries_the_mean_is_a_warning():
-    # Without the first utterance D_i is 0.28 and the threshold 0.3. The form confirms what the wide interval leaves open.
+    # Without the first utterance D_i is 0.28, and the threshold is 0.3.
     own = with_form(N, [1.5, *varied(0.28, N - 1, 0.01)])
     judged = judge(measured(own=own, base_own=with_form(N, 0.4, "llm"), tasks=TASKS))
     assert judged.verdict == FOLLOWS
