@@ -1,7 +1,10 @@
 """Compares the verdicts about known checkpoints with those that were expected, and draws fewer utterances to see how
 often a verdict is wrong.
 
-python analyses/diagnosis/calibrate.py [runs/diagnosis]     # what `measure.py` wrote; by default the archive alone
+python analyses/diagnosis/calibrate.py [runs/diagnosis [GROUP ...]]
+
+The folder holds what `measure.py` wrote; without it only the study's archive is read. Groups are those of
+`expected.csv`: archive, fresh, planted; by default all.
 
 Writes `calibration.csv` and `subsampling.csv`, and prints both as tables of `docs/diagnose.md`. Rows about checkpoints
 that are not measured here stay as they are.
@@ -25,7 +28,7 @@ from lsm_probe.diagnosis.verdict import Evidence, Verdict
 
 HERE = Path(__file__).parent
 CALIBRATION, SUBSAMPLING = HERE / "calibration.csv", HERE / "subsampling.csv"
-SIZES, DRAWS = (6, 8, 12, 16, 24), 30
+SIZES, DRAWS = (6, 8, 12, 16, 24), 20
 NUMBERS = {
     "instruction_sensitivity": "D_i",
     "source_sensitivity": "D_s",
@@ -173,7 +176,9 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    checkpoints = list(known(Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    groups = sys.argv[2:] or ["archive", "fresh", "planted"]
+    checkpoints = [each for each in known(folder) if each[0] in groups]
     print(table(write(CALIBRATION, calibration_rows(checkpoints))), end="\n\n")
     print(table(summary(write(SUBSAMPLING, subsampling_rows(checkpoints)))))
 

@@ -39,6 +39,9 @@ MOSTLY_EMPTY, SOME_EMPTY = 0.5, 0.1
 SAME = 1e-6
 """D_s below this in every sample, in nats per token: the source makes no difference at all."""
 
+NOTABLE = 0.02
+"""Nats per token by which one utterance must move D_i or D_s to be named."""
+
 LIMITS = (
     "The verdict speaks of the instructions in these data. It does not say what the checkpoint does with others.",
     "D_i and D_s depend on the pool of instructions and of utterances that they are computed over.",
@@ -307,7 +310,9 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
     yield from _carried_by_one(case, verdict)
     own = case.own.own
     for label, values in zip(("D_i", "D_s"), own.by_sample(), strict=True):
-        if (note := own.influence_note(label, own.most_influential(values))) is not None:
+        found = own.most_influential(values)
+        note = own.influence_note(label, found)
+        if note is not None and abs(found.mean - found.mean_without) >= NOTABLE:
             yield f"{note[0].upper()}{note[1:]}."
 
 
