@@ -5,7 +5,7 @@ python analyses/diagnosis/measure.py runs/diagnosis [commands] [planted] [probe]
 commands: the built-in checkpoints on `builtin:commands`. Each of the 24 utterances is used once, with an instruction of
     a kind that `self_powered` was trained on and with another in turn. All 13 kinds of instruction are in the pool.
 planted: the planted checkpoints and the text LLM on 8 of these utterances, with a smaller pool.
-probe: the built-in checkpoints on sentences that they do not understand.
+probe: the built-in checkpoints on 10 sentences of `builtin:probe`, which they do not understand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ALONE = ("copies-the-speech", "constant-speech-tokens", "constant-answer", "rand
 SILENT = ("vanilla_asr-silence", "self_powered-silence")
 TRANSCRIPTION = Task(name="transcription", title="Transcription", metrics=("word_error_rate",))
 OPTIONS = {"max_new_tokens": 32, "batch_size": 16}
-SOURCES, FEW = 8, 8
+SOURCES, FEW, FEW_OTHERS = 8, 8, 10
 
 
 def measure(out: Path, parts: Sequence[str]) -> None:
@@ -50,9 +50,9 @@ def measure(out: Path, parts: Sequence[str]) -> None:
         for name in (LLM, *SILENT):
             _measure(out / "silence", name, silent(out / "clips", few), small)
     if "probe" in parts:
+        other = lsm_probe.read_manifest("builtin:probe")[:FEW_OTHERS]
         for name in BUILTIN:
-            samples = lsm_probe.read_manifest("builtin:probe")
-            _measure(out / "probe", name, samples, {**OPTIONS, "sources": SOURCES})
+            _measure(out / "probe", name, other, {**OPTIONS, "sources": 6})
 
 
 def commands() -> list[Sample]:

@@ -272,8 +272,10 @@ def _instruction_finding(own: SensitivityResult, distances: Mapping[str, Distanc
         )
     elif ignored.above:
         says, contradicts = f"above {low} of, and perhaps above {high} of", frozenset({IGNORES})
+        supports = frozenset({FOLLOWS} if followed.mean > 0 else {BETWEEN})
     elif followed.below:
         says, contradicts = f"below {high} of, and perhaps below {low} of", frozenset({FOLLOWS})
+        supports = frozenset({IGNORES} if ignored.mean < 0 else {BETWEEN})
     else:
         says = f"neither clearly above {low} of nor clearly below {high} of"
     evidence = _of_curve(
@@ -330,7 +332,7 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
         f"{sum(repeats)} of {len(repeats)} responses to other instructions than transcription only repeat what was "
         f"said (word error rate at most {REPEATED:.0f} %).",
     )  # fmt: skip
-    supports: frozenset[VerdictName] = frozenset({IGNORES}) if most.above else frozenset()
+    supports: frozenset[VerdictName] = frozenset({IGNORES} if most.above else {FOLLOWS} if most.below else ())
     contradicts: frozenset[VerdictName] = frozenset({FOLLOWS, NO_SPEECH}) if most.above else frozenset()
     return Finding(evidence, supports, contradicts, {"most": most})
 

@@ -3,9 +3,12 @@
 import importlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from lsm_probe.diagnosis.rules import judge
 
 ANALYSIS = Path(__file__).parents[2] / "analyses" / "diagnosis"
 DOCS = Path(__file__).parents[2] / "docs" / "diagnose.md"
@@ -37,10 +40,37 @@ def test_no_verdict_about_a_known_checkpoint_is_wrong(calibrate):
 SURE = ("builtin:", "untrained", "vanilla_asr", "self_powered-")
 
 
+def test_eta_supports_but_a_high_one_is_no_praise(calibrate):
+    archive = {measured.name: measured for _, data, _, measured in calibrate.known(None) if data == "commands"}
+
+    def eta(name):
+        return next(each for each in judge(archive[name]).evidence if each.key == "eta_last_sixth")
+
+    biased, untrained = eta("vanilla_asr-0"), eta("untrained-0")
+    assert biased.side == "for"
+    assert "at the same length" in biased.compared_with
+    assert "below that of the base LLM" in biased.text
+    assert untrained.value > biased.value
+    assert untrained.side == "open"
+    for each in (biased, untrained):
+        assert "A high eta is no sign of a good model" in each.text
+
+
+def test_less_measured_gives_no_wrong_verdict(calibrate):
+    for group, data, kind, measured in calibrate.known(None):
+        if data == "commands" and kind != "builtin:llm":
+            row = calibrate.expected()[group, data, kind]
+            for missing in ("base_own", "transcription"):
+                verdict = judge(replace(measured, **{missing: None}))
+                assert calibrate.outcome(verdict, row) != "wrong", (measured.name, missing, verdict.reason)
+
+
 def test_the_page_shows_the_committed_tables(calibrate):
     page = DOCS.read_text(encoding="utf-8")
     for row in calibrate.read(calibrate.CALIBRATION):
-        assert re.search(rf"^\| {row['data']} \| `{row['checkpoint']}` \|.*\| {row['outcome']} \|", page, re.MULTILINE), row
+        assert re.search(
+            rf"^\| {row['data']} \| `{row['checkpoint']}` \|.*\| {row['outcome']} \|", page, re.MULTILINE
+        ), row
     for row in calibrate.summary(calibrate.read(calibrate.SUBSAMPLING)):
         shown = calibrate.SHORT.get(row["expected"], row["expected"])
         numbers = " | ".join([row["utterances"], row["checkpoints"], row["right"], row["cannot tell"], row["wrong"]])
