@@ -21,9 +21,15 @@ def calibrate():
     sys.path.remove(str(ANALYSIS))
 
 
-def test_the_archive_gives_the_committed_table(calibrate):
+@pytest.fixture(scope="module")
+def archive(calibrate):
+    """The study's checkpoints with their measurements, read once."""
+    return list(calibrate.known(None))
+
+
+def test_the_archive_gives_the_committed_table(calibrate, archive):
     committed = [row for row in calibrate.read(calibrate.CALIBRATION) if row["group"] == "archive"]
-    found = calibrate.calibration_rows(list(calibrate.known(None)))
+    found = calibrate.calibration_rows(archive)
     assert len(found) == 33
     assert [{key: str(value) for key, value in row.items()} for row in found] == committed
 
@@ -40,11 +46,11 @@ def test_no_verdict_about_a_known_checkpoint_is_wrong(calibrate):
 SURE = ("builtin:", "untrained", "vanilla_asr", "self_powered-")
 
 
-def test_eta_supports_but_a_high_one_is_no_praise(calibrate):
-    archive = {measured.name: measured for _, data, _, measured in calibrate.known(None) if data == "commands"}
+def test_eta_supports_but_a_high_one_is_no_praise(archive):
+    by_name = {measured.name: measured for _, data, _, measured in archive if data == "commands"}
 
     def eta(name):
-        return next(each for each in judge(archive[name]).evidence if each.key == "eta_last_sixth")
+        return next(each for each in judge(by_name[name]).evidence if each.key == "eta_last_sixth")
 
     biased, untrained = eta("vanilla_asr-0"), eta("untrained-0")
     assert biased.side == "for"
@@ -56,8 +62,8 @@ def test_eta_supports_but_a_high_one_is_no_praise(calibrate):
         assert "A high eta is no sign of a good model" in each.text
 
 
-def test_less_measured_gives_no_wrong_verdict(calibrate):
-    for group, data, kind, measured in calibrate.known(None):
+def test_less_measured_gives_no_wrong_verdict(calibrate, archive):
+    for group, data, kind, measured in archive:
         if data == "commands" and kind != "builtin:llm":
             row = calibrate.expected()[group, data, kind]
             for missing in ("base_own", "transcription"):
