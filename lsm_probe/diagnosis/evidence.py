@@ -35,9 +35,10 @@ CANNOT_TELL: VerdictName = "cannot tell"
 
 FEWEST_UTTERANCES = 6
 """With fewer, not even a sign test can reach a level of 5 %, and no interval decides."""
-IGNORED, FOLLOWED = 0.25, 0.75
-"""D_i below and above these shares of the base LLM's: the instruction is ignored, or followed."""
-IGNORED_OF_CEILING, FOLLOWED_OF_CEILING = 0.05, 0.15
+IGNORED, HALF, FOLLOWED = 0.25, 0.5, 0.75
+"""D_i below the first and above the last of these shares of the base LLM's: the instruction is ignored, or followed.
+Above the middle one: a second measurement may confirm that it is followed."""
+IGNORED_OF_CEILING, HALF_OF_CEILING, FOLLOWED_OF_CEILING = 0.05, 0.10, 0.15
 """The same as shares of the ceiling, where there is no base LLM."""
 USED, USED_OF_CEILING = 0.3, 0.05
 """D_s below and above this share of the base LLM's, or of the ceiling: the speech is not used, or used."""
@@ -216,8 +217,8 @@ def _paired(
 
 def _reference(own: SensitivityResult, base: SensitivityResult | None, which: int) -> tuple[Reference, str]:
     """The reference, and why it is not the base LLM where there is one."""
-    of_base = {"ignored": IGNORED, "followed": FOLLOWED} if which == 0 else {"used": USED}
-    ceiling = {"ignored": IGNORED_OF_CEILING, "followed": FOLLOWED_OF_CEILING}
+    of_base = {"ignored": IGNORED, "half": HALF, "followed": FOLLOWED} if which == 0 else {"used": USED}
+    ceiling = {"ignored": IGNORED_OF_CEILING, "half": HALF_OF_CEILING, "followed": FOLLOWED_OF_CEILING}
     of_ceiling = ceiling if which == 0 else {"used": USED_OF_CEILING}
     why_not = ""
     if base is not None:

@@ -33,6 +33,7 @@ from lsm_probe.diagnosis.evidence import (
 )
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
+from lsm_probe.intervals import most_influential
 
 MOSTLY_EMPTY, SOME_EMPTY = 0.5, 0.1
 """Shares of empty responses from which no verdict is given, and from which there is a warning."""
@@ -126,10 +127,10 @@ class _Case:
         return "no" if not_heard and used.mean < 0 else "open"
 
     def follows(self) -> bool:
-        """D_i lies above its upper threshold, or its mean does, ignoring is ruled out and a second measurement agrees:
-        the share in the asked-for form, or a share of repetitions clearly below half."""
+        """D_i lies above its upper threshold, or its mean does, its interval lies above the middle one, and a second
+        measurement agrees: the share in the asked-for form, or a share of repetitions clearly below half."""
         instruction = self.own.instruction
-        agreed = instruction["followed"].mean > 0 and instruction["ignored"].above
+        agreed = instruction["followed"].mean > 0 and instruction["half"].above
         agreed = agreed and (self.in_form or self.rarely_repeats)
         return (instruction["followed"].above or agreed) and not self.may_not_follow()
 
@@ -310,8 +311,8 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
     yield from _carried_by_one(case, verdict)
     own = case.own.own
     for label, values in zip(("D_i", "D_s"), own.by_sample(), strict=True):
-        found = own.most_influential(values)
-        note = own.influence_note(label, found)
+        found = most_influential(values, own.clusters)
+        note = own.influence_note(label, values)
         if note is not None and abs(found.mean - found.mean_without) >= NOTABLE:
             yield f"{note[0].upper()}{note[1:]}."
 
