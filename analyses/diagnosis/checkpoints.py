@@ -32,11 +32,14 @@ ARCHIVE = {
 }
 
 
+FORMS = ("french", "german", "politeness", "question", "sentiment", "spanish")
+"""Tasks of `builtin:commands` that ask for a form."""
+
+
 @cache
 def tasks() -> dict[str, Task]:
-    """The study's tasks that ask for a form, by name."""
-    found = [read_task(str(path)) for path in sorted((STUDY / "tasks").glob("*.yaml"))]
-    return {task.name: task for task in found if task.has_form}
+    """The tasks that ask for a form, by name."""
+    return {name: read_task(name) for name in FORMS}
 
 
 def of_archive() -> Iterator[tuple[str, str, MeasuredCheckpoint]]:

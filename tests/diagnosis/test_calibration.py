@@ -38,12 +38,13 @@ def test_no_verdict_about_a_known_checkpoint_is_wrong(calibrate):
     rows = calibrate.read(calibrate.CALIBRATION)
     assert [row for row in rows if row["outcome"] == "wrong"] == []
     # "Cannot tell" everywhere would not be wrong either.
-    sure = [row for row in rows if row["data"] == "commands" and row["checkpoint"].startswith(SURE)]
-    assert len(sure) >= 10
+    commands = [row for row in rows if row["data"] == "commands"]
+    sure = [row for row in commands if row["group"] == "fresh" or row["checkpoint"].startswith(SURE)]
+    assert len(sure) == 10
     assert {row["outcome"] for row in sure} == {"right"}
 
 
-SURE = ("builtin:", "untrained", "vanilla_asr", "self_powered-")
+SURE = ("untrained", "vanilla_asr", "self_powered-")
 
 
 def test_eta_supports_but_a_high_one_is_no_praise(archive):
