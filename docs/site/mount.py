@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    for pattern in ("figures/**/*.png", "figures/**/*.svg", "analyses/*/README.md"):
+    for pattern in ("figures/**/*.png", "figures/**/*.svg", "analyses/*/README.md", "analyses/notebooks/*.ipynb"):
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files

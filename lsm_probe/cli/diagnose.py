@@ -30,7 +30,7 @@ def diagnose(
     instructions: opt.Instructions = None,
     template: opt.Template = None,
     date: opt.Date = None,
-    max_new_tokens: opt.MaxNewTokens = 32,
+    max_new_tokens: opt.MaxNewTokens = 24,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: opt.BatchSize = 8,
@@ -70,7 +70,7 @@ def diagnose(
     from lsm_probe.cli.stopping import stoppable
     from lsm_probe.console import text_console
     from lsm_probe.data.pools import read_pool
-    from lsm_probe.diagnosis.table import verdict_table
+    from lsm_probe.diagnosis.table import MAIN, verdict_table
     from lsm_probe.distributed import init_distributed, is_distributed, is_main_rank, on_all_ranks
     from lsm_probe.files import check_can_write
     from lsm_probe.reports.diagnose import REPORT
@@ -116,7 +116,7 @@ def diagnose(
         print(as_json.dumps(found.to_dict(), ensure_ascii=False))
         return
     console = text_console()
-    console.print(verdict_table(found.verdicts).to_rich())
+    console.print(verdict_table(found.verdicts, MAIN).to_rich())
     for verdict in found.verdicts:
         console.print(f"{verdict.checkpoint}: {verdict.reason}", highlight=False)
         for line in verdict.missing:

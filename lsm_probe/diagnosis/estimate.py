@@ -50,9 +50,9 @@ class Speed:
         return len(part.samples) * (own + passes.get(part.name, 0.0) * self.seconds_per_token)
 
     def _prompts(self, part: Part) -> int:
-        """Prompts that a response is scored under: a pool of instructions, as many sources, and the check."""
+        """Prompts that a response is scored under: a pool of instructions, one of sources, and the check."""
         pool = part.options.get("instructions")
-        return 2 * len(pool.tasks) if pool else 0
+        return len(pool.tasks) + part.options["sources"] if pool else 0
 
 
 @torch.no_grad()

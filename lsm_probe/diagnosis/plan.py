@@ -33,7 +33,11 @@ SHARES = {"base-words": 1 / 4, "knockout": 1 / 6, "transcription": 1 / 2}
 """Part of the utterances that slow measurements, and those that need fewer, take; the others take all."""
 FEWEST = 6
 """Utterances that every measurement takes, where there are as many."""
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 24
+INSTRUCTIONS, SOURCES = 8, 4
+"""Sizes of the pools of sensitivity: tasks, where the samples give the pool, and sources. Each response is scored under
+both pools, which takes longer than all other measurements together. D_i needs the larger pool: it is what separates a
+checkpoint that follows the instruction from one that does so in part."""
 _TRANSCRIPTION_TOKENS_PER_WORD = 3
 _LONGEST_TRANSCRIPTION = 256
 _DEFAULT_POOL = "probing"
@@ -97,12 +101,12 @@ def make_plan(
         samples: all samples.
         quick: leave out base words, knockout and alignment.
         with_base: whether there is a base LLM.
-        instructions: the pool of instructions for sensitivity; by default those of the samples, or the pool `probing`
-            where the samples carry instructions of one task alone, or of more tasks than a pool may hold.
+        instructions: the pool of instructions for sensitivity; by default those of the first eight tasks of the
+            samples, or the pool `probing` where the samples have one task alone, or name none.
         max_new_tokens: longest response.
         utterances: most utterances that are measured, the first ones of the data; see also [`SHARES`].
     """
-    pool = {"instructions": instructions or _pool(samples)}
+    pools = {"instructions": instructions or _pool(samples), "sources": SOURCES}
     samples = one_sample_an_utterance(samples, utterances)
     transcribed = [sample for sample in samples if sample.text is not None]
     wordings = len({(sample.text or "").strip() for sample in transcribed})
@@ -112,7 +116,7 @@ def make_plan(
     needed = ALIGNMENT_UTTERANCES
     few = "" if wordings >= needed else f"it needs transcripts (`text`) of {needed} utterances, got {wordings}"
     longest: dict[str, Any] = {"max_new_tokens": max_new_tokens}
-    scored = longest | pool
+    scored = longest | pools
     # t-SNE's perplexity must be lower for few samples, also when some of them are left out later.
     perplexity = {"perplexity": min(PERPLEXITY, max(1.0, wordings / 2))}
     candidates = [
@@ -178,4 +182,4 @@ def _pool(samples: Sequence[Sample]) -> Pool:
         own = pool_of(samples)
     except InputError:  # too many tasks, or a placeholder in an instruction
         return read_pool(_DEFAULT_POOL)
-    return own if len(own.tasks) > 1 else read_pool(_DEFAULT_POOL)
+    return Pool(own.tasks[:INSTRUCTIONS]) if len(own.tasks) > 1 else read_pool(_DEFAULT_POOL)

@@ -15,13 +15,20 @@ COLUMNS = {
     "form_share": "in the asked-for form",
 }
 """The numbers that decide, by their key in `diagnosis.json`."""
+MAIN = ("instruction_sensitivity", "source_sensitivity", "transcription_error")
+"""Those of a narrow table."""
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each checkpoint: the verdict and the numbers that decide, with intervals."""
+def verdict_table(verdicts: Sequence[Verdict], keys: Sequence[str] = tuple(COLUMNS)) -> Table:
+    """A row for each checkpoint: the verdict and numbers with their intervals.
+
+    Args:
+        verdicts: of the checkpoints.
+        keys: which numbers, of [`COLUMNS`].
+    """
     found = [{each.key: each for each in verdict.evidence} for verdict in verdicts]
-    keys = [key for key in COLUMNS if any(key in evidence for evidence in found)]
-    counts = sorted({each.n_utterances for evidence in found for key, each in evidence.items() if key in COLUMNS})
+    keys = [key for key in keys if any(key in evidence for evidence in found)]
+    counts = sorted({each.n_utterances for evidence in found for key, each in evidence.items() if key in keys})
     n = "–".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
     note = f"D_i, D_s in nats per token; in brackets 95 % intervals over utterances ({n})" if keys else ""
     rows = [

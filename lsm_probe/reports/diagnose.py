@@ -71,8 +71,8 @@ def diagnose(
         utterances: most utterances that are measured, the first ones of the data. Base words take a quarter of them,
             knockout a sixth, transcription half (at least six each).
         max_new_tokens: longest response, in tokens.
-        instructions: the pool of instructions for sensitivity; by default those of the samples, or the pool `probing`
-            where these are of one task.
+        instructions: the pool of instructions for sensitivity; by default those of the first eight tasks of the
+            samples, or the pool `probing` where the samples have one task alone, or name none.
         batch_size, seed, on_error: as in [`lsm_probe.runner.options.RunOptions`].
         data_name: how results call the data.
         loading: keyword arguments of [`lsm_probe.load`].
