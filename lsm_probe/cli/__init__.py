@@ -22,6 +22,7 @@ from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
 from lsm_probe.cli.stopping import sigterm_raises, stoppable
 from lsm_probe.cli.text_ability import text_ability
+from lsm_probe.cli.threads import set_thread_defaults
 from lsm_probe.cli.timeline import timeline
 from lsm_probe.cli.train import train
 from lsm_probe.console import print_any_character
@@ -97,9 +98,7 @@ def main() -> None:
     All but the first come with one line on stderr; [`lsm_probe.errors`] says which exception has which code.
     """
     print_any_character()
-    # Before torch is imported. OpenMP's threads wait for each other by spinning, which costs much where another process
-    # wants the core: two threads beside one took 0.73 times as long like this, and 1.1 times on a quiet machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_thread_defaults()
     # Pictures go into files, whatever a window would need; a report's notebook has a kernel that sets its own.
     os.environ.pop("MPLBACKEND", None)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(str(message))}", file=sys.stderr)
