@@ -141,14 +141,14 @@ def require_comparable(baseline: Baseline, current: Baseline, *, paired: bool = 
 
 
 def notes(baseline: Baseline, current: Baseline, *, paired: bool = False) -> Iterator[str]:
-    """What does not forbid the comparison, but may move a curve by itself; one line each."""
+    """What does not forbid the comparison, but alone may change a curve; one line each."""
     if current.is_generated:
         yield GENERATED
     if current.checkpoint.responses is not None and not paired:
         yield "the responses were given, and result.json does not tell which: --paired compares them too"
     source = [result.segments["source"].tokens.mean for result in (baseline, current) if "source" in result.segments]
     if len(set(source)) > 1:
-        yield f"source lengths differ ({source[0]:g}, {source[1]:g} tokens on average), which moves eta by itself"
+        yield f"source lengths differ ({source[0]:g}, {source[1]:g} tokens on average), which alone changes eta"
     if baseline.checkpoint.dtype != current.checkpoint.dtype:
         yield f"dtypes differ ({baseline.checkpoint.dtype}, {current.checkpoint.dtype})"
     if baseline.checkpoint.prompt_sha256 is None and current.checkpoint.date is not None:

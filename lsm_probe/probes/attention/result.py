@@ -306,12 +306,12 @@ class AttentionResult(MeasurementResult):
         source = SEGMENTS.index("source")
         if not np.array_equal(np.delete(self.tokens, source, 1), np.delete(other.tokens, source, 1)):
             warnings.append(
-                f"{self.name} and {other.name} lay their prompts out differently, which moves eta by itself"
+                f"{self.name} and {other.name} lay their prompts out differently, which alone changes eta"
             )
         elif not np.array_equal(self.tokens, other.tokens):
             means = [f"{r.name} {r.tokens[:, source].mean():.1f}" for r in (self, other)]
             warnings.append(
-                f"source lengths differ ({means[0]}, {means[1]} tokens on average), which moves eta by itself: read "
+                f"source lengths differ ({means[0]}, {means[1]} tokens on average), which alone changes eta: read "
                 f"`mean` and `sum` together{self._instead(other, controls)}"
             )
         return "; ".join(warnings) or None
