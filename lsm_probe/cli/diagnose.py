@@ -16,12 +16,13 @@ def diagnose(
     base: Annotated[
         str | None,
         typer.Option(
-            help="The text LLM inside the checkpoints: folder, hub name or `builtin:llm`. It is the reference.",
+            help="The text LLM inside the checkpoints: folder, hub name or `builtin:llm`. D_i, D_s and eta are "
+            "compared with it; needs transcripts.  [default: the first text LLM among --ckpt]",
             show_default=False,
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Measure attention, sensitivity and transcription alone.")
+        bool, typer.Option("--quick", help="Measure only attention, sensitivity and transcription.")
     ] = False,
     utterances: Annotated[
         int, typer.Option(help="Most utterances that are measured; one sample of each is taken.", min=1)
@@ -42,9 +43,9 @@ def diagnose(
 ) -> None:
     """Measure checkpoints in several ways, and give a verdict about each.
 
-    Says of each checkpoint that it follows the instruction, ignores the instruction (speech anchor bias), does not use
-    the speech, is in between, or that the data cannot tell; with the numbers behind it, their 95 % intervals, and what
-    speaks against it. Each model is loaded once, and generates its responses once.
+    The verdict is one of: follows the instruction; ignores the instruction (speech anchor bias); does not use the
+    speech; in between; cannot tell. Each comes with its numbers, their 95 % intervals, and the evidence against it.
+    Each model is loaded once, and generates its responses once.
 
     Measures attention, sensitivity on the checkpoint's own responses and on the base LLM's, attention knockout,
     alignment, and the word error rate of a transcription instruction. What the data do not allow is left out: alignment

@@ -14,7 +14,7 @@ from lsm_probe.runner.options import ResponseOptions
 from lsm_probe.runner.prepared_samples import prepare, teacher_forced_inputs
 
 _TRIAL_TOKENS = 8
-_CAPTURE = 1.6
+_CAPTURE_SLOWDOWN = 1.6
 """How many times as long a pass takes in which attention is captured."""
 
 
@@ -40,10 +40,10 @@ class Speed:
         whole = self.prompt_tokens + response
         generating = response * self.seconds_per_new_token
         passes: Mapping[str, float] = {
-            "attention": _CAPTURE * whole,
+            "attention": _CAPTURE_SLOWDOWN * whole,
             "sensitivity": self._prompts(part) * whole,
             "base-words": self._prompts(part) * whole,
-            "knockout": _CAPTURE * (self.prompt_tokens + (2 * self.layers + 3) * response),
+            "knockout": _CAPTURE_SLOWDOWN * (self.prompt_tokens + (2 * self.layers + 3) * response),
             "alignment": 2 * self.prompt_tokens,
         }
         own = generating if part.name in ("attention", "transcription") else 0.0
@@ -56,18 +56,18 @@ class Speed:
 
 
 @torch.no_grad()
-def measure_speed(checkpoint: Checkpoint, part: Part, batch_size: int) -> Speed:
+def measure_speed(checkpoint: Checkpoint, part: Part, batch_size: int) -> Speed | None:
     """Generate a few tokens for the first samples of a part, and run one pass over them.
 
-    Raises:
-        InputError: the first sample cannot be used.
+    Returns:
+        None if none of these samples can be used.
     """
     samples = part.samples[:batch_size]
     trial = ResponseOptions(max_new_tokens=_TRIAL_TOKENS)
     prepare(checkpoint, samples[:1], ResponseOptions(max_new_tokens=1), "skip")  # what is done once, at the first pass
     items, _ = prepare(checkpoint, samples, None, "skip")
     if not items:
-        return Speed(0, 0, 0, 0)
+        return None
     embedded = [item.embedded for item in items]
     begun = perf_counter()
     found = checkpoint.generate(embedded, max_new_tokens=trial.max_new_tokens)

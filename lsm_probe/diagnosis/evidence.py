@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,8 @@ _PARTNERS = 5
 """Other utterances that a transcription is compared with, to find the word error rate that chance gives."""
 _REPETITIONS = frozenset({"transcription", "transcribe", "asr", "repetition", "repeat"})
 """Tasks whose right answer repeats the speech."""
+_TO_REPEAT = re.compile(r"transcri|word for word|\brepeat\b|write down (what|the words|the speech|every word)", re.I)
+"""Instructions whose right answer repeats the speech, where samples name no task."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def empty_responses(result: MeasurementResult) -> list[str]:
 
 def as_text(value: float | None) -> str:
     """Two decimals, three for small numbers."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "undefined"
     digits = 2 if abs(value) >= 0.1 or abs(value) < 0.0005 else 3
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 turns -0.0 into 0.0
@@ -226,7 +230,7 @@ def _reference(own: SensitivityResult, base: SensitivityResult | None, which: in
         found = base.mean(values)
         if found.ci_low > 0:
             return Reference(values, of_base, f"the base LLM's {as_text(float(found.mean))}", True), ""
-        why_not = f"is {_curve_text(found)}, not clearly above 0"
+        why_not = f"is {_curve_text(found)}: it is not clearly above 0"
     most = own.ceilings()[which]
     return Reference(np.full(len(own.samples), most), of_ceiling, f"the ceiling of {as_text(most)}", False), why_not
 
@@ -314,7 +318,7 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     Left out are samples where repeating is right: their task says so, the response has the asked-for form, or the base
     LLM's answer to the transcript repeats it too.
     """
-    rows = [row for row in own.own.samples if row.get("text") and row.get("task") not in _REPETITIONS]
+    rows = [row for row in own.own.samples if row.get("text") and not _asks_to_repeat(row)]
     if own.base is not None:
         theirs = {row["id"]: answer_of(row) for row in own.base.samples}
         same = _repeat(rows, [theirs[row["id"]] for row in rows])
@@ -336,6 +340,11 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     supports: frozenset[VerdictName] = frozenset({IGNORES} if most.above else {FOLLOWS} if most.below else ())
     contradicts: frozenset[VerdictName] = frozenset({FOLLOWS, NO_SPEECH}) if most.above else frozenset()
     return Finding(evidence, supports, contradicts, {"most": most})
+
+
+def _asks_to_repeat(row: Mapping[str, Any]) -> bool:
+    """Whether the right response repeats the speech, by the task, or by the words of an English instruction."""
+    return row.get("task") in _REPETITIONS or _TO_REPEAT.search(row.get("instruction", "")) is not None
 
 
 def _repeat(rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[bool]:
@@ -439,12 +448,11 @@ def _errors_by_chance(
     The number of words is not needed: over all pairs it is that of the own transcripts. None if all say the same.
     """
     n = len(references)
-    pairs = [
-        (i, (i + step) % n)
-        for i in range(n)
-        for step in range(1, min(n, _PARTNERS + 1))
-        if clusters[i] != clusters[(i + step) % n] and references[i] != references[(i + step) % n]
-    ]
+    pairs: list[tuple[int, int]] = []
+    for i in range(n):
+        around = ((i + step) % n for step in range(1, n))
+        others = (j for j in around if clusters[i] != clusters[j] and references[i] != references[j])
+        pairs += [(i, j) for j in islice(others, _PARTNERS)]
     if len({i for i, _ in pairs}) < n:
         return None
     errors = [_word_errors(references[j], said[i], languages[j])[0] for i, j in pairs]
@@ -471,8 +479,8 @@ def _base_words(result: SensitivityResult | None) -> list[Finding]:
         evidence = _of_curve(
             result, found, f"{which}_sensitivity_base_words", f"{letter}, base LLM's responses", "nats per token",
             f"the ceiling of {as_text(result.ceilings()[which == 'source'])}",
-            f"How much the {which} is worth to the responses that the base LLM gives to the transcript; "
-            "below 0 it makes them less likely.",
+            f"How much likelier the {which} makes the responses that the base LLM gives to the transcript; below 0 it "
+            "makes them less likely.",
         )  # fmt: skip
         supports: frozenset[VerdictName] = frozenset({FOLLOWS}) if found.ci_low > 0 else frozenset()
         contradicts: frozenset[VerdictName] = frozenset({FOLLOWS}) if found.ci_high < 0 else frozenset()
@@ -557,4 +565,6 @@ def _of_curve(
 
 
 def _curve_text(found: Curve) -> str:
+    if math.isnan(found.ci_low):
+        return f"{as_text(float(found.mean))}, without an interval, which needs three utterances"
     return f"{as_text(float(found.mean))} [{as_text(float(found.ci_low))}, {as_text(float(found.ci_high))}]"

@@ -66,7 +66,9 @@ class LazyModel:
         clear_device_cache()
 
     def free(self) -> None:
-        """Forget the model, so that its memory can be used again."""
+        """Forget the model, so that its memory can be used again. One that the caller gave stays where it was."""
+        if self._loaded is not None:
+            self.get()  # it may be parked
         self._loaded = self._device = None
         gc.collect()
         clear_device_cache()

@@ -68,10 +68,12 @@ class Plan:
 
     Attributes:
         parts: the measurements, in the order in which they are made.
+        instructions: the pool of instructions of sensitivity.
         left_out: name of a measurement -> why it is not made, a clause.
     """
 
     parts: Sequence[Part]
+    instructions: Pool
     left_out: dict[str, str]
 
     def for_source(self, source: Literal["speech", "text"]) -> list[Part]:
@@ -101,12 +103,14 @@ def make_plan(
         samples: all samples.
         quick: leave out base words, knockout and alignment.
         with_base: whether there is a base LLM.
-        instructions: the pool of instructions for sensitivity; by default those of the first eight tasks of the
-            samples, or the pool `probing` where the samples have one task alone, or name none.
+        instructions: the pool of instructions for sensitivity. By default it holds one instruction for each of the
+            first eight tasks of the samples; samples without `task` count each instruction as a task. The pool
+            `probing` is used if there is only one task, if there are more than 32, or if an instruction has a
+            placeholder.
         max_new_tokens: longest response.
         utterances: most utterances that are measured, the first ones of the data; see also [`SHARES`].
     """
-    pools = {"instructions": instructions or _pool(samples), "sources": SOURCES}
+    pool = instructions or _pool(samples)
     samples = one_sample_an_utterance(samples, utterances)
     transcribed = [sample for sample in samples if sample.text is not None]
     wordings = len({(sample.text or "").strip() for sample in transcribed})
@@ -116,7 +120,7 @@ def make_plan(
     needed = ALIGNMENT_UTTERANCES
     few = "" if wordings >= needed else f"it needs transcripts (`text`) of {needed} utterances, got {wordings}"
     longest: dict[str, Any] = {"max_new_tokens": max_new_tokens}
-    scored = longest | pools
+    scored = longest | {"instructions": pool, "sources": SOURCES}
     # t-SNE's perplexity must be lower for few samples, also when some of them are left out later.
     perplexity = {"perplexity": min(PERPLEXITY, max(1.0, wordings / 2))}
     candidates = [
@@ -130,6 +134,7 @@ def make_plan(
     wanted = [(part, reason) for part, reason in candidates if part.name in SETS["quick" if quick else "full"]]
     return Plan(
         parts=[part for part, reason in wanted if not reason],
+        instructions=pool,
         left_out={part.name: reason for part, reason in wanted if reason},
     )
 

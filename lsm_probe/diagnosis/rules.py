@@ -50,6 +50,10 @@ LIMITS = (
 )
 """What no verdict says."""
 
+_WORDS = (
+    "Responses with at least one word: raise --max-new-tokens (a thought that is not finished counts as empty), or "
+    "check the prompt template."
+)
 Answer = Literal["yes", "no", "both", "open"]
 
 
@@ -229,10 +233,10 @@ def _not_measured(measured: MeasuredCheckpoint) -> Verdict | None:
     reason = "The sensitivity of its own responses was not measured, and no other number decides."
     missing = "lsm-probe sensitivity on its own responses, to at least two instructions about at least "
     result = measured.transcription
-    if result is not None and len(empty_responses(result)) == len(result.samples):
-        reason = f"All {len(result.samples)} responses are empty, so there is nothing to measure."
-        missing = "Responses with at least one word: check the generation settings and the prompt template"
-        return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=[f"{missing}."])
+    empty = [] if result is None else empty_responses(result)
+    if result is not None and len(empty) == len(set(result.ids) | set(empty)):
+        reason = f"All {len(empty)} responses are empty, so there is nothing to measure."
+        return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=[_WORDS])
     missing += f"{FEWEST_UTTERANCES} utterances."
     evidence = [_with_side(each, CANNOT_TELL) for each in supporting(measured)]
     return Verdict(checkpoint=measured.name, verdict=CANNOT_TELL, reason=reason, missing=[missing], evidence=evidence)
@@ -246,14 +250,14 @@ def _enough(measured: MeasuredCheckpoint, case: _Case) -> Verdict | None:
         return Verdict(
             checkpoint=measured.name, verdict=CANNOT_TELL,
             reason=f"{empty} of {n_responses} responses are empty, so there is hardly anything to measure.",
-            missing=["Responses with at least one word: check the generation settings and the prompt template."],
+            missing=[_WORDS],
         )  # fmt: skip
     n = case.own.source.evidence.n_utterances
     if n >= FEWEST_UTTERANCES:
         return None
     return Verdict(
         checkpoint=measured.name, verdict=CANNOT_TELL,
-        reason=f"The data hold {n} utterance{'' if n == 1 else 's'}; intervals mean little below {FEWEST_UTTERANCES}.",
+        reason=f"Only {n} utterance{' was' if n == 1 else 's were'} measured; a verdict needs {FEWEST_UTTERANCES}.",
         missing=[f"At least {FEWEST_UTTERANCES - n} more utterance{'' if FEWEST_UTTERANCES - n == 1 else 's'}."],
     )  # fmt: skip
 
@@ -326,4 +330,7 @@ def _carried_by_one(case: _Case, verdict: VerdictName) -> Iterable[str]:
     }.get(verdict, [])
     for finding, threshold, letter in decisive:
         if (sample := finding[threshold].carrier) is not None:
-            yield f"The utterance of sample {sample} carries {letter}: without it the verdict would not hold."
+            yield (
+                f"Without the utterance of sample {sample}, {letter} would lie on the other side of its threshold, and "
+                "the verdict would not hold."
+            )

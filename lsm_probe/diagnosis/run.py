@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,13 @@ class DiagnosisRun:
     not_measured: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._base = None if self.base is None else LazyModel(self.base, self.on_load)
+        self._base = None if self.base is None else LazyModel(self.base, self._loaded)
         others = [each for each in self.checkpoints if self.base is None or each.name != self.base.name]
-        self._models = [LazyModel(each, self.on_load) for each in others]
+        self._models = [LazyModel(each, self._loaded) for each in others]
         folders, names = FolderNames(), [each.name for each in (self._base, *self._models) if each is not None]
         self._folders = {name: folders.take(folder_name(name)) for name in names}
         self._results: dict[str, list[MeasurementResult]] = {}
+        self._name_of: dict[str, str] = {}  # hashes of weights -> checkpoint
         self._done = 0
 
     @on_all_ranks()
@@ -74,14 +76,18 @@ class DiagnosisRun:
         """
         self._finished = self._find_finished()
         self._total = self._count_samples()
-        if self._base is not None:
-            self._measure_parts(self._base, self.plan.for_base())
-        for model in self._models:
-            self._measure_parts(model, self.plan.for_source(model.source))
-            model.free()
-        if self._base is not None:
-            self._measure_controls(self._base)
-            self._base.free()
+        try:
+            if self._base is not None:
+                self._measure_parts(self._base, self.plan.for_base())
+            for model in self._models:
+                self._measure_parts(model, self.plan.for_source(model.source))
+                model.free()
+            if self._base is not None:
+                self._measure_controls(self._base)
+        finally:
+            for each in (self._base, *self._models):
+                if each is not None:
+                    each.free()
         if is_main_rank():
             self._write_comparisons()
             shutil.rmtree(self.out / PROGRESS, ignore_errors=True)
@@ -92,13 +98,24 @@ class DiagnosisRun:
         return all_gather_or_raise(found)[0]
 
     def _count_samples(self) -> int:
-        """Samples over all parts and checkpoints, with one control of the base LLM; for the progress bar."""
-        parts = [part for each in self._models for part in self.plan.for_source(each.to_measure.look_up() or "speech")]
-        control = 0
+        """Samples over all parts and checkpoints, for the progress bar."""
+        return sum(len(part.samples) for part, _ in self._all_parts())
+
+    def _all_parts(self) -> Iterator[tuple[Part, Path]]:
+        """Each part of each checkpoint with its folder, and one control of the base LLM."""
+        for model in self._models:
+            for part in self.plan.for_source(model.to_measure.look_up() or "speech"):
+                yield part, self.out / part.name / self._folders[model.name]
         if self._base is not None:
-            parts += self.plan.for_base()
-            control = len(self.plan.parts[0].samples)
-        return sum(len(part.samples) for part in parts) + control
+            for part in self.plan.for_base():
+                yield part, self.out / part.name / self._folders[self._base.name]
+            attention = self.plan.parts[0]
+            controls = [path for path in self._finished if "-at-length-of-" in path.name]
+            yield attention, controls[0] if controls else self.out / attention.name
+
+    def unfinished(self) -> list[Part]:
+        """The parts that are still to be measured, of all checkpoints; known once [`measure`] has begun."""
+        return [part for part, folder in self._all_parts() if folder not in self._finished]
 
     def _measure_parts(self, model: LazyModel, parts: Sequence[Part]) -> None:
         """The parts of one checkpoint. The first generates responses, which the others use again."""
@@ -146,7 +163,10 @@ class DiagnosisRun:
             else:
                 result = self._run(model, part, folder, samples, options, lambda n: self._show(done + n, note))
         except NotMeasurable as error:
-            self.not_measured.setdefault(name, {})[part.name] = str(error)
+            whose, what = name, part.name
+            if control is not None:  # it is needed for the checkpoint it was made for
+                whose, what = control.source_length_of[0], f"{part.name} of {name}"
+            self.not_measured.setdefault(whose, {})[what] = str(error)
         self._done = done + len(part.samples)
         if result is not None:
             self._results.setdefault(part.name, []).append(result)
@@ -165,9 +185,11 @@ class DiagnosisRun:
             raise NotMeasurable("the base LLM gave no responses to these samples")
         if self._base is not None and model is not self._base:
             self._base.park()
+        checkpoint = model.get()
+        self._refuse_same_weights(checkpoint)
         progress = self.out / PROGRESS / part.name / folder.name
         result: MeasurementResult = part.measurement.get("measure")(
-            model.get(),
+            checkpoint,
             samples,
             data=describe_data(samples, self.data_name),
             progress_folder=progress,
@@ -178,6 +200,17 @@ class DiagnosisRun:
             result.save(folder)
             shutil.rmtree(progress, ignore_errors=True)
         return result
+
+    def _refuse_same_weights(self, checkpoint: Checkpoint) -> None:
+        """Two names of the same weights would be one checkpoint in the report.
+
+        Raises:
+            InputError: another checkpoint of this diagnosis has the same weights.
+        """
+        hashes = checkpoint.identity.weights_sha256
+        name = self._name_of.setdefault(json.dumps(hashes, sort_keys=True), checkpoint.name) if hashes else ""
+        if hashes and name != checkpoint.name:
+            raise InputError(f"{checkpoint.name} has the same weights as {name}: name one of them")
 
     def _base_responses(self, model: LazyModel) -> dict[str, list[int]]:
         """The base LLM's responses, as token ids of another model."""
@@ -194,7 +227,8 @@ class DiagnosisRun:
                 "again, and numbers in nats per token of the two cannot be compared exactly",
                 stacklevel=2,
             )
-        return in_tokens_of(reader, writer, found.responses())
+        with_words = {sample: ids for sample, ids in found.responses().items() if writer.decode(ids)}
+        return in_tokens_of(reader, writer, with_words)
 
     def _write_comparisons(self) -> None:
         for part, results in self._results.items():
@@ -203,6 +237,9 @@ class DiagnosisRun:
                     write_json(self.out / part / "comparison.json", compare(results))
                 except InputError as error:  # for example, no sample was measured of both
                     warnings.warn(f"{part} of the checkpoints is not compared: {error}", stacklevel=2)
+
+    def _loaded(self, checkpoint: Checkpoint) -> None:
+        self.on_load(checkpoint)
 
     def _show(self, done: int, note: str) -> None:
         self.on_progress("diagnosis", done, max(done, self._total), note)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import pandas as pd
-
 from lsm_probe.errors import one_line
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 VerdictName = Literal[
@@ -100,6 +99,8 @@ class Verdict:
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each number: value, interval, unit, n, what it is compared with, and its side."""
+        import pandas as pd
+
         rows = [{"checkpoint": self.checkpoint, "verdict": self.verdict, **vars(each)} for each in self.evidence]
         return pd.DataFrame(rows)
 

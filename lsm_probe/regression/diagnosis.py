@@ -31,6 +31,9 @@ _RANK: dict[VerdictName, int] = {
 }
 """Which verdicts are better; a change to one that is not is a regression."""
 
+_NOTED = ("batch_size", "dtype")
+"""Settings that may differ: they change numbers by rounding alone, or are what a check is for."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -162,8 +165,8 @@ def check_diagnosis(
     """Compare a diagnosis with a baseline.
 
     A checkpoint has regressed if its verdict changed to one that is not better, or if its D_i (nats per token) or its
-    share of responses in the asked-for form is lower than in the baseline by more than `tolerance`. A single checkpoint
-    is compared whatever its name; several are compared by name.
+    share of responses in the asked-for form is lower than in the baseline by more than `tolerance`. Checkpoints are
+    compared by name. If exactly one name differs, those two are compared, with a note.
 
     Args:
         baseline, current: a `diagnosis.json` each, or its folder.
@@ -189,7 +192,7 @@ def check_diagnosis(
         changes=[change for pair in pairs for change in _changes(*pair, tolerance, two_sided)],
         tolerance=tolerance,
         two_sided=two_sided,
-        notes=list(_notes(before, now, [each.checkpoint for _, each in pairs])),
+        notes=list(_notes(before, now, [(first.checkpoint, second.checkpoint) for first, second in pairs])),
     )
 
 
@@ -232,7 +235,7 @@ def read_diagnosis(path: str | Path) -> StoredDiagnosis:
 
 
 def _require_comparable(before: StoredDiagnosis, now: StoredDiagnosis) -> None:
-    settings = sorted(before.settings.keys() | now.settings.keys())
+    settings = sorted((before.settings.keys() | now.settings.keys()) - set(_NOTED))
     terms = [
         ("the data (sha256)", before.data.sha256[:12], now.data.sha256[:12]),
         ("the base LLM", before.base, now.base),
@@ -280,9 +283,17 @@ def _changes(before: _Judged, now: _Judged, tolerance: float, two_sided: bool) -
         yield Change(checkpoint=before.checkpoint, what=what, before=first, now=second, regressed=moved)
 
 
-def _notes(before: StoredDiagnosis, now: StoredDiagnosis, compared: Sequence[str]) -> Iterator[str]:
-    if more := [each.checkpoint for each in now.checkpoints if each.checkpoint not in compared]:
+def _notes(before: StoredDiagnosis, now: StoredDiagnosis, compared: Sequence[tuple[str, str]]) -> Iterator[str]:
+    known = [name for _, name in compared]
+    if more := [each.checkpoint for each in now.checkpoints if each.checkpoint not in known]:
         yield f"not compared, because the baseline does not have it: {', '.join(more)}"
+    for one, other in compared:
+        if one != other:
+            yield f"compared although the names differ: {one} and {other}"
+    for name in _NOTED:
+        first, second = before.settings.get(name), now.settings.get(name)
+        if first != second:
+            yield f"the setting {name!r} differs: {first!r} in the baseline, {second!r} now"
     names = sorted(before.versions.keys() | now.versions.keys())
     versions = [(name, before.versions.get(name), now.versions.get(name)) for name in names]
     if changed := [f"{name} {first} -> {second}" for name, first, second in versions if first != second]:

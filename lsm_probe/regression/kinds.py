@@ -1,4 +1,4 @@
-"""Both kinds of checks behind one door: of an eta curve, and of a diagnosis."""
+"""Checks of an eta curve and of a diagnosis, chosen by the kind of the current file."""
 
 from __future__ import annotations
 

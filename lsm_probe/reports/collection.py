@@ -229,7 +229,9 @@ def _split_own_words(
     own = [item for item in sensitivity if is_own(item.result)]
     shared = [item for item in sensitivity if not is_own(item.result)]
     twice = {item.result.name for item in own} & {item.result.name for item in shared}
-    return (shared, own) if twice else (sensitivity, [])
+    # On different data they cannot stand side by side.
+    differ = any(not item.result.data.is_same_as(sensitivity[0].result.data) for item in sensitivity)
+    return (shared, own) if twice or (own and shared and differ) else (sensitivity, [])
 
 
 def _check(name: str, group: Sequence[Stored]) -> None:

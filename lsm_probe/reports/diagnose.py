@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from lsm_probe.data.problems import OnError
 from lsm_probe.data.sample import Sample
 from lsm_probe.diagnosis.diagnosis import Diagnosis
 from lsm_probe.diagnosis.estimate import measure_speed
-from lsm_probe.diagnosis.plan import MAX_NEW_TOKENS, UTTERANCES, Plan, make_plan
+from lsm_probe.diagnosis.plan import MAX_NEW_TOKENS, SOURCES, UTTERANCES, make_plan
 from lsm_probe.diagnosis.run import DiagnosisRun, OnProgress
 from lsm_probe.diagnosis.verdict import Verdict
 from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_ranks
@@ -64,15 +64,17 @@ def diagnose(
         checkpoints: names as [`lsm_probe.load`] takes them, or loaded checkpoints.
         samples: with `audio`; with `text` (transcripts) for the base LLM, alignment and the word error rate.
         base: the text LLM inside the checkpoints: the reference for D_i and D_s, and at the same number of source
-            tokens for eta.
+            tokens for eta. By default the first text LLM among the checkpoints, if there is one.
         out: folder for the results of all measurements, `diagnosis.json` and `report.html`. Without it nothing is kept
             but what is returned.
         quick: only attention, sensitivity and transcription.
         utterances: most utterances that are measured, the first ones of the data. Base words take a quarter of them,
             knockout a sixth, transcription half (at least six each).
         max_new_tokens: longest response, in tokens.
-        instructions: the pool of instructions for sensitivity; by default those of the first eight tasks of the
-            samples, or the pool `probing` where the samples have one task alone, or name none.
+        instructions: the pool of instructions for sensitivity. By default it holds one instruction for each of the
+            first eight tasks of the samples; samples without `task` count each instruction as a task. The pool
+            `probing` is used if there is only one task, if there are more than 32, or if an instruction has a
+            placeholder.
         batch_size, seed, on_error: as in [`lsm_probe.runner.options.RunOptions`].
         data_name: how results call the data.
         loading: keyword arguments of [`lsm_probe.load`].
@@ -95,6 +97,7 @@ def diagnose(
     chosen = [_to_measure(each, loading or {}) for each in given]
     reference = None if base is None else _to_measure(base, loading or {})
     _check(chosen, reference, samples)
+    reference = reference or _text_llm_among(chosen)
     plan = make_plan(
         samples,
         quick=quick,
@@ -104,19 +107,22 @@ def diagnose(
         utterances=utterances,
     )
     data = describe_data(samples, data_name)
+    loading = loading or {}
     settings = {
         "utterances": {part.name: len(part.samples) for part in plan.parts},
         "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
+        "instructions": {task.task: task.fill(0, *task.languages[:1]) for task in plan.instructions.tasks},
+        "sources": SOURCES,
         "seed": seed,
+        **{name: loading.get(name) for name in ("template", "date", "dtype")},
+        "batch_size": batch_size,
     }
     deciding = {
         **settings,
         "checkpoints": [each.name for each in chosen],
         "base": None if reference is None else reference.name,
         "data": data.sha256,
-        "instructions": None if instructions is None else repr(instructions),
-        "loading": loading or {},
+        "loading": loading,
     }
     with _folder(out, deciding, resume) as folder, notebook_progress(on_progress) as show:
         run = DiagnosisRun(
@@ -128,13 +134,15 @@ def diagnose(
             options={"batch_size": batch_size, "seed": seed, "on_error": on_error},
             data_name=data_name,
             on_progress=show,
-            on_load=_Estimating(plan, chosen, reference, batch_size, on_estimate),
         )
+        run.on_load = _Estimating(run, on_estimate)
         run.measure()
         results = read_results([folder]) if any(folder.glob("*/*/result.json")) else None
+        short = {} if results is None else {full: name for name, names in results.full_names.items() for full in names}
+        base_name = None if reference is None else short.get(reference.name, reference.name)
         diagnosis = Diagnosis(
-            verdicts=_verdicts(results, run),
-            base=None if reference is None else reference.name,
+            verdicts=_verdicts(results, run, short, base_name),
+            base=base_name,
             data=data,
             settings=settings,
             names={} if results is None else {short: names[0] for short, names in results.full_names.items()},
@@ -143,7 +151,7 @@ def diagnose(
         if out is not None and is_main_rank():
             diagnosis.save(folder)
             if results is not None:
-                save_report(results, folder / REPORT)
+                save_report(results, folder / REPORT, base_name)
     return diagnosis
 
 
@@ -152,6 +160,12 @@ def _to_measure(given: Named, loading: dict[str, Any]) -> ToMeasure:
         source = given.source
         return ToMeasure(given.name, lambda: given, lambda: source)
     return named_checkpoint(str(given), loading)
+
+
+def _text_llm_among(checkpoints: Sequence[ToMeasure]) -> ToMeasure | None:
+    """The first text LLM, where there are models that take speech too: it then is the base LLM."""
+    sources = [each.look_up() for each in checkpoints]
+    return checkpoints[sources.index("text")] if {"text", "speech"} <= set(sources) else None
 
 
 def _check(checkpoints: Sequence[ToMeasure], base: ToMeasure | None, samples: Sequence[Sample]) -> None:
@@ -193,10 +207,7 @@ def _folder(out: str | Path | None, deciding: dict[str, Any], resume: bool) -> I
 class _Estimating:
     """Estimates the time of a diagnosis when its first model is loaded."""
 
-    plan: Plan
-    checkpoints: Sequence[ToMeasure]
-    base: ToMeasure | None
-    batch_size: int
+    run: DiagnosisRun
     on_estimate: Callable[[float], None]
     done: bool = False
 
@@ -204,17 +215,21 @@ class _Estimating:
         if self.done:
             return
         self.done = True
-        speed = measure_speed(checkpoint, self.plan.parts[0], self.batch_size)
-        parts = [part for each in self.checkpoints for part in self.plan.for_source(each.look_up() or "speech")]
-        if self.base is not None:
-            parts += [*self.plan.for_base(), self.plan.parts[0]]  # the last for the length-matched control
-        self.on_estimate(sum(speed.seconds(part) for part in parts))
+        speed = measure_speed(checkpoint, self.run.plan.parts[0], self.run.options["batch_size"])
+        if speed is not None:
+            self.on_estimate(sum(speed.seconds(part) for part in self.run.unfinished()))
 
 
-def _verdicts(results: Results | None, run: DiagnosisRun) -> list[Verdict]:
-    """The verdicts in the order of the checkpoints, the base LLM last, with what could not be measured."""
-    found = {} if results is None else {each.checkpoint: each for each in find_verdicts(results)}
-    short = {} if results is None else {full: name for name, names in results.full_names.items() for full in names}
+def _verdicts(results: Results | None, run: DiagnosisRun, short: Mapping[str, str], base: str | None) -> list[Verdict]:
+    """The verdicts in the order of the checkpoints, the base LLM last, with what could not be measured.
+
+    Args:
+        results: of all measurements; None if none was possible.
+        run: what was measured.
+        short: name of a checkpoint as given -> its name in the results.
+        base: the base LLM's name in the results.
+    """
+    found = {} if results is None else {each.checkpoint: each for each in find_verdicts(results, base)}
     order = dict.fromkeys([each.name for each in (*run.checkpoints, *([run.base] if run.base else []))])
     verdicts = []
     for name in order:

@@ -54,14 +54,18 @@ class ShownSamples:
 
 
 @own_settings()
-def report_page(results: Results) -> str:
+def report_page(results: Results, base: str | None = None) -> str:
     """The page: self-contained, readable without JavaScript, below `LARGEST`.
+
+    Args:
+        results: what it shows.
+        base: name of the base LLM; by default the first text LLM among the results.
 
     Raises:
         InputError: it would be larger without any timeline or sample.
     """
     with same_looks(results.checkpoints()) as looks:
-        verdicts, shown_sections = find_verdicts(results), sections(results)
+        verdicts, shown_sections = find_verdicts(results, base), sections(results)
         first = next((group[0] for _, group in results.measured()), None)
         content: dict[str, Any] = {
             "title": "Speech anchor bias",
@@ -90,9 +94,9 @@ def report_page(results: Results) -> str:
         return _fitted(results, content)
 
 
-def save_report(results: Results, path: Path) -> None:
-    """Writes the page."""
-    page = report_page(results)
+def save_report(results: Results, path: Path, base: str | None = None) -> None:
+    """Writes the page; see [`report_page`]."""
+    page = report_page(results, base)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())
 

@@ -22,7 +22,7 @@ JUDGED = ("attention", "sensitivity", "knockout", "alignment", "evaluate")
 """Measurements that a verdict is made from."""
 
 
-def find_verdicts(results: Results) -> list[Verdict]:
+def find_verdicts(results: Results, base: str | None = None) -> list[Verdict]:
     """The verdict about each checkpoint of [`measured_checkpoints`], computed from the results.
 
     A `diagnosis.json` in their folders is not read: it may be older than they are.
@@ -33,17 +33,18 @@ def find_verdicts(results: Results) -> list[Verdict]:
         print([(each.checkpoint, each.verdict) for each in verdicts])
         ```
     """
-    return [_with_data_warning(judge(measured), measured) for measured in measured_checkpoints(results)]
+    return [_with_data_warning(judge(measured), measured) for measured in measured_checkpoints(results, base)]
 
 
-def measured_checkpoints(results: Results) -> list[MeasuredCheckpoint]:
+def measured_checkpoints(results: Results, base: str | None = None) -> list[MeasuredCheckpoint]:
     """What was measured of each checkpoint, in the order of the report.
 
-    The base LLM is the first text LLM among the results. Length-matched controls and cascades are no checkpoints of
-    their own, nor are checkpoints of which only measurements outside [`JUDGED`] are present. A measurement on the
-    reference responses, or with a pool of paraphrases, is left out: no rule speaks of it. Sensitivity is per token.
+    By default the base LLM is the first text LLM among the results. Length-matched controls and cascades are no
+    checkpoints of their own, nor are checkpoints of which only measurements outside [`JUDGED`] are present. A
+    measurement on the reference responses, or with a pool of paraphrases, is left out: no rule speaks of it.
+    Sensitivity is per token.
     """
-    base, own = base_llm(results), own_responses(results.groups)
+    base, own = base or base_llm(results), own_responses(results.groups)
     tasks = [each for each in _all_sensitivity(results) if each.conventions.pool == "tasks"]
     sensitivity = [each.with_conventions(per="token") for each in tasks]
     shown = []

@@ -28,7 +28,7 @@ def test_it_prints_the_verdicts_and_what_was_not_measured(lsm_probe_command, opt
     assert code == 0
     assert "Verdicts" in told
     assert "cannot tell" in told
-    assert "lsm: The data hold 3 utterances" in told
+    assert "lsm: Only 3 utterances were measured" in told
     assert "missing: At least 3 more utterances." in told
     assert f"written to {tmp_path / 'out'}: report.html, diagnosis.json" in " ".join(told.split())
     assert "expected time: about" in err

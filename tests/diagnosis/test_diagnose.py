@@ -1,6 +1,7 @@
 """A diagnosis of tiny models: each loaded once, the numbers of the single commands, resumed where it stopped."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_the_folder_holds_every_measurement_the_verdicts_and_the_report(diagnose
     assert stored.to_dict() == found.to_dict()
     assert [verdict.checkpoint for verdict in stored.verdicts] == ["lsm", "llm"]
     assert stored["lsm"] == stored[str(tiny_lsm_folder)]
-    assert stored.base == str(tiny_llm_folder)
+    assert stored.base == "llm"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,19 @@ def test_a_model_that_answers_nothing_gets_no_verdict(by_task, tiny_lsm, monkeyp
     [verdict] = lsm_probe.diagnose(tiny_lsm, by_task, quick=True, **QUICK).verdicts
     assert verdict.verdict == "cannot tell"
     assert any("empty response" in warning for warning in verdict.warnings)
+
+
+def test_a_copy_of_a_checkpoint_is_refused(by_task, tiny_lsm_folder, tmp_path):
+    copy = shutil.copytree(tiny_lsm_folder, tmp_path / "copy")
+    with pytest.raises(InputError, match="has the same weights as"):
+        lsm_probe.diagnose([tiny_lsm_folder, copy], by_task, quick=True, loading=CPU, **QUICK)
+
+
+def test_a_text_llm_among_the_checkpoints_is_the_base(by_task, tiny_lsm_folder, tiny_llm_folder):
+    found = lsm_probe.diagnose([tiny_lsm_folder, tiny_llm_folder], by_task, quick=True, loading=CPU, **QUICK)
+    assert found.base == "llm"
+    assert found["lsm"].evidence[0].compared_with.startswith(("the base LLM", "the ceiling"))
+    assert not any("There is no base LLM" in warning for warning in found["lsm"].warnings)
 
 
 def test_without_a_folder_nothing_is_left_on_the_disk(by_task, tiny_lsm, tmp_path, monkeypatch):

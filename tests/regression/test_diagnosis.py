@@ -1,6 +1,8 @@
 """A diagnosis is compared with a baseline: verdicts, D_i and the share in the asked-for form; files that cannot be."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -101,8 +103,12 @@ def test_the_text_names_what_regressed(compared):
     assert "0.450" in text
 
 
-def test_one_checkpoint_is_compared_whatever_its_name_and_several_by_name(compared):
-    assert not compared(diagnosis(judged(name="old")), diagnosis(judged(name="new"))).regressed
+def test_checkpoints_are_compared_by_name_and_one_renamed_with_a_note(compared):
+    renamed = compared(diagnosis(judged(name="old")), diagnosis(judged(name="new")))
+    assert not renamed.regressed
+    assert renamed.notes == ["compared although the names differ: old and new"]
+    larger = diagnosis(settings={"seed": 0, "max_new_tokens": 32, "batch_size": 4})
+    assert compared(diagnosis(), larger).notes == ["the setting 'batch_size' differs: None in the baseline, 4 now"]
     two = diagnosis(judged(name="a"), judged(IGNORES, name="b"))
     swapped = diagnosis(judged(IGNORES, name="b"), judged(name="a"))
     assert not compared(two, swapped).regressed
@@ -118,6 +124,7 @@ def test_one_checkpoint_is_compared_whatever_its_name_and_several_by_name(compar
         ({"data": DataIdentity("clips", "xyz", 24)}, "the data"),
         ({"base": None}, "the base LLM differs: 'builtin:llm' in the baseline, None"),
         ({"settings": {"seed": 1, "max_new_tokens": 32}}, "the setting 'seed' differs: 0 in the baseline, 1"),
+        ({"settings": {"seed": 0, "max_new_tokens": 32, "template": "chat"}}, "the setting 'template' differs: None"),
     ],
 )
 def test_what_was_measured_otherwise_cannot_be_compared(compared, changes, message):
@@ -196,3 +203,8 @@ def test_the_fixture_takes_a_diagnosis(pytester, tmp_path, monkeypatch):
     runs[1].assert_outcomes(passed=1)
     runs[2].assert_outcomes(failed=1)
     runs[2].stdout.fnmatch_lines(["*regressed: verdict of lsm went from*"])
+
+
+def test_a_check_waits_for_no_large_package():
+    code = "import sys, lsm_probe.regression.kinds; print({'numpy', 'pandas', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

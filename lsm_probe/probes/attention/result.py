@@ -305,9 +305,7 @@ class AttentionResult(MeasurementResult):
             )
         source = SEGMENTS.index("source")
         if not np.array_equal(np.delete(self.tokens, source, 1), np.delete(other.tokens, source, 1)):
-            warnings.append(
-                f"{self.name} and {other.name} lay their prompts out differently, which alone changes eta"
-            )
+            warnings.append(f"{self.name} and {other.name} lay their prompts out differently, which alone changes eta")
         elif not np.array_equal(self.tokens, other.tokens):
             means = [f"{r.name} {r.tokens[:, source].mean():.1f}" for r in (self, other)]
             warnings.append(
