@@ -382,12 +382,13 @@ def test_the_number_of_utterances_grows_with_the_square_of_the_width():
     assert Distance(0.0, -1.0, 1.0, 10).more_utterances() == "more than 500"
 
 
-def test_one_utterance_that_carries_the_mean_is_a_warning():
+def test_one_utterance_that_alone_decides_the_verdict_is_a_warning():
     # Without the first utterance D_i is 0.28, and the threshold is 0.3.
     own = with_form(N, [0.8, *varied(0.28, N - 1, 0.01)])
     judged = judge(measured(own=own, base_own=with_form(N, 0.4, "llm"), tasks=TASKS))
     assert judged.verdict == FOLLOWS
-    assert "The utterance of sample s0 carries D_i: without it the verdict would not hold." in judged.warnings
+    expected = "Without the utterance of sample s0, D_i would lie on the other side of its threshold, and the verdict "
+    assert f"{expected}would not hold." in judged.warnings
     assert not judge(measured()).warnings
 
 
