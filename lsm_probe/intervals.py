@@ -121,9 +121,10 @@ def share_interval(
     contributions = _contributions(point, left_out)
     effective = _effective_samples(point * (1 - point), contributions, n_samples)
     # Wider, as the variance is known from few utterances; but each utterance counts as one sample at least.
-    wider = (stats.t.ppf(LEVEL / 2, n_samples - 1) / stats.t.ppf(LEVEL / 2, n - 1)) ** 2
+    tail = (1 - LEVEL) / 2
+    wider = (stats.t.ppf(tail, n_samples - 1) / stats.t.ppf(tail, n - 1)) ** 2
     effective = np.maximum(effective * wider, np.minimum(effective, n))
-    hits, misses, tail = point * effective, (1 - point) * effective, (1 - LEVEL) / 2
+    hits, misses = point * effective, (1 - point) * effective
     # The beta distribution is not defined where the end is that of the range.
     with np.errstate(invalid="ignore"):
         low = np.where(hits > 1e-9, stats.beta.ppf(tail, hits, misses + 1), 0)

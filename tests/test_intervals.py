@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, t
+from scipy.stats import beta, binomtest, t
 
 from lsm_probe.intervals import (
     FEWEST,
@@ -109,6 +109,17 @@ def test_samples_that_repeat_their_utterance_count_once():
     expected = binomtest(3, 8).proportion_ci(0.95, "exact")
     found = share_interval(values.mean(), left_out_means(values, pairs), 16)
     assert found == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_a_share_of_several_samples_per_utterance_is_known_from_few_utterances():
+    # Utterances have 1 or 2 hits of 3: they differ less than by chance, so that all 24 samples count as independent.
+    # Tables of Student's t at 2.5 %: 2.0687 with 23 degrees of freedom, 2.3646 with 7.
+    values, triples = np.tile([1.0, 0, 0, 1, 1, 0], 4), np.arange(24) // 3
+    effective = 24 * (2.0687 / 2.3646) ** 2
+    assert effective == pytest.approx(18.37, abs=0.01)
+    low = beta.ppf(0.025, effective / 2, effective / 2 + 1)
+    found = share_interval(0.5, left_out_means(values, triples), 24)
+    assert found == (pytest.approx(low, abs=1e-4), pytest.approx(1 - low, abs=1e-4))
 
 
 def test_no_difference_of_shares_on_few_utterances_is_not_certain():
