@@ -12,11 +12,12 @@ from typing import Any
 
 from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
-from lsm_probe.diagnosis.models import LazyModel, has_same_tokenizer, in_tokens_of
+from lsm_probe.diagnosis.models import LazyModel
 from lsm_probe.diagnosis.plan import Part, Plan
 from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_ranks
 from lsm_probe.errors import InputError, NotMeasurable
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.retokenise import has_same_tokenizer, in_tokens_of
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.identity import Control

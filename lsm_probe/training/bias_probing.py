@@ -17,6 +17,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.devices import input_device
 from lsm_probe.models.loading import load
+from lsm_probe.models.retokenise import in_tokens_of
 from lsm_probe.probes.attention.measure import attention
 from lsm_probe.probes.sensitivity.measure import sensitivity
 from lsm_probe.runner.options import ResponseOptions
@@ -136,8 +137,9 @@ class BiasProbing:
         answers: Responses = {}
         for first in range(0, len(self.samples), self.batch_size):
             items, _ = prepare(base, self.samples[first : first + self.batch_size], options, "fail")
-            answers |= {item.sample.id: _in_tokens_of(checkpoint, base, item.response) for item in items}
-        return answers
+            answers |= {item.sample.id: item.response for item in items}
+        # A sample whose answer has no text gets an empty response, which is not measured.
+        return {sample: [] for sample in answers} | in_tokens_of(checkpoint, base, answers)
 
 
 def choose_samples(samples: Sequence[Sample], limit: int) -> list[Sample]:
@@ -148,11 +150,6 @@ def choose_samples(samples: Sequence[Sample], limit: int) -> list[Sample]:
     turns = [own[i % len(own) :] + own[: i % len(own)] for i, own in enumerate(by_utterance.values())]
     rounds = range(max(map(len, turns), default=0))
     return [own[n] for n in rounds for own in turns if n < len(own)][:limit]
-
-
-def _in_tokens_of(checkpoint: Checkpoint, base: Checkpoint, ids: list[int]) -> list[int]:
-    own, of_base = (writer.tokenizer.convert_ids_to_tokens(ids) for writer in (checkpoint, base))
-    return ids if own == of_base else checkpoint.encode_response(base.decode(ids))
 
 
 def _device(checkpoint: Checkpoint) -> str:
