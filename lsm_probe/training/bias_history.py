@@ -32,7 +32,7 @@ class BiasHistory:
         setup: what decides the numbers: samples, responses, settings. Probings under another setup are not comparable.
         rows: one for each probing, by its step: `epoch`, `eta` (mean over layers), `eta_1` to `eta_6` (groups of
             layers), `D_i` and `D_s` (nats per token), each of the last two with `_low` and `_high` (95 % interval over
-            utterances), `n_samples`, `n_utterances`, `seconds`.
+            utterances; missing with fewer than three utterances), `n_samples`, `n_utterances`, `seconds`.
         groups: first and last layer of each group.
         responses: token ids of the fixed responses by sample id; None where each probing generates its own.
         every: steps between two probings; None until it is decided, 0 for no more of them.
@@ -69,7 +69,8 @@ class BiasHistory:
         frame = self.to_frame()
         for i, (layers, color) in enumerate(zip(self.groups, sns.color_palette("viridis", 6), strict=False), start=1):
             label = f"layers {layers[0]} to {layers[1]}" if layers[0] < layers[1] else f"layer {layers[0]}"
-            ax.plot(frame["step"], frame[f"eta_{i}"], color=color, marker="o", markersize=3, label=label)
+            if f"eta_{i}" in frame:
+                ax.plot(frame["step"], frame[f"eta_{i}"], color=color, marker="o", markersize=3, label=label)
         ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
         ax.set(ylabel="eta (instruction proportion)", ylim=(0, max(0.6, ax.get_ylim()[1])))
         _add_legend(ax)
@@ -81,9 +82,9 @@ class BiasHistory:
         for key, (label, color, marker) in _SENSITIVITIES.items():
             if key in frame:
                 ax.plot(frame["step"], frame[key], color=colors[color], marker=marker, markersize=3, label=label)
-                ax.fill_between(
-                    frame["step"], frame[f"{key}_low"], frame[f"{key}_high"], color=colors[color], alpha=0.15, lw=0
-                )
+                if {f"{key}_low", f"{key}_high"} <= set(frame):
+                    low, high = frame[f"{key}_low"], frame[f"{key}_high"]
+                    ax.fill_between(frame["step"], low, high, color=colors[color], alpha=0.15, lw=0)
         ax.axhline(0, color="0.3", linewidth=0.8)
         ax.set_ylabel("sensitivity D (nats per token)")
         _add_legend(ax)
@@ -95,7 +96,7 @@ class BiasHistory:
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
             temporary.write_text(text, encoding="utf-8")
 
     def save_pictures(self, folder: str | Path) -> None:
@@ -114,7 +115,9 @@ class BiasHistory:
         path = Path(folder) / FILE
         try:
             head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            return cls(**head, rows={row.pop("step"): row for row in rows})
+            # Earlier versions wrote NaN for numbers that are not defined.
+            known = [{key: value for key, value in row.items() if value == value} for row in rows]
+            return cls(**head, rows={row.pop("step"): row for row in known})
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path} cannot be read ({reason}): delete it, and the probings begin anew") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from accelerate.utils.memory import clear_device_cache
 
 from lsm_probe.data.identity import DataIdentity
@@ -35,7 +36,7 @@ class BiasProbing:
     Attributes:
         samples: the fixed samples.
         data: their identity.
-        response: whose words are measured: the `base` LLM's, the samples' targets (`reference`), or what the model
+        response: which responses are measured: the `base` LLM's, the samples' targets (`reference`), or what the model
             itself answers at each probing (`generated`).
         base: the text LLM, for `base`.
         instructions: the pool of instructions; None for those of the samples.
@@ -94,6 +95,8 @@ class BiasProbing:
     def measure(self, checkpoint: Checkpoint, responses: Responses | None) -> tuple[dict[str, Any], list[list[int]]]:
         """One row of a [`BiasHistory`] but for `epoch` and `seconds`, and the first and last layer of each group.
 
+        Numbers that are not defined are left out of the row.
+
         Under `torchrun` every process must call it: each measures its share of the batches.
 
         Args:
@@ -125,7 +128,8 @@ class BiasProbing:
             "n_samples": len(changed.ids),
             "n_utterances": len({sample.utterance for sample in answers}),
         }
-        return row, [group["layers"] for group in groups]
+        # JSON has no NaN, which stands for the interval of fewer than three utterances.
+        return {key: value for key, value in row.items() if np.isfinite(value)}, [group["layers"] for group in groups]
 
     def _base_responses(self, checkpoint: Checkpoint) -> Responses:
         """What the base LLM answers to the transcripts, in the tokens of the model in training."""

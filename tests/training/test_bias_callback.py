@@ -1,5 +1,6 @@
 """The bias measured while a tiny Qwen2-Audio is trained in a plain `transformers.Trainer`."""
 
+import json
 import random
 from collections.abc import Callable
 from copy import deepcopy
@@ -145,6 +146,29 @@ def test_numbers_reach_the_log_the_files_and_tensorboard(probed) -> None:
     assert BiasHistory.load(folder).to_frame().equals(frame)
     lines = [ax.lines for ax in callback.plot().axes]
     assert [list(line.get_xdata()) for line in lines[0][:6]] == [[0, 3, 6]] * 6
+
+
+def test_two_utterances_have_no_interval_and_valid_json(probed) -> None:
+    _, callback, folder = probed
+    assert len({sample.utterance for sample in callback.samples}) == 2
+    for line in (folder / "bias.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # called for NaN and Infinity
+    assert not {"D_i_low", "D_i_high", "D_s_low", "D_s_high"} & set(callback.to_frame())
+    assert {"D_i", "D_s"} < set(callback.to_frame())
+    assert not callback.plot().axes[1].collections
+
+
+def test_numbers_that_an_earlier_version_stored_as_nan_are_left_out(tmp_path) -> None:
+    (tmp_path / "bias.jsonl").write_text('{"setup": {}}\n{"step": 0, "D_i": 0.1, "D_i_low": NaN}\n')
+    history = BiasHistory.load(tmp_path)
+    assert history.rows == {0: {"D_i": 0.1}}
+    history.save(tmp_path)
+    assert "NaN" not in (tmp_path / "bias.jsonl").read_text()
+
+
+def test_a_band_is_drawn_where_there_is_an_interval() -> None:
+    row = {"eta": 0.5, "D_i": 0.2, "D_s": 0.3, "D_i_low": 0.1, "D_i_high": 0.4}
+    assert len(BiasHistory(rows={0: row, 1: row}).plot().axes[1].collections) == 1
 
 
 def test_a_probing_equals_a_measurement_of_the_trained_model(probed, processor, tasks) -> None:
