@@ -77,7 +77,8 @@ class BiasCallback(TrainerCallback):
         seed: of the draw of sources, and of the bootstrap.
 
     Raises:
-        InputError: the samples or an option cannot be used. When training begins: also the model or the base.
+        InputError: the samples or an option cannot be used. When training begins: also the model or the base, or a
+            bound is set for a number that the model does not have, such as `eta_6` with fewer than 6 layers.
 
     Warns:
         UserWarning: a later probing failed, after which training goes on; or training was stopped, and why.
@@ -163,6 +164,7 @@ class BiasCallback(TrainerCallback):
         # Also after a resume: of the step that the run was interrupted at, while it was probed.
         if state.global_step not in self.history.rows and self._is_due(state):
             self._probe(args, state, control, model)
+        self._check_bounds()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._timer.begin()
@@ -263,6 +265,19 @@ class BiasCallback(TrainerCallback):
         pending = control.should_log  # the loss of this step, which on_log would call off
         self._handler.on_log(args, state, control, logs)
         control.should_log = pending
+
+    def _check_bounds(self) -> None:
+        """Refuses bounds for numbers that were not measured: training would never stop at them.
+
+        Raises:
+            InputError: names the number, and those that were measured.
+        """
+        for row in list(self.history.rows.values())[:1]:
+            measured = [name for name in STOPPABLE if name in row]
+            if unknown := sorted(set(self.stop_below) - set(measured)):
+                raise InputError(
+                    f"stop_below has {unknown[0]!r}, which this model does not have; choose from: {', '.join(measured)}"
+                )
 
     def _stop_if_fallen(self, state: TrainerState, control: TrainerControl) -> None:
         rows, step = self.history.rows, state.global_step

@@ -240,6 +240,18 @@ def test_training_stops_where_a_number_falls_below_its_bound(probed, qwen, tasks
     assert callback.stopped
 
 
+def test_a_bound_for_layers_that_the_model_lacks_is_refused(processor, tasks, train: Train) -> None:
+    config = transformers.Qwen2AudioConfig(
+        audio_config=ENCODER,
+        text_config={**LLM, "num_hidden_layers": 2},
+        audio_token_index=processor.tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    model = transformers.Qwen2AudioForConditionalGeneration(config)
+    message = "stop_below has 'eta_6', which this model does not have; choose from: eta, eta_1, eta_2, D_i, D_s"
+    with pytest.raises(InputError, match=message):
+        train(model, BiasCallback(tasks, every=3, stop_below={"D_i": 0.1, "eta_6": 0.1}))
+
+
 def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train: Train, monkeypatch) -> None:
     measure = BiasProbing.measure
 
