@@ -55,6 +55,8 @@ class AudioBytes:
 
         from lsm_probe.waveform import as_mono, to_float32
 
+        if np.ndim(waveform) == 0 and np.ndim(rate) > 0:
+            raise InputError("the audio is (rate, waveform): give (waveform, rate)")
         if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not (rate > 0 and rate % 1 == 0):
             raise InputError(f"the sampling rate is {rate!r}: give a whole number of Hz, such as 16000")
         samples = as_mono(waveform)

@@ -252,6 +252,7 @@ ROW = {"audio": b"x"}
         ([(np.zeros(9, int), 16_000)], {}, "row 0: .*int64, which does not tell its scale"),
         ([(np.zeros(9), 16.5)], {}, "row 0: the sampling rate is 16.5"),
         ([(np.zeros(9), None)], {}, "row 0: the sampling rate is None"),
+        ([(16_000, np.zeros(9))], {}, r"row 0: the audio is \(rate, waveform\): give \(waveform, rate\)"),
         ([{**ROW, "id": 3}, {**ROW, "id": 3}], {}, "row 1: the id '3' is taken"),
     ],
 )
