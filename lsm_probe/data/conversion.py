@@ -37,6 +37,7 @@ def samples(
     instruction: str | Sequence[str] | None = None,
     id: Column = None,
     target: Column = None,
+    alternatives: Column = None,
     task: Column = None,
     language: Column = None,
     context: Column = None,
@@ -64,6 +65,7 @@ def samples(
         instruction: a column, one instruction for all samples, or a list of instructions that the samples get in turn.
         id: column of names; without one the samples are numbered from 0.
         target: column of reference responses.
+        alternatives: column of lists of further right answers, which evaluation accepts too.
         task: column of the names of tasks.
         language: column of the languages of the speech.
         context: column of further text for the prompt.
@@ -87,7 +89,7 @@ def samples(
     """
     rows = find_rows(source)
     named = {"audio": audio, "text": text, "id": id, "target": target, "task": task, "language": language}
-    named |= {"context": context, "start": start, "duration": duration}
+    named |= {"alternatives": alternatives, "context": context, "start": start, "duration": duration}
     columns = {key: column for key, name in named.items() if (column := _find_column(key, name, rows))}
     if "audio" not in columns and audio is not False:
         raise InputError(f"no column is known to hold the audio: name it with audio=, or audio=False; {_listed(rows)}")
@@ -184,6 +186,8 @@ def _values(row: Mapping[str, Any], columns: Mapping[str, str], rows: Rows) -> d
     found = {key: _plain(row.get(column)) for key, column in {**columns, **own}.items()}
     if isinstance(found.get("id"), int) and not isinstance(found["id"], bool):
         found["id"] = str(found["id"])
+    if isinstance(found.get("alternatives"), np.ndarray):  # pandas reads the lists of a Parquet file as arrays
+        found["alternatives"] = found["alternatives"].tolist()
     return {key: value for key, value in found.items() if value is not None}
 
 

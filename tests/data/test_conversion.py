@@ -225,6 +225,16 @@ def test_training_reads_audio_in_memory(tmp_path, tiny_lsm):
     assert made("bytes")[0] in states
 
 
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_further_right_answers_are_kept(kind):
+    rows = [{"audio": b"x", "alternatives": kind(["four", "4"])}, {"audio": b"y", "alternatives": None}]
+    found = lsm_probe.samples(pd.DataFrame(rows), instruction=SAY)
+    assert [sample.alternatives for sample in found] == [("four", "4"), ()]
+    frame = pd.DataFrame(rows).rename(columns={"alternatives": "also"})
+    assert lsm_probe.samples(frame, instruction=SAY, alternatives="also")[0].alternatives == ("four", "4")
+    assert lsm_probe.samples(pd.DataFrame(rows), instruction=SAY, alternatives=False)[0].alternatives == ()
+
+
 ROW = {"audio": b"x"}
 
 
