@@ -1,4 +1,4 @@
-"""95 % intervals over utterances, by the jackknife; and whether one utterance carries a mean.
+"""95 % intervals over utterances, by the jackknife; and whether one utterance alone decides a mean.
 
 An interval speaks of utterances, not of training seeds. All samples of an utterance (a cluster) are left out together.
 Each statistic is computed on all utterances and again without each of them. The differences say how much every
@@ -25,7 +25,7 @@ METHOD = "skewness-corrected t"
 FEWEST = 3
 """Utterances: with fewer there is no interval, as two do not tell whether values are skewed."""
 OUTLIER = 0.01
-"""Significance of the outlier test that decides whether one utterance carries a mean."""
+"""Significance of the test for an outlier, an utterance that alone decides a mean."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -178,9 +178,9 @@ class Influence:
         cluster: number of the utterance.
         mean: of all utterances.
         mean_without: without that one.
-        carries: whether the utterance carries the mean: Grubbs' test calls it an outlier at a significance of 1 %,
-            and leaving it out moves the mean by more than half a standard error. Of samples of a normal distribution at
-            most 1 % have such an utterance, however few utterances there are.
+        carries: whether the utterance alone decides the mean: Grubbs' test calls it an outlier at a significance of
+            1 %, and leaving it out moves the mean by more than half a standard error. Of samples of a normal
+            distribution at most 1 % have such an utterance, however few utterances there are.
     """
 
     cluster: int
@@ -190,7 +190,7 @@ class Influence:
 
 
 def most_influential(values: Floats, clusters: NDArray[np.int64]) -> Influence:
-    """The utterance that moves the mean over samples most when it is left out, and whether it carries the mean.
+    """The utterance that moves the mean over samples most when it is left out, and whether it alone decides the mean.
 
     An interval that excludes 0 is not to be trusted where `carries` is true; nor is one that includes 0.
 

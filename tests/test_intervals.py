@@ -153,7 +153,7 @@ def test_intervals_over_six_utterances_hold_the_true_mean_as_often_as_they_shoul
     assert np.mean((percentile_low <= true) & (true <= percentile_high)) < level - 0.05
 
 
-def test_an_outlier_carries_the_mean():
+def test_an_outlier_alone_decides_the_mean():
     values, alone = np.array([0.3, 0.2, 0.4, 0.3, 0.2, 2.3]), np.arange(6)
     found = most_influential(values, alone)
     assert (found.cluster, found.carries) == (5, True)
@@ -173,6 +173,6 @@ def test_the_samples_of_an_utterance_are_judged_together():
 
 
 @pytest.mark.parametrize("n", [4, 8, 24])
-def test_one_normal_sample_in_a_hundred_has_an_utterance_that_carries_it(n):
+def test_one_normal_sample_in_a_hundred_has_an_utterance_that_alone_decides_it(n):
     values, alone = np.random.default_rng(0).normal(size=(2_000, n)), np.arange(n)
     assert np.mean([most_influential(row, alone).carries for row in values]) == pytest.approx(0.01, abs=0.007)

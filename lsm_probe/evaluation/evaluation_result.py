@@ -141,7 +141,7 @@ class EvaluationResult(MeasurementResult):
         return estimated(first, value, resampled, sum(rate.n for rate in rates.values()), details)
 
     def influence_notes(self) -> list[str]:
-        """A sentence for each score that one utterance carries; shares of samples have none."""
+        """A sentence for each score that one utterance alone decides; shares of samples have none."""
         notes = []
         for task, rows, keys in self._by_task():
             for name, metric in self.metrics()[task.name].items():

@@ -188,7 +188,7 @@ class MeasurementResult:
         return Curve(change, *share_difference_interval(change, self.resampled(values), squares, len(values)))
 
     def influence_note(self, label: str, values: Floats) -> str | None:
-        """A sentence that names the samples of the utterance that carries a mean, or None if none does.
+        """A sentence that names the samples of the utterance that alone decides a mean, or None if none does.
 
         Args:
             label: how the sentence calls the mean, such as `D_i`.
@@ -368,7 +368,7 @@ def curve(point: Floats, resampled: Floats) -> Curve:
 
 
 def influence_sentence(label: str, influence: Influence, ids: Sequence[str], digits: int = 2) -> str | None:
-    """That one utterance carries a number, or None if it does not.
+    """A sentence that says that one utterance alone decides a number, or None if it does not.
 
     Args:
         label: how the sentence calls the number.

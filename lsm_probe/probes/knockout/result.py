@@ -74,7 +74,7 @@ class KnockoutResult(MeasurementResult):
         return self.mean(self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64))
 
     def influence_notes(self) -> list[str]:
-        """A sentence for each fall with a segment cut off in every layer that one utterance carries."""
+        """A sentence for each fall with a segment cut off in every layer that one utterance alone decides."""
         notes = [
             self.influence_note(f"the fall without the {segment.name.lower()}", self.fall_all_layers[:, i])
             for i, segment in enumerate(SEGMENTS)

@@ -103,7 +103,7 @@ class SensitivityResult(MeasurementResult):
         return curve(instruction / (instruction + source), self._resampled_eta()).clipped(0, 1)
 
     def influence_notes(self) -> list[str]:
-        """A sentence for each of D_i and D_s that one utterance carries."""
+        """A sentence for each of D_i and D_s that one utterance alone decides."""
         notes = [self.influence_note(*named) for named in zip(("D_i", "D_s"), self.by_sample(), strict=True)]
         return [note for note in notes if note]
 
