@@ -1,4 +1,4 @@
-"""Training of LSM checkpoints with transformers' Trainer, and watching the bias in anyone's training."""
+"""Training of LSM checkpoints with transformers' Trainer, and measuring the bias during any training."""
 
 from typing import TYPE_CHECKING, Any
 

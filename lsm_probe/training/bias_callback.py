@@ -1,4 +1,4 @@
-"""A callback for transformers' Trainer that watches speech anchor bias while a model is trained."""
+"""A callback for transformers' Trainer that measures speech anchor bias while a model is trained."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class BiasCallback(TrainerCallback):
     the first at the bottom), `bias_D_i` and `bias_D_s` (nats per token), so that TensorBoard, W&B and MLflow get them.
     The output folder gets them as `bias.jsonl`, and at the end as `bias.csv`, `bias.png` and `bias.svg`.
 
-    All steps are measured on the same words, or they could not be compared: those of `base` where one is given, else
-    the samples' targets. Only where samples have no targets does the model answer for itself at each probing; how
-    it answers changes as it learns, so compare such steps with care. `bias_responses` in the log's history says which.
+    All steps are measured on the same responses; otherwise they could not be compared. These are the responses of
+    `base` if it is given, else the samples' targets. If samples have no targets, the model generates its own responses
+    at each probing. They change as it learns, so compare such steps with care. `bias_responses` in the log's history
+    says which responses were measured.
 
     Training goes on as if nothing had been measured: the same seed gives the same weights, bit for bit.
 
