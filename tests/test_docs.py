@@ -35,7 +35,17 @@ LSMS = ("my-lsm", "path/to/lsm", "before", "after", "runs/vanilla/model", "runs/
 LLMS = ("my-llm", "base-llm")
 MANIFESTS = ("clips.jsonl", "spoken.jsonl", "answers.jsonl", "texts.jsonl", "place.jsonl", "mood.jsonl")
 FOLDERS = ("spoken/manifest.jsonl", "commands/test.place.jsonl")
-NOT_AT_HAND = ("builtin:vanilla_asr", "/data/", "openai/", "vllm", "http://", "spread", "a-70b-lsm", "dev.jsonl")
+NOT_AT_HAND = (
+    "biased",
+    "builtin:vanilla_asr",
+    "/data/",
+    "openai/",
+    "vllm",
+    "http://",
+    "spread",
+    "a-70b-lsm",
+    "dev.jsonl",
+)
 """What names a corpus, a model of the hub, a server, GPUs, or is made for the real embedded models."""
 EARLIER = ("runs/elsewhere/", "runs/evaluated/", "runs/arms/")
 """Results of other runs."""

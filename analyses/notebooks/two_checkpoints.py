@@ -51,6 +51,6 @@ eta_figure([*results, control])
 # %%
 for pair in lsm_probe.compare([control, *results[1:]])["pairs"]:
     difference = pair["eta_difference"]["mean"]
-    below = [layer for layer, high in enumerate(difference["ci_high"]) if high < 0]
-    above = [layer for layer, low in enumerate(difference["ci_low"]) if low > 0]
+    below = [layer for layer, high in enumerate(difference["ci_high"]) if high is not None and high < 0]
+    above = [layer for layer, low in enumerate(difference["ci_low"]) if low is not None and low > 0]
     print(f"{pair['first']} -> {pair['second']}: eta falls in layers {below} and rises in {above}")

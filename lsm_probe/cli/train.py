@@ -69,7 +69,10 @@ def train(
 
     from lsm_probe.cli.progress import progress, quiet_transformers
     from lsm_probe.cli.stopping import RESUME, stoppable
+    from lsm_probe.files import check_can_write
 
+    if out is not None:
+        check_can_write("--out", out, folder=True)
     is_main = os.environ.get("RANK", "0") == "0"
     with (
         stoppable(f"{RESUME} from the last checkpoint"),
@@ -77,7 +80,6 @@ def train(
     ):
         on_progress("starting", 0, 1)  # on a slow disk, importing torch and transformers takes long
         from lsm_probe.distributed import init_distributed
-        from lsm_probe.files import check_can_write
         from lsm_probe.runner.picture_files import report_drawing_failure
         from lsm_probe.training.config import presets, read_config
         from lsm_probe.training.plot import save_histories

@@ -74,18 +74,18 @@ def test_the_folder_holds_every_measurement_the_verdicts_and_the_report(diagnose
 
 
 @pytest.mark.parametrize(
-    ("part", "measure", "arrays"),
+    ("part", "options", "arrays"),
     [
-        ("attention", "attention", ("norms", "tokens")),
-        ("sensitivity", "sensitivity", ("instruction_log_probs", "source_log_probs")),
-        ("knockout", "knockout", ("fall", "fall_all_layers")),
+        ("attention", {}, ("norms", "tokens")),
+        ("sensitivity", {"sources": 4}, ("instruction_log_probs", "source_log_probs")),
+        ("knockout", {}, ("fall", "fall_all_layers")),
     ],
 )
-def test_the_numbers_are_those_of_the_single_measurements(diagnosed, by_task, tiny_lsm, part, measure, arrays):
+def test_the_numbers_are_those_of_the_single_measurements(diagnosed, by_task, tiny_lsm, part, options, arrays):
     out = diagnosed[0]
     ids = [json.loads(line)["id"] for line in (out / part / "lsm" / "samples.jsonl").read_text().splitlines()]
     chosen = [sample for sample in by_task if sample.id in ids]
-    alone = getattr(lsm_probe, measure)(tiny_lsm, chosen, **QUICK)
+    alone = getattr(lsm_probe, part)(tiny_lsm, chosen, **options, **QUICK)
     with np.load(out / part / "lsm" / "arrays.npz") as stored:
         for name in arrays:
             np.testing.assert_allclose(stored[name], getattr(alone, name), rtol=1e-5, atol=1e-6)

@@ -55,7 +55,10 @@ def test_before_the_first_step_there_is_nothing_to_save(training_config, tmp_pat
     assert train(training_config(IN_FOUR_PASSES), out, resume=True)["stages"][0]["steps"] == 9
 
 
-def test_what_comes_before_the_first_step_is_shown(training_config, tmp_path: Path) -> None:
+def test_what_comes_before_the_first_step_is_shown(
+    training_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSM_PROBE_CACHE", str(tmp_path / "cache"))  # nothing is encoded yet
     shown: list[tuple[int, str]] = []
     train(
         training_config("max_steps=1", "cache_features=true"),
