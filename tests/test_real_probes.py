@@ -40,7 +40,7 @@ def test_sensitivity_tells_a_model_that_listens_from_one_that_does_not(text_llm,
     deaf = lsm_probe.sensitivity(untrained, samples[:3], max_new_tokens=8)
     assert reads.source().mean > 0.2  # five utterances, one of them an outlier: the interval is wide
     assert deaf.source().mean < 0.05
-    assert deaf.instruction().ci_low > 0.05  # it has nothing else to go by
+    assert deaf.instruction().mean > 0.05  # nothing else changes its responses
     assert reads.self_check["mean"] < 0.1 * reads.self_check["bound"]
 
 

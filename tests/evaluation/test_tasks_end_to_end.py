@@ -12,8 +12,9 @@ from lsm_probe.data import speech
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, check, score
 from lsm_probe.evaluation.task import builtin_tasks, read_task, read_tasks
 
-TASKS = {name: task for name in builtin_tasks() if (task := read_task(name)).manifest is not None}
-"""Those that name a manifest: tasks without one say the form of answers alone."""
+OF_COMMANDS = ("french", "german", "politeness", "question", "sentiment", "spanish")
+"""Tasks of builtin:commands and of the study, whose manifests are answers of a text LLM and no corpus."""
+TASKS = {name: read_task(name) for name in builtin_tasks() if name not in OF_COMMANDS}
 
 
 def librispeech(root, write, clip):
