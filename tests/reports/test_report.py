@@ -124,7 +124,7 @@ def judged(planted, made, monkeypatch):
 
     def make(**verdict):
         planted_verdict = Verdict(checkpoint="mine", **{"reason": "The reason.", **verdict})
-        monkeypatch.setattr(report, "find_verdicts", lambda results: [planted_verdict])
+        monkeypatch.setattr(report, "find_verdicts", lambda results, base=None: [planted_verdict])
         return Page(report_page(made(planted("mine", 0.3))))
 
     return make
