@@ -81,7 +81,7 @@ def between(arm: str, *where: Callable[[str], slice]) -> Callable[[str], Curve]:
     def measure(seed: str) -> Curve:
         result: AttentionResult = measured(seed, "attention")[arm]
         first, second = (find(seed) for find in where)
-        values, drawn = result.eta().mean, result.resampled_eta()
+        values, drawn = result.eta().mean, result.left_out_eta()
         return curve(values[second].mean() - values[first].mean(), drawn[:, second].mean(1) - drawn[:, first].mean(1))
 
     return measure
@@ -95,7 +95,7 @@ def falls_more(seed: str) -> Curve:
         return values[..., last_sixth(seed)].mean(-1) - values[..., first_sixth(seed)].mean(-1)
 
     return curve(
-        rise(of_arm.eta().mean) - rise(of_llm.eta().mean), rise(of_arm.resampled_eta()) - rise(of_llm.resampled_eta())
+        rise(of_arm.eta().mean) - rise(of_llm.eta().mean), rise(of_arm.left_out_eta()) - rise(of_llm.left_out_eta())
     )
 
 
@@ -124,7 +124,7 @@ def extreme(arm: str, choose: Callable[..., slice]) -> Callable[[str], slice]:
 def largest(seed: str) -> Curve:
     """Eta of the vanilla arm in that sixth of the layers in which it is largest."""
     result, layers = measured(seed, "attention")["vanilla_asr"], extreme("vanilla_asr", max)(seed)
-    return curve(result.eta().mean[layers].mean(), result.resampled_eta()[:, layers].mean(1))
+    return curve(result.eta().mean[layers].mean(), result.left_out_eta()[:, layers].mean(1))
 
 
 def nearer_to_llm(seed: str) -> Curve:
@@ -135,7 +135,7 @@ def nearer_to_llm(seed: str) -> Curve:
         far, near = (np.abs(read(found[arm]) - read(text)).mean(-1) for arm in ("vanilla_asr", "self_powered"))
         return far - near
 
-    return curve(distance(lambda result: result.eta().mean), distance(lambda result: result.resampled_eta()))
+    return curve(distance(lambda result: result.eta().mean), distance(lambda result: result.left_out_eta()))
 
 
 def mean_change(part: str, read: Callable[[Any], Any], first: str, second: str) -> Callable[[str], Curve]:
@@ -178,7 +178,7 @@ def text_change(part: str, arm: str) -> Callable[[str], Curve]:
 
     def measure(seed: str) -> Curve:
         before, after = (measured(seed, part)[name].nats for name in (LLM, arm))
-        return curve(np.array(after.value - before.value), after.resampled - before.resampled)
+        return curve(np.array(after.value - before.value), after.left_out - before.left_out)
 
     return measure
 

@@ -108,4 +108,4 @@ def importance_depth(result: ImportanceResult) -> tuple[NDArray[np.float64], NDA
     def centre(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return sums @ numbers / sums.sum(-1)
 
-    return centre(by_layer.mean(0)), centre(result.resampled(by_layer))
+    return centre(by_layer.mean(0)), centre(result.leave_one_out(by_layer))

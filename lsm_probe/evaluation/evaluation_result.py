@@ -135,10 +135,10 @@ class EvaluationResult(MeasurementResult):
         clusters = np.unique(self.clusters[known], return_inverse=True)[1]
         first = next(iter(rates.values()))
         by_task = first.score(leave_one_out(counts[known], clusters)) if known.any() else np.zeros((0, len(rates)))
-        resampled = _mean_of_known(by_task.T)
+        left_out = _mean_of_known(by_task.T)
         value = float(_mean_of_known(np.array([rate.value for rate in rates.values()])))
         details = {"tasks": [name for name, rate in rates.items() if rate.n]}
-        return estimated(first, value, resampled, sum(rate.n for rate in rates.values()), details)
+        return estimated(first, value, left_out, sum(rate.n for rate in rates.values()), details)
 
     def influence_notes(self) -> list[str]:
         """A sentence for each score that one utterance alone decides; shares of samples have none."""
@@ -148,7 +148,7 @@ class EvaluationResult(MeasurementResult):
                 counting = [key for key, counts in zip(keys, metric.counting, strict=True) if counts]
                 if metric.is_share or not counting:
                     continue
-                found = most_influential_of(metric.value, metric.resampled(keys))
+                found = most_influential_of(metric.value, metric.leave_one_out(keys))
                 key = list(dict.fromkeys(counting))[found.cluster]
                 ids = [row["id"] for row, own in zip(rows, keys, strict=True) if own == key]
                 notes.append(influence_sentence(f"{name} of {task.name}", found, ids, digits=1))
@@ -221,8 +221,8 @@ class EvaluationResult(MeasurementResult):
 
         The interval is over utterances: it knows nothing of what else the machine did meanwhile.
         """
-        resampled = self.resampled(self.seconds) / self.resampled(other.seconds)
-        return curve(np.array(self.seconds.sum() / other.seconds.sum()), resampled).clipped(0, np.inf)
+        left_out = self.leave_one_out(self.seconds) / self.leave_one_out(other.seconds)
+        return curve(np.array(self.seconds.sum() / other.seconds.sum()), left_out).clipped(0, np.inf)
 
     def _by_task(self) -> Iterator[tuple[Task, list[dict[str, Any]], list[str]]]:
         """Each task with its rows, and the utterance that each row speaks of."""

@@ -107,7 +107,7 @@ class Metric:
         """The score of all samples."""
         return float(self.score(self.counts.sum(0)))
 
-    def resampled(self, utterances: Sequence[str], counting: NDArray[np.bool_] | None = None) -> Floats:
+    def leave_one_out(self, utterances: Sequence[str], counting: NDArray[np.bool_] | None = None) -> Floats:
         """The score without each utterance in turn, `[utterances]`; without those of which no sample counts.
 
         Args:
@@ -130,8 +130,8 @@ class Metric:
         return np.asarray(self.counts.any(1))
 
     def estimate(self, utterances: Sequence[str]) -> Score:
-        """The score with its interval; see [`resampled`]."""
-        return estimated(self, self.value, self.resampled(utterances), self.n, self.details)
+        """The score with its interval; see [`leave_one_out`]."""
+        return estimated(self, self.value, self.leave_one_out(utterances), self.n, self.details)
 
 
 def difference(first: Metric, second: Metric, utterances: Sequence[str]) -> Score:
@@ -146,14 +146,14 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str]) -> Scor
         raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
     same_length(first=first.counts, second=second.counts)
     counting = first.counting | second.counting
-    resampled = second.resampled(utterances, counting) - first.resampled(utterances, counting)
+    left_out = second.leave_one_out(utterances, counting) - first.leave_one_out(utterances, counting)
     value = (second.value - first.value) / 100
-    if first.is_share or _is_constant(resampled):
+    if first.is_share or _is_constant(left_out):
         hits = (second.counts - first.counts)[counting, 0]
         of_samples = (np.square(hits).mean(), len(hits)) if first.counts.shape[1] == 2 and first.is_share else ()
-        ends = share_difference_interval(value, resampled / 100, *of_samples)
+        ends = share_difference_interval(value, left_out / 100, *of_samples)
     else:
-        ends = interval(value, resampled / 100)
+        ends = interval(value, left_out / 100)
     low, high = (100 * float(end) for end in ends)
     details: dict[str, Any] = {"first": _or_none(first.value), "second": _or_none(second.value)}
     details |= {"undefined": first.undefined_if} if math.isnan(value) else {}
@@ -429,23 +429,23 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
         return np.where(whole > 0, 100 * part / whole, np.nan)
 
 
-def estimated(metric: Metric, value: float, resampled: Floats, n: int, details: dict[str, Any]) -> Score:
+def estimated(metric: Metric, value: float, left_out: Floats, n: int, details: dict[str, Any]) -> Score:
     """A value of a metric, with the interval from its values without each utterance."""
     if math.isnan(value):
         return Score(metric.name, value, math.nan, math.nan, n, {**details, "undefined": metric.undefined_if})
     # Without any error in 8 utterances, a word error rate is not known to be 0.
-    at_end = min(abs(value), abs(100 - value)) < _ALIKE and _is_constant(resampled)
+    at_end = min(abs(value), abs(100 - value)) < _ALIKE and _is_constant(left_out)
     if metric.is_share or at_end:
         share = np.clip(value / 100, 0, 1)
-        low, high = (100 * end for end in share_interval(share, resampled / 100, max(n, len(resampled))))
+        low, high = (100 * end for end in share_interval(share, left_out / 100, max(n, len(left_out))))
     else:
-        low, high = (end.clip(0, metric.highest) for end in interval(value, resampled))
+        low, high = (end.clip(0, metric.highest) for end in interval(value, left_out))
     return Score(metric.name, value, float(low), float(high), n, details)
 
 
-def _is_constant(resampled: Floats) -> bool:
+def _is_constant(left_out: Floats) -> bool:
     """Whether all utterances contribute alike."""
-    return bool(resampled.size and np.ptp(resampled) < _ALIKE)
+    return bool(left_out.size and np.ptp(left_out) < _ALIKE)
 
 
 def _or_none(value: float) -> float | None:

@@ -35,12 +35,12 @@ class Estimate:
 
     Attributes:
         curve: the number and its interval.
-        resampled: the number without each question or text in turn, `[questions]`.
+        left_out: the number without each question or text in turn, `[questions]`.
         n: how many questions or texts it is of.
     """
 
     curve: Curve
-    resampled: Floats
+    left_out: Floats
     n: int
 
     @property
@@ -102,7 +102,7 @@ class TextAbilityResult(MeasurementResult):
             return None
         found = _exp(f"the perplexity of {self.name}", nats.curve)
         with np.errstate(over="ignore"):
-            return Estimate(found, np.exp(nats.resampled), nats.n)
+            return Estimate(found, np.exp(nats.left_out), nats.n)
 
     @property
     def tokens(self) -> int:
@@ -164,7 +164,7 @@ class TextAbilityResult(MeasurementResult):
         accuracies = {name: _forgotten(mine[name], theirs[name]) for name in mine}
         found: dict[str, Any] = {"mmlu": _arranged(accuracies, self.subjects) or None, "perplexity": None}
         if self.nats is not None and other.nats is not None:
-            above = curve(np.asarray(other.nats.value - self.nats.value), other.nats.resampled - self.nats.resampled)
+            above = curve(np.asarray(other.nats.value - self.nats.value), other.nats.left_out - self.nats.left_out)
             found["perplexity"] = {
                 "difference": {"unit": "nats per token", **above.to_dict()},
                 "ratio": _exp(f"the ratio of perplexities of {other.name} and {self.name}", above).to_dict(),
@@ -188,10 +188,10 @@ class TextAbilityResult(MeasurementResult):
         is_share = bool(self._questions[rows].all())
         metric = Metric(self.NAME, counts[rows], score, int(rows.sum()), is_share=is_share, highest=np.inf)
         utterances = [str(cluster) for cluster in self.clusters[rows]]
-        resampled = metric.resampled(utterances, np.ones(metric.n, dtype=np.bool_))
-        found = estimated(metric, metric.value, resampled, metric.n, {})
+        left_out = metric.leave_one_out(utterances, np.ones(metric.n, dtype=np.bool_))
+        found = estimated(metric, metric.value, left_out, metric.n, {})
         ends = (np.asarray(end) for end in (found.value, found.ci_low, found.ci_high))
-        return Estimate(Curve(*ends), resampled, metric.n)
+        return Estimate(Curve(*ends), left_out, metric.n)
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class TextAbilityResult(MeasurementResult):
 def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
     """Percentage points of difference, and the forgetting rate (before - after) / before in per cent (Speech-IFEval,
     arXiv 2505.19037): bare, and of what was known beyond guessing; None where there was nothing to forget."""
-    change, changes = after.value - before.value, after.resampled - before.resampled
+    change, changes = after.value - before.value, after.left_out - before.left_out
     ends = (100 * end for end in share_difference_interval(change / 100, changes / 100))
     found: dict[str, Any] = {"difference": Curve(np.asarray(change), *ends).to_dict()}
     for name, floor in (("forgetting_rate", 0.0), ("forgetting_rate_above_chance", CHANCE)):
@@ -216,7 +216,7 @@ def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
             continue
         rate = np.asarray(100 * (before.value - after.value) / (before.value - floor))
         with np.errstate(invalid="ignore", divide="ignore"):
-            rates = 100 * (before.resampled - after.resampled) / (before.resampled - floor)
+            rates = 100 * (before.left_out - after.left_out) / (before.left_out - floor)
         found[name] = curve(rate, rates).to_dict()
     return found
 

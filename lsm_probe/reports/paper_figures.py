@@ -79,7 +79,7 @@ def save_paper_figure(name: str, results: Sequence[MeasurementResult], out: Path
 
 def eta_by_group(result: AttentionResult) -> Curve:
     """Eta averaged over `numpy.array_split(layers, 6)`, with its interval, `[groups]`."""
-    return curve(_grouped(result.eta().mean), _grouped(result.resampled_eta()))
+    return curve(_grouped(result.eta().mean), _grouped(result.left_out_eta()))
 
 
 def group_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
@@ -219,7 +219,7 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
             raise InputError(f"{last.name} and {other.name} have no samples in common, or not as many layers")
         pair = last.paired_with(other)
         mean = np.subtract(*(_grouped(r.eta().mean) for r in pair))
-        drawn = np.subtract(*(_grouped(r.resampled_eta()) for r in pair))
+        drawn = np.subtract(*(_grouped(r.left_out_eta()) for r in pair))
         gains.append((other.name, curve(mean, drawn)))
     if not gains:
         raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")

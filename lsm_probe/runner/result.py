@@ -165,7 +165,7 @@ class MeasurementResult:
         """Response token ids by sample id, to be used again in another run."""
         return {sample["id"]: sample["response_ids"] for sample in self.samples}
 
-    def resampled(self, values: Floats) -> Floats:
+    def leave_one_out(self, values: Floats) -> Floats:
         """The mean over samples without each utterance in turn: `[samples, ...]` -> `[utterances, ...]`, float64."""
         counts = leave_one_out(np.ones(len(values)), self.clusters)
         # With one utterance there is nothing left.
@@ -174,18 +174,18 @@ class MeasurementResult:
 
     def mean(self, values: Floats) -> Curve:
         """The mean over samples with its interval: `[samples, ...]` -> `[...]`."""
-        return curve(values.mean(0, dtype=np.float64), self.resampled(values))
+        return curve(values.mean(0, dtype=np.float64), self.leave_one_out(values))
 
     def share(self, values: Floats) -> Curve:
         """The mean of zeros and ones over samples with its interval: `[samples, ...]` -> `[...]`."""
         share = values.mean(0, dtype=np.float64)
-        return Curve(share, *share_interval(share, self.resampled(values), len(values)))
+        return Curve(share, *share_interval(share, self.leave_one_out(values), len(values)))
 
     def share_difference(self, values: Floats) -> Curve:
         """The mean over samples of differences of zeros and ones with its interval: `[samples, ...]` -> `[...]`."""
         change = values.mean(0, dtype=np.float64)
         squares = np.square(values).mean(0, dtype=np.float64)
-        return Curve(change, *share_difference_interval(change, self.resampled(values), squares, len(values)))
+        return Curve(change, *share_difference_interval(change, self.leave_one_out(values), squares, len(values)))
 
     def influence_note(self, label: str, values: Floats) -> str | None:
         """A sentence that names the samples of the utterance that alone decides a mean, or None if none does.
@@ -362,9 +362,9 @@ def layer_groups(layers: int) -> list[NDArray[np.int64]]:
     return [group for group in np.array_split(np.arange(layers), GROUPS) if len(group)]
 
 
-def curve(point: Floats, resampled: Floats) -> Curve:
+def curve(point: Floats, left_out: Floats) -> Curve:
     """A statistic with its interval, from the statistic without each utterance in turn, `[utterances, ...]`."""
-    return Curve(point, *interval(point, resampled))
+    return Curve(point, *interval(point, left_out))
 
 
 def influence_sentence(label: str, influence: Influence, ids: Sequence[str], digits: int = 2) -> str | None:

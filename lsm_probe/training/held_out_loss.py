@@ -51,7 +51,7 @@ def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample]) -> dic
             shuffled = losses[control].astype(np.float64)
             metrics[f"eval_loss_{control}_shuffled"] = _per_token(shuffled)
             gain = _per_token(shuffled) - _per_token(true)
-            low, high = interval(gain, _resampled(shuffled, clusters) - _resampled(true, clusters))
+            low, high = interval(gain, _left_out(shuffled, clusters) - _left_out(true, clusters))
             metrics[f"eval_{control}_gain"] = gain
             if not np.isnan(low):
                 metrics |= {f"eval_{control}_gain_low": float(low), f"eval_{control}_gain_high": float(high)}
@@ -66,7 +66,7 @@ def _per_token(losses: NDArray[np.float64]) -> float:
     return float(losses[:, 0].sum() / losses[:, 1].sum())
 
 
-def _resampled(losses: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+def _left_out(losses: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
     """Nats per token without each utterance in turn, `[utterances]`."""
     nats, tokens = leave_one_out(losses, clusters).T
     # With one utterance there is nothing left.

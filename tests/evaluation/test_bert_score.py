@@ -237,8 +237,8 @@ def test_is_the_mean_over_samples_in_resamples_too(bert):
     metric = bert_score(REFERENCES, RESPONSES, load_bert_scorer(bert, 2))
     assert metric.counts.shape == (N, 2)
     assert metric.value == pytest.approx(100 * metric.counts[:, 0].mean())
-    resampled = metric.resampled([f"u{i}" for i in range(N)])
-    assert resampled.min() < metric.value < resampled.max()
+    left_out = metric.leave_one_out([f"u{i}" for i in range(N)])
+    assert left_out.min() < metric.value < left_out.max()
     score = metric.estimate([f"u{i}" for i in range(N)])
     assert score.ci_low < score.value < score.ci_high
     json.dumps(score.to_dict())

@@ -265,14 +265,14 @@ def test_order_of_input_does_not_matter():
 @pytest.mark.parametrize("i", range(len(metrics())))
 def test_a_resample_is_the_score_without_an_utterance(i):
     metric, utterances = metrics()[i], np.array(["a", "b", "a", "c"])
-    found = metric.resampled(utterances)
+    found = metric.leave_one_out(utterances)
     assert metric.counts.dtype == np.float64
     kept = [metric.counts[utterances != name] for name in "abc" if metric.counts[utterances == name].any()]
     np.testing.assert_allclose(found, [metric.score(counts.sum(0)) for counts in kept], rtol=1e-12)
 
 
 def test_a_resample_of_bleu_is_sacrebleus_of_the_other_sentences():
-    found = bleu(CHINESE, SAID, "zh").resampled(list("abc"))
+    found = bleu(CHINESE, SAID, "zh").leave_one_out(list("abc"))
     for i, score in enumerate(found):
         references, responses = ([text for j, text in enumerate(texts) if j != i] for texts in (CHINESE, SAID))
         assert score == sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score

@@ -198,8 +198,8 @@ class AlignmentResult(MeasurementResult):
         for name, (whole, left_out) in self._cka.items():
             other_whole, other_left_out = other._cka[name]
             numbers[name] = curve(other_whole - whole, other_left_out - left_out)
-        (distance, resampled), (other_distance, other_resampled) = self._centroids, other._centroids
-        numbers["centroid_distance"] = curve(other_distance - distance, other_resampled - resampled)
+        (distance, left_out), (other_distance, other_left_out) = self._centroids, other._centroids
+        numbers["centroid_distance"] = curve(other_distance - distance, other_left_out - left_out)
         return {name: numbers[name] for name in CURVES}
 
     def _place(self, layer: int) -> int:
@@ -272,8 +272,8 @@ class AlignmentResult(MeasurementResult):
     def _centroids(self) -> tuple[Doubles, Doubles]:
         """The distance `[states]`, and without one utterance each `[utterances, states]`."""
         weights = np.not_equal.outer(np.arange(self.n_utterances), self.clusters).astype(np.float64)
-        resampled = self._by_state(lambda x, y: similarity.centroid_distance(x, y, weights))
-        return np.array(self._by_state(similarity.centroid_distance)), np.stack(resampled, 1)
+        left_out = self._by_state(lambda x, y: similarity.centroid_distance(x, y, weights))
+        return np.array(self._by_state(similarity.centroid_distance)), np.stack(left_out, 1)
 
     @cached_property
     def _mmd(self) -> list[similarity.Mmd]:

@@ -43,7 +43,7 @@ def length_controls(results: Sequence[AttentionResult], samples: Sequence[Sample
 
 def last_group_eta(result: AttentionResult) -> Curve:
     """Eta averaged over the last of the six groups of layers, with its interval."""
-    return curve(mean_of_last_group(result.eta().mean), mean_of_last_group(result.resampled_eta())).clipped(0, 1)
+    return curve(mean_of_last_group(result.eta().mean), mean_of_last_group(result.left_out_eta())).clipped(0, 1)
 
 
 def last_layers(result: AttentionResult) -> tuple[int, int]:

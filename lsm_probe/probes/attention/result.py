@@ -147,22 +147,22 @@ class AttentionResult(MeasurementResult):
 
     def eta(self) -> Curve:
         """Instruction proportion `S_instruction / (S_instruction + S_source)` by layer, with its interval."""
-        return curve(self._aggregate(self.scores(), _of_all), self.resampled_eta()).clipped(0, 1)
+        return curve(self._aggregate(self.scores(), _of_all), self.left_out_eta()).clipped(0, 1)
 
-    def resampled_eta(self) -> Floats:
+    def left_out_eta(self) -> Floats:
         """Eta by layer without each utterance in turn, `[utterances, layers]`."""
-        return self._aggregate(self.scores(), self.resampled)
+        return self._aggregate(self.scores(), self.leave_one_out)
 
     def head_eta(self) -> Curve:
         """Eta of single heads with its interval, `[layers, heads]`, under `segment`, `aggregate` and `span`.
 
         NaN for a head without attention to instruction and source in some sample.
         """
-        return curve(self._aggregate(self.head_scores(), _of_all), self.resampled_head_eta()).clipped(0, 1)
+        return curve(self._aggregate(self.head_scores(), _of_all), self.left_out_head_eta()).clipped(0, 1)
 
-    def resampled_head_eta(self) -> Floats:
+    def left_out_head_eta(self) -> Floats:
         """Eta of single heads without each utterance in turn, `[utterances, layers, heads]`."""
-        return self._aggregate(self.head_scores(), self.resampled)
+        return self._aggregate(self.head_scores(), self.leave_one_out)
 
     def head_share(self) -> Floats:
         """Each head's part of what its layer takes from instruction and source, `[layers, heads]`.
@@ -214,7 +214,7 @@ class AttentionResult(MeasurementResult):
 
     def headline(self) -> str:
         last = layer_groups(self.n_layers)[-1]
-        eta = curve(self.eta().mean[last].mean(), self.resampled_eta()[:, last].mean(1))
+        eta = curve(self.eta().mean[last].mean(), self.left_out_eta()[:, last].mean(1))
         return f"eta of layers {last[0]}–{last[-1]} {eta.clipped(0, 1)}"
 
     def to_frame(self) -> pd.DataFrame:
@@ -395,7 +395,7 @@ def eta_difference(first: AttentionResult, second: AttentionResult) -> Curve:
 
     Both must hold the same samples in the same order.
     """
-    return curve(second.eta().mean - first.eta().mean, second.resampled_eta() - first.resampled_eta())
+    return curve(second.eta().mean - first.eta().mean, second.left_out_eta() - first.left_out_eta())
 
 
 def head_eta_difference(first: AttentionResult, second: AttentionResult) -> Tested:
@@ -404,7 +404,7 @@ def head_eta_difference(first: AttentionResult, second: AttentionResult) -> Test
     Both must hold the same samples in the same order, and as many heads.
     """
     found = curve(
-        second.head_eta().mean - first.head_eta().mean, second.resampled_head_eta() - first.resampled_head_eta()
+        second.head_eta().mean - first.head_eta().mean, second.left_out_head_eta() - first.left_out_head_eta()
     )
     with np.errstate(invalid="ignore"):
         ratios = [i / (i + s) for i, s in (first.head_scores(), second.head_scores())]

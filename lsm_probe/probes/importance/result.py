@@ -107,7 +107,7 @@ class ImportanceResult(MeasurementResult):
         point = self.distribution()
         if self.signed is not None:
             return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
-        return curve(point, self._resampled_distribution()).clipped(0, 1)
+        return curve(point, self._left_out_distribution()).clipped(0, 1)
 
     def headline(self) -> str:
         share = self.share_by_layer()
@@ -172,14 +172,14 @@ class ImportanceResult(MeasurementResult):
             "peak_layer": [int(mine.argmax()), int(theirs.argmax())],
         }
         if self.signed is None and other.signed is None:
-            drawn = [r._resampled_distribution() for r in (self, other)]
+            drawn = [r._left_out_distribution() for r in (self, other)]
             found["share_difference"] = curve(theirs - mine, drawn[1] - drawn[0]).to_dict()
             for name, compare, least, most in (
                 ("jensen_shannon", _divergence, 0, np.log(2)),
                 ("rank_correlation", _rank_correlation, -1, 1),
             ):
-                resampled = np.array([compare(a, b) for a, b in zip(*drawn, strict=True)])
-                found[name] = curve(np.array(compare(mine, theirs)), resampled).clipped(least, most).to_dict()
+                left_out = np.array([compare(a, b) for a, b in zip(*drawn, strict=True)])
+                found[name] = curve(np.array(compare(mine, theirs)), left_out).clipped(least, most).to_dict()
         if self.masks is not None and other.masks is not None:
             overlap = jaccard(self.masks, other.masks)
             share = self.masks.share
@@ -253,11 +253,11 @@ class ImportanceResult(MeasurementResult):
         """The layer of each parameter, `[parameters]`; -1 for what is no weight matrix of a layer."""
         return np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
 
-    def _resampled_distribution(self) -> Floats:
+    def _left_out_distribution(self) -> Floats:
         """Shares of layers without each utterance in turn, `[utterances, layers]`."""
         sums = np.stack([self.sums[:, self._layers() == layer].sum(1) for layer in range(self.n_layers)], 1)
-        resampled = self.resampled(sums)
-        return resampled / resampled.sum(1, keepdims=True)
+        left_out = self.leave_one_out(sums)
+        return left_out / left_out.sum(1, keepdims=True)
 
 
 def _in_layer(parameter: Mapping[str, Any]) -> bool:

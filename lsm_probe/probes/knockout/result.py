@@ -87,11 +87,11 @@ class KnockoutResult(MeasurementResult):
         The interval stays between 0 and 1. Where a fall is below 0 without some utterance, it counts as 0 there; where
         both are, the interval is NaN.
         """
-        falls, resampled = self._falls(), self.resampled(self._falls())
+        falls, left_out = self._falls(), self.leave_one_out(self._falls())
         defined = (falls.mean(0) > 0).all(0)
         with np.errstate(invalid="ignore"):
             eta, etas = (
-                np.where(defined, of[..., 0, :] / of.sum(-2), np.nan) for of in (falls.mean(0), resampled.clip(0))
+                np.where(defined, of[..., 0, :] / of.sum(-2), np.nan) for of in (falls.mean(0), left_out.clip(0))
             )
         return curve(eta, etas).clipped(0, 1)
 

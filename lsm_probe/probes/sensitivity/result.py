@@ -100,7 +100,7 @@ class SensitivityResult(MeasurementResult):
         if not (self.instruction().ci_low > 0 and self.source().ci_low > 0):
             return None
         instruction, source = (values.mean() for values in self.by_sample())
-        return curve(instruction / (instruction + source), self._resampled_eta()).clipped(0, 1)
+        return curve(instruction / (instruction + source), self._left_out_eta()).clipped(0, 1)
 
     def influence_notes(self) -> list[str]:
         """A sentence for each of D_i and D_s that one utterance alone decides."""
@@ -144,7 +144,7 @@ class SensitivityResult(MeasurementResult):
         mine, theirs = self.by_sample(), other.by_sample()
         my_eta, their_eta, eta = self.info_eta(), other.info_eta(), None
         if my_eta is not None and their_eta is not None:
-            eta = curve(their_eta.mean - my_eta.mean, other._resampled_eta() - self._resampled_eta()).to_dict()
+            eta = curve(their_eta.mean - my_eta.mean, other._left_out_eta() - self._left_out_eta()).to_dict()
         return {
             "instruction_difference": self.mean(theirs[0] - mine[0]).to_dict(),
             "source_difference": self.mean(theirs[1] - mine[1]).to_dict(),
@@ -187,9 +187,9 @@ class SensitivityResult(MeasurementResult):
         whole = np.where(absent, np.nan, np.nansum(log_probs.astype(np.float64), 2))
         return _against_pool(whole[:, :, None])[:, 0]
 
-    def _resampled_eta(self) -> NDArray[np.float64]:
+    def _left_out_eta(self) -> NDArray[np.float64]:
         """Info-eta without each utterance in turn, `[utterances]`."""
-        instruction, source = (self.resampled(values) for values in self.by_sample())
+        instruction, source = (self.leave_one_out(values) for values in self.by_sample())
         return instruction / (instruction + source)
 
 
