@@ -112,12 +112,12 @@ def read_baseline(path: str | Path) -> Baseline:
         raise InputError(f"{file} cannot be read ({error.strerror}): {_instead(Path(path))}") from None
 
 
-def result_file(path: str | Path) -> Path:
-    """The `result.json` that a path means: itself, or the one in a folder, be it there or not."""
+def result_file(path: str | Path, name: str = "result.json") -> Path:
+    """The file that a path means: itself, or the one of this name in a folder, be it there or not."""
     path = Path(path)
     # Path's own `is_dir` and `exists` raise where a name is too long.
     is_folder = os.path.isdir(path) or (not os.path.exists(path) and path.suffix != ".json")  # noqa: PTH110, PTH112
-    return path / "result.json" if is_folder else path
+    return path / name if is_folder else path
 
 
 def require_comparable(baseline: Baseline, current: Baseline, *, paired: bool = False) -> None:

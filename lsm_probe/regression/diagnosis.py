@@ -5,7 +5,6 @@ Like the check of a curve it reads two small JSON files, without a model and wit
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lsm_probe.data.manifest import explain
+from lsm_probe.diagnosis import FILE
 from lsm_probe.diagnosis.verdict import VerdictName
 from lsm_probe.errors import InputError
+from lsm_probe.regression.baseline import result_file
 
-FILE = "diagnosis.json"
-SCHEMA = "lsm-probe/check-diagnosis/1"
+CHECK_SCHEMA = "lsm-probe/check-diagnosis/1"
 TOLERANCE = 0.05
 GUARDED = {"instruction_sensitivity": "D_i, nats per token", "form_share": "share in the asked-for form"}
 """The numbers that may not fall, by their key in `diagnosis.json`."""
@@ -150,7 +150,7 @@ class DiagnosisCheck:
     def to_dict(self) -> dict[str, Any]:
         """The result for machines."""
         return {
-            "schema": SCHEMA,
+            "schema": CHECK_SCHEMA,
             "verdict": "regressed" if self.regressed else "holds",
             "tolerance": self.tolerance,
             "two_sided": self.two_sided,
@@ -198,10 +198,7 @@ def check_diagnosis(
 
 def diagnosis_file(path: str | Path) -> Path:
     """The `diagnosis.json` that a path means: itself, or the one in a folder, be it there or not."""
-    path = Path(path)
-    # Path's own `is_dir` and `exists` raise where a name is too long.
-    is_folder = os.path.isdir(path) or (not os.path.exists(path) and path.suffix != ".json")  # noqa: PTH110, PTH112
-    return path / FILE if is_folder else path
+    return result_file(path, FILE)
 
 
 def holds_diagnosis(path: str | Path) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from pathlib import Path
 
 from lsm_probe.errors import InputError
-from lsm_probe.files import replacing
 from lsm_probe.regression import check as curve
 from lsm_probe.regression import diagnosis, update
 from lsm_probe.regression.baseline import require_two_files, result_file
@@ -38,7 +35,7 @@ def check(
         limit = curve.TOLERANCE if tolerance is None else tolerance
         return curve.check(baseline, current, tolerance=limit, two_sided=two_sided, paired=paired)
     _refuse_paired(paired)
-    _require_two_files(current, baseline)
+    require_two_files(diagnosis.diagnosis_file(current), diagnosis.diagnosis_file(baseline))
     limit = diagnosis.TOLERANCE if tolerance is None else tolerance
     return diagnosis.check_diagnosis(baseline, current, tolerance=limit, two_sided=two_sided)
 
@@ -60,17 +57,7 @@ def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -
     if not diagnosis.holds_diagnosis(current):
         return update.accept(current, baseline, arrays=arrays)
     _refuse_paired(arrays)
-    _require_two_files(current, baseline)
-    diagnosis.read_diagnosis(current)
-    target = diagnosis.diagnosis_file(baseline).resolve()
-    try:
-        with replacing(target) as temporary:
-            shutil.copyfile(diagnosis.diagnosis_file(current), temporary)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(f"the baseline {target} cannot be written ({error.strerror}): choose another place") from None
-    return target
+    return update.accept_diagnosis(current, baseline)
 
 
 def baseline_file(current: str | Path, baseline: str | Path) -> Path:
@@ -81,7 +68,3 @@ def baseline_file(current: str | Path, baseline: str | Path) -> Path:
 def _refuse_paired(paired: bool) -> None:
     if paired:
         raise InputError("--paired is for results of the attention probe: leave it out for a diagnosis")
-
-
-def _require_two_files(current: str | Path, baseline: str | Path) -> None:
-    require_two_files(diagnosis.diagnosis_file(current), diagnosis.diagnosis_file(baseline))

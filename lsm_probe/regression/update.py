@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import shutil
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
 from lsm_probe.regression.baseline import GENERATED, read_baseline, require_two_files, result_file
+from lsm_probe.regression.diagnosis import diagnosis_file, read_diagnosis
 
 ARRAYS = ("arrays.npz", "samples.jsonl")
 """What a result's folder holds beside `result.json`; only a paired check needs it."""
@@ -42,7 +44,7 @@ def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -
         load_arrays(Path(current), result)
         if target.name != source.name:
             raise InputError(f"--paired needs a folder for its baseline, which {baseline} is not")
-    try:
+    with _writing(target):
         with ExitStack() as stack:
             # Renamed in reverse order: what belongs to a result.json is there before it.
             for name in (source.name, *(ARRAYS if arrays else ())):
@@ -51,8 +53,36 @@ def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -
         if not arrays and target.name == "result.json":
             for name in ARRAYS:
                 target.with_name(name).unlink(missing_ok=True)
+    return target
+
+
+def accept_diagnosis(current: str | Path, baseline: str | Path) -> Path:
+    """Makes the current diagnosis the baseline, if it is one that a check can use.
+
+    Args:
+        current: file or folder of a diagnosis.
+        baseline: where its `diagnosis.json` goes: a folder, or a file if the name ends in `.json` or is one already.
+
+    Returns:
+        The baseline's file.
+
+    Raises:
+        InputError: as of [`accept`].
+    """
+    source, target = diagnosis_file(current), diagnosis_file(baseline).resolve()
+    require_two_files(source, target)
+    read_diagnosis(current)
+    with _writing(target), replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """One line for a place that cannot be written to; a full disk is told by the command."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(f"the baseline {target} cannot be written ({error.strerror}): choose another place") from None
-    return target

@@ -90,7 +90,7 @@ def test_under_ratio_of_means_samples_scatter_as_the_curve_does(with_eta, scatte
     result = with_eta(scatter(utterances=200, size=0.2))
     loud = rng.gamma(2.0, size=(200, 1, 1))
     result = replace(result, norms=result.norms * loud).with_conventions(aggregate="ratio_of_means")
-    jackknife = np.sqrt(199) * result.resampled_eta().std(0)
+    jackknife = np.sqrt(199) * result.left_out_eta().std(0)
     np.testing.assert_allclose(eta_by_sample(result).std(0) / np.sqrt(200), jackknife, rtol=0.15)
 
 
