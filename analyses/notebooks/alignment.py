@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Does speech come to look like its transcript?
+# # Does the LLM represent speech like its transcript?
 #
 # Hidden states of speech and of its transcript under the same instruction (arXiv 2410.03798, figure 6), in a plane
 # and in numbers that a plane cannot give. Two models: an untrained one, which has what length and rhythm alone give,

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Which weights do the answers hang on, and learning rates that spare them
+# # Which weights matter for the responses, and learning rates that change them less
 #
 # |θ · ∂L/∂θ| of each weight (arXiv 2509.23755): to first order the change of the loss if the weight were 0. Layers on
 # which text hangs most get the lowest rates in `strategy=layerwise_lr`. Run it as a script, or open it as a notebook

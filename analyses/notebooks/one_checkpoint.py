@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Speech anchor bias of one checkpoint
 #
-# Does a model look at its instruction or at the speech, and does its answer hang on the instruction at all? Here the
+# Does a model attend to its instruction or to the speech, and do its responses depend on the instruction? Here the
 # model is `builtin:vanilla_asr` (Whisper tiny.en, a small connector, SmolLM2-135M-Instruct, trained on transcription
 # alone), which has the bias; name your own folder instead. Run it as a script, or open it as a notebook with jupytext.
 
@@ -50,7 +50,7 @@ for segment, groups in both.items():
 print("every run checks itself:", attention.self_check)
 
 # %% [markdown]
-# ## Does the answer hang on it?
+# ## Do the responses depend on it?
 #
 # How many nats likelier is each token of its own answer under its own instruction than under those of the other tasks
 # (D_i), and after its own speech than after other samples' (D_s)? D_i near 0: the instruction is ignored. D_s near 0:
