@@ -63,36 +63,26 @@ def diagnose(
     """
     import json as as_json
     import sys
-    import warnings
-    from contextlib import nullcontext
 
-    from lsm_probe.cli.progress import progress, quiet_transformers
-    from lsm_probe.cli.run import read_samples
+    from lsm_probe.cli.run import progress_on_main, read_samples, start
     from lsm_probe.cli.stopping import stoppable
     from lsm_probe.console import text_console
     from lsm_probe.data.pools import read_pool
+    from lsm_probe.diagnosis import FILE
     from lsm_probe.diagnosis.table import MAIN, verdict_table
-    from lsm_probe.distributed import init_distributed, is_distributed, is_main_rank, on_all_ranks
-    from lsm_probe.files import check_can_write
+    from lsm_probe.distributed import is_main_rank
     from lsm_probe.reports.diagnose import REPORT
     from lsm_probe.reports.diagnose import diagnose as diagnose_checkpoints
     from lsm_probe.runner.output_folder import folder_name
 
-    quiet_transformers()
     out = out or Path("runs") / "diagnose" / folder_name(*ckpt)
-    if is_distributed():
-        init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
-    with on_all_ranks(), warnings.catch_warnings():
-        if not is_main_rank():
-            warnings.simplefilter("ignore")
-        check_can_write("--out", out, folder=True)
-        samples, about = read_samples(data, limit, on_error)
+    samples, about = start(out, [*ckpt, *([base] if base else [])], lambda: read_samples(data, limit, on_error))
 
     def print_estimate(seconds: float) -> None:
         if is_main_rank():
             print(f"expected time: about {_duration(seconds)}, if all models are as fast as the first", file=sys.stderr)
 
-    with stoppable(), progress() if is_main_rank() else nullcontext(lambda *_: None) as on_progress:
+    with stoppable(), progress_on_main() as on_progress:
         found = diagnose_checkpoints(
             ckpt,
             samples,
@@ -126,7 +116,11 @@ def diagnose(
             print(f"warning: {verdict.checkpoint}: {line}", file=sys.stderr)
     for part, reason in found.left_out.items():
         console.print(f"{part} was not measured: {reason}", highlight=False)
-    written = [name for name in (REPORT, "diagnosis.json") if (out / name).exists()]
+    measured = found.settings["utterances"]["attention"]
+    if measured < len(samples):
+        why = f"one of each utterance, of at most {utterances} utterances (--utterances)"
+        console.print(f"measured on {measured} of {len(samples)} samples: {why}", highlight=False)
+    written = [name for name in (REPORT, FILE) if (out / name).exists()]
     console.print(f"written to {out}: {', '.join(written)}, and a folder for each measurement")
 
 

@@ -6,11 +6,11 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from lsm_probe.cli.progress import progress, quiet_transformers
+from lsm_probe.cli.progress import OnProgress, progress, quiet_transformers
 from lsm_probe.cli.stopping import stoppable
 from lsm_probe.console import text_console
 from lsm_probe.data.manifest import describe_data, read_manifest
@@ -37,6 +37,33 @@ def read_samples(data: str, limit: int | None, on_error: OnError) -> Samples:
     return samples, {"data": describe_data(samples, data if data.startswith("builtin:") else Path(data).name)}
 
 
+def start(out: Path, checkpoints: Sequence[str], read: Callable[[], Samples]) -> Samples:
+    """What every command that measures begins with, in each of several processes; the main one alone warns.
+
+    Args:
+        out: output folder, which must be writable.
+        checkpoints: their names; says which are looked for on the model hub.
+        read: gives the samples.
+    """
+    quiet_transformers()
+    if is_distributed():
+        init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
+    with on_all_ranks(), warnings.catch_warnings():
+        if not is_main_rank():
+            warnings.simplefilter("ignore")
+        check_can_write("--out", out, folder=True)
+        samples = read()
+    for name in checkpoints if is_main_rank() else ():
+        if may_be_on_hub(name):  # which takes half a minute to find that it cannot be reached
+            print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
+    return samples
+
+
+def progress_on_main() -> AbstractContextManager[OnProgress]:
+    """A progress bar, shown by the main process alone."""
+    return progress() if is_main_rank() else nullcontext(lambda *_: None)
+
+
 def run_and_show(
     measurement: Measurement,
     checkpoints: Sequence[ToMeasure],
@@ -59,20 +86,11 @@ def run_and_show(
         as_json: print JSON instead of a table.
         finish: called with the results when they are stored.
     """
-    quiet_transformers()
     out = out or Path("runs") / measurement.name / folder_name(*(part for c in checkpoints for part in c.parts))
-    if is_distributed():
-        init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
-    with on_all_ranks(), warnings.catch_warnings():
-        if not is_main_rank():
-            warnings.simplefilter("ignore")
-        check_can_write("--out", out, folder=True)
-        samples, about = read()
+    samples, about = start(out, [checkpoint.name for checkpoint in checkpoints], read)
+    with on_all_ranks():
         given = {} if responses is None else {"responses": read_responses(responses)}
-    for name in [checkpoint.name for checkpoint in checkpoints] if is_main_rank() else ():
-        if may_be_on_hub(name):  # which takes half a minute to find that it cannot be reached
-            print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
-    with stoppable(), progress() if is_main_rank() else nullcontext(lambda *_: None) as on_progress:
+    with stoppable(), progress_on_main() as on_progress:
         results, comparison = run_measurement(
             measurement,
             checkpoints,

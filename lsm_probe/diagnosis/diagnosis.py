@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
 from lsm_probe.data.identity import DataIdentity
+from lsm_probe.diagnosis import FILE, SCHEMA
 from lsm_probe.diagnosis.verdict import Verdict
 from lsm_probe.errors import InputError, one_line
 from lsm_probe.runner.result import package_versions, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FILE = "diagnosis.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,6 @@ class Diagnosis:
         left_out: name of a measurement -> why the data do not allow it.
         versions: of the packages that the numbers depend on.
     """
-
-    SCHEMA: ClassVar[str] = "lsm-probe/diagnosis/1"
 
     verdicts: Sequence[Verdict]
     base: str | None
@@ -89,7 +86,7 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """What `diagnosis.json` holds."""
         return {
-            "schema": self.SCHEMA,
+            "schema": SCHEMA,
             "base": self.base,
             "data": self.data.to_dict(),
             "settings": dict(self.settings),
@@ -116,8 +113,8 @@ class Diagnosis:
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["schema"] != cls.SCHEMA:
-                raise InputError(f"schema {stored['schema']!r}, not {cls.SCHEMA!r}")
+            if stored["schema"] != SCHEMA:
+                raise InputError(f"schema {stored['schema']!r}, not {SCHEMA!r}")
             return cls(
                 verdicts=[Verdict.from_dict(each) for each in stored["checkpoints"]],
                 data=DataIdentity.from_dict(stored["data"]),

@@ -23,7 +23,7 @@ class Speed:
     """What a trial measured.
 
     Attributes:
-        prompt_tokens: of a prompt, mean.
+        prompt_tokens: of the longest prompt.
         seconds_per_token: of a pass over prompts, in a batch.
         seconds_per_new_token: of generation, for each sample of a batch.
         layers: of the LLM.
@@ -50,7 +50,7 @@ class Speed:
         return len(part.samples) * (own + passes.get(part.name, 0.0) * self.seconds_per_token)
 
     def _prompts(self, part: Part) -> int:
-        """Prompts that a response is scored under: a pool of instructions, one of sources, and the check."""
+        """Prompts that a response is scored under: a pool of instructions and one of sources."""
         pool = part.options.get("instructions")
         return len(pool.tasks) + part.options["sources"] if pool else 0
 
@@ -63,14 +63,13 @@ def measure_speed(checkpoint: Checkpoint, part: Part, batch_size: int) -> Speed 
         None if none of these samples can be used.
     """
     samples = part.samples[:batch_size]
-    trial = ResponseOptions(max_new_tokens=_TRIAL_TOKENS)
     prepare(checkpoint, samples[:1], ResponseOptions(max_new_tokens=1), "skip")  # what is done once, at the first pass
     items, _ = prepare(checkpoint, samples, None, "skip")
     if not items:
         return None
     embedded = [item.embedded for item in items]
     begun = perf_counter()
-    found = checkpoint.generate(embedded, max_new_tokens=trial.max_new_tokens)
+    found = checkpoint.generate(embedded, max_new_tokens=_TRIAL_TOKENS)
     generating = perf_counter() - begun
     for item, response in zip(items, found, strict=True):
         item.response = response

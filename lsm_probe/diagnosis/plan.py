@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lsm_probe.data.pools import Pool, read_pool
 from lsm_probe.data.sample import Sample
+from lsm_probe.data.spread import one_sample_an_utterance
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import EVALUATION
 from lsm_probe.evaluation.task import Task
@@ -41,6 +42,7 @@ checkpoint that follows the instruction from one that does so in part."""
 _TRANSCRIPTION_TOKENS_PER_WORD = 3
 _LONGEST_TRANSCRIPTION = 256
 _DEFAULT_POOL = "probing"
+_TRANSCRIPTION = Task(name="transcription", title="Transcription", metrics=("word_error_rate",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +141,6 @@ def make_plan(
     )
 
 
-def one_sample_an_utterance(samples: Sequence[Sample], utterances: int) -> list[Sample]:
-    """The first utterances, with one of the samples of each: the first of one, the second of the next, and so on."""
-    by_utterance: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_utterance.setdefault(sample.utterance, []).append(sample)
-    return [own[i % len(own)] for i, own in enumerate(list(by_utterance.values())[:utterances])]
-
-
-def transcription_task() -> Task:
-    """The task of the transcription part."""
-    return Task(name="transcription", title="Transcription", metrics=("word_error_rate",))
-
-
 def _part(
     name: str,
     measurement: str,
@@ -177,7 +166,7 @@ def _transcription(samples: Sequence[Sample]) -> Part:
     ]
     words = max((len((sample.text or "").split()) for sample in asked), default=0)
     longest = min(_LONGEST_TRANSCRIPTION, 8 + _TRANSCRIPTION_TOKENS_PER_WORD * words)
-    options = {"tasks": [transcription_task()], "max_new_tokens": longest}
+    options = {"tasks": [_TRANSCRIPTION], "max_new_tokens": longest}
     return Part(name="transcription", measurement=EVALUATION, samples=asked, options=options)
 
 

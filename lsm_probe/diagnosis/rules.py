@@ -22,16 +22,13 @@ from lsm_probe.diagnosis.evidence import (
     NO_SPEECH,
     Distance,
     Finding,
-    OwnWords,
     as_text,
-    empty_responses,
-    form,
-    own_words,
-    repetitions,
-    supporting,
-    transcription,
 )
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
+from lsm_probe.diagnosis.own_words import OwnWords, own_words
+from lsm_probe.diagnosis.responses import empty_responses, form, repetitions
+from lsm_probe.diagnosis.supporting import supporting
+from lsm_probe.diagnosis.transcription import transcription
 from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
 from lsm_probe.intervals import most_influential
 
@@ -88,11 +85,11 @@ class _Case:
     own: OwnWords
     repeats: Finding | None
     form: Finding | None
-    hearing: Finding | None
+    transcription: Finding | None
 
     @property
     def findings(self) -> list[Finding]:
-        found = (self.own.instruction, self.own.source, self.hearing, self.repeats, self.form)
+        found = (self.own.instruction, self.own.source, self.transcription, self.repeats, self.form)
         return [each for each in found if each is not None]
 
     @property
@@ -122,13 +119,13 @@ class _Case:
         """Yes or no where the interval of D_s lies on one side of its threshold, or the mean does and the word error
         rate agrees; `both` where D_s says no and the word error rate yes."""
         used = self.own.source["used"]
-        heard = self.hearing is not None and self.hearing["heard"].below
-        not_heard = self.hearing is not None and self.hearing["heard"].above
+        understood = self.transcription is not None and self.transcription["understood"].below
+        not_understood = self.transcription is not None and self.transcription["understood"].above
         if used.below:
-            return "both" if heard else "no"
-        if used.above or (heard and used.mean > 0):
+            return "both" if understood else "no"
+        if used.above or (understood and used.mean > 0):
             return "yes"
-        return "no" if not_heard and used.mean < 0 else "open"
+        return "no" if not_understood and used.mean < 0 else "open"
 
     def follows(self) -> bool:
         """D_i lies above its upper threshold, or its mean does, its interval lies above the middle one, and a second
@@ -191,7 +188,7 @@ def _no_speech(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
 def _open_source(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
     used = case.own.source["used"]
     missing = [f"{_more(used)} would show whether the responses depend on the {case.speech} (D_s)."]
-    if case.hearing is None and case.source == "speech":
+    if case.transcription is None and case.source == "speech":
         missing.append("The word error rate of a transcription instruction, which needs transcripts in the data.")
     what = f"The data do not show whether its responses depend on the {case.speech}"
     return _verdict(measured, case, CANNOT_TELL, what, missing)
@@ -280,9 +277,9 @@ def _numbers(case: _Case) -> str:
         f"D_i is {as_text(instruction.value)} nats per token, compared with {instruction.compared_with}",
         f"D_s is {as_text(source.value)}, compared with {source.compared_with}",
     ]
-    if case.hearing is not None:
-        hearing = case.hearing.evidence
-        parts.append(f"the word error rate is {hearing.value:.0f} %, compared with {hearing.compared_with}")
+    if case.transcription is not None:
+        errors = case.transcription.evidence
+        parts.append(f"the word error rate is {errors.value:.0f} %, compared with {errors.compared_with}")
     if case.repeats is not None:
         parts.append(f"{_percent(case.repeats)} of the responses repeat the {case.speech}")
     if case.form is not None:
@@ -310,7 +307,7 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
     if case.source == "speech" and verdict == NO_SPEECH:
         if np.abs(measured.own.by_sample()[1]).max() < SAME:
             yield "Every recording gives the same result: check that they are not silent or all the same."
-        if case.hearing is None:
+        if case.transcription is None:
             yield "No transcription was measured, so the word error rate could not confirm this."
     yield from _carried_by_one(case, verdict)
     own = case.own.own

@@ -28,6 +28,28 @@ from lsm_probe.runner.run import ToMeasure
 OnProgress = Callable[..., None]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One part of one checkpoint, or the base LLM at the source lengths of a checkpoint.
+
+    Attributes:
+        model: what is measured.
+        part: how.
+        folder: where the result goes.
+        samples, options: of the measurement.
+        needed_for: name of the checkpoint whose verdict needs it.
+        what: how messages call it.
+    """
+
+    model: LazyModel
+    part: Part
+    folder: Path
+    samples: Sequence[Sample]
+    options: Mapping[str, Any]
+    needed_for: str
+    what: str
+
+
 @dataclass
 class DiagnosisRun:
     """The measurements of a diagnosis, written into a folder for each part and a folder below it for each checkpoint.
@@ -129,7 +151,7 @@ class DiagnosisRun:
             elif part.whose == "base" and folder not in self._finished:
                 options["responses"] = self._base_responses(model)
                 samples = [sample for sample in samples if sample.id in options["responses"]]
-            result = self._measure(model, part, folder, samples, options)
+            result = self._measure(_Job(model, part, folder, samples, options, model.name, part.name))
             if result is not None and part.whose == "own":
                 generated |= result.responses()
 
@@ -141,64 +163,45 @@ class DiagnosisRun:
         for run in list(PROBES["attention"].make_controls(results, self.samples)):
             if run.checkpoint == base.name:
                 control = Control(base.name, tuple(run.options["source_length_of"]))
-                folder = self.out / part.name / control_folder(control)
-                self._measure(base, part, folder, run.samples, {**part.options, **run.options}, control)
+                folder, what = self.out / part.name / control_folder(control), f"{part.name} of {control.name}"
+                options = {**part.options, **run.options}
+                self._measure(_Job(base, part, folder, run.samples, options, control.source_length_of[0], what))
 
-    def _measure(
-        self,
-        model: LazyModel,
-        part: Part,
-        folder: Path,
-        samples: Sequence[Sample],
-        options: Mapping[str, Any],
-        control: Control | None = None,
-    ) -> MeasurementResult | None:
-        """One part of one checkpoint, measured or read; None if it cannot be measured."""
-        name = model.name if control is None else control.name
-        done, note = self._done, f"{part.name}: {folder.name}"
+    def _measure(self, job: _Job) -> MeasurementResult | None:
+        """The result of a job, measured or read; None if it cannot be measured."""
+        done, note = self._done, f"{job.part.name}: {job.folder.name}"
         self._show(done, note)
         result: MeasurementResult | None = None
         try:
-            if folder in self._finished:
-                result = part.measurement.get("result").load(folder)
+            if job.folder in self._finished:
+                result = job.part.measurement.get("result").load(job.folder)
             else:
-                result = self._run(model, part, folder, samples, options, lambda n: self._show(done + n, note))
+                result = self._run(job, lambda n: self._show(done + n, note))
         except NotMeasurable as error:
-            whose, what = name, part.name
-            if control is not None:  # it is needed for the checkpoint it was made for
-                whose, what = control.source_length_of[0], f"{part.name} of {name}"
-            self.not_measured.setdefault(whose, {})[what] = str(error)
-        self._done = done + len(part.samples)
+            self.not_measured.setdefault(job.needed_for, {})[job.what] = str(error)
+        self._done = done + len(job.part.samples)
         if result is not None:
-            self._results.setdefault(part.name, []).append(result)
+            self._results.setdefault(job.part.name, []).append(result)
         return result
 
-    def _run(
-        self,
-        model: LazyModel,
-        part: Part,
-        folder: Path,
-        samples: Sequence[Sample],
-        options: Mapping[str, Any],
-        on_progress: Callable[[int], None],
-    ) -> MeasurementResult:
-        if not samples:
+    def _run(self, job: _Job, on_progress: Callable[[int], None]) -> MeasurementResult:
+        if not job.samples:
             raise NotMeasurable("the base LLM gave no responses to these samples")
-        if self._base is not None and model is not self._base:
+        if self._base is not None and job.model is not self._base:
             self._base.park()
-        checkpoint = model.get()
+        checkpoint = job.model.get()
         self._refuse_same_weights(checkpoint)
-        progress = self.out / PROGRESS / part.name / folder.name
-        result: MeasurementResult = part.measurement.get("measure")(
+        progress = self.out / PROGRESS / job.part.name / job.folder.name
+        result: MeasurementResult = job.part.measurement.get("measure")(
             checkpoint,
-            samples,
-            data=describe_data(samples, self.data_name),
+            job.samples,
+            data=describe_data(job.samples, self.data_name),
             progress_folder=progress,
             on_progress=on_progress,
-            **{**self.options, **options},
+            **{**self.options, **job.options},
         )
         if is_main_rank():
-            result.save(folder)
+            result.save(job.folder)
             shutil.rmtree(progress, ignore_errors=True)
         return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lsm_probe.diagnosis.verdict import Evidence, Verdict
+from lsm_probe.diagnosis.verdict import Verdict
 from lsm_probe.runner.tables import NONE, Table
 
 COLUMNS = {
@@ -32,22 +32,11 @@ def verdict_table(verdicts: Sequence[Verdict], keys: Sequence[str] = tuple(COLUM
     n = "–".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
     note = f"D_i, D_s in nats per token; in brackets 95 % intervals over utterances ({n})" if keys else ""
     rows = [
-        [verdict.checkpoint, verdict.verdict, *(cell(evidence.get(key)) for key in keys)]
+        [
+            verdict.checkpoint,
+            verdict.verdict,
+            *(evidence[key].shown or NONE if key in evidence else NONE for key in keys),
+        ]
         for verdict, evidence in zip(verdicts, found, strict=True)
     ]
     return Table("Verdicts", ["checkpoint", "verdict", *(COLUMNS[key] for key in keys)], rows, note, text_columns=2)
-
-
-def cell(evidence: Evidence | None) -> str:
-    """A number with its interval."""
-    if evidence is None or evidence.value is None:
-        return NONE
-    digits = 0 if abs(evidence.value) >= 10 else 2
-    low, high = evidence.ci_low, evidence.ci_high
-    ends = "" if low is None or high is None else f" [{_number(low, digits)}, {_number(high, digits)}]"
-    return f"{_number(evidence.value, digits)}{ends}"
-
-
-def _number(value: float, digits: int) -> str:
-    # Adding 0 makes -0.0 a 0.
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")

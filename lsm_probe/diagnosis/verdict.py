@@ -22,6 +22,9 @@ VerdictName = Literal[
 ]
 Side = Literal["for", "against", "open"]
 
+_SMALL, _LARGE = 0.02, 20
+"""Numbers below and above which more or fewer decimals than two are shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -52,10 +55,16 @@ class Evidence:
 
     @property
     def shown(self) -> str:
-        """The value with its interval: `0.45 [0.28, 0.74]`; empty if it is not defined."""
+        """The value with its interval, such as `0.45 [0.28, 0.74]`; three decimals where two would show a 0; empty if
+        the value is not defined."""
+        if self.value is None:
+            return ""
+        numbers = [each for each in (self.value, self.ci_low, self.ci_high) if each is not None]
+        largest = max(map(abs, numbers))
+        digits = 3 if 0 < largest < _SMALL else 2 if largest < _LARGE else 0
         # Adding 0 makes -0.0 a 0.
-        ends = [f"{round(end, 2) + 0.0:.2f}" for end in (self.value, self.ci_low, self.ci_high) if end is not None]
-        return f"{ends[0]} [{ends[1]}, {ends[2]}]" if len(ends) == 3 else "".join(ends[:1])
+        first, *ends = [f"{round(each, digits) + 0.0:.{digits}f}".replace("-", "−") for each in numbers]
+        return f"{first} [{ends[0]}, {ends[1]}]" if len(ends) == 2 else first
 
 
 @dataclass(frozen=True, kw_only=True)

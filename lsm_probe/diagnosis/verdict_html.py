@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lsm_probe.diagnosis.diagnosis import Diagnosis
 from lsm_probe.diagnosis.plot import verdict_figure
-from lsm_probe.diagnosis.table import cell, verdict_table
+from lsm_probe.diagnosis.table import verdict_table
 from lsm_probe.diagnosis.verdict import Verdict
 from lsm_probe.runner.notebook_view import object_html
-from lsm_probe.runner.tables import Table
+from lsm_probe.runner.tables import NONE, Table
 
 
 def diagnosis_html(diagnosis: Diagnosis) -> str:
@@ -28,7 +28,7 @@ def verdict_html(verdict: Verdict) -> str:
 
 def _evidence_table(verdict: Verdict) -> Table:
     rows = [
-        [each.label, each.side, each.compared_with, cell(each), each.unit, str(each.n_utterances)]
+        [each.label, each.side, each.compared_with, each.shown or NONE, each.unit, str(each.n_utterances)]
         for each in verdict.evidence
     ]
     columns = ["evidence", "side", "compared with", "value", "unit", "utterances"]

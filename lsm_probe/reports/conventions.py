@@ -41,7 +41,7 @@ class Comparison:
             own = last_group_eta(subject)
             return Curve(*(end - BALANCED for end in (own.mean, own.ci_low, own.ci_high)))
         subject, reference = subject.paired_with(self.reference.with_conventions(**conventions))
-        drawn = mean_of_last_group(subject.resampled_eta()) - mean_of_last_group(reference.resampled_eta())
+        drawn = mean_of_last_group(subject.left_out_eta()) - mean_of_last_group(reference.left_out_eta())
         return curve(mean_of_last_group(subject.eta().mean) - mean_of_last_group(reference.eta().mean), drawn)
 
 

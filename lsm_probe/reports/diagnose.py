@@ -93,9 +93,9 @@ def diagnose(
         >>> found["builtin:vanilla_asr"].verdict
         'ignores the instruction (speech anchor bias)'
     """
-    given = [checkpoints] if isinstance(checkpoints, str | Path | Checkpoint) else list(checkpoints)
-    chosen = [_to_measure(each, loading or {}) for each in given]
-    reference = None if base is None else _to_measure(base, loading or {})
+    given, loading = [checkpoints] if isinstance(checkpoints, str | Path | Checkpoint) else checkpoints, loading or {}
+    chosen = [_to_measure(each, loading) for each in given]
+    reference = None if base is None else _to_measure(base, loading)
     _check(chosen, reference, samples)
     reference = reference or _text_llm_among(chosen)
     plan = make_plan(
@@ -107,7 +107,6 @@ def diagnose(
         utterances=utterances,
     )
     data = describe_data(samples, data_name)
-    loading = loading or {}
     settings = {
         "utterances": {part.name: len(part.samples) for part in plan.parts},
         "max_new_tokens": max_new_tokens,
@@ -138,20 +137,22 @@ def diagnose(
         run.on_load = _Estimating(run, on_estimate)
         run.measure()
         results = read_results([folder]) if any(folder.glob("*/*/result.json")) else None
-        short = {} if results is None else {full: name for name, names in results.full_names.items() for full in names}
+        full_names = {} if results is None else results.full_names
+        short = {full: name for name, names in full_names.items() for full in names}
         base_name = None if reference is None else short.get(reference.name, reference.name)
         diagnosis = Diagnosis(
             verdicts=_verdicts(results, run, short, base_name),
             base=base_name,
             data=data,
             settings=settings,
-            names={} if results is None else {short: names[0] for short, names in results.full_names.items()},
+            names={name: names[0] for name, names in full_names.items()},
             left_out=plan.left_out,
         )
         if out is not None and is_main_rank():
             diagnosis.save(folder)
             if results is not None:
-                save_report(results, folder / REPORT, base_name)
+                shown = [verdict for verdict in diagnosis.verdicts if verdict.checkpoint in full_names]
+                save_report(results, folder / REPORT, shown)
     return diagnosis
 
 

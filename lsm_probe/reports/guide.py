@@ -50,10 +50,11 @@ def _links(verdicts: Sequence[Verdict]) -> Iterator[Link]:
         yield Link("knockout", "Knockout", f"Which layers read the speech and the instruction in {biased}.")
         yield Link("eta", "η by layer", f"In which layers the instruction gets less attention in {biased}.")
         yield Link("heads", "Single heads", f"Which attention heads read the speech in {biased}.")
-    if deaf := _with_verdict(verdicts, "does not use the speech"):
-        reason = f"Whether the states of {deaf} for speech resemble those for its transcript at all."
+    if without_speech := _with_verdict(verdicts, "does not use the speech"):
+        reason = f"Whether the states of {without_speech} for speech resemble those for its transcript at all."
         yield Link("alignment", "Alignment", reason)
-        yield Link("sensitivity", "Sensitivity", f"How little the responses of {deaf} change with other speech (D_s).")
+        reason = f"How little the responses of {without_speech} change with other speech (D_s)."
+        yield Link("sensitivity", "Sensitivity", reason)
     if between := _with_verdict(verdicts, "in between"):
         reason = f"By how much the responses of {between} depend on the instruction (D_i) and on the speech (D_s)."
         yield Link("sensitivity", "Sensitivity", reason)

@@ -54,18 +54,19 @@ class ShownSamples:
 
 
 @own_settings()
-def report_page(results: Results, base: str | None = None) -> str:
+def report_page(results: Results, verdicts: Sequence[Verdict] | None = None) -> str:
     """The page: self-contained, readable without JavaScript, below `LARGEST`.
 
     Args:
         results: what it shows.
-        base: name of the base LLM; by default the first text LLM among the results.
+        verdicts: about checkpoints among the results; by default those of [`find_verdicts`].
 
     Raises:
         InputError: it would be larger without any timeline or sample.
     """
     with same_looks(results.checkpoints()) as looks:
-        verdicts, shown_sections = find_verdicts(results, base), sections(results)
+        verdicts = find_verdicts(results) if verdicts is None else verdicts
+        shown_sections = sections(results)
         first = next((group[0] for _, group in results.measured()), None)
         content: dict[str, Any] = {
             "title": "Speech anchor bias",
@@ -94,9 +95,9 @@ def report_page(results: Results, base: str | None = None) -> str:
         return _fitted(results, content)
 
 
-def save_report(results: Results, path: Path, base: str | None = None) -> None:
+def save_report(results: Results, path: Path, verdicts: Sequence[Verdict] | None = None) -> None:
     """Writes the page; see [`report_page`]."""
-    page = report_page(results, base)
+    page = report_page(results, verdicts)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())
 

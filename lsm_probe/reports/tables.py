@@ -14,20 +14,10 @@ from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.tables import NONE, Table, shown
 
-_SMALL, _LARGE = 0.02, 20
-"""Numbers below and above which evidence is shown with more or fewer decimals than two."""
-
 
 def evidence_value(evidence: Evidence) -> str:
-    """`0.45 [0.28, 0.74] nats per token`: three decimals where two would show a 0."""
-    if evidence.value is None:
-        return "undefined"
-    numbers = [each for each in (evidence.value, evidence.ci_low, evidence.ci_high) if each is not None]
-    largest = max(map(abs, numbers))
-    digits = 3 if 0 < largest < _SMALL else 2 if largest < _LARGE else 1
-    first, *ends = [f"{round(each, digits) + 0.0:.{digits}f}".replace("-", "−") for each in numbers]
-    interval = f" [{ends[0]}, {ends[1]}]" if len(ends) == 2 else ""
-    return f"{first}{interval}{' ' if evidence.unit else ''}{evidence.unit}"
+    """`0.45 [0.28, 0.74] nats per token`."""
+    return " ".join(filter(None, (evidence.shown or "undefined", evidence.unit)))
 
 
 def layers_table(attention: Sequence[AttentionResult]) -> Table:

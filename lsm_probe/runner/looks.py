@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.labels import checkpoint_labels, path_tails
@@ -37,14 +38,8 @@ NEUTRAL = Look("#4d4d4d", "*")
 """Of the base LLM. A dark grey, which a page shows in the colour of its text."""
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """What is fixed while several figures are drawn that are shown together."""
-
-    looks: Mapping[str, Look]
-
-
-_shown: ContextVar[_Shown | None] = ContextVar("shown", default=None)
+_fixed: ContextVar[Mapping[str, Look]] = ContextVar("fixed", default=MappingProxyType({}))
+"""The looks while several figures are drawn that are shown together."""
 
 
 def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
@@ -78,24 +73,24 @@ def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
 @contextmanager
 def same_looks(checkpoints: Iterable[CheckpointIdentity]) -> Iterator[Mapping[str, Look]]:
     """Draw all figures of the block with one look for each of these checkpoints, and with their names as they are."""
-    fixed = _Shown(looks_of(checkpoints))
-    token = _shown.set(fixed)
+    looks = looks_of(checkpoints)
+    token = _fixed.set(looks)
     try:
-        yield fixed.looks
+        yield looks
     finally:
-        _shown.reset(token)
+        _fixed.reset(token)
 
 
 def keep_looks(checkpoints: Iterable[CheckpointIdentity]) -> None:
     """Draw all further figures with one look for each of these checkpoints: [`same_looks`] without an end."""
-    _shown.set(_Shown(looks_of(checkpoints)))
+    _fixed.set(looks_of(checkpoints))
 
 
 def checkpoint_looks(results: Sequence[MeasurementResult]) -> list[Look]:
     """The look of each result's checkpoint: that of the enclosing [`same_looks`], else by their order."""
     looks = looks_of(result.checkpoint for result in results)
     if _are_known(results):
-        looks |= _fixed()
+        looks |= _fixed.get()
     return [looks[result.name] for result in results]
 
 
@@ -131,10 +126,6 @@ def _arm(name: str) -> str:
     return re.sub(r"-\d+$", "", name.removeprefix("builtin:").removesuffix("/model").rpartition("/")[2])
 
 
-def _fixed() -> Mapping[str, Look]:
-    return {} if (shown := _shown.get()) is None else shown.looks
-
-
 def _are_known(results: Sequence[MeasurementResult]) -> bool:
-    fixed = _fixed()
+    fixed = _fixed.get()
     return bool(fixed) and all(result.name in fixed for result in results)

@@ -21,12 +21,13 @@ from transformers.trainer_callback import CallbackHandler
 from lsm_probe.data.manifest import describe_data, read_manifest
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.sample import Sample
+from lsm_probe.data.spread import spread_over_utterances
 from lsm_probe.distributed import all_gather_or_raise
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.live import from_model, unchanged
 from lsm_probe.training.bias_history import FILE, BiasHistory
-from lsm_probe.training.bias_probing import BiasProbing, choose_samples
+from lsm_probe.training.bias_probing import BiasProbing
 from lsm_probe.training.probe_schedule import StepTimer, steps_between
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class BiasCallback(TrainerCallback):
             when a number that was at its bound or above it falls below it.
         processing_class: processor or tokenizer; by default the Trainer's.
         template: prompt template, as of [`load`].
-        seed: of the draw of sources, and of the bootstrap.
+        seed: of the draw of sources.
 
     Raises:
         InputError: the samples or an option cannot be used. When training begins: also the model or the base, or a
@@ -118,7 +119,7 @@ class BiasCallback(TrainerCallback):
             raise InputError(f"response={response!r} and base: give one of them")
         if isinstance(samples, str | Path):
             samples = read_manifest(samples)
-        self.samples = choose_samples(samples, limit)
+        self.samples = spread_over_utterances(samples, limit)
         if not self.samples:
             raise InputError("there are no samples to probe: give some, and limit=1 or more")
         has_targets = all(sample.target for sample in self.samples)

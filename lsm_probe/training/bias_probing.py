@@ -43,7 +43,7 @@ class BiasProbing:
         sources: size of the pool of sources, the own included.
         max_new_tokens: longest generated response.
         batch_size: samples run together.
-        seed: of the draw of sources, and of the bootstrap.
+        seed: of the draw of sources.
     """
 
     samples: Sequence[Sample]
@@ -144,16 +144,6 @@ class BiasProbing:
             answers |= {item.sample.id: item.response for item in items}
         # A sample whose answer has no text gets an empty response, which is not measured.
         return {sample: [] for sample in answers} | in_tokens_of(checkpoint, base, answers)
-
-
-def choose_samples(samples: Sequence[Sample], limit: int) -> list[Sample]:
-    """A small set with many utterances and instructions: of each utterance the next of its samples in turn."""
-    by_utterance: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_utterance.setdefault(sample.utterance, []).append(sample)
-    turns = [own[i % len(own) :] + own[: i % len(own)] for i, own in enumerate(by_utterance.values())]
-    rounds = range(max(map(len, turns), default=0))
-    return [own[n] for n in rounds for own in turns if n < len(own)][:limit]
 
 
 def _device(checkpoint: Checkpoint) -> str:

@@ -4,7 +4,8 @@ import pytest
 
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.sample import Sample
-from lsm_probe.diagnosis.plan import make_plan, one_sample_an_utterance
+from lsm_probe.data.spread import one_sample_an_utterance
+from lsm_probe.diagnosis.plan import make_plan
 
 
 def spoken(utterances, tasks=("translate", "repeat"), text=True):

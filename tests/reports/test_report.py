@@ -119,13 +119,12 @@ def evidence(label, value, *ends, side="for", **more):
 
 
 @pytest.fixture
-def judged(planted, made, monkeypatch):
+def judged(planted, made):
     """`judged(**verdict)`: the page about a checkpoint that depends on nothing but the speech, with this verdict."""
 
     def make(**verdict):
         planted_verdict = Verdict(checkpoint="mine", **{"reason": "The reason.", **verdict})
-        monkeypatch.setattr(report, "find_verdicts", lambda results, base=None: [planted_verdict])
-        return Page(report_page(made(planted("mine", 0.3))))
+        return Page(report_page(made(planted("mine", 0.3)), [planted_verdict]))
 
     return make
 

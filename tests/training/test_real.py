@@ -6,8 +6,8 @@ import pytest
 
 import lsm_probe
 from lsm_probe.data.manifest import manifest_writer
+from lsm_probe.data.spread import spread_over_utterances
 from lsm_probe.training.bias_history import BiasHistory
-from lsm_probe.training.bias_probing import choose_samples
 from lsm_probe.training.config import read_config
 from lsm_probe.training.run import train
 
@@ -38,7 +38,9 @@ def test_the_bias_of_a_real_model_is_watched(tmp_path: Path, builtin) -> None:
     train(read_config("mini/lora", [*settings, *watching]), tmp_path / "run")
     frame = BiasHistory.load(tmp_path / "run").to_frame()
     assert frame["step"].tolist() == [0, 2]
-    found = lsm_probe.attention(builtin("builtin:vanilla_asr"), choose_samples(samples, 2), response="reference")
+    found = lsm_probe.attention(
+        builtin("builtin:vanilla_asr"), spread_over_utterances(samples, 2), response="reference"
+    )
     assert frame["eta_6"][0] == pytest.approx(found.eta_groups()[5]["eta"], abs=1e-4)
     assert (frame["D_s"][0], frame["D_i"][0]) != (frame["D_s"][1], frame["D_i"][1])
 

@@ -1,0 +1,138 @@
+"""What responses are: empty, repetitions of the speech, or answers in the asked-for form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lsm_probe.diagnosis.evidence import (
+    FOLLOWS,
+    IGNORES,
+    NO_SPEECH,
+    NO_VERDICT,
+    Finding,
+    Verdicts,
+    as_text,
+    number,
+    share_distance,
+)
+from lsm_probe.diagnosis.own_words import OwnWords
+from lsm_probe.diagnosis.word_errors import word_errors
+from lsm_probe.evaluation.task import Task
+from lsm_probe.models.thinking import UNFINISHED
+from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.prepared_samples import EMPTY
+from lsm_probe.runner.result import MeasurementResult
+
+REPEATED = 50.0
+"""A response with at most this word error rate against the transcript repeats the speech, per cent."""
+MOST = 0.5
+"""More than this share of the responses repeats the speech: most of them do."""
+IN_FORM = 0.5
+"""Share of responses in the asked-for form, above and below this part of the base LLM's (without one: this share)."""
+_REPETITIONS = frozenset({"transcription", "transcribe", "asr", "repetition", "repeat"})
+"""Tasks whose right answer repeats the speech."""
+_TO_REPEAT = re.compile(r"transcri|word for word|\brepeat\b|write down (what|the words|the speech|every word)", re.I)
+"""Instructions whose right answer repeats the speech, where samples name no task."""
+
+
+def answer_of(row: Mapping[str, Any]) -> str:
+    """What a response says after its thinking, if there is any; an unfinished thought counts as empty."""
+    return str(row.get("answer", row.get("response", "")) or "").strip()
+
+
+def empty_responses(result: MeasurementResult) -> list[str]:
+    """Ids of the samples whose response is empty, also of those that the measurement left out."""
+    measured = [row["id"] for row in result.samples if not answer_of(row)]
+    return measured + [each for reason in (EMPTY, UNFINISHED) for each in result.excluded.get(reason, [])]
+
+
+def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
+    """The share of responses that repeat the speech; None without transcripts.
+
+    Left out are samples where repeating is right: their task says so, the response has the asked-for form, or the base
+    LLM's answer to the transcript repeats it too.
+    """
+    rows = [row for row in own.own.samples if row.get("text") and not _asks_to_repeat(row)]
+    if own.base is not None:
+        theirs = {row["id"]: answer_of(row) for row in own.base.samples}
+        same = _repeat(rows, [theirs[row["id"]] for row in rows])
+        rows = [row for row, repeats in zip(rows, same, strict=True) if not repeats]
+    if not rows:
+        return None
+    repeats = [
+        repeats and not _has_form(row, tasks)
+        for row, repeats in zip(rows, _repeat(rows, [answer_of(row) for row in rows]), strict=True)
+    ]
+    result = own.own.subset([row["id"] for row in rows])
+    shares = np.array(repeats, dtype=np.float64)
+    most = share_distance(result, shares, MOST)
+    evidence = number(
+        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "0.50, most of them",
+        f"{sum(repeats)} of {len(repeats)} responses to other instructions than transcription only repeat what was "
+        f"said (word error rate at most {REPEATED:.0f} %).",
+    )  # fmt: skip
+    supports: Verdicts = frozenset({IGNORES} if most.above else {FOLLOWS} if most.below else ())
+    contradicts: Verdicts = frozenset({FOLLOWS, NO_SPEECH}) if most.above else NO_VERDICT
+    return Finding(evidence, supports, contradicts, {"most": most})
+
+
+def _asks_to_repeat(row: Mapping[str, Any]) -> bool:
+    """Whether the right response repeats the speech, by the task, or by the words of an English instruction."""
+    return row.get("task") in _REPETITIONS or _TO_REPEAT.search(row.get("instruction", "")) is not None
+
+
+def _repeat(rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[bool]:
+    """Whether each response repeats the transcript of its sample."""
+    found = []
+    for row, response in zip(rows, responses, strict=True):
+        errors, words = word_errors(row["text"], response, row.get("language"))
+        found.append(bool(response) and words > 0 and 100 * errors <= REPEATED * words)
+    return found
+
+
+def _has_form(row: Mapping[str, Any], tasks: Mapping[str, Task]) -> bool | None:
+    """Whether the response has the asked-for form; None if none is asked for or it cannot be told."""
+    task = tasks.get(row.get("task") or "")
+    return task.parser()(answer_of(row)).follows if task is not None and task.has_form else None
+
+
+def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
+    """The share of responses in the asked-for form; None where no task asks for one that can be checked."""
+    follows = _follows(own.own, tasks)
+    theirs = _follows(own.base, tasks) if own.base is not None else {}
+    if own.base is not None:  # where both can be told
+        follows = {key: value for key, value in follows.items() if key in theirs}
+    if not follows:
+        return None
+    result = own.own.subset(list(follows))
+    shares = np.array(list(follows.values()), dtype=np.float64)
+    label, text = "share in the asked-for form", f"{shares.sum():.0f} of {len(shares)} responses have the form"
+    if own.base is None:
+        # Perhaps no model can follow these instructions, so a low share is no evidence.
+        half = share_distance(result, shares, IN_FORM)
+        evidence = number(
+            result, result.share(shares), "form_share", label, "", "nothing: there is no base LLM",
+            f"{text} that the instruction asks for.",
+        )  # fmt: skip
+        in_form: Verdicts = frozenset({FOLLOWS}) if half.above else NO_VERDICT
+        return Finding(evidence, in_form, frozenset(), {"half": half} if half.above else {})
+    base_shares = np.array([theirs[key] for key in follows], dtype=np.float64)
+    evidence = number(
+        result, result.share(shares), "form_share", label, "", f"the base LLM's {as_text(float(base_shares.mean()))}",
+        f"{text} that the instruction asks for; of the base LLM's responses {base_shares.sum():.0f} have it.",
+    )  # fmt: skip
+    if base_shares.mean() < MOST:  # the base LLM does not follow it either: no evidence
+        return Finding(evidence)
+    half = share_distance(result, shares, IN_FORM * float(base_shares.mean()))
+    supports: Verdicts = frozenset({FOLLOWS} if half.above else {IGNORES} if half.below else ())
+    contradicts: Verdicts = frozenset({IGNORES} if half.above else {FOLLOWS} if half.below else ())
+    return Finding(evidence, supports, contradicts, {"half": half})
+
+
+def _follows(result: SensitivityResult, tasks: Mapping[str, Task]) -> dict[str, bool]:
+    found = {row["id"]: _has_form(row, tasks) for row in result.samples}
+    return {sample: follows for sample, follows in found.items() if follows is not None}

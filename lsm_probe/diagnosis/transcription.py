@@ -1,0 +1,83 @@
+"""Does a checkpoint understand the speech? The word error rate of a transcription instruction, against chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsm_probe.diagnosis.evidence import (
+    BETWEEN,
+    FOLLOWS,
+    IGNORES,
+    NO_SPEECH,
+    NO_VERDICT,
+    Finding,
+    Values,
+    distance,
+    number,
+)
+from lsm_probe.diagnosis.word_errors import word_errors
+from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.scoring import Predictions
+
+UNDERSTOOD = 0.5
+"""Word error rate below this share of what chance gives: the speech is understood."""
+PARTNERS = 5
+"""Other utterances that a transcription is compared with, to find the word error rate that chance gives."""
+
+
+def transcription(result: EvaluationResult | None) -> Finding | None:
+    """The word error rate of a transcription instruction, compared with that of other utterances' transcripts."""
+    if result is None:
+        return None
+    tasks = [task for task in result.tasks if "word_error_rate" in task.metrics]
+    rows = [row for task in tasks for row in result.samples if row["task"] == task.name and row.get("reference")]
+    if not rows:
+        return None
+    result = result.subset([row["id"] for row in rows])
+    said = [text for task in tasks for text in Predictions(task, [r for r in rows if r["task"] == task.name]).responses]
+    references, languages = [row["reference"] for row in rows], [row.get("language") for row in rows]
+    own = np.array([word_errors(*each) for each in zip(references, said, languages, strict=True)])
+    by_chance = _errors_by_chance(references, said, languages, result.clusters)
+    if by_chance is None or not own[:, 1].sum():
+        return None
+    words = own[:, 1].mean()
+    rate = result.mean(100 * own[:, 0] / words).clipped(0, math.inf)
+    chance = 100 * float(by_chance.mean() / words)
+    understood = distance(result, own[:, 0] - UNDERSTOOD * by_chance)
+    evidence = number(
+        result, rate, "transcription_error", "word error rate", "%", f"{chance:.0f} % by chance",
+        f"Asked to transcribe, it gets {rate.mean:.0f} % of the words wrong; against the transcripts of other "
+        f"utterances the same responses get {chance:.0f} % wrong.",
+    )  # fmt: skip
+    supports = contradicts = NO_VERDICT
+    if understood.below:
+        supports, contradicts = frozenset({FOLLOWS, IGNORES, BETWEEN}), frozenset({NO_SPEECH})
+    elif understood.above:
+        supports = frozenset({NO_SPEECH})
+    return Finding(evidence, supports, contradicts, {"understood": understood})
+
+
+def _errors_by_chance(
+    references: Sequence[str], said: Sequence[str], languages: Sequence[str | None], clusters: NDArray[np.int64]
+) -> Values | None:
+    """Mean number of word errors of each response against the transcripts of other utterances, `[samples]`.
+
+    The number of words is not needed: over all pairs it is that of the own transcripts. None if all say the same.
+    """
+    n = len(references)
+    pairs: list[tuple[int, int]] = []
+    for i in range(n):
+        around = ((i + step) % n for step in range(1, n))
+        others = (j for j in around if clusters[i] != clusters[j] and references[i] != references[j])
+        pairs += [(i, j) for j in islice(others, PARTNERS)]
+    if len({i for i, _ in pairs}) < n:
+        return None
+    errors = [word_errors(references[j], said[i], languages[j])[0] for i, j in pairs]
+    own = np.array([i for i, _ in pairs])
+    by_chance: Values = np.bincount(own, errors) / np.bincount(own)
+    return by_chance
