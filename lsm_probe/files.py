@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -139,3 +140,26 @@ def _system_errors(path: Path) -> Iterator[None]:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def regular_file_bytes(path: Path) -> int:
+    """Size of a regular file in bytes, by `stat` alone: a fifo or a device would block or never end.
+
+    Raises:
+        InputError: `path` does not exist, cannot be looked at, or is no regular file.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        home = any(part.startswith("~") for part in path.parts)
+        advice = f"{NOT_HOME}, write the path in full" if home else "check the path"
+        raise InputError(f"{path} does not exist; {advice}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None
+    except ValueError as error:  # a NUL character, or half a surrogate pair
+        raise InputError(f"{str(path)!r} is no path ({error}); check it") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path} is a directory; name a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe, socket or device; name a regular file")
+    return status.st_size

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -15,8 +16,8 @@ import soxr
 
 from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.containers import Stream, View, find_streams
-from lsm_probe.data.sample import Sample, regular_file_bytes
 from lsm_probe.errors import InputError
+from lsm_probe.files import regular_file_bytes
 from lsm_probe.waveform import check_scale
 
 MAX_SECONDS = 3_600
@@ -49,7 +50,16 @@ _MOST_COUNTED = MAX_SECONDS * HIGHEST_RATE
 _SURPLUS = 2**31
 
 
-def read_audio(sample: Sample) -> np.ndarray:
+class HasAudio(Protocol):
+    """A sample, as far as its audio is concerned."""
+
+    id: str
+    audio: Path | AudioBytes | None
+    start: float
+    duration: float | None
+
+
+def read_audio(sample: HasAudio) -> np.ndarray:
     """Reads the section of a sample's audio; see `read_audio_file`.
 
     Returns:

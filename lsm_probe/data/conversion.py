@@ -14,8 +14,9 @@ from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.manifest import explain
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.rows import Rows, find_rows
-from lsm_probe.data.sample import Sample, regular_file_bytes
+from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.files import regular_file_bytes
 
 Column = str | Literal[False] | None
 """A column's name, False to leave the key out, or None for the column that has one of the usual names."""

@@ -17,9 +17,9 @@ from lsm_probe.checksums import file_sha256
 from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.problems import OnError, Problems
-from lsm_probe.data.sample import Sample, regular_file_bytes
+from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.files import plain_name, replacing
+from lsm_probe.files import plain_name, regular_file_bytes, replacing
 from lsm_probe.formats import RepeatedKey, load_json, open_unpacked
 
 _BUILTIN = "builtin:"

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lsm_probe.data.sample import Words, regular_file_bytes
+from lsm_probe.data.sample import Words
 from lsm_probe.data.seeded_hash import seeded_hash
 from lsm_probe.errors import InputError
+from lsm_probe.files import regular_file_bytes
 from lsm_probe.formats import load_yaml
 
 _LANGUAGE, _LABELS = "{language}", "{labels}"

@@ -2,12 +2,13 @@
 
 import hashlib
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from lsm_probe.data.audio import read_audio
 from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.errors import InputError
-from lsm_probe.files import NOT_HOME
 from lsm_probe.languages import find_language
 
 # Two letters at least, so that a Windows drive ("C:\\...") is not taken for a scheme.
@@ -136,6 +137,18 @@ class Sample(BaseModel):
         audio = self.audio.sha256 if isinstance(self.audio, AudioBytes) else self.audio.resolve()
         return _digest("audio", audio, self.start, self.duration)
 
+    def read_source(self, source: Literal["speech", "text"]) -> NDArray[np.float32] | str:
+        """What a model of this source reads: the waveform (mono, 16 kHz, `[samples]`), or the transcript.
+
+        Raises:
+            InputError: the sample has no such source, or its audio cannot be used; names the sample.
+        """
+        if source == "speech":
+            return read_audio(self)
+        if self.text is None:
+            raise InputError(f"sample {self.id!r}: has no transcript; add 'text' to it")
+        return self.text
+
 
 def _digest(kind: str, *parts: object) -> str:
     return f"{kind}-{hashlib.sha256(repr(list(map(str, parts))).encode()).hexdigest()[:16]}"
@@ -148,26 +161,3 @@ def naming(sample: Sample) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"sample {sample.id!r}: {error}") from error
-
-
-def regular_file_bytes(path: Path) -> int:
-    """Size of a regular file in bytes, by `stat` alone: a fifo or a device would block or never end.
-
-    Raises:
-        InputError: `path` does not exist, cannot be looked at, or is no regular file.
-    """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        home = any(part.startswith("~") for part in path.parts)
-        advice = f"{NOT_HOME}, write the path in full" if home else "check the path"
-        raise InputError(f"{path} does not exist; {advice}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None
-    except ValueError as error:  # a NUL character, or half a surrogate pair
-        raise InputError(f"{str(path)!r} is no path ({error}); check it") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path} is a directory; name a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is a pipe, socket or device; name a regular file")
-    return status.st_size

@@ -12,10 +12,10 @@ from lsm_probe.data.build import to_sample
 from lsm_probe.data.manifest import explain, warn_of_unknown_keys
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.sample import LanguageText, Sample, Text, Words, regular_file_bytes
+from lsm_probe.data.sample import LanguageText, Sample, Text, Words
 from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
-from lsm_probe.files import plain_name
+from lsm_probe.files import plain_name, regular_file_bytes
 from lsm_probe.formats import RepeatedKey, load_json
 
 _TASK = "transcription"

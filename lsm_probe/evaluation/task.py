@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lsm_probe.data.manifest import explain, read_manifest
 from lsm_probe.data.pools import read_pool
 from lsm_probe.data.problems import OnError
-from lsm_probe.data.sample import Sample, Words, regular_file_bytes
+from lsm_probe.data.sample import Sample, Words
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import answers
 from lsm_probe.evaluation.answers import Parser
+from lsm_probe.files import regular_file_bytes
 from lsm_probe.formats import load_yaml
 from lsm_probe.languages import require_language
 

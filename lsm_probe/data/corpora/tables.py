@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from lsm_probe.data.manifest import explain
 from lsm_probe.data.problems import Problems
-from lsm_probe.data.sample import regular_file_bytes
 from lsm_probe.errors import InputError
+from lsm_probe.files import regular_file_bytes
 
 Wanted = Callable[[str], bool]
 """Whether a split is asked for."""
