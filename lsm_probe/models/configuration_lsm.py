@@ -8,7 +8,9 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperConfig
 
 from lsm_probe.models.connectors.base import LsmProjectorConfig, UnusableConfig, check_count
 
-ENCODER_CONTEXTS = ("full", "trimmed")
+ENCODER_CONTEXTS = ("full", "trimmed", "padded", "clip")
+SPEECH_ALONE = ("trimmed", "clip")
+"""Contexts in which the encoder sees only the speech, so that pieces of different lengths do not run together."""
 
 
 class LsmConfig(PreTrainedConfig):
@@ -24,13 +26,15 @@ class LsmConfig(PreTrainedConfig):
         decoder_states: None: the audio tower is Whisper's encoder, and its states go to the connector. A number: it
             is the whole of Whisper, whose decoder reads so many start tokens and hands on its last hidden states,
             as many for any length of speech (LLaSM: 64).
-        encoder_context: what the encoder sees of a piece of speech. `full`: 30 s, filled up with silence, as Whisper
-            was trained; `trimmed`: the speech alone, which is faster on a CPU (pieces of different lengths do not run
-            together).
+        encoder_context: what the encoder sees of a piece of speech, and which of its states the connector reads.
+            `full`: the encoder sees 30 s, filled up with silence, as Whisper was trained; the connector reads the
+            states of the speech. `padded`: the same, and the silence counts as speech (LLaMA-Omni, SALMONN).
+            `trimmed`: the encoder sees the speech alone, which is faster on a CPU. `clip`: as `trimmed`, with mel
+            features of the speech alone too (Ultravox); those of 30 s differ at its end.
 
     Raises:
         UnusableConfig: an unknown context, a number of states the decoder has no positions for, or a decoder after
-            a trimmed encoder.
+            an encoder that sees the speech alone.
     """
 
     model_type = "lsm"
@@ -72,7 +76,8 @@ class LsmConfig(PreTrainedConfig):
         states, positions = self.decoder_states, self.audio_config.max_target_positions
         if states > positions:
             raise UnusableConfig(f"decoder_states {states}: this Whisper's decoder has {positions} positions")
-        if self.encoder_context == "trimmed":
+        if self.encoder_context in SPEECH_ALONE:
             raise UnusableConfig(
-                "encoder_context 'trimmed' and decoder_states exclude each other (it reads 30 s): leave out one"
+                f"encoder_context {self.encoder_context!r} and decoder_states exclude each other (it reads 30 s): "
+                "leave out one"
             )

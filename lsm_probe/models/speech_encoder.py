@@ -11,7 +11,7 @@ from transformers import WhisperModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from lsm_probe.models.configuration_lsm import LsmConfig
+from lsm_probe.models.configuration_lsm import SPEECH_ALONE, LsmConfig
 
 
 class TrimmedWhisperEncoder(WhisperEncoder):
@@ -37,7 +37,7 @@ def make_audio_tower(config: LsmConfig) -> WhisperEncoder | WhisperModel:
     """The audio tower of a model of this configuration."""
     if config.decoder_states is not None:
         return WhisperModel(config.audio_config)
-    encoder = TrimmedWhisperEncoder if config.encoder_context == "trimmed" else WhisperEncoder
+    encoder = TrimmedWhisperEncoder if config.encoder_context in SPEECH_ALONE else WhisperEncoder
     return encoder(config.audio_config)
 
 
@@ -59,7 +59,7 @@ def run_audio_tower(tower: Any, config: LsmConfig, features: Tensor, mel_frames:
         tower: the audio tower.
         config: that of the model.
         features: log-mel features of 30 s pieces, `[pieces, mel_bins, 3000]`.
-        mel_frames: how many frames of each piece are speech, `[pieces]`.
+        mel_frames: how many frames of each piece are speech, or count as it, `[pieces]`.
 
     Returns:
         `[pieces, max_states, d]`, of which the first [`num_states`] of each piece are valid.
@@ -68,7 +68,7 @@ def run_audio_tower(tower: Any, config: LsmConfig, features: Tensor, mel_frames:
         start = config.audio_config.decoder_start_token_id
         ids = mel_frames.new_full((len(features), config.decoder_states), start)
         return tower(features, decoder_input_ids=ids, use_cache=False).last_hidden_state
-    if config.encoder_context == "trimmed":
+    if config.encoder_context in SPEECH_ALONE:
         return _encode_by_length(tower, features, mel_frames)
     states = tower(features).last_hidden_state
     return states[:, : int(num_states(mel_frames, None).max())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -38,7 +38,8 @@ class Connector(nn.Module, ABC):
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
         """Which states of a piece each of its speech tokens stands for: the first, and the one after the last.
 
-        Tokens come in order and leave out no state; only tokens of one window share theirs. Empty for no states.
+        Tokens come in order; only tokens of one window share their states. They leave out no state, except those of a
+        last partial window that is dropped. Empty for no states.
         """
 
     def init_own_parameters(self, config: LsmProjectorConfig) -> None:
@@ -64,7 +65,11 @@ class LsmProjectorConfig(PreTrainedConfig):
         connector: its name. `window_qformer` is the one of arXiv 2410.03798, `frame_stack` LLaMA-Omni's, `conv`
             BLSP's, `linear` LLaSM's; or a name of the entry-point group `lsm_probe.connectors`.
         window: states read by one window, 20 ms each where they are the encoder's. `window_qformer`: 17 (0.34 s);
-            `frame_stack`: 5 (0.1 s). The others have no windows.
+            `frame_stack`: 5 (0.1 s). The others have no windows. `length`: the number of states of a piece times
+            `window_seconds` / 30, rounded (the released code of arXiv 2410.03798, which takes the longest piece of a
+            batch; here each piece has its own).
+        window_seconds: the window of 30 s of speech, where `window` is `length`.
+        drop_partial_window: drop the states of a last window that is not full.
         hidden_size: width of the Q-Former (768), of the layer between `frame_stack`'s two linears (2048), or of
             `conv`'s bottleneck (512).
         num_queries: speech tokens `window_qformer` makes from one window.
@@ -82,7 +87,9 @@ class LsmProjectorConfig(PreTrainedConfig):
 
     connector: str = "window_qformer"
     # None takes the connector's own; it stays where the connector has no such size.
-    window: int = None  # type: ignore[assignment]
+    window: int | Literal["length"] = None  # type: ignore[assignment]
+    window_seconds: float = 0.33333
+    drop_partial_window: bool = False
     num_queries: int = 1
     hidden_size: int = None  # type: ignore[assignment]
     num_hidden_layers: int = 2
@@ -100,6 +107,8 @@ class LsmProjectorConfig(PreTrainedConfig):
             if getattr(self, name, None) is None:
                 setattr(self, name, size)
         for name in dict.fromkeys(("window", "hidden_size", "num_queries", *sizes)):
+            if name == "window" and self.window == "length" and self.connector == "window_qformer":
+                continue  # of a Q-Former alone: other connectors' weights are as wide as the window
             check_count(f"connector {self.connector!r}: {name}", getattr(self, name))
 
 

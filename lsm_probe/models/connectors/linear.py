@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig
-from lsm_probe.models.connectors.windows import valid_states, window_states
+from lsm_probe.models.connectors.windows import valid_states
 
 
 @CONNECTORS.register("linear")
@@ -18,7 +18,7 @@ class Linear(Connector):
 
     @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
-        return window_states(1, num_states)
+        return [(state, state + 1) for state in range(num_states)]
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         return self.linear(states[valid_states(states, lengths)])

@@ -48,7 +48,10 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
         )
     projector = config.projector_config
     token_states = CONNECTORS[projector.connector].token_states
-    spans = [(piece, *span) for piece, states in _pieces(num_samples) for span in token_states(projector, states)]
+    pieces = _pieces(num_samples)
+    if config.encoder_context == "padded":  # the silence after the speech has tokens too; they begin at its end
+        pieces = [(piece, round(PIECE_SECONDS / FRAME_SECONDS)) for piece, _ in pieces]
+    spans = [(piece, *span) for piece, states in pieces for span in token_states(projector, states)]
     return _seconds(spans, num_samples)
 
 

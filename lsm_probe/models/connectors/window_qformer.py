@@ -17,14 +17,15 @@ class WindowQFormer(Connector):
     """A BERT-style Q-Former over fixed windows of states (arXiv 2410.03798, section 3.1; SALMONN).
 
     Layer norm on the states, `num_queries` learned queries cross-attending to each window of `window` states,
-    a linear layer after. Windows do not overlap; the last partial window is kept and its missing states masked.
+    a linear layer after. Windows do not overlap; the last partial window is kept, its missing states masked, unless
+    `drop_partial_window` is set.
     """
 
     sizes: ClassVar[dict[str, int]] = {"window": 17, "hidden_size": 768}
 
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
-        self.window = config.window
+        self.config = config
         self.layer_norm = nn.LayerNorm(encoder_dim)
         self.query = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size))
         self.qformer = Blip2QFormerModel(
@@ -44,13 +45,13 @@ class WindowQFormer(Connector):
 
     @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
-        return [states for states in window_states(config.window, num_states) for _ in range(config.num_queries)]
+        return [states for states in window_states(config, num_states) for _ in range(config.num_queries)]
 
     def init_own_parameters(self, config: LsmProjectorConfig) -> None:
         self.query.normal_(0.0, config.initializer_range)
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        windows, mask = cut_windows(states, lengths, self.window)
+        windows, mask = cut_windows(states, lengths, self.config)
         output = self.qformer(
             query_embeds=self.query.expand(len(windows), -1, -1),
             encoder_hidden_states=self.layer_norm(windows),

@@ -18,6 +18,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import require_lsm
 from lsm_probe.models.connectors import WindowQFormer
 from lsm_probe.models.connectors.times import Times, frame_times, speech_token_times
+from lsm_probe.models.connectors.windows import window_states
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.waveform import as_waveform
 
@@ -154,7 +155,7 @@ def _connector_attention(
 ) -> tuple[ConnectorAttention, dict[str, Any]]:
     """The cross-attention of all pieces, `frames [pieces]` counting their valid states."""
     projector: Any = model.multi_modal_projector
-    queries, window = projector.query.shape[1], projector.window
+    queries = projector.query.shape[1]
     dtype = projector.query.dtype
     norms: list[Tensor] = []
     alphas: list[Tensor] = []
@@ -162,13 +163,13 @@ def _connector_attention(
     errors: list[Tensor] = []
     with capture(model, "connector") as captured:
         for i, (piece, count) in enumerate(zip(states, frames, strict=True)):
-            windows = -(-count // window)
+            windows = window_states(projector.config, count)
             seen = _CrossAttention(captured)
-            with captured.at_rows(*_all_rows(windows, queries, model.device), seen):
+            with captured.at_rows(*_all_rows(len(windows), queries, model.device), seen):
                 projector(piece.to(dtype), torch.tensor([count], device=model.device))
             norms.append(torch.stack(seen.norms))
             alphas.append(torch.stack(seen.alphas))
-            first += [sum(frames[:i]) + w * window for w in range(windows) for _ in range(queries)]
+            first += [sum(frames[:i]) + start for start, _ in windows for _ in range(queries)]
             errors += captured.errors_by_sample()
     attention = ConnectorAttention(
         torch.cat(norms, 1).numpy(), torch.cat(alphas, 2).numpy(), np.array(first, dtype=np.int64)
