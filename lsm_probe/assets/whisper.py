@@ -65,8 +65,8 @@ def _convert(checkpoint: Path, vocabulary: Path, target: Path) -> None:
 
     # weights_only: nothing in the file can run code.
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = WhisperForConditionalGeneration(_config(content["dims"]))
-    state = {f"model.{_renamed(name)}": value for name, value in content["model_state_dict"].items()}
+    model = WhisperForConditionalGeneration(openai_config(content["dims"]))
+    state = {f"model.{openai_name(name)}": value for name, value in content["model_state_dict"].items()}
     # The output matrix is the token embedding; transformers keeps a second name for it.
     state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
     model.load_state_dict(state)
@@ -77,13 +77,15 @@ def _convert(checkpoint: Path, vocabulary: Path, target: Path) -> None:
     WhisperProcessor(WhisperFeatureExtractor(feature_size=80), _tokenizer(vocabulary)).save_pretrained(target)
 
 
-def _renamed(name: str) -> str:
+def openai_name(name: str) -> str:
+    """What transformers' `WhisperModel` calls a tensor of a checkpoint of OpenAI's."""
     for old, new in RENAMES:
         name = name.replace(old, new)
     return name.replace("positional_embedding", "embed_positions.weight")
 
 
-def _config(dims: dict[str, int]) -> Any:
+def openai_config(dims: dict[str, int]) -> Any:
+    """The `WhisperConfig` of a checkpoint of OpenAI's, given its `dims`."""
     from transformers import WhisperConfig
 
     return WhisperConfig(

@@ -17,6 +17,7 @@ from lsm_probe.cli.demo import demo
 from lsm_probe.cli.diagnose import diagnose
 from lsm_probe.cli.evaluate import evaluate
 from lsm_probe.cli.figure import figure
+from lsm_probe.cli.import_release import import_release
 from lsm_probe.cli.measurement_command import measurement_command
 from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
@@ -63,6 +64,7 @@ for probe in PROBES.built_in.values():
     app.command(probe.name)(measurement_command(probe))
 for command in (diagnose, timeline, report, figure, check, evaluate, score, text_ability, demo, augment, train):
     app.command()(command)
+app.command("import")(import_release)
 app.add_typer(data, name="data")
 
 

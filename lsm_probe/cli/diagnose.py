@@ -31,6 +31,9 @@ def diagnose(
     instructions: opt.Instructions = None,
     template: opt.Template = None,
     date: opt.Date = None,
+    encoder: opt.Encoder = None,
+    llm: opt.Llm = None,
+    beats: opt.Beats = None,
     max_new_tokens: opt.MaxNewTokens = 24,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -96,7 +99,9 @@ def diagnose(
             seed=seed,
             on_error=on_error,
             data_name=about["data"].name,
-            loading={"device": device, "dtype": dtype, "template": template, "date": date},
+            loading=opt.loading_options(
+                ckpt, device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+            ),
             resume=resume,
             on_progress=on_progress,
             on_estimate=print_estimate,

@@ -29,6 +29,9 @@ def evaluate(
     out: opt.Out = None,
     template: opt.Template = None,
     date: opt.Date = None,
+    encoder: opt.Encoder = None,
+    llm: opt.Llm = None,
+    beats: opt.Beats = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     read: opt.Read = None,
     device: opt.Device = "auto",
@@ -83,7 +86,9 @@ def evaluate(
         names = "+".join(task.name for task in tasks)
         return samples, {"tasks": with_read(tasks, read), "data": describe_data(samples, names)}
 
-    loading = {"device": device, "dtype": dtype, "template": template, "date": date}
+    loading = opt.loading_options(
+        ckpt or (), device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+    )
     run_and_show(
         EVALUATION,
         [

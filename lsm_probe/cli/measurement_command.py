@@ -30,6 +30,9 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         out: Path | None,
         template: str | None,
         date: str | None,
+        encoder: str | None,
+        llm: str | None,
+        beats: str | None,
         device: str,
         dtype: str,
         limit: int | None,
@@ -42,7 +45,9 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         from lsm_probe.runner.run import named_checkpoint
 
         asked = measurement.parse_options({name: values.pop(name) for name in [p.name for p in own]})
-        loading = {"device": device, "dtype": dtype, "template": template, "date": date}
+        loading = opt.loading_options(
+            ckpt, device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+        )
         run_and_show(
             measurement,
             [named_checkpoint(name, loading, source=asked.source) for name in ckpt],
@@ -75,6 +80,9 @@ _CHECKPOINTS = {
     "out": (opt.Out, None),
     "template": (opt.Template, None),
     "date": (opt.Date, None),
+    "encoder": (opt.Encoder, None),
+    "llm": (opt.Llm, None),
+    "beats": (opt.Beats, None),
 }
 _RUNNING = {
     "device": (opt.Device, "auto"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from lsm_probe.data.speech import SpeechSettings
 
 _CKPT = typer.Option(
-    help="Folder, hub name, or built in: `builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, "
-    "`builtin:self_powered` (LSMs). Repeat it to compare.",
+    help="Folder (an LSM, a text LLM, an audio LLM of transformers, or a released checkpoint), hub name, or built in: "
+    "`builtin:llm` (text LLM), `builtin:untrained`, `builtin:vanilla_asr`, `builtin:self_powered` (LSMs). Repeat it to "
+    "compare.",
     show_default=False,
 )
 Ckpt = Annotated[list[str], _CKPT]
@@ -38,13 +40,39 @@ Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/C
 Template = Annotated[
     str | None,
     typer.Option(
-        help="Prompt template: vicuna, vicuna_text, llama3, chat or chat_source_first.  [default: the checkpoint's own]"
+        help="Prompt template: vicuna, vicuna_text, llama3, chat, chat_source_first, the name of a published system, "
+        "or a YAML file.  [default: the checkpoint's own]"
     ),
 ]
 Date = Annotated[
     str | None,
     typer.Option(
         help="Date used as today's date by chat templates that print one.  [default: 2024-07-26]", metavar="YYYY-MM-DD"
+    ),
+]
+_PARTS = "Released checkpoints"
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name of the Whisper that a released checkpoint leaves out.",
+        rich_help_panel=_PARTS,
+        show_default=False,
+    ),
+]
+Llm = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub name of the LLM that a released checkpoint leaves out.",
+        rich_help_panel=_PARTS,
+        show_default=False,
+    ),
+]
+Beats = Annotated[
+    str | None,
+    typer.Option(
+        help="File of the BEATs encoder that a released checkpoint (SALMONN) leaves out.",
+        rich_help_panel=_PARTS,
+        show_default=False,
     ),
 ]
 Device = Annotated[
@@ -105,6 +133,30 @@ Read = Annotated[
 Responses = Annotated[
     Path | None, typer.Option(help="Take the responses stored in this result folder instead of generating.")
 ]
+
+
+def loading_options(
+    checkpoints: Sequence[str],
+    *,
+    device: str,
+    dtype: str,
+    template: str | None,
+    date: str | None,
+    encoder: str | None,
+    llm: str | None,
+    beats: str | None,
+) -> dict[str, Any]:
+    """The options that say how checkpoints are loaded, as keyword arguments of `lsm_probe.load`.
+
+    Raises:
+        InputError: a part was given that none of the checkpoints lacks.
+    """
+    from lsm_probe.runner.run import check_parts
+
+    given = {"encoder": encoder, "llm": llm, "beats": beats}
+    check_parts(checkpoints, given)
+    parts = {part: place for part, place in given.items() if place is not None}
+    return {"device": device, "dtype": dtype, "template": template, "date": date, **parts}
 
 
 def speech_settings(voice: list[str] | None, speed: list[float] | None, seed: int) -> SpeechSettings:

@@ -29,6 +29,9 @@ def text_ability(
     out: opt.Out = None,
     template: opt.Template = None,
     date: opt.Date = None,
+    encoder: opt.Encoder = None,
+    llm: opt.Llm = None,
+    beats: opt.Beats = None,
     shots: Annotated[
         int, typer.Option(help="Examples before each question of MMLU.", min=0, rich_help_panel=opt.CONVENTIONS)
     ] = 5,
@@ -92,7 +95,9 @@ def text_ability(
         if (asked := questions()) is not None:
             write_mmlu_tasks(asked, folder / "mmlu_tasks")
 
-    loading = {"device": device, "dtype": dtype, "template": template, "date": date}
+    loading = opt.loading_options(
+        ckpt, device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+    )
     run_and_show(
         replace(TEXT_ABILITY, save_figures=save),
         [named_checkpoint(name, loading, source="text") for name in ckpt],

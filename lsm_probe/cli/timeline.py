@@ -24,6 +24,9 @@ def timeline(
     ] = None,
     template: opt.Template = None,
     date: opt.Date = None,
+    encoder: opt.Encoder = None,
+    llm: opt.Llm = None,
+    beats: opt.Beats = None,
     max_new_tokens: opt.MaxNewTokens = 128,
     response: opt.Response = "generated",
     device: opt.Device = "auto",
@@ -67,10 +70,13 @@ def timeline(
     if out is not None:
         check_can_write("--out", out, folder=True)
     check_names([ckpt])
+    loading = opt.loading_options(
+        [ckpt], device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+    )
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / folder_name(ckpt) / plain_name(chosen.id)
     with alone_in(out):
-        checkpoint = load(ckpt, device=device, dtype=dtype, template=template, date=date)
+        checkpoint = load(ckpt, **loading)
         if layer is not None:
             check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
         result = probe(checkpoint, chosen, response=response, max_new_tokens=max_new_tokens)

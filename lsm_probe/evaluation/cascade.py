@@ -10,7 +10,7 @@ from lsm_probe.evaluation.transcriber import Transcriber, check_transcriber, loa
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import TextLlm
 from lsm_probe.models.loading import load, look_up
-from lsm_probe.runner.run import ToMeasure
+from lsm_probe.runner.run import ToMeasure, loading_for
 
 NO_WORDS = "[inaudible]"
 """What the LLM reads where the recogniser transcribes no word."""
@@ -63,7 +63,7 @@ def named_cascade(transcriber: str, llm: str, loading: dict[str, Any]) -> ToMeas
 
     return ToMeasure(
         cascade_name(transcriber, llm),
-        lambda: cascade(load(llm, **loading), load_transcriber(transcriber, **running)),
+        lambda: cascade(load(llm, **loading_for(llm, loading)), load_transcriber(transcriber, **running)),
         look_up_parts,
         (transcriber, llm),
     )

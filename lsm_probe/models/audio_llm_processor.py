@@ -17,7 +17,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE
 from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
 from lsm_probe.models.segments import Piece, Segment
-from lsm_probe.models.templates import CHAT_TEMPLATES, TEMPLATE_ERRORS, chat_pieces, chat_template_renderer
+from lsm_probe.models.templates import find_template
+from lsm_probe.models.templates.chat import TEMPLATE_ERRORS, Messages, chat_pieces, chat_template_renderer
 from lsm_probe.waveform import as_waveform
 
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -43,10 +44,10 @@ class AudioLlmProcessor:
     """
 
     def __init__(self, processor: Any, audio_token_id: int, template: str | None = None):
-        self.template = template or "chat"
-        if self.template not in CHAT_TEMPLATES:
+        self.template = find_template(template or "chat")
+        if self.template.name not in ("chat", "chat_source_first"):
             reason = "an audio LLM has a chat template of its own; choose chat or chat_source_first"
-            raise InputError(f"--template {self.template}: {reason}")
+            raise InputError(f"--template {self.template.name}: {reason}")
         self.processor = processor
         self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self.audio_token_id = audio_token_id
@@ -163,25 +164,27 @@ class AudioLlmProcessor:
         return chat_pieces(self._apply, turn, instruction, self.audio_token, self.audio_token, advice=_ADVICE)
 
     @property
-    def _apply(self) -> Callable[[list[dict[str, Any]]], str]:
+    def _apply(self) -> Callable[[Messages], str]:
         has_template = getattr(self.processor, "chat_template", None)
         return chat_template_renderer(self.processor if has_template else self.tokenizer)
 
     def _lays_out_audio(self) -> bool:
         """Whether the chat template writes the placeholder for audio content; else the text must hold it."""
-        user = {"role": "user", "content": self._turn_with_audio("", self.audio_token)}
         try:
-            return self.audio_token in self._apply([user])
+            return self.audio_token in self._apply(self._turn_with_audio("", self.audio_token))
         except TEMPLATE_ERRORS:
             return False
 
-    def _turn(self, instruction: str, source: str) -> str:
-        if self.template == "chat":
-            return f"{instruction}\n{source}"
-        return f"{source}{instruction}" if source == self.audio_token else f"{source}\n{instruction}"
+    def _turn(self, instruction: str, source: str) -> Messages:
+        if self.template.name == "chat":
+            content = f"{instruction}\n{source}"
+        else:
+            content = f"{source}{instruction}" if source == self.audio_token else f"{source}\n{instruction}"
+        return [{"role": "user", "content": content}]
 
-    def _turn_with_audio(self, instruction: str, source: str) -> list[dict[str, Any]]:
+    def _turn_with_audio(self, instruction: str, source: str) -> Messages:
         audio = {"type": "audio", "audio": ""}
-        if self.template == "chat":
-            return [{"type": "text", "text": f"{instruction}\n"}, audio]
-        return [audio, {"type": "text", "text": instruction}]
+        content = [audio, {"type": "text", "text": instruction}]
+        if self.template.name == "chat":
+            content = [{"type": "text", "text": f"{instruction}\n"}, audio]
+        return [{"role": "user", "content": content}]

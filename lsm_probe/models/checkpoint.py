@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,17 @@ from lsm_probe.models.prompts import Prompt, encode_target
 from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
+from lsm_probe.models.templates import PromptTemplate
 from lsm_probe.models.thinking import Thought, find_thought, text_after_user
+
+
+class ReadableSample(Protocol):
+    """A sample: an instruction, and speech or a transcript."""
+
+    @property
+    def instruction(self) -> str: ...
+
+    def read_source(self, source: Literal["speech", "text"]) -> NDArray[np.float32] | str: ...
 
 
 @dataclass
@@ -39,7 +49,7 @@ class Checkpoint(ABC):
         name: how the user called it.
         model: the LSM, the audio LLM, or the text LLM itself.
         tokenizer: the LLM's fast tokenizer.
-        template: name of the prompt template.
+        template: the prompt template.
         processor: writes the prompts of a model that takes speech; None for a text LLM.
         identity: where the weights came from and their hashes; stored with every result.
         source: what stands in the source slot of its prompts. A model that takes speech reads transcripts under `text`.
@@ -52,7 +62,7 @@ class Checkpoint(ABC):
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    template: str
+    template: PromptTemplate
     processor: LsmProcessor | AudioLlmProcessor | None = field(init=False, default=None)
     identity: ModelIdentity = field(default_factory=ModelIdentity, kw_only=True)
     source: Literal["speech", "text"] = field(default="text", kw_only=True)
@@ -224,6 +234,43 @@ class Checkpoint(ABC):
     def generate(self, embedded: list[Tensor], *, max_new_tokens: int) -> list[list[int]]:
         """Answers embedded prompts greedily: the new token ids of each, EOS included where it was produced."""
         return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
+
+    def prompt_ids(self, sample: ReadableSample) -> list[int]:
+        """Token ids of the prompt about a sample, `[positions]`; each speech token has the id of the placeholder.
+
+        Args:
+            sample: a [`Sample`](lsm_probe.Sample).
+
+        Raises:
+            InputError: the sample lacks what the checkpoint reads, or as [`encode`].
+
+        Example:
+            >>> checkpoint = lsm_probe.load("builtin:untrained", device="cpu")
+            >>> sample = lsm_probe.read_manifest("builtin:probe")[0]
+            >>> len(checkpoint.prompt_ids(sample)) == len(checkpoint.logits(sample))
+            True
+        """
+        return self._prompt_of(sample).input_ids
+
+    @torch.no_grad()
+    def logits(self, sample: ReadableSample) -> Tensor:
+        """Logits of the prompt about a sample, `[positions, vocabulary]`, float32 on the CPU.
+
+        Row m predicts the token after position m; the last row predicts the first token of the response. Compare
+        them with those of another implementation.
+
+        Args:
+            sample: a [`Sample`](lsm_probe.Sample).
+
+        Raises:
+            InputError: as [`prompt_ids`].
+        """
+        embedded = self.embed_prompt(self._prompt_of(sample))
+        logits: Tensor = self.llm(inputs_embeds=embedded[None], use_cache=False).logits[0]
+        return logits.float().cpu()
+
+    def _prompt_of(self, sample: ReadableSample) -> Prompt:
+        return self.encode(sample.instruction, sample.read_source(self.source))
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
         """Raises InputError if prompt and response exceed the context, or what sparse attention sees in full."""

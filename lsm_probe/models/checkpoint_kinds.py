@@ -22,6 +22,7 @@ from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.templates import PromptTemplate
 
 
 @dataclass
@@ -45,7 +46,7 @@ class _SpeechCheckpoint(Checkpoint):
     """A model that takes speech; its processor holds the tokenizer and the template."""
 
     tokenizer: PreTrainedTokenizerBase = field(init=False)
-    template: str = field(init=False)
+    template: PromptTemplate = field(init=False)
     processor: LsmProcessor | AudioLlmProcessor = field()
     source: Literal["speech", "text"] = field(default="speech", kw_only=True)
 

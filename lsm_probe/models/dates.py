@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.templates import CHAT_TEMPLATES
+from lsm_probe.models.templates import PromptTemplate
 
 DATE = "2024-07-26"
 """What Llama 3's template writes by itself where it cannot ask for the day."""
@@ -44,17 +44,17 @@ def with_date(part: Any, date: str | None) -> Any:
     return part
 
 
-def written_date(name: str, *parts: Any) -> str | None:
+def written_date(template: PromptTemplate, *parts: Any) -> str | None:
     """The fixed date that prompts contain; None if they contain none.
 
     Args:
-        name: of the prompt template; those of this package contain no date.
+        template: the prompt template; only a chat template writes a date.
         parts: tokenizers and processors: the first one with a chat template writes the prompts.
     """
-    if name not in CHAT_TEMPLATES:
+    if not template.is_chat:
         return None
-    template = next((found for part in parts if (found := getattr(part, "chat_template", None))), "")
-    pinned = _PINNED.match(template.get("default", "") if isinstance(template, dict) else template)
+    jinja = next((found for part in parts if (found := getattr(part, "chat_template", None))), "")
+    pinned = _PINNED.match(jinja.get("default", "") if isinstance(jinja, dict) else jinja)
     return pinned[1] if pinned else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -111,6 +111,8 @@ class ModelIdentity(WeightsIdentity):
 
     Attributes:
         encoder, llm, connector: of an LSM that was built from parts and is in no folder.
+        beats: of the BEATs encoder that a published checkpoint was put together with.
+        published: name of the published system as which it was read.
         prompt_sha256: sha256 (hexadecimal) of an example prompt.
         date: what a chat template writes as today's date.
         training: of a built-in arm.
@@ -120,6 +122,8 @@ class ModelIdentity(WeightsIdentity):
     encoder: EncoderIdentity | None = None
     llm: WeightsIdentity | None = None
     connector: ConnectorIdentity | None = None
+    beats: WeightsIdentity | None = None
+    published: str | None = None
     prompt_sha256: str | None = None
     date: str | None = None
     training: TrainingIdentity | None = None
@@ -130,6 +134,7 @@ _PARTS: dict[str, type[_Identity]] = {
     "encoder": EncoderIdentity,
     "llm": WeightsIdentity,
     "connector": ConnectorIdentity,
+    "beats": WeightsIdentity,
     "training": TrainingIdentity,
     "transcriber": WeightsIdentity,
 }
@@ -158,11 +163,16 @@ def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums 
     """Identifies the weights of a folder or hub name, given its configuration and what [`check_folder`] returned."""
     # The first kind that is there is what transformers loads.
     weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
-    known = read_checksums(Path(folder)) if checksums == "verified" else {}  # saves reading the weights again
-    hashes = {path.name: known[path.name]["sha256"] if path.name in known else sha256(path) for path in weights}
     return WeightsIdentity(
         model_type=config.model_type,
         revision=getattr(config, "_commit_hash", None) or None,
         checksums=checksums,
-        weights_sha256=hashes or None,
+        weights_sha256=identify_files(weights, folder, checksums),
     )
+
+
+def identify_files(files: Sequence[Path], folder: str | Path, checksums: Checksums | None) -> dict[str, str] | None:
+    """sha256 (hexadecimal) of files of a folder by their names; None of no files."""
+    known = read_checksums(Path(folder)) if checksums == "verified" else {}  # saves reading the weights again
+    hashes = {path.name: known[path.name]["sha256"] if path.name in known else sha256(path) for path in files}
+    return hashes or None

@@ -24,7 +24,7 @@ from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompter import describe_prompt
-from lsm_probe.models.templates import default_template
+from lsm_probe.models.templates import default_template, find_template
 
 
 def from_model(
@@ -76,7 +76,7 @@ def from_model(
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise _wrong_processor(inner, processing_class, "its tokenizer (AutoTokenizer.from_pretrained)")
         check_reads_embeddings(inner, name)
-        checkpoint = TextLlm(name, inner, tokenizer, template or default_template(tokenizer))
+        checkpoint = TextLlm(name, inner, tokenizer, find_template(template or default_template(tokenizer)))
     else:
         raise InputError(
             f"{name} is a {type(inner).__name__}, which is neither an LSM of ours, an audio LLM with a placeholder for "

@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
 )
 
@@ -35,7 +36,8 @@ from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import Prompter, describe_prompt
 from lsm_probe.models.prompts import encode_prompt, encode_target
-from lsm_probe.models.templates import TEMPLATES, default_template
+from lsm_probe.models.published import PARTS, Parts, find_system, load_published, read_published, used_parts
+from lsm_probe.models.templates import PromptTemplate, default_template, find_template
 
 BUILTIN_LLM = "builtin:llm"
 BUILTIN = (BUILTIN_LLM, *BUILTIN_LSMS)
@@ -48,6 +50,9 @@ def load(
     dtype: str = "auto",
     template: str | None = None,
     date: str | None = None,
+    encoder: str | Path | None = None,
+    llm: str | Path | None = None,
+    beats: str | Path | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint to look into.
 
@@ -55,18 +60,22 @@ def load(
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
             embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
             `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of ours, a
-            text LLM, or an audio LLM that ships in transformers and has a placeholder token for its speech.
+            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, or the
+            release of a published system (`docs/checkpoints.md` says which are read).
         device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
             lays the model over all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
             it has no instructions for bfloat16.
-        template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM; of an audio LLM
-            `chat` or `chat_source_first`.
+        template: prompt template, by its name or its YAML file; by default the LSM's own, or `chat` / `vicuna` for a
+            text LLM; of an audio LLM `chat` or `chat_source_first`.
         date: used as today's date by chat templates that print one; [`DATE`] by default.
+        encoder, llm, beats: folder or hub name of the Whisper, the LLM or the BEATs that the release of a published
+            system leaves out.
 
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,
-            an adapter lies beside whole weights, it is of a kind that cannot be probed, or the date is invalid.
+            an adapter lies beside whole weights, it is of a kind that cannot be probed, the date is invalid, or a part
+            is missing or was given to a checkpoint that has its own.
 
     Warns:
         UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
@@ -75,10 +84,15 @@ def load(
     name = str(name)
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
-    _check_template(template)
+    if template is not None:
+        find_template(template)
     _check_builtin(name)
     checkpoint: Checkpoint
-    if name in BUILTIN_LSMS:
+    parts = Parts(*(None if part is None else str(part) for part in (encoder, llm, beats)))
+    _check_parts(name, parts)
+    if find_system(name) is not None:
+        checkpoint = load_published(name, parts, torch_dtype, template=template, date=date)
+    elif name in BUILTIN_LSMS:
         checkpoint = build_builtin(name, dtype=torch_dtype, template=template, date=date)
     else:
         checkpoint = _load_pretrained(name, _folder(name), torch_dtype, template, date)
@@ -105,6 +119,8 @@ def look_up(name: str) -> Literal["speech", "text"] | None:
     _check_builtin(name)
     if name in BUILTIN:
         return "text" if name == BUILTIN_LLM else "speech"
+    if find_system(name) is not None:
+        return "speech"
     require_folder(name)
     if not Path(name).is_dir():
         return None
@@ -125,7 +141,8 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
         InputError: there is no such checkpoint, its checksums do not hold, it is no text LLM, or the date is invalid.
     """
     name = str(name)
-    _check_template(template)
+    if template is not None:
+        find_template(template)
     folder = _folder(name)
     if folder.startswith("builtin:"):
         raise InputError(f"{name} is no text LLM; the built-in one is builtin:llm")
@@ -134,16 +151,19 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
     tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
-    prompter = Prompter(name, folder, tokenizer, template or default_template(tokenizer))
+    prompter = Prompter(name, folder, tokenizer, find_template(template or default_template(tokenizer)))
     weights = identify(folder, config, checksums)
     return replace(prompter, identity=ModelIdentity(**vars(weights), **describe_prompt(prompter, name, date)))
 
 
-def load_text_check(name: str, *, template: str | None = None) -> Callable[[str, str | None, str | None], None]:
+def load_text_check(
+    name: str, *, template: str | None = None, parts: Parts | None = None
+) -> Callable[[str, str | None, str | None], None]:
     """A function that refuses texts which a checkpoint would read as something else; no weights are loaded.
 
     Args:
         name, template: as of [`load`].
+        parts: those that the release of a published system leaves out.
 
     Returns:
         A function of instruction, transcript and target, the last two None where there is none. It raises InputError
@@ -152,26 +172,38 @@ def load_text_check(name: str, *, template: str | None = None) -> Callable[[str,
     Raises:
         InputError: there is no such checkpoint, or it is of a kind that cannot be probed.
     """
-    _check_template(template)
+    if template is not None:
+        find_template(template)
+    if find_system(name) is not None:
+        _, published = read_published(name, parts or Parts())
+        published.template = find_template(template or published.template)
+        return _text_check(published, published.tokenizer, published.template)
     kind = look_up(name)
     folder = str(assets.language_model()) if name in BUILTIN else name
     config = pretrained(AutoConfig, folder)
     processor: LsmProcessor | AudioLlmProcessor | None = None
     if isinstance(config, LsmConfig):
         processor = pretrained(AutoProcessor, folder)
-        processor.template = template or processor.template
+        processor.template = find_template(template or processor.template)
     elif audio_llm_class(config) is not None:
         processor = _audio_llm_processor(name, folder, config, template, None)
     elif kind == "speech":
         extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
         processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder), template=template)
     tokenizer = processor.tokenizer if processor else pretrained(AutoTokenizer, folder)
+    return _text_check(processor, tokenizer, find_template(template or default_template(tokenizer)))
+
+
+def _text_check(
+    processor: LsmProcessor | AudioLlmProcessor | None, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> Callable[[str, str | None, str | None], None]:
+    """The check of [`load_text_check`]; `template` is for a text LLM, which has no processor."""
 
     def check(instruction: str, transcript: str | None, target: str | None) -> None:
         if processor:
             processor.encode_text(instruction, transcript or "words")
         else:
-            encode_prompt(tokenizer, template or default_template(tokenizer), instruction, transcript or "words")
+            encode_prompt(tokenizer, template, instruction, transcript or "words")
         if target:
             encode_target(tokenizer, target)
 
@@ -183,14 +215,15 @@ def _folder(name: str) -> str:
     return str(assets.language_model()) if name == BUILTIN_LLM else name
 
 
+def _check_parts(name: str, parts: Parts) -> None:
+    used = used_parts(name, parts)
+    if unused := [part for part in PARTS if getattr(parts, part) != getattr(used, part)]:
+        raise InputError(f"--{unused[0]} {getattr(parts, unused[0])}: {name} has its own; leave the option out")
+
+
 def _check_builtin(name: str) -> None:
     if name.startswith("builtin:") and name not in BUILTIN:
         raise InputError(f"--ckpt {name} is unknown; built-in checkpoints are: {', '.join(BUILTIN)}")
-
-
-def _check_template(template: str | None) -> None:
-    if template is not None and template not in TEMPLATES:
-        raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
 
 
 def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None, date: str | None) -> Checkpoint:
@@ -198,7 +231,7 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
     config = pretrained(AutoConfig, folder)
     if isinstance(config, LsmConfig):
         processor = with_date(pretrained(AutoProcessor, folder), date)
-        processor.template = template or processor.template
+        processor.template = find_template(template or processor.template)
         check_feature_extractor(processor.feature_extractor, config)
         model: Any = pretrained_model(LsmForConditionalGeneration, folder, dtype)
         checkpoint: Checkpoint = Lsm(name, model, processor)
@@ -211,7 +244,7 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
     else:
         model = load_causal_llm(f"--ckpt {name}", folder, dtype)
         tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
-        checkpoint = TextLlm(name, model, tokenizer, template or default_template(tokenizer))
+        checkpoint = TextLlm(name, model, tokenizer, find_template(template or default_template(tokenizer)))
     weights = identify(folder, config, checksums)
     checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))
     return checkpoint

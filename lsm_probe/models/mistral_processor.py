@@ -37,7 +37,7 @@ class MistralProcessor(AudioLlmProcessor):
             {"type": "text", "text": instruction.strip()},
             {"type": "audio", "base64": base64.b64encode(file.getvalue()).decode()},
         ]
-        inputs = self._render(parts if self.template == "chat" else parts[::-1])
+        inputs = self._render(parts if self.template.name == "chat" else parts[::-1])
         features = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
         return inputs["input_ids"][0].tolist(), features
 
@@ -47,7 +47,7 @@ class MistralProcessor(AudioLlmProcessor):
             pieces: list[Piece] = [(Segment.INSTRUCTION, instruction)]
         else:
             pieces = [(Segment.INSTRUCTION, instruction), (Segment.TEMPLATE, "\n"), (Segment.SOURCE, transcript)]
-            pieces = pieces if self.template == "chat" else pieces[::-1]
+            pieces = pieces if self.template.name == "chat" else pieces[::-1]
             text = "".join(piece for _, piece in pieces)
             ids = self._render([{"type": "text", "text": text}])["input_ids"][0].tolist()
         segments = self._segments(ids, pieces)

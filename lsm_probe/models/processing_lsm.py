@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +18,16 @@ from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig, num_speech_tokens
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt, refuse_placeholder
-from lsm_probe.models.segments import Piece, Segment
+from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
-from lsm_probe.models.templates import AUDIO_TOKEN, default_template
+from lsm_probe.models.templates import (
+    AUDIO_TOKEN,
+    FILE,
+    PromptTemplate,
+    carried_template,
+    default_template,
+    find_template,
+)
 from lsm_probe.waveform import as_waveform
 
 
@@ -30,8 +39,12 @@ class LsmProcessor(ProcessorMixin):
         tokenizer: the LLM's fast tokenizer. The placeholder `<|audio|>` is added to it as a special token.
         audio_token_id: the id that placeholder becomes in `input_ids` (the model's, not the tokenizer's).
         projector: the connector's configuration as a dictionary: it decides how many speech tokens there are.
-        template: name of the prompt template; the tokenizer's own chat template where it has one.
+        template: prompt template, its name, or its YAML file; the tokenizer's own chat template where it has one.
         decoder_states: the model's, which also decides how many speech tokens there are.
+        encoder_context: the model's, see [`LsmConfig`].
+
+    Attributes:
+        template: the prompt template, which the processor's folder carries as `prompt_template.yaml`.
     """
 
     def __init__(
@@ -40,20 +53,22 @@ class LsmProcessor(ProcessorMixin):
         tokenizer: Any = None,
         audio_token_id: int = 0,
         projector: dict[str, Any] | None = None,
-        template: str | None = None,
+        template: str | PromptTemplate | None = None,
         chat_template: str | None = None,
         decoder_states: int | None = None,
+        encoder_context: str = "full",
     ):
         tokenizer.add_tokens([AddedToken(AUDIO_TOKEN, special=True, normalized=False)], special_tokens=True)
         self.audio_token_id = audio_token_id
         self.projector = projector or {}
-        self.template = template or default_template(tokenizer)
+        self.template = find_template(template or default_template(tokenizer))
         self.decoder_states = decoder_states
+        self.encoder_context = encoder_context
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     @classmethod
     def for_model(
-        cls, config: LsmConfig, feature_extractor: Any, tokenizer: Any, template: str | None = None
+        cls, config: LsmConfig, feature_extractor: Any, tokenizer: Any, template: str | PromptTemplate | None = None
     ) -> LsmProcessor:
         """The processor that fits a model of this configuration.
 
@@ -64,8 +79,26 @@ class LsmProcessor(ProcessorMixin):
         projector = config.projector_config.to_diff_dict()
         for name in ("transformers_version", "model_type"):
             projector.pop(name, None)
-        ids, states = config.audio_token_id, config.decoder_states
-        return cls(feature_extractor, tokenizer, ids, projector, template, decoder_states=states)
+        tower: dict[str, Any] = {"decoder_states": config.decoder_states, "encoder_context": config.encoder_context}
+        return cls(feature_extractor, tokenizer, config.audio_token_id, projector, template, **tower)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> LsmProcessor:  # type: ignore[override]
+        """Reads a folder or hub name, with the prompt template that it carries."""
+        if template := carried_template(name):
+            kwargs.setdefault("template", template)
+        processor: LsmProcessor = super().from_pretrained(name, **kwargs)
+        return processor
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Writes the files of the processor, and its prompt template as `prompt_template.yaml`."""
+        written = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if self.template.content:  # one from another package may be a function
+            (Path(save_directory) / FILE).write_text(self.template.content, encoding="utf-8")
+        return written
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"template": self.template.name}
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
         """Encodes one instruction about one utterance.
@@ -97,7 +130,7 @@ class LsmProcessor(ProcessorMixin):
         refuse_placeholder("transcript", transcript, AUDIO_TOKEN)
         return encode_prompt(self.tokenizer, self.template, instruction, transcript)
 
-    def example(self) -> list[Piece]:
+    def example(self) -> Sequence[tuple[int, object]]:
         """A prompt with fixed words in the place of the instruction, cut into segments; identifies the template."""
         return example_prompt(self.tokenizer, self.template, AUDIO_TOKEN)
 
@@ -162,11 +195,21 @@ class LsmProcessor(ProcessorMixin):
         audio = as_waveform(audio)
         extractor = self.feature_extractor
         pieces = [audio[i : i + extractor.n_samples] for i in range(0, len(audio), extractor.n_samples)]
-        features = extractor(
-            pieces, sampling_rate=extractor.sampling_rate, padding="max_length", return_tensors="pt"
-        ).input_features
+        if self.encoder_context == "clip":
+            features = torch.cat([self._mel_of_clip(piece) for piece in pieces])
+        else:
+            options = {"sampling_rate": extractor.sampling_rate, "padding": "max_length", "return_tensors": "pt"}
+            features = extractor(pieces, **options).input_features
         mel_frames = self._mel_frames(len(audio))
         return features, (torch.arange(features.shape[-1]) < mel_frames[:, None]).long()
+
+    def _mel_of_clip(self, piece: NDArray[np.float32]) -> Tensor:
+        """Log-mel features of a piece filled up to whole frames and no further, `[1, mel_bins, 3000]`."""
+        extractor = self.feature_extractor
+        filled = np.pad(piece, (0, -len(piece) % extractor.hop_length))
+        options = {"sampling_rate": extractor.sampling_rate, "padding": False, "return_tensors": "pt"}
+        features = extractor(filled, **options).input_features
+        return torch.nn.functional.pad(features, (0, extractor.nb_max_frames - features.shape[-1]))
 
     def count_speech_tokens(self, num_samples: int) -> int:
         """Speech tokens that an utterance of `num_samples` (at 16 kHz) becomes."""
@@ -175,8 +218,10 @@ class LsmProcessor(ProcessorMixin):
         return sum(num_speech_tokens(config, length) for length in lengths.tolist())
 
     def _mel_frames(self, num_samples: int) -> Tensor:
-        """Mel frames (10 ms) that are speech, of each 30 s piece."""
+        """Mel frames (10 ms) that are speech, or count as it, of each 30 s piece."""
         extractor = self.feature_extractor
+        if self.encoder_context == "padded":
+            return torch.full((-(-num_samples // extractor.n_samples),), extractor.nb_max_frames)
         pieces = [min(extractor.n_samples, num_samples - i) for i in range(0, num_samples, extractor.n_samples)]
         # Counted here: the extractor's own mask is a frame off unless the length divides by the hop.
         return torch.tensor([-(-piece // extractor.hop_length) for piece in pieces])

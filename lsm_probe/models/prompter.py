@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.dates import written_date
 from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.prompts import encode_prompt, example_prompt, prompt_sha256
-from lsm_probe.models.segments import Piece
+from lsm_probe.models.templates import PromptTemplate
 from lsm_probe.models.thinking import has_special_marks, text_after_user_in
 
 
@@ -25,7 +26,7 @@ class Prompter:
     name: str
     folder: str
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    template: str
+    template: PromptTemplate
     identity: ModelIdentity = field(default_factory=ModelIdentity)
 
     @cached_property
@@ -38,7 +39,7 @@ class Prompter:
         """As [`Checkpoint.date`]."""
         return written_date(self.template, self.tokenizer)
 
-    def example_prompt(self) -> list[Piece]:
+    def example_prompt(self) -> Sequence[tuple[int, object]]:
         """As [`Checkpoint.example_prompt`]."""
         return example_prompt(self.tokenizer, self.template)
 
@@ -72,7 +73,7 @@ def describe_prompt(writer: Checkpoint | Prompter, name: str, date: str | None) 
     """
     try:
         example = writer.example_prompt()
-    except (InputError, LookupError):
+    except InputError:
         return {}
     if date is not None and writer.date is None:
         warnings.warn(f"--date {date} changes nothing: the prompt template of {name} writes no date", stacklevel=3)

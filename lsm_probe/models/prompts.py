@@ -8,14 +8,14 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import cycle, islice
+from itertools import cycle, groupby, islice
 
 from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.segments import Piece, Segment, token_segments
-from lsm_probe.models.templates import AUDIO_TOKEN, TEMPLATES
+from lsm_probe.models.templates import AUDIO_TOKEN, PromptTemplate, find_template
 
 
 class RefusedText(InputError):
@@ -70,7 +70,7 @@ class Prompt:
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    template: str,
+    template: str | PromptTemplate,
     instruction: str,
     source: str,
     *,
@@ -81,7 +81,7 @@ def encode_prompt(
 
     Args:
         tokenizer: a fast tokenizer (segments come from its character offsets).
-        template: a name in [`TEMPLATES`].
+        template: a prompt template, its name, or its YAML file.
         instruction: what the model is told to do.
         source: the transcript, or [`AUDIO_TOKEN`] for speech.
         source_length: number of source tokens. For speech the number of speech tokens (required); for text the
@@ -92,18 +92,22 @@ def encode_prompt(
         InputError: if the template is unknown, instruction or source tokenise to nothing or hold a control token, or
             the instruction holds the audio placeholder.
     """
-    if template not in TEMPLATES:
-        raise InputError(f"template '{template}' is unknown; choose one of: {', '.join(TEMPLATES)}")
+    template = find_template(template)
     instruction, source = instruction.strip(), source.strip()
     if audio_token_id is not None:
         refuse_placeholder("instruction", instruction, AUDIO_TOKEN)
-    pieces = TEMPLATES[template](tokenizer, instruction, source)
-    prompt = encode_pieces(tokenizer, pieces, placeholder=None if audio_token_id is None else AUDIO_TOKEN)
+    pieces = template.render(tokenizer, instruction, source)
+    placeholder = None if audio_token_id is None else AUDIO_TOKEN
+    prompt = encode_pieces(tokenizer, pieces, placeholder=placeholder, split_at_source=template.split_at_source)
     return prompt if source_length is None else resize_source(prompt, source_length, audio_token_id)
 
 
 def encode_pieces(
-    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], *, placeholder: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: Sequence[Piece],
+    *,
+    placeholder: str | None = None,
+    split_at_source: bool = False,
 ) -> Prompt:
     """Tokenises a rendered prompt.
 
@@ -111,6 +115,7 @@ def encode_pieces(
         tokenizer: a fast tokenizer.
         pieces: the prompt's text, cut into segments.
         placeholder: text that stands for the speech; a source equal to it is not checked for control tokens.
+        split_at_source: tokenise the text before the source, the source, and the text after it separately.
 
     Raises:
         InputError: instruction or source tokenise to nothing or hold a control token, or the tokenizer is a slow one.
@@ -119,9 +124,12 @@ def encode_pieces(
         raise InputError(
             f"{type(tokenizer).__name__} gives no character offsets, which segments need: use its fast version"
         )
-    rendered = "".join(piece for _, piece in pieces)
-    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-    prompt = Prompt(list(encoded["input_ids"]), token_segments(pieces, encoded["offset_mapping"]))
+    prompt = Prompt([], [])
+    for part in _split_at_source(pieces) if split_at_source else [pieces]:
+        rendered = "".join(piece for _, piece in part)
+        encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        segments = token_segments(part, encoded["offset_mapping"])
+        prompt = Prompt([*prompt.input_ids, *encoded["input_ids"]], [*prompt.segments, *segments])
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
         text = "".join(piece for own, piece in pieces if own is segment)
         if segment not in prompt.segments:
@@ -129,6 +137,11 @@ def encode_pieces(
         if text != placeholder:
             _refuse_control_tokens(tokenizer, prompt, segment, text)
     return prompt
+
+
+def _split_at_source(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """The pieces before the source, those of the source, and those after it."""
+    return [list(part) for _, part in groupby(pieces, key=lambda piece: piece[0] is Segment.SOURCE)]
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -176,14 +189,16 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int,
     return found if isinstance(found, Mapping) else {}
 
 
-def example_prompt(tokenizer: PreTrainedTokenizerBase, template: str, source: str = "{source}") -> list[Piece]:
+def example_prompt(
+    tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, source: str = "{source}"
+) -> Sequence[tuple[int, object]]:
     """A prompt with fixed words in the place of instruction and source, as its template renders it.
 
     Raises:
         InputError: the template cannot render it.
-        LookupError: there is no such template.
     """
-    return TEMPLATES[template](tokenizer, "{instruction}", source)
+    pieces = template.render(tokenizer, "{instruction}", source)
+    return [*pieces, (Segment.PADDING, "split_at_source")] if template.split_at_source else pieces
 
 
 def prompt_sha256(pieces: Sequence[tuple[int, object]]) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.models.prompts import Prompt, encode_prompt
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.templates import PromptTemplate
 
 UNFINISHED = "unfinished thought"
 """Why a sample has no answer."""
@@ -150,7 +151,7 @@ def text_after_user(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     return str(tokenizer.decode(behind, skip_special_tokens=False)) if behind else ""
 
 
-def text_after_user_in(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+def text_after_user_in(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> str:
     """As [`text_after_user`], of any prompt of a text LLM."""
     return text_after_user(tokenizer, encode_prompt(tokenizer, template, "Listen.", "Hello."))
 

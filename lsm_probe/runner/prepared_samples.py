@@ -106,7 +106,7 @@ def describe_checkpoint(
     return CheckpointIdentity(
         name=checkpoint.name if control is None else control.name,
         source=checkpoint.source,
-        template=checkpoint.template,
+        template=checkpoint.template.name,
         dtype=str(checkpoint.llm.dtype).removeprefix("torch."),
         max_new_tokens=responses.max_new_tokens if responses else None,
         responses="given" if responses and responses.responses is not None else None,

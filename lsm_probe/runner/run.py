@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import on_all_ranks
 from lsm_probe.errors import InputError
 from lsm_probe.models.loading import load, look_up
+from lsm_probe.models.published import PARTS, Parts, used_parts
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
@@ -44,12 +45,30 @@ class ToMeasure:
         return self.made_of or (self.name,)
 
 
+def loading_for(name: str, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Of keyword arguments of [`load`] that are for several checkpoints, those for one: parts only if it lacks them."""
+    used = used_parts(name, Parts(**{part: loading.get(part) for part in PARTS}))
+    return {key: value for key, value in loading.items() if key not in PARTS or getattr(used, key) is not None}
+
+
+def check_parts(names: Sequence[str], loading: Mapping[str, Any]) -> None:
+    """Refuses a part that none of several checkpoints lacks.
+
+    Raises:
+        InputError: an encoder, LLM or BEATs was given, and every checkpoint has its own.
+    """
+    for part in PARTS:
+        if loading.get(part) is not None and not any(part in loading_for(name, loading) for name in names):
+            whose = f"{names[0]} has its own" if len(names) == 1 else "every checkpoint has its own"
+            raise InputError(f"--{part} {loading[part]}: {whose}; leave the option out")
+
+
 def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | None = None) -> ToMeasure:
     """A checkpoint by its name.
 
     Args:
         name: as [`load`] takes it.
-        loading: keyword arguments of [`load`].
+        loading: keyword arguments of [`load`], for several checkpoints.
         source: what it is given, where that is not what it reads by itself.
     """
 
@@ -57,7 +76,7 @@ def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | Non
         found = look_up(name)  # refuses an unknown name, whatever the source
         return source or found
 
-    return ToMeasure(name, lambda: load(name, **loading), find_source)
+    return ToMeasure(name, lambda: load(name, **loading_for(name, loading)), find_source)
 
 
 @on_all_ranks()

@@ -108,7 +108,7 @@ def augment_at_scale(
     config = {
         "command": "augment",
         "engine": {"name": "datatrove", **server.to_dict(), "workers": workers, "shard_rows": shard_rows},
-        "llm": {"name": llm.name, "template": llm.template, **llm.identity.to_dict()},
+        "llm": {"name": llm.name, "template": llm.template.name, **llm.identity.to_dict()},
         "data_sha256": digest(samples),
         "recipe": recipe.to_dict(),
     }

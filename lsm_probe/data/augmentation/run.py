@@ -65,7 +65,7 @@ def augment(
     _check_context(checkpoint, jobs, recipe)
     config = {
         "command": "augment",
-        "llm": {"name": checkpoint.name, "template": checkpoint.template, **checkpoint.identity.to_dict()},
+        "llm": {"name": checkpoint.name, "template": checkpoint.template.name, **checkpoint.identity.to_dict()},
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "data_sha256": digest([job.sample for job in jobs]),
         "recipe": recipe.to_dict(),

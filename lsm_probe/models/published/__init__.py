@@ -1,0 +1,11 @@
+"""Released checkpoints of published speech LLMs, read as they are.
+
+One module a system; importing it here registers it. A system says how to recognise its releases, which configuration
+of an LSM of ours computes the same, and how its tensors are called there.
+"""
+
+from lsm_probe.models.published import blsp
+from lsm_probe.models.published.loading import find_system, load_published, read_published, used_parts
+from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts
+
+__all__ = ["PARTS", "SYSTEMS", "Parts", "blsp", "find_system", "load_published", "read_published", "used_parts"]

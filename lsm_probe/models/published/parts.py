@@ -1,0 +1,96 @@
+"""The parts that releases leave out, read from where they are: Whisper and the LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from lsm_probe.assets.whisper import openai_config, openai_name
+from lsm_probe.errors import InputError
+from lsm_probe.models.causal_llm import load_causal_llm
+from lsm_probe.models.identity import WeightsIdentity, identify, identify_files
+from lsm_probe.models.pretrained import pretrained, pretrained_model
+from lsm_probe.models.published.release import read_unpickled
+
+_ENCODER = "encoder."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an LSM that came from elsewhere.
+
+    Attributes:
+        config: its own.
+        tensors: reads its weights, by their names in the LSM, in the dtype given.
+        identity: of its weights.
+    """
+
+    config: Any
+    tensors: Callable[[torch.dtype], Mapping[str, Tensor]]
+    identity: WeightsIdentity
+
+
+def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatureExtractor]:
+    """A Whisper as an audio tower, and its feature extractor.
+
+    Args:
+        place: folder or hub name of a Whisper, or a `.pt` file of OpenAI's.
+        whole: with its decoder.
+
+    Raises:
+        InputError: it cannot be read, or is no Whisper.
+    """
+    if Path(place).suffix == ".pt":
+        return _openai_part(Path(place), whole)
+    config = pretrained(AutoConfig, place)
+    if not isinstance(config, WhisperConfig):
+        raise InputError(f"{place} is a {config.model_type!r} model: give a Whisper")
+
+    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+        model = pretrained_model(WhisperModel, place, dtype, part="" if whole else r"encoder\.")
+        return _as_tower(model.state_dict(), whole)
+
+    return Part(config, tensors, identify(place, config)), pretrained(WhisperFeatureExtractor, place)
+
+
+def llm_part(place: str) -> Part:
+    """A causal LLM from a folder or hub name.
+
+    Raises:
+        InputError: it cannot be read, or is no causal LLM.
+    """
+    config: PreTrainedConfig = pretrained(AutoConfig, place)
+
+    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+        state = load_causal_llm(f"--llm {place}", place, dtype).state_dict()
+        return {f"language_model.{name}": tensor for name, tensor in state.items()}
+
+    return Part(config, tensors, identify(place, config))
+
+
+def _openai_part(path: Path, whole: bool) -> tuple[Part, WhisperFeatureExtractor]:
+    content = read_unpickled(path)
+    if not {"dims", "model_state_dict"} <= content.keys():
+        raise InputError(f"{path} is no Whisper of OpenAI's: it lacks 'dims' or 'model_state_dict'")
+    config = openai_config(content["dims"])
+
+    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+        return _as_tower({openai_name(name): value for name, value in content["model_state_dict"].items()}, whole)
+
+    identity = WeightsIdentity(
+        model_type=config.model_type, checksums="unverified", weights_sha256=identify_files([path], path.parent, None)
+    )
+    return Part(config, tensors, identity), WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+
+
+def _as_tower(state: Mapping[str, Tensor], whole: bool) -> dict[str, Tensor]:
+    if whole:
+        return {f"audio_tower.{name}": tensor for name, tensor in state.items()}
+    encoder = {name.removeprefix(_ENCODER): t for name, t in state.items() if name.startswith(_ENCODER)}
+    return {f"audio_tower.{name}": tensor for name, tensor in encoder.items()}

@@ -1,0 +1,206 @@
+"""The files of a released checkpoint as they are: its settings, its tensors, its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.pretrained import pretrained
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
+"""Files of weights; of the first kind that is there all are read."""
+_DAMAGED = "it is damaged, or holds more than tensors; download it again"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released checkpoint.
+
+    Attributes:
+        folder: that holds its files.
+        file: the one file of weights that was named; None if the folder was.
+    """
+
+    folder: Path
+    file: Path | None = None
+
+    @classmethod
+    def at(cls, name: str | Path) -> Release:
+        """The release in a folder, or the one whose single file of weights is named."""
+        path = Path(name)
+        return cls(path.parent, path) if path.is_file() else cls(path)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Its `config.json`; empty if it has none, or none that can be read."""
+        try:
+            found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Its files of weights."""
+        if self.file is not None:
+            return [self.file]
+        return next((files for kind in _WEIGHTS if (files := sorted(self.folder.glob(kind)))), [])
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its tensors by the names in the files, mapped from disk where the format allows it.
+
+        Raises:
+            InputError: there are none, a file is damaged or holds more than tensors, or two files hold the same name.
+        """
+        if not self.files:
+            raise InputError(f"{self.folder} holds no weights ({', '.join(_WEIGHTS)}): download them again")
+        found: dict[str, Tensor] = {}
+        for path in self.files:
+            read = read_tensors(path)
+            if twice := sorted(found.keys() & read.keys()):
+                raise InputError(f"{path} holds {twice[0]}, which another file of the folder holds too: remove one")
+            found |= read
+        return found
+
+    def setting(self, name: str) -> Any:
+        """A setting of its `config.json`.
+
+        Raises:
+            InputError: it is not there.
+        """
+        if name not in self.config:
+            raise InputError(
+                f"{self.folder / 'config.json'} lacks {name!r}: take it from a good copy of the checkpoint"
+            )
+        return self.config[name]
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Its fast tokenizer, whatever `config.json` says of the model; no code of the checkpoint runs.
+
+        Raises:
+            InputError: the folder has none.
+        """
+        return read_tokenizer(self.folder)
+
+
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer in a folder or on the hub: from `tokenizer.json`, or else from Llama's `tokenizer.model`.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
+        raise InputError(f"{folder} has no tokenizer: add the tokenizer.json or tokenizer.model of the release")
+    spells = path.is_dir() and not (path / "tokenizer.json").is_file()
+    loaded = pretrained(LlamaTokenizerFast if spells else PreTrainedTokenizerFast, folder)
+    return _as_generic(loaded) if spells else loaded
+
+
+def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:
+    """The same tokenizer in transformers' generic class.
+
+    Saved and loaded again, a LlamaTokenizer puts no space before the text after a special token any more.
+    """
+    special = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
+    length = loaded.model_max_length
+    return PreTrainedTokenizerFast(tokenizer_object=loaded.backend_tokenizer, model_max_length=length, **special)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file; those of a training run's `.pth` stand under `model`.
+
+    Raises:
+        InputError: the file is damaged, or holds more than tensors.
+    """
+    content = _safetensors(path) if path.suffix == ".safetensors" else read_unpickled(path)
+    for key in ("model", "model_state_dict", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def read_unpickled(path: Path) -> dict[str, Any]:
+    """The dictionary in a file of `torch.save`; only tensors and plain values are read, so that no code can run.
+
+    Raises:
+        InputError: the file is damaged, or holds anything else.
+    """
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        try:
+            content = torch.load(path, mmap=True, **options)
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
+            content = torch.load(path, **options)
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read: {_DAMAGED}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no dictionary of tensors: give the file of weights")
+    return content
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {_DAMAGED}") from error
+
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]
+"""A regular expression of a tensor's whole name in the release, and its name in the LSM; None: it has no effect."""
+
+
+def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], where: str | Path) -> dict[str, Tensor]:
+    """Tensors by their names in the LSM; the first rule that fits a name counts.
+
+    Args:
+        tensors: by their names in the release.
+        rules: see [`Rule`].
+        where: the release, for messages.
+
+    Raises:
+        InputError: no rule fits a tensor.
+    """
+    compiled = [(re.compile(pattern), new) for pattern, new in rules]
+    renamed, unknown = {}, []
+    for name, tensor in tensors.items():
+        fits = next(((match, new) for pattern, new in compiled if (match := pattern.fullmatch(name))), None)
+        if fits is None:
+            unknown.append(name)
+        elif (new := fits[1]) is not None:
+            renamed[_new_name(fits[0], new)] = tensor
+    if unknown:
+        raise InputError(
+            f"{where} holds {listed(unknown)} that this system does not have: it may be another version of it, or "
+            "hold an adapter; nothing was loaded"
+        )
+    return renamed
+
+
+def _new_name(match: re.Match[str], new: str | Callable[[re.Match[str]], str]) -> str:
+    return match.expand(new) if isinstance(new, str) else new(match)
+
+
+def listed(names: Iterable[str], shown: int = 2) -> str:
+    """How many tensors, and the names of the first."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
+    return f"{len(ordered)} tensor{'s' if len(ordered) > 1 else ''} ({', '.join(ordered[:shown])}{more})"
+
+
+ROTARY: Rule = (r".*rotary_emb\.inv_freq", None)
+"""Frequencies of rotary positions, which older versions of transformers saved; they follow from the configuration."""

@@ -1,0 +1,102 @@
+"""What an importer of a published system is, and the registry in which it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.configuration_lsm import LsmConfig
+from lsm_probe.models.identity import WeightsIdentity
+from lsm_probe.models.published.release import Release
+from lsm_probe.registry import Registry
+
+PARTS = ("encoder", "llm", "beats")
+"""Parts that releases leave out, by the names of the options that give them."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts are that a release leaves out: folders, hub names, or None."""
+
+    encoder: str | None = None
+    llm: str | None = None
+    beats: str | None = None
+
+    def need(self, part: str, release: Release, what: str, default: str | None = None) -> str:
+        """The place of a part: the one given, or else the one that the release names, if it is there.
+
+        Args:
+            part: one of [`PARTS`].
+            release: that lacks it.
+            what: what it is and where it comes from; ends the error.
+            default: folder or hub name in the release's settings; a folder may be relative to the release's.
+
+        Raises:
+            InputError: it was not given, and the release names none that is a folder here.
+        """
+        given: str | None = getattr(self, part)
+        if given is not None:
+            return given
+        if default:
+            for folder in (release.folder / default, release.folder.parent / default):
+                if folder.exists():
+                    return str(folder)
+        raise InputError(f"{release.folder} does not hold its {part}: give --{part} FOLDER, {what}")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A release as an LSM.
+
+    Attributes:
+        config: of the LSM.
+        tensors: reads the weights, by their names in the LSM, in the dtype given.
+        tokenizer: the LLM's, a fast one.
+        feature_extractor: a `WhisperFeatureExtractor`.
+        template: name of the prompt template.
+        eos_token_ids: what ends a response.
+        parts: identities of the parts that came from elsewhere, by their names in [`PARTS`].
+    """
+
+    config: LsmConfig
+    tensors: Callable[[torch.dtype], Mapping[str, Tensor]]
+    tokenizer: PreTrainedTokenizerBase
+    feature_extractor: Any
+    template: str
+    eos_token_ids: list[int]
+    parts: Mapping[str, WeightsIdentity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class System:
+    """A published speech LLM.
+
+    Attributes:
+        title: its name as its authors write it.
+        recognises: whether a release is of this system, by its settings and the names of its files and tensors.
+        read: reads a release, given the parts that it leaves out; raises InputError if it cannot.
+        needs: the parts, of [`PARTS`], that a release may leave out.
+    """
+
+    title: str
+    recognises: Callable[[Release], bool]
+    read: Callable[[Release, Parts], Reading]
+    needs: tuple[str, ...] = ()
+
+
+def eos_token_ids(config: PreTrainedConfig) -> list[int]:
+    """What ends a response of an LLM, by its configuration."""
+    found: int | list[int] | None = config.eos_token_id
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+SYSTEMS: Registry[System] = Registry(
+    "lsm_probe.published", "published system", lambda name, found: isinstance(found, System)
+)
+"""Published systems by name; those of other packages come from the entry-point group `lsm_probe.published`."""

@@ -1,0 +1,172 @@
+"""What a prompt template's YAML file holds, and the prompts that are rendered from it.
+
+A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders:
+
+    bos: 1                      # BOS tokens before the prompt (default 1); none are added to a chat template's prompt
+    split_at_source: false      # tokenise the text before the source, the source, and the text after it separately
+    prompt:
+      - system: "Answer briefly."
+      - template: "\nUSER: "    # or {speech: ..., text: ...} where they differ
+      - instruction
+      - template: "\n"
+      - source
+      - template: "\nASSISTANT:"
+
+    messages:
+      - {role: user, content: "{instruction}\n{source}"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.segments import Piece, Segment
+from lsm_probe.models.templates.chat import render_chat
+
+AUDIO_TOKEN = "<|audio|>"
+"""Stands for the whole of the speech in a rendered prompt, before it becomes as many ids as speech tokens."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How instruction and source are laid out for an LLM.
+
+    Args:
+        name: how results and messages call it.
+        render: from tokenizer, instruction and source (the transcript, or [`AUDIO_TOKEN`]) to the prompt's text, cut
+            into segments.
+        split_at_source: whether the text before the source, the source and the text after it are tokenised separately.
+        is_chat: whether the chat template of the tokenizer writes the prompt.
+        content: of its YAML file; empty if it comes from none.
+    """
+
+    name: str
+    render: Callable[[PreTrainedTokenizerBase, str, str], list[Piece]] = field(repr=False, compare=False)
+    split_at_source: bool = False
+    is_chat: bool = False
+    content: str = field(default="", repr=False)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _BySource(_Strict):
+    speech: str
+    text: str
+
+
+class _Text(_Strict):
+    """Words of the template itself, of the system or of the template segment."""
+
+    system: str | None = None
+    template: str | _BySource | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> _Text:
+        if (self.system is None) == (self.template is None):
+            raise ValueError("a part is `instruction`, `source`, `system: words` or `template: words`")
+        return self
+
+    def piece(self, source: str) -> Piece:
+        if self.system is not None:
+            return Segment.SYSTEM, self.system
+        words = self.template
+        if isinstance(words, _BySource):
+            words = words.speech if source == AUDIO_TOKEN else words.text
+        return Segment.TEMPLATE, words or ""
+
+
+class _Message(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Layout(_Strict):
+    description: str = ""
+    bos: Annotated[int, Field(ge=0)] | None = None
+    split_at_source: bool = False
+    prompt: list[Literal["instruction", "source"] | _Text] = []
+    messages: list[_Message] = []
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> _Layout:
+        if bool(self.prompt) == bool(self.messages):
+            raise ValueError("give either `prompt` or `messages`")
+        if self.messages and self.bos is not None:
+            raise ValueError("`bos` belongs to `prompt`: a chat template writes its own BOS")
+        sources = self.prompt.count("source") + sum(m.content.count("{source}") for m in self.messages)
+        if sources != 1:
+            raise ValueError(f"the source must stand in it once, and stands in it {sources} times")
+        return self
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
+        if self.messages:
+            return render_chat(tokenizer, self._messages, instruction, source)
+        bos = 1 if self.bos is None else self.bos
+        pieces: list[Piece] = [(Segment.TEMPLATE, str(tokenizer.bos_token or "") * bos)]
+        for part in self.prompt:
+            if isinstance(part, _Text):
+                pieces.append(part.piece(source))
+            elif part == "instruction":
+                pieces.append((Segment.INSTRUCTION, instruction))
+            else:
+                pieces.append((Segment.SOURCE, source))
+        return _joined(pieces)
+
+    def _messages(self, instruction: str, source: str) -> list[dict[str, Any]]:
+        filled = {"{instruction}": instruction, "{source}": source}
+        # In one pass: an instruction may hold the words "{source}".
+        contents = [re.sub(r"\{(instruction|source)\}", lambda m: filled[m[0]], m.content) for m in self.messages]
+        return [{"role": m.role, "content": text} for m, text in zip(self.messages, contents, strict=True)]
+
+
+def read_template(path: Path) -> PromptTemplate:
+    """Reads a template's YAML file; its name is that of the file without the ending.
+
+    Raises:
+        InputError: the file cannot be read, or does not hold a template.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"the prompt template {path} cannot be read ({reason}): check the path") from error
+    return parse_template(path.stem, content, str(path))
+
+
+def parse_template(name: str, content: str, where: str) -> PromptTemplate:
+    """The template that a YAML text describes.
+
+    Args:
+        name: of the template.
+        content: the text.
+        where: what it was read from, for messages.
+
+    Raises:
+        InputError: it does not describe a template.
+    """
+    try:
+        layout = _Layout.model_validate(yaml.safe_load(content))
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the template"
+        raise InputError(f"{where} is no prompt template: {place}: {first['msg']}; see docs/checkpoints.md") from error
+    return PromptTemplate(name, layout.render, layout.split_at_source, bool(layout.messages), content)
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbouring pieces of one segment as one."""
+    return [(segment, "".join(text for _, text in group)) for segment, group in groupby(pieces, key=lambda p: p[0])]
