@@ -23,6 +23,7 @@ from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.models.templates import (
     AUDIO_TOKEN,
     FILE,
+    TEMPLATES,
     PromptTemplate,
     carried_template,
     default_template,
@@ -85,9 +86,8 @@ class LsmProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> LsmProcessor:  # type: ignore[override]
         """Reads a folder or hub name, with the prompt template that it carries."""
-        if template := carried_template(name):
-            kwargs.setdefault("template", template)
         processor: LsmProcessor = super().from_pretrained(name, **kwargs)
+        processor.template = carried_template(name) or processor.template
         return processor
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
@@ -98,7 +98,8 @@ class LsmProcessor(ProcessorMixin):
         return written
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"template": self.template.name}
+        name = self.template.name
+        return super().to_dict() | {"template": name if name in TEMPLATES else None}
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
         """Encodes one instruction about one utterance.

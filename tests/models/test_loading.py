@@ -440,17 +440,17 @@ class TestOptions:
     def test_template_is_the_tokenizers_or_vicuna(
         self, tmp_path: Path, tiny_llm_folder: Path, save_llm: Callable[..., Path]
     ) -> None:
-        assert lsm_probe.load(tiny_llm_folder).template == "chat"
+        assert lsm_probe.load(tiny_llm_folder).template.name == "chat"
         plain = save_llm(tmp_path / "plain", chat_template=None)
         checkpoint = lsm_probe.load(plain)
-        assert checkpoint.template == "vicuna"
+        assert checkpoint.template.name == "vicuna"
         prompt = checkpoint.encode("Repeat.", "the rain")
         assert "USER:" in checkpoint.decode(prompt.input_ids)
 
     def test_a_named_template_is_used(self, copy: Path, waveform: Callable[..., Any]) -> None:
         checkpoint = lsm_probe.load(copy, template="vicuna")
         source = waveform(1) if checkpoint.source == "speech" else "the rain"
-        assert checkpoint.template == "vicuna"
+        assert checkpoint.template.name == "vicuna"
         assert "ASSISTANT:" in checkpoint.decode(checkpoint.encode("Repeat.", source).input_ids)
 
     def test_an_lsm_keeps_the_template_it_was_built_with(
@@ -463,7 +463,7 @@ class TestOptions:
         built = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), template="llama3")
         built.model.save_pretrained(tmp_path)
         built.processor.save_pretrained(tmp_path)
-        assert lsm_probe.load(tmp_path).template == "llama3"
+        assert lsm_probe.load(tmp_path).template.name == "llama3"
 
     def test_kinds_are_told_apart(self, tiny_llm_folder: Path, tiny_lsm_folder: Path) -> None:
         text, speech = lsm_probe.load(tiny_llm_folder), lsm_probe.load(str(tiny_lsm_folder))

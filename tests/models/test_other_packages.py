@@ -114,10 +114,12 @@ def test_a_template_writes_the_prompts_of_speech_and_text(
     built = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), template="question")
     built.save(tmp_path / "saved")
     loaded = lsm_probe.load(tmp_path / "saved", device="cpu")
-    assert loaded.template == "question"
+    assert loaded.template.name == "question"
     assert loaded.encode("Repeat.", waveform(1)).segments == built.encode("Repeat.", waveform(1)).segments
 
 
 def test_an_unknown_template_is_refused_with_the_names_of_all(other_template, tiny_llm_folder):
-    with pytest.raises(InputError, match=r"'questions' is unknown; choose one of: vicuna, .*, question$"):
+    with pytest.raises(
+        InputError, match=r"'questions' is unknown; give a YAML file, or one of: .*, question$"
+    ):
         lsm_probe.load(tiny_llm_folder, template="questions")

@@ -42,7 +42,7 @@ def test_the_untrained_connector_has_the_papers_shape(untrained: Checkpoint) -> 
     matrices = 2 * (4 * 768 * 768 + 2 * 768 * 768 + 2 * 384 * 768 + 2 * 768 * 3072) + 768 * 576
     assert matrices < count < 1.01 * matrices
     assert model.audio_tower.conv1.in_channels == 80
-    assert untrained.template == "chat"
+    assert untrained.template.name == "chat"
     assert untrained.name == "builtin:untrained"
 
 

@@ -20,7 +20,7 @@ from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.loading import load_text_check
 from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.segments import Segment, token_segments
-from lsm_probe.models.templates import AUDIO_TOKEN, TEMPLATES, default_template
+from lsm_probe.models.templates import AUDIO_TOKEN, default_template, find_template
 
 SYSTEM, TEMPLATE, INSTRUCTION, SOURCE = Segment.SYSTEM, Segment.TEMPLATE, Segment.INSTRUCTION, Segment.SOURCE
 
@@ -425,7 +425,7 @@ class TestControlTokens:
         self, tokenizer: PreTrainedTokenizerFast, text: str
     ) -> None:
         for words in ((text, "fox"), ("Continue.", text)):
-            pieces = [*TEMPLATES["vicuna"](tokenizer, *words)]
+            pieces = [*find_template("vicuna").render(tokenizer, *words)]
             plain = tokenizer("".join(piece for _, piece in pieces), add_special_tokens=False)["input_ids"]
             assert encode_prompt(tokenizer, "vicuna", *words).input_ids == plain
         assert encode_target(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
