@@ -17,7 +17,7 @@ from lsm_probe.runner.tables import NONE, Table, shown
 
 def evidence_value(evidence: Evidence) -> str:
     """`0.45 [0.28, 0.74] nats per token`."""
-    return " ".join(filter(None, (evidence.shown or "undefined", evidence.unit)))
+    return " ".join(filter(None, (evidence.shown, evidence.unit))) if evidence.shown else "undefined"
 
 
 def layers_table(attention: Sequence[AttentionResult]) -> Table:
