@@ -28,7 +28,7 @@ from lsm_probe.models.prompts import Prompt, encode_target
 from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
-from lsm_probe.models.templates import PromptTemplate
+from lsm_probe.models.templates import PromptTemplate, find_template
 from lsm_probe.models.thinking import Thought, find_thought, text_after_user
 
 
@@ -49,7 +49,7 @@ class Checkpoint(ABC):
         name: how the user called it.
         model: the LSM, the audio LLM, or the text LLM itself.
         tokenizer: the LLM's fast tokenizer.
-        template: the prompt template.
+        template: the prompt template; its name is taken too.
         processor: writes the prompts of a model that takes speech; None for a text LLM.
         identity: where the weights came from and their hashes; stored with every result.
         source: what stands in the source slot of its prompts. A model that takes speech reads transcripts under `text`.
@@ -69,6 +69,7 @@ class Checkpoint(ABC):
     cascade_of: tuple[str, str] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        self.template = find_template(self.template)
         separate_rows(self.llm)
 
     @abstractmethod

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import lsm_probe
+from lsm_probe.data.audio import read_audio
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm, require_lsm
 from lsm_probe.models.identity import ModelIdentity
@@ -29,6 +31,7 @@ def test_a_text_llm_made_by_hand_reads_text(tiny_llm):
     made = TextLlm("mine", tiny_llm.model, tiny_llm.tokenizer, "vicuna")
     assert (made.source, made.processor, made.connector) == ("text", None, None)
     assert made.speech_token_times(16_000) is None
+    assert (made.template.name, made.date) == ("vicuna", None)
     assert made.encode("Repeat.", "rain", source_length=9).count(Segment.SOURCE) == 9
 
 
@@ -38,3 +41,29 @@ def test_what_needs_an_lsm_of_ours_refuses_others_in_one_line(tiny_lsm, tiny_llm
         require_lsm(tiny_llm, "give one")
     with pytest.raises(InputError, match=r"^model\.start=x is no LSM of ours: give one$"):
         require_lsm(tiny_llm, "give one", name="model.start=x")
+
+
+def test_prompt_ids_and_logits_are_those_of_the_model_itself(tiny_lsm, clip, tmp_path):
+    audio = clip(tmp_path / "a.wav", seconds=1.3)
+    sample = lsm_probe.Sample(id="a", instruction="Repeat.", audio=audio)
+    inputs = tiny_lsm.processor(["Repeat."], [read_audio(sample)])
+    ids, logits = tiny_lsm.prompt_ids(sample), tiny_lsm.logits(sample)
+    assert ids == inputs["input_ids"][0].tolist()
+    assert ids.count(tiny_lsm.processor.audio_token_id) == len(tiny_lsm.speech_token_times(int(1.3 * 16_000)))
+    with torch.no_grad():
+        expected = tiny_lsm.model(**inputs).logits[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_llm_reads_the_transcript_of_a_sample(tiny_llm):
+    sample = lsm_probe.Sample(id="a", instruction="Repeat.", text="rain")
+    ids = tiny_llm.prompt_ids(sample)
+    with torch.no_grad():
+        expected = tiny_llm.model(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(tiny_llm.logits(sample), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_without_what_the_checkpoint_reads_is_refused(tiny_llm, clip, tmp_path):
+    sample = lsm_probe.Sample(id="a", instruction="Repeat.", audio=clip(tmp_path / "a.wav"))
+    with pytest.raises(InputError, match="sample 'a': has no transcript; add 'text' to it"):
+        tiny_llm.prompt_ids(sample)

@@ -119,7 +119,5 @@ def test_a_template_writes_the_prompts_of_speech_and_text(
 
 
 def test_an_unknown_template_is_refused_with_the_names_of_all(other_template, tiny_llm_folder):
-    with pytest.raises(
-        InputError, match=r"'questions' is unknown; give a YAML file, or one of: .*, question$"
-    ):
+    with pytest.raises(InputError, match=r"'questions' is unknown; give a YAML file, or one of: .*, question$"):
         lsm_probe.load(tiny_llm_folder, template="questions")

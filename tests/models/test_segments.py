@@ -316,7 +316,9 @@ class TestRefusals:
             encode_prompt(ByT5Tokenizer(), "vicuna", *WORDS)
 
     def test_unknown_template(self, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-        with pytest.raises(InputError, match="'alpaca' is unknown; give a YAML file, or one of: chat, chat_source_first, "):
+        with pytest.raises(
+            InputError, match="'alpaca' is unknown; give a YAML file, or one of: chat, chat_source_first, "
+        ):
             encode_prompt(tiny_tokenizer, "alpaca", *WORDS)
 
     def test_chat_without_a_chat_template(self, make_tokenizer: MakeTokenizer) -> None:
