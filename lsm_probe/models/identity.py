@@ -13,6 +13,7 @@ from lsm_probe.assets.cache import SEAL, sha256
 from lsm_probe.checksums import read_checksums, verify
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import require_folder
+from lsm_probe.models.weight_files import find_weights
 
 Checksums = Literal["verified", "unverified"]
 
@@ -156,8 +157,7 @@ def check_folder(folder: str | Path) -> Checksums | None:
 
 def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums | None = None) -> WeightsIdentity:
     """Identifies the weights of a folder or hub name, given its configuration and what [`check_folder`] returned."""
-    # The first kind that is there is what transformers loads.
-    weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
+    weights = find_weights(Path(folder))
     known = read_checksums(Path(folder)) if checksums == "verified" else {}  # saves reading the weights again
     hashes = {path.name: known[path.name]["sha256"] if path.name in known else sha256(path) for path in weights}
     return WeightsIdentity(

@@ -21,6 +21,7 @@ import soundfile
 import torch
 import transformers
 import transformers.models.granite_speech.feature_extraction_granite_speech as granite_features
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin, WhisperFeatureExtractor
 
@@ -693,6 +694,20 @@ def test_bad_waveforms_are_refused(folder, waveform, value, said):
     audio[100] = value
     with pytest.raises(InputError, match=said):
         load(folder).encode("Repeat.", audio)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("name", ["speech_generator.weight", "audio_tower.layers.0.lora_A.weight"])
+def test_tensors_that_its_class_does_not_have_are_refused(qwen, name, kind):
+    path = qwen / "model.safetensors"
+    weights = load_file(path) | {name: torch.ones(4)}
+    if kind == "bin":
+        path.unlink()
+        torch.save(weights, qwen / "pytorch_model.bin")
+    else:
+        save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"They hold 1 tensor \((model\.)?{name}\)"):
+        load(qwen)
 
 
 def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
