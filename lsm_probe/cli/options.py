@@ -41,6 +41,13 @@ Template = Annotated[
         help="Prompt template: vicuna, vicuna_text, llama3, chat or chat_source_first.  [default: the checkpoint's own]"
     ),
 ]
+AdapterBase = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that an adapter (PEFT) was trained on.  [default: the one its adapter_config.json names]",
+        show_default=False,
+    ),
+]
 Date = Annotated[
     str | None,
     typer.Option(

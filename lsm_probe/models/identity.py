@@ -116,6 +116,7 @@ class ModelIdentity(WeightsIdentity):
         date: what a chat template writes as today's date.
         training: of a built-in arm.
         transcriber: of a cascade.
+        adapter: of an adapter (PEFT) that was merged into its base; `weights_sha256` then holds the files of both.
     """
 
     encoder: EncoderIdentity | None = None
@@ -125,6 +126,22 @@ class ModelIdentity(WeightsIdentity):
     date: str | None = None
     training: TrainingIdentity | None = None
     transcriber: WeightsIdentity | None = None
+    adapter: AdapterIdentity | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterIdentity(_Identity):
+    """Identity of an adapter that was merged into its base.
+
+    Attributes:
+        peft_type: as in `adapter_config.json`.
+        sha256: sha256 (hexadecimal) of `adapter_config.json` and of the adapter's weights.
+        base: the model that it was merged into.
+    """
+
+    peft_type: str
+    sha256: dict[str, str]
+    base: ModelIdentity
 
 
 _PARTS: dict[str, type[_Identity]] = {
@@ -133,6 +150,8 @@ _PARTS: dict[str, type[_Identity]] = {
     "connector": ConnectorIdentity,
     "training": TrainingIdentity,
     "transcriber": WeightsIdentity,
+    "adapter": AdapterIdentity,
+    "base": ModelIdentity,
 }
 
 

@@ -20,6 +20,8 @@ from transformers import (
 from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor
+from lsm_probe.models.adapters import CONFIG as ADAPTER_CONFIG
+from lsm_probe.models.adapters import is_adapter, merge_adapter, read_adapter
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.building import BUILTIN_LSMS, build_builtin
@@ -48,6 +50,7 @@ def load(
     dtype: str = "auto",
     template: str | None = None,
     date: str | None = None,
+    base: str | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint to look into.
 
@@ -55,7 +58,8 @@ def load(
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
             embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
             `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of ours, a
-            text LLM, or an audio LLM that ships in transformers and has a placeholder token for its speech.
+            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, or the
+            folder of an adapter (PEFT) on one of these, which is merged into it in memory.
         device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
             lays the model over all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
@@ -63,10 +67,13 @@ def load(
         template: prompt template; by default the LSM's own, or `chat` / `vicuna` for a text LLM; of an audio LLM
             `chat` or `chat_source_first`.
         date: used as today's date by chat templates that print one; [`DATE`] by default.
+        base: the model that an adapter was trained on, named as `name` is; by default the one that its
+            `adapter_config.json` names, a folder from here or from the adapter's, or a name on the model hub.
 
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,
-            an adapter lies beside whole weights, it is of a kind that cannot be probed, or the date is invalid.
+            an adapter lies beside whole weights, cannot be merged or does not fit its base, a base is given for what
+            is no adapter, it is of a kind that cannot be probed, or the date is invalid.
 
     Warns:
         UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
@@ -76,12 +83,7 @@ def load(
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     _check_template(template)
-    _check_builtin(name)
-    checkpoint: Checkpoint
-    if name in BUILTIN_LSMS:
-        checkpoint = build_builtin(name, dtype=torch_dtype, template=template, date=date)
-    else:
-        checkpoint = _load_pretrained(name, _folder(name), torch_dtype, template, date)
+    checkpoint = _load(name, torch_dtype, template, date, base)
     try:
         if device == SPREAD:
             dispatch_over_gpus(checkpoint.model)
@@ -93,8 +95,11 @@ def load(
     return checkpoint
 
 
-def look_up(name: str) -> Literal["speech", "text"] | None:
+def look_up(name: str, *, base: str | None = None) -> Literal["speech", "text"] | None:
     """Which source a checkpoint reads, without loading it: by its name, or by the `config.json` of its folder.
+
+    Args:
+        name, base: as of [`load`].
 
     Returns:
         None where only loading tells: of a hub name, or of a kind that `load` refuses.
@@ -103,6 +108,8 @@ def look_up(name: str) -> Literal["speech", "text"] | None:
         InputError: there is no such built-in, no such folder, or no checkpoint in it.
     """
     _check_builtin(name)
+    if is_adapter(name):
+        return look_up(read_adapter(name).find_base(base))
     if name in BUILTIN:
         return "text" if name == BUILTIN_LLM else "speech"
     require_folder(name)
@@ -139,11 +146,13 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
     return replace(prompter, identity=ModelIdentity(**vars(weights), **describe_prompt(prompter, name, date)))
 
 
-def load_text_check(name: str, *, template: str | None = None) -> Callable[[str, str | None, str | None], None]:
+def load_text_check(
+    name: str, *, template: str | None = None, base: str | None = None
+) -> Callable[[str, str | None, str | None], None]:
     """A function that refuses texts which a checkpoint would read as something else; no weights are loaded.
 
     Args:
-        name, template: as of [`load`].
+        name, template, base: as of [`load`].
 
     Returns:
         A function of instruction, transcript and target, the last two None where there is none. It raises InputError
@@ -153,7 +162,9 @@ def load_text_check(name: str, *, template: str | None = None) -> Callable[[str,
         InputError: there is no such checkpoint, or it is of a kind that cannot be probed.
     """
     _check_template(template)
-    kind = look_up(name)
+    kind = look_up(name, base=base)
+    if is_adapter(name):
+        name = read_adapter(name).find_base(base)
     folder = str(assets.language_model()) if name in BUILTIN else name
     config = pretrained(AutoConfig, folder)
     processor: LsmProcessor | AudioLlmProcessor | None = None
@@ -193,7 +204,46 @@ def _check_template(template: str | None) -> None:
         raise InputError(f"--template {template!r} is unknown; choose one of: {', '.join(TEMPLATES)}")
 
 
-def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None, date: str | None) -> Checkpoint:
+def _load(
+    name: str,
+    dtype: torch.dtype,
+    template: str | None,
+    date: str | None,
+    base: str | None = None,
+    tokenizer: Any = None,
+) -> Checkpoint:
+    _check_builtin(name)
+    if is_adapter(name):
+        return _load_adapted(name, dtype, template, date, base)
+    if base is not None:
+        raise InputError(
+            f"{name} is no adapter (a folder with {ADAPTER_CONFIG}), and has no base: leave out base {base}"
+        )
+    if name in BUILTIN_LSMS:
+        return build_builtin(name, dtype=dtype, template=template, date=date)
+    return _load_pretrained(name, _folder(name), dtype, template, date, tokenizer)
+
+
+def _load_adapted(
+    name: str, dtype: torch.dtype, template: str | None, date: str | None, base: str | None
+) -> Checkpoint:
+    checksums = check_folder(name)
+    adapter = read_adapter(name)
+    base_name = adapter.find_base(base)
+    try:
+        checkpoint = _load(base_name, dtype, template, date, tokenizer=adapter.read_tokenizer())
+    except InputError as error:
+        raise InputError(
+            f"{name} is an adapter, and its base cannot be used (--base names another): {error}"
+        ) from error
+    merge_adapter(adapter, checkpoint, checksums)
+    checkpoint.name = name
+    return checkpoint
+
+
+def _load_pretrained(
+    name: str, folder: str, dtype: torch.dtype, template: str | None, date: str | None, tokenizer: Any
+) -> Checkpoint:
     checksums = check_folder(folder)
     config = pretrained(AutoConfig, folder)
     if isinstance(config, LsmConfig):
@@ -210,7 +260,7 @@ def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str |
         checkpoint = AudioLlm(name, model, processor)
     else:
         model = load_causal_llm(f"--ckpt {name}", folder, dtype)
-        tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
+        tokenizer = with_date(tokenizer or pretrained(AutoTokenizer, folder), date)
         checkpoint = TextLlm(name, model, tokenizer, template or default_template(tokenizer))
     weights = identify(folder, config, checksums)
     checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))

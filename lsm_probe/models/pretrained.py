@@ -66,9 +66,14 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     if (path / "adapter_config.json").is_file():
         if whole := [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]:
             raise _adapter_error(name, min(whole).name)
-        raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
+        raise InputError(f"{name} holds only an adapter: merge it into its base and give the merged model's folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")
+    return from_files(auto_class, name, **kwargs)
+
+
+def from_files(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
+    """[`pretrained`], for folders that need not be whole checkpoints: the tokenizer beside an adapter."""
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **kwargs)
     except UnpicklingError as error:

@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import soundfile
 import torch
@@ -694,6 +696,26 @@ def test_bad_waveforms_are_refused(folder, waveform, value, said):
     audio[100] = value
     with pytest.raises(InputError, match=said):
         load(folder).encode("Repeat.", audio)
+
+
+@pytest.mark.parametrize("name", ["qwen2_audio", "audioflamingo3"])
+def test_an_adapter_is_merged_into_it(build, name, tmp_path, waveform):
+    folder = build(name)
+    base = load(folder)
+    adapted = peft.get_peft_model(base.model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = load(tmp_path / "adapter")
+    assert lsm_probe.models.loading.look_up(str(tmp_path / "adapter")) == "speech"
+    prompt = merged.encode("Repeat.", waveform(1.0))
+    ids, features = torch.tensor([prompt.input_ids]), dict(prompt.features)
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=ids, **features).logits
+        plain = load(folder).model(input_ids=ids, **features).logits
+        found = merged.llm(inputs_embeds=merged.embed([prompt])[0][None]).logits
+    assert (expected - found).abs().max() < 1e-4
+    assert (expected - plain).abs().max() > 0.1
+    assert merged.identity.adapter.base == replace(load(folder).identity, prompt_sha256=None, date=None)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

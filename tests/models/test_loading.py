@@ -91,14 +91,6 @@ class TestRefusals:
     def test_folder_without_a_config(self, tmp_path: Path) -> None:
         refusal(str(tmp_path), "config.json", name=tmp_path)
 
-    @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
-    def test_folder_of_an_adapter(self, copy: Path, tmp_path: Path, weights: str) -> None:
-        folder = tmp_path / "adapter"
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(copy)}))
-        (folder / weights).touch()
-        refusal(str(folder), "only an adapter", "merged", name=folder)
-
     def test_missing_folder_or_hub_name_offline(self, tmp_path: Path) -> None:
         refusal(str(tmp_path / "nowhere"), name=tmp_path / "nowhere")
         refusal("nobody/no-such-model", name="nobody/no-such-model")
