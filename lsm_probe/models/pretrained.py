@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import explain_missing_folder, require_folder
 from lsm_probe.models.tensors import check_other_file, check_tensors, complete_loading_info
+from lsm_probe.models.training_dumps import check_dump, wrapper_prefix
 from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
 
 
@@ -44,12 +46,16 @@ def pretrained_model(
         InputError: tensors are missing, unused or of another shape, the folder holds an adapter too, or a file is
             damaged.
     """
-    find_weights(Path(name))  # refuses weights that an index places outside of the folder
+    files = {path.name: read_shapes(path) for path in find_weights(Path(name))}
+    prefix = wrapper_prefix(files.values())
     config = pretrained(getattr(auto_class, "config_class", None) or AutoConfig, name, **kwargs)
     asked = _attention_of(config)
     config._attn_implementation = None  # of its parts too: each then runs transformers' default
     # Ours to refuse, with names: transformers' own refusal only points to its log.
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if prefix:
+        warnings.warn(f"{name}: {prefix} is taken off the names of all tensors; training put it there", stacklevel=2)
+        options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
     with complete_loading_info() as completed:
         model, loaded = pretrained(auto_class, name, config=config, **options)
     if getattr(model, "_hf_peft_config_loaded", False):  # from the hub: a folder's was refused before
@@ -67,6 +73,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
         if whole := [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]:
             raise _adapter_error(name, min(whole).name)
         raise InputError(f"{name} holds only an adapter: merge it into its base and give the merged model's folder")
+    check_dump(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")
     return from_files(auto_class, name, **kwargs)
