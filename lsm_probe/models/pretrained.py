@@ -19,6 +19,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import explain_missing_folder, require_folder
 from lsm_probe.models.tensors import check_other_file, check_tensors, complete_loading_info
 from lsm_probe.models.training_dumps import check_dump, wrapper_prefix
+from lsm_probe.models.unknown_kinds import check_known, check_litgpt
 from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
 
 
@@ -74,6 +75,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
             raise _adapter_error(name, min(whole).name)
         raise InputError(f"{name} holds only an adapter: merge it into its base and give the merged model's folder")
     check_dump(path)
+    check_litgpt(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")
     return from_files(auto_class, name, **kwargs)
@@ -86,6 +88,8 @@ def from_files(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     except UnpicklingError as error:
         raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if issubclass(auto_class, AutoConfig):
+            check_known(name)
         # A bare KeyError says only the key.
         reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:300]
         before = explain_missing_folder(name) if isinstance(error, OSError) else ""

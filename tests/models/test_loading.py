@@ -144,6 +144,52 @@ class TestRefusals:
         edit_config(copy, model_type="perceptron2000")
         refusal(str(copy), "perceptron2000", name=copy)
 
+    @pytest.mark.parametrize("classes", [None, ["PerceptronForCausalLM"]])
+    @pytest.mark.parametrize("code", [True, False])
+    def test_an_unknown_kind_is_not_told_to_upgrade(self, copy: Path, classes: list[str] | None, code: bool) -> None:
+        edit_config(copy, model_type="perceptron2000", architectures=classes)
+        if code:
+            edit_config(copy, auto_map={"AutoConfig": "own.Own"})
+        line = refusal("'perceptron2000' model", name=copy)
+        assert "upgrade" not in line
+        assert "pip" not in line
+        assert ("PerceptronForCausalLM" in line) == bool(classes)
+        assert ("the code that comes with it is not run" in line) == code
+
+    def test_no_kind(self, copy: Path) -> None:
+        edit_config(copy, model_type=None)
+        refusal("names no model_type", name=copy)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"model_type": "mini_omni"}, "Mini-Omni: at each position it averages several streams"),
+            ({"model_type": "kimi_audio"}, "Kimi-Audio: it adds speech to the embeddings of the audio tokens"),
+            ({"model_type": "x", "architectures": ["MoonshotKimiaForCausalLM"]}, "Kimi-Audio"),
+            ({"model_type": "wavllm"}, "WavLLM: its LLM reads the prompt once before"),
+            (
+                {"model_type": "chatglm", "padded_vocab_size": 168960},
+                "GLM-4-Voice: its speech is a sequence of discrete",
+            ),
+            ({"model_type": "step1", "architectures": ["Step1ForCausalLM"]}, "Step-Audio: its speech is a sequence"),
+            ({"model_type": "step_audio_2"}, "Step-Audio 2: its code is not part of transformers"),
+            ({"model_type": "qwen", "audio": {}}, "Qwen-Audio (the first one)"),
+            ({"model_type": "minicpmo"}, "MiniCPM-o: its code is not part of transformers"),
+            ({"model_type": "phi4mm"}, "(model_type phi4_multimodal) as --base"),
+            ({"model_type": "moshi", "architectures": None}, "adds its speech onto the positions of the text"),
+            ({"model_type": "chatglm"}, "'chatglm' model"),
+            ({"model_type": "qwen"}, "'qwen' model"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_speech_llms_that_cannot_be_measured(self, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert "upgrade" not in refusal(said, name=tmp_path)
+
+    def test_mini_omnis_own_layout(self, tmp_path: Path) -> None:
+        (tmp_path / "model_config.yaml").write_text("name: qwen2-0.5b\nwhisper_adapter_dim: 768\n")
+        refusal("Mini-Omni", "averages several streams", name=tmp_path)
+
     @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
     def test_missing_file(self, copy: Path, file: str) -> None:
         (copy / file).unlink()
