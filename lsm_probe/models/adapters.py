@@ -111,6 +111,20 @@ def read_adapter(folder: str | Path) -> Adapter:
     return Adapter(folder, weights, settings)
 
 
+def check_inner_adapter(name: str | Path) -> None:
+    """Refuses a folder that keeps the adapter for speech in a folder of its own, as Phi-4-multimodal does.
+
+    Raises:
+        InputError: it does; the message says how both are loaded.
+    """
+    inner = Path(name) / "speech-lora"
+    if is_adapter(inner):
+        raise InputError(
+            f"{name} needs the adapter in {inner.name} to follow speech, and transformers does not load it by itself: "
+            f"give --ckpt {inner} --base {name}"
+        )
+
+
 def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | None) -> None:
     """Merges an adapter into its base, in memory.
 

@@ -21,7 +21,7 @@ from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor
 from lsm_probe.models.adapters import CONFIG as ADAPTER_CONFIG
-from lsm_probe.models.adapters import is_adapter, merge_adapter, read_adapter
+from lsm_probe.models.adapters import check_inner_adapter, is_adapter, merge_adapter, read_adapter
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.building import BUILTIN_LSMS, build_builtin
@@ -83,6 +83,7 @@ def load(
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     _check_template(template)
+    check_inner_adapter(name)
     checkpoint = _load(name, torch_dtype, template, date, base)
     try:
         if device == SPREAD:
