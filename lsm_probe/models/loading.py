@@ -31,6 +31,7 @@ from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
+from lsm_probe.models.gguf_files import find_gguf, identify_gguf, load_gguf, read_gguf_tokenizer
 from lsm_probe.models.identity import ModelIdentity, check_folder, identify
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
@@ -58,8 +59,9 @@ def load(
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
             embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
             `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of ours, a
-            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, or the
-            folder of an adapter (PEFT) on one of these, which is merged into it in memory.
+            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, the
+            folder of an adapter (PEFT) on one of these, which is merged into it in memory, or a text LLM in a GGUF
+            file, whose weights are dequantised.
         device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
             lays the model over all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
@@ -77,7 +79,8 @@ def load(
 
     Warns:
         UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
-            the LLM are left out, or another `attn_implementation` than the one in `config.json` is run.
+            the LLM are left out, weights are dequantised, a prefix is taken off the
+            names of all tensors, or another `attn_implementation` than the one in `config.json` is run.
     """
     name = str(name)
     torch_device = resolve_device(device)
@@ -111,6 +114,8 @@ def look_up(name: str, *, base: str | None = None) -> Literal["speech", "text"] 
     _check_builtin(name)
     if is_adapter(name):
         return look_up(read_adapter(name).find_base(base))
+    if find_gguf(name) is not None:
+        return "text"
     if name in BUILTIN:
         return "text" if name == BUILTIN_LLM else "speech"
     require_folder(name)
@@ -166,6 +171,8 @@ def load_text_check(
     kind = look_up(name, base=base)
     if is_adapter(name):
         name = read_adapter(name).find_base(base)
+    if (gguf := find_gguf(name)) is not None:
+        return _text_check(None, read_gguf_tokenizer(gguf), template)
     folder = str(assets.language_model()) if name in BUILTIN else name
     config = pretrained(AutoConfig, folder)
     processor: LsmProcessor | AudioLlmProcessor | None = None
@@ -177,7 +184,13 @@ def load_text_check(
     elif kind == "speech":
         extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
         processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder), template=template)
-    tokenizer = processor.tokenizer if processor else pretrained(AutoTokenizer, folder)
+    return _text_check(processor, None if processor else pretrained(AutoTokenizer, folder), template)
+
+
+def _text_check(
+    processor: LsmProcessor | AudioLlmProcessor | None, tokenizer: Any, template: str | None
+) -> Callable[[str, str | None, str | None], None]:
+    tokenizer = processor.tokenizer if processor else tokenizer
 
     def check(instruction: str, transcript: str | None, target: str | None) -> None:
         if processor:
@@ -222,6 +235,8 @@ def _load(
         )
     if name in BUILTIN_LSMS:
         return build_builtin(name, dtype=dtype, template=template, date=date)
+    if (gguf := find_gguf(name)) is not None:
+        return _load_gguf(name, gguf, dtype, template, date, tokenizer)
     return _load_pretrained(name, _folder(name), dtype, template, date, tokenizer)
 
 
@@ -239,6 +254,18 @@ def _load_adapted(
         ) from error
     merge_adapter(adapter, checkpoint, checksums)
     checkpoint.name = name
+    return checkpoint
+
+
+def _load_gguf(
+    name: str, file: Path, dtype: torch.dtype, template: str | None, date: str | None, tokenizer: Any
+) -> Checkpoint:
+    checksums = check_folder(file.parent)
+    model = load_gguf(file, dtype)
+    tokenizer = with_date(tokenizer or read_gguf_tokenizer(file), date)
+    checkpoint = TextLlm(name, model, tokenizer, template or default_template(tokenizer))
+    weights = identify_gguf(file, model, checksums)
+    checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))
     return checkpoint
 
 
