@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
+from transformers.utils import CONFIG_NAME, cached_file
 
 from lsm_probe.assets.cache import sha256
 from lsm_probe.errors import InputError
@@ -28,6 +29,7 @@ CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base as it is; others (PiSSA, OLoRA, LoftQ) change its weights."""
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")
 _PREFIX = "base_model.model."
 
 
@@ -59,6 +61,11 @@ class Adapter:
         there = (self.folder / "tokenizer_config.json").is_file()
         return from_files(AutoTokenizer, self.folder) if there else None
 
+    @property
+    def revision(self) -> str | None:
+        """Commit on the model hub, if it came from there."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
     def find_base(self, given: str | None = None) -> str:
         """The name of the base: the one given, else the one in `adapter_config.json`, which may lie in the folder.
 
@@ -82,6 +89,20 @@ def is_adapter(name: str | Path) -> bool:
     """Whether a name is a folder that holds an adapter, and no whole weights beside it."""
     folder = Path(name)
     return (folder / CONFIG).is_file() and not find_weights(folder)
+
+
+def find_adapter(name: str | Path) -> Path | None:
+    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is no adapter."""
+    if is_adapter(name):
+        return Path(name)
+    if not may_be_on_hub(str(name)):
+        return None
+    config = _from_hub(name, CONFIG)
+    if config is None or _from_hub(name, CONFIG_NAME) is not None:
+        return None
+    for file in (*_WEIGHTS, *_TOKENIZER):
+        _from_hub(name, file)
+    return Path(config).parent
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -153,6 +174,7 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
     hashes = {file.name: sha256(file) for file in (adapter.folder / CONFIG, adapter.weights)}
     base.identity = ModelIdentity(
         model_type=base.identity.model_type,
+        revision=adapter.revision,
         checksums=checksums,
         weights_sha256={**(base.identity.weights_sha256 or {}), adapter.weights.name: hashes[adapter.weights.name]},
         prompt_sha256=base.identity.prompt_sha256,
@@ -163,6 +185,15 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
             base=replace(base.identity, prompt_sha256=None, date=None),
         ),
     )
+
+
+def _from_hub(name: str | Path, file: str) -> str | None:
+    """Where a file of the hub is kept here, once it is there; None if the hub does not have it, or not within reach."""
+    flags = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
+    try:
+        return cached_file(str(name), file, **flags)
+    except OSError:  # there is no such name: said where the model is loaded
+        return None
 
 
 def _check_tokenizer(adapter: Adapter, base: Checkpoint) -> None:

@@ -21,7 +21,7 @@ from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor
 from lsm_probe.models.adapters import CONFIG as ADAPTER_CONFIG
-from lsm_probe.models.adapters import check_inner_adapter, is_adapter, merge_adapter, read_adapter
+from lsm_probe.models.adapters import check_inner_adapter, find_adapter, is_adapter, merge_adapter, read_adapter
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.building import BUILTIN_LSMS, build_builtin
@@ -227,8 +227,8 @@ def _load(
     tokenizer: Any = None,
 ) -> Checkpoint:
     _check_builtin(name)
-    if is_adapter(name):
-        return _load_adapted(name, dtype, template, date, base)
+    if (folder := find_adapter(name)) is not None:
+        return _load_adapted(name, folder, dtype, template, date, base)
     if base is not None:
         raise InputError(
             f"{name} is no adapter (a folder with {ADAPTER_CONFIG}), and has no base: leave out base {base}"
@@ -241,10 +241,10 @@ def _load(
 
 
 def _load_adapted(
-    name: str, dtype: torch.dtype, template: str | None, date: str | None, base: str | None
+    name: str, folder: Path, dtype: torch.dtype, template: str | None, date: str | None, base: str | None
 ) -> Checkpoint:
     checksums = check_folder(name)
-    adapter = read_adapter(name)
+    adapter = read_adapter(folder)
     base_name = adapter.find_base(base)
     try:
         checkpoint = _load(base_name, dtype, template, date, tokenizer=adapter.read_tokenizer())

@@ -11,6 +11,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import on_all_ranks
 from lsm_probe.errors import InputError
 from lsm_probe.models.adapters import CONFIG, is_adapter
+from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.loading import load, look_up
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
@@ -57,7 +58,7 @@ def named_checkpoints(
     Raises:
         InputError: a base is given and none of them is an adapter.
     """
-    adapters = [name for name in names if is_adapter(name)]
+    adapters = [name for name in names if is_adapter(name) or (base is not None and may_be_on_hub(name))]
     if base is not None and not adapters:
         raise InputError(f"--base {base} has no use: {', '.join(names)} is no adapter (a folder with {CONFIG})")
     with_base = {**loading, "base": base}

@@ -151,6 +151,26 @@ class TestMerging:
         assert torch.equal(merged.model(input_ids=IDS).logits, again.model(input_ids=IDS).logits)
 
 
+def test_an_adapter_and_its_base_on_the_hub(
+    adapter: Path, tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client keeps them here."""
+    expected = lsm_probe.load(adapter).model(input_ids=IDS).logits
+    edit(adapter, base_model_name_or_path="somebody/base")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name, folder in (("base", tiny_llm_folder), ("adapter", adapter)):
+        kept, commit = tmp_path / "hub" / f"models--somebody--{name}", "0123456789abcdef" * 2 + "01234567"
+        shutil.copytree(folder, kept / "snapshots" / commit)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text(commit)
+    checkpoint = lsm_probe.load("somebody/adapter")
+    assert torch.equal(checkpoint.model(input_ids=IDS).logits, expected)
+    assert checkpoint.identity.revision == commit
+    assert checkpoint.identity.adapter is not None
+    assert checkpoint.name == "somebody/adapter"
+    refusal(Path("somebody/base"), "is no adapter", base=str(tiny_llm_folder))
+
+
 class TestBase:
     def test_a_folder_relative_to_the_adapters(self, adapter: Path, tiny_llm_folder: Path) -> None:
         shutil.copytree(tiny_llm_folder, adapter / "base")
