@@ -91,18 +91,30 @@ def is_adapter(name: str | Path) -> bool:
     return (folder / CONFIG).is_file() and not find_weights(folder)
 
 
-def find_adapter(name: str | Path) -> Path | None:
-    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is no adapter."""
+def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
+    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is no adapter.
+
+    Args:
+        name: folder or hub name.
+        on_hub: whether to ask the hub for what is not kept here.
+    """
     if is_adapter(name):
         return Path(name)
     if not may_be_on_hub(str(name)):
         return None
-    config = _from_hub(name, CONFIG)
-    if config is None or _from_hub(name, CONFIG_NAME) is not None:
+    config = _from_hub(name, CONFIG, ask=on_hub)
+    if config is None or _from_hub(name, CONFIG_NAME, ask=on_hub) is not None:
         return None
-    for file in (*_WEIGHTS, *_TOKENIZER):
+    weights = (_from_hub(name, file) for file in _WEIGHTS)
+    next((file for file in weights if file), None)  # the second only if there is no first
+    for file in _TOKENIZER:
         _from_hub(name, file)
     return Path(config).parent
+
+
+def is_missing_config(error: InputError) -> bool:
+    """Whether a name could not be loaded because the hub has no `config.json` under it, as it is with adapters."""
+    return f"does not appear to have a file named {CONFIG_NAME}" in str(error.__cause__)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -187,11 +199,11 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
     )
 
 
-def _from_hub(name: str | Path, file: str) -> str | None:
+def _from_hub(name: str | Path, file: str, *, ask: bool = True) -> str | None:
     """Where a file of the hub is kept here, once it is there; None if the hub does not have it, or not within reach."""
     flags = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
     try:
-        return cached_file(str(name), file, **flags)
+        return cached_file(str(name), file, local_files_only=not ask, **flags)
     except OSError:  # there is no such name: said where the model is loaded
         return None
 

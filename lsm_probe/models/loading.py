@@ -21,14 +21,21 @@ from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor
 from lsm_probe.models.adapters import CONFIG as ADAPTER_CONFIG
-from lsm_probe.models.adapters import check_inner_adapter, find_adapter, is_adapter, merge_adapter, read_adapter
+from lsm_probe.models.adapters import (
+    check_inner_adapter,
+    find_adapter,
+    is_adapter,
+    is_missing_config,
+    merge_adapter,
+    read_adapter,
+)
 from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.building import BUILTIN_LSMS, build_builtin
 from lsm_probe.models.causal_llm import is_causal, load_causal_llm
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
-from lsm_probe.models.checkpoint_names import require_folder
+from lsm_probe.models.checkpoint_names import may_be_on_hub, require_folder
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
 from lsm_probe.models.gguf_files import find_gguf, identify_gguf, load_gguf, read_gguf_tokenizer
@@ -229,15 +236,22 @@ def _load(
     _check_builtin(name)
     if (folder := find_adapter(name)) is not None:
         return _load_adapted(name, folder, dtype, template, date, base)
-    if base is not None:
-        raise InputError(
-            f"{name} is no adapter (a folder with {ADAPTER_CONFIG}), and has no base: leave out base {base}"
-        )
+    no_adapter = InputError(f"{name} is no adapter (a folder with {ADAPTER_CONFIG}): leave out base {base}")
+    if base is not None and not may_be_on_hub(name):
+        raise no_adapter
     if name in BUILTIN_LSMS:
         return build_builtin(name, dtype=dtype, template=template, date=date)
     if (gguf := find_gguf(name)) is not None:
         return _load_gguf(name, gguf, dtype, template, date, tokenizer)
-    return _load_pretrained(name, _folder(name), dtype, template, date, tokenizer)
+    try:
+        checkpoint = _load_pretrained(name, _folder(name), dtype, template, date, tokenizer)
+    except InputError as error:
+        if not is_missing_config(error) or (folder := find_adapter(name, on_hub=True)) is None:
+            raise
+        return _load_adapted(name, folder, dtype, template, date, base)
+    if base is not None:
+        raise no_adapter
+    return checkpoint
 
 
 def _load_adapted(

@@ -88,7 +88,7 @@ def from_files(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     except UnpicklingError as error:
         raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        if issubclass(auto_class, AutoConfig) and "gguf_file" not in kwargs:
+        if issubclass(auto_class, AutoConfig) and "gguf_file" not in kwargs and not isinstance(error, OSError):
             check_known(name)
         # A bare KeyError says only the key.
         reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:300]

@@ -58,7 +58,7 @@ def named_checkpoints(
     Raises:
         InputError: a base is given and none of them is an adapter.
     """
-    adapters = [name for name in names if is_adapter(name) or (base is not None and may_be_on_hub(name))]
+    adapters = [name for name in names if is_adapter(name)] or [name for name in names if may_be_on_hub(name)]
     if base is not None and not adapters:
         raise InputError(f"--base {base} has no use: {', '.join(names)} is no adapter (a folder with {CONFIG})")
     with_base = {**loading, "base": base}

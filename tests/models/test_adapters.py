@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -169,6 +169,28 @@ def test_an_adapter_and_its_base_on_the_hub(
     assert checkpoint.identity.adapter is not None
     assert checkpoint.name == "somebody/adapter"
     refusal(Path("somebody/base"), "is no adapter", base=str(tiny_llm_folder))
+
+
+def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsm_probe.models import adapters
+
+    def from_hub(name: str, file: str, **flags: bool) -> str | None:
+        asked.append((file, flags["local_files_only"]))
+        found = adapter / file
+        return str(found) if found.is_file() and not flags["local_files_only"] else None
+
+    def no_config(*args: Any, **kwargs: Any) -> None:
+        raise OSError("somebody/adapter does not appear to have a file named config.json.")
+
+    asked: list[tuple[str, bool]] = []
+    expected = lsm_probe.load(adapter).model(input_ids=IDS).logits
+    monkeypatch.setattr(adapters, "cached_file", from_hub)
+    own = AutoConfig.from_pretrained
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda name, **more: (no_config if "somebody" in name else own)(name, **more)
+    )
+    assert torch.equal(lsm_probe.load("somebody/adapter").model(input_ids=IDS).logits, expected)
+    assert asked[:2] == [("adapter_config.json", True), ("adapter_config.json", False)]
 
 
 class TestBase:
