@@ -21,7 +21,7 @@ from lsm_probe.checksums import CHECKSUMS, is_complete, read_checksums, verify, 
 from lsm_probe.errors import InputError
 from lsm_probe.models import loading
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.loading import load_prompter
+from lsm_probe.models.lookup import load_prompter
 
 FILES = [
     "chat_template.jinja",

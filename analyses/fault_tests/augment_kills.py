@@ -48,7 +48,7 @@ from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.data.augmentation.run import augment
 from lsm_probe.data.augmentation.servers import find_server
 from lsm_probe.data.manifest import read_manifest
-from lsm_probe.models.loading import load_prompter
+from lsm_probe.models.lookup import load_prompter
 
 ENGINES = ("local", "datatrove")
 SHARD_ROWS = 8

@@ -17,7 +17,8 @@ def diagnose(
         str | None,
         typer.Option(
             help="The text LLM inside the checkpoints: folder, hub name or `builtin:llm`. D_i, D_s and eta are "
-            "compared with it; needs transcripts.  [default: the first text LLM among --ckpt]",
+            "compared with it; needs transcripts. Adapters whose own base is not here are merged into it.  "
+            "[default: the first text LLM among --ckpt]",
             show_default=False,
         ),
     ] = None,

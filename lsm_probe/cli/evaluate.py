@@ -27,6 +27,7 @@ def evaluate(
         str, typer.Option(help="Recogniser of the cascades: folder, hub name or builtin:whisper.")
     ] = "builtin:whisper",
     out: opt.Out = None,
+    base: opt.AdapterBase = None,
     template: opt.Template = None,
     date: opt.Date = None,
     encoder: opt.Encoder = None,
@@ -79,7 +80,7 @@ def evaluate(
     from lsm_probe.data.manifest import describe_data
     from lsm_probe.evaluation import EVALUATION
     from lsm_probe.evaluation.cascade import named_cascade
-    from lsm_probe.runner.run import named_checkpoint
+    from lsm_probe.runner.run import named_checkpoints
 
     def read_samples() -> Samples:
         tasks, samples = read_tasks(task, data=data, limit=limit, on_error=on_error)
@@ -92,7 +93,7 @@ def evaluate(
     run_and_show(
         EVALUATION,
         [
-            *(named_checkpoint(name, loading) for name in ckpt or ()),
+            *named_checkpoints(ckpt or (), loading, base=base),
             *(named_cascade(whisper, llm, loading) for llm in cascade or ()),
         ],
         read_samples,

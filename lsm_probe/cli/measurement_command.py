@@ -28,6 +28,7 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         ckpt: list[str],
         data: str,
         out: Path | None,
+        base: str | None,
         template: str | None,
         date: str | None,
         encoder: str | None,
@@ -42,7 +43,7 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         **values: Any,
     ) -> None:
         from lsm_probe.cli.run import read_samples, run_and_show
-        from lsm_probe.runner.run import named_checkpoint
+        from lsm_probe.runner.run import named_checkpoints
 
         asked = measurement.parse_options({name: values.pop(name) for name in [p.name for p in own]})
         loading = opt.loading_options(
@@ -50,7 +51,7 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         )
         run_and_show(
             measurement,
-            [named_checkpoint(name, loading, source=asked.source) for name in ckpt],
+            named_checkpoints(ckpt, loading, base=base, source=asked.source),
             lambda: read_samples(data, limit, values["on_error"]),
             out,
             options={**values, **asked.measure},
@@ -78,6 +79,7 @@ _CHECKPOINTS = {
     "ckpt": (opt.Ckpt, Parameter.empty),
     "data": (opt.Data, "builtin:probe"),
     "out": (opt.Out, None),
+    "base": (opt.AdapterBase, None),
     "template": (opt.Template, None),
     "date": (opt.Date, None),
     "encoder": (opt.Encoder, None),

@@ -44,6 +44,13 @@ Template = Annotated[
         "or a YAML file.  [default: the checkpoint's own]"
     ),
 ]
+AdapterBase = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that an adapter (PEFT) was trained on.  [default: the one its adapter_config.json names]",
+        show_default=False,
+    ),
+]
 Date = Annotated[
     str | None,
     typer.Option(

@@ -27,6 +27,7 @@ def text_ability(
         typer.Option(help="JSONL manifest with `id`, `instruction`, `text` and `target`.", show_default=False),
     ] = None,
     out: opt.Out = None,
+    base: opt.AdapterBase = None,
     template: opt.Template = None,
     date: opt.Date = None,
     encoder: opt.Encoder = None,
@@ -80,7 +81,7 @@ def text_ability(
     from lsm_probe.evaluation import TEXT_ABILITY
     from lsm_probe.evaluation.mmlu import read_mmlu, write_mmlu_tasks
     from lsm_probe.runner.picture_files import save_frames
-    from lsm_probe.runner.run import named_checkpoint
+    from lsm_probe.runner.run import named_checkpoints
 
     @cache
     def questions() -> Mmlu | None:
@@ -100,7 +101,7 @@ def text_ability(
     )
     run_and_show(
         replace(TEXT_ABILITY, save_figures=save),
-        [named_checkpoint(name, loading, source="text") for name in ckpt],
+        named_checkpoints(ckpt, loading, base=base, source="text"),
         read,
         out,
         options={"shots": shots, "batch_size": batch_size, "seed": seed, "on_error": on_error},

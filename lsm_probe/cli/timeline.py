@@ -22,6 +22,7 @@ def timeline(
         int | None,
         typer.Option(help="Layer shown by response token (first, in the page).  [default: follows best]", min=0),
     ] = None,
+    base: opt.AdapterBase = None,
     template: opt.Template = None,
     date: opt.Date = None,
     encoder: opt.Encoder = None,
@@ -76,7 +77,7 @@ def timeline(
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / folder_name(ckpt) / plain_name(chosen.id)
     with alone_in(out):
-        checkpoint = load(ckpt, **loading)
+        checkpoint = load(ckpt, base=base, **loading)
         if layer is not None:
             check_layer(layer, checkpoint.llm.config.get_text_config().num_hidden_layers)
         result = probe(checkpoint, chosen, response=response, max_new_tokens=max_new_tokens)

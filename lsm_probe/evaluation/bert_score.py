@@ -31,6 +31,9 @@ NAME = "bert_score"
 _MOST_TOKENS = 4096
 """Of a text, for models without a longest one: attention takes memory that grows with the square of the length."""
 
+_HEAD = re.compile(r"(cls|\w*lm_head|classifier|score|qa_outputs|(lm|mask)_predictions\w*|vocab_\w+|\w*generator\w*)\.")
+"""Modules on top of a BERT, for tasks that it was trained on; not every `config.json` names a class that has them."""
+
 
 @dataclass(frozen=True, eq=False)  # a model is its own key
 class BertScorer:
@@ -156,7 +159,7 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
             model,
             torch.float32,
             part="(?!pooler)",
-            left_out=partial(_is_above, layer),
+            left_out=partial(_is_unneeded, layer),
             num_hidden_layers=layer,
         )
     bert = bert.get_encoder() if config.is_encoder_decoder else bert
@@ -172,10 +175,10 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
     return BertScorer(bert.to(torch_device).eval(), tokenizer, identity)
 
 
-def _is_above(layer: int, tensor: str) -> bool:
-    """Whether a tensor belongs to a layer above the one whose states are compared."""
+def _is_unneeded(layer: int, tensor: str) -> bool:
+    """Whether a tensor belongs to a head, or to a layer above the one whose states are compared."""
     number = re.search(r"\.(\d+)\.", tensor)
-    return number is not None and int(number[1]) >= layer
+    return _HEAD.match(tensor) is not None or (number is not None and int(number[1]) >= layer)
 
 
 def _most_tokens(bert: Any) -> int:

@@ -9,7 +9,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.transcriber import Transcriber, check_transcriber, load_transcriber
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import TextLlm
-from lsm_probe.models.loading import load, look_up
+from lsm_probe.models.loading import load
+from lsm_probe.models.lookup import look_up
 from lsm_probe.runner.run import ToMeasure, loading_for
 
 NO_WORDS = "[inaudible]"

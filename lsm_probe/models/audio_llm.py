@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.layers import find_speech_part
 
 THINKERS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
@@ -105,7 +106,14 @@ def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Reached(kwargs)
 
-    hook = whole.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
+    def stop_after(module: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> None:
+        raise _Reached({"inputs_embeds": embedded})
+
+    decoder = whole.get_decoder()
+    if (merger := find_speech_part(decoder)) is not None:
+        hook = merger.register_forward_hook(stop_after)
+    else:
+        hook = decoder.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         whole(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False, **features)
     except _Reached as reached:

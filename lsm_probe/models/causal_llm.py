@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -30,20 +31,32 @@ def load_causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrai
         InputError: it cannot be loaded, is no causal LM, or needs more than embeddings as its input.
     """
     config = pretrained(AutoConfig, name)
-    refusal = (
-        f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
-        "for its speech, nor a causal text LLM"
-    )
     if not is_causal(config):
-        raise InputError(refusal)
+        raise InputError(_refusal(label, config))
     model = pretrained_model(AutoModelForCausalLM, name, dtype)
+    check_causal(model, label)
+    return model
+
+
+def check_causal(model: Any, label: str) -> None:
+    """Makes sure that a model is a causal LM that reads embeddings.
+
+    Raises:
+        InputError: its attention is not causal, or it needs more than embeddings as its input.
+    """
     # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
     with torch.no_grad():
         first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
     if (first[0] - first[1]).abs().max() > 0.01 * first.abs().max():
-        raise InputError(f"{refusal}: its attention is not causal")
+        raise InputError(f"{_refusal(label, model.config)}: its attention is not causal")
     check_reads_embeddings(model.eval(), label)
-    return model
+
+
+def _refusal(label: str, config: PreTrainedConfig) -> str:
+    return (
+        f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
+        "for its speech, nor a causal text LLM"
+    )
 
 
 def is_causal(config: PreTrainedConfig) -> bool:

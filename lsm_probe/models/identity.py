@@ -13,6 +13,7 @@ from lsm_probe.assets.cache import SEAL, sha256
 from lsm_probe.checksums import read_checksums, verify
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import require_folder
+from lsm_probe.models.weight_files import find_weights
 
 Checksums = Literal["verified", "unverified"]
 
@@ -117,6 +118,7 @@ class ModelIdentity(WeightsIdentity):
         date: what a chat template writes as today's date.
         training: of a built-in arm.
         transcriber: of a cascade.
+        adapter: of an adapter (PEFT) that was merged into its base; `weights_sha256` then holds the files of both.
     """
 
     encoder: EncoderIdentity | None = None
@@ -128,6 +130,22 @@ class ModelIdentity(WeightsIdentity):
     date: str | None = None
     training: TrainingIdentity | None = None
     transcriber: WeightsIdentity | None = None
+    adapter: AdapterIdentity | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterIdentity(_Identity):
+    """Identity of an adapter that was merged into its base.
+
+    Attributes:
+        peft_type: as in `adapter_config.json`.
+        sha256: sha256 (hexadecimal) of `adapter_config.json` and of the adapter's weights.
+        base: the model that it was merged into.
+    """
+
+    peft_type: str
+    sha256: dict[str, str]
+    base: ModelIdentity
 
 
 _PARTS: dict[str, type[_Identity]] = {
@@ -137,6 +155,8 @@ _PARTS: dict[str, type[_Identity]] = {
     "beats": WeightsIdentity,
     "training": TrainingIdentity,
     "transcriber": WeightsIdentity,
+    "adapter": AdapterIdentity,
+    "base": ModelIdentity,
 }
 
 
@@ -161,8 +181,7 @@ def check_folder(folder: str | Path) -> Checksums | None:
 
 def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums | None = None) -> WeightsIdentity:
     """Identifies the weights of a folder or hub name, given its configuration and what [`check_folder`] returned."""
-    # The first kind that is there is what transformers loads.
-    weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
+    weights = find_weights(Path(folder))
     return WeightsIdentity(
         model_type=config.model_type,
         revision=getattr(config, "_commit_hash", None) or None,

@@ -16,6 +16,11 @@ def find_decoder(llm: Any) -> PreTrainedModel:
     return decoder if isinstance(decoder, PreTrainedModel) else llm.base_model  # ModernBERT's `decoder` is its head
 
 
+def find_speech_part(decoder: nn.Module) -> nn.Module | None:
+    """The encoder within a decoder, which puts speech among the embedded text; Phi-4-multimodal has one."""
+    return getattr(decoder, "embed_tokens_extend", None)
+
+
 def layers_prefix(llm: Any) -> str:
     """What the names of the parameters of all decoder layers begin with, such as `model.layers.`; a number follows.
 

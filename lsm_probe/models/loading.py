@@ -1,46 +1,57 @@
-"""From the name of a checkpoint (a folder, a hub name or a built-in one) to a [`Checkpoint`]."""
+"""From the name of a checkpoint (a folder, a file, a hub name or a built-in one) to a [`Checkpoint`]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    WhisperFeatureExtractor,
-)
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from lsm_probe import assets
 from lsm_probe.errors import InputError
-from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProcessor
-from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings, find_audio_token_id
-from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
+from lsm_probe.models.adapters import CONFIG as ADAPTER_CONFIG
+from lsm_probe.models.adapters import (
+    check_inner_adapter,
+    find_adapter,
+    is_missing_config,
+    merge_adapter,
+    read_adapter,
+)
+from lsm_probe.models.audio_llm import audio_llm_class, check_reads_embeddings
 from lsm_probe.models.building import BUILTIN_LSMS, build_builtin
-from lsm_probe.models.causal_llm import is_causal, load_causal_llm
+from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
-from lsm_probe.models.checkpoint_names import require_folder
+from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
-from lsm_probe.models.identity import ModelIdentity, check_folder, identify
-from lsm_probe.models.mistral_processor import audio_llm_processor
+from lsm_probe.models.gguf_files import find_gguf, identify_gguf, load_gguf, read_gguf_tokenizer
+from lsm_probe.models.identity import ModelIdentity, WeightsIdentity, check_folder, identify
+from lsm_probe.models.lookup import check_builtin, find_folder, load_audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
-from lsm_probe.models.prompter import Prompter, describe_prompt
-from lsm_probe.models.prompts import encode_prompt, encode_target
-from lsm_probe.models.published import PARTS, Parts, find_system, load_published, read_published, used_parts
-from lsm_probe.models.templates import PromptTemplate, default_template, find_template
+from lsm_probe.models.prompter import describe_prompt
+from lsm_probe.models.published import PARTS, Parts, find_system, load_published, used_parts
+from lsm_probe.models.templates import default_template, find_template
 
-BUILTIN_LLM = "builtin:llm"
-BUILTIN = (BUILTIN_LLM, *BUILTIN_LSMS)
+
+@dataclass(frozen=True)
+class _Options:
+    """What was asked for besides the name; see [`load`].
+
+    Attributes:
+        dtype, template, date: as asked for.
+        parts: those that the release of a published system leaves out.
+        tokenizer: an adapter's own, in place of that of its base.
+    """
+
+    dtype: torch.dtype
+    template: str | None = None
+    date: str | None = None
+    parts: Parts = field(default_factory=Parts)
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 def load(
@@ -50,6 +61,7 @@ def load(
     dtype: str = "auto",
     template: str | None = None,
     date: str | None = None,
+    base: str | None = None,
     encoder: str | Path | None = None,
     llm: str | Path | None = None,
     beats: str | Path | None = None,
@@ -60,8 +72,9 @@ def load(
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
             embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
             `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of ours, a
-            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, or the
-            release of a published system (`docs/checkpoints.md` says which are read).
+            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, the release
+            of a published system (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT) on one
+            of these, which is merged into it in memory, or a text LLM in a GGUF file, whose weights are dequantised.
         device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
             lays the model over all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
@@ -69,33 +82,35 @@ def load(
         template: prompt template, by its name or its YAML file; by default the LSM's own, or `chat` / `vicuna` for a
             text LLM; of an audio LLM `chat` or `chat_source_first`.
         date: used as today's date by chat templates that print one; [`DATE`] by default.
+        base: the model that an adapter was trained on, named as `name` is; by default the one that its
+            `adapter_config.json` names, a folder from here or from the adapter's, or a name on the model hub.
         encoder, llm, beats: folder or hub name of the Whisper, the LLM or the BEATs that the release of a published
             system leaves out.
 
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,
-            an adapter lies beside whole weights, it is of a kind that cannot be probed, the date is invalid, or a part
-            is missing or was given to a checkpoint that has its own.
+            an adapter lies beside whole weights, cannot be merged or does not fit its base, a base is given for what
+            is no adapter, a part is missing or was given to a checkpoint that has its own, it is of a kind that cannot
+            be probed, or the date is invalid.
 
     Warns:
         UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
-            the LLM are left out, or another `attn_implementation` than the one in `config.json` is run.
+            the LLM are left out, weights are dequantised, a prefix is taken off the names of all tensors, or another
+            `attn_implementation` than the one in `config.json` is run.
+
+    Example:
+        >>> checkpoint = lsm_probe.load("builtin:llm", device="cpu")
+        >>> checkpoint.source, checkpoint.template.name
+        ('text', 'chat')
     """
     name = str(name)
     torch_device = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, torch_device)
+    parts = Parts(*(None if part is None else str(part) for part in (encoder, llm, beats)))
+    options = _Options(resolve_dtype(dtype, torch_device), template, date, parts)
     if template is not None:
         find_template(template)
-    _check_builtin(name)
-    checkpoint: Checkpoint
-    parts = Parts(*(None if part is None else str(part) for part in (encoder, llm, beats)))
-    _check_parts(name, parts)
-    if find_system(name) is not None:
-        checkpoint = load_published(name, parts, torch_dtype, template=template, date=date)
-    elif name in BUILTIN_LSMS:
-        checkpoint = build_builtin(name, dtype=torch_dtype, template=template, date=date)
-    else:
-        checkpoint = _load_pretrained(name, _folder(name), torch_dtype, template, date)
+    check_inner_adapter(name)
+    checkpoint = _load(name, options, base)
     try:
         if device == SPREAD:
             dispatch_over_gpus(checkpoint.model)
@@ -107,112 +122,29 @@ def load(
     return checkpoint
 
 
-def look_up(name: str) -> Literal["speech", "text"] | None:
-    """Which source a checkpoint reads, without loading it: by its name, or by the `config.json` of its folder.
-
-    Returns:
-        None where only loading tells: of a hub name, or of a kind that `load` refuses.
-
-    Raises:
-        InputError: there is no such built-in, no such folder, or no checkpoint in it.
-    """
-    _check_builtin(name)
-    if name in BUILTIN:
-        return "text" if name == BUILTIN_LLM else "speech"
+def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
+    check_builtin(name)
+    if (folder := find_adapter(name)) is not None:
+        return _load_adapted(name, folder, options, base)
+    no_adapter = InputError(f"{name} is no adapter (a folder with {ADAPTER_CONFIG}): leave out base {base}")
+    if base is not None and not may_be_on_hub(name):
+        raise no_adapter
+    _check_parts(name, options.parts)
     if find_system(name) is not None:
-        return "speech"
-    require_folder(name)
-    if not Path(name).is_dir():
-        return None
-    config = pretrained(AutoConfig, name)
-    if isinstance(config, LsmConfig) or audio_llm_class(config) is not None:
-        return "speech"
-    return "text" if is_causal(config) else None
-
-
-def load_prompter(name: str | Path, *, template: str | None = None, date: str | None = None) -> Prompter:
-    """Loads what writes a text LLM's prompts, its weights left where they are.
-
-    Args:
-        name: a folder, a name on the model hub, or `builtin:llm`.
-        template, date: as in [`load`].
-
-    Raises:
-        InputError: there is no such checkpoint, its checksums do not hold, it is no text LLM, or the date is invalid.
-    """
-    name = str(name)
-    if template is not None:
-        find_template(template)
-    folder = _folder(name)
-    if folder.startswith("builtin:"):
-        raise InputError(f"{name} is no text LLM; the built-in one is builtin:llm")
-    checksums = check_folder(folder)
-    config = pretrained(AutoConfig, folder)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
-    tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
-    prompter = Prompter(name, folder, tokenizer, find_template(template or default_template(tokenizer)))
-    weights = identify(folder, config, checksums)
-    return replace(prompter, identity=ModelIdentity(**vars(weights), **describe_prompt(prompter, name, date)))
-
-
-def load_text_check(
-    name: str, *, template: str | None = None, parts: Parts | None = None
-) -> Callable[[str, str | None, str | None], None]:
-    """A function that refuses texts which a checkpoint would read as something else; no weights are loaded.
-
-    Args:
-        name, template: as of [`load`].
-        parts: those that the release of a published system leaves out.
-
-    Returns:
-        A function of instruction, transcript and target, the last two None where there is none. It raises InputError
-        for a text that holds a control token or the placeholder for the speech, or has no tokens.
-
-    Raises:
-        InputError: there is no such checkpoint, or it is of a kind that cannot be probed.
-    """
-    if template is not None:
-        find_template(template)
-    if find_system(name) is not None:
-        _, published = read_published(name, parts or Parts())
-        published.template = find_template(template or published.template)
-        return _text_check(published, published.tokenizer, published.template)
-    kind = look_up(name)
-    folder = str(assets.language_model()) if name in BUILTIN else name
-    config = pretrained(AutoConfig, folder)
-    processor: LsmProcessor | AudioLlmProcessor | None = None
-    if isinstance(config, LsmConfig):
-        processor = pretrained(AutoProcessor, folder)
-        processor.template = find_template(template or processor.template)
-    elif audio_llm_class(config) is not None:
-        processor = _audio_llm_processor(name, folder, config, template, None)
-    elif kind == "speech":
-        extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
-        processor = LsmProcessor(extractor, pretrained(AutoTokenizer, folder), template=template)
-    tokenizer = processor.tokenizer if processor else pretrained(AutoTokenizer, folder)
-    return _text_check(processor, tokenizer, find_template(template or default_template(tokenizer)))
-
-
-def _text_check(
-    processor: LsmProcessor | AudioLlmProcessor | None, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
-) -> Callable[[str, str | None, str | None], None]:
-    """The check of [`load_text_check`]; `template` is for a text LLM, which has no processor."""
-
-    def check(instruction: str, transcript: str | None, target: str | None) -> None:
-        if processor:
-            processor.encode_text(instruction, transcript or "words")
-        else:
-            encode_prompt(tokenizer, template, instruction, transcript or "words")
-        if target:
-            encode_target(tokenizer, target)
-
-    return check
-
-
-def _folder(name: str) -> str:
-    """The folder or hub name that a checkpoint of this name is loaded from."""
-    return str(assets.language_model()) if name == BUILTIN_LLM else name
+        return load_published(name, options.parts, options.dtype, template=options.template, date=options.date)
+    if name in BUILTIN_LSMS:
+        return build_builtin(name, dtype=options.dtype, template=options.template, date=options.date)
+    if (gguf := find_gguf(name)) is not None:
+        return _load_gguf(name, gguf, options)
+    try:
+        checkpoint = _load_pretrained(name, find_folder(name), options)
+    except InputError as error:
+        if not is_missing_config(error) or (folder := find_adapter(name, on_hub=True)) is None:
+            raise
+        return _load_adapted(name, folder, options, base)
+    if base is not None:
+        raise no_adapter
+    return checkpoint
 
 
 def _check_parts(name: str, parts: Parts) -> None:
@@ -221,44 +153,55 @@ def _check_parts(name: str, parts: Parts) -> None:
         raise InputError(f"--{unused[0]} {getattr(parts, unused[0])}: {name} has its own; leave the option out")
 
 
-def _check_builtin(name: str) -> None:
-    if name.startswith("builtin:") and name not in BUILTIN:
-        raise InputError(f"--ckpt {name} is unknown; built-in checkpoints are: {', '.join(BUILTIN)}")
-
-
-def _load_pretrained(name: str, folder: str, dtype: torch.dtype, template: str | None, date: str | None) -> Checkpoint:
-    checksums = check_folder(folder)
-    config = pretrained(AutoConfig, folder)
-    if isinstance(config, LsmConfig):
-        processor = with_date(pretrained(AutoProcessor, folder), date)
-        processor.template = find_template(template or processor.template)
-        check_feature_extractor(processor.feature_extractor, config)
-        model: Any = pretrained_model(LsmForConditionalGeneration, folder, dtype)
-        checkpoint: Checkpoint = Lsm(name, model, processor)
-    elif (audio_class := audio_llm_class(config)) is not None:
-        # First the processor: what is wrong with it should not wait for the weights.
-        processor = _audio_llm_processor(name, folder, config, template, date)
-        model = pretrained_model(audio_class, folder, dtype)
-        check_reads_embeddings(model.eval(), name)
-        checkpoint = AudioLlm(name, model, processor)
-    else:
-        model = load_causal_llm(f"--ckpt {name}", folder, dtype)
-        tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
-        checkpoint = TextLlm(name, model, tokenizer, find_template(template or default_template(tokenizer)))
-    weights = identify(folder, config, checksums)
-    checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, name, date))
+def _load_adapted(name: str, folder: Path, options: _Options, base: str | None) -> Checkpoint:
+    checksums = check_folder(name)
+    adapter = read_adapter(folder)
+    base_name = adapter.find_base(base)
+    try:
+        checkpoint = _load(base_name, replace(options, tokenizer=adapter.read_tokenizer()))
+    except InputError as error:
+        raise InputError(
+            f"{name} is an adapter, and its base cannot be used (--base names another): {error}"
+        ) from error
+    merge_adapter(adapter, checkpoint, checksums)
+    checkpoint.name = name
     return checkpoint
 
 
-def _audio_llm_processor(
-    name: str, folder: str, config: PreTrainedConfig, template: str | None, date: str | None
-) -> AudioLlmProcessor:
-    audio_token_id = find_audio_token_id(config)
-    assert audio_token_id is not None  # or its class would not have been found
-    loaded = with_date(pretrained(AutoProcessor, folder), date)
-    if getattr(loaded, "tokenizer", None) is None:
-        raise InputError(
-            f"{name} has no processor, only a {type(loaded).__name__}: take its processor_config.json or "
-            "preprocessor_config.json, and its tokenizer, from a good copy"
-        )
-    return audio_llm_processor(loaded, audio_token_id, template)
+def _load_gguf(name: str, file: Path, options: _Options) -> Checkpoint:
+    checksums = check_folder(file.parent)
+    model = load_gguf(file, options.dtype)
+    checkpoint = _text_llm(name, model, options.tokenizer or read_gguf_tokenizer(file), options)
+    return _identified(checkpoint, identify_gguf(file, model, checksums), options)
+
+
+def _load_pretrained(name: str, folder: str, options: _Options) -> Checkpoint:
+    checksums = check_folder(folder)
+    config = pretrained(AutoConfig, folder)
+    checkpoint: Checkpoint
+    if isinstance(config, LsmConfig):
+        processor = with_date(pretrained(AutoProcessor, folder), options.date)
+        processor.template = find_template(options.template or processor.template)
+        check_feature_extractor(processor.feature_extractor, config)
+        model: Any = pretrained_model(LsmForConditionalGeneration, folder, options.dtype)
+        checkpoint = Lsm(name, model, processor)
+    elif (audio_class := audio_llm_class(config)) is not None:
+        # First the processor: what is wrong with it should not wait for the weights.
+        own = load_audio_llm_processor(name, folder, config, options.template, options.date)
+        model = pretrained_model(audio_class, folder, options.dtype)
+        check_reads_embeddings(model.eval(), name)
+        checkpoint = AudioLlm(name, model, own)
+    else:
+        model = load_causal_llm(f"--ckpt {name}", folder, options.dtype)
+        checkpoint = _text_llm(name, model, options.tokenizer or pretrained(AutoTokenizer, folder), options)
+    return _identified(checkpoint, identify(folder, config, checksums), options)
+
+
+def _text_llm(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, options: _Options) -> TextLlm:
+    tokenizer = with_date(tokenizer, options.date)
+    return TextLlm(name, model, tokenizer, find_template(options.template or default_template(tokenizer)))
+
+
+def _identified(checkpoint: Checkpoint, weights: WeightsIdentity, options: _Options) -> Checkpoint:
+    checkpoint.identity = ModelIdentity(**vars(weights), **describe_prompt(checkpoint, checkpoint.name, options.date))
+    return checkpoint

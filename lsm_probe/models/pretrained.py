@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -13,11 +13,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file
 
-from lsm_probe.checksums import leads_outside
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import explain_missing_folder, require_folder
-from lsm_probe.models.tensors import check_tensors
+from lsm_probe.models.tensors import check_other_file, check_tensors, complete_loading_info
+from lsm_probe.models.training_dumps import check_dump, wrapper_prefix
+from lsm_probe.models.unknown_kinds import check_known, check_litgpt
+from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
 
 
 def pretrained_model(
@@ -44,16 +47,21 @@ def pretrained_model(
         InputError: tensors are missing, unused or of another shape, the folder holds an adapter too, or a file is
             damaged.
     """
-    _check_indices(Path(name))
+    files = {path.name: read_shapes(path) for path in find_weights(Path(name))}
+    prefix = wrapper_prefix(files.values())
     config = pretrained(getattr(auto_class, "config_class", None) or AutoConfig, name, **kwargs)
     asked = _attention_of(config)
     config._attn_implementation = None  # of its parts too: each then runs transformers' default
     # Ours to refuse, with names: transformers' own refusal only points to its log.
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, loaded = pretrained(auto_class, name, config=config, **options)
+    if prefix:
+        warnings.warn(f"{name}: {prefix} is taken off the names of all tensors; training put it there", stacklevel=2)
+        options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+    with complete_loading_info() as completed:
+        model, loaded = pretrained(auto_class, name, config=config, **options)
     if getattr(model, "_hf_peft_config_loaded", False):  # from the hub: a folder's was refused before
         raise _adapter_error(name, "whole weights")
-    check_tensors(model, loaded, name, part=part, left_out=left_out)
+    _check_weights(model, loaded | completed, name, config, part, left_out)
     _warn_other_attention(name, asked, model)
     return cast(PreTrainedModel, model)
 
@@ -65,18 +73,45 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     if (path / "adapter_config.json").is_file():
         if whole := [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]:
             raise _adapter_error(name, min(whole).name)
-        raise InputError(f"{name} holds only an adapter: merge it into its model and give the merged model's folder")
+        raise InputError(f"{name} holds only an adapter: merge it into its base and give the merged model's folder")
+    check_dump(path)
+    check_litgpt(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{name} is no checkpoint: the folder has no config.json")
+    return from_files(auto_class, name, **kwargs)
+
+
+def from_files(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
+    """[`pretrained`], for folders that need not be whole checkpoints: the tokenizer beside an adapter."""
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **kwargs)
     except UnpicklingError as error:
         raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if issubclass(auto_class, AutoConfig) and "gguf_file" not in kwargs and not isinstance(error, OSError):
+            check_known(name)
         # A bare KeyError says only the key.
         reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:300]
         before = explain_missing_folder(name) if isinstance(error, OSError) else ""
         raise InputError(f"{name} cannot be loaded: {before}{reason}") from error
+
+
+def _check_weights(
+    model: PreTrainedModel,
+    loaded: Mapping[str, Collection[Any]],
+    name: str | Path,
+    config: PreTrainedConfig,
+    part: str | None,
+    left_out: Callable[[str], bool],
+) -> None:
+    folder = Path(name)
+    if not folder.is_dir():  # on the hub: what was loaded is in its cache, and no other file
+        folder = Path(str(cached_file(str(name), CONFIG_NAME, local_files_only=True))).parent
+    read = find_weights(folder)
+    files = {path.name: read_shapes(path) for path in read}
+    check_tensors(model, loaded, name, config, files, part=part, left_out=left_out)
+    for other in find_other_weights(folder, read):
+        check_other_file(model, name, files, other.name, read_shapes(other))
 
 
 def _attention_of(config: PreTrainedConfig, part: str = "") -> dict[str, str | None]:
@@ -109,15 +144,3 @@ def _adapter_error(name: str | Path, weights: str) -> InputError:
         "adapter is merged already, move its files (adapter_config.json, adapter_model.*) to another folder; if not, "
         "merge it and give the merged model's folder"
     )
-
-
-def _check_indices(folder: Path) -> None:
-    """Refuses weights that an index places outside of the folder: transformers would read them."""
-    for path in sorted(folder.glob("*.index.json")):
-        try:
-            files = {str(file) for file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} is no index of weights: take it from a good copy of the checkpoint") from error
-        for file in sorted(files):
-            if leads_outside(file):
-                raise InputError(f"{path} names {file!r}, which lies outside of the folder: use no such checkpoint")

@@ -21,6 +21,7 @@ from lsm_probe.diagnosis.verdict import Verdict
 from lsm_probe.distributed import all_gather_or_raise, is_main_rank, on_all_ranks
 from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
+from lsm_probe.models.adapters import is_adapter, read_adapter
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.progress import notebook_progress
 from lsm_probe.reports.collection import Results, read_results
@@ -64,7 +65,8 @@ def diagnose(
         checkpoints: names as [`lsm_probe.load`] takes them, or loaded checkpoints.
         samples: with `audio`; with `text` (transcripts) for the base LLM, alignment and the word error rate.
         base: the text LLM inside the checkpoints: the reference for D_i and D_s, and at the same number of source
-            tokens for eta. By default the first text LLM among the checkpoints, if there is one.
+            tokens for eta. By default the first text LLM among the checkpoints, if there is one. Adapters among the
+            checkpoints that name no folder as their base are merged into it.
         out: folder for the results of all measurements, `diagnosis.json` and `report.html`. Without it nothing is kept
             but what is returned.
         quick: only attention, sensitivity and transcription.
@@ -93,8 +95,9 @@ def diagnose(
         >>> found["builtin:vanilla_asr"].verdict
         'ignores the instruction (speech anchor bias)'
     """
-    given, loading = [checkpoints] if isinstance(checkpoints, str | Path | Checkpoint) else checkpoints, loading or {}
-    chosen = [_to_measure(each, loading) for each in given]
+    given = [checkpoints] if isinstance(checkpoints, str | Path | Checkpoint) else list(checkpoints)
+    loading = loading or {}
+    chosen = [_to_measure(each, loading, base) for each in given]
     reference = None if base is None else _to_measure(base, loading)
     _check(chosen, reference, samples)
     reference = reference or _text_llm_among(chosen)
@@ -156,10 +159,13 @@ def diagnose(
     return diagnosis
 
 
-def _to_measure(given: Named, loading: dict[str, Any]) -> ToMeasure:
+def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None) -> ToMeasure:
+    """A checkpoint by its name, or one that is loaded; `base` is the base of an adapter whose own is not here."""
     if isinstance(given, Checkpoint):
         source = given.source
         return ToMeasure(given.name, lambda: given, lambda: source)
+    if isinstance(base, str | Path) and is_adapter(given) and not read_adapter(given).has_base_here():
+        loading = {**loading, "base": str(base)}
     return named_checkpoint(str(given), loading)
 
 

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import on_all_ranks
 from lsm_probe.errors import InputError
-from lsm_probe.models.loading import load, look_up
+from lsm_probe.models.adapters import CONFIG, is_adapter
+from lsm_probe.models.checkpoint_names import may_be_on_hub
+from lsm_probe.models.loading import load
+from lsm_probe.models.lookup import look_up
 from lsm_probe.models.published import PARTS, Parts, used_parts
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
@@ -63,6 +66,25 @@ def check_parts(names: Sequence[str], loading: Mapping[str, Any]) -> None:
             raise InputError(f"--{part} {loading[part]}: {whose}; leave the option out")
 
 
+def named_checkpoints(
+    names: Sequence[str], loading: dict[str, Any], *, base: str | None = None, source: Source | None = None
+) -> list[ToMeasure]:
+    """Checkpoints by their names.
+
+    Args:
+        names, loading, source: as of [`named_checkpoint`].
+        base: the model that the adapters among them were trained on; None: the one that each names.
+
+    Raises:
+        InputError: a base is given and none of them is an adapter.
+    """
+    adapters = [name for name in names if is_adapter(name)] or [name for name in names if may_be_on_hub(name)]
+    if base is not None and not adapters:
+        raise InputError(f"--base {base} has no use: {', '.join(names)} is no adapter (a folder with {CONFIG})")
+    with_base = {**loading, "base": base}
+    return [named_checkpoint(name, with_base if name in adapters else loading, source=source) for name in names]
+
+
 def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | None = None) -> ToMeasure:
     """A checkpoint by its name.
 
@@ -73,7 +95,7 @@ def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | Non
     """
 
     def find_source() -> Source | None:
-        found = look_up(name)  # refuses an unknown name, whatever the source
+        found = look_up(name, base=loading.get("base"))  # refuses an unknown name, whatever the source
         return source or found
 
     return ToMeasure(name, lambda: load(name, **loading_for(name, loading)), find_source)

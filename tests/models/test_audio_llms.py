@@ -10,17 +10,20 @@ import json
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import soundfile
 import torch
 import transformers
 import transformers.models.granite_speech.feature_extraction_granite_speech as granite_features
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ProcessorMixin, WhisperFeatureExtractor
 
@@ -269,12 +272,7 @@ def qwen2_5_omni_thinker(folder: Path, base: PreTrainedTokenizerFast, monkeypatc
         vision_start_token_id=ids["vision_bos_token"],
         vision_end_token_id=ids["vision_eos_token"],
     )
-    own = ProcessorMixin.check_argument_for_proper_class
-    monkeypatch.setattr(
-        ProcessorMixin,
-        "check_argument_for_proper_class",
-        lambda self, name, given: None if given is None else own(self, name, given),
-    )
+    _without_images(monkeypatch)
     processor = transformers.Qwen2_5OmniProcessor(
         None,
         None,
@@ -286,12 +284,60 @@ def qwen2_5_omni_thinker(folder: Path, base: PreTrainedTokenizerFast, monkeypatc
     return save(folder, "Qwen2_5OmniThinkerForConditionalGeneration", config)
 
 
+def phi4_multimodal(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    named = {"image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>"}
+    tokenizer = tokenizer_with(base, **named)
+    tokenizer.chat_template = STRINGS_ALONE
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    config = transformers.Phi4MultimodalConfig(
+        **LLM,
+        original_max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        audio_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_blocks": 2,
+            "num_attention_heads": 2,
+            "ext_pw_out_channel": 16,
+            "depthwise_separable_out_channel": 16,
+            "nemo_conv_channels": 8,
+            "audio_token_id": ids["audio_token"],
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "crop_size": 28,
+            "image_token_id": ids["image_token"],
+        },
+    )
+    _without_images(monkeypatch)
+    processor = transformers.Phi4MultimodalProcessor(None, transformers.Phi4MultimodalFeatureExtractor(), tokenizer)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *a, **k: processor)
+    return save(folder, "Phi4MultimodalForCausalLM", config)
+
+
+def _without_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets processors do without their parts for pictures, which need torchvision."""
+    own = ProcessorMixin.check_argument_for_proper_class
+    monkeypatch.setattr(
+        ProcessorMixin,
+        "check_argument_for_proper_class",
+        lambda self, name, given: None if given is None else own(self, name, given),
+    )
+
+
 AUDIO_LLMS: dict[str, Callable[[Path, PreTrainedTokenizerFast, pytest.MonkeyPatch], Path]] = {
     "qwen2_audio": qwen2_audio,
     "audioflamingo3": audioflamingo3,
     "voxtral": voxtral,
     "granite_speech": granite_speech,
     "qwen2_5_omni_thinker": qwen2_5_omni_thinker,
+    "phi4_multimodal": phi4_multimodal,
 }
 
 
@@ -620,7 +666,11 @@ def test_attention_equals_brute_force_in_float64(folder, samples):
     decoder = checkpoint.llm.get_decoder()
     seen = {}
     attention = decoder.layers[-1].self_attn
-    hook = attention.v_proj.register_forward_hook(lambda module, args, output: seen.update(value=output))
+    packed = getattr(attention, "qkv_proj", None)  # Phi's: queries, keys and values in one
+    width = 16 if packed else 0  # of the values: two heads of eight
+    hook = (packed or attention.v_proj).register_forward_hook(
+        lambda module, args, output: seen.update(value=output[..., -width:])
+    )
     decoder.set_attn_implementation("eager")
     with torch.no_grad():
         alphas = decoder(
@@ -693,6 +743,40 @@ def test_bad_waveforms_are_refused(folder, waveform, value, said):
     audio[100] = value
     with pytest.raises(InputError, match=said):
         load(folder).encode("Repeat.", audio)
+
+
+@pytest.mark.parametrize("name", ["qwen2_audio", "audioflamingo3"])
+def test_an_adapter_is_merged_into_it(build, name, tmp_path, waveform):
+    folder = build(name)
+    base = load(folder)
+    adapted = peft.get_peft_model(base.model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = load(tmp_path / "adapter")
+    assert lsm_probe.models.lookup.look_up(str(tmp_path / "adapter")) == "speech"
+    prompt = merged.encode("Repeat.", waveform(1.0))
+    ids, features = torch.tensor([prompt.input_ids]), dict(prompt.features)
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=ids, **features).logits
+        plain = load(folder).model(input_ids=ids, **features).logits
+        found = merged.llm(inputs_embeds=merged.embed([prompt])[0][None]).logits
+    assert (expected - found).abs().max() < 1e-4
+    assert (expected - plain).abs().max() > 0.1
+    assert merged.identity.adapter.base == replace(load(folder).identity, prompt_sha256=None, date=None)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("name", ["speech_generator.weight", "audio_tower.layers.0.lora_A.weight"])
+def test_tensors_that_its_class_does_not_have_are_refused(qwen, name, kind):
+    path = qwen / "model.safetensors"
+    weights = load_file(path) | {name: torch.ones(4)}
+    if kind == "bin":
+        path.unlink()
+        torch.save(weights, qwen / "pytorch_model.bin")
+    else:
+        save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"They hold 1 tensor \((model\.)?{name}\)"):
+        load(qwen)
 
 
 def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
@@ -792,7 +876,6 @@ def test_a_template_that_rewrites_the_instruction_is_refused(qwen, waveform):
 
 
 def test_a_model_that_merges_inside_its_llm_is_refused(qwen, waveform, monkeypatch):
-    """As Phi-4-multimodal does."""
     checkpoint = load(qwen)
     prompt = checkpoint.encode("Repeat.", waveform(1.0))
     whole = checkpoint.model.model
@@ -836,6 +919,37 @@ def test_training_an_audio_llm_is_refused_by_name(qwen):
 
     with pytest.raises(InputError, match="no LSM of ours"):
         start_model(ModelSettings(start=str(qwen)), None, 0)
+
+
+def test_phi4s_logits_from_speech_are_those_from_its_embeddings(build, waveform):
+    checkpoint = load(build("phi4_multimodal"))
+    prompt = checkpoint.encode("Repeat.", waveform(1.5))
+    silent = checkpoint.encode("Repeat.", np.zeros_like(waveform(1.5)))
+    embedded = checkpoint.embed([prompt])[0][None]
+    with torch.no_grad():
+        found = checkpoint.llm(inputs_embeds=embedded, use_cache=False).logits
+        other = checkpoint.llm(inputs_embeds=checkpoint.embed([silent])[0][None], use_cache=False).logits
+    expected = whole_pass(checkpoint, prompt, use_cache=False).logits
+    assert torch.equal(found, expected)
+    assert (other[0, -1] - expected[0, -1]).abs().max() > 1e-3
+
+
+def test_phi4s_speech_adapter_is_asked_for(build, waveform):
+    """Its release keeps it in a folder within the model's; without it the model hardly follows speech."""
+    folder = build("phi4_multimodal")
+    adapted = peft.get_peft_model(
+        load(folder).model, peft.LoraConfig(r=2, target_modules=["qkv_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(folder / "speech-lora")
+    with pytest.raises(InputError, match=rf"--ckpt {folder}/speech-lora --base {folder}"):
+        load(folder)
+    merged = load(folder / "speech-lora", base=str(folder))
+    prompt = merged.encode("Repeat.", waveform(1.5))
+    ids = torch.tensor([prompt.input_ids])
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=ids, **prompt.features).logits
+        found = merged.llm(inputs_embeds=merged.embed([prompt])[0][None]).logits
+    assert (expected - found).abs().max() < 1e-4
 
 
 def test_the_harness_reads_text_as_the_model_does_after_its_own_embeddings(folder, mmlu_folder, tmp_path):

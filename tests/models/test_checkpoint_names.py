@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_names import may_be_on_hub, require_folder
-from lsm_probe.models.loading import load_prompter, look_up
+from lsm_probe.models.lookup import load_prompter, look_up
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.dates import DATE, with_date
-from lsm_probe.models.loading import load_prompter
+from lsm_probe.models.lookup import load_prompter
 
 SAMPLE = Sample(id="a", instruction="Repeat.", text="the rain", target="the rain")
 LLAMA = (

@@ -19,6 +19,10 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5TextConfig,
+    Qwen3_5VisionConfig,
     ViTConfig,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -31,7 +35,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm
 from lsm_probe.models.identity import ModelIdentity
-from lsm_probe.models.loading import load_prompter
+from lsm_probe.models.lookup import load_prompter
 
 
 @pytest.fixture(autouse=True)
@@ -87,14 +91,6 @@ class TestRefusals:
     def test_folder_without_a_config(self, tmp_path: Path) -> None:
         refusal(str(tmp_path), "config.json", name=tmp_path)
 
-    @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
-    def test_folder_of_an_adapter(self, copy: Path, tmp_path: Path, weights: str) -> None:
-        folder = tmp_path / "adapter"
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(copy)}))
-        (folder / weights).touch()
-        refusal(str(folder), "only an adapter", "merged", name=folder)
-
     def test_missing_folder_or_hub_name_offline(self, tmp_path: Path) -> None:
         refusal(str(tmp_path / "nowhere"), name=tmp_path / "nowhere")
         refusal("nobody/no-such-model", name="nobody/no-such-model")
@@ -147,6 +143,52 @@ class TestRefusals:
     def test_unknown_kind_of_model(self, copy: Path) -> None:
         edit_config(copy, model_type="perceptron2000")
         refusal(str(copy), "perceptron2000", name=copy)
+
+    @pytest.mark.parametrize("classes", [None, ["PerceptronForCausalLM"]])
+    @pytest.mark.parametrize("code", [True, False])
+    def test_an_unknown_kind_is_not_told_to_upgrade(self, copy: Path, classes: list[str] | None, code: bool) -> None:
+        edit_config(copy, model_type="perceptron2000", architectures=classes)
+        if code:
+            edit_config(copy, auto_map={"AutoConfig": "own.Own"})
+        line = refusal("'perceptron2000' model", name=copy)
+        assert "upgrade" not in line
+        assert "pip" not in line
+        assert ("PerceptronForCausalLM" in line) == bool(classes)
+        assert ("the code that comes with it is not run" in line) == code
+
+    def test_no_kind(self, copy: Path) -> None:
+        edit_config(copy, model_type=None)
+        refusal("names no model_type", name=copy)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"model_type": "mini_omni"}, "Mini-Omni: at each position it averages several streams"),
+            ({"model_type": "kimi_audio"}, "Kimi-Audio: it adds speech to the embeddings of the audio tokens"),
+            ({"model_type": "x", "architectures": ["MoonshotKimiaForCausalLM"]}, "Kimi-Audio"),
+            ({"model_type": "wavllm"}, "WavLLM: its LLM reads the prompt once before"),
+            (
+                {"model_type": "chatglm", "padded_vocab_size": 168960},
+                "GLM-4-Voice: its speech is a sequence of discrete",
+            ),
+            ({"model_type": "step1", "architectures": ["Step1ForCausalLM"]}, "Step-Audio: its speech is a sequence"),
+            ({"model_type": "step_audio_2"}, "Step-Audio 2: its code is not part of transformers"),
+            ({"model_type": "qwen", "audio": {}}, "Qwen-Audio (the first one)"),
+            ({"model_type": "minicpmo"}, "MiniCPM-o: its code is not part of transformers"),
+            ({"model_type": "phi4mm"}, "(model_type phi4_multimodal) as --base"),
+            ({"model_type": "moshi", "architectures": None}, "adds its speech onto the positions of the text"),
+            ({"model_type": "chatglm"}, "'chatglm' model"),
+            ({"model_type": "qwen"}, "'qwen' model"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_speech_llms_that_cannot_be_measured(self, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert "upgrade" not in refusal(said, name=tmp_path)
+
+    def test_mini_omnis_own_layout(self, tmp_path: Path) -> None:
+        (tmp_path / "model_config.yaml").write_text("name: qwen2-0.5b\nwhisper_adapter_dim: 768\n")
+        refusal("Mini-Omni", "averages several streams", name=tmp_path)
 
     @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
     def test_missing_file(self, copy: Path, file: str) -> None:
@@ -205,6 +247,87 @@ class TestRefusals:
         save_weights(copy, {**weights, **unused}, kind)
         refusal("2 tensors", named, name=copy)
 
+    @pytest.mark.parametrize("kind", ["one file", "shards", "torch file"])
+    @pytest.mark.parametrize("named", ["LlavaLlamaForCausalLM", "LlamaForSequenceClassification", None])
+    @pytest.mark.parametrize(
+        "module", ["model.speech_encoder.conv1", "model.mm_projector", "speech_generator", "model.speech_projector"]
+    )
+    def test_the_speech_modules_of_a_class_that_transformers_does_not_have(
+        self, llm_copy: Path, module: str, named: str | None, kind: str
+    ) -> None:
+        """They belong to the model, whatever class config.json names; the text LLM in it is another model."""
+        weights = load_file(llm_copy / "model.safetensors")
+        more = {f"{module}.weight": torch.ones(4), f"{module}.bias": torch.ones(4)}
+        save_weights(llm_copy, {**weights, **more}, kind)
+        edit_config(llm_copy, architectures=named and [named])
+        refusal("2 tensors", f"{module}.bias", name=llm_copy)
+
+    @pytest.mark.parametrize("kind", ["one file", "torch file"])
+    def test_a_tensor_given_under_two_names(self, llm_copy: Path, kind: str) -> None:
+        # transformers adds the prefix where it is missing, and would take one of the two.
+        weights = load_file(llm_copy / "model.safetensors")
+        weights["norm.weight"] = weights["model.norm.weight"] * 2
+        save_weights(llm_copy, weights, kind)
+        refusal("1 tensor (model.norm.weight) more than once", name=llm_copy)
+
+    def test_a_tensor_in_two_shards(self, llm_copy: Path) -> None:
+        weights = load_file(llm_copy / "model.safetensors")
+        save_weights(llm_copy, weights, "shards")
+        name = min(weights)
+        second = llm_copy / "model-00002-of-00002.safetensors"
+        save_file({**load_file(second), name: weights[name] * 2}, second, metadata={"format": "pt"})
+        refusal(f"1 tensor ({name}) more than once", name=llm_copy)
+
+    @pytest.mark.parametrize(
+        "file", ["mm_projector.bin", "model-00003-of-00002.safetensors", "connector.pt", "speech.safetensors"]
+    )
+    def test_a_file_of_weights_that_is_not_read(self, copy: Path, file: str) -> None:
+        weights = {"mm_projector.0.weight": torch.ones(4), "mm_projector.2.weight": torch.ones(4)}
+        if file.endswith(".safetensors"):
+            save_file(weights, copy / file)
+        else:
+            torch.save({"model": weights, "step": 3}, copy / file)
+        refusal(f"holds {file} beside model.safetensors", "2 tensors (mm_projector.0.weight", name=copy)
+
+    def test_a_copy_of_the_weights_in_another_format(self, copy: Path) -> None:
+        torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+        torch.save({"lr": torch.ones(1)}, copy / "optimizer.pt")
+        with pytest.warns(UserWarning, match=r"model\.safetensors is read, and not pytorch_model\.bin") as said:
+            lsm_probe.load(copy)
+        assert len(said) == 1
+
+    def test_tied_embeddings_that_differ_are_both_used(self, llm_copy: Path) -> None:
+        path = llm_copy / "model.safetensors"
+        weights = load_file(path)
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2
+        save_file(weights, path, metadata={"format": "pt"})
+        edit_config(llm_copy, tie_word_embeddings=True)
+        model: Any = lsm_probe.load(llm_copy).model
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight * 2)
+
+    def test_what_a_class_of_transformers_drops_without_a_word(
+        self, tmp_path: Path, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
+    ) -> None:
+        """The text LLM of a model with vision; its class ignores all of `model.visual`."""
+        vision = Qwen3_5VisionConfig(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32)
+        text = Qwen3_5TextConfig(
+            vocab_size=448,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            layer_types=["full_attention"],
+        )
+        config = Qwen3_5Config(text_config=text.to_dict(), vision_config=vision.to_dict())
+        Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path)
+        make_tokenizer().save_pretrained(tmp_path)
+        count = sum("visual" in name for name in load_file(tmp_path / "model.safetensors"))
+        said = rf"loaded as a Qwen3_5ForCausalLM, without {count} tensors \(model.visual"
+        with pytest.warns(UserWarning, match=said):
+            lsm_probe.load(tmp_path)
+
     def test_a_head_of_another_task(self, llm_copy: Path) -> None:
         path = llm_copy / "model.safetensors"
         save_file({**load_file(path), "score.weight": torch.ones(2, 48)}, path, metadata={"format": "pt"})
@@ -217,10 +340,22 @@ class TestRefusals:
         path = copy / "model.safetensors"
         weights = load_file(path)
         before = next(name for name in weights if "layers.0.mlp" in name).partition("layers.0.")[0]
-        for name in ("self_attn.rotary_emb.inv_freq", "attn.masked_bias", "attention.bias"):
-            weights[f"{before}layers.0.{name}"] = torch.ones(4)
+        constants = {"self_attn.rotary_emb.inv_freq": (4,), "attn.masked_bias": (), "attention.bias": (1, 1, 8, 8)}
+        for name, shape in constants.items():
+            weights[f"{before}layers.0.{name}"] = torch.ones(shape)
         save_file(weights, path, metadata={"format": "pt"})
         lsm_probe.load(copy)
+
+    @pytest.mark.parametrize(
+        "name", ["self_attn.bias", "attention.masked_bias", "rotary_emb.inv_freq", "attn.position_ids"]
+    )
+    def test_a_tensor_with_the_name_of_a_constant_and_another_shape_is_a_weight(self, copy: Path, name: str) -> None:
+        path = copy / "model.safetensors"
+        weights = load_file(path)
+        before = next(name for name in weights if "layers.0.mlp" in name).partition("layers.0.")[0]
+        weights[f"{before}layers.0.{name}"] = torch.ones(48, 32)
+        save_file(weights, path, metadata={"format": "pt"})
+        refusal("1 tensor", name, name=copy)
 
     @pytest.mark.parametrize("whole", [False, True])
     def test_a_whisper_with_a_layer_that_its_config_has_not(
@@ -235,11 +370,28 @@ class TestRefusals:
         folder = shutil.copytree(tiny_encoder_folder, tmp_path / "whisper")
         config = WhisperConfig.from_pretrained(folder)
         (WhisperForConditionalGeneration if whole else WhisperModel)(config).save_pretrained(folder)
-        weights = load_file(folder / "model.safetensors") | {"proj_out.weight": torch.ones(64, 32)}
+        weights = load_file(folder / "model.safetensors")
+        if whole:
+            weights["proj_out.weight"] = torch.ones(64, 32)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         lsm_probe.build_lsm(folder, tiny_llm_folder, projector=tiny_projector())
         edit_config(folder, encoder_layers=1)
         with pytest.raises(InputError, match=r"15 tensors \(.*encoder.layers.1"):
+            lsm_probe.build_lsm(folder, tiny_llm_folder, projector=tiny_projector())
+
+    @pytest.mark.parametrize("name", ["adapter.weight", "model.speech_adapter.weight", "encoder.adapter.weight"])
+    def test_a_whisper_with_modules_of_no_class(
+        self,
+        tmp_path: Path,
+        tiny_encoder_folder: Path,
+        tiny_llm_folder: Path,
+        tiny_projector: Callable[..., LsmProjectorConfig],
+        name: str,
+    ) -> None:
+        folder = shutil.copytree(tiny_encoder_folder, tmp_path / "whisper")
+        path = folder / "model.safetensors"
+        save_file({**load_file(path), name: torch.ones(4)}, path, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=rf"1 tensor \({name}\)"):
             lsm_probe.build_lsm(folder, tiny_llm_folder, projector=tiny_projector())
 
     def test_a_merged_model_with_its_adapter(self, llm_copy: Path) -> None:

@@ -17,7 +17,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import Lsm
-from lsm_probe.models.loading import load_text_check
+from lsm_probe.models.lookup import load_text_check
 from lsm_probe.models.prompts import Prompt, encode_prompt, encode_target
 from lsm_probe.models.segments import Segment, token_segments
 from lsm_probe.models.templates import AUDIO_TOKEN, default_template, find_template

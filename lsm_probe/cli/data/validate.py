@@ -47,7 +47,7 @@ def validate(
     check_texts = None
     if ckpt is not None:
         from lsm_probe.cli.progress import quiet_transformers
-        from lsm_probe.models.loading import load_text_check
+        from lsm_probe.models.lookup import load_text_check
 
         quiet_transformers()
         check_texts = load_text_check(ckpt, template=template)

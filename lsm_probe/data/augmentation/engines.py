@@ -11,7 +11,8 @@ from lsm_probe.data.augmentation.local import BATCH_SIZE
 from lsm_probe.data.augmentation.run import augment
 from lsm_probe.data.augmentation.servers import IN_FLIGHT, find_server
 from lsm_probe.errors import InputError
-from lsm_probe.models.loading import load, load_prompter
+from lsm_probe.models.loading import load
+from lsm_probe.models.lookup import load_prompter
 
 Augment = Callable[..., dict[str, Any]]
 """[`augment`] without its first argument, the checkpoint."""

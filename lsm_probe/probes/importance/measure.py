@@ -29,7 +29,7 @@ from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_t
 from lsm_probe.instruments.scoring import NOT_FINITE
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.devices import is_offloaded
-from lsm_probe.models.layers import find_decoder, layer_of, layers_prefix
+from lsm_probe.models.layers import find_decoder, find_speech_part, layer_of, layers_prefix
 from lsm_probe.models.rotary import sequence_length
 from lsm_probe.probes.importance.ablation import perplexities
 from lsm_probe.probes.importance.masks import top_masks
@@ -133,7 +133,10 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
             "get no gradients: give more GPUs, --dtype bfloat16 or --device cpu"
         )
     prefix = layers_prefix(llm)
-    inside = {id(t) for part in (find_decoder(llm), llm.get_output_embeddings()) for t in part.parameters()}
+    decoder = find_decoder(llm)
+    inside = {id(t) for part in (decoder, llm.get_output_embeddings()) for t in part.parameters()}
+    if (encoder := find_speech_part(decoder)) is not None:
+        inside -= {id(t) for t in encoder.parameters()}
     found = []
     for name, tensor in llm.named_parameters():
         if id(tensor) in inside and tensor.requires_grad and "lora_" not in name:

@@ -21,7 +21,7 @@ from lsm_probe.data.augmentation.servers import Server, find_server
 from lsm_probe.data.augmentation.shards import SCHEMA, read_shards
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.models.loading import load_prompter
+from lsm_probe.models.lookup import load_prompter
 from lsm_probe.models.prompts import Prompt
 
 pytest.importorskip("datatrove")

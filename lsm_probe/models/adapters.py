@@ -1,0 +1,317 @@
+"""Adapters (PEFT): a folder that holds what training changed in another model, its base, is merged into that model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from transformers.utils import CONFIG_NAME, cached_file
+
+from lsm_probe.assets.cache import sha256
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm
+from lsm_probe.models.checkpoint_names import may_be_on_hub
+from lsm_probe.models.identity import AdapterIdentity, Checksums, ModelIdentity
+from lsm_probe.models.pretrained import from_files
+from lsm_probe.models.tensors import listed
+from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the base as it is; others (PiSSA, OLoRA, LoftQ) change its weights."""
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as it is stored.
+
+    Attributes:
+        folder: where it is.
+        weights: the file of its tensors.
+        settings: what its `adapter_config.json` holds.
+    """
+
+    folder: Path
+    weights: Path
+    settings: dict[str, Any]
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.settings.get("peft_type"))
+
+    def has_base_here(self) -> bool:
+        """Whether the base that `adapter_config.json` names is a folder."""
+        named = _find_named(self.folder, self.settings.get("base_model_name_or_path"))
+        return named is not None and Path(named).is_dir()
+
+    def read_tokenizer(self) -> Any:
+        """The tokenizer in its folder, which may have another chat template than the base's; None if there is none."""
+        there = (self.folder / "tokenizer_config.json").is_file()
+        return from_files(AutoTokenizer, self.folder) if there else None
+
+    @property
+    def revision(self) -> str | None:
+        """Commit on the model hub, if it came from there."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    def find_base(self, given: str | None = None) -> str:
+        """The name of the base: the one given, else the one in `adapter_config.json`, which may lie in the folder.
+
+        Raises:
+            InputError: none is known, or it is an adapter itself.
+        """
+        named = self.settings.get("base_model_name_or_path")
+        base = given or _find_named(self.folder, named)
+        if base is None:
+            what = f"on {named}, which is not here" if named else "and its adapter_config.json names no base"
+            raise InputError(f"{self.folder} is an adapter {what}: give its base with --base")
+        if is_adapter(base):
+            raise InputError(
+                f"{self.folder} is an adapter on {base}, which is an adapter itself: merge that one into its base, and "
+                "give the merged model with --base"
+            )
+        return base
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a name is a folder that holds an adapter, and no whole weights beside it."""
+    folder = Path(name)
+    return (folder / CONFIG).is_file() and not find_weights(folder)
+
+
+def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
+    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is no adapter.
+
+    Args:
+        name: folder or hub name.
+        on_hub: whether to ask the hub for what is not kept here.
+    """
+    if is_adapter(name):
+        return Path(name)
+    if not may_be_on_hub(str(name)):
+        return None
+    config = _from_hub(name, CONFIG, ask=on_hub)
+    if config is None or _from_hub(name, CONFIG_NAME, ask=on_hub) is not None:
+        return None
+    weights = (_from_hub(name, file) for file in _WEIGHTS)
+    next((file for file in weights if file), None)  # the second only if there is no first
+    for file in _TOKENIZER:
+        _from_hub(name, file)
+    return Path(config).parent
+
+
+def is_missing_config(error: InputError) -> bool:
+    """Whether a name could not be loaded because the hub has no `config.json` under it, as it is with adapters."""
+    return f"does not appear to have a file named {CONFIG_NAME}" in str(error.__cause__)
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Reads what an adapter is, its tensors left where they are.
+
+    Raises:
+        InputError: a file is missing or damaged, the folder holds other weights too, or the adapter is of a kind that
+            cannot be merged into its base.
+    """
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: take it from a good copy of the adapter") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
+        raise InputError(f"{folder / CONFIG} names no peft_type: take it from a good copy of the adapter")
+    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise InputError(f"{folder} holds {CONFIG} and no adapter: it has neither {' nor '.join(_WEIGHTS)}")
+    for other in find_other_weights(folder, []):
+        if held := read_shapes(other):
+            raise InputError(
+                f"{folder} holds {other.name} beside its adapter, and the {listed(held)} in it belong to no model that "
+                "is known here: merge everything into one model with the code that trained it, and give its folder"
+            )
+    _check_kind(folder, settings)
+    return Adapter(folder, weights, settings)
+
+
+def check_inner_adapter(name: str | Path) -> None:
+    """Refuses a folder that keeps the adapter for speech in a folder of its own, as Phi-4-multimodal does.
+
+    Raises:
+        InputError: it does; the message says how both are loaded.
+    """
+    inner = Path(name) / "speech-lora"
+    if is_adapter(inner):
+        raise InputError(
+            f"{name} needs the adapter in {inner.name} to follow speech, and transformers does not load it by itself: "
+            f"give --ckpt {inner} --base {name}"
+        )
+
+
+def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | None) -> None:
+    """Merges an adapter into its base, in memory.
+
+    Args:
+        adapter: the adapter.
+        base: its base; gets the merged weights, and an identity that names the adapter and the base.
+        checksums: what [`check_folder`] returned of the adapter's folder.
+
+    Raises:
+        InputError: the adapter does not fit the base, or cannot be merged exactly.
+    """
+    _check_tokenizer(adapter, base)
+    weights = _read_tensors(adapter)
+    names = [name.removeprefix(_PREFIX) for name in weights]
+    root: Any = base.model
+    if isinstance(base, Lsm) and not _fits(names, root) and _fits(names, base.llm):
+        root = base.llm  # it was trained on the LLM alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft: what they are about is checked here
+        unmerged, merged = _merge(adapter, weights, root, base)
+    if (unmerged - merged).abs().max() > (0.01 if base.model.dtype == torch.float32 else 0.1) * unmerged.abs().max():
+        raise InputError(
+            f"{adapter.folder} ({adapter.peft_type}) cannot be merged into its base: the merged model gives other "
+            "outputs than the base with the adapter"
+        )
+    hashes = {file.name: sha256(file) for file in (adapter.folder / CONFIG, adapter.weights)}
+    base.identity = ModelIdentity(
+        model_type=base.identity.model_type,
+        revision=adapter.revision,
+        checksums=checksums,
+        weights_sha256={**(base.identity.weights_sha256 or {}), adapter.weights.name: hashes[adapter.weights.name]},
+        prompt_sha256=base.identity.prompt_sha256,
+        date=base.identity.date,
+        adapter=AdapterIdentity(
+            peft_type=adapter.peft_type,
+            sha256=hashes,
+            base=replace(base.identity, prompt_sha256=None, date=None),
+        ),
+    )
+
+
+def _from_hub(name: str | Path, file: str, *, ask: bool = True) -> str | None:
+    """Where a file of the hub is kept here, once it is there; None if the hub does not have it, or not within reach."""
+    flags = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
+    try:
+        return cached_file(str(name), file, local_files_only=not ask, **flags)
+    except OSError:  # there is no such name: said where the model is loaded
+        return None
+
+
+def _check_tokenizer(adapter: Adapter, base: Checkpoint) -> None:
+    """Refuses an adapter on a model that takes speech if the tokenizer beside it differs from the one in use."""
+    own, used = adapter.read_tokenizer(), base.tokenizer
+    if own is None or isinstance(base, TextLlm):  # a text LLM was loaded with it
+        return
+    if own.get_vocab() != used.get_vocab():
+        raise InputError(
+            f"{adapter.folder} has another tokenizer than its base {base.name}: merge it into its base with the code "
+            "that trained it, and give the merged model's folder"
+        )
+
+
+def _find_named(folder: Path, named: object) -> str | None:
+    """The base that an adapter names: a folder from here, one from the adapter's, or a name on the hub."""
+    if not isinstance(named, str) or not named:
+        return None
+    for place in (Path(named), folder / named):
+        if place.is_dir():
+            return str(place)
+    return named if may_be_on_hub(named) else None
+
+
+def _check_kind(folder: Path, settings: dict[str, Any]) -> None:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+
+    kind, start = settings["peft_type"], settings.get("init_lora_weights", True)
+    if kind not in PeftType.__members__:
+        raise InputError(f"{folder} is a {kind!r} adapter, which the installed peft does not know")
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
+    reason = None
+    if config(peft_type=kind).is_prompt_learning or kind in ("ADAPTION_PROMPT", "CPT", "CARTRIDGE"):
+        reason = "it puts learned vectors beside the prompt's, which are no change of weights"
+    elif kind in ("XLORA", "POLY"):
+        reason = "it mixes several adapters anew for each input"
+    elif settings.get("alora_invocation_tokens"):
+        reason = "it (aLoRA) changes the weights for a part of the prompt only"
+    elif settings.get("megatron_config"):
+        reason = "it was trained with Megatron's own layers"
+    elif start not in _PLAIN_STARTS:
+        reason = (
+            f"training began with init_lora_weights={start!r}, which changes the base too. Convert it into a plain "
+            "LoRA with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    if reason:
+        raise InputError(f"{folder} is a {kind} adapter that cannot be merged into its base: {reason}")
+
+
+def _read_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    read_shapes(adapter.weights)  # refuses a damaged file
+    if adapter.weights.suffix == ".safetensors":
+        return load_file(adapter.weights)
+    tensors: dict[str, Tensor] = torch.load(adapter.weights, map_location="cpu", weights_only=True)
+    return tensors
+
+
+def _fits(names: Iterable[str], root: nn.Module) -> bool:
+    """Whether each of an adapter's tensors lies in or below a layer of a model."""
+    layers = {name for name, module in root.named_modules() if not any(module.children())}
+    parents = ({".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 2)} for name in names)
+    return all(not layers.isdisjoint(below) for below in parents)
+
+
+@torch.no_grad()
+def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkpoint) -> tuple[Tensor, Tensor]:
+    """Merges; returns logits of a few tokens before and after."""
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+
+    def logits() -> Tensor:
+        ids = torch.tensor([[1, 2, 3, 2]])
+        found: Tensor = base.llm(input_ids=ids, use_cache=False).logits.float()
+        return found
+
+    label = f"{adapter.folder} does not fit its base {base.name}"
+    wrong = "give with --base the model that it was trained on"
+    try:
+        config = PeftConfig.from_pretrained(str(adapter.folder))
+        config.inference_mode = False  # peft then marks what belongs to the adapter
+        adapted = PeftModel(root, config).eval()
+        own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+        result: Any = set_peft_model_state_dict(adapted, weights)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:200]
+        raise InputError(f"{label} ({reason}): {wrong}") from error
+    if unused := result.unexpected_keys:
+        raise InputError(f"{label}, which has no place for {listed(unused)} of it: {wrong}")
+    if missing := own.intersection(result.missing_keys):
+        raise InputError(f"{adapter.folder} lacks {listed(missing)} of its adapter: take it from a good copy")
+    unmerged = logits()
+    try:
+        merged: Any = adapted.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{adapter.folder} is a {adapter.peft_type} adapter that cannot be merged into its base: {reason}"
+        ) from error
+    assert merged is root  # its modules were replaced in place
+    merged.requires_grad_(True)  # peft freezes the base; importance needs gradients
+    _untie_if_changed(merged)
+    return unmerged, logits()
+
+
+def _untie_if_changed(model: Any) -> None:
+    """Says in the configuration that input and output embeddings differ, if the adapter made them differ."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if inputs is not None and outputs is not None and inputs.weight is not outputs.weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
