@@ -76,7 +76,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: take it from a good copy of the checkpoint") from error
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read: it is damaged, or holds more than tensors") from error
+        raise InputError(f"{path} cannot be loaded: it is damaged, or holds more than tensors") from error
     return {name: tuple(tensor.shape) for name, tensor in find_state_dict(held)[1].items()}
 
 
