@@ -338,6 +338,8 @@ class TestConversion:
             ({"input_patch_size": 8}, "input_patch_size 8.*only implements 16"),
             ({"rotary": True}, r"unknown settings \(rotary\)"),
             ({"encoder_layers": 0}, "num_hidden_layers is 0"),
+            ({"num_buckets": 3}, "num_buckets is 3 .*at least 4 buckets"),
+            ({"max_distance": 2}, "max_bucket_distance 2: .*above a quarter"),
             ({"encoder_attention_heads": 3}, "num_attention_heads is 3, which does not divide hidden_size 8"),
             ({"conv_pos_groups": 3}, "num_conv_pos_embedding_groups is 3, which does not divide hidden_size 8"),
         ],

@@ -33,11 +33,13 @@ class BeatsConfig(PreTrainedConfig):
         intermediate_size: width of each layer's feed-forward part.
         num_conv_pos_embeddings: kernel size of the positional convolution, in patches.
         num_conv_pos_embedding_groups: its groups. They divide `hidden_size`.
-        num_buckets: buckets of relative positions, half of them for each direction.
+        num_buckets: buckets of relative positions, half of them for each direction. Of these, half are for single
+            distances, and the others share the distances from `num_buckets // 4` on.
         max_bucket_distance: the distance, in patches, beyond which all positions share one bucket.
 
     Raises:
-        UnusableConfig: a size is no whole number of at least 1, or does not divide `hidden_size`.
+        UnusableConfig: a size is no whole number of at least 1, does not divide `hidden_size`, or leaves no distances
+            to share.
     """
 
     model_type = "beats"
@@ -61,3 +63,8 @@ class BeatsConfig(PreTrainedConfig):
                 raise UnusableConfig(
                     f"BEATs: {name} is {getattr(self, name)}, which does not divide hidden_size {self.hidden_size}"
                 )
+        if not 1 <= self.num_buckets // 4 < self.max_bucket_distance:
+            raise UnusableConfig(
+                f"BEATs: num_buckets is {self.num_buckets} and max_bucket_distance {self.max_bucket_distance}: give at "
+                "least 4 buckets, and a distance above a quarter of their number"
+            )
