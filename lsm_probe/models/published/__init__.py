@@ -4,8 +4,18 @@ One module a system; importing it here registers it. A system says how to recogn
 of an LSM of ours computes the same, and how its tensors are called there.
 """
 
-from lsm_probe.models.published import blsp
+from lsm_probe.models.published import blsp, salmonn
 from lsm_probe.models.published.loading import find_system, load_published, read_published, used_parts
 from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts
 
-__all__ = ["PARTS", "SYSTEMS", "Parts", "blsp", "find_system", "load_published", "read_published", "used_parts"]
+__all__ = [
+    "PARTS",
+    "SYSTEMS",
+    "Parts",
+    "blsp",
+    "find_system",
+    "load_published",
+    "read_published",
+    "salmonn",
+    "used_parts",
+]

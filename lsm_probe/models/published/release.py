@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +25,8 @@ from lsm_probe.models.pretrained import pretrained
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
 """Files of weights; of the first kind that is there all are read."""
 _DAMAGED = "it is damaged, or holds more than tensors; download it again"
+_MOST_NAMES = 2**26
+"""Bytes that are searched for the names of tensors; the largest checkpoints' names take a few million."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,16 @@ class Release:
         path = Path(name)
         return cls(path.parent, path) if path.is_file() else cls(path)
 
+    @property
+    def place(self) -> Path:
+        """What was named: the file or the folder."""
+        return self.file or self.folder
+
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Its `config.json`; empty if it has none, or none that can be read."""
+        """Its `config.json`; empty if it has none, or none that can be read, or if a single file was named."""
+        if self.file is not None:
+            return {}
         try:
             found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -58,6 +69,13 @@ class Release:
         if self.file is not None:
             return [self.file]
         return next((files for kind in _WEIGHTS if (files := sorted(self.folder.glob(kind)))), [])
+
+    def pth_files(self, *tensors: str) -> list[Path]:
+        """Its `.pth` files in which tensors of these names are; those that are damaged are left out.
+
+        Only the list of names is read, as bytes: nothing is unpickled, and large files of other systems cost nothing.
+        """
+        return [path for path in self.files if path.suffix == ".pth" and _mentions(path, tensors)]
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -151,6 +169,32 @@ def read_unpickled(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no dictionary of tensors: give the file of weights")
     return content
+
+
+def tensor_shape(tensors: Mapping[str, Tensor], name: str, dims: int, where: str | Path) -> tuple[int, ...]:
+    """The shape of a tensor that must be there, with so many dimensions.
+
+    Raises:
+        InputError: it is not there, or has another number of dimensions; `where` begins the message.
+    """
+    if name not in tensors:
+        raise InputError(f"{where} lacks {name}: download it again")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dims:
+        raise InputError(f"{where}: {name} has the shape {list(shape)}, and needs {dims} dimensions: download it again")
+    return shape
+
+
+def _mentions(path: Path, names: Iterable[str]) -> bool:
+    """Whether a file of `torch.save` holds these names."""
+    try:
+        with ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
+            with archive.open(pickled) as file:
+                content = file.read(_MOST_NAMES)
+    except (OSError, LookupError, ValueError, NotImplementedError, RuntimeError, BadZipFile, zlib.error):
+        return False
+    return all(name.encode() in content for name in names)
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

@@ -35,19 +35,21 @@ class Parts:
             part: one of [`PARTS`].
             release: that lacks it.
             what: what it is and where it comes from; ends the error.
-            default: folder or hub name in the release's settings; a folder may be relative to the release's.
+            default: folder or file in the release's settings, absolute or relative to the release's folder or the one
+                above.
 
         Raises:
-            InputError: it was not given, and the release names none that is a folder here.
+            InputError: it was not given, and the release names none that is here.
         """
         given: str | None = getattr(self, part)
         if given is not None:
             return given
         if default:
-            for folder in (release.folder / default, release.folder.parent / default):
-                if folder.exists():
-                    return str(folder)
-        raise InputError(f"{release.folder} does not hold its {part}: give --{part} FOLDER, {what}")
+            for folder in (release.folder, release.folder.resolve().parent):
+                if (folder / default).exists():
+                    return str(folder / default)
+        kind = "FILE" if part == "beats" else "FOLDER"
+        raise InputError(f"{release.place} does not hold its {part}: give --{part} {kind}, {what}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""SALMONN (arXiv 2310.13289): Whisper, a Q-Former over windows, Vicuna with LoRA.
+
+A release is one `.pth` with what was trained; Whisper and Vicuna are elsewhere. Speech of more than 30 s becomes
+several pieces, of as many speech tokens each, where the original cuts it off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.configuration_lsm import LsmConfig
+from lsm_probe.models.connectors import LsmProjectorConfig
+from lsm_probe.models.published.parts import Part, llm_part, whisper_part
+from lsm_probe.models.published.qformer import QFORMER_RULES, QUERY, qformer_sizes
+from lsm_probe.models.published.release import (
+    ROTARY,
+    Release,
+    Rule,
+    listed,
+    read_tokenizer,
+    read_unpickled,
+    rename,
+    tensor_shape,
+)
+from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
+
+_NAMES = (QUERY, "ln_speech.weight", "speech_llama_proj.weight")
+"""Tensors by which a `.pth` is recognised."""
+_BEATS_NORM = "ln_audio.weight"
+"""Only a checkpoint that was trained with BEATs has it."""
+_SETTINGS = ("model_settings.json", "decode_config.yaml")
+"""Files of settings, in the release's folder or the one above it."""
+_FIXED = {"use_speech_Qformer": True, "window_level_Qformer": True}
+"""Settings of which only one value is implemented."""
+_LORA = r"llama_model\.base_model\.model\.(model\.layers\.\d+\.self_attn\.[qv]_proj)\.lora_([AB])(?:\.default)?\.weight"
+_RULES: list[Rule] = [ROTARY, *QFORMER_RULES, (_LORA, r"\1.lora_\2")]
+_WHISPER = "the Whisper that it was trained with, openai/whisper-large-v2 in the releases"
+_VICUNA = (
+    "the Vicuna that it was trained with, lmsys/vicuna-13b-v1.1 for salmonn_v1.pth and lmsys/vicuna-7b-v1.5 for "
+    "salmonn_7b_v0.pth"
+)
+
+
+def _recognises(release: Release) -> bool:
+    return bool(release.pth_files(*_NAMES))
+
+
+def _read(release: Release, parts: Parts) -> Reading:
+    files = release.pth_files(*_NAMES)
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise InputError(f"{release.folder} holds several checkpoints ({names}): give the path of one of them")
+    release = Release(release.folder, files[0])
+    settings = _read_settings(release)
+    place, held = release.place, release.tensors
+    if _BEATS_NORM in held:
+        raise InputError(f"{place} was trained with BEATs beside Whisper, which cannot be read yet")
+    if parts.beats is not None:
+        raise InputError(f"--beats {parts.beats}: {place} was trained without BEATs; leave the option out")
+    encoder_place = parts.need("encoder", release, _WHISPER, settings.path("whisper_path"))
+    llm_place = parts.need("llm", release, _VICUNA, settings.path("llama_path"))
+    whisper, feature_extractor = whisper_part(encoder_place)
+    llm = llm_part(llm_place)
+    _check_width(whisper.config.d_model, "ln_speech.weight", held, place, f"--encoder {encoder_place}")
+    _check_width(llm.config.hidden_size, "speech_llama_proj.weight", held, place, f"--llm {llm_place}")
+    config = LsmConfig(
+        audio_config=whisper.config,
+        projector_config=LsmProjectorConfig(
+            window=settings.window(whisper.config.max_source_positions),
+            drop_partial_window=True,
+            **qformer_sizes(held, place),
+        ),
+        text_config=llm.config,
+        encoder_context="padded",
+    )
+
+    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+        renamed = rename(held, _RULES, place)
+        lora = {name: renamed.pop(name) for name in list(renamed) if ".lora_" in name}
+        return {**whisper.tensors(dtype), **_with_lora(llm, lora, settings, dtype, place), **renamed}
+
+    return Reading(
+        config=config,
+        tensors=tensors,
+        tokenizer=read_tokenizer(llm_place),
+        feature_extractor=feature_extractor,
+        template="salmonn",
+        eos_token_ids=eos_token_ids(llm.config),
+        parts={"encoder": whisper.identity, "llm": llm.identity},
+    )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of the original: the `model:` part of its `decode_config.yaml`.
+
+    Attributes:
+        values: by name; those that are missing have the defaults of the original.
+        where: what they were read from, for messages.
+    """
+
+    values: Mapping[str, Any]
+    where: Path
+
+    def path(self, name: str) -> str | None:
+        return str(self.values[name]) if self.values.get(name) else None
+
+    def number(self, name: str, default: float) -> float:
+        value = self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{self.where}: {name} is {value!r}: give a number above 0")
+        return float(value)
+
+    def window(self, states: int) -> int:
+        """States of a window, of as many states of 30 s."""
+        seconds = self.number("second_per_window", 0.333333)
+        if (stride := self.number("second_stride", seconds)) != seconds:
+            raise InputError(
+                f"{self.where}: windows of {seconds} s every {stride} s overlap or leave gaps, which no connector here "
+                "does: this checkpoint cannot be read"
+            )
+        return max(1, round(states * seconds / 30))
+
+
+def _read_settings(release: Release) -> _Settings:
+    """The settings file beside a release, or else the settings that a training run wrote into its `.pth`."""
+    folders = (release.folder, release.folder.resolve().parent)
+    path = next((path for folder in folders for name in _SETTINGS if (path := folder / name).is_file()), None)
+    if path is None:
+        path, content = release.files[0], read_unpickled(release.files[0]).get("config")
+    else:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path} cannot be read: take it from a good copy of the checkpoint") from error
+    values = content.get("model", content) if isinstance(content, Mapping) else {}
+    settings = _Settings(values if isinstance(values, Mapping) else {}, path)
+    for name, value in _FIXED.items():
+        if settings.values.get(name, value) != value:
+            raise InputError(
+                f"{path}: {name} is {settings.values[name]!r}: only checkpoints with {value!r} can be read"
+            )
+    return settings
+
+
+def _check_width(width: int, tensor: str, held: Mapping[str, Tensor], place: Path, part: str) -> None:
+    dims = 2 if tensor == "speech_llama_proj.weight" else 1
+    if (needed := tensor_shape(held, tensor, dims, place)[0]) != width:
+        raise InputError(f"{part} is {width} wide, and {place} was trained with one of {needed}: give that one")
+
+
+def _with_lora(
+    llm: Part, lora: Mapping[str, Tensor], settings: _Settings, dtype: torch.dtype, place: Path
+) -> Mapping[str, Tensor]:
+    """The LLM's weights plus alpha / rank * B A, computed in float32; the rank follows from the shapes."""
+    # The original rounds the LLM to float16 when it loads it.
+    weights = dict(llm.tensors(torch.float16))
+    if not lora and settings.values.get("lora") is False:
+        return weights
+    layers = range(llm.config.num_hidden_layers)
+    adapted = [f"model.layers.{layer}.self_attn.{kind}_proj" for layer in layers for kind in "qv"]
+    expected = {f"{name}.lora_{half}" for name in adapted for half in "AB"}
+    if expected != lora.keys():
+        there = "lacks" if (wrong := expected - lora.keys()) else "holds"
+        wrong = wrong or lora.keys() - expected
+        raise InputError(
+            f"{place} {there} {listed(wrong)}, and --llm has {len(layers)} layers: give the LLM that it was trained "
+            "with, or download it again"
+        )
+    alpha = settings.number("lora_alpha", 32)
+    for name in adapted:
+        weight, a, b = weights[f"language_model.{name}.weight"], lora[f"{name}.lora_A"], lora[f"{name}.lora_B"]
+        if a.dim() != 2 or b.dim() != 2 or (*b.shape, *a.shape) != (len(weight), len(a), len(a), weight.shape[1]):
+            raise InputError(
+                f"{place}: {name}.lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a weight "
+                f"{list(weight.shape)} of the LLM: give the LLM that it was trained with, or download it again"
+            )
+        merged = weight.float() + alpha / len(a) * (b.float() @ a.float())
+        weights[f"language_model.{name}.weight"] = merged.to(dtype)
+    return weights
+
+
+SYSTEMS.register("salmonn")(System("SALMONN", _recognises, _read, needs=("encoder", "llm", "beats")))
