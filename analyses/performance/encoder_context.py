@@ -35,12 +35,12 @@ def main() -> None:
     processor = models["full"].processor
     rows = []
     for sample in samples:
-        features, mask = processor.extract(read_audio(sample))
+        speech = processor.extract(read_audio(sample))
         states, seconds = {}, {}
         for context, checkpoint in models.items():
             model: Any = checkpoint.model
             began = time.perf_counter()
-            found, lengths = model.encode_speech(features, mask)
+            found, lengths = model.encode_speech(**speech)
             seconds[context] = time.perf_counter() - began
             states[context] = found[0, : int(lengths[0])]
         rows.append({"id": sample.id, **_compare(states["full"], states["trimmed"]), "seconds": seconds})

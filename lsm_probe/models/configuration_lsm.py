@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperConfig
 
+from lsm_probe.models.beats.configuration import BeatsConfig
 from lsm_probe.models.connectors.base import LsmProjectorConfig, UnusableConfig, check_count
 
 ENCODER_CONTEXTS = ("full", "trimmed", "padded", "clip")
@@ -31,10 +32,12 @@ class LsmConfig(PreTrainedConfig):
             states of the speech. `padded`: the same, and the silence counts as speech (LLaMA-Omni, SALMONN).
             `trimmed`: the encoder sees the speech alone, which is faster on a CPU. `clip`: as `trimmed`, with mel
             features of the speech alone too (Ultravox); those of 30 s differ at its end.
+        beats_config: a `BeatsConfig`: BEATs encodes the speech too, and the connector reads its states, after a layer
+            norm, beside those of Whisper's encoder (SALMONN). None: Whisper alone.
 
     Raises:
         UnusableConfig: an unknown context, a number of states the decoder has no positions for, or a decoder after
-            an encoder that sees the speech alone.
+            an encoder that sees the speech alone or beside BEATs.
     """
 
     model_type = "lsm"
@@ -42,6 +45,7 @@ class LsmConfig(PreTrainedConfig):
         "audio_config": WhisperConfig,
         "projector_config": LsmProjectorConfig,
         "text_config": PreTrainedConfig,
+        "beats_config": BeatsConfig,
     }
 
     audio_config: Any = None
@@ -50,6 +54,7 @@ class LsmConfig(PreTrainedConfig):
     audio_token_id: int = None  # type: ignore[assignment]  # None takes the LLM's vocabulary size
     decoder_states: int | None = None
     encoder_context: str = "full"
+    beats_config: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.audio_config is None or isinstance(self.audio_config, dict):
@@ -59,11 +64,18 @@ class LsmConfig(PreTrainedConfig):
         if self.text_config is None or isinstance(self.text_config, dict):
             text_config = dict(self.text_config or {})
             self.text_config = CONFIG_MAPPING[text_config.pop("model_type", "llama")](**text_config)
+        if isinstance(self.beats_config, dict):
+            self.beats_config = BeatsConfig(**self.beats_config)
         if self.audio_token_id is None:
             self.audio_token_id = self.text_config.vocab_size
         self._check_audio_tower()
         self.tie_word_embeddings = False  # the LLM ties its own embeddings, or does not
         super().__post_init__(**kwargs)
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the audio tower's states."""
+        return int(self.audio_config.d_model + (self.beats_config.hidden_size if self.beats_config else 0))
 
     def _check_audio_tower(self) -> None:
         if self.encoder_context not in ENCODER_CONTEXTS:
@@ -80,4 +92,8 @@ class LsmConfig(PreTrainedConfig):
             raise UnusableConfig(
                 f"encoder_context {self.encoder_context!r} and decoder_states exclude each other (it reads 30 s): "
                 "leave out one"
+            )
+        if self.beats_config is not None:
+            raise UnusableConfig(
+                "beats_config and decoder_states exclude each other (the decoder's states have no times): leave out one"
             )

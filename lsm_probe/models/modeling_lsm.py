@@ -24,7 +24,9 @@ _LLM_KEYWORDS = {
 }
 """What LLMs of transformers take besides what their `forward` names: for their decorators, attention and loss."""
 
-_SPEECH_INPUTS = ("input_features", "input_features_mask", "speech_states", "speech_lengths")
+FEATURES = ("input_features", "input_features_mask", "beats_features", "beats_frames")
+"""The model's inputs that hold what the processor makes of speech; the last two only where there is BEATs."""
+_SPEECH_INPUTS = (*FEATURES, "speech_states", "speech_lengths")
 
 
 class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -35,6 +37,9 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     `input_features_mask` (`[pieces, 3000]`, 1 for the 10 ms mel frames that are speech and not padding); or as what
     the audio tower made of them (`speech_states`, `[pieces, max_states, d]`, with `speech_lengths`, `[pieces]`), which
     training with a frozen tower computes once: see [`encode_speech`].
+
+    Where BEATs is part of the tower (`config.beats_config`), its features come beside the log-mel features:
+    `beats_features`, `[pieces, frames, 128]`, padded, and `beats_frames`, `[pieces]`, how many each piece has.
 
     An audio tower of which no parameter requires a gradient stays in evaluation mode in training, and builds no graph.
 
@@ -47,7 +52,7 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["audio", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _no_split_modules: set[str] | list[str] = ["WhisperEncoderLayer"]  # noqa: RUF012  # transformers' protocol
+    _no_split_modules: set[str] | list[str] = ["WhisperEncoderLayer", "BeatsLayer"]  # noqa: RUF012  # transformers' protocol
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -101,27 +106,46 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
         return self.language_model.get_decoder(*args, **kwargs)
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor) -> Tensor:
+    def get_audio_features(
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor,
+        beats_features: Tensor | None = None,
+        beats_frames: Tensor | None = None,
+    ) -> Tensor:
         """Encodes speech, as in [`encode_speech`], to the speech tokens of all pieces in order, `[tokens, llm_dim]`.
 
         A piece becomes [`num_speech_tokens`] of its valid states.
         """
-        return self._connect(*self.encode_speech(input_features, input_features_mask))
+        encoded = self.encode_speech(input_features, input_features_mask, beats_features, beats_frames)
+        return self._connect(*encoded)
 
-    def encode_speech(self, input_features: Tensor, input_features_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_speech(
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor,
+        beats_features: Tensor | None = None,
+        beats_frames: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Runs the audio tower: the part of [`get_audio_features`] before the connector.
 
         Args:
             input_features: log-mel features, `[pieces, mel_bins, 3000]`.
             input_features_mask: `[pieces, 3000]`, 1 where a mel frame is speech.
+            beats_features: what BEATs reads, `[pieces, frames, 128]`, of a tower with BEATs.
+            beats_frames: frames of each piece, `[pieces]`.
 
         Returns:
             `speech_states` `[pieces, max_states, d]` and `speech_lengths` `[pieces]`. States beyond a piece's length
             mean nothing and may be left out.
+
+        Raises:
+            ValueError: what BEATs reads is missing, or was given to a tower without it.
         """
         tower, mel_frames = self.audio_tower, input_features_mask.sum(-1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._tower_learns()):
-            states = run_audio_tower(tower, self.config, input_features.to(tower.dtype), mel_frames)
+            features = input_features.to(tower.dtype)
+            states = run_audio_tower(tower, self.config, features, mel_frames, beats_features, beats_frames)
         return states, num_states(mel_frames, self.config.decoder_states)
 
     def _connect(self, speech_states: Tensor, speech_lengths: Tensor) -> Tensor:
@@ -147,14 +171,17 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         speech_states: Tensor | None = None,
         speech_lengths: Tensor | None = None,
         speech: Tensor | None = None,
+        beats_features: Tensor | None = None,
+        beats_frames: Tensor | None = None,
     ) -> Tensor:
         """Embeds text and speech for the LLM: `[batch, tokens, llm_dim]`.
 
-        The speech is given as `input_features` or as `speech_states`, each with its lengths, or as the speech tokens
-        themselves (`speech`, `[tokens, llm_dim]`). Without any, every token must be a text token.
+        The speech is given as `input_features` (of a tower with BEATs also `beats_features`) or as `speech_states`,
+        each with its lengths, or as the speech tokens themselves (`speech`, `[tokens, llm_dim]`). Without any, every
+        token must be a text token.
 
         Raises:
-            ValueError: both were given, or one without its lengths.
+            ValueError: both were given, or one without its lengths; or as [`encode_speech`].
         """
         # The placeholder is outside the vocabulary: any token may stand in for it before it is overwritten.
         text_ids = input_ids.masked_fill(input_ids == self.config.audio_token_id, 0)
@@ -165,8 +192,10 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("give input_features and input_features_mask together: padding is not speech")
         if (speech_states is None) != (speech_lengths is None):
             raise ValueError("give speech_states and speech_lengths together: padding is not speech")
+        if input_features is None and (beats_features is not None or beats_frames is not None):
+            raise ValueError("give beats_features and beats_frames with input_features, or not at all")
         if input_features is not None and input_features_mask is not None:
-            audio = self.get_audio_features(input_features, input_features_mask)
+            audio = self.get_audio_features(input_features, input_features_mask, beats_features, beats_frames)
         elif speech_states is not None and speech_lengths is not None:
             audio = self._connect(speech_states, speech_lengths)
         else:
@@ -184,6 +213,8 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         speech_states: Tensor | None = None,
         speech_lengths: Tensor | None = None,
+        beats_features: Tensor | None = None,
+        beats_frames: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Runs the LLM on text and speech; `kwargs` (labels, past_key_values, ...) go to it unchanged.
@@ -205,7 +236,8 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, input_features, input_features_mask, speech_states, speech_lengths)
+            speech = (input_features, input_features_mask, speech_states, speech_lengths)
+            inputs_embeds = self.embed(input_ids, *speech, beats_features=beats_features, beats_frames=beats_frames)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         if "position_ids" in known:
@@ -254,5 +286,5 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def _make_connector(config: LsmConfig) -> Connector:
     """A connector with weights as torch draws them."""
-    widths = {"encoder_dim": config.audio_config.d_model, "llm_dim": config.text_config.hidden_size}
+    widths = {"encoder_dim": config.state_dim, "llm_dim": config.text_config.hidden_size}
     return CONNECTORS[config.projector_config.connector](config.projector_config, **widths)

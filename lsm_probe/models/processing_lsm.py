@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.beats.features import beats_features, num_beats_frames
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig, num_speech_tokens
 from lsm_probe.models.connectors.times import RATE
@@ -43,6 +44,7 @@ class LsmProcessor(ProcessorMixin):
         template: prompt template, its name, or its YAML file; the tokenizer's own chat template where it has one.
         decoder_states: the model's, which also decides how many speech tokens there are.
         encoder_context: the model's, see [`LsmConfig`].
+        with_beats: whether BEATs is part of the model's audio tower, so that it needs features of its own.
 
     Attributes:
         template: the prompt template, which the processor's folder carries as `prompt_template.yaml`.
@@ -58,6 +60,7 @@ class LsmProcessor(ProcessorMixin):
         chat_template: str | None = None,
         decoder_states: int | None = None,
         encoder_context: str = "full",
+        with_beats: bool = False,
     ):
         tokenizer.add_tokens([AddedToken(AUDIO_TOKEN, special=True, normalized=False)], special_tokens=True)
         self.audio_token_id = audio_token_id
@@ -65,6 +68,7 @@ class LsmProcessor(ProcessorMixin):
         self.template = find_template(template or default_template(tokenizer))
         self.decoder_states = decoder_states
         self.encoder_context = encoder_context
+        self.with_beats = with_beats
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -80,7 +84,11 @@ class LsmProcessor(ProcessorMixin):
         projector = config.projector_config.to_diff_dict()
         for name in ("transformers_version", "model_type"):
             projector.pop(name, None)
-        tower: dict[str, Any] = {"decoder_states": config.decoder_states, "encoder_context": config.encoder_context}
+        tower: dict[str, Any] = {
+            "decoder_states": config.decoder_states,
+            "encoder_context": config.encoder_context,
+            "with_beats": config.beats_config is not None,
+        }
         return cls(feature_extractor, tokenizer, config.audio_token_id, projector, template, **tower)
 
     @classmethod
@@ -113,9 +121,9 @@ class LsmProcessor(ProcessorMixin):
             InputError: as [`as_waveform`]; or the instruction holds a control token or the audio placeholder, or has no
                 tokens.
         """
-        features, mask = self.extract(audio)
+        features = self.extract(audio)
         prompt = self._encode_speech(instruction, self.count_speech_tokens(len(audio)))
-        return replace(prompt, features={"input_features": features, "input_features_mask": mask})
+        return replace(prompt, features=features)
 
     def encode_with_speech(self, instruction: str, speech: Tensor) -> Prompt:
         """Encodes another instruction about an utterance whose speech tokens, `[speech tokens, llm_dim]`, are known."""
@@ -159,7 +167,8 @@ class LsmProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` `[batch, tokens]`, `input_features` `[pieces, mel_bins, 3000]`,
-            `input_features_mask` `[pieces, 3000]`, and `segments` `[batch, tokens]` if asked for.
+            `input_features_mask` `[pieces, 3000]`; of a model with BEATs `beats_features` and `beats_frames`, see
+            [`extract`]; and `segments` `[batch, tokens]` if asked for.
 
         Raises:
             InputError: the sampling rate is another, or as [`LsmProcessor.encode`].
@@ -187,8 +196,13 @@ class LsmProcessor(ProcessorMixin):
             inputs["segments"] = pad([[int(s) for s in p.segments] for p in prompts], Segment.PADDING, padding_side)
         return BatchFeature(inputs)
 
-    def extract(self, audio: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """Log-mel features of 30 s pieces, `[pieces, mel_bins, 3000]`, and the mask `[pieces, 3000]` of what is speech.
+    def extract(self, audio: NDArray[np.float32]) -> dict[str, Tensor]:
+        """The speech as the model's inputs, in pieces of 30 s.
+
+        Returns:
+            `input_features`, log-mel features, `[pieces, mel_bins, 3000]`, and `input_features_mask`,
+            `[pieces, 3000]`, 1 where a mel frame is speech. Of a model with BEATs also `beats_features`, padded,
+            `[pieces, 2998, 128]`, and `beats_frames`, `[pieces]`, how many frames each has.
 
         Raises:
             InputError: as [`as_waveform`].
@@ -202,7 +216,18 @@ class LsmProcessor(ProcessorMixin):
             options = {"sampling_rate": extractor.sampling_rate, "padding": "max_length", "return_tensors": "pt"}
             features = extractor(pieces, **options).input_features
         mel_frames = self._mel_frames(len(audio))
-        return features, (torch.arange(features.shape[-1]) < mel_frames[:, None]).long()
+        mask = (torch.arange(features.shape[-1]) < mel_frames[:, None]).long()
+        mel = {"input_features": features, "input_features_mask": mask}
+        return mel | self._extract_beats(pieces) if self.with_beats else mel
+
+    def _extract_beats(self, pieces: list[NDArray[np.float32]]) -> dict[str, Tensor]:
+        """What BEATs reads of each piece; one of less than 1 s is filled up with silence, as in SALMONN."""
+        rate, longest = self.feature_extractor.sampling_rate, self.feature_extractor.n_samples
+        found = [beats_features(np.pad(piece, (0, max(0, rate - len(piece))))) for piece in pieces]
+        padded = torch.zeros(len(found), num_beats_frames(longest), found[0].shape[1])
+        for row, features in zip(padded, found, strict=True):
+            row[: len(features)] = features
+        return {"beats_features": padded, "beats_frames": torch.tensor([len(features) for features in found])}
 
     def _mel_of_clip(self, piece: NDArray[np.float32]) -> Tensor:
         """Log-mel features of a piece filled up to whole frames and no further, `[1, mel_bins, 3000]`."""

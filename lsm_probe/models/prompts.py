@@ -48,7 +48,7 @@ class Prompt:
         segments: what each token is, aligned with `input_ids`.
         features: the speech, by the names of the model's inputs; empty for text. Of an LSM: `input_features`, log-mel
             features of 30 s pieces, `[pieces, mel_bins, 3000]`, and `input_features_mask`, `[pieces, 3000]`, 1 where a
-            mel frame is speech.
+            mel frame is speech; with BEATs also `beats_features` and `beats_frames`.
         speech: speech tokens that were made before, `[speech tokens, llm_dim]`, in place of the features.
     """
 

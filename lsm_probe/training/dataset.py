@@ -18,6 +18,7 @@ from lsm_probe.data.sample import Sample, naming
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.connectors import num_speech_tokens
+from lsm_probe.models.modeling_lsm import FEATURES
 from lsm_probe.models.processing_lsm import pad
 from lsm_probe.models.prompts import encode_prompt
 from lsm_probe.models.templates import AUDIO_TOKEN
@@ -66,7 +67,7 @@ class TrainingSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`prompt` and `response` as token ids, `index`, and the speech: `speech_states`, one `[states, encoder_dim]`
-        for each piece, or `input_features` and `input_features_mask` as the processor makes them.
+        for each piece, or the model's `FEATURES` as the processor makes them.
 
         Raises:
             UnusableSpeech: the sound or its states are damaged.
@@ -153,7 +154,7 @@ def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor
 
 def _speech(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     if "speech_states" not in items[0]:
-        return {key: torch.cat([item[key] for item in items]) for key in ("input_features", "input_features_mask")}
+        return {key: torch.cat([item[key] for item in items]) for key in FEATURES if key in items[0]}
     pieces = [piece for item in items for piece in item["speech_states"]]
     return {
         "speech_states": pad_sequence(pieces, batch_first=True),

@@ -64,26 +64,27 @@ class SpeechStates:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         """Encodes the speech of `samples`; sound that cannot be used goes into `problems`."""
-        batch: list[tuple[Sample, Tensor, Tensor]] = []
+        batch: list[tuple[Sample, dict[str, Tensor]]] = []
         for done, sample in enumerate(samples, start=1):
             with problems.catching(""):
-                batch.append((sample, *checkpoint.processor.extract(read_audio(sample))))
+                batch.append((sample, checkpoint.processor.extract(read_audio(sample))))
             if len(batch) == batch_size or done == len(samples):
                 self._encode(checkpoint, batch)
                 batch = []
             on_progress("encoding speech", done, len(samples))
 
-    def _encode(self, checkpoint: Lsm, batch: Sequence[tuple[Sample, Tensor, Tensor]]) -> None:
+    def _encode(self, checkpoint: Lsm, batch: Sequence[tuple[Sample, dict[str, Tensor]]]) -> None:
         if not batch:
             return
         lsm: Any = checkpoint.model
         device = lsm.device
-        features, masks = (torch.cat(tensors).to(device) for tensors in list(zip(*batch, strict=True))[1:])
+        inputs = {name: torch.cat([features[name] for _, features in batch]).to(device) for name in batch[0][1]}
         with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            states, lengths = lsm.encode_speech(features, masks)
+            states, lengths = lsm.encode_speech(**inputs)
         pieces = [piece[:length].to(self.dtype).cpu() for piece, length in zip(states, lengths.tolist(), strict=True)]
-        for sample, sample_features, _ in batch:
-            own, pieces = pieces[: len(sample_features)], pieces[len(sample_features) :]
+        for sample, features in batch:
+            count = len(features["input_features"])
+            own, pieces = pieces[:count], pieces[count:]
             with replacing(self._path(sample)) as temporary:
                 save_file({str(i): piece.contiguous() for i, piece in enumerate(own)}, temporary)
 

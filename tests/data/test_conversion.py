@@ -221,7 +221,7 @@ def test_training_reads_audio_in_memory(tmp_path, tiny_lsm):
         assert true["prompt"] == found["prompt"]
         assert (true["input_features"] == found["input_features"]).all()
     states = SpeechStates(tmp_path, tiny_lsm)
-    states._encode(tiny_lsm, [(of_manifest()[0], *tiny_lsm.processor.extract(read_audio(of_manifest()[0])))])
+    states._encode(tiny_lsm, [(of_manifest()[0], tiny_lsm.processor.extract(read_audio(of_manifest()[0])))])
     assert made("bytes")[0] in states
 
 

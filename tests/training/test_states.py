@@ -49,9 +49,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode = LsmForConditionalGeneration.encode_speech
 
-    def counted(self: Any, features: Any, mask: Any) -> Any:
-        calls.append(len(features))
-        return encode(self, features, mask)
+    def counted(self: Any, input_features: Any, *rest: Any, **others: Any) -> Any:
+        calls.append(len(input_features))
+        return encode(self, input_features, *rest, **others)
 
     monkeypatch.setattr(LsmForConditionalGeneration, "encode_speech", counted)
     return calls
@@ -81,8 +81,8 @@ def test_values_are_the_encoders(
     states = SpeechStates(tmp_path / "cache", checkpoint)
     assert fill(states, checkpoint, samples, batch_size=batch_size) == []
     for sample in samples[:: -1 if batch_size == 1 else 1][:3]:
-        features, mask = checkpoint.processor.extract(read_audio(sample))
-        expected, lengths = checkpoint.model.encode_speech(features, mask)
+        speech = checkpoint.processor.extract(read_audio(sample))
+        expected, lengths = checkpoint.model.encode_speech(**speech)
         pieces = states.read(sample)
         assert [len(piece) for piece in pieces] == lengths.tolist()
         for piece, row in zip(pieces, expected, strict=True):

@@ -77,8 +77,12 @@ def beats_features(waveform: ArrayLike) -> Tensor:
 
 def num_beats_states(num_samples: int) -> int:
     """States that BEATs makes of a waveform at 16 kHz: 8 for every 160 ms. Frames that fill no patch are left out."""
-    num_frames = (num_samples - _FRAME) // _HOP + 1
-    return max(num_frames, 0) // PATCH * (MEL_BINS // PATCH)
+    return num_beats_frames(num_samples) // PATCH * (MEL_BINS // PATCH)
+
+
+def num_beats_frames(num_samples: int) -> int:
+    """Frames that [`beats_features`] makes of a waveform at 16 kHz."""
+    return max((num_samples - _FRAME) // _HOP + 1, 0)
 
 
 @cache

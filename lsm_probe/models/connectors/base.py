@@ -76,6 +76,8 @@ class LsmProjectorConfig(PreTrainedConfig):
         num_hidden_layers: Q-Former blocks, each with cross-attention.
         num_attention_heads: heads of each block.
         intermediate_size: width of each block's feed-forward layer.
+        layer_norm_dim: how many channels of a state, from the first on, `window_qformer`'s layer norm reads; those of
+            BEATs, the last ones, are normalised already. None: all.
         dropout: dropout in training, on the Q-Former's hidden states and attention probabilities.
         initializer_range: standard deviation of the Q-Former's weights.
 
@@ -95,6 +97,7 @@ class LsmProjectorConfig(PreTrainedConfig):
     num_hidden_layers: int = 2
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    layer_norm_dim: int | None = None
     dropout: float = 0.1
     initializer_range: float = 0.02
 
@@ -106,7 +109,7 @@ class LsmProjectorConfig(PreTrainedConfig):
         for name, size in sizes.items():
             if getattr(self, name, None) is None:
                 setattr(self, name, size)
-        for name in dict.fromkeys(("window", "hidden_size", "num_queries", *sizes)):
+        for name in dict.fromkeys(("window", "hidden_size", "num_queries", "layer_norm_dim", *sizes)):
             if name == "window" and self.window == "length" and self.connector == "window_qformer":
                 continue  # of a Q-Former alone: other connectors' weights are as wide as the window
             check_count(f"connector {self.connector!r}: {name}", getattr(self, name))

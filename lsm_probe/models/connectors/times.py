@@ -18,13 +18,15 @@ Times = NDArray[np.float64]
 """Begin and end, seconds, `[..., 2]`."""
 
 
-def frame_times(num_samples: int) -> Times:
+def frame_times(num_samples: int, encoder_context: str = "full") -> Times:
     """Begin and end of the encoder's frames (20 ms each, the last one of a piece perhaps less), `[frames, 2]`, seconds.
 
     Args:
         num_samples: of the utterance at 16 kHz; more than 30 s becomes pieces of 30 s, frames one after another.
+        encoder_context: of the LSM; where it is `padded`, the frames of the silence after the speech are there too.
     """
-    spans = [(piece, state, state + 1) for piece, states in _pieces(num_samples) for state in range(states)]
+    pieces = _pieces(num_samples, encoder_context)
+    spans = [(piece, state, state + 1) for piece, states in pieces for state in range(states)]
     return _seconds(spans, num_samples)
 
 
@@ -48,9 +50,7 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
         )
     projector = config.projector_config
     token_states = CONNECTORS[projector.connector].token_states
-    pieces = _pieces(num_samples)
-    if config.encoder_context == "padded":  # the silence after the speech has tokens too; they begin at its end
-        pieces = [(piece, round(PIECE_SECONDS / FRAME_SECONDS)) for piece, _ in pieces]
+    pieces = _pieces(num_samples, config.encoder_context)
     spans = [(piece, *span) for piece, states in pieces for span in token_states(projector, states)]
     return _seconds(spans, num_samples)
 
@@ -61,10 +61,13 @@ def even_times(tokens: int, num_samples: int) -> Times:
     return np.stack([borders[:-1], borders[1:]], 1)
 
 
-def _pieces(num_samples: int) -> list[tuple[int, int]]:
-    """Number of each piece and of its valid states."""
+def _pieces(num_samples: int, encoder_context: str) -> list[tuple[int, int]]:
+    """Number of each piece and of its valid states; in `padded` those of the silence too, which begin at its end."""
     step, frame = PIECE_SECONDS * RATE, round(FRAME_SECONDS * RATE)
-    return [(i, -(-min(step, num_samples - i * step) // frame)) for i in range(-(-num_samples // step))]
+    pieces = range(-(-num_samples // step))
+    if encoder_context == "padded":
+        return [(piece, step // frame) for piece in pieces]
+    return [(piece, -(-min(step, num_samples - piece * step) // frame)) for piece in pieces]
 
 
 def _seconds(spans: list[tuple[int, int, int]], num_samples: int) -> Times:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig
+from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjectorConfig, UnusableConfig
 from lsm_probe.models.connectors.windows import cut_windows, window_states
 
 
@@ -16,9 +16,9 @@ from lsm_probe.models.connectors.windows import cut_windows, window_states
 class WindowQFormer(Connector):
     """A BERT-style Q-Former over fixed windows of states (arXiv 2410.03798, section 3.1; SALMONN).
 
-    Layer norm on the states, `num_queries` learned queries cross-attending to each window of `window` states,
-    a linear layer after. Windows do not overlap; the last partial window is kept, its missing states masked, unless
-    `drop_partial_window` is set.
+    Layer norm on the states, or on their first `layer_norm_dim` channels, `num_queries` learned queries
+    cross-attending to each window of `window` states, a linear layer after. Windows do not overlap; the last partial
+    window is kept, its missing states masked, unless `drop_partial_window` is set.
     """
 
     sizes: ClassVar[dict[str, int]] = {"window": 17, "hidden_size": 768}
@@ -26,7 +26,7 @@ class WindowQFormer(Connector):
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
         self.config = config
-        self.layer_norm = nn.LayerNorm(encoder_dim)
+        self.layer_norm = nn.LayerNorm(_norm_dim(config, encoder_dim))
         self.query = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size))
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(
@@ -52,9 +52,18 @@ class WindowQFormer(Connector):
 
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
         windows, mask = cut_windows(states, lengths, self.config)
+        first, rest = windows.tensor_split([*self.layer_norm.normalized_shape], dim=-1)
         output = self.qformer(
             query_embeds=self.query.expand(len(windows), -1, -1),
-            encoder_hidden_states=self.layer_norm(windows),
+            encoder_hidden_states=torch.cat([self.layer_norm(first), rest], dim=-1),
             encoder_attention_mask=mask,
         ).last_hidden_state
         return self.linear(output.to(states.dtype)).flatten(0, 1)
+
+
+def _norm_dim(config: LsmProjectorConfig, encoder_dim: int) -> int:
+    if config.layer_norm_dim is None:
+        return encoder_dim
+    if config.layer_norm_dim > encoder_dim:
+        raise UnusableConfig(f"layer_norm_dim {config.layer_norm_dim}: the states are {encoder_dim} wide")
+    return config.layer_norm_dim

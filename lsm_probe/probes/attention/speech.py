@@ -51,14 +51,17 @@ class SpeechAttention:
     """Attention of the speech side of an LSM for one utterance, all in float32.
 
     Frames are the encoder's, 20 ms each, those of several 30 s pieces one after another; a piece attends to itself
-    alone. Means are over the frames of a piece as queries; the silence a piece is filled up with is never a query.
+    alone. Means are over the frames of a piece as queries. The silence that a piece is filled up with is never a query,
+    unless the encoder's context is `padded`: it then counts as speech, and its frames begin and end with the utterance.
+    Where BEATs is part of the audio tower, the encoder is Whisper's alone: the attention inside BEATs is not measured,
+    and its states are part of the frames that the connector attends to.
 
     Attributes:
         norms: A_j of the encoder, the mean over frames m of `|sum_h alpha v W_O|`, `[layers, frames]`.
         head_norms: the same for the norm of each head, `[layers, heads, frames]`.
         alpha: mean over frames m of the attention probability, `[layers, heads, frames]`.
         padding: probability that goes to the silence a piece is filled up with, mean over heads and frames,
-            `[layers, pieces]`; 0 where the encoder's context is `trimmed`.
+            `[layers, pieces]`; 0 where the encoder's context is `trimmed` or `padded`.
         maps: of the layer asked for, a(m, j) of all frames of each piece, `[frames, frames]` a piece; else empty.
         frame_times: begin and end of each frame, seconds, `[frames, 2]`.
         token_times: the same of each speech token, `[speech tokens, 2]`; None where tokens have no time.
@@ -102,15 +105,15 @@ def speech_attention(
     if layer is not None and not 0 <= layer < layers:
         raise InputError(f"layer {layer} is not one of the encoder's {layers}: give 0 to {layers - 1}")
     waveform = as_waveform(waveform)
-    features, mask = (inputs.to(model.device) for inputs in lsm.processor.extract(waveform))
-    frames = num_states(mask.sum(-1), None).tolist()
+    inputs = {name: tensor.to(model.device) for name, tensor in lsm.processor.extract(waveform).items()}
+    frames = num_states(inputs["input_features_mask"].sum(-1), None).tolist()
     pieces = [_PieceAttention(count, layer) for count in frames]
     states: list[Tensor] = []
     errors: list[Tensor] = []
     with capture(model, "encoder") as captured:
         for i, piece in enumerate(pieces):
             with captured.at_rows(*_all_rows(1, piece.frames, model.device), piece):
-                states.append(model.encode_speech(features[i : i + 1], mask[i : i + 1])[0])
+                states.append(model.encode_speech(**{name: x[i : i + 1] for name, x in inputs.items()})[0])
             errors += captured.errors_by_sample()
     timed = model.config.decoder_states is None
     connector, check = None, dict[str, Any]()
@@ -119,7 +122,7 @@ def speech_attention(
     return SpeechAttention(
         **{name: torch.cat([piece.by_layer(name) for piece in pieces], -1).numpy() for name in pieces[0].layers[0]},
         maps=[mapped for piece in pieces for mapped in piece.maps],
-        frame_times=frame_times(len(waveform)),
+        frame_times=frame_times(len(waveform), model.config.encoder_context),
         token_times=speech_token_times(model.config, len(waveform)) if timed else None,
         connector=connector,
         self_check={"encoder": error_summary(errors, model.audio_tower.dtype), **check},

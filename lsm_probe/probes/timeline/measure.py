@@ -64,15 +64,15 @@ def timeline(
     norms = _norms_by_row(checkpoint, sample, ids)
     if times is None:
         times = even_times(norms.shape[2], _covered_samples(checkpoint, sample, waveform, norms.shape[2]))
-        end = len(waveform) / RATE
-        spoken = times[:, 0] < end
-        times, norms = np.minimum(times[spoken], end), norms[..., spoken]
+    end = len(waveform) / RATE
+    spoken = times[:, 0] < end  # some models make tokens of the silence after the speech too
+    times, norms = np.minimum(times[spoken], end), norms[..., spoken]
     frames = frame_times(len(waveform))
     shares, check = spread_evenly(times, frames), {"llm": result.self_check}
     if ours and isinstance(checkpoint.connector, WindowQFormer):
         speech = speech_attention(checkpoint, waveform)
         assert speech.connector is not None
-        shares, check = _own_shares(speech.connector, len(frames)), {**check, **speech.self_check}
+        shares, check = _own_shares(speech.connector, spoken, len(frames)), {**check, **speech.self_check}
     words, missing = _place_words(sample, waveform)
     return Timeline(
         sample={**result.samples[0], "text": sample.text},
@@ -119,12 +119,16 @@ def spread_evenly(token_times: Times, frames: Times) -> csr_array:
     return csr_array(((end - begin) / seconds, (rows, columns)), shape=(len(token_times), len(frames)))
 
 
-def _own_shares(connector: ConnectorAttention, frames: int) -> csr_array:
-    """What part of each token its connector takes from each frame, `[tokens, frames]`, rows summing to 1."""
-    shares = connector.shares()
+def _own_shares(connector: ConnectorAttention, spoken: NDArray[np.bool_], frames: int) -> csr_array:
+    """What part of each spoken token its connector takes from each frame, `[tokens, frames]`, rows summing to 1.
+
+    A last token may come from the silence after the speech too, which is left out.
+    """
+    shares, first = connector.shares()[spoken], connector.first_frame[spoken]
+    shares = shares * (first[:, None] + np.arange(shares.shape[1]) < frames)
+    shares /= shares.sum(1, keepdims=True)
     rows, within = shares.nonzero()  # frames that a last window lacks have none
-    columns = connector.first_frame[rows] + within
-    return csr_array((shares[rows, within], (rows, columns)), shape=(len(shares), frames))
+    return csr_array((shares[rows, within], (rows, first[rows] + within)), shape=(len(shares), frames))
 
 
 def _covered_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.float32], tokens: int) -> int:

@@ -57,7 +57,7 @@ def reference(checkpoint, waveform):
     """Every number in float64 with eager attention, piece by piece."""
     model = checkpoint.model.double()
     model.set_attn_implementation("eager")
-    features, mask = checkpoint.processor.extract(waveform)
+    features, mask = checkpoint.processor.extract(waveform).values()
     pieces, states = [], []
     for i in range(len(features)):
         n = -(-int(mask[i].sum()) // 2)
@@ -135,7 +135,7 @@ def test_the_model_does_not_change_by_a_bit(build, waveform):
     checkpoint, speech = build(), waveform(2.0)
     before = checkpoint.encode_speech(speech)
     seen = []
-    features, mask = checkpoint.processor.extract(speech)
+    features = checkpoint.processor.extract(speech)
     rows = torch.arange(100)[None]
     real = torch.ones_like(rows, dtype=torch.bool)
     with (
@@ -143,7 +143,7 @@ def test_the_model_does_not_change_by_a_bit(build, waveform):
         capture(checkpoint.model, "encoder") as captured,
         captured.at_rows(rows, real, lambda layer: seen.append(layer.layer)),
     ):
-        during = checkpoint.model.get_audio_features(features, mask)
+        during = checkpoint.model.get_audio_features(**features)
     assert seen == [0, 1]
     assert torch.equal(before, during)
     lsm_probe.speech_attention(checkpoint, speech)
