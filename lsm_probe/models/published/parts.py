@@ -1,4 +1,4 @@
-"""The parts that releases leave out, read from where they are: Whisper and the LLM."""
+"""The parts that releases leave out, read from where they are: Whisper, BEATs and the LLM."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, WhisperConfig, WhisperFea
 
 from lsm_probe.assets.whisper import openai_config, openai_name
 from lsm_probe.errors import InputError
+from lsm_probe.models.beats import convert_beats, convert_beats_config
 from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.identity import WeightsIdentity, identify, identify_files
 from lsm_probe.models.pretrained import pretrained, pretrained_model
@@ -57,6 +58,27 @@ def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatu
         return _as_tower(model.state_dict(), whole)
 
     return Part(config, tensors, identify(place, config)), pretrained(WhisperFeatureExtractor, place)
+
+
+def beats_part(place: str) -> Part:
+    """BEATs from a file of its authors, which holds its settings (`cfg`) and its weights (`model`).
+
+    Raises:
+        InputError: it cannot be read, or is no BEATs that is implemented.
+    """
+    path = Path(place)
+    if not path.is_file():
+        raise InputError(f"--beats {place} is no file: give the file of BEATs' weights")
+    content = read_unpickled(path)
+    if not all(isinstance(content.get(key), Mapping) for key in ("cfg", "model")):
+        raise InputError(f"{path} is no BEATs: it lacks 'cfg' or 'model'; give the file of its authors")
+    config = convert_beats_config(content["cfg"])
+
+    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+        return {f"audio_tower.beats.{name}": tensor for name, tensor in convert_beats(content["model"]).items()}
+
+    hashes = identify_files([path], path.parent, None)
+    return Part(config, tensors, WeightsIdentity(model_type="beats", checksums="unverified", weights_sha256=hashes))
 
 
 def llm_part(place: str) -> Part:

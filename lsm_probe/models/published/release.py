@@ -71,7 +71,7 @@ class Release:
         return next((files for kind in _WEIGHTS if (files := sorted(self.folder.glob(kind)))), [])
 
     def pth_files(self, *tensors: str) -> list[Path]:
-        """Its `.pth` files in which tensors of these names are; those that are damaged are left out.
+        """Its `.pth` files in which tensors with these in their names are; those that are damaged are left out.
 
         Only the list of names is read, as bytes: nothing is unpickled, and large files of other systems cost nothing.
         """

@@ -1,6 +1,6 @@
-"""SALMONN (arXiv 2310.13289): Whisper, a Q-Former over windows, Vicuna with LoRA.
+"""SALMONN (arXiv 2310.13289): Whisper and BEATs, a Q-Former over windows, Vicuna with LoRA.
 
-A release is one `.pth` with what was trained; Whisper and Vicuna are elsewhere. Speech of more than 30 s becomes
+A release is one `.pth` with what was trained; Whisper, BEATs and Vicuna are elsewhere. Speech of more than 30 s becomes
 several pieces, of as many speech tokens each, where the original cuts it off.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
-from lsm_probe.models.published.parts import Part, llm_part, whisper_part
-from lsm_probe.models.published.qformer import QFORMER_RULES, QUERY, qformer_sizes
+from lsm_probe.models.published.parts import Part, beats_part, llm_part, whisper_part
+from lsm_probe.models.published.qformer import QFORMER_RULES, qformer_sizes
 from lsm_probe.models.published.release import (
     ROTARY,
     Release,
@@ -33,20 +33,30 @@ from lsm_probe.models.published.release import (
 )
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
-_NAMES = (QUERY, "ln_speech.weight", "speech_llama_proj.weight")
-"""Tensors by which a `.pth` is recognised."""
-_BEATS_NORM = "ln_audio.weight"
-"""Only a checkpoint that was trained with BEATs has it."""
+_NAMES = ("speech_Qformer.", "speech_llama_proj.")
+"""Beginnings of names of tensors by which a `.pth` is recognised."""
 _SETTINGS = ("model_settings.json", "decode_config.yaml")
 """Files of settings, in the release's folder or the one above it."""
 _FIXED = {"use_speech_Qformer": True, "window_level_Qformer": True}
 """Settings of which only one value is implemented."""
 _LORA = r"llama_model\.base_model\.model\.(model\.layers\.\d+\.self_attn\.[qv]_proj)\.lora_([AB])(?:\.default)?\.weight"
 _RULES: list[Rule] = [ROTARY, *QFORMER_RULES, (_LORA, r"\1.lora_\2")]
+_BEATS_RULES: list[Rule] = [
+    (r"ln_audio\.(.*)", r"audio_tower.layer_norm.\1"),
+    # All layers share it; the original saves it once for each but the first.
+    (
+        r"beats\.encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight",
+        "audio_tower.beats.encoder.layers.0.attention.rel_attn_embed.weight",
+    ),
+]
 _WHISPER = "the Whisper that it was trained with, openai/whisper-large-v2 in the releases"
 _VICUNA = (
     "the Vicuna that it was trained with, lmsys/vicuna-13b-v1.1 for salmonn_v1.pth and lmsys/vicuna-7b-v1.5 for "
     "salmonn_7b_v0.pth"
+)
+_BEATS = (
+    "the BEATs that it was trained with, BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt of microsoft/unilm in the "
+    "releases"
 )
 
 
@@ -60,34 +70,37 @@ def _read(release: Release, parts: Parts) -> Reading:
         names = ", ".join(path.name for path in files)
         raise InputError(f"{release.folder} holds several checkpoints ({names}): give the path of one of them")
     release = Release(release.folder, files[0])
-    settings = _read_settings(release)
-    place, held = release.place, release.tensors
-    if _BEATS_NORM in held:
-        raise InputError(f"{place} was trained with BEATs beside Whisper, which cannot be read yet")
-    if parts.beats is not None:
-        raise InputError(f"--beats {parts.beats}: {place} was trained without BEATs; leave the option out")
+    place, held, settings = release.place, release.tensors, _read_settings(release)
     encoder_place = parts.need("encoder", release, _WHISPER, settings.path("whisper_path"))
     llm_place = parts.need("llm", release, _VICUNA, settings.path("llama_path"))
     whisper, feature_extractor = whisper_part(encoder_place)
-    llm = llm_part(llm_place)
-    _check_width(whisper.config.d_model, "ln_speech.weight", held, place, f"--encoder {encoder_place}")
-    _check_width(llm.config.hidden_size, "speech_llama_proj.weight", held, place, f"--llm {llm_place}")
+    llm, beats = llm_part(llm_place), _beats(release, parts, settings)
+    _check_width(whisper.config.d_model, "ln_speech.weight", release, f"--encoder {encoder_place}")
+    _check_width(llm.config.hidden_size, "speech_llama_proj.bias", release, f"--llm {llm_place}")
     config = LsmConfig(
         audio_config=whisper.config,
         projector_config=LsmProjectorConfig(
             window=settings.window(whisper.config.max_source_positions),
             drop_partial_window=True,
+            layer_norm_dim=whisper.config.d_model if beats else None,
             **qformer_sizes(held, place),
         ),
         text_config=llm.config,
+        beats_config=beats.config if beats else None,
         encoder_context="padded",
     )
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
-        renamed = rename(held, _RULES, place)
+        renamed = rename(held, [*_RULES, *(_BEATS_RULES if beats else [])], place)
         lora = {name: renamed.pop(name) for name in list(renamed) if ".lora_" in name}
-        return {**whisper.tensors(dtype), **_with_lora(llm, lora, settings, dtype, place), **renamed}
+        tower = whisper.tensors(dtype)
+        if beats:
+            tower = {name.replace("audio_tower", "audio_tower.encoder", 1): tensor for name, tensor in tower.items()}
+            tower |= beats.tensors(dtype)
+            _check_same_beats(tower, renamed, place)
+        return {**tower, **_with_lora(llm, lora, settings, dtype, place), **renamed}
 
+    identities = {"encoder": whisper.identity, "llm": llm.identity}
     return Reading(
         config=config,
         tensors=tensors,
@@ -95,8 +108,29 @@ def _read(release: Release, parts: Parts) -> Reading:
         feature_extractor=feature_extractor,
         template="salmonn",
         eos_token_ids=eos_token_ids(llm.config),
-        parts={"encoder": whisper.identity, "llm": llm.identity},
+        parts=identities | {"beats": beats.identity} if beats else identities,
     )
+
+
+def _beats(release: Release, parts: Parts, settings: _Settings) -> Part | None:
+    """BEATs of a checkpoint that was trained with it; None of one that was not."""
+    if not any(name.startswith("ln_audio.") for name in release.tensors):
+        if parts.beats is not None:
+            raise InputError(f"--beats {parts.beats}: {release.place} was trained without BEATs; leave the option out")
+        return None
+    place = parts.need("beats", release, _BEATS, settings.path("beats_path"))
+    beats = beats_part(place)
+    _check_width(beats.config.hidden_size, "ln_audio.weight", release, f"--beats {place}")
+    return beats
+
+
+def _check_same_beats(tower: Mapping[str, Tensor], renamed: Mapping[str, Tensor], place: Path) -> None:
+    """Compares the one tensor of BEATs in the release, which was not trained, with that of the BEATs given."""
+    for name in tower.keys() & renamed.keys():
+        there, given = renamed[name].float(), tower[name].float()
+        # One of the two may be stored in bfloat16.
+        if there.shape != given.shape or not torch.allclose(there, given, rtol=2**-7, atol=1e-6):
+            raise InputError(f"{place} was trained with another BEATs than that of --beats: give {_BEATS}")
 
 
 @dataclass(frozen=True)
@@ -152,10 +186,10 @@ def _read_settings(release: Release) -> _Settings:
     return settings
 
 
-def _check_width(width: int, tensor: str, held: Mapping[str, Tensor], place: Path, part: str) -> None:
-    dims = 2 if tensor == "speech_llama_proj.weight" else 1
-    if (needed := tensor_shape(held, tensor, dims, place)[0]) != width:
-        raise InputError(f"{part} is {width} wide, and {place} was trained with one of {needed}: give that one")
+def _check_width(width: int, tensor: str, release: Release, part: str) -> None:
+    (needed,) = tensor_shape(release.tensors, tensor, 1, release.place)
+    if needed != width:
+        raise InputError(f"{part} is {width} wide, and {release.place} was trained with one of {needed}: give that one")
 
 
 def _with_lora(
