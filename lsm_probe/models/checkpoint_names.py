@@ -19,7 +19,8 @@ def require_folder(name: str | Path) -> None:
     name = str(name)
     try:
         if Path(name).is_file():
-            raise InputError(f"{name} cannot be loaded: it is a file; give the folder that holds it")
+            other = ", and damaged or of a system that cannot be read" if str(name).endswith(".pth") else ""
+            raise InputError(f"{name} cannot be loaded: it is a file{other}; give the folder that holds it")
         if _is_path(name) and not Path(name).is_dir():
             missing, near = _find_missing_part(name)
             advice = f"did you mean {near}?" if near else "check the path"

@@ -25,6 +25,11 @@ class WindowQFormer(Connector):
 
     def __init__(self, config: LsmProjectorConfig, *, encoder_dim: int, llm_dim: int):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
+        if config.hidden_size % config.num_attention_heads:
+            raise UnusableConfig(
+                f"connector 'window_qformer': hidden_size {config.hidden_size} is no multiple of "
+                f"num_attention_heads {config.num_attention_heads}"
+            )
         self.config = config
         self.layer_norm = nn.LayerNorm(_norm_dim(config, encoder_dim))
         self.query = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_size))

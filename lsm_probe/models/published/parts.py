@@ -96,6 +96,25 @@ def llm_part(place: str) -> Part:
     return Part(config, tensors, identify(place, config))
 
 
+def check_width(part: str, place: str, width: int, needed: int) -> None:
+    """Refuses a part that cannot be the one that a connector was trained with.
+
+    Args:
+        part: one of [`lsm_probe.models.published.PARTS`].
+        place: where it was read from.
+        width: of its hidden states.
+        needed: the width that the connector reads or makes.
+
+    Raises:
+        InputError: they differ.
+    """
+    if width != needed:
+        raise InputError(
+            f"--{part} {place} has hidden states {width} wide, and the connector was trained with {needed}: give the "
+            f"{part} of the release"
+        )
+
+
 def _openai_part(path: Path, whole: bool) -> tuple[Part, WhisperFeatureExtractor]:
     content = read_unpickled(path)
     if not {"dims", "model_state_dict"} <= content.keys():

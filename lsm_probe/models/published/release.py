@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,20 +172,6 @@ def read_unpickled(path: Path) -> dict[str, Any]:
     return content
 
 
-def tensor_shape(tensors: Mapping[str, Tensor], name: str, dims: int, where: str | Path) -> tuple[int, ...]:
-    """The shape of a tensor that must be there, with so many dimensions.
-
-    Raises:
-        InputError: it is not there, or has another number of dimensions; `where` begins the message.
-    """
-    if name not in tensors:
-        raise InputError(f"{where} lacks {name}: download it again")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dims:
-        raise InputError(f"{where}: {name} has the shape {list(shape)}, and needs {dims} dimensions: download it again")
-    return shape
-
-
 def _mentions(path: Path, names: Iterable[str]) -> bool:
     """Whether a file of `torch.save` holds these names."""
     try:
@@ -237,6 +224,28 @@ def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], where: str | Pa
 
 def _new_name(match: re.Match[str], new: str | Callable[[re.Match[str]], str]) -> str:
     return match.expand(new) if isinstance(new, str) else new(match)
+
+
+def common_size(tensors: Mapping[str, Tensor], places: Mapping[str, int], where: str | Path) -> int:
+    """The most common size of a dimension of some tensors; one of another size is refused by its name later.
+
+    Args:
+        tensors: by their names.
+        places: regular expressions of whole names, and the dimension of these tensors that has this size.
+        where: the release, for messages.
+
+    Raises:
+        InputError: no tensor has such a name.
+    """
+    sizes = Counter(
+        tensor.shape[dimension]
+        for pattern, dimension in places.items()
+        for name, tensor in tensors.items()
+        if re.fullmatch(pattern, name) and dimension < tensor.dim()
+    )
+    if not sizes:
+        raise InputError(f"{where} lacks the tensors {' and '.join(places)}: download its weights again")
+    return sizes.most_common(1)[0][0]
 
 
 def listed(names: Iterable[str], shown: int = 2) -> str:

@@ -7,6 +7,7 @@ several pieces, of as many speech tokens each, where the original cuts it off.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +18,39 @@ import yaml
 from torch import Tensor
 
 from lsm_probe.errors import InputError
+from lsm_probe.formats import load_json, load_yaml
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
-from lsm_probe.models.published.parts import Part, beats_part, llm_part, whisper_part
+from lsm_probe.models.published.lora import merge_lora
+from lsm_probe.models.published.parts import Part, beats_part, check_width, llm_part, whisper_part
 from lsm_probe.models.published.qformer import QFORMER_RULES, qformer_sizes
 from lsm_probe.models.published.release import (
     ROTARY,
     Release,
     Rule,
+    common_size,
     listed,
     read_tokenizer,
     read_unpickled,
     rename,
-    tensor_shape,
 )
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
+from lsm_probe.models.templates import PromptTemplate
+from lsm_probe.models.templates.layout import parse_template
 
 _NAMES = ("speech_Qformer.", "speech_llama_proj.")
 """Beginnings of names of tensors by which a `.pth` is recognised."""
+_SPEECH_NORM, _BEATS_NORM, _LAST = (
+    {rf"{module}\.(weight|bias)": 0} for module in ("ln_speech", "ln_audio", "speech_llama_proj")
+)
+"""Tensors that are as wide as Whisper, BEATs and the LLM."""
+_PROMPT = "USER: {}\nASSISTANT:"
 _SETTINGS = ("model_settings.json", "decode_config.yaml")
 """Files of settings, in the release's folder or the one above it."""
 _FIXED = {"use_speech_Qformer": True, "window_level_Qformer": True}
 """Settings of which only one value is implemented."""
 _LORA = r"llama_model\.base_model\.model\.(model\.layers\.\d+\.self_attn\.[qv]_proj)\.lora_([AB])(?:\.default)?\.weight"
-_RULES: list[Rule] = [ROTARY, *QFORMER_RULES, (_LORA, r"\1.lora_\2")]
+_RULES: list[Rule] = [ROTARY, *QFORMER_RULES, (_LORA, r"language_model.\1.lora_\2")]
 _BEATS_RULES: list[Rule] = [
     (r"ln_audio\.(.*)", r"audio_tower.layer_norm.\1"),
     # All layers share it; the original saves it once for each but the first.
@@ -75,15 +85,16 @@ def _read(release: Release, parts: Parts) -> Reading:
     llm_place = parts.need("llm", release, _VICUNA, settings.path("llama_path"))
     whisper, feature_extractor = whisper_part(encoder_place)
     llm, beats = llm_part(llm_place), _beats(release, parts, settings)
-    _check_width(whisper.config.d_model, "ln_speech.weight", release, f"--encoder {encoder_place}")
-    _check_width(llm.config.hidden_size, "speech_llama_proj.bias", release, f"--llm {llm_place}")
+    encoder_dim, llm_dim = whisper.config.d_model, llm.config.hidden_size
+    check_width("encoder", encoder_place, encoder_dim, common_size(held, _SPEECH_NORM, place))
+    check_width("llm", llm_place, llm_dim, common_size(held, _LAST, place))
     config = LsmConfig(
         audio_config=whisper.config,
         projector_config=LsmProjectorConfig(
             window=settings.window(whisper.config.max_source_positions),
             drop_partial_window=True,
-            layer_norm_dim=whisper.config.d_model if beats else None,
-            **qformer_sizes(held, place),
+            layer_norm_dim=encoder_dim if beats else None,
+            **_sizes(held, place),
         ),
         text_config=llm.config,
         beats_config=beats.config if beats else None,
@@ -98,7 +109,7 @@ def _read(release: Release, parts: Parts) -> Reading:
             tower = {name.replace("audio_tower", "audio_tower.encoder", 1): tensor for name, tensor in tower.items()}
             tower |= beats.tensors(dtype)
             _check_same_beats(tower, renamed, place)
-        return {**tower, **_with_lora(llm, lora, settings, dtype, place), **renamed}
+        return {**tower, **_llm_tensors(llm, lora, settings, dtype, place), **renamed}
 
     identities = {"encoder": whisper.identity, "llm": llm.identity}
     return Reading(
@@ -106,21 +117,32 @@ def _read(release: Release, parts: Parts) -> Reading:
         tensors=tensors,
         tokenizer=read_tokenizer(llm_place),
         feature_extractor=feature_extractor,
-        template="salmonn",
+        template=settings.template(),
         eos_token_ids=eos_token_ids(llm.config),
         parts=identities | {"beats": beats.identity} if beats else identities,
     )
 
 
+def _sizes(held: Mapping[str, Tensor], place: Path) -> dict[str, Any]:
+    """The sizes of the Q-Former, as settings of an `LsmProjectorConfig`."""
+    layers = {match[1] for name in held if (match := re.match(r"speech_Qformer\.bert\.encoder\.layer\.(\d+)\.", name))}
+    queries = common_size(held, {"speech_query_tokens": 1}, place)
+    return {"num_queries": queries, "num_hidden_layers": len(layers)} | qformer_sizes(held, place)
+
+
 def _beats(release: Release, parts: Parts, settings: _Settings) -> Part | None:
-    """BEATs of a checkpoint that was trained with it; None of one that was not."""
-    if not any(name.startswith("ln_audio.") for name in release.tensors):
+    """BEATs of a checkpoint that was trained with it, whose Q-Former reads wider states; None of another."""
+    held, cross = (
+        release.tensors,
+        r"speech_Qformer\.bert\.encoder\.layer\.\d+\.crossattention\.self\.(key|value)\.weight",
+    )
+    if common_size(held, {cross: 1}, release.place) == common_size(held, _SPEECH_NORM, release.place):
         if parts.beats is not None:
             raise InputError(f"--beats {parts.beats}: {release.place} was trained without BEATs; leave the option out")
         return None
     place = parts.need("beats", release, _BEATS, settings.path("beats_path"))
     beats = beats_part(place)
-    _check_width(beats.config.hidden_size, "ln_audio.weight", release, f"--beats {place}")
+    check_width("beats", place, beats.config.hidden_size, common_size(held, _BEATS_NORM, release.place))
     return beats
 
 
@@ -164,6 +186,18 @@ class _Settings:
             )
         return max(1, round(states * seconds / 30))
 
+    def template(self) -> str | PromptTemplate:
+        """The prompt template: ours of this name, or one with other words around speech and instruction."""
+        prompt = self.values.get("prompt_template", _PROMPT)
+        if prompt == _PROMPT:
+            return "salmonn"
+        if not isinstance(prompt, str) or prompt.count("{}") != 1:
+            raise InputError(f"{self.where}: prompt_template is {prompt!r}: give a text that holds {{}} once")
+        before, after = prompt.split("{}")
+        words = [{"template": f"{before}<Speech>"}, "source", {"template": "</Speech> "}, "instruction"]
+        layout = {"split_at_source": True, "prompt": [*words, {"template": after}]}
+        return parse_template("salmonn", yaml.safe_dump(layout), str(self.where))
+
 
 def _read_settings(release: Release) -> _Settings:
     """The settings file beside a release, or else the settings that a training run wrote into its `.pth`."""
@@ -173,8 +207,8 @@ def _read_settings(release: Release) -> _Settings:
         path, content = release.files[0], read_unpickled(release.files[0]).get("config")
     else:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            content = (load_json if path.suffix == ".json" else load_yaml)(path.read_bytes())
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise InputError(f"{path} cannot be read: take it from a good copy of the checkpoint") from error
     values = content.get("model", content) if isinstance(content, Mapping) else {}
     settings = _Settings(values if isinstance(values, Mapping) else {}, path)
@@ -186,41 +220,25 @@ def _read_settings(release: Release) -> _Settings:
     return settings
 
 
-def _check_width(width: int, tensor: str, release: Release, part: str) -> None:
-    (needed,) = tensor_shape(release.tensors, tensor, 1, release.place)
-    if needed != width:
-        raise InputError(f"{part} is {width} wide, and {release.place} was trained with one of {needed}: give that one")
-
-
-def _with_lora(
+def _llm_tensors(
     llm: Part, lora: Mapping[str, Tensor], settings: _Settings, dtype: torch.dtype, place: Path
 ) -> Mapping[str, Tensor]:
-    """The LLM's weights plus alpha / rank * B A, computed in float32; the rank follows from the shapes."""
+    """The LLM's weights, LoRA merged into them."""
     # The original rounds the LLM to float16 when it loads it.
-    weights = dict(llm.tensors(torch.float16))
+    weights = llm.tensors(torch.float16)
     if not lora and settings.values.get("lora") is False:
         return weights
-    layers = range(llm.config.num_hidden_layers)
-    adapted = [f"model.layers.{layer}.self_attn.{kind}_proj" for layer in layers for kind in "qv"]
-    expected = {f"{name}.lora_{half}" for name in adapted for half in "AB"}
-    if expected != lora.keys():
-        there = "lacks" if (wrong := expected - lora.keys()) else "holds"
-        wrong = wrong or lora.keys() - expected
+    expected = {
+        f"language_model.model.layers.{layer}.self_attn.{kind}_proj.lora_{half}"
+        for layer in range(llm.config.num_hidden_layers)
+        for kind in "qv"
+        for half in "AB"
+    }
+    if lacking := expected - lora.keys():
         raise InputError(
-            f"{place} {there} {listed(wrong)}, and --llm has {len(layers)} layers: give the LLM that it was trained "
-            "with, or download it again"
+            f"{place} lacks {listed(lacking)}: give the LLM that it was trained with, and a good copy of the release"
         )
-    alpha = settings.number("lora_alpha", 32)
-    for name in adapted:
-        weight, a, b = weights[f"language_model.{name}.weight"], lora[f"{name}.lora_A"], lora[f"{name}.lora_B"]
-        if a.dim() != 2 or b.dim() != 2 or (*b.shape, *a.shape) != (len(weight), len(a), len(a), weight.shape[1]):
-            raise InputError(
-                f"{place}: {name}.lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a weight "
-                f"{list(weight.shape)} of the LLM: give the LLM that it was trained with, or download it again"
-            )
-        merged = weight.float() + alpha / len(a) * (b.float() @ a.float())
-        weights[f"language_model.{name}.weight"] = merged.to(dtype)
-    return weights
+    return merge_lora(weights, lora, settings.number("lora_alpha", 32), dtype, place)
 
 
 SYSTEMS.register("salmonn")(System("SALMONN", _recognises, _read, needs=("encoder", "llm", "beats")))

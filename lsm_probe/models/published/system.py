@@ -14,6 +14,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.identity import WeightsIdentity
 from lsm_probe.models.published.release import Release
+from lsm_probe.models.templates import PromptTemplate
 from lsm_probe.registry import Registry
 
 PARTS = ("encoder", "llm", "beats")
@@ -61,7 +62,7 @@ class Reading:
         tensors: reads the weights, by their names in the LSM, in the dtype given.
         tokenizer: the LLM's, a fast one.
         feature_extractor: a `WhisperFeatureExtractor`.
-        template: name of the prompt template.
+        template: the prompt template, or its name.
         eos_token_ids: what ends a response.
         parts: identities of the parts that came from elsewhere, by their names in [`PARTS`].
     """
@@ -70,7 +71,7 @@ class Reading:
     tensors: Callable[[torch.dtype], Mapping[str, Tensor]]
     tokenizer: PreTrainedTokenizerBase
     feature_extractor: Any
-    template: str
+    template: str | PromptTemplate
     eos_token_ids: list[int]
     parts: Mapping[str, WeightsIdentity] = field(default_factory=dict)
 
