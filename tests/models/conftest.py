@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lsm_probe
 from lsm_probe.models import LsmProjectorConfig
@@ -39,3 +40,32 @@ def build_shape(
 def shape(request: pytest.FixtureRequest, build_shape: Callable[..., Checkpoint]) -> Checkpoint:
     """The LSM in each of its shapes."""
     return build_shape(request.param)
+
+
+@pytest.fixture(scope="session")
+def beats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of BEATs' authors: two layers, 8 wide, random; do not write into it."""
+    cfg = {"input_patch_size": 16, "embed_dim": 6, "conv_bias": False, "activation_fn": "gelu", "deep_norm": True}
+    cfg |= {"encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 12, "encoder_attention_heads": 2}
+    cfg |= {"layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 8}
+    cfg |= {"max_distance": 7, "conv_pos": 4, "conv_pos_groups": 2}
+    linear = {"post_extract_proj": (8, 6)}
+    norms = {"layer_norm": 6, "encoder.layer_norm": 8}
+    shapes: dict[str, tuple[int, ...]] = {"patch_embedding.weight": (6, 1, 16, 16), "encoder.pos_conv.0.bias": (8,)}
+    shapes |= {"encoder.pos_conv.0.weight_g": (1, 1, 4), "encoder.pos_conv.0.weight_v": (8, 4, 4)}
+    for layer in ("encoder.layers.0", "encoder.layers.1"):
+        attention = f"{layer}.self_attn"
+        linear |= {f"{attention}.{name}_proj": (8, 8) for name in ("q", "k", "v", "out")}
+        linear |= {f"{attention}.grep_linear": (8, 4), f"{layer}.fc1": (12, 8), f"{layer}.fc2": (8, 12)}
+        norms |= {f"{layer}.{name}": 8 for name in ("self_attn_layer_norm", "final_layer_norm")}
+        shapes |= {f"{attention}.grep_a": (1, 2, 1, 1), f"{attention}.relative_attention_bias.weight": (8, 2)}
+    shapes |= {f"{name}.weight": shape for name, shape in linear.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+    shapes |= {f"{name}.{kind}": (width,) for name, width in norms.items() for kind in ("weight", "bias")}
+    generator = torch.Generator().manual_seed(3)
+    state = {name: 0.4 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    shared = "self_attn.relative_attention_bias.weight"
+    state[f"encoder.layers.1.{shared}"] = state[f"encoder.layers.0.{shared}"].clone()
+    path = tmp_path_factory.mktemp("beats") / "beats.pt"
+    torch.save({"cfg": cfg, "model": state}, path)
+    return path

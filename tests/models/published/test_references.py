@@ -1,0 +1,56 @@
+"""Reference checkpoints of published systems, and what the original code computed of them.
+
+The environment variable LSM_PROBE_PUBLISHED names the folder of references; without it these tests are skipped. The
+tests of each system, in modules beside this one, need no such folder.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lsm_probe
+from lsm_probe.models.checkpoint_kinds import Lsm
+
+FOLDER = os.environ.get("LSM_PROBE_PUBLISHED")
+LOGITS, SPEECH = 4e-5, 2e-5
+"""Most by which logits and speech tokens may differ, of values up to about 6."""
+
+# System, folder of the release, and the folders of the parts that it leaves out.
+RELEASES: list[tuple[str, str, dict[str, str]]] = [
+    ("blsp", "checkpoint", {}),
+    ("salmonn", "checkpoint", {"encoder": "whisper", "llm": "vicuna"}),
+    ("salmonn-beats", "checkpoint", {}),
+]
+
+
+@pytest.mark.skipif(FOLDER is None, reason="LSM_PROBE_PUBLISHED names no folder of reference checkpoints")
+@pytest.mark.parametrize(
+    ("system", "folder", "parts"), RELEASES, ids=[f"{system}-{folder}" for system, folder, _ in RELEASES]
+)
+def test_a_reference_checkpoint_computes_what_the_original_code_does(
+    system: str, folder: str, parts: dict[str, Any]
+) -> None:
+    base = Path(str(FOLDER)) / system
+    expected = json.loads((base / "expected.json").read_text(encoding="utf-8"))
+    arrays = np.load(base / "expected.npz")
+    places: dict[str, Any] = {part: base / place for part, place in parts.items()}
+    model = lsm_probe.load(base / folder, device="cpu", dtype="float32", **places)
+    assert isinstance(model, Lsm)
+    for clip, run in expected["clips"].items():
+        sample = lsm_probe.Sample(
+            id=clip, instruction=expected["instruction"], audio=str(base / f"{clip}.wav"), text="words"
+        )
+        speech = [model.processor.audio_token_id] * run["num_speech_tokens"]
+        assert model.prompt_ids(sample) == [*run["ids_before"], *speech, *run["ids_after"]]
+        source = sample.read_source("speech")
+        assert not isinstance(source, str)
+        tokens = model.encode_speech(source).numpy()
+        np.testing.assert_allclose(tokens, arrays[f"{clip}_speech"], rtol=0, atol=SPEECH)
+        logits = model.logits(sample).numpy()[arrays[f"{clip}_positions"]]
+        np.testing.assert_allclose(logits, arrays[f"{clip}_logits"], rtol=0, atol=LOGITS)
+        embedded = model.embed([model.encode(sample.instruction, source)])
+        assert model.generate(embedded, max_new_tokens=len(run["greedy_ids"])) == [run["greedy_ids"]]
