@@ -10,6 +10,7 @@ from lsm_probe.assets.notice import quiet_libraries, tell
 from lsm_probe.assets.pins import SPEECH_ENCODER
 
 # Ids of the English-only vocabulary, from openai/whisper `tokenizer.py`: after the BPE tokens come these.
+ENGLISH_VOCABULARY = 51864
 END_OF_TEXT, START_OF_TRANSCRIPT = 50256, 50257
 SPECIAL_IDS: dict[str, Any] = {
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), END_OF_TEXT),
@@ -88,6 +89,8 @@ def openai_config(dims: dict[str, int]) -> Any:
     """The `WhisperConfig` of a checkpoint of OpenAI's, given its `dims`."""
     from transformers import WhisperConfig
 
+    # The multilingual vocabulary has one more token before these.
+    shift = int(dims["n_vocab"] > ENGLISH_VOCABULARY)
     return WhisperConfig(
         vocab_size=dims["n_vocab"],
         num_mel_bins=dims["n_mels"],
@@ -100,7 +103,7 @@ def openai_config(dims: dict[str, int]) -> Any:
         decoder_layers=dims["n_text_layer"],
         decoder_attention_heads=dims["n_text_head"],
         decoder_ffn_dim=4 * dims["n_text_state"],
-        **SPECIAL_IDS,
+        **{name: token + shift for name, token in SPECIAL_IDS.items()},
     )
 
 

@@ -26,6 +26,7 @@ from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_target
 from lsm_probe.models.rotary import separate_rows
+from lsm_probe.models.saved_tokenizer import keep_tokenizer
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
 from lsm_probe.models.templates import PromptTemplate, find_template
@@ -177,12 +178,14 @@ class Checkpoint(ABC):
         with new_folder(folder) as temporary:
             self.model.save_pretrained(temporary, state_dict=state_dict)
             (self.processor or self.tokenizer).save_pretrained(temporary)
+            if self.processor is None:
+                keep_tokenizer(temporary)
             write_checksums(temporary)
 
     def encode_speech(self, waveform: NDArray[np.float32]) -> Tensor:
         """The speech tokens of an utterance, `[speech tokens, llm_dim]`, for any number of prompts about it."""
         # The instruction does not matter: the LLM has not read anything yet.
-        prompt = self.encode("Listen.", waveform)
+        prompt = self.encode(self._said("Listen."), waveform)
         return self.embed([prompt])[0][prompt.positions(Segment.SOURCE)]
 
     @torch.no_grad()
@@ -239,6 +242,8 @@ class Checkpoint(ABC):
     def prompt_ids(self, sample: ReadableSample) -> list[int]:
         """Token ids of the prompt about a sample, `[positions]`; each speech token has the id of the placeholder.
 
+        Under a template without an instruction (`llasm_released`), the sample's has no effect.
+
         Args:
             sample: a [`Sample`](lsm_probe.Sample).
 
@@ -271,7 +276,11 @@ class Checkpoint(ABC):
         return logits.float().cpu()
 
     def _prompt_of(self, sample: ReadableSample) -> Prompt:
-        return self.encode(sample.instruction, sample.read_source(self.source))
+        return self.encode(self._said(sample.instruction), sample.read_source(self.source))
+
+    def _said(self, instruction: str) -> str:
+        """The instruction as far as the template has a place for one."""
+        return instruction if self.template.has_instruction else ""
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
         """Raises InputError if prompt and response exceed the context, or what sparse attention sees in full."""

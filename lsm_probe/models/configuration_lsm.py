@@ -36,8 +36,8 @@ class LsmConfig(PreTrainedConfig):
             norm, beside those of Whisper's encoder (SALMONN). None: Whisper alone.
 
     Raises:
-        UnusableConfig: an unknown context, a number of states the decoder has no positions for, or a decoder after
-            an encoder that sees the speech alone or beside BEATs.
+        UnusableConfig: an unknown context, a number of states the decoder has no positions for, a start token that
+            Whisper does not have, or a decoder after an encoder that sees the speech alone or beside BEATs.
     """
 
     model_type = "lsm"
@@ -88,6 +88,11 @@ class LsmConfig(PreTrainedConfig):
         states, positions = self.decoder_states, self.audio_config.max_target_positions
         if states > positions:
             raise UnusableConfig(f"decoder_states {states}: this Whisper's decoder has {positions} positions")
+        start, vocabulary = self.audio_config.decoder_start_token_id, self.audio_config.vocab_size
+        if start is None or start >= vocabulary:
+            raise UnusableConfig(
+                f"decoder_states: this Whisper's start token {start} is not in its {vocabulary} tokens"
+            )
         if self.encoder_context in SPEECH_ALONE:
             raise UnusableConfig(
                 f"encoder_context {self.encoder_context!r} and decoder_states exclude each other (it reads 30 s): "

@@ -19,6 +19,7 @@ from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig, num_speech_tokens
 from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt, refuse_placeholder
+from lsm_probe.models.saved_tokenizer import keep_tokenizer
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
 from lsm_probe.models.templates import (
@@ -101,6 +102,7 @@ class LsmProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Writes the files of the processor, and its prompt template as `prompt_template.yaml`."""
         written = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        keep_tokenizer(save_directory)
         if self.template.content:  # one from another package may be a function
             (Path(save_directory) / FILE).write_text(self.template.content, encoding="utf-8")
         return written

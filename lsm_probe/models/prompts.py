@@ -82,18 +82,20 @@ def encode_prompt(
     Args:
         tokenizer: a fast tokenizer (segments come from its character offsets).
         template: a prompt template, its name, or its YAML file.
-        instruction: what the model is told to do.
+        instruction: what the model is told to do; empty for a template without one.
         source: the transcript, or [`AUDIO_TOKEN`] for speech.
         source_length: number of source tokens. For speech the number of speech tokens (required); for text the
             transcript's tokens are repeated in a cycle or cut to this length, for length-matched controls.
         audio_token_id: the id of a speech token; required for speech.
 
     Raises:
-        InputError: if the template is unknown, instruction or source tokenise to nothing or hold a control token, or
-            the instruction holds the audio placeholder.
+        InputError: if the template is unknown, instruction or source tokenise to nothing or hold a control token,
+            the instruction holds the audio placeholder, or there is one and the template has no place for it.
     """
     template = find_template(template)
     instruction, source = instruction.strip(), source.strip()
+    if instruction:
+        require_instruction(template)
     if audio_token_id is not None:
         refuse_placeholder("instruction", instruction, AUDIO_TOKEN)
     pieces = template.render(tokenizer, instruction, source)
@@ -131,12 +133,24 @@ def encode_pieces(
         segments = token_segments(part, encoded["offset_mapping"])
         prompt = Prompt([*prompt.input_ids, *encoded["input_ids"]], [*prompt.segments, *segments])
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
-        text = "".join(piece for own, piece in pieces if own is segment)
+        texts = [piece for own, piece in pieces if own is segment]
+        if segment is Segment.INSTRUCTION and not texts:
+            continue  # a template without an instruction
+        text = "".join(texts)
         if segment not in prompt.segments:
             raise NoTokens(segment.name.lower(), f"{text!r} has no tokens")
         if text != placeholder:
             _refuse_control_tokens(tokenizer, prompt, segment, text)
     return prompt
+
+
+def require_instruction(template: PromptTemplate) -> None:
+    """Raises InputError for a template without an instruction: measurements are about one."""
+    if not template.has_instruction:
+        raise InputError(
+            f"template {template.name!r} has no instruction, and the instructions of samples would be left out: "
+            "choose another --template for measurements; this one serves prompt_ids and logits"
+        )
 
 
 def _split_at_source(pieces: Sequence[Piece]) -> list[list[Piece]]:

@@ -19,7 +19,7 @@ from lsm_probe.data.audio import read_audio
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.prompts import Prompt, require_instruction
 from lsm_probe.models.thinking import UNFINISHED, Thought
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.options import OnError, ResponseOptions, ResponsePart
@@ -135,8 +135,10 @@ def check_samples(
         needs: keys that samples must have beside those that prompt and response come from.
 
     Raises:
-        InputError: there are no samples, two of one id, some lack a key, or what was given by id does not fit.
+        InputError: there are no samples, two of one id, some lack a key, what was given by id does not fit, or the
+            checkpoint's template has no instruction.
     """
+    require_instruction(checkpoint.template)
     if not samples:
         raise InputError("there are no samples to probe: the manifest, or what --limit leaves of it, is empty")
     ids = [sample.id for sample in samples]

@@ -1,5 +1,6 @@
 """The tiny LSM in every shape: each connector, Whisper's decoder in the tower, speech without the silence after it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,27 @@ def beats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("beats") / "beats.pt"
     torch.save({"cfg": cfg, "model": state}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def save_sentencepiece() -> Callable[[Path], None]:
+    """`save_sentencepiece(folder)`: a Llama's `tokenizer.model` with its settings."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="reads and trains tokenizer.model")
+
+    def save(folder: Path) -> None:
+        words = ["the speaker says what she sells by the sea", "write down what is said and repeat it twice"]
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words),
+            model_prefix=str(folder / "tokenizer"),
+            model_type="bpe",
+            vocab_size=310,
+            byte_fallback=True,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
+        (folder / "tokenizer.vocab").unlink()
+        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "bos_token": "<s>", "eos_token": "</s>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "<unk>"}))
+
+    return save

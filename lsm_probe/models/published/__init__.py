@@ -4,7 +4,7 @@ One module a system; importing it here registers it. A system says how to recogn
 of an LSM of ours computes the same, and how its tensors are called there.
 """
 
-from lsm_probe.models.published import blsp, salmonn
+from lsm_probe.models.published import blsp, llama_omni, llasm, salmonn, self_powered
 from lsm_probe.models.published.loading import find_system, load_published, read_published, used_parts
 from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts
 
@@ -14,8 +14,11 @@ __all__ = [
     "Parts",
     "blsp",
     "find_system",
+    "llama_omni",
+    "llasm",
     "load_published",
     "read_published",
     "salmonn",
+    "self_powered",
     "used_parts",
 ]

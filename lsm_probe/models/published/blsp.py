@@ -34,9 +34,9 @@ def _recognises(release: Release) -> bool:
 def _read(release: Release, parts: Parts) -> Reading:
     if (kernels := release.setting("conv_kernel_sizes")) != "5,5,5":
         raise InputError(f"{release.folder} has convolutions of sizes {kernels}: only 5,5,5 can be read")
-    text_config = LlamaConfig(**release.setting("llama_config"))
+    text_config = release.part_config(LlamaConfig, release.setting("llama_config"))
     config = LsmConfig(
-        audio_config=WhisperConfig(**release.setting("whisper_config")),
+        audio_config=release.part_config(WhisperConfig, release.setting("whisper_config")),
         projector_config=LsmProjectorConfig(connector="conv", hidden_size=release.setting("adapter_inner_dim")),
         text_config=text_config,
     )

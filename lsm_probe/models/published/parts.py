@@ -116,6 +116,8 @@ def check_width(part: str, place: str, width: int, needed: int) -> None:
 
 
 def _openai_part(path: Path, whole: bool) -> tuple[Part, WhisperFeatureExtractor]:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: give the Whisper's")
     content = read_unpickled(path)
     if not {"dims", "model_state_dict"} <= content.keys():
         raise InputError(f"{path} is no Whisper of OpenAI's: it lacks 'dims' or 'model_state_dict'")

@@ -7,24 +7,28 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, normalizers
 from torch import Tensor
-from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
+from transformers import LlamaTokenizerFast, PreTrainedConfig, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.pretrained import pretrained
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
 """Files of weights; of the first kind that is there all are read."""
+Config = TypeVar("Config", bound=PreTrainedConfig)
 _DAMAGED = "it is damaged, or holds more than tensors; download it again"
 _MOST_NAMES = 2**26
 """Bytes that are searched for the names of tensors; the largest checkpoints' names take a few million."""
@@ -56,13 +60,40 @@ class Release:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """Its `config.json`; empty if it has none, or none that can be read, or if a single file was named."""
-        if self.file is not None:
-            return {}
+        return {} if self.file is not None else self._read("config.json")
+
+    @cached_property
+    def generation(self) -> Mapping[str, Any]:
+        """Its `generation_config.json`; empty as [`config`]."""
+        return self._read("generation_config.json")
+
+    def _read(self, name: str) -> Mapping[str, Any]:
         try:
-            found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            found = json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def llm_config(self, kind: type[Config]) -> Config:
+        """The LLM's configuration, where its settings stand in `config.json` among those of the system."""
+        # Of older versions of transformers, whose configurations still take them.
+        known = {"rope_theta", "rope_scaling", *(field.name for field in fields(kind))}
+        known -= {"architectures", "dtype"}
+        return self.part_config(kind, {name: value for name, value in self.config.items() if name in known})
+
+    def part_config(self, kind: type[Config], settings: Mapping[str, Any]) -> Config:
+        """A configuration of these settings of `config.json`.
+
+        Raises:
+            InputError: there is none of them.
+        """
+        try:
+            return kind(**settings)
+        except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self.folder / 'config.json'} makes no {kind.__name__} ({reason}): take a good copy"
+            ) from error
 
     @cached_property
     def files(self) -> list[Path]:
@@ -107,37 +138,51 @@ class Release:
             )
         return self.config[name]
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Its fast tokenizer, whatever `config.json` says of the model; no code of the checkpoint runs.
-
-        Raises:
-            InputError: the folder has none.
-        """
-        return read_tokenizer(self.folder)
+    def tokenizer(self, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:
+        """Its fast tokenizer, whatever `config.json` says of the model; see [`read_tokenizer`]."""
+        return read_tokenizer(self.folder, byte_pairs)
 
 
-def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-    """The fast tokenizer in a folder or on the hub: from `tokenizer.json`, or else from Llama's `tokenizer.model`.
+def read_tokenizer(folder: str | Path, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:
+    """The fast tokenizer in a folder or on the hub; no code of the checkpoint runs.
+
+    It comes from `tokenizer.json`, or else from Llama's `tokenizer.model`, or else from `vocab.json`.
+
+    Args:
+        folder: folder or hub name.
+        byte_pairs: the class that reads `vocab.json` and `merges.txt`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is a `tokenizer.model` and sentencepiece is not installed.
     """
+    kinds: dict[str, type] = {"tokenizer.json": PreTrainedTokenizerFast, "tokenizer.model": LlamaTokenizerFast}
+    if byte_pairs is not None:
+        kinds["vocab.json"] = byte_pairs
     path = Path(folder)
-    if path.is_dir() and not (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file():
-        raise InputError(f"{folder} has no tokenizer: add the tokenizer.json or tokenizer.model of the release")
-    spells = path.is_dir() and not (path / "tokenizer.json").is_file()
-    loaded = pretrained(LlamaTokenizerFast if spells else PreTrainedTokenizerFast, folder)
-    return _as_generic(loaded) if spells else loaded
+    file = next((name for name in kinds if (path / name).is_file()), None)
+    if path.is_dir() and file is None:
+        raise InputError(f"{folder} has no tokenizer: add the {' or '.join(kinds)} of the release")
+    if file == "tokenizer.model" and find_spec("sentencepiece") is None:
+        raise InputError(f"{path / file} can only be read with sentencepiece: pip install sentencepiece")
+    loaded = pretrained(kinds[file or "tokenizer.json"], folder)
+    return _as_generic(loaded) if file == "tokenizer.model" else loaded
 
 
 def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:
-    """The same tokenizer in transformers' generic class.
+    """The same tokenizer in transformers' generic class, which reads spaces as a Llama's `tokenizer.json` does.
 
-    Saved and loaded again, a LlamaTokenizer puts no space before the text after a special token any more.
+    A text, and what follows a special token, gets a space before it, also where it begins with one: transformers 5
+    leaves that out if it makes the tokenizer from `tokenizer.model`. Saved and loaded again, its LlamaTokenizer puts
+    none at all after a special token.
     """
     special = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
-    length = loaded.model_max_length
-    return PreTrainedTokenizerFast(tokenizer_object=loaded.backend_tokenizer, model_max_length=length, **special)
+    content = json.loads(loaded.backend_tokenizer.to_str())
+    metaspace = content.pop("pre_tokenizer")
+    prefix = [] if metaspace["prepend_scheme"] == "never" else [normalizers.Prepend("▁")]
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    options = {"model_max_length": loaded.model_max_length, "chat_template": loaded.chat_template}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options, **special)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -29,6 +29,14 @@ class Parts:
     llm: str | None = None
     beats: str | None = None
 
+    def find(self, part: str, release: Release, default: str | None = None) -> str | None:
+        """The place of a part: the one given, or else the one that the release names, if it is there; see [`need`]."""
+        given: str | None = getattr(self, part)
+        if given is not None or not default:
+            return given
+        places = (release.folder / default, release.folder.resolve().parent / default)
+        return next((str(place) for place in places if place.exists()), None)
+
     def need(self, part: str, release: Release, what: str, default: str | None = None) -> str:
         """The place of a part: the one given, or else the one that the release names, if it is there.
 
@@ -42,13 +50,8 @@ class Parts:
         Raises:
             InputError: it was not given, and the release names none that is here.
         """
-        given: str | None = getattr(self, part)
-        if given is not None:
-            return given
-        if default:
-            for folder in (release.folder, release.folder.resolve().parent):
-                if (folder / default).exists():
-                    return str(folder / default)
+        if (found := self.find(part, release, default)) is not None:
+            return found
         kind = "FILE" if part == "beats" else "FOLDER"
         raise InputError(f"{release.place} does not hold its {part}: give --{part} {kind}, {what}")
 
@@ -93,9 +96,10 @@ class System:
     needs: tuple[str, ...] = ()
 
 
-def eos_token_ids(config: PreTrainedConfig) -> list[int]:
-    """What ends a response of an LLM, by its configuration."""
-    found: int | list[int] | None = config.eos_token_id
+def eos_token_ids(config: PreTrainedConfig, release: Release | None = None) -> list[int]:
+    """What ends a response of an LLM, by the `generation_config.json` of a release or else by its configuration."""
+    found: int | list[int] | None = release.generation.get("eos_token_id") if release else None
+    found = config.eos_token_id if found is None else found
     return found if isinstance(found, list) else [] if found is None else [found]
 
 

@@ -21,7 +21,12 @@ Messages = list[dict[str, Any]]
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, make_messages: Callable[[str, str], Messages], instruction: str, source: str
+    tokenizer: PreTrainedTokenizerBase,
+    make_messages: Callable[[str, str], Messages],
+    instruction: str,
+    source: str,
+    *,
+    has_instruction: bool = True,
 ) -> list[Piece]:
     """As [`chat_pieces`], by the chat template of a tokenizer.
 
@@ -31,7 +36,8 @@ def render_chat(
     if not tokenizer.chat_template:
         model = tokenizer.name_or_path or "this model"
         raise InputError(f"template 'chat': the tokenizer of {model} has no chat template; {_ADVICE}")
-    return chat_pieces(chat_template_renderer(tokenizer), make_messages, instruction, source)
+    apply = chat_template_renderer(tokenizer)
+    return chat_pieces(apply, make_messages, instruction, source, has_instruction=has_instruction)
 
 
 def chat_pieces(
@@ -41,6 +47,7 @@ def chat_pieces(
     source: str,
     placeholder: str = _SOURCE,
     advice: str = _ADVICE,
+    has_instruction: bool = True,
 ) -> list[Piece]:
     """A chat template's rendering of an instruction and a source, cut into segments.
 
@@ -51,6 +58,7 @@ def chat_pieces(
         source: what the model is to read, or what stands for the speech.
         placeholder: stands for the source while its place is searched for; for speech the same as `source`.
         advice: what to do about a template that cannot be used; ends the error.
+        has_instruction: whether the messages hold the instruction.
 
     Raises:
         InputError: the template fails, or does not keep the user's words as they are.
@@ -62,13 +70,17 @@ def chat_pieces(
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"template 'chat': the chat template fails ({reason}); {advice}") from error
     pieces: list[Piece] = []
-    if rendered.count(_INSTRUCTION) == rendered.count(placeholder) == 1:
-        slots = [(_INSTRUCTION, Segment.INSTRUCTION, instruction), (placeholder, Segment.SOURCE, source)]
+    slots = [(placeholder, Segment.SOURCE, source)]
+    if has_instruction:
+        slots.append((_INSTRUCTION, Segment.INSTRUCTION, instruction))
+    if all(rendered.count(mark) == 1 for mark, _, _ in slots):
         slots.sort(key=lambda slot: rendered.index(slot[0]))
         head, rest = rendered.split(slots[0][0])
-        between, tail = rest.split(slots[1][0])
-        before = _split_system(apply, head, marked, slots[0][0])
-        pieces = [*before, slots[0][1:], (Segment.TEMPLATE, between), slots[1][1:], (Segment.TEMPLATE, tail)]
+        pieces = [*_split_system(apply, head, marked, slots[0][0]), slots[0][1:]]
+        for mark, segment, text in slots[1:]:
+            between, rest = rest.split(mark)
+            pieces += [(Segment.TEMPLATE, between), (segment, text)]
+        pieces.append((Segment.TEMPLATE, rest))
     if "".join(text for _, text in pieces) != expected:
         raise InputError(f"template 'chat': the chat template rewrites the user's words; {advice}")
     return pieces

@@ -1,6 +1,7 @@
 """What a prompt template's YAML file holds, and the prompts that are rendered from it.
 
-A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders:
+A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders.
+The source stands in it once. A template without an instruction serves [`prompt_ids`] and [`logits`] alone.
 
     bos: 1                      # BOS tokens before the prompt (default 1); none are added to a chat template's prompt
     split_at_source: false      # tokenise the text before the source, the source, and the text after it separately
@@ -47,6 +48,7 @@ class PromptTemplate:
             into segments.
         split_at_source: whether the text before the source, the source and the text after it are tokenised separately.
         is_chat: whether the chat template of the tokenizer writes the prompt.
+        has_instruction: whether the instruction stands in it; some released systems are asked by speech alone.
         content: of its YAML file; empty if it comes from none.
     """
 
@@ -54,6 +56,7 @@ class PromptTemplate:
     render: Callable[[PreTrainedTokenizerBase, str, str], list[Piece]] = field(repr=False, compare=False)
     split_at_source: bool = False
     is_chat: bool = False
+    has_instruction: bool = True
     content: str = field(default="", repr=False)
 
 
@@ -110,9 +113,14 @@ class _Layout(_Strict):
             raise ValueError(f"the source must stand in it once, and stands in it {sources} times")
         return self
 
+    @property
+    def has_instruction(self) -> bool:
+        return "instruction" in self.prompt or any("{instruction}" in m.content for m in self.messages)
+
     def render(self, tokenizer: PreTrainedTokenizerBase, instruction: str, source: str) -> list[Piece]:
         if self.messages:
-            return render_chat(tokenizer, self._messages, instruction, source)
+            options = {"has_instruction": self.has_instruction}
+            return render_chat(tokenizer, self._messages, instruction, source, **options)
         bos = 1 if self.bos is None else self.bos
         pieces: list[Piece] = [(Segment.TEMPLATE, str(tokenizer.bos_token or "") * bos)]
         for part in self.prompt:
@@ -164,7 +172,8 @@ def parse_template(name: str, content: str, where: str) -> PromptTemplate:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the template"
         raise InputError(f"{where} is no prompt template: {place}: {first['msg']}; see docs/checkpoints.md") from error
-    return PromptTemplate(name, layout.render, layout.split_at_source, bool(layout.messages), content)
+    options = {"split_at_source": layout.split_at_source, "is_chat": bool(layout.messages)}
+    return PromptTemplate(name, layout.render, **options, has_instruction=layout.has_instruction, content=content)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -14,16 +14,22 @@ import pytest
 
 import lsm_probe
 from lsm_probe.models.checkpoint_kinds import Lsm
+from lsm_probe.models.templates import find_template
 
 FOLDER = os.environ.get("LSM_PROBE_PUBLISHED")
 LOGITS, SPEECH = 4e-5, 2e-5
 """Most by which logits and speech tokens may differ, of values up to about 6."""
 
+RELEASED = {"llasm": "llasm_released"}
+"""Templates of what the original computed where its prompt has no instruction; it may have one under `variants`."""
 # System, folder of the release, and the folders of the parts that it leaves out.
 RELEASES: list[tuple[str, str, dict[str, str]]] = [
     ("blsp", "checkpoint", {}),
+    ("llama-omni", "checkpoint", {}),
+    ("llasm", "checkpoint", {"encoder": "whisper"}),
     ("salmonn", "checkpoint", {"encoder": "whisper", "llm": "vicuna"}),
     ("salmonn-beats", "checkpoint", {}),
+    ("self-powered", "checkpoint", {}),
 ]
 
 
@@ -40,7 +46,13 @@ def test_a_reference_checkpoint_computes_what_the_original_code_does(
     places: dict[str, Any] = {part: base / place for part, place in parts.items()}
     model = lsm_probe.load(base / folder, device="cpu", dtype="float32", **places)
     assert isinstance(model, Lsm)
-    for clip, run in expected["clips"].items():
+    own = model.template
+    runs = [(clip, None, run) for clip, run in expected["clips"].items()]
+    runs += [(clip, name, varied) for clip, _, run in runs for name, varied in run.get("variants", {}).items()]
+    for clip, variant, run in runs:
+        has_no_instruction = variant is None and system in RELEASED
+        model.template = model.processor.template = find_template(RELEASED[system]) if has_no_instruction else own
+        key = clip if variant is None else f"{clip}_{variant}"
         sample = lsm_probe.Sample(
             id=clip, instruction=expected["instruction"], audio=str(base / f"{clip}.wav"), text="words"
         )
@@ -50,7 +62,7 @@ def test_a_reference_checkpoint_computes_what_the_original_code_does(
         assert not isinstance(source, str)
         tokens = model.encode_speech(source).numpy()
         np.testing.assert_allclose(tokens, arrays[f"{clip}_speech"], rtol=0, atol=SPEECH)
-        logits = model.logits(sample).numpy()[arrays[f"{clip}_positions"]]
-        np.testing.assert_allclose(logits, arrays[f"{clip}_logits"], rtol=0, atol=LOGITS)
-        embedded = model.embed([model.encode(sample.instruction, source)])
+        logits = model.logits(sample).numpy()[arrays[f"{key}_positions"]]
+        np.testing.assert_allclose(logits, arrays[f"{key}_logits"], rtol=0, atol=LOGITS)
+        embedded = model.embed([model.encode("" if has_no_instruction else sample.instruction, source)])
         assert model.generate(embedded, max_new_tokens=len(run["greedy_ids"])) == [run["greedy_ids"]]

@@ -1,0 +1,40 @@
+"""A saved tokenizer makes the tokens that it made before."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import lsm_probe
+from lsm_probe.models import LsmProjectorConfig
+
+
+@pytest.fixture
+def llama_folder(tmp_path: Path, tiny_llm_folder: Path, save_sentencepiece: Callable[[Path], None]) -> Path:
+    """An LLM with a Llama's `tokenizer.model`, which puts a space before the text after special tokens."""
+    folder = tmp_path / "llm"
+    shutil.copytree(tiny_llm_folder, folder, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
+    save_sentencepiece(folder)
+    return folder
+
+
+def test_an_lsm_of_a_llama_tokenizer_has_the_same_prompt_when_it_is_loaded(
+    tmp_path: Path, llama_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    connector = LsmProjectorConfig(connector="frame_stack")
+    built = lsm_probe.build_lsm(tiny_encoder_folder, llama_folder, projector=connector, template="vicuna")
+    prompt = built.encode("Continue writing the text.", "She sells sea shells.")
+    built.save(tmp_path / "lsm")
+    loaded = lsm_probe.load(tmp_path / "lsm", device="cpu")
+    assert loaded.encode("Continue writing the text.", "She sells sea shells.") == prompt
+
+
+def test_a_text_llm_of_a_llama_tokenizer_has_the_same_prompt_when_it_is_loaded(
+    tmp_path: Path, llama_folder: Path
+) -> None:
+    loaded = lsm_probe.load(llama_folder, device="cpu", template="vicuna")
+    prompt = loaded.encode("Continue writing the text.", "She sells sea shells.")
+    loaded.save(tmp_path / "saved")
+    saved = lsm_probe.load(tmp_path / "saved", device="cpu", template="vicuna")
+    assert saved.encode("Continue writing the text.", "She sells sea shells.") == prompt
