@@ -35,12 +35,13 @@ def import_release(
     from lsm_probe.cli.progress import quiet_transformers
     from lsm_probe.files import check_can_write
     from lsm_probe.models.devices import resolve_device, resolve_dtype
-    from lsm_probe.models.published import Parts, load_published
+    from lsm_probe.models.published import Parts, check_parts, load_published
 
     quiet_transformers()
     check_can_write("--out", out, folder=True)
     cpu = resolve_device("cpu")
     parts = Parts(encoder=encoder, llm=llm, beats=beats)
+    check_parts(name, parts)
     checkpoint = load_published(name, parts, resolve_dtype(dtype, cpu), template=template)
     checkpoint.save(out)
     print(f"written to {out}: {checkpoint.identity.published}, template {checkpoint.template.name}")

@@ -10,6 +10,7 @@ from lsm_probe.models.beats.configuration import BeatsConfig
 from lsm_probe.models.connectors.base import LsmProjectorConfig, UnusableConfig, check_count
 
 ENCODER_CONTEXTS = ("full", "trimmed", "padded", "clip")
+DECODER_INPUTS = ("start_tokens", "learned")
 SPEECH_ALONE = ("trimmed", "clip")
 """Contexts in which the encoder sees only the speech, so that pieces of different lengths do not run together."""
 
@@ -25,8 +26,11 @@ class LsmConfig(PreTrainedConfig):
             size, an id no text token has, and is replaced before the embedding: the LLM's weights and the width
             of its logits never change.
         decoder_states: None: the audio tower is Whisper's encoder, and its states go to the connector. A number: it
-            is the whole of Whisper, whose decoder reads so many start tokens and hands on its last hidden states,
-            as many for any length of speech (LLaSM: 64).
+            is the whole of Whisper, whose decoder reads so many vectors and hands on its last hidden states, as many
+            for any length of speech (LLaSM: 64, DiVA: 448).
+        decoder_input: the vectors that Whisper's decoder reads, where there are `decoder_states`. `start_tokens`: the
+            embedding of its start token, every time (LLaSM). `learned`: a parameter of the audio tower, a vector for
+            each state (DiVA). Positions are added to both.
         encoder_context: what the encoder sees of a piece of speech, and which of its states the connector reads.
             `full`: the encoder sees 30 s, filled up with silence, as Whisper was trained; the connector reads the
             states of the speech. `padded`: the same, and the silence counts as speech (LLaMA-Omni, SALMONN).
@@ -36,8 +40,9 @@ class LsmConfig(PreTrainedConfig):
             norm, beside those of Whisper's encoder (SALMONN). None: Whisper alone.
 
     Raises:
-        UnusableConfig: an unknown context, a number of states the decoder has no positions for, a start token that
-            Whisper does not have, or a decoder after an encoder that sees the speech alone or beside BEATs.
+        UnusableConfig: an unknown context or decoder input, a number of states the decoder has no positions for,
+            learned input without that number, a start token that Whisper does not have, or a decoder after an encoder
+            that sees the speech alone or beside BEATs.
     """
 
     model_type = "lsm"
@@ -53,6 +58,7 @@ class LsmConfig(PreTrainedConfig):
     text_config: Any = None
     audio_token_id: int = None  # type: ignore[assignment]  # None takes the LLM's vocabulary size
     decoder_states: int | None = None
+    decoder_input: str = "start_tokens"
     encoder_context: str = "full"
     beats_config: Any = None
 
@@ -67,7 +73,7 @@ class LsmConfig(PreTrainedConfig):
         if isinstance(self.beats_config, dict):
             self.beats_config = BeatsConfig(**self.beats_config)
         if self.audio_token_id is None:
-            self.audio_token_id = self.text_config.vocab_size
+            self.audio_token_id = self.text_config.get_text_config().vocab_size
         self._check_audio_tower()
         self.tie_word_embeddings = False  # the LLM ties its own embeddings, or does not
         super().__post_init__(**kwargs)
@@ -82,7 +88,13 @@ class LsmConfig(PreTrainedConfig):
             raise UnusableConfig(
                 f"encoder_context {self.encoder_context!r} is unknown; choose one of: {', '.join(ENCODER_CONTEXTS)}"
             )
+        if self.decoder_input not in DECODER_INPUTS:
+            raise UnusableConfig(
+                f"decoder_input {self.decoder_input!r} is unknown; choose one of: {', '.join(DECODER_INPUTS)}"
+            )
         if self.decoder_states is None:
+            if self.decoder_input == "learned":
+                raise UnusableConfig("decoder_input 'learned' needs decoder_states, the number of vectors")
             return
         check_count("decoder_states", self.decoder_states)
         states, positions = self.decoder_states, self.audio_config.max_target_positions

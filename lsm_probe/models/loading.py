@@ -33,7 +33,7 @@ from lsm_probe.models.lookup import check_builtin, find_folder, load_audio_llm_p
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import describe_prompt
-from lsm_probe.models.published import PARTS, Parts, find_system, load_published, used_parts
+from lsm_probe.models.published import Parts, check_parts, find_system, load_published
 from lsm_probe.models.templates import default_template, find_template
 
 
@@ -129,7 +129,7 @@ def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
     no_adapter = InputError(f"{name} is no adapter (a folder with {ADAPTER_CONFIG}): leave out base {base}")
     if base is not None and not may_be_on_hub(name):
         raise no_adapter
-    _check_parts(name, options.parts)
+    check_parts(name, options.parts)
     if find_system(name) is not None:
         return load_published(name, options.parts, options.dtype, template=options.template, date=options.date)
     if name in BUILTIN_LSMS:
@@ -145,12 +145,6 @@ def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
     if base is not None:
         raise no_adapter
     return checkpoint
-
-
-def _check_parts(name: str, parts: Parts) -> None:
-    used = used_parts(name, parts)
-    if unused := [part for part in PARTS if getattr(parts, part) != getattr(used, part)]:
-        raise InputError(f"--{unused[0]} {getattr(parts, unused[0])}: {name} has its own; leave the option out")
 
 
 def _load_adapted(name: str, folder: Path, options: _Options, base: str | None) -> Checkpoint:

@@ -286,5 +286,6 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def _make_connector(config: LsmConfig) -> Connector:
     """A connector with weights as torch draws them."""
-    widths = {"encoder_dim": config.state_dim, "llm_dim": config.text_config.hidden_size}
+    llm_dim = config.text_config.get_text_config().hidden_size  # of the LLM inside one that sees, too (Gemma 3)
+    widths = {"encoder_dim": config.state_dim, "llm_dim": llm_dim}
     return CONNECTORS[config.projector_config.connector](config.projector_config, **widths)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import WhisperModel
+from transformers import WhisperConfig, WhisperModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -67,8 +67,19 @@ class WhisperAndBeats(nn.Module):
         return torch.cat([states, audio], dim=-1)
 
 
+class QueriedWhisper(WhisperModel):
+    """Whisper whose decoder reads learned vectors (`query`, `[queries, d]`) in the place of embedded tokens (DiVA)."""
+
+    def __init__(self, config: WhisperConfig, queries: int):
+        super().__init__(config)
+        # Drawn here: transformers counts a Whisper as drawn once it is made.
+        self.query = nn.Parameter(config.init_std * torch.randn(queries, config.d_model))
+
+
 def make_audio_tower(config: LsmConfig) -> WhisperEncoder | WhisperModel | WhisperAndBeats:
     """The audio tower of a model of this configuration."""
+    if config.decoder_states is not None and config.decoder_input == "learned":
+        return QueriedWhisper(config.audio_config, config.decoder_states)
     if config.decoder_states is not None:
         return WhisperModel(config.audio_config)
     encoder_class = TrimmedWhisperEncoder if config.encoder_context in SPEECH_ALONE else WhisperEncoder
@@ -116,6 +127,9 @@ def run_audio_tower(
         raise ValueError(f"{what}, as the model's own processor does")
     if beats_features is not None:
         return tower(_run_encoder(tower.encoder, config, features, mel_frames), beats_features, beats_frames)
+    if isinstance(tower, QueriedWhisper):
+        query = tower.query.expand(len(features), -1, -1)
+        return tower(features, decoder_inputs_embeds=query, use_cache=False).last_hidden_state
     if config.decoder_states is not None:
         start = config.audio_config.decoder_start_token_id
         ids = mel_frames.new_full((len(features), config.decoder_states), start)

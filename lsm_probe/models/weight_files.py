@@ -42,8 +42,7 @@ def find_weights(folder: Path) -> list[Path]:
     Raises:
         InputError: an index is damaged or names files outside of the folder.
     """
-    for index in sorted(folder.glob("*.index.json")):
-        _indexed_files(index)  # also of those that are not read: they may come to be
+    indexed_files(folder)  # also of the indices that are not read: they may come to be
     try:
         own = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -88,6 +87,15 @@ def find_state_dict(held: Any) -> tuple[str | None, dict[str, Tensor]]:
         if isinstance(held.get(key), Mapping):
             return key, find_state_dict(held[key])[1]
     return None, {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def indexed_files(folder: Path) -> set[str]:
+    """Names of the files of weights that the indices of a folder (`*.index.json`) list.
+
+    Raises:
+        InputError: an index is damaged, or names a file outside of the folder.
+    """
+    return {file for index in sorted(folder.glob("*.index.json")) for file in _indexed_files(index)}
 
 
 def _indexed_files(index: Path) -> set[str]:

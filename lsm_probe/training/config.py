@@ -77,8 +77,11 @@ class ModelSettings(_Settings):
         if unknown := sorted(connector.keys() - known.keys()):
             raise ValueError(f"has no setting {unknown[0]!r}; its settings are: {', '.join(known)}")
         for key, value in connector.items():
-            kinds = {"int": int, "float": int | float, "str": str}
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds[known[key]])):
+            # The names of the types, as LsmProjectorConfig writes them; `window` is a number or a word.
+            kinds: dict[str, Any] = {"int": int, "float": int | float, "str": str, "bool": bool}
+            fits = [kinds[name] for name in known[key].replace("Literal['length']", "str").split(" | ")]
+            is_bool = isinstance(value, bool)
+            if value is not None and not any(isinstance(value, kind) and is_bool == (kind is bool) for kind in fits):
                 raise ValueError(f"{key} is {value!r}; it must be of type {known[key]}")
         return connector
 

@@ -16,8 +16,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "window_qformer": {},
     "frame_stack": {},
     "conv": {},
+    "swiglu_stack": {},
     "window_qformer-trimmed": {"encoder_context": "trimmed"},
     "conv-trimmed": {"encoder_context": "trimmed"},
+    "swiglu_stack-clip": {"encoder_context": "clip"},
     "linear-decoder": {"decoder_states": 7},
     "frame_stack-decoder": {"decoder_states": 7},
 }

@@ -16,7 +16,13 @@ from lsm_probe.models.connectors import CONNECTORS
 
 @pytest.mark.parametrize(
     ("connector", "window", "hidden_size"),
-    [("window_qformer", 17, 768), ("frame_stack", 5, 2048), ("conv", None, 512), ("linear", None, None)],
+    [
+        ("window_qformer", 17, 768),
+        ("frame_stack", 5, 2048),
+        ("conv", None, 512),
+        ("linear", None, None),
+        ("swiglu_stack", 8, 2048),
+    ],
 )
 def test_each_connector_has_its_own_sizes(connector: str, window: int | None, hidden_size: int | None) -> None:
     config = LsmProjectorConfig(connector=connector)
@@ -42,7 +48,7 @@ def test_a_saved_configuration_comes_back(connector: str, sizes: dict[str, int],
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"connector": "pooling"}, ["'pooling'", "conv, frame_stack, linear, window_qformer"]),
+        ({"connector": "pooling"}, ["'pooling'", "conv, frame_stack, linear, swiglu_stack, window_qformer"]),
         ({"window": 0}, ["window_qformer", "window", "0"]),
         ({"connector": "frame_stack", "window": -5}, ["frame_stack", "window", "-5"]),
         ({"window": 2.5}, ["window", "2.5"]),
@@ -60,6 +66,8 @@ def test_an_unusable_connector_is_refused(settings: dict[str, Any], words: list[
     ("settings", "words"),
     [
         ({"encoder_context": "half"}, ["'half'", "full, trimmed"]),
+        ({"decoder_input": "drawn", "decoder_states": 8}, ["'drawn'", "start_tokens, learned"]),
+        ({"decoder_input": "learned"}, ["'learned'", "decoder_states"]),
         ({"decoder_states": 0}, ["decoder_states", "0"]),
         ({"decoder_states": 31}, ["decoder_states", "31", "30 positions"]),
         ({"decoder_states": 8, "encoder_context": "trimmed"}, ["trimmed", "decoder_states"]),

@@ -10,7 +10,15 @@ import torch
 
 from lsm_probe.models import LsmForConditionalGeneration, LsmProjectorConfig
 from lsm_probe.models.checkpoint_kinds import Lsm
-from lsm_probe.models.connectors import CONNECTORS, Connector, Conv, FrameStack, WindowQFormer, num_speech_tokens
+from lsm_probe.models.connectors import (
+    CONNECTORS,
+    Connector,
+    Conv,
+    FrameStack,
+    SwigluStack,
+    WindowQFormer,
+    num_speech_tokens,
+)
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
 
@@ -68,6 +76,26 @@ def stacked_by_hand(connector: FrameStack, states: np.ndarray, stack: int) -> np
     return np.array(tokens)
 
 
+def gated_by_hand(connector: SwigluStack, states: np.ndarray, stack: int) -> np.ndarray:
+    """One stack at a time, in numpy, of the valid states of one piece."""
+    tokens = []
+    for start in range(0, len(states), stack):
+        side_by_side = np.zeros(stack * 32)
+        seen = states[start : start + stack].reshape(-1)
+        side_by_side[: len(seen)] = seen
+        value, gate = np.split(array(connector.linear_1.weight) @ rms(side_by_side, connector.ln_pre), 2)
+        gated = value * gate / (1 + np.exp(-gate))
+        if connector.config.middle_norm:
+            tokens.append(array(connector.linear_2.weight) @ rms(gated, connector.ln_mid))
+        else:
+            tokens.append(rms(array(connector.linear_2.weight) @ gated, connector.ln_post))
+    return np.array(tokens)
+
+
+def rms(vector: np.ndarray, norm: Any) -> np.ndarray:
+    return vector / np.sqrt((vector**2).mean() + 1e-6) * array(norm.weight)
+
+
 def convolved_by_hand(connector: Conv, states: np.ndarray) -> np.ndarray:
     """The sums written out, in numpy, over the valid states of one piece and no others."""
     for conv in connector.convs:
@@ -104,6 +132,18 @@ def test_a_stack_is_its_states_side_by_side(window: int) -> None:
     np.testing.assert_allclose(tokens.numpy(), np.concatenate(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("middle_norm", [True, False])
+@pytest.mark.parametrize("window", [8, 3])
+@torch.no_grad()
+def test_a_gated_stack_is_normalised_before_or_after_its_last_layer(window: int, middle_norm: bool) -> None:
+    sizes: dict[str, Any] = {"window": window, "hidden_size": 40, "middle_norm": middle_norm}
+    connector = make_connector(LsmProjectorConfig(connector="swiglu_stack", **sizes))
+    states = draw_frames(len(LENGTHS), 60)
+    expected = [gated_by_hand(connector, array(s[:n]), window) for s, n in zip(states, LENGTHS, strict=True)]
+    tokens = connector(states, torch.tensor(LENGTHS))
+    np.testing.assert_allclose(tokens.numpy(), np.concatenate(expected), rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_the_convolutions_see_the_valid_states_alone() -> None:
     connector = make_connector(LsmProjectorConfig(connector="conv", hidden_size=24))
@@ -129,6 +169,7 @@ def test_a_linear_makes_each_state_a_token() -> None:
         ("frame_stack", None, 100, 300),
         ("conv", None, 63, 188),  # 500 -> 250 -> 125 -> 63 and 1500 -> 750 -> 375 -> 188
         ("linear", None, 500, 1500),
+        ("swiglu_stack", None, 63, 188),  # ceil(500 / 8), ceil(1500 / 8)
         ("linear", 64, 64, 64),  # LLaSM
         ("window_qformer", 64, 4, 4),
     ],

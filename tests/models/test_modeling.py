@@ -181,16 +181,16 @@ class TestBuilding:
             assert torch.equal(tensor, connector[name])
         assert not torch.equal(first.get_input_embeddings().weight, second.get_input_embeddings().weight)
 
-    @pytest.mark.parametrize("projector", [{}, {"connector": "frame_stack"}, {"connector": "conv"}])
+    @pytest.mark.parametrize("connector", ["window_qformer", "frame_stack", "conv", "swiglu_stack"])
     def test_a_new_connectors_weights_have_the_spread_they_are_given(
-        self, tiny_encoder_folder: Path, tiny_llm_folder: Path, projector: dict[str, Any]
+        self, tiny_encoder_folder: Path, tiny_llm_folder: Path, connector: str
     ) -> None:
-        config = LsmProjectorConfig(**projector)
+        config = LsmProjectorConfig(connector=connector)
         model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=config).model
         for name, parameter in model.multi_modal_projector.named_parameters():
             if "bias" in name:
                 assert not parameter.any(), name
-            elif "norm" in name.lower():
+            elif "norm" in name.lower() or name.startswith("ln_"):
                 assert (parameter == 1).all(), name
             else:  # the Q-Former's own; the tiny LLM's, 0.2, elsewhere
                 spread = 0.02 if "qformer" in name or name == "query" else 0.2

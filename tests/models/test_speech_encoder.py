@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import WhisperConfig, WhisperModel
+from transformers import AutoConfig, WhisperConfig, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 import lsm_probe
-from lsm_probe.models import LsmForConditionalGeneration
+from lsm_probe.models import LsmConfig, LsmForConditionalGeneration, LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.segments import Segment
@@ -341,3 +341,41 @@ def test_the_decoder_gives_as_many_states_for_any_length(
 ) -> None:
     prompt = build_shape("linear-decoder").encode("Go.", waveform(seconds))
     assert prompt.count(Segment.SOURCE) == 7 * math.ceil(seconds / 30)
+
+
+class TestLearnedDecoderInput:
+    @pytest.fixture
+    def model(self, tiny_encoder_folder: Path, tiny_llm_folder: Path) -> LsmForConditionalGeneration:
+        torch.manual_seed(0)
+        audio, text = (AutoConfig.from_pretrained(folder) for folder in (tiny_encoder_folder, tiny_llm_folder))
+        tower: dict[str, Any] = {"decoder_states": 300, "decoder_input": "learned"}
+        projector = LsmProjectorConfig(connector="linear")
+        config = LsmConfig(audio_config=audio, projector_config=projector, text_config=text, **tower)
+        return LsmForConditionalGeneration(config).eval()
+
+    @torch.no_grad()
+    def test_the_decoder_reads_the_queries(self, model: LsmForConditionalGeneration) -> None:
+        tower: Any = model.audio_tower
+        assert tower.query.std().item() == pytest.approx(0.2, rel=0.05)  # init_std of the tiny Whisper
+        features, mask = torch.randn(2, 80, 3000), torch.ones(2, 3000, dtype=torch.long)
+        states, lengths = model.encode_speech(features, mask)
+        heard = tower.encoder(features[1:]).last_hidden_state
+        expected = tower.decoder(inputs_embeds=tower.query[None], encoder_hidden_states=heard).last_hidden_state
+        assert_same(states[1:], expected)
+        assert lengths.tolist() == [300, 300]
+        tower.query[7] += torch.linspace(-1, 1, 32)
+        changed, _ = model.encode_speech(features, mask)
+        # Whisper's decoder is causal: what stands before the query stays.
+        assert (changed != states).any(-1).any(0).nonzero()[:, 0].tolist() == list(range(7, 300))
+
+    def test_a_saved_model_comes_back(self, model: LsmForConditionalGeneration, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        loaded = LsmForConditionalGeneration.from_pretrained(tmp_path)
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
+
+    def test_the_queries_learn_where_they_may(self, model: LsmForConditionalGeneration) -> None:
+        tower: Any = model.audio_tower
+        tower.requires_grad_(False)
+        tower.query.requires_grad_()
+        model.get_audio_features(torch.randn(1, 80, 3000), torch.ones(1, 3000, dtype=torch.long)).sum().backward()
+        assert tower.query.grad.any(-1).all()

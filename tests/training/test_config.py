@@ -169,12 +169,31 @@ def test_what_decides_the_outcome_leaves_the_machine_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["hidden_size=32.7", "hidden_size=true", "hidden_size=1e3", "dropout=false", "connector=3"]
+    "override",
+    [
+        "hidden_size=32.7",
+        "hidden_size=true",
+        "hidden_size=1e3",
+        "dropout=false",
+        "connector=3",
+        "middle_norm=1",
+        "drop_partial_window=yes please",
+        "window=2.5",
+    ],
 )
 def test_a_connector_setting_of_another_type_is_refused_and_not_cut(override: str) -> None:
     setting, _ = override.split("=")
     with pytest.raises(InputError, match=rf"{setting} is .*; it must be of type"):
         read_config("mini/commands", [f"model.connector.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"), [("middle_norm=false", False), ("drop_partial_window=true", True), ("dropout=0", 0)]
+)
+def test_a_connector_setting_is_taken_as_it_is(override: str, value: object) -> None:
+    setting, _ = override.split("=")
+    projector = read_config("mini/commands", [f"model.connector.{override}"]).model.projector()
+    assert getattr(projector, setting) == value
 
 
 @pytest.mark.parametrize("setting", ["warmup", "weight_decay", "learning_rate", "max_grad_norm"])

@@ -7,6 +7,7 @@ from lsm_probe.models.connectors.base import CONNECTORS, Connector, LsmProjector
 from lsm_probe.models.connectors.conv import Conv
 from lsm_probe.models.connectors.frame_stack import FrameStack
 from lsm_probe.models.connectors.linear import Linear
+from lsm_probe.models.connectors.swiglu_stack import SwigluStack
 from lsm_probe.models.connectors.window_qformer import WindowQFormer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FrameStack",
     "Linear",
     "LsmProjectorConfig",
+    "SwigluStack",
     "WindowQFormer",
     "num_speech_tokens",
 ]

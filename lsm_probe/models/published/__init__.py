@@ -4,8 +4,8 @@ One module a system; importing it here registers it. A system says how to recogn
 of an LSM of ours computes the same, and how its tensors are called there.
 """
 
-from lsm_probe.models.published import blsp, llama_omni, llasm, salmonn, self_powered
-from lsm_probe.models.published.loading import find_system, load_published, read_published, used_parts
+from lsm_probe.models.published import blsp, diva, llama_omni, llasm, salmonn, self_powered, slam_llm, ultravox
+from lsm_probe.models.published.loading import check_parts, find_system, load_published, read_published, used_parts
 from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "SYSTEMS",
     "Parts",
     "blsp",
+    "check_parts",
+    "diva",
     "find_system",
     "llama_omni",
     "llasm",
@@ -20,5 +22,7 @@ __all__ = [
     "read_published",
     "salmonn",
     "self_powered",
+    "slam_llm",
+    "ultravox",
     "used_parts",
 ]

@@ -82,8 +82,19 @@ def load_published(
 def used_parts(name: str | Path, parts: Parts) -> Parts:
     """Of the parts given, those that a checkpoint leaves out."""
     system = find_system(name)
-    needs = SYSTEMS[system].needs if system else ()
+    needs = SYSTEMS[system].missing_parts(Release.at(name)) if system else ()
     return Parts(**{part: getattr(parts, part) for part in PARTS if part in needs})
+
+
+def check_parts(name: str | Path, parts: Parts) -> None:
+    """Refuses a part that a checkpoint does not leave out.
+
+    Raises:
+        InputError: such a part was given.
+    """
+    used = used_parts(name, parts)
+    if unused := [part for part in PARTS if getattr(parts, part) != getattr(used, part)]:
+        raise InputError(f"--{unused[0]} {getattr(parts, unused[0])}: {name} has its own; leave the option out")
 
 
 def _system(name: str | Path) -> System:

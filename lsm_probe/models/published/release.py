@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
@@ -24,11 +23,13 @@ from torch import Tensor
 from transformers import LlamaTokenizerFast, PreTrainedConfig, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.pretrained import pretrained
+from lsm_probe.models.pretrained import from_files
+from lsm_probe.models.weight_files import find_state_dict, indexed_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
 """Files of weights; of the first kind that is there all are read."""
 Config = TypeVar("Config", bound=PreTrainedConfig)
+_SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 _DAMAGED = "it is damaged, or holds more than tensors; download it again"
 _MOST_NAMES = 2**26
 """Bytes that are searched for the names of tensors; the largest checkpoints' names take a few million."""
@@ -97,10 +98,16 @@ class Release:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Its files of weights."""
+        """Its files of weights.
+
+        Raises:
+            InputError: the folder holds files of two versions, or lacks one that its index lists.
+        """
         if self.file is not None:
             return [self.file]
-        return next((files for kind in _WEIGHTS if (files := sorted(self.folder.glob(kind)))), [])
+        files = next((files for kind in _WEIGHTS if (files := sorted(self.folder.glob(kind)))), [])
+        _check_one_version(files, self.folder)
+        return files
 
     def pth_files(self, *tensors: str) -> list[Path]:
         """Its `.pth` files in which tensors with these in their names are; those that are damaged are left out.
@@ -125,6 +132,10 @@ class Release:
                 raise InputError(f"{path} holds {twice[0]}, which another file of the folder holds too: remove one")
             found |= read
         return found
+
+    def holds(self, part: str) -> bool:
+        """Whether any of its tensors belongs to a module of this name."""
+        return any(name.startswith(f"{part}.") for name in self.tensors)
 
     def setting(self, name: str) -> Any:
         """A setting of its `config.json`.
@@ -164,7 +175,7 @@ def read_tokenizer(folder: str | Path, byte_pairs: type | None = None) -> PreTra
         raise InputError(f"{folder} has no tokenizer: add the {' or '.join(kinds)} of the release")
     if file == "tokenizer.model" and find_spec("sentencepiece") is None:
         raise InputError(f"{path / file} can only be read with sentencepiece: pip install sentencepiece")
-    loaded = pretrained(kinds[file or "tokenizer.json"], folder)
+    loaded = from_files(kinds[file or "tokenizer.json"], folder)
     return _as_generic(loaded) if file == "tokenizer.model" else loaded
 
 
@@ -191,11 +202,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is damaged, or holds more than tensors.
     """
-    content = _safetensors(path) if path.suffix == ".safetensors" else read_unpickled(path)
-    for key in ("model", "model_state_dict", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return _safetensors(path) if path.suffix == ".safetensors" else find_state_dict(read_unpickled(path))[1]
 
 
 def read_unpickled(path: Path) -> dict[str, Any]:
@@ -210,7 +217,7 @@ def read_unpickled(path: Path) -> dict[str, Any]:
             content = torch.load(path, mmap=True, **options)
         except RuntimeError:  # the format before torch 1.6 cannot be mapped
             content = torch.load(path, **options)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # torch's unpickler raises whatever damaged bytes lead to (struct.error, KeyError, ...)
         raise InputError(f"{path} cannot be read: {_DAMAGED}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no dictionary of tensors: give the file of weights")
@@ -234,6 +241,21 @@ def _safetensors(path: Path) -> dict[str, Any]:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read: {_DAMAGED}") from error
+
+
+def _check_one_version(files: Sequence[Path], folder: Path) -> None:
+    """Refuses files that the index does not list beside those that it does, and whole files beside shards."""
+    suffixes = {path.suffix for path in files}
+    listed_names = {name for name in indexed_files(folder) if Path(name).suffix in suffixes}
+    present = {path.name for path in files}
+    if lost := sorted(listed_names - present):
+        raise InputError(f"{folder} lacks {lost[0]}, which its index of weights lists: download it again")
+    shards = listed_names or {name for name in present if _SHARD.search(name)}
+    if shards and (others := sorted(present - shards)):
+        raise InputError(
+            f"{folder} holds {others[0]} beside {min(shards)}, to which it does not belong: they are of two versions; "
+            "move the files of one of them (and its *.index.json) to another folder"
+        )
 
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
-from lsm_probe.models.pretrained import pretrained
+from lsm_probe.models.pretrained import from_files
 from lsm_probe.models.published.qformer import QFORMER_RULES, qformer_sizes
 from lsm_probe.models.published.release import ROTARY, Release, Rule, rename
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
@@ -60,7 +60,7 @@ def _read(release: Release, parts: Parts) -> Reading:
         config=config,
         tensors=tensors,
         tokenizer=release.tokenizer(),
-        feature_extractor=pretrained(WhisperFeatureExtractor, release.folder),
+        feature_extractor=from_files(WhisperFeatureExtractor, release.folder),
         template="self_powered",
         eos_token_ids=eos_token_ids(text_config),
     )

@@ -87,19 +87,23 @@ class System:
         title: its name as its authors write it.
         recognises: whether a release is of this system, by its settings and the names of its files and tensors.
         read: reads a release, given the parts that it leaves out; raises InputError if it cannot.
-        needs: the parts, of [`PARTS`], that a release may leave out.
+        needs: the parts, of [`PARTS`], that a release leaves out; a function where releases differ in that.
     """
 
     title: str
     recognises: Callable[[Release], bool]
     read: Callable[[Release, Parts], Reading]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] | Callable[[Release], tuple[str, ...]] = ()
+
+    def missing_parts(self, release: Release) -> tuple[str, ...]:
+        """The parts that this release leaves out."""
+        return self.needs(release) if callable(self.needs) else self.needs
 
 
 def eos_token_ids(config: PreTrainedConfig, release: Release | None = None) -> list[int]:
     """What ends a response of an LLM, by the `generation_config.json` of a release or else by its configuration."""
     found: int | list[int] | None = release.generation.get("eos_token_id") if release else None
-    found = config.eos_token_id if found is None else found
+    found = getattr(config, "eos_token_id", None) if found is None else found
     return found if isinstance(found, list) else [] if found is None else [found]
 
 

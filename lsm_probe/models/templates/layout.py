@@ -3,7 +3,8 @@
 A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders.
 The source stands in it once. A template without an instruction serves [`prompt_ids`] and [`logits`] alone.
 
-    bos: 1                      # BOS tokens before the prompt (default 1); none are added to a chat template's prompt
+    bos: 1                      # BOS tokens before the prompt (default 1); none are added to a chat template's prompt.
+                                # A part `bos` puts one elsewhere.
     split_at_source: false      # tokenise the text before the source, the source, and the text after it separately
     prompt:
       - system: "Answer briefly."
@@ -78,7 +79,7 @@ class _Text(_Strict):
     @model_validator(mode="after")
     def _has_one(self) -> _Text:
         if (self.system is None) == (self.template is None):
-            raise ValueError("a part is `instruction`, `source`, `system: words` or `template: words`")
+            raise ValueError("a part is `instruction`, `source`, `bos`, `system: words` or `template: words`")
         return self
 
     def piece(self, source: str) -> Piece:
@@ -99,7 +100,7 @@ class _Layout(_Strict):
     description: str = ""
     bos: Annotated[int, Field(ge=0)] | None = None
     split_at_source: bool = False
-    prompt: list[Literal["instruction", "source"] | _Text] = []
+    prompt: list[Literal["instruction", "source", "bos"] | _Text] = []
     messages: list[_Message] = []
 
     @model_validator(mode="after")
@@ -128,6 +129,8 @@ class _Layout(_Strict):
                 pieces.append(part.piece(source))
             elif part == "instruction":
                 pieces.append((Segment.INSTRUCTION, instruction))
+            elif part == "bos":
+                pieces.append((Segment.TEMPLATE, str(tokenizer.bos_token or "")))
             else:
                 pieces.append((Segment.SOURCE, source))
         return _joined(pieces)

@@ -30,6 +30,9 @@ RELEASES: list[tuple[str, str, dict[str, str]]] = [
     ("salmonn", "checkpoint", {"encoder": "whisper", "llm": "vicuna"}),
     ("salmonn-beats", "checkpoint", {}),
     ("self-powered", "checkpoint", {}),
+    ("ultravox", "checkpoint", {}),
+    ("ultravox", "checkpoint_tower", {"llm": "llama"}),
+    ("ultravox", "checkpoint_projector", {"llm": "llama", "encoder": "whisper"}),
 ]
 
 

@@ -222,7 +222,7 @@ def test_a_wrong_head_map_is_refused(build, waveform, monkeypatch):
         lsm_probe.speech_attention(build(), waveform(1.0))
 
 
-@pytest.mark.parametrize("connector", ["frame_stack", "conv"])
+@pytest.mark.parametrize("connector", ["frame_stack", "conv", "swiglu_stack"])
 def test_a_connector_without_attention_has_none(build, waveform, connector):
     checkpoint = build(connector)
     found = lsm_probe.speech_attention(checkpoint, waveform(1.0))
