@@ -156,10 +156,11 @@ def test_a_damaged_file_is_refused(tmp_path: Path, parts: dict[str, Path], conte
         lsm_probe.load(tmp_path / "model.pt", device="cpu", **parts)
 
 
-def test_a_text_llm_beside_a_file_of_that_name_stays_one(tiny_llm_folder: Path, tmp_path: Path) -> None:
+def test_a_text_llm_beside_a_file_of_that_name_is_not_taken_for_one(tiny_llm_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_llm_folder, tmp_path / "llm")
     torch.save(draw_projector(), folder / "model.pt")
-    assert lsm_probe.load(folder, device="cpu").source == "text"
+    with pytest.raises(InputError, match=r"model\.pt beside model\.safetensors, .* in it would not be used"):
+        lsm_probe.load(folder, device="cpu")
 
 
 def test_another_rate_is_read_from_the_settings(make_release: Callable[..., Path], parts: dict[str, Path]) -> None:
