@@ -33,7 +33,14 @@ from lsm_probe.models.lookup import check_builtin, find_folder, load_audio_llm_p
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import describe_prompt
-from lsm_probe.models.published import Parts, check_parts, find_system, load_published
+from lsm_probe.models.published import (
+    PARTS,
+    Parts,
+    check_parts,
+    download_release,
+    find_system,
+    load_published,
+)
 from lsm_probe.models.templates import default_template, find_template
 
 
@@ -139,12 +146,30 @@ def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
     try:
         checkpoint = _load_pretrained(name, find_folder(name), options)
     except InputError as error:
-        if not is_missing_config(error) or (folder := find_adapter(name, on_hub=True)) is None:
+        if (found := _load_from_hub(name, options, base, error)) is None:
             raise
-        return _load_adapted(name, folder, options, base)
+        return found
     if base is not None:
         raise no_adapter
+    if given := [part for part in PARTS if getattr(options.parts, part) is not None]:
+        raise InputError(f"--{given[0]} {getattr(options.parts, given[0])}: {name} has its own; leave the option out")
     return checkpoint
+
+
+def _load_from_hub(name: str, options: _Options, base: str | None, error: InputError) -> Checkpoint | None:
+    """What a hub name is that cannot be loaded as a model of transformers: a released checkpoint, an adapter, or None.
+
+    Args:
+        error: says why it could not be loaded.
+    """
+    if (release := download_release(name)) is not None:
+        checkpoint = load_published(release, options.parts, options.dtype, template=options.template, date=options.date)
+        checkpoint.name = name
+        checkpoint.identity = replace(checkpoint.identity, checksums=None, revision=release.name)
+        return checkpoint
+    if is_missing_config(error) and (folder := find_adapter(name, on_hub=True)) is not None:
+        return _load_adapted(name, folder, options, base)
+    return None
 
 
 def _load_adapted(name: str, folder: Path, options: _Options, base: str | None) -> Checkpoint:

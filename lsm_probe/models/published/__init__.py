@@ -5,7 +5,14 @@ of an LSM of ours computes the same, and how its tensors are called there.
 """
 
 from lsm_probe.models.published import blsp, diva, llama_omni, llasm, salmonn, self_powered, slam_llm, ultravox
-from lsm_probe.models.published.loading import check_parts, find_system, load_published, read_published, used_parts
+from lsm_probe.models.published.loading import (
+    check_parts,
+    download_release,
+    find_system,
+    load_published,
+    read_published,
+    used_parts,
+)
 from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "blsp",
     "check_parts",
     "diva",
+    "download_release",
     "find_system",
     "llama_omni",
     "llasm",

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import GenerationConfig
+from transformers.utils import CONFIG_NAME
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
+from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.identity import (
     ConnectorIdentity,
@@ -26,6 +30,8 @@ from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts, Reading, Sy
 from lsm_probe.models.templates import find_template
 from lsm_probe.models.tensors import check_tensors
 
+_NOT_NEEDED = ["*.py", "*.md", "*.png", "*.msgpack", "*.h5", "*.onnx"]
+
 
 def find_system(name: str | Path) -> str | None:
     """The name of the published system that a folder or file holds; None if it holds none that is known."""
@@ -33,6 +39,23 @@ def find_system(name: str | Path) -> str | None:
     if not release.folder.is_dir():
         return None
     return next((system for system, found in SYSTEMS.items() if found.recognises(release)), None)
+
+
+def download_release(name: str) -> Path | None:
+    """The folder of a published system on the model hub, downloaded; None of any other name.
+
+    Its `config.json` must be in the hub's cache already, where looking for it puts it.
+
+    Raises:
+        InputError: the hub does not give its files.
+    """
+    config = try_to_load_from_cache(name, CONFIG_NAME) if may_be_on_hub(name) else None
+    if not isinstance(config, str) or find_system(Path(config).parent) is None:
+        return None
+    try:
+        return Path(snapshot_download(name, ignore_patterns=_NOT_NEEDED))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise InputError(f"{name} cannot be downloaded: {' '.join(str(error).split())[:200]}") from error
 
 
 def read_published(name: str | Path, parts: Parts) -> tuple[Reading, LsmProcessor]:
@@ -53,8 +76,10 @@ def load_published(
     """Loads a published checkpoint as an LSM; the arguments are those of [`lsm_probe.load`].
 
     Raises:
-        InputError: it is none that is known, lacks a part, or holds tensors that its system does not have.
+        InputError: it is none that is known, lacks a part, has one that was given, or holds tensors that its system
+            does not have.
     """
+    check_parts(name, parts)
     release = Release.at(name)
     checksums = check_folder(release.folder)
     system = find_system(name)
@@ -80,7 +105,9 @@ def load_published(
 
 
 def used_parts(name: str | Path, parts: Parts) -> Parts:
-    """Of the parts given, those that a checkpoint leaves out."""
+    """Of the parts given, those that a checkpoint leaves out; all of them for a hub name, which only loading tells."""
+    if may_be_on_hub(str(name)):
+        return parts
     system = find_system(name)
     needs = SYSTEMS[system].missing_parts(Release.at(name)) if system else ()
     return Parts(**{part: getattr(parts, part) for part in PARTS if part in needs})

@@ -1,0 +1,188 @@
+"""BLSP: a self-made release against its computation written out; a release on the model hub; `lsm-probe import`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, gelu, glu, layer_norm, linear
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+import lsm_probe
+from lsm_probe.errors import InputError
+from lsm_probe.models.lookup import load_text_check, look_up
+
+ENCODER_DIM, LLM_DIM, INNER, STATES = 32, 48, 20, 118
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+Release = Callable[..., Path]
+
+
+def draw_connector() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * 0.2
+
+    tensors = {
+        "adapter.fc1.weight": draw(INNER, LLM_DIM),
+        "adapter.fc2.weight": draw(LLM_DIM, INNER),
+        "speech_ln.weight": 1 + draw(LLM_DIM),
+        "speech_ln.bias": draw(LLM_DIM),
+    }
+    for i, made in enumerate((2 * ENCODER_DIM, 2 * ENCODER_DIM, 2 * LLM_DIM)):
+        tensors[f"subsampler.conv_layers.{i}.weight"] = draw(made, ENCODER_DIM, 5)
+        tensors[f"subsampler.conv_layers.{i}.bias"] = draw(made)
+    return tensors
+
+
+@pytest.fixture
+def release(
+    tmp_path: Path,
+    tiny_encoder_folder: Path,
+    tiny_llm_folder: Path,
+    write_release: Callable[..., Path],
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
+) -> Release:
+    """`release(change)`: the folder of a release whose tensors a function has changed in place."""
+
+    def make(change: Callable[[dict[str, Tensor]], Any] = lambda tensors: None, **settings: Any) -> Path:
+        llm = LlamaForCausalLM.from_pretrained(tiny_llm_folder)
+        encoder = WhisperModel.from_pretrained(tiny_encoder_folder).encoder
+        tensors = {f"whisper_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
+        tensors |= {f"llama_model.{name}": tensor for name, tensor in llm.state_dict().items()}
+        tensors["llama_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        tensors |= draw_connector()
+        change(tensors)
+        config = {
+            "architectures": ["BlspModel"],
+            "llama_config": llm.config.to_dict(),
+            "whisper_config": WhisperConfig.from_pretrained(tiny_encoder_folder).to_dict(),
+            "conv_kernel_sizes": "5,5,5",
+            "adapter_inner_dim": INNER,
+        }
+        folder = write_release(tmp_path / "release", config | settings, tensors)
+        make_tokenizer().save_pretrained(folder)
+        WhisperFeatureExtractor().save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@torch.no_grad()
+def speech_by_hand(encoder: Path, mel: Tensor) -> Tensor:
+    """Whisper on 30 s, three gated convolutions on its valid states alone, the bottleneck, the norm."""
+    weights = draw_connector()
+    states = WhisperModel.from_pretrained(encoder).encoder(mel).last_hidden_state[0, :STATES].T
+    for i in range(3):
+        name = f"subsampler.conv_layers.{i}"
+        states = glu(conv1d(states, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=2, padding=2), dim=0)
+    tokens = states.T
+    tokens = tokens + linear(gelu(linear(tokens, weights["adapter.fc1.weight"])), weights["adapter.fc2.weight"])
+    return layer_norm(tokens, (LLM_DIM,), weights["speech_ln.weight"], weights["speech_ln.bias"])
+
+
+def test_a_release_computes_what_is_written_out(
+    release: Release, tiny_encoder_folder: Path, tiny_llm_folder: Path, sample: lsm_probe.Sample, mel: Tensor
+) -> None:
+    model = lsm_probe.load(release(), device="cpu", dtype="float32")
+    speech = speech_by_hand(tiny_encoder_folder, mel)
+    assert len(speech) == 15
+    torch.testing.assert_close(
+        model.encode_speech(sample.read_source("speech")),  # type: ignore[arg-type]
+        speech,
+        rtol=0,
+        atol=2e-5,
+    )
+    llm = LlamaForCausalLM.from_pretrained(tiny_llm_folder)
+    ids = torch.tensor(model.prompt_ids(sample))
+    is_speech = ids == 448
+    embedded = llm.get_input_embeddings()(ids.masked_fill(is_speech, 0)).detach()
+    embedded[is_speech] = speech
+    expected = llm(inputs_embeds=embedded[None]).logits[0].detach()
+    torch.testing.assert_close(model.logits(sample), expected, rtol=0, atol=5e-5)
+    assert model.tokenizer.decode(ids[~is_speech]).endswith(
+        "###[Human]:Write down what the speaker says.\n\n\n###[Assistant]:"
+    )
+    assert model.identity.published == "blsp"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensors: tensors.pop("adapter.fc2.weight"), r"lack 1 tensor \(multi_modal_projector.up.weight\)"),
+        (
+            lambda tensors: tensors.update({"speech_ln.bias": torch.ones(3)}),
+            r"have another shape in 1 tensor \(multi_modal_projector.layer_norm.bias \[3\] instead of \[48\]\)",
+        ),
+        (lambda tensors: tensors.update({"lora_A": torch.ones(3)}), r"holds 1 tensor \(lora_A\)"),
+    ],
+    ids=["missing", "misshapen", "unknown"],
+)
+def test_damaged_weights_are_named(
+    release: Release, lsm_probe_command: Callable[..., Any], change: Callable[[dict[str, Tensor]], Any], reason: str
+) -> None:
+    folder = release(change)
+    code, _, err = lsm_probe_command("import", folder, "--out", folder.parent / "out")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert not (folder.parent / "out").exists()
+    with pytest.raises(InputError, match=reason):
+        lsm_probe.load(folder, device="cpu")
+
+
+def test_other_convolutions_are_refused(release: Release) -> None:
+    with pytest.raises(InputError, match="has convolutions of sizes 3,3,3: only 5,5,5 can be read"):
+        lsm_probe.load(release(conv_kernel_sizes="3,3,3"), device="cpu")
+
+
+def test_a_part_that_it_has_is_refused(release: Release, lsm_probe_command: Callable[..., Any]) -> None:
+    folder = release()
+    with pytest.raises(InputError, match=r"^--llm x: .*release has its own; leave the option out$"):
+        lsm_probe.load(folder, llm="x")
+    code, _, err = lsm_probe_command("attention", "--ckpt", folder, "--encoder", "x")
+    assert (code, err.splitlines()) == (2, [f"error: --encoder x: {folder} has its own; leave the option out"])
+
+
+def test_its_source_and_texts_are_known_without_its_weights(release: Release) -> None:
+    folder = release(lambda tensors: tensors.clear())
+    assert look_up(str(folder)) == "speech"
+    check = load_text_check(str(folder))
+    check("Repeat.", "rain", None)
+    with pytest.raises(InputError, match="control token"):
+        check("Repeat </s>", "rain", None)
+
+
+def test_a_release_on_the_model_hub(
+    release: Release, sample: lsm_probe.Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client keeps it here."""
+    folder = release()
+    expected = lsm_probe.load(folder, device="cpu", dtype="float32").logits(sample)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = tmp_path / "hub" / "models--somebody--blsp"
+    shutil.copytree(folder, kept / "snapshots" / COMMIT)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(COMMIT)
+    loaded = lsm_probe.load("somebody/blsp", device="cpu", dtype="float32")
+    assert torch.equal(loaded.logits(sample), expected)
+    assert (loaded.name, loaded.identity.revision, loaded.identity.checksums) == ("somebody/blsp", COMMIT, None)
+    with pytest.raises(InputError, match=r"--llm x: .* has its own"):
+        lsm_probe.load("somebody/blsp", llm="x")
+
+
+def test_an_imported_release_is_a_model_of_transformers(
+    release: Release, sample: lsm_probe.Sample, tmp_path: Path, lsm_probe_command: Callable[..., Any]
+) -> None:
+    folder = release()
+    code, out, _ = lsm_probe_command("import", folder, "--out", tmp_path / "lsm")
+    assert (code, out.strip()) == (0, f"written to {tmp_path / 'lsm'}: blsp, template blsp")
+    imported = lsm_probe.load(tmp_path / "lsm", device="cpu", dtype="float32")
+    assert torch.equal(imported.logits(sample), lsm_probe.load(folder, device="cpu", dtype="float32").logits(sample))
+    code, _, err = lsm_probe_command("import", folder, "--out", tmp_path / "lsm")
+    assert (code, err.strip().endswith("lsm holds files already: choose another folder")) == (2, True)
