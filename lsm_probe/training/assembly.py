@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
+from lsm_probe.models.configuration_lsm import SPEECH_ALONE
 from lsm_probe.training.batches import accumulation
 from lsm_probe.training.bias_callback import BiasCallback
 from lsm_probe.training.callbacks import ShowProgress
@@ -120,9 +121,13 @@ def _sharding(run: StageSettings, checkpoint: Lsm) -> dict[str, Any]:
     """FSDP2, each decoder layer a unit of its own. On CPU accelerate knows none and copies the model."""
     if run.state.num_processes == 1 or run.state.device.type != "cuda" or run.machine.sharding == "ddp":
         return {}
-    if run.config.model.encoder_context == "trimmed" and not run.config.cache_features:
+    context = checkpoint.model.config.encoder_context
+    if context in SPEECH_ALONE and not run.config.cache_features:
         # The encoder runs once for each length in a pass, which differ between processes: they would wait for ever.
-        raise InputError("a sharded encoder cannot run trimmed: add cache_features=true, or machine.sharding=ddp")
+        raise InputError(
+            f"a sharded encoder cannot run with encoder_context={context}: add cache_features=true, or "
+            "machine.sharding=ddp"
+        )
     layers = sorted(set(checkpoint.model._no_split_modules or []))
     return {
         "fsdp": True,

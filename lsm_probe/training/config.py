@@ -55,7 +55,8 @@ class ModelSettings(_Settings):
         llm: a decoder-only causal LM: folder, hub name, or `builtin:llm` (SmolLM2-135M-Instruct).
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
         connector: settings of [`LsmProjectorConfig`], its `connector` the kind.
-        encoder_context: `full` (Whisper's 30 s, padded) or `trimmed` (the utterance alone).
+        encoder_context: `full` (Whisper hears 30 s, padded with silence), `padded` (the silence counts as speech),
+            `trimmed` (the utterance alone) or `clip` (its mel features too are of the utterance alone).
         decoder_states: LLaSM's tower: states of Whisper's decoder over this many start tokens.
     """
 
@@ -64,7 +65,7 @@ class ModelSettings(_Settings):
     llm: str = "builtin:llm"
     template: str | None = None
     connector: dict[str, Any] = {}
-    encoder_context: Literal["full", "trimmed"] = "full"
+    encoder_context: Literal["full", "padded", "trimmed", "clip"] = "full"
     decoder_states: Annotated[int, Field(gt=0)] | None = None
 
     @field_validator("connector")
