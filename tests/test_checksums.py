@@ -29,6 +29,7 @@ FILES = [
     "generation_config.json",
     "model.safetensors",
     "processor_config.json",
+    "prompt_template.yaml",
     "tokenizer.json",
     "tokenizer_config.json",
 ]

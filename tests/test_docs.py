@@ -40,6 +40,7 @@ NOT_AT_HAND = (
     "builtin:vanilla_asr",
     "/data/",
     "openai/",
+    "releases/",
     "vllm",
     "http://",
     "spread",

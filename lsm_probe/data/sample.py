@@ -5,10 +5,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,10 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-from lsm_probe.data.audio import read_audio
 from lsm_probe.data.audio_bytes import AudioBytes
 from lsm_probe.errors import InputError
 from lsm_probe.languages import find_language
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Two letters at least, so that a Windows drive ("C:\\...") is not taken for a scheme.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -137,13 +138,15 @@ class Sample(BaseModel):
         audio = self.audio.sha256 if isinstance(self.audio, AudioBytes) else self.audio.resolve()
         return _digest("audio", audio, self.start, self.duration)
 
-    def read_source(self, source: Literal["speech", "text"]) -> NDArray[np.float32] | str:
+    def read_source(self, source: Literal["speech", "text"]) -> "NDArray[np.float32] | str":
         """What a model of this source reads: the waveform (mono, 16 kHz, `[samples]`), or the transcript.
 
         Raises:
             InputError: the sample has no such source, or its audio cannot be used; names the sample.
         """
         if source == "speech":
+            from lsm_probe.data.audio import read_audio  # a manifest can be read without numpy
+
             return read_audio(self)
         if self.text is None:
             raise InputError(f"sample {self.id!r}: has no transcript; add 'text' to it")

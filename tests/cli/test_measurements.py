@@ -91,7 +91,7 @@ def test_json_goes_to_stdout_and_nothing_else_does(measure, strict, tmp_path, co
         ("attention", "--ckpt llm --ckpt llm", "llm"),
         ("attention", "--heads max", "not one of 'sum_then_norm', 'mean_of_norms'"),
         ("attention", "--span all", "instruction+template"),
-        ("attention", "--template alpaca", "vicuna, vicuna_text, llama3, chat"),
+        ("attention", "--template alpaca", "give a YAML file, or one of: chat, chat_source_first, llama3, vicuna"),
         ("attention", "--device abacus", "--device abacus"),
         ("attention", "--dtype int3", "'--dtype': 'int3'"),
         ("attention", "--on-error hope", "'hope' is not one of 'fail', 'skip'"),
