@@ -110,8 +110,8 @@ def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
     monkeypatch.setattr(demo, "PLANNED_SECONDS", 0)  # the smallest training
     monkeypatch.setattr(demo, "_SMALLEST", TrainingSize(2, 2))
     command = import_module("lsm_probe.cli.demo")
-    run = command._run_command  # with shorter responses
-    shorter = {"diagnose": ["--max-new-tokens", "6"]}
+    run = command._run_command  # with shorter responses and fewer measurements
+    shorter = {"diagnose": ["--max-new-tokens", "6", "--quick"]}
     monkeypatch.setattr(
         command, "_run_command", lambda context, words: run(context, [*words, *shorter.get(words[0], [])])
     )

@@ -69,3 +69,40 @@ def test_a_reference_checkpoint_computes_what_the_original_code_does(
         np.testing.assert_allclose(logits, arrays[f"{key}_logits"], rtol=0, atol=LOGITS)
         embedded = model.embed([model.encode("" if has_no_instruction else sample.instruction, source)])
         assert model.generate(embedded, max_new_tokens=len(run["greedy_ids"])) == [run["greedy_ids"]]
+
+
+@pytest.mark.skipif(FOLDER is None, reason="LSM_PROBE_PUBLISHED names no folder of reference checkpoints")
+@pytest.mark.parametrize(
+    ("system", "folder", "parts"), RELEASES, ids=[f"{system}-{folder}" for system, folder, _ in RELEASES]
+)
+def test_the_commands_measure_a_reference_checkpoint(
+    system: str, folder: str, parts: dict[str, Any], lsm_probe_command: Any, tmp_path: Path
+) -> None:
+    base = Path(str(FOLDER)) / system
+    rows = [
+        {
+            "id": f"clip{i}",
+            "instruction": "Provide the transcription according to the speech.",
+            "audio": str(base / f"clip{i}.wav"),
+            "text": f"words {i}",
+            "target": "words",
+            "task": "librispeech-clean",
+        }
+        for i in (1, 2, 3)
+    ]
+    data = tmp_path / "clips.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = [word for part, place in parts.items() for word in (f"--{part}", str(base / place))]
+    common = ["--ckpt", str(base / folder), *named, "--device", "cpu", "--max-new-tokens", "4"]
+    for command in ("attention", "sensitivity", "knockout"):
+        out = tmp_path / command
+        pool = ("--instructions", "probing") if command == "sensitivity" else ()
+        code, _, stderr = lsm_probe_command(command, *common, *pool, "--data", data, "--out", out)
+        assert code == 0, stderr
+        check = json.loads((out / "result.json").read_text())["self_check"]
+        assert check["worst"] <= check["worst_bound"]
+    code, _, stderr = lsm_probe_command("timeline", *common, "--data", data, "--out", tmp_path / "timeline")
+    assert code == (2 if system == "llasm" else 0), stderr  # states of Whisper's decoder have no times
+    task = f"librispeech-clean={data}"
+    code, _, stderr = lsm_probe_command("evaluate", *common, "--task", task, "--out", tmp_path / "evaluated")
+    assert code == 0, stderr
