@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import cycle, groupby, islice
+from typing import Any
 
 from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.segments import Piece, Segment, token_segments
+from lsm_probe.models.segments import Piece, Segment, SpecialToken, token_segments
 from lsm_probe.models.templates import AUDIO_TOKEN, PromptTemplate, find_template
 
 
@@ -115,7 +116,7 @@ def encode_pieces(
 
     Args:
         tokenizer: a fast tokenizer.
-        pieces: the prompt's text, cut into segments.
+        pieces: the prompt's text, cut into segments; a [`SpecialToken`] in it becomes its id.
         placeholder: text that stands for the speech; a source equal to it is not checked for control tokens.
         split_at_source: tokenise the text before the source, the source, and the text after it separately.
 
@@ -127,11 +128,9 @@ def encode_pieces(
             f"{type(tokenizer).__name__} gives no character offsets, which segments need: use its fast version"
         )
     prompt = Prompt([], [])
-    for part in _split_at_source(pieces) if split_at_source else [pieces]:
-        rendered = "".join(piece for _, piece in part)
-        encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
-        segments = token_segments(part, encoded["offset_mapping"])
-        prompt = Prompt([*prompt.input_ids, *encoded["input_ids"]], [*prompt.segments, *segments])
+    for part in _split(pieces, split_at_source):
+        ids, segments = _encode_part(tokenizer, part)
+        prompt = Prompt([*prompt.input_ids, *ids], [*prompt.segments, *segments])
     for segment in (Segment.INSTRUCTION, Segment.SOURCE):
         texts = [piece for own, piece in pieces if own is segment]
         if segment is Segment.INSTRUCTION and not texts:
@@ -153,9 +152,23 @@ def require_instruction(template: PromptTemplate) -> None:
         )
 
 
-def _split_at_source(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """The pieces before the source, those of the source, and those after it."""
-    return [list(part) for _, part in groupby(pieces, key=lambda piece: piece[0] is Segment.SOURCE)]
+def _split(pieces: Sequence[Piece], split_at_source: bool) -> list[list[Piece]]:
+    """The pieces that are tokenised together; special tokens stand apart."""
+
+    def kind(piece: Piece) -> tuple[bool, bool]:
+        segment, text = piece
+        return isinstance(text, SpecialToken), split_at_source and segment is Segment.SOURCE
+
+    return [list(part) for _, part in groupby(pieces, key=kind)]
+
+
+def _encode_part(tokenizer: PreTrainedTokenizerBase, part: Sequence[Piece]) -> tuple[list[int], list[Segment]]:
+    if isinstance(part[0][1], SpecialToken):
+        ids: Any = tokenizer.convert_tokens_to_ids([str(token) for _, token in part])
+        return ids, [segment for segment, _ in part]
+    text = "".join(piece for _, piece in part)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return encoded["input_ids"], token_segments(part, encoded["offset_mapping"])
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

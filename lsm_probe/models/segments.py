@@ -19,8 +19,18 @@ class Segment(IntEnum):
     RESPONSE = 5
 
 
+class SpecialToken(str):
+    """How a special token is spelled that a template puts into a prompt by itself, such as BOS.
+
+    It becomes its id, and the text after it is tokenised as a text of its own: the ids of that text then do not depend
+    on how a tokenizer treats text after a special token.
+    """
+
+    __slots__ = ()
+
+
 Piece = tuple[Segment, str]
-"""A stretch of the prompt's text and what it is."""
+"""A stretch of the prompt's text, or a [`SpecialToken`], and what it is."""
 
 
 def token_segments(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) -> list[Segment]:

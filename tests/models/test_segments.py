@@ -427,9 +427,10 @@ class TestControlTokens:
         self, tokenizer: PreTrainedTokenizerFast, text: str
     ) -> None:
         for words in ((text, "fox"), ("Continue.", text)):
-            pieces = [*find_template("vicuna").render(tokenizer, *words)]
+            (_, bos), *pieces = find_template("vicuna").render(tokenizer, *words)
             plain = tokenizer("".join(piece for _, piece in pieces), add_special_tokens=False)["input_ids"]
-            assert encode_prompt(tokenizer, "vicuna", *words).input_ids == plain
+            assert bos == tokenizer.bos_token
+            assert encode_prompt(tokenizer, "vicuna", *words).input_ids == [tokenizer.bos_token_id, *plain]
         assert encode_target(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def test_turns_that_are_no_special_tokens(self, make_tokenizer: MakeTokenizer) -> None:

@@ -4,7 +4,7 @@ A template either spells the prompt, part by part, or names the messages that th
 The source stands in it once. A template without an instruction serves [`prompt_ids`] and [`logits`] alone.
 
     bos: 1                      # BOS tokens before the prompt (default 1); none are added to a chat template's prompt.
-                                # A part `bos` puts one elsewhere.
+                                # A part `bos` puts one elsewhere. The text after BOS is tokenised by itself.
     split_at_source: false      # tokenise the text before the source, the source, and the text after it separately
     prompt:
       - system: "Answer briefly."
@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.segments import Piece, Segment
+from lsm_probe.models.segments import Piece, Segment, SpecialToken
 from lsm_probe.models.templates.chat import render_chat
 
 AUDIO_TOKEN = "<|audio|>"
@@ -122,15 +122,15 @@ class _Layout(_Strict):
         if self.messages:
             options = {"has_instruction": self.has_instruction}
             return render_chat(tokenizer, self._messages, instruction, source, **options)
-        bos = 1 if self.bos is None else self.bos
-        pieces: list[Piece] = [(Segment.TEMPLATE, str(tokenizer.bos_token or "") * bos)]
+        bos: list[Piece] = [(Segment.TEMPLATE, SpecialToken(tokenizer.bos_token))] if tokenizer.bos_token else []
+        pieces = bos * (1 if self.bos is None else self.bos)
         for part in self.prompt:
             if isinstance(part, _Text):
                 pieces.append(part.piece(source))
             elif part == "instruction":
                 pieces.append((Segment.INSTRUCTION, instruction))
             elif part == "bos":
-                pieces.append((Segment.TEMPLATE, str(tokenizer.bos_token or "")))
+                pieces += bos
             else:
                 pieces.append((Segment.SOURCE, source))
         return _joined(pieces)
@@ -180,5 +180,9 @@ def parse_template(name: str, content: str, where: str) -> PromptTemplate:
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
-    """Neighbouring pieces of one segment as one."""
-    return [(segment, "".join(text for _, text in group)) for segment, group in groupby(pieces, key=lambda p: p[0])]
+    """Neighbouring pieces of one segment as one; special tokens stay by themselves."""
+    joined: list[Piece] = []
+    for (segment, is_special), group in groupby(pieces, key=lambda p: (p[0], isinstance(p[1], SpecialToken))):
+        texts = [text for _, text in group]
+        joined += [(segment, text) for text in (texts if is_special else ["".join(texts)])]
+    return joined
