@@ -102,6 +102,9 @@ def test_messages_may_hold_a_system_turn(make_tokenizer, tmp_path):
         ("prompt: [source", "is no YAML"),
         ("- source", "is no prompt template"),
         ("", "is no prompt template"),
+        ("prompt: [source]\nprompt: [instruction, source]", "the key 'prompt' is there twice"),
+        ("prompt: " + 3000 * "[" + "source", "nested too deeply"),
+        ("bos: " + 5000 * "1" + "\nprompt: [source]", "is no YAML"),
     ],
 )
 def test_a_file_that_is_no_template_is_refused_with_what_is_wrong(tmp_path, content, reason):
@@ -109,6 +112,10 @@ def test_a_file_that_is_no_template_is_refused_with_what_is_wrong(tmp_path, cont
         find_template(write(tmp_path, content))
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_description_that_looks_like_a_date_is_text(tmp_path):
+    assert find_template(write(tmp_path, "description: 2024-99-99\nprompt: [source]")).name == "own"
 
 
 def test_a_missing_file_is_refused(lsm_probe_command, tiny_llm_folder, tmp_path):

@@ -110,7 +110,7 @@ class _Settings:
             return cls({}, path.parent / ".hydra" / "config.yaml")
         try:
             values = load_yaml(found.read_bytes())
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise InputError(f"{found} cannot be read: {' '.join(str(error).split())[:200]}") from error
         return cls(values if isinstance(values, Mapping) else {}, found)
 

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
+from lsm_probe.formats import load_yaml
 from lsm_probe.models.segments import Piece, Segment, SpecialToken
 from lsm_probe.models.templates.chat import render_chat
 
@@ -168,13 +169,14 @@ def parse_template(name: str, content: str, where: str) -> PromptTemplate:
         InputError: it does not describe a template.
     """
     try:
-        layout = _Layout.model_validate(yaml.safe_load(content))
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} is no YAML: {' '.join(str(error).split())[:200]}") from error
+        layout = _Layout.model_validate(load_yaml(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the template"
         raise InputError(f"{where} is no prompt template: {place}: {first['msg']}; see docs/checkpoints.md") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise InputError(f"{where} is no YAML: {reason}; see docs/checkpoints.md") from error
     options = {"split_at_source": layout.split_at_source, "is_chat": bool(layout.messages)}
     return PromptTemplate(name, layout.render, **options, has_instruction=layout.has_instruction, content=content)
 
