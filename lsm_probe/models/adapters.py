@@ -21,6 +21,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.identity import AdapterIdentity, Checksums, ModelIdentity
+from lsm_probe.models.llm_tokenizers import as_released
 from lsm_probe.models.pretrained import from_files
 from lsm_probe.models.tensors import listed
 from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
@@ -59,7 +60,7 @@ class Adapter:
     def read_tokenizer(self) -> Any:
         """The tokenizer in its folder, which may have another chat template than the base's; None if there is none."""
         there = (self.folder / "tokenizer_config.json").is_file()
-        return from_files(AutoTokenizer, self.folder) if there else None
+        return as_released(from_files(AutoTokenizer, self.folder), self.folder) if there else None
 
     @property
     def revision(self) -> str | None:

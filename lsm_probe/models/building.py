@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, WhisperFeatureExtractor, WhisperModel
+from transformers import AutoConfig, WhisperFeatureExtractor, WhisperModel
 
 from lsm_probe import assets
 from lsm_probe.assets.cache import sha256
@@ -18,6 +18,7 @@ from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.identity import ConnectorIdentity, EncoderIdentity, ModelIdentity, TrainingIdentity, identify
+from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.prompter import describe_prompt
 
@@ -56,7 +57,7 @@ def build_lsm(
     Raises:
         InputError: if either part cannot be loaded, the parts cannot be put together as asked, or the date is invalid.
     """
-    tokenizer = with_date(pretrained(AutoTokenizer, llm), date)
+    tokenizer = with_date(load_llm_tokenizer(llm), date)
     language_model = load_causal_llm(str(llm), llm, dtype)
     whisper = _whisper(encoder, dtype, part=r"encoder\." if decoder_states is None else "")
     config = LsmConfig(

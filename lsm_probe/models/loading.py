@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
@@ -29,6 +29,7 @@ from lsm_probe.models.dates import with_date
 from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
 from lsm_probe.models.gguf_files import find_gguf, identify_gguf, load_gguf, read_gguf_tokenizer
 from lsm_probe.models.identity import ModelIdentity, WeightsIdentity, check_folder, identify
+from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.lookup import check_builtin, find_folder, load_audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
@@ -212,7 +213,7 @@ def _load_pretrained(name: str, folder: str, options: _Options) -> Checkpoint:
         checkpoint = AudioLlm(name, model, own)
     else:
         model = load_causal_llm(f"--ckpt {name}", folder, options.dtype)
-        checkpoint = _text_llm(name, model, options.tokenizer or pretrained(AutoTokenizer, folder), options)
+        checkpoint = _text_llm(name, model, options.tokenizer or load_llm_tokenizer(folder), options)
     return _identified(checkpoint, identify(folder, config, checksums), options)
 
 

@@ -11,7 +11,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoProcessor,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
@@ -29,6 +28,7 @@ from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.gguf_files import find_gguf, read_gguf_tokenizer
 from lsm_probe.models.identity import ModelIdentity, check_folder, identify
+from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained
 from lsm_probe.models.prompter import Prompter, describe_prompt
@@ -90,7 +90,7 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
     config = pretrained(AutoConfig, folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{name} is a {config.model_type!r} model; give the text LLM whose answers are to be made")
-    tokenizer = with_date(pretrained(AutoTokenizer, folder), date)
+    tokenizer = with_date(load_llm_tokenizer(folder), date)
     prompter = Prompter(name, folder, tokenizer, chosen or find_template(default_template(tokenizer)))
     weights = identify(folder, config, checksums)
     return replace(prompter, identity=ModelIdentity(**vars(weights), **describe_prompt(prompter, name, date)))
@@ -128,7 +128,7 @@ def load_text_check(
         return _check_of_processor(pretrained(AutoProcessor, folder), template)
     if audio_llm_class(config) is not None:
         return _check_of_processor(load_audio_llm_processor(name, folder, config, template, None), None)
-    tokenizer = pretrained(AutoTokenizer, folder)
+    tokenizer = load_llm_tokenizer(folder)
     if kind == "speech":
         extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
         return _check_of_processor(LsmProcessor(extractor, tokenizer), template)

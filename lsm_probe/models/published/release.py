@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
@@ -18,12 +17,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, normalizers
 from torch import Tensor
-from transformers import LlamaTokenizerFast, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.pretrained import from_files
+from lsm_probe.models.llm_tokenizers import read_tokenizer as read_tokenizer  # the readers of systems take it here
 from lsm_probe.models.weight_files import find_state_dict, indexed_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
@@ -152,48 +150,6 @@ class Release:
     def tokenizer(self, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:
         """Its fast tokenizer, whatever `config.json` says of the model; see [`read_tokenizer`]."""
         return read_tokenizer(self.folder, byte_pairs)
-
-
-def read_tokenizer(folder: str | Path, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:
-    """The fast tokenizer in a folder or on the hub; no code of the checkpoint runs.
-
-    It comes from `tokenizer.json`, or else from Llama's `tokenizer.model`, or else from `vocab.json`.
-
-    Args:
-        folder: folder or hub name.
-        byte_pairs: the class that reads `vocab.json` and `merges.txt`.
-
-    Raises:
-        InputError: there is none, or it is a `tokenizer.model` and sentencepiece is not installed.
-    """
-    kinds: dict[str, type] = {"tokenizer.json": PreTrainedTokenizerFast, "tokenizer.model": LlamaTokenizerFast}
-    if byte_pairs is not None:
-        kinds["vocab.json"] = byte_pairs
-    path = Path(folder)
-    file = next((name for name in kinds if (path / name).is_file()), None)
-    if path.is_dir() and file is None:
-        raise InputError(f"{folder} has no tokenizer: add the {' or '.join(kinds)} of the release")
-    if file == "tokenizer.model" and find_spec("sentencepiece") is None:
-        raise InputError(f"{path / file} can only be read with sentencepiece: pip install sentencepiece")
-    loaded = from_files(kinds[file or "tokenizer.json"], folder)
-    return _as_generic(loaded) if file == "tokenizer.model" else loaded
-
-
-def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:
-    """The same tokenizer in transformers' generic class, which reads spaces as a Llama's `tokenizer.json` does.
-
-    A text, and what follows a special token, gets a space before it, also where it begins with one: transformers 5
-    leaves that out if it makes the tokenizer from `tokenizer.model`. Saved and loaded again, its LlamaTokenizer puts
-    none at all after a special token.
-    """
-    special = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
-    content = json.loads(loaded.backend_tokenizer.to_str())
-    metaspace = content.pop("pre_tokenizer")
-    prefix = [] if metaspace["prepend_scheme"] == "never" else [normalizers.Prepend("▁")]
-    backend = Tokenizer.from_str(json.dumps(content))
-    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-    options = {"model_max_length": loaded.model_max_length, "chat_template": loaded.chat_template}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **options, **special)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

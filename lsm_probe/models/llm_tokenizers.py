@@ -1,0 +1,91 @@
+"""The tokenizer of an LLM, the same for the text LLM and for the LSMs made from it."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from lsm_probe.errors import InputError
+from lsm_probe.models.pretrained import from_files, pretrained
+
+_NO_ERRORS = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
+
+
+def load_llm_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text LLM; a Llama's as [`read_tokenizer`] reads it for LSMs.
+
+    Args:
+        name: folder or hub name of the LLM.
+
+    Raises:
+        InputError: there is none, or it cannot be loaded.
+    """
+    return as_released(pretrained(AutoTokenizer, name), name)
+
+
+def as_released(loaded: PreTrainedTokenizerBase, name: str | Path) -> PreTrainedTokenizerBase:
+    """What [`read_tokenizer`] makes of a Llama's tokenizer; others are returned as they are.
+
+    transformers 5 makes a LlamaTokenizer anew from the vocabulary alone: `legacy` then decides about the space after
+    special tokens, whatever `tokenizer.json` says.
+
+    Args:
+        loaded: by `AutoTokenizer`.
+        name: folder or hub name from which it was loaded.
+    """
+    return read_tokenizer(name) if type(loaded) is LlamaTokenizer else loaded
+
+
+def read_tokenizer(name: str | Path, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:
+    """The fast tokenizer in a folder or on the hub; no code of the checkpoint runs.
+
+    It comes from `tokenizer.json`, or else from Llama's `tokenizer.model`, or else from `vocab.json`.
+
+    Args:
+        name: folder or hub name.
+        byte_pairs: the class that reads `vocab.json` and `merges.txt`.
+
+    Raises:
+        InputError: there is none, or it is a `tokenizer.model` and sentencepiece is not installed.
+    """
+    kinds: dict[str, type] = {"tokenizer.json": PreTrainedTokenizerFast, "tokenizer.model": LlamaTokenizer}
+    if byte_pairs is not None:
+        kinds["vocab.json"] = byte_pairs
+    file = next((kind for kind in kinds if _has_file(name, kind)), None)
+    if Path(name).is_dir() and file is None:
+        raise InputError(f"{name} has no tokenizer: add the {' or '.join(kinds)} of the release")
+    if file == "tokenizer.model" and find_spec("sentencepiece") is None:
+        raise InputError(f"{name}/{file} can only be read with sentencepiece: pip install sentencepiece")
+    loaded = from_files(kinds[file or "tokenizer.json"], name)
+    return _as_generic(loaded) if file == "tokenizer.model" else loaded
+
+
+def _has_file(name: str | Path, file: str) -> bool:
+    """Whether a folder holds a file, or the hub does as far as it can be reached."""
+    try:
+        return cached_file(str(name), file, **_NO_ERRORS) is not None
+    except OSError:  # there is no such name on the hub: said where the tokenizer is loaded
+        return False
+
+
+def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:
+    """The same tokenizer in transformers' generic class, which reads spaces as a Llama's `tokenizer.json` does.
+
+    A text, and what follows a special token, gets a space before it, also where it begins with one: transformers 5
+    leaves that out if it makes the tokenizer from `tokenizer.model`. Saved and loaded again, its LlamaTokenizer puts
+    none at all after a special token.
+    """
+    content = json.loads(loaded.backend_tokenizer.to_str())
+    metaspace = content.pop("pre_tokenizer")
+    prefix = [] if metaspace["prepend_scheme"] == "never" else [normalizers.Prepend("▁")]
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    kept = ("name_or_path", "model_max_length", "padding_side", "chat_template", "response_template")
+    options = {name: getattr(loaded, name) for name in kept}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options, **loaded.special_tokens_map)
