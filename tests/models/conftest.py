@@ -1,6 +1,7 @@
 """The tiny LSM in every shape: each connector, Whisper's decoder in the tower, speech without the silence after it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ def beats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def save_sentencepiece() -> Callable[[Path], None]:
-    """`save_sentencepiece(folder)`: a Llama's `tokenizer.model` with its settings."""
+def save_sentencepiece() -> Callable[..., None]:
+    """`save_sentencepiece(folder, legacy=True)`: a Llama's `tokenizer.model` with its settings; None: no `legacy`."""
     sentencepiece = pytest.importorskip("sentencepiece", reason="reads and trains tokenizer.model")
 
-    def save(folder: Path) -> None:
+    def save(folder: Path, legacy: bool | None = True) -> None:
         words = ["the speaker says what she sells by the sea", "write down what is said and repeat it twice"]
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(words),
@@ -92,7 +93,25 @@ def save_sentencepiece() -> Callable[[Path], None]:
             minloglevel=2,
         )
         (folder / "tokenizer.vocab").unlink()
-        settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "bos_token": "<s>", "eos_token": "</s>"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "<unk>"}))
+        settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+        settings |= {"unk_token": "<unk>"} | ({} if legacy is None else {"legacy": legacy})
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
     return save
+
+
+@pytest.fixture
+def hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """`hub_name(folder)`: the name on the model hub of a copy, as the hub's client keeps it here."""
+
+    def keep(folder: Path) -> str:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        kept = tmp_path / "hub" / "models--somebody--llama"
+        shutil.copytree(folder, kept / "snapshots" / commit)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text(commit)
+        return "somebody/llama"
+
+    return keep

@@ -10,12 +10,14 @@ import lsm_probe
 from lsm_probe.models import LsmProjectorConfig
 
 
-@pytest.fixture
-def llama_folder(tmp_path: Path, tiny_llm_folder: Path, save_sentencepiece: Callable[[Path], None]) -> Path:
+@pytest.fixture(params=[True, False, None], ids=["legacy", "legacy-false", "legacy-missing"])
+def llama_folder(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_llm_folder: Path, save_sentencepiece: Callable[..., None]
+) -> Path:
     """An LLM with a Llama's `tokenizer.model`, which puts a space before the text after special tokens."""
     folder = tmp_path / "llm"
     shutil.copytree(tiny_llm_folder, folder, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
-    save_sentencepiece(folder)
+    save_sentencepiece(folder, request.param)
     return folder
 
 

@@ -10,10 +10,11 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.published.release import read_tokenizer
 
 
+@pytest.mark.parametrize("legacy", [True, False, None])
 def test_spaces_after_special_tokens_are_those_of_tokenizer_json(
-    tmp_path: Path, save_sentencepiece: Callable[[Path], None]
+    tmp_path: Path, save_sentencepiece: Callable[..., None], legacy: bool | None
 ) -> None:
-    save_sentencepiece(tmp_path)
+    save_sentencepiece(tmp_path, legacy)
     (tmp_path / "config.json").write_text("{}")
     tokenizer = read_tokenizer(tmp_path)
     # Another space than the written one before each text, also where it begins with one.

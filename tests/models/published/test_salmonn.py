@@ -194,6 +194,23 @@ def test_the_llm_is_rounded_to_float16(release, tiny_llm_folder) -> None:
     assert not torch.equal(loaded, stored)
 
 
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_an_llm_on_the_hub_gives_the_prompt_of_its_folder(
+    release, waveform, tiny_llm_folder, tmp_path, save_sentencepiece, hub_name, legacy: bool | None
+) -> None:
+    path, parts = release()
+    llm = tmp_path / "vicuna"
+    shutil.copytree(tiny_llm_folder, llm, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
+    save_sentencepiece(llm, legacy)
+    local = load(path, parts | {"llm": llm})
+    prompt = local.encode(INSTRUCTION, waveform(1))
+    spelled = local.tokenizer.convert_ids_to_tokens(prompt.input_ids[:3])
+    assert spelled[0] == "<s>"
+    assert spelled[1].startswith("▁")
+    hub = load(path, parts | {"llm": hub_name(llm)})
+    assert hub.encode(INSTRUCTION, waveform(1)).input_ids == prompt.input_ids
+
+
 def test_settings_beside_it_name_parts_alpha_window_and_prompt(release, waveform) -> None:
     path, parts = release(True)
     for part, place in parts.items():
