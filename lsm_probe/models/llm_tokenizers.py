@@ -86,6 +86,6 @@ def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:
     prefix = [] if metaspace["prepend_scheme"] == "never" else [normalizers.Prepend("▁")]
     backend = Tokenizer.from_str(json.dumps(content))
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-    kept = ("name_or_path", "model_max_length", "padding_side", "chat_template", "response_template")
-    options = {name: getattr(loaded, name) for name in kept}
+    kept = "name_or_path model_max_length padding_side chat_template response_template extra_special_tokens"
+    options = {name: getattr(loaded, name) for name in kept.split()}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **options, **loaded.special_tokens_map)
