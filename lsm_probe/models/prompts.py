@@ -219,12 +219,13 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int,
 def example_prompt(
     tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, source: str = "{source}"
 ) -> Sequence[tuple[int, object]]:
-    """A prompt with fixed words in the place of instruction and source, as its template renders it.
+    """A prompt with fixed words in the place of instruction and source, neighbouring pieces of one segment as one.
 
     Raises:
         InputError: the template cannot render it.
     """
-    pieces = template.render(tokenizer, "{instruction}", source)
+    rendered = groupby(template.render(tokenizer, "{instruction}", source), key=lambda piece: piece[0])
+    pieces = [(segment, "".join(text for _, text in group)) for segment, group in rendered]
     return [*pieces, (Segment.PADDING, "split_at_source")] if template.split_at_source else pieces
 
 

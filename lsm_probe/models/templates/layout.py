@@ -23,7 +23,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,7 +123,8 @@ class _Layout(_Strict):
             options = {"has_instruction": self.has_instruction}
             return render_chat(tokenizer, self._messages, instruction, source, **options)
         bos: list[Piece] = [(Segment.TEMPLATE, SpecialToken(tokenizer.bos_token))] if tokenizer.bos_token else []
-        pieces = bos * (1 if self.bos is None else self.bos)
+        # Without BOS an empty piece: stored hashes of example prompts contain it.
+        pieces = bos * (1 if self.bos is None else self.bos) or [(Segment.TEMPLATE, "")]
         for part in self.prompt:
             if isinstance(part, _Text):
                 pieces.append(part.piece(source))
@@ -134,7 +134,7 @@ class _Layout(_Strict):
                 pieces += bos
             else:
                 pieces.append((Segment.SOURCE, source))
-        return _joined(pieces)
+        return pieces
 
     def _messages(self, instruction: str, source: str) -> list[dict[str, Any]]:
         filled = {"{instruction}": instruction, "{source}": source}
@@ -179,12 +179,3 @@ def parse_template(name: str, content: str, where: str) -> PromptTemplate:
         raise InputError(f"{where} is no YAML: {reason}; see docs/checkpoints.md") from error
     options = {"split_at_source": layout.split_at_source, "is_chat": bool(layout.messages)}
     return PromptTemplate(name, layout.render, **options, has_instruction=layout.has_instruction, content=content)
-
-
-def _joined(pieces: list[Piece]) -> list[Piece]:
-    """Neighbouring pieces of one segment as one; special tokens stay by themselves."""
-    joined: list[Piece] = []
-    for (segment, is_special), group in groupby(pieces, key=lambda p: (p[0], isinstance(p[1], SpecialToken))):
-        texts = [text for _, text in group]
-        joined += [(segment, text) for text in (texts if is_special else ["".join(texts)])]
-    return joined
