@@ -234,9 +234,12 @@ class LsmProcessor(ProcessorMixin):
     def _mel_of_clip(self, piece: NDArray[np.float32]) -> Tensor:
         """Log-mel features of a piece filled up to whole frames and no further, `[1, mel_bins, 3000]`."""
         extractor = self.feature_extractor
-        filled = np.pad(piece, (0, -len(piece) % extractor.hop_length))
+        frames = -(-len(piece) // extractor.hop_length)
+        # The Fourier transform mirrors half a window at each end, and needs more samples than that.
+        needed = max(frames * extractor.hop_length, extractor.n_fft // 2 + 1)
+        filled = np.pad(piece, (0, needed - len(piece)))
         options = {"sampling_rate": extractor.sampling_rate, "padding": False, "return_tensors": "pt"}
-        features = extractor(filled, **options).input_features
+        features = extractor(filled, **options).input_features[..., :frames]
         return torch.nn.functional.pad(features, (0, extractor.nb_max_frames - features.shape[-1]))
 
     def count_speech_tokens(self, num_samples: int) -> int:

@@ -94,3 +94,17 @@ def test_the_processor_is_still_one_of_transformers(tiny_lsm, waveform, tmp_path
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     turn = [{"role": "user", "content": "Hello."}]
     assert "Hello." in loaded.apply_chat_template(turn, chat_template="{{ messages[0]['content'] }}")
+
+
+@pytest.mark.parametrize("samples", [1, 160, 200, 480_001, 480_160])
+def test_a_last_piece_shorter_than_half_a_window_is_encoded(build_shape, waveform, samples):
+    lsm = build_shape("swiglu_stack-clip")
+    audio = waveform(samples / 16_000)
+    speech = lsm.encode_speech(audio)
+    assert len(audio) == samples
+    assert len(speech) == lsm.processor.count_speech_tokens(samples)
+    assert speech.isfinite().all()
+    last = lsm.processor.extract(audio)["input_features"][-1]
+    frames = -(-(samples % 480_000) // 160)
+    assert (last[:, :frames] != 0).all()
+    assert (last[:, frames:] == 0).all()
