@@ -28,7 +28,7 @@ from lsm_probe.models.prompter import describe_prompt
 from lsm_probe.models.published.release import Release
 from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts, Reading, System
 from lsm_probe.models.templates import find_template
-from lsm_probe.models.tensors import check_tensors
+from lsm_probe.models.tensors import check_tensors, complete_loading_info
 
 _NOT_NEEDED = ["*.py", "*.md", "*.png", "*.msgpack", "*.h5", "*.onnx"]
 
@@ -135,9 +135,9 @@ def _model(reading: Reading, name: str | Path, dtype: torch.dtype) -> LsmForCond
     tensors = {key: tensor.to(dtype) for key, tensor in reading.tensors(dtype).items()}
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     load: Any = LsmForConditionalGeneration.from_pretrained
-    model, loaded = load(None, config=reading.config, state_dict=tensors, **options)
-    # No tensor of an LSM is declared to be unused, and the importer has named each one once.
-    check_tensors(model, {**loaded, "declared_unused": ()}, name, reading.config, {})
+    with complete_loading_info() as completed:
+        model, loaded = load(None, config=reading.config, state_dict=tensors, **options)
+    check_tensors(model, loaded | completed, name, reading.config, {})
     # A release's own sampling settings do not hold here: responses are greedy.
     model.generation_config = GenerationConfig(eos_token_id=reading.eos_token_ids)
     evaluated: LsmForConditionalGeneration = model.eval()

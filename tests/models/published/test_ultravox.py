@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     Gemma3Config,
+    Glm4MoeConfig,
     MistralConfig,
     Qwen2Config,
     WhisperConfig,
@@ -313,6 +314,21 @@ def test_other_tensors_are_refused(
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match=words):
+        lsm_probe.load(folder, device="cpu")
+
+
+def test_tensors_that_the_llm_declares_to_be_unused_are_named_in_a_warning(
+    make_release: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """As in releases on GLM-4-MoE, whose layer 46 predicts further tokens and is not loaded."""
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_shared_experts": 1, "moe_intermediate_size": 8}
+    config = Glm4MoeConfig(vocab_size=len(tiny_tokenizer) + 20, **SIZES, **experts)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llm")
+    folder, _ = make_release(llm=tmp_path / "llm")
+    name = "language_model.model.layers.46.eh_proj.weight"
+    tensors = load_file(folder / "model.safetensors") | {name: torch.zeros(2)}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.warns(UserWarning, match=rf"without 1 tensor \({name}\) that this class does not use"):
         lsm_probe.load(folder, device="cpu")
 
 
