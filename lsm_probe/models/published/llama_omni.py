@@ -19,7 +19,8 @@ from lsm_probe.assets.whisper import openai_name
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
-from lsm_probe.models.published.parts import Part, whisper_part
+from lsm_probe.models.published.comparison import is_same_part
+from lsm_probe.models.published.parts import Part, check_width, whisper_part
 from lsm_probe.models.published.release import ROTARY, Release, Rule, common_size, rename
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
@@ -38,16 +39,21 @@ _WIDTH_OF_HEADS = 64
 
 def _read_llama_omni(release: Release, parts: Parts) -> Reading:
     # The original puts the file's weights in the place of those in the folder. In the release both are the same, so
-    # that without the file those of the folder are read.
+    # that without the file those of the folder are read, and a file with others is refused.
     named = release.config.get("speech_encoder")
     what = f"Whisper large-v3 in OpenAI's file, which its config.json calls {named}, or as a folder of transformers"
     is_held = any(re.match(_ENCODER, name) for name in release.tensors)
+    llm = release.llm_config(LlamaConfig)
     if is_held and parts.find("encoder", release, named) is None:
-        encoder_config, encoder = _encoder_config(release, f"give --encoder FILE, {what}"), None
-    else:
-        encoder = whisper_part(parts.need("encoder", release, what, default=named))
-        encoder_config = encoder[0].config
-    return _reading(release, release.llm_config(LlamaConfig), "llama_omni", encoder_config, encoder)
+        return _reading(release, llm, "llama_omni", _encoder_config(release, f"give --encoder FILE, {what}"))
+    place = parts.need("encoder", release, what, default=named)
+    encoder = whisper_part(place)
+    reading = _reading(release, llm, "llama_omni", encoder[0].config, encoder)
+    read = common_size(release.tensors, {_PROJECTOR + r"linear1\.weight": 1}, release.folder)
+    width, rest = divmod(read, reading.config.projector_config.window)
+    if not rest:  # a damaged tensor is refused by its name later
+        check_width("encoder", place, encoder[0].config.d_model, width)
+    return reading
 
 
 def _read_llama_omni2(release: Release, parts: Parts) -> Reading:
@@ -79,9 +85,16 @@ def _reading(
     )
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
-        own: Rule = (_ENCODER + "(.*)", None if encoder else _encoder_name)
-        renamed = rename(release.tensors, [own, *_RULES], release.folder)
-        return {**renamed, **encoder[0].tensors(dtype)} if encoder else renamed
+        own = rename(release.tensors, [(_ENCODER + "(.*)", _encoder_name), *_RULES], release.folder)
+        if encoder is None:
+            return own
+        given = encoder[0].tensors(dtype)
+        if not is_same_part({name: held for name, held in own.items() if name.startswith("audio_tower.")}, given):
+            raise InputError(
+                f"{release.folder} holds the encoder that it was trained with, and that of --encoder, or of "
+                "speech_encoder in its config.json, has other weights: give the same one, or move the other away"
+            )
+        return own | given
 
     return Reading(
         config=config,

@@ -11,8 +11,8 @@ from transformers import AddedToken, LlamaConfig
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
-from lsm_probe.models.published.parts import whisper_part
-from lsm_probe.models.published.release import ROTARY, Release, Rule, rename
+from lsm_probe.models.published.parts import check_width, whisper_part
+from lsm_probe.models.published.release import ROTARY, Release, Rule, common_size, rename
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
 _RULES: list[Rule] = [
@@ -31,9 +31,10 @@ def _recognises(release: Release) -> bool:
 
 def _read(release: Release, parts: Parts) -> Reading:
     named = release.setting("mm_audio_tower")
-    encoder, extractor = whisper_part(
-        parts.need("encoder", release, f"the Whisper that its config.json calls {named}", default=named), whole=True
-    )
+    place = parts.need("encoder", release, f"the Whisper that its config.json calls {named}", default=named)
+    encoder, extractor = whisper_part(place, whole=True)
+    read = common_size(release.tensors, {r"model\.mm_projector\.weight": 1}, release.folder)
+    check_width("encoder", place, encoder.config.d_model, read)
     text_config = release.llm_config(LlamaConfig)
     config = LsmConfig(
         audio_config=encoder.config,

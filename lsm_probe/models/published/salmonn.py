@@ -21,6 +21,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.formats import load_json, load_yaml
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
+from lsm_probe.models.published.comparison import is_same_part
 from lsm_probe.models.published.lora import merge_lora
 from lsm_probe.models.published.parts import Part, beats_part, check_width, llm_part, whisper_part
 from lsm_probe.models.published.qformer import QFORMER_RULES, qformer_sizes
@@ -148,11 +149,8 @@ def _beats(release: Release, parts: Parts, settings: _Settings) -> Part | None:
 
 def _check_same_beats(tower: Mapping[str, Tensor], renamed: Mapping[str, Tensor], place: Path) -> None:
     """Compares the one tensor of BEATs in the release, which was not trained, with that of the BEATs given."""
-    for name in tower.keys() & renamed.keys():
-        there, given = renamed[name].float(), tower[name].float()
-        # One of the two may be stored in bfloat16.
-        if there.shape != given.shape or not torch.allclose(there, given, rtol=2**-7, atol=1e-6):
-            raise InputError(f"{place} was trained with another BEATs than that of --beats: give {_BEATS}")
+    if not is_same_part({name: renamed[name] for name in tower.keys() & renamed.keys()}, tower):
+        raise InputError(f"{place} was trained with another BEATs than that of --beats: give {_BEATS}")
 
 
 @dataclass(frozen=True)

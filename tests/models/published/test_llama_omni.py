@@ -150,12 +150,19 @@ def load_llama(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
-def test_the_encoder_of_the_named_file_takes_the_place_of_that_in_the_folder(
-    release: Callable[..., Path], tmp_path: Path, tiny_llm_folder: Path, sample: lsm_probe.Sample, mel: Tensor
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_the_encoder_is_read_from_the_named_file(
+    release: Callable[..., Path],
+    tmp_path: Path,
+    tiny_llm_folder: Path,
+    sample: lsm_probe.Sample,
+    mel: Tensor,
+    stored: torch.dtype,
 ) -> None:
     whisper = make_whisper(32, 4, seed=0)
-    save_openai(tmp_path / "models" / "large-v3.pt", whisper)
-    folder = release(make_whisper(32, 4, seed=1))
+    folder = release(whisper)
+    save_openai(tmp_path / "models" / "large-v3.pt", whisper.to(stored))
+    whisper.float()
     assert find_system(folder) == "llama_omni"
     model = lsm_probe.load(folder, device="cpu", dtype="float32")
     speech = speech_by_hand(whisper, mel)
@@ -168,6 +175,21 @@ def test_the_encoder_of_the_named_file_takes_the_place_of_that_in_the_folder(
     text = prompt_text(model, sample)
     assert text.startswith("<s><s><|start_header_id|>system")
     assert "*\nWrite down what the speaker says.<|eot_id|>" in text
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_an_encoder_with_other_weights_than_those_in_the_folder_is_refused(
+    release: Callable[..., Path], tmp_path: Path, is_given: bool
+) -> None:
+    path = save_openai(tmp_path / ("given.pt" if is_given else "models/large-v3.pt"), make_whisper(32, 4, seed=0))
+    with pytest.raises(InputError, match=r"release holds the encoder .*--encoder.* has other weights"):
+        lsm_probe.load(release(make_whisper(32, 4, seed=1)), device="cpu", encoder=path if is_given else None)
+
+
+def test_an_encoder_of_another_width_is_refused(release: Callable[..., Path], tmp_path: Path) -> None:
+    path = save_openai(tmp_path / "wide.pt", make_whisper(64, 4, seed=0))
+    with pytest.raises(InputError, match=r"--encoder .*wide\.pt has hidden states 64 wide, .* trained with 32"):
+        lsm_probe.load(release(make_whisper(32, 4, seed=0)), device="cpu", encoder=path)
 
 
 def test_a_given_encoder_goes_before_the_named_one(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, WhisperModel
+from transformers import LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 import lsm_probe
 from lsm_probe.assets.whisper import openai_config
@@ -154,6 +154,16 @@ def test_whisper_must_be_given(release: Callable[..., Path]) -> None:
 def test_whisper_beside_the_release_is_found(release: Callable[..., Path], tiny_encoder_folder: Path) -> None:
     model = lsm_probe.load(release(mm_audio_tower=str(tiny_encoder_folder)), device="cpu")
     assert model.identity.encoder is not None
+
+
+def test_whisper_of_another_width_is_refused(
+    release: Callable[..., Path], tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    config = WhisperConfig.from_pretrained(tiny_encoder_folder, d_model=64)
+    WhisperModel(config).save_pretrained(tmp_path / "wide")
+    WhisperFeatureExtractor().save_pretrained(tmp_path / "wide")
+    with pytest.raises(InputError, match=r"--encoder .*wide has hidden states 64 wide, .* trained with 32"):
+        lsm_probe.load(release(), device="cpu", encoder=tmp_path / "wide")
 
 
 def test_a_tokenizer_of_more_tokens_than_embeddings_is_refused(
