@@ -23,7 +23,7 @@ from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
 from lsm_probe.models.published.parts import check_width, llm_part, whisper_part
 from lsm_probe.models.published.release import Release, Rule, read_tokenizer, rename
-from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System
+from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
 _RULES: list[Rule] = [
     (r"query_tokens", "audio_tower.query"),
@@ -38,8 +38,8 @@ def _recognises(release: Release) -> bool:
 
 
 def _read(release: Release, parts: Parts) -> Reading:
-    named = {part: str(release.config[name]) for part, name in _NAMED_BY.items()}
-    places = {part: parts.need(part, release, f"that is {named[part]}", named[part]) for part in named}
+    named = {part: release.config[name] for part, name in _NAMED_BY.items()}
+    places = {part: parts.need(part, release, str(name), name) for part, name in named.items()}
     (whisper, feature_extractor), llm = whisper_part(places["encoder"]), llm_part(places["llm"])
     query, projection = (_matrix(release, name) for name in ("query_tokens", "projection.weight"))
     check_width("encoder", places["encoder"], whisper.config.d_model, query.shape[1])
@@ -66,7 +66,7 @@ def _read(release: Release, parts: Parts) -> Reading:
         tokenizer=tokenizer,
         feature_extractor=feature_extractor,
         template="diva",
-        eos_token_ids=[tokenizer.eos_token_id],
+        eos_token_ids=eos_token_ids(release, tokenizer, llm.config),
         parts={"encoder": whisper.identity, "llm": llm.identity},
     )
 

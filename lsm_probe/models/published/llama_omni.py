@@ -84,6 +84,8 @@ def _reading(
         encoder_context="padded",
     )
 
+    tokenizer = release.tokenizer(Qwen2Tokenizer if isinstance(llm, Qwen2Config) else None)
+
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
         own = rename(release.tensors, [(_ENCODER + "(.*)", _encoder_name), *_RULES], release.folder)
         if encoder is None:
@@ -99,10 +101,10 @@ def _reading(
     return Reading(
         config=config,
         tensors=tensors,
-        tokenizer=release.tokenizer(Qwen2Tokenizer if isinstance(llm, Qwen2Config) else None),
+        tokenizer=tokenizer,
         feature_extractor=encoder[1] if encoder else WhisperFeatureExtractor(encoder_config.num_mel_bins),
         template=template,
-        eos_token_ids=eos_token_ids(llm, release),
+        eos_token_ids=eos_token_ids(release, release.generation, llm, tokenizer),
         parts={"encoder": encoder[0].identity} if encoder else {},
     )
 

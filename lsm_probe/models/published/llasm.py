@@ -60,7 +60,7 @@ def _read(release: Release, parts: Parts) -> Reading:
         tokenizer=tokenizer,
         feature_extractor=extractor,
         template="llasm",
-        eos_token_ids=eos_token_ids(text_config, release),
+        eos_token_ids=eos_token_ids(release, release.generation, text_config, tokenizer),
         parts={"encoder": encoder.identity},
     )
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, WhisperConfig, WhisperFea
 from lsm_probe.assets.whisper import openai_config, openai_name
 from lsm_probe.errors import InputError
 from lsm_probe.models.beats import convert_beats, convert_beats_config
-from lsm_probe.models.causal_llm import load_causal_llm
+from lsm_probe.models.causal_llm import is_causal, load_causal_llm
 from lsm_probe.models.identity import WeightsIdentity, identify, identify_files
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.published.release import read_unpickled
@@ -88,6 +88,8 @@ def llm_part(place: str) -> Part:
         InputError: it cannot be read, or is no causal LLM.
     """
     config: PreTrainedConfig = pretrained(AutoConfig, place)
+    if not is_causal(config):
+        raise InputError(f"--llm {place} is a {config.model_type!r} model, and no causal text LLM: give a text LLM")
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
         state = load_causal_llm(f"--llm {place}", place, dtype).state_dict()
@@ -111,7 +113,7 @@ def check_width(part: str, place: str, width: int, needed: int) -> None:
     if width != needed:
         raise InputError(
             f"--{part} {place} has hidden states {width} wide, and the connector was trained with {needed}: give the "
-            f"{part} of the release"
+            f"{part} that it was trained with"
         )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
+from lsm_probe.formats import load_json
 from lsm_probe.models.llm_tokenizers import read_tokenizer as read_tokenizer  # the readers of systems take it here
 from lsm_probe.models.weight_files import find_state_dict, indexed_files
 
@@ -63,8 +64,21 @@ class Release:
 
     @cached_property
     def generation(self) -> Mapping[str, Any]:
-        """Its `generation_config.json`; empty as [`config`]."""
-        return self._read("generation_config.json")
+        """Its `generation_config.json`; empty if it has none.
+
+        Raises:
+            InputError: it cannot be read, or holds no settings.
+        """
+        path = self.folder / "generation_config.json"
+        if not path.exists():
+            return {}
+        try:
+            found = load_json(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read: take it from a good copy of the release") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds no settings: take it from a good copy of the release")
+        return found
 
     def _read(self, name: str) -> Mapping[str, Any]:
         try:

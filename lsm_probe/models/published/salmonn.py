@@ -86,7 +86,7 @@ def _read(release: Release, parts: Parts) -> Reading:
     llm_place = parts.need("llm", release, _VICUNA, settings.path("llama_path"))
     whisper, feature_extractor = whisper_part(encoder_place)
     llm, beats = llm_part(llm_place), _beats(release, parts, settings)
-    encoder_dim, llm_dim = whisper.config.d_model, llm.config.hidden_size
+    encoder_dim, llm_dim = whisper.config.d_model, llm.config.get_text_config().hidden_size
     check_width("encoder", encoder_place, encoder_dim, common_size(held, _SPEECH_NORM, place))
     check_width("llm", llm_place, llm_dim, common_size(held, _LAST, place))
     config = LsmConfig(
@@ -112,14 +112,15 @@ def _read(release: Release, parts: Parts) -> Reading:
             _check_same_beats(tower, renamed, place)
         return {**tower, **_llm_tensors(llm, lora, settings, dtype, place), **renamed}
 
+    tokenizer = read_tokenizer(llm_place)
     identities = {"encoder": whisper.identity, "llm": llm.identity}
     return Reading(
         config=config,
         tensors=tensors,
-        tokenizer=read_tokenizer(llm_place),
+        tokenizer=tokenizer,
         feature_extractor=feature_extractor,
         template=settings.template(),
-        eos_token_ids=eos_token_ids(llm.config),
+        eos_token_ids=eos_token_ids(release, llm.config, tokenizer),
         parts=identities | {"beats": beats.identity} if beats else identities,
     )
 
@@ -165,8 +166,8 @@ class _Settings:
     values: Mapping[str, Any]
     where: Path
 
-    def path(self, name: str) -> str | None:
-        return str(self.values[name]) if self.values.get(name) else None
+    def path(self, name: str) -> object:
+        return self.values.get(name)
 
     def number(self, name: str, default: float) -> float:
         value = self.values.get(name, default)

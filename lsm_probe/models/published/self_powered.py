@@ -53,16 +53,18 @@ def _read(release: Release, parts: Parts) -> Reading:
         text_config=text_config,
     )
 
+    tokenizer = release.tokenizer()
+
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
         return rename(release.tensors, _RULES, release.folder)
 
     return Reading(
         config=config,
         tensors=tensors,
-        tokenizer=release.tokenizer(),
+        tokenizer=tokenizer,
         feature_extractor=from_files(WhisperFeatureExtractor, release.folder),
         template="self_powered",
-        eos_token_ids=eos_token_ids(text_config),
+        eos_token_ids=eos_token_ids(release, text_config, tokenizer),
     )
 
 

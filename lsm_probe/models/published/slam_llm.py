@@ -29,7 +29,7 @@ from lsm_probe.models.connectors import LsmProjectorConfig
 from lsm_probe.models.published.lora import merge_lora
 from lsm_probe.models.published.parts import check_width, llm_part, whisper_part
 from lsm_probe.models.published.release import Release, Rule, read_tokenizer, rename
-from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System
+from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
 _PROJECTOR = "encoder_projector."
 _RULES: list[Rule] = [
@@ -90,7 +90,7 @@ def _read(release: Release, parts: Parts) -> Reading:
         tokenizer=tokenizer,
         feature_extractor=feature_extractor,
         template="slam_llm",
-        eos_token_ids=[tokenizer.eos_token_id],
+        eos_token_ids=eos_token_ids(release, tokenizer, llm.config),
         parts={"encoder": whisper.identity, "llm": llm.identity},
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
@@ -29,15 +30,17 @@ class Parts:
     llm: str | None = None
     beats: str | None = None
 
-    def find(self, part: str, release: Release, default: str | None = None) -> str | None:
+    def find(self, part: str, release: Release, default: object = None) -> str | None:
         """The place of a part: the one given, or else the one that the release names, if it is there; see [`need`]."""
         given: str | None = getattr(self, part)
         if given is not None or not default:
             return given
+        if not isinstance(default, str):
+            raise InputError(f"{release.place}: its settings name {default!r} as its {part}: give it with --{part}")
         places = (release.folder / default, release.folder.resolve().parent / default)
-        return next((str(place) for place in places if place.exists()), None)
+        return next((str(place) for place in places if os.path.exists(place)), None)  # noqa: PTH110  # no name too long
 
-    def need(self, part: str, release: Release, what: str, default: str | None = None) -> str:
+    def need(self, part: str, release: Release, what: str, default: object = None) -> str:
         """The place of a part: the one given, or else the one that the release names, if it is there.
 
         Args:
@@ -48,12 +51,11 @@ class Parts:
                 above.
 
         Raises:
-            InputError: it was not given, and the release names none that is here.
+            InputError: it was not given, and the release names none that is here, or something else than a path.
         """
         if (found := self.find(part, release, default)) is not None:
             return found
-        kind = "FILE" if part == "beats" else "FOLDER"
-        raise InputError(f"{release.place} does not hold its {part}: give --{part} {kind}, {what}")
+        raise InputError(f"{release.place} does not hold its {part}: give it with --{part}. It is {what}")
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,33 @@ class System:
         return self.needs(release) if callable(self.needs) else self.needs
 
 
-def eos_token_ids(config: PreTrainedConfig, release: Release | None = None) -> list[int]:
-    """What ends a response of an LLM, by the `generation_config.json` of a release or else by its configuration."""
-    found: int | list[int] | None = release.generation.get("eos_token_id") if release else None
-    found = getattr(config, "eos_token_id", None) if found is None else found
-    return found if isinstance(found, list) else [] if found is None else [found]
+def eos_token_ids(release: Release, *sources: Any) -> list[int]:
+    """What ends a response, by the first source that says it.
+
+    Args:
+        release: for messages.
+        sources: settings, configurations or tokenizers, which may have an `eos_token_id`.
+
+    Raises:
+        InputError: none has one, or the first that has one does not give token ids.
+    """
+    values = (
+        source.get("eos_token_id") if isinstance(source, Mapping) else getattr(source, "eos_token_id", None)
+        for source in sources
+    )
+    found = next((value for value in values if value is not None and value != []), None)
+    if found is None:
+        raise InputError(
+            f"{release.place}: no token is known that ends a response: write it as eos_token into the "
+            "tokenizer_config.json of its LLM"
+        )
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+        raise InputError(
+            f"{release.place}: its eos_token_id is {found!r}, which is no token id: take config.json and "
+            "generation_config.json from a good copy of the release"
+        )
+    return ids
 
 
 SYSTEMS: Registry[System] = Registry(

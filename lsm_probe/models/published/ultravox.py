@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig, WhisperFeatureExtractor
+from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperFeatureExtractor
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
@@ -72,7 +72,7 @@ def _read(release: Release, parts: Parts) -> Reading:
         tokenizer=tokenizer,
         feature_extractor=extractor,
         template="ultravox",
-        eos_token_ids=_ends(release, config.text_config) or [tokenizer.eos_token_id],
+        eos_token_ids=eos_token_ids(release, release.generation, config.text_config, tokenizer),
         parts={name: part.identity for name, part in found.items()},
     )
 
@@ -144,13 +144,6 @@ def _check_widths(release: Release, config: LsmConfig, places: Mapping[str, str]
             f"--llm {places['llm']} has a vocabulary of {size}, and that of {release.folder} has {trained}: give the "
             "LLM of the release"
         )
-
-
-def _ends(release: Release, text_config: PreTrainedConfig) -> list[int]:
-    own = []
-    if (release.folder / "generation_config.json").is_file():
-        own = eos_token_ids(from_files(GenerationConfig, release.folder))
-    return own or eos_token_ids(text_config)
 
 
 SYSTEMS.register("ultravox")(System("Ultravox", _recognises, _read, _needs))

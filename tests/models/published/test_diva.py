@@ -1,6 +1,7 @@
 """DiVA: self-made releases, against a rewrite of its forward pass. No reference of the original is at hand."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,14 @@ def test_other_tensors_are_refused(
     change(release, **changes)
     with pytest.raises(InputError, match=words):
         lsm_probe.load(release, device="cpu", **parts)
+
+
+def test_an_llm_without_an_end_of_responses_is_refused(release: Path, parts: dict[str, Path], tmp_path: Path) -> None:
+    llm = shutil.copytree(parts["llm"], tmp_path / "llm")
+    config = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(llm)
+    with pytest.raises(InputError, match=r"no token is known that ends a response"):
+        lsm_probe.load(release, device="cpu", encoder=parts["encoder"], llm=llm)

@@ -301,9 +301,9 @@ def test_unfit_tensors_are_named(release, with_beats: bool, change: Any, message
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("encoder", "give --encoder FOLDER, the Whisper that it was trained with, openai/whisper-large-v2"),
-        ("llm", "give --llm FOLDER, the Vicuna that it was trained with"),
-        ("beats", "give --beats FILE, the BEATs that it was trained with, BEATs_iter3_plus_AS2M"),
+        ("encoder", "give it with --encoder. It is the Whisper that it was trained with, openai/whisper-large-v2"),
+        ("llm", "give it with --llm. It is the Vicuna that it was trained with"),
+        ("beats", "give it with --beats. It is the BEATs that it was trained with, BEATs_iter3_plus_AS2M"),
     ],
 )
 def test_a_missing_part_is_named_with_where_it_comes_from(release, lsm_probe_command, part: str, message: str) -> None:
@@ -381,3 +381,12 @@ def test_nothing_of_a_foreign_file_is_unpickled(tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"foreign.pth cannot be read: it is damaged, or holds more than tensors"):
         lsm_probe.load("foreign.pth", encoder="e", llm="l")
     assert not Path("ran").exists()
+
+
+def test_an_llm_that_is_no_text_llm_is_refused(release, tiny_encoder_folder: Path, tiny_lsm, tmp_path: Path) -> None:
+    path, parts = release()
+    tiny_lsm.save(tmp_path / "lsm")
+    with pytest.raises(InputError, match=r"--llm .*lsm is a 'lsm' model, and no causal text LLM"):
+        load(path, parts | {"llm": tmp_path / "lsm"})
+    with pytest.raises(InputError, match=r"--llm .* is a 'whisper' model, and no causal text LLM"):
+        load(path, parts | {"llm": tiny_encoder_folder})
