@@ -96,7 +96,7 @@ def _reading(
                 f"{release.folder} holds the encoder that it was trained with, and that of --encoder, or of "
                 "speech_encoder in its config.json, has other weights: give the same one, or move the other away"
             )
-        return own | given
+        return {**own, **given}
 
     return Reading(
         config=config,

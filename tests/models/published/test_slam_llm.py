@@ -109,9 +109,9 @@ def test_a_trained_encoder_and_llm_replace_those_given(
 
 def test_missing_parts_are_named(make_release: Callable[..., Path], parts: dict[str, Path]) -> None:
     folder = make_release(draw_projector())
-    with pytest.raises(InputError, match="does not hold its encoder: give it with --encoder. It is the Whisper"):
+    with pytest.raises(InputError, match=r"does not hold its encoder: give it with --encoder\. It is the Whisper"):
         lsm_probe.load(folder, device="cpu", llm=parts["llm"])
-    with pytest.raises(InputError, match="does not hold its llm: give it with --llm. It is the LLM"):
+    with pytest.raises(InputError, match=r"does not hold its llm: give it with --llm\. It is the LLM"):
         lsm_probe.load(folder, device="cpu", encoder=parts["encoder"])
 
 
