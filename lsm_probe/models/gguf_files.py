@@ -127,8 +127,8 @@ def _without_quantisation(read: Any, dtype: torch.dtype) -> PreTrainedModel:
     fields = read.config.to_dict()
     for name in ("quantization_config", "_model_name_or_path"):
         fields.pop(name, None)
-    model: Any = type(read)(type(read.config)(**fields))
-    model.load_state_dict(read.state_dict(), assign=True)
-    model.tie_weights()
+    kind: Any = type(read)
+    model = kind.from_pretrained(None, config=type(read.config)(**fields), state_dict=read.state_dict(), dtype=dtype)
     model.generation_config = read.generation_config
-    return model.to(dtype).eval()
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated

@@ -131,6 +131,17 @@ def test_the_models_own_logits(tmp_path, llama, tokenizer, given):
     load_text_check(str(path))("Repeat.", "the rain", None)
 
 
+def test_no_weights_are_drawn_on_the_way(tmp_path, llama, tokenizer):
+    path = write(tmp_path / "tiny.gguf", llama, tokenizer)
+    with torch.no_grad():
+        expected = llama(input_ids=IDS).logits
+    drawn = torch.random.get_rng_state()
+    checkpoint = lsm_probe.load(path, device="cpu", dtype="bfloat16")
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert {parameter.dtype for parameter in checkpoint.model.parameters()} == {torch.bfloat16}
+    assert (logits(checkpoint) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def test_quantised_weights_are_those_that_were_stored(tmp_path, llama, tokenizer):
     kind = gguf.GGMLQuantizationType.Q8_0
     path = write(tmp_path / "tiny.gguf", llama, tokenizer, kind)
