@@ -53,12 +53,8 @@ def _zero_folder(folder: Path) -> Path | None:
 
 
 def _zero_command(folder: Path) -> str:
-    script, arguments = folder / "zero_to_fp32.py", f"{shlex.quote(str(folder))} OUT"
-    if not script.is_file():
-        return f"`python -m deepspeed.utils.zero_to_fp32 {arguments}` joins them. {_THEN}"
-    if "output_dir" not in script.read_text(encoding="utf-8", errors="replace"):  # before DeepSpeed 0.16
-        arguments += "/pytorch_model.bin"
-    return f"`python {shlex.quote(str(script))} {arguments}` joins them. {_THEN}"
+    # Not with the script that DeepSpeed leaves in the folder: no code of a checkpoint runs.
+    return f"`python -m deepspeed.utils.zero_to_fp32 {shlex.quote(str(folder))} OUT` joins them. {_THEN}"
 
 
 def _joins(parts: Path) -> str:
