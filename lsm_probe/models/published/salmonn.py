@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ _SETTINGS = ("model_settings.json", "decode_config.yaml")
 """Files of settings, in the release's folder or the one above it."""
 _FIXED = {"use_speech_Qformer": True, "window_level_Qformer": True}
 """Settings of which only one value is implemented."""
+_ALPHA = 32
+"""The `lora_alpha` of the original where no settings say it."""
 _LORA = r"llama_model\.base_model\.model\.(model\.layers\.\d+\.self_attn\.[qv]_proj)\.lora_([AB])(?:\.default)?\.weight"
 _RULES: list[Rule] = [ROTARY, *QFORMER_RULES, (_LORA, r"language_model.\1.lora_\2")]
 _BEATS_RULES: list[Rule] = [
@@ -237,7 +240,13 @@ def _llm_tensors(
         raise InputError(
             f"{place} lacks {listed(lacking)}: give the LLM that it was trained with, and a good copy of the release"
         )
-    return merge_lora(weights, lora, settings.number("lora_alpha", 32), dtype, place)
+    if "lora_alpha" not in settings.values:
+        warnings.warn(
+            f"{place}: no settings say its lora_alpha; {_ALPHA} is used, the default of its code. If it was trained "
+            f"with another, write lora_alpha into {place.parent / 'decode_config.yaml'}",
+            stacklevel=2,
+        )
+    return merge_lora(weights, lora, settings.number("lora_alpha", _ALPHA), dtype, place)
 
 
 SYSTEMS.register("salmonn")(System("SALMONN", _recognises, _read, needs=("encoder", "llm", "beats")))

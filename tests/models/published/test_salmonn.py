@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,19 @@ def test_settings_beside_it_name_parts_alpha_window_and_prompt(release, waveform
     ids = checkpoint.encode(INSTRUCTION, wave).input_ids
     text = checkpoint.tokenizer.decode([token for token in ids if token != checkpoint.processor.audio_token_id])
     assert text == f"<s>Q: <Speech></Speech> {INSTRUCTION}\nA:"
+
+
+def test_the_alpha_of_the_original_is_used_with_a_warning(release) -> None:
+    path, parts = release()
+    with pytest.warns(UserWarning, match=r"salmonn\.pth: no settings say its lora_alpha; 32 is used.*decode_config"):
+        merged = load(path, parts).llm.model.layers[0].self_attn.q_proj
+    read = torch.randn(3, LLM)
+    expected = Original(path, **parts, alpha=32).llm.model.layers[0].self_attn.q_proj(read.double())
+    torch.testing.assert_close(merged(read).double(), expected, rtol=1e-4, atol=1e-4)
+    (path.parent / "decode_config.yaml").write_text("model:\n  lora_alpha: 32\n")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lora_alpha")
+        load(path, parts)
 
 
 def test_settings_of_the_training_run_count_where_no_file_is(release) -> None:
