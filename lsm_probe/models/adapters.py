@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME, cached_file
@@ -23,6 +23,8 @@ from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.identity import AdapterIdentity, Checksums, ModelIdentity
 from lsm_probe.models.llm_tokenizers import as_released
 from lsm_probe.models.pretrained import from_files
+from lsm_probe.models.published.release import read_tensors
+from lsm_probe.models.templates import AUDIO_TOKEN
 from lsm_probe.models.tensors import listed
 from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
 
@@ -87,9 +89,16 @@ class Adapter:
 
 
 def is_adapter(name: str | Path) -> bool:
-    """Whether a name is a folder that holds an adapter, and no whole weights beside it."""
+    """Whether a name is a folder that holds an adapter, and no whole weights beside it.
+
+    Raises:
+        InputError: the name is no path that can be looked up, or the folder may not be read.
+    """
     folder = Path(name)
-    return (folder / CONFIG).is_file() and not find_weights(folder)
+    try:
+        return (folder / CONFIG).is_file() and not find_weights(folder)
+    except OSError as error:
+        raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its rights") from error
 
 
 def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
@@ -152,7 +161,7 @@ def check_inner_adapter(name: str | Path) -> None:
         InputError: it does; the message says how both are loaded.
     """
     inner = Path(name) / "speech-lora"
-    if is_adapter(inner):
+    if not is_adapter(name) and is_adapter(inner):
         raise InputError(
             f"{name} needs the adapter in {inner.name} to follow speech, and transformers does not load it by itself: "
             f"give --ckpt {inner} --base {name}"
@@ -171,7 +180,7 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
         InputError: the adapter does not fit the base, or cannot be merged exactly.
     """
     _check_tokenizer(adapter, base)
-    weights = _read_tensors(adapter)
+    weights = read_tensors(adapter.weights)
     names = [name.removeprefix(_PREFIX) for name in weights]
     root: Any = base.model
     if isinstance(base, Lsm) and not _fits(names, root) and _fits(names, base.llm):
@@ -204,19 +213,28 @@ def _from_hub(name: str | Path, file: str, *, ask: bool = True) -> str | None:
     """Where a file of the hub is kept here, once it is there; None if the hub does not have it, or not within reach."""
     flags = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
     try:
-        return cached_file(str(name), file, local_files_only=not ask, **flags)
-    except OSError:  # there is no such name: said where the model is loaded
+        kept = try_to_load_from_cache(str(name), file)
+        if kept is not None or not ask:  # it may also be kept that the hub does not have the file
+            return kept if isinstance(kept, str) else None
+        return cached_file(str(name), file, **flags)
+    except (OSError, ValueError):  # there is no such name: said where the model is loaded
         return None
 
 
 def _check_tokenizer(adapter: Adapter, base: Checkpoint) -> None:
-    """Refuses an adapter on a model that takes speech if the tokenizer beside it differs from the one in use."""
+    """Refuses an adapter on a model that takes speech if the tokenizer beside it differs from the one in use.
+
+    The placeholder for speech, which processors add, makes no difference.
+    """
     own, used = adapter.read_tokenizer(), base.tokenizer
     if own is None or isinstance(base, TextLlm):  # a text LLM was loaded with it
         return
-    if own.get_vocab() != used.get_vocab():
+    vocabularies = [{token: at for token, at in t.get_vocab().items() if token != AUDIO_TOKEN} for t in (own, used)]
+    templates = [None, used.chat_template, getattr(base.processor, "chat_template", None)]
+    differing = "tokenizer" if vocabularies[0] != vocabularies[1] else "chat template"
+    if differing == "tokenizer" or own.chat_template not in templates:
         raise InputError(
-            f"{adapter.folder} has another tokenizer than its base {base.name}: merge it into its base with the code "
+            f"{adapter.folder} has another {differing} than its base {base.name}: merge it into its base with the code "
             "that trained it, and give the merged model's folder"
         )
 
@@ -254,14 +272,6 @@ def _check_kind(folder: Path, settings: dict[str, Any]) -> None:
         )
     if reason:
         raise InputError(f"{folder} is a {kind} adapter that cannot be merged into its base: {reason}")
-
-
-def _read_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    read_shapes(adapter.weights)  # refuses a damaged file
-    if adapter.weights.suffix == ".safetensors":
-        return load_file(adapter.weights)
-    tensors: dict[str, Tensor] = torch.load(adapter.weights, map_location="cpu", weights_only=True)
-    return tensors
 
 
 def _fits(names: Iterable[str], root: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -163,6 +163,11 @@ def test_an_adapter_and_its_base_on_the_hub(
         shutil.copytree(folder, kept / "snapshots" / commit)
         (kept / "refs").mkdir()
         (kept / "refs" / "main").write_text(commit)
+    lacking = tmp_path / "hub" / "models--somebody--adapter" / ".no_exist" / commit
+    lacking.mkdir(parents=True)
+    for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"):
+        (lacking / name).touch()
+    monkeypatch.setattr("lsm_probe.models.adapters.cached_file", None)  # of the adapter, nothing is asked again
     checkpoint = lsm_probe.load("somebody/adapter")
     assert torch.equal(checkpoint.model(input_ids=IDS).logits, expected)
     assert checkpoint.identity.revision == commit
@@ -175,14 +180,14 @@ def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch:
     from lsm_probe.models import adapters
 
     def from_hub(name: str, file: str, **flags: bool) -> str | None:
-        asked.append((file, flags["local_files_only"]))
+        asked.append(file)
         found = adapter / file
-        return str(found) if found.is_file() and not flags["local_files_only"] else None
+        return str(found) if found.is_file() else None
 
     def no_config(*args: Any, **kwargs: Any) -> None:
         raise OSError("somebody/adapter does not appear to have a file named config.json.")
 
-    asked: list[tuple[str, bool]] = []
+    asked: list[str] = []
     expected = lsm_probe.load(adapter).model(input_ids=IDS).logits
     monkeypatch.setattr(adapters, "cached_file", from_hub)
     own = AutoConfig.from_pretrained
@@ -190,7 +195,7 @@ def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch:
         AutoConfig, "from_pretrained", lambda name, **more: (no_config if "somebody" in name else own)(name, **more)
     )
     assert torch.equal(lsm_probe.load("somebody/adapter").model(input_ids=IDS).logits, expected)
-    assert asked[:2] == [("adapter_config.json", True), ("adapter_config.json", False)]
+    assert asked[0] == "adapter_config.json"
 
 
 class TestBase:
@@ -244,6 +249,37 @@ class TestBase:
         assert identity.weights_sha256.keys() == {"model.safetensors", "adapter_model.safetensors"}
         assert identity.prompt_sha256 == base.prompt_sha256
         assert ModelIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
+
+
+def test_a_name_that_is_too_long_is_refused(lsm_probe_command: Any) -> None:
+    name = "a" * 300
+    refusal(Path(name), f"{name} cannot be loaded")
+    code, _, err = lsm_probe_command("attention", "--ckpt", name, "--data", "builtin:probe", "--device", "cpu")
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: {name} cannot be loaded")
+
+
+class TestTheTokenizerBesideAnAdapterOnAnLsm:
+    @pytest.fixture
+    def on_lsm(self, adapter: Path, tiny_lsm_folder: Path) -> Path:
+        edit(adapter, base_model_name_or_path=str(tiny_lsm_folder))
+        return adapter
+
+    def test_that_of_its_llm_is_the_same(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
+        AutoTokenizer.from_pretrained(tiny_llm_folder).save_pretrained(on_lsm)
+        assert lsm_probe.load(on_lsm, device="cpu").source == "speech"
+
+    def test_one_with_other_tokens_is_refused(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
+        tokenizer.add_tokens(["<new>"])
+        tokenizer.save_pretrained(on_lsm)
+        refusal(on_lsm, "has another tokenizer than its base")
+
+    def test_one_with_another_chat_template_is_refused(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
+        tokenizer.chat_template = f"NEW {tokenizer.chat_template}"
+        tokenizer.save_pretrained(on_lsm)
+        refusal(on_lsm, "has another chat template than its base")
 
 
 class TestRefusals:
