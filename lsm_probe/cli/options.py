@@ -37,11 +37,12 @@ Data = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/COMMAND/CHECKPOINT]")]
+# By the names of their files: importing the registry takes seconds, also for --help.
+_TEMPLATES = sorted(path.stem for path in (Path(__file__).parents[1] / "models" / "templates").glob("*.yaml"))
 Template = Annotated[
     str | None,
     typer.Option(
-        help="Prompt template: vicuna, vicuna_text, llama3, chat, chat_source_first, the name of a published system, "
-        "or a YAML file.  [default: the checkpoint's own]"
+        help=f"Prompt template: a YAML file, or one of: {', '.join(_TEMPLATES)}.  [default: the checkpoint's own]"
     ),
 ]
 AdapterBase = Annotated[
@@ -61,7 +62,7 @@ _PARTS = "Released checkpoints"
 Encoder = Annotated[
     str | None,
     typer.Option(
-        help="Folder or hub name of the Whisper that a released checkpoint leaves out.",
+        help="Folder or hub name of the Whisper that a released checkpoint leaves out, or OpenAI's .pt file of it.",
         rich_help_panel=_PARTS,
         show_default=False,
     ),
@@ -77,7 +78,7 @@ Llm = Annotated[
 Beats = Annotated[
     str | None,
     typer.Option(
-        help="File of the BEATs encoder that a released checkpoint (SALMONN) leaves out.",
+        help="File (.pt, of its authors) of the BEATs that a released checkpoint (SALMONN) leaves out.",
         rich_help_panel=_PARTS,
         show_default=False,
     ),

@@ -1,4 +1,4 @@
-"""Adapters (PEFT): a folder that holds what training changed in another model, its base, is merged into that model."""
+"""Merges adapters (PEFT) into their base model. An adapter's folder holds only what training changed in the base."""
 
 from __future__ import annotations
 

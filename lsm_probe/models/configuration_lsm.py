@@ -26,8 +26,8 @@ class LsmConfig(PreTrainedConfig):
             size, an id no text token has, and is replaced before the embedding: the LLM's weights and the width
             of its logits never change.
         decoder_states: None: the audio tower is Whisper's encoder, and its states go to the connector. A number: it
-            is the whole of Whisper, whose decoder reads so many vectors and hands on its last hidden states, as many
-            for any length of speech (LLaSM: 64, DiVA: 448).
+            is the whole of Whisper. Its decoder reads this number of vectors, and the connector reads the decoder's
+            last hidden states, the same number for any length of speech (LLaSM: 64, DiVA: 448).
         decoder_input: the vectors that Whisper's decoder reads, where there are `decoder_states`. `start_tokens`: the
             embedding of its start token, every time (LLaSM). `learned`: a parameter of the audio tower, a vector for
             each state (DiVA). Positions are added to both.

@@ -92,8 +92,8 @@ def load(
         date: used as today's date by chat templates that print one; [`DATE`] by default.
         base: the model that an adapter was trained on, named as `name` is; by default the one that its
             `adapter_config.json` names, a folder from here or from the adapter's, or a name on the model hub.
-        encoder, llm, beats: folder or hub name of the Whisper, the LLM or the BEATs that the release of a published
-            system leaves out.
+        encoder, llm, beats: the Whisper (folder, hub name or OpenAI's `.pt` file), the LLM (folder or hub name) and the
+            BEATs (its authors' file) that the release of a published system leaves out.
 
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,

@@ -1,4 +1,4 @@
-"""What can be said of a checkpoint by its name and the files of its folder, its weights left where they are."""
+"""Describes a checkpoint by its name and the small files of its folder; its weights are not read."""
 
 from __future__ import annotations
 

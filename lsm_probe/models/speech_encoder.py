@@ -1,4 +1,4 @@
-"""The audio tower: how much of Whisper runs, on how much of the speech, and the states it hands on."""
+"""The audio tower: which parts of Whisper run, on which part of the audio, and which states the connector reads."""
 
 from __future__ import annotations
 

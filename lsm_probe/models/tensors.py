@@ -162,11 +162,11 @@ def find_constants(keys: Iterable[str], files: Iterable[Shapes]) -> set[str]:
     }
 
 
-def listed(names: Iterable[str]) -> str:
-    """How many tensors, and the first of them."""
+def listed(names: Iterable[str], noun: str = "tensor") -> str:
+    """How many tensors, or what else the noun says, and the first of them."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return f"{len(ordered)} tensor{'s' if len(ordered) > 1 else ''} ({', '.join(ordered[:_SHOWN])}{more})"
+    return f"{len(ordered)} {noun}{'s' if len(ordered) > 1 else ''} ({', '.join(ordered[:_SHOWN])}{more})"
 
 
 def _of_other_classes(model: PreTrainedModel, config: PreTrainedConfig, unused: Iterable[str]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from lsm_probe.errors import InputError
 from lsm_probe.models.beats.configuration import SIZES, BeatsConfig
 from lsm_probe.models.beats.features import PATCH
+from lsm_probe.models.tensors import listed
 
 _IMPLEMENTED = {
     "input_patch_size": PATCH,
@@ -77,11 +79,15 @@ _LAYER = re.compile(r"^encoder\.layers\.\d+\.")
 _FIRST_LAYER = "encoder.layers.0."
 _CLASSIFIER = {"predictor.weight", "predictor.bias"}
 """Of the fine-tuned checkpoints. It reads the states and does not change them."""
-_SHOWN = 3
+_ADVICE = "give the file of BEATs' authors"
 
 
-def convert_beats_config(cfg: Mapping[str, Any]) -> BeatsConfig:
+def convert_beats_config(cfg: Mapping[str, Any], where: str | Path = "BEATs") -> BeatsConfig:
     """Converts the `cfg` of an original checkpoint.
+
+    Args:
+        cfg: settings by the original's names.
+        where: the file, for messages.
 
     Raises:
         InputError: a size is missing or unusable, a setting is unknown, or [`Beats`] does not implement its value.
@@ -93,21 +99,18 @@ def convert_beats_config(cfg: Mapping[str, Any]) -> BeatsConfig:
         <All keys matched successfully>
     """
     if missing := sorted((SIZES.keys() | _IMPLEMENTED.keys()) - cfg.keys()):
-        raise InputError(f"BEATs: the cfg of its checkpoint lacks {_listed(missing)}: use the original checkpoint")
+        raise InputError(f"{where}: its cfg lacks {listed(missing, 'setting')}: {_ADVICE}")
     if unknown := sorted(cfg.keys() - SIZES.keys() - _IMPLEMENTED.keys() - _TRAINING_ONLY):
-        raise InputError(
-            f"BEATs: the cfg of its checkpoint has unknown settings ({_listed(unknown)}): use the original checkpoint"
-        )
+        raise InputError(f"{where}: its cfg has {listed(unknown, 'unknown setting')}: {_ADVICE}")
     for name, value in _IMPLEMENTED.items():
         if cfg[name] != value:
             raise InputError(
-                f"BEATs: the cfg of its checkpoint has {name} {cfg[name]!r}, and lsm-probe only implements {value!r}: "
-                "use another checkpoint"
+                f"{where}: its cfg has {name} {cfg[name]!r}, and lsm-probe only implements {value!r}: give another BEATs"
             )
     return BeatsConfig(**{name: cfg[old] for old, name in SIZES.items()})
 
 
-def convert_beats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_beats(state: Mapping[str, Tensor], where: str | Path = "BEATs") -> dict[str, Tensor]:
     """Converts the `model` of an original checkpoint to the names that [`Beats`] gives its tensors.
 
     Left out are the classifier of a fine-tuned checkpoint, and `relative_attention_bias` of every layer but the
@@ -115,6 +118,7 @@ def convert_beats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: tensors by the original's names, without a prefix such as `beats.`.
+        where: the file, for messages.
 
     Returns:
         The tensors for `Beats.load_state_dict`, the same objects.
@@ -139,15 +143,10 @@ def convert_beats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name not in _CLASSIFIER:
             unknown.append(name)
     if unknown:
-        raise InputError(f"BEATs: its weights hold unknown tensors ({_listed(unknown)}): use the original checkpoint")
+        raise InputError(f"{where}: its weights hold {listed(unknown, 'unknown tensor')}: {_ADVICE}")
     if differing:
         raise InputError(
-            f"BEATs: all layers share one relative_attention_bias, but {_listed(differing)} is not that of layer 0: "
-            "use the original checkpoint"
+            f"{where}: all layers share one relative_attention_bias, and {listed(differing)} differ from that of "
+            f"layer 0: {_ADVICE}"
         )
     return converted
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -72,10 +72,11 @@ def beats_part(place: str) -> Part:
     content = read_unpickled(path)
     if not all(isinstance(content.get(key), Mapping) for key in ("cfg", "model")):
         raise InputError(f"{path} is no BEATs: it lacks 'cfg' or 'model'; give the file of its authors")
-    config = convert_beats_config(content["cfg"])
+    config = convert_beats_config(content["cfg"], path)
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
-        return {f"audio_tower.beats.{name}": tensor for name, tensor in convert_beats(content["model"]).items()}
+        state = convert_beats(content["model"], path)
+        return {f"audio_tower.beats.{name}": tensor for name, tensor in state.items()}
 
     hashes = identify_files([path], path.parent, None)
     return Part(config, tensors, WeightsIdentity(model_type="beats", checksums="unverified", weights_sha256=hashes))

@@ -23,10 +23,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from lsm_probe.errors import InputError
 from lsm_probe.formats import load_json
 from lsm_probe.models.llm_tokenizers import read_tokenizer as read_tokenizer  # the readers of systems take it here
+from lsm_probe.models.tensors import listed
 from lsm_probe.models.weight_files import find_state_dict, indexed_files
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
-"""Files of weights; of the first kind that is there all are read."""
+"""Patterns of files of weights. All files of the first pattern that fits any are read, and no others."""
 Config = TypeVar("Config", bound=PreTrainedConfig)
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 _DAMAGED = "it is damaged, or holds more than tensors; download it again"
@@ -94,18 +95,19 @@ class Release:
         known -= {"architectures", "dtype"}
         return self.part_config(kind, {name: value for name, value in self.config.items() if name in known})
 
-    def part_config(self, kind: type[Config], settings: Mapping[str, Any]) -> Config:
-        """A configuration of these settings of `config.json`.
+    def part_config(self, kind: type[Config], settings: Mapping[str, Any], **defaults: Any) -> Config:
+        """A configuration of these settings of `config.json`, and of `defaults` for those that it leaves out.
 
         Raises:
-            InputError: there is none of them.
+            InputError: the settings are none that a configuration of this kind can have.
         """
         try:
-            return kind(**settings)
+            return kind(**{**defaults, **settings})
         except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{self.folder / 'config.json'} makes no {kind.__name__} ({reason}): take a good copy"
+                f"{self.folder / 'config.json'} makes no {kind.__name__} ({reason}): take the file from a good copy of "
+                "the release"
             ) from error
 
     @cached_property
@@ -253,8 +255,8 @@ def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], where: str | Pa
             renamed[_new_name(fits[0], new)] = tensor
     if unknown:
         raise InputError(
-            f"{where} holds {listed(unknown)} that this system does not have: it may be another version of it, or "
-            "hold an adapter; nothing was loaded"
+            f"{where} holds {listed(unknown)} that this system does not have: take the files of the release again, or, "
+            "if it holds an adapter, merge that with the code that trained it"
         )
     return renamed
 
@@ -283,13 +285,6 @@ def common_size(tensors: Mapping[str, Tensor], places: Mapping[str, int], where:
     if not sizes:
         raise InputError(f"{where} lacks the tensors {' and '.join(places)}: download its weights again")
     return sizes.most_common(1)[0][0]
-
-
-def listed(names: Iterable[str], shown: int = 2) -> str:
-    """How many tensors, and the names of the first."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
-    return f"{len(ordered)} tensor{'s' if len(ordered) > 1 else ''} ({', '.join(ordered[:shown])}{more})"
 
 
 ROTARY: Rule = (r".*rotary_emb\.inv_freq", None)

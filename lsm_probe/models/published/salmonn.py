@@ -31,7 +31,6 @@ from lsm_probe.models.published.release import (
     Release,
     Rule,
     common_size,
-    listed,
     read_tokenizer,
     read_unpickled,
     rename,
@@ -39,6 +38,7 @@ from lsm_probe.models.published.release import (
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 from lsm_probe.models.templates import PromptTemplate
 from lsm_probe.models.templates.layout import parse_template
+from lsm_probe.models.tensors import listed
 
 _NAMES = ("speech_Qformer.", "speech_llama_proj.")
 """Beginnings of names of tensors by which a `.pth` is recognised."""
@@ -179,7 +179,11 @@ class _Settings:
         return float(value)
 
     def window(self, states: int) -> int:
-        """States of a window, of as many states of 30 s."""
+        """How many of the encoder's states a window holds.
+
+        Args:
+            states: how many the encoder makes of 30 s.
+        """
         seconds = self.number("second_per_window", 0.333333)
         if (stride := self.number("second_stride", seconds)) != seconds:
             raise InputError(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperFeatureExtractor
 
@@ -22,8 +21,6 @@ from lsm_probe.models.published.release import ROTARY, Release, Rule, read_token
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
 _RULES: list[Rule] = [ROTARY, (r"(audio_tower|multi_modal_projector|language_model)\.(.*)", r"\1.\2")]
-_UNUSABLE = (TypeError, ValueError, KeyError, StrictDataclassError)
-"""What a configuration of transformers raises for values that it cannot have."""
 _NAMED_BY = {"encoder": "audio_model_id", "llm": "text_model_id"}
 
 
@@ -97,32 +94,24 @@ def _place(release: Release, parts: Parts, part: str) -> str:
 def _projector_config(release: Release) -> LsmProjectorConfig:
     # Where they are left out, the original's own values hold.
     config = release.config
-    try:
-        return LsmProjectorConfig(
-            connector="swiglu_stack",
-            window=config.get("stack_factor", 8),
-            hidden_size=config.get("hidden_size", 4096) // 2,  # there the width before the gate
-            middle_norm=config.get("projector_ln_mid", False),
-        )
-    except _UNUSABLE as error:
-        raise _unreadable(release, "its connector", error) from error
+    if not isinstance(width := config.get("hidden_size", 4096), int):
+        raise InputError(f"{release.folder / 'config.json'} has hidden_size {width!r}: it must be an integer")
+    settings = {
+        "connector": "swiglu_stack",
+        "window": config.get("stack_factor", 8),
+        "hidden_size": width // 2,  # there the width before the gate
+        "middle_norm": config.get("projector_ln_mid", False),
+    }
+    return release.part_config(LsmProjectorConfig, settings)
 
 
-def _own_config(release: Release, key: str, default: str, **more: Any) -> PreTrainedConfig:
-    try:
-        settings = {**more, **release.setting(key)}
-        kind = settings.pop("model_type", default)
-        if kind not in CONFIG_MAPPING or (key == "audio_config" and kind != "whisper"):
-            raise InputError(f"{release.folder / 'config.json'} has a {kind!r} model as its {key}: it cannot be read")
-        made: PreTrainedConfig = CONFIG_MAPPING[kind](**settings)
-    except _UNUSABLE as error:
-        raise _unreadable(release, key, error) from error
+def _own_config(release: Release, key: str, default: str, **defaults: Any) -> PreTrainedConfig:
+    settings = release.setting(key)
+    kind = settings.get("model_type", default) if isinstance(settings, Mapping) else default
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or (key == "audio_config" and kind != "whisper"):
+        raise InputError(f"{release.folder / 'config.json'} has a {kind!r} model as its {key}: it cannot be read")
+    made: PreTrainedConfig = release.part_config(CONFIG_MAPPING[kind], settings, **defaults)
     return made
-
-
-def _unreadable(release: Release, what: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{release.folder / 'config.json'}: {what} cannot be read: {reason}")
 
 
 def _text_config(release: Release) -> PreTrainedConfig:

@@ -35,7 +35,7 @@ def render_chat(
     """
     if not tokenizer.chat_template:
         model = tokenizer.name_or_path or "this model"
-        raise InputError(f"template 'chat': the tokenizer of {model} has no chat template; {_ADVICE}")
+        raise InputError(f"the tokenizer of {model} has no chat template, and the prompt template needs one: {_ADVICE}")
     apply = chat_template_renderer(tokenizer)
     return chat_pieces(apply, make_messages, instruction, source, has_instruction=has_instruction)
 
@@ -68,7 +68,7 @@ def chat_pieces(
         rendered, expected = apply(marked), apply(make_messages(instruction, source))
     except TEMPLATE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"template 'chat': the chat template fails ({reason}); {advice}") from error
+        raise InputError(f"the model's chat template fails ({reason}): {advice}") from error
     pieces: list[Piece] = []
     slots = [(placeholder, Segment.SOURCE, source)]
     if has_instruction:
@@ -82,7 +82,7 @@ def chat_pieces(
             pieces += [(Segment.TEMPLATE, between), (segment, text)]
         pieces.append((Segment.TEMPLATE, rest))
     if "".join(text for _, text in pieces) != expected:
-        raise InputError(f"template 'chat': the chat template rewrites the user's words; {advice}")
+        raise InputError(f"the model's chat template rewrites the user's words: {advice}")
     return pieces
 
 

@@ -266,10 +266,10 @@ def test_parts_of_another_size_are_refused(
         ({"audio_latency_block_size": 100}, "audio_latency_block_size 100"),
         ({"audio_config": {"model_type": "wav2vec2"}}, "'wav2vec2' model as its audio_config"),
         ({"text_config": {"model_type": "unheard-of"}}, "'unheard-of' model as its text_config"),
-        ({"text_config": ["llama"]}, "text_config cannot be read"),
-        ({"audio_config": {"d_model": "wide"}}, "audio_config cannot be read"),
-        ({"hidden_size": "wide"}, "its connector cannot be read"),
-        ({"stack_factor": 0}, "its connector cannot be read: .*window is 0"),
+        ({"text_config": ["llama"]}, "makes no LlamaConfig"),
+        ({"audio_config": {"d_model": "wide"}}, "makes no WhisperConfig"),
+        ({"hidden_size": "wide"}, "has hidden_size 'wide': it must be an integer"),
+        ({"stack_factor": 0}, "makes no LsmProjectorConfig .*window is 0"),
     ],
 )
 def test_a_variant_that_cannot_be_read_is_refused(
