@@ -333,9 +333,9 @@ class TestConversion:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"deep_norm": False}, "deep_norm False.*only implements True"),
-            ({"activation_fn": "glu"}, "activation_fn 'glu'.*only implements 'gelu'"),
-            ({"input_patch_size": 8}, "input_patch_size 8.*only implements 16"),
+            ({"deep_norm": False}, "deep_norm False.*only True is implemented"),
+            ({"activation_fn": "glu"}, "activation_fn 'glu'.*only 'gelu' is implemented"),
+            ({"input_patch_size": 8}, "input_patch_size 8.*only 16 is implemented"),
             ({"rotary": True}, r"has 1 unknown setting \(rotary\)"),
             ({"encoder_layers": 0}, "num_hidden_layers is 0"),
             ({"num_buckets": 3}, "num_buckets is 3 .*at least 4 buckets"),

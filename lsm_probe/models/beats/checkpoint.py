@@ -105,7 +105,7 @@ def convert_beats_config(cfg: Mapping[str, Any], where: str | Path = "BEATs") ->
     for name, value in _IMPLEMENTED.items():
         if cfg[name] != value:
             raise InputError(
-                f"{where}: its cfg has {name} {cfg[name]!r}, and lsm-probe only implements {value!r}: give another BEATs"
+                f"{where}: its cfg has {name} {cfg[name]!r}, and only {value!r} is implemented: give another BEATs"
             )
     return BeatsConfig(**{name: cfg[old] for old, name in SIZES.items()})
 

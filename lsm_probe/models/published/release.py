@@ -89,8 +89,8 @@ class Release:
         return found if isinstance(found, dict) else {}
 
     def llm_config(self, kind: type[Config]) -> Config:
-        """The LLM's configuration, where its settings stand in `config.json` among those of the system."""
-        # Of older versions of transformers, whose configurations still take them.
+        """The LLM's configuration. Its settings are in `config.json`, mixed with those of the system."""
+        # The first two are settings of older versions of transformers, which its configurations still take.
         known = {"rope_theta", "rope_scaling", *(field.name for field in fields(kind))}
         known -= {"architectures", "dtype"}
         return self.part_config(kind, {name: value for name, value in self.config.items() if name in known})
@@ -124,9 +124,9 @@ class Release:
         return files
 
     def pth_files(self, *tensors: str) -> list[Path]:
-        """Its `.pth` files in which tensors with these in their names are; those that are damaged are left out.
+        """Its `.pth` files that hold tensors with all of these words in their names; damaged files are left out.
 
-        Only the list of names is read, as bytes: nothing is unpickled, and large files of other systems cost nothing.
+        Only the list of names is read, as bytes. Nothing is unpickled, and large files of other systems take no time.
         """
         return [path for path in self.files if path.suffix == ".pth" and _mentions(path, tensors)]
 

@@ -1,10 +1,11 @@
 """What a prompt template's YAML file holds, and the prompts that are rendered from it.
 
 A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders.
-The source stands in it once. A template without an instruction serves [`prompt_ids`] and [`logits`] alone.
+The source must appear in it once. A template without an instruction works with [`prompt_ids`] and [`logits`] only.
 
-    bos: 1                      # BOS tokens before the prompt (default 1); none are added to a chat template's prompt.
-                                # A part `bos` puts one elsewhere. The text after BOS is tokenised by itself.
+    bos: 1                      # number of BOS tokens before the prompt (default 1; a chat template writes its own). The
+                                # text after BOS is tokenised
+                                # separately; for BOS at another place, write `- bos` into `prompt`
     split_at_source: false      # tokenise the text before the source, the source, and the text after it separately
     prompt:
       - system: "Answer briefly."

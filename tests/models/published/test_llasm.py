@@ -147,7 +147,7 @@ def test_a_template_without_an_instruction_serves_no_measurement(
 
 
 def test_whisper_must_be_given(release: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match=r"give --encoder FOLDER, the Whisper .* calls openai/whisper-large-v2"):
+    with pytest.raises(InputError, match=r"give it with --encoder. It is the Whisper .* calls openai/whisper-large-v2"):
         lsm_probe.load(release(), device="cpu")
 
 
