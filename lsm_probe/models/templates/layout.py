@@ -3,9 +3,9 @@
 A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders.
 The source must appear in it once. A template without an instruction works with [`prompt_ids`] and [`logits`] only.
 
-    bos: 1                      # number of BOS tokens before the prompt (default 1; a chat template writes its own). The
-                                # text after BOS is tokenised
-                                # separately; for BOS at another place, write `- bos` into `prompt`
+    bos: 1                      # number of BOS tokens before the prompt (default 1; a chat template writes its own);
+                                # for BOS at another place, write `- bos` into `prompt`. Text after BOS is tokenised
+                                # separately
     split_at_source: false      # tokenise the text before the source, the source, and the text after it separately
     prompt:
       - system: "Answer briefly."
