@@ -55,6 +55,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_is_empty(path: Path) -> None:
+    """Refuses a path that is no folder, or one that holds files; it need not be there.
+
+    Raises:
+        InputError: `path` is a file, or a folder that is not empty.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: choose another folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path} holds files already: choose another folder")
+
+
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Gives an empty folder beside `path` that becomes `path` when the block ends well; after an error it is gone.
@@ -64,10 +76,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         OSError: the disk is full, or `path` cannot be written; also where a library said so in words of its own.
     """
     path = Path(path).resolve()  # what a link points to is replaced, not the link
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file: choose another folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path} holds files already: choose another folder")
+    check_is_empty(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as beside:
         temporary = Path(beside, path.name)  # the outer folder is for its owner alone, this one for whom it may concern

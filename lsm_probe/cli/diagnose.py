@@ -101,7 +101,7 @@ def diagnose(
             on_error=on_error,
             data_name=about["data"].name,
             loading=opt.loading_options(
-                ckpt, device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+                device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
             ),
             resume=resume,
             on_progress=on_progress,

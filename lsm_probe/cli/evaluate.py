@@ -88,7 +88,7 @@ def evaluate(
         return samples, {"tasks": with_read(tasks, read), "data": describe_data(samples, names)}
 
     loading = opt.loading_options(
-        ckpt or (), device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+        device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
     )
     run_and_show(
         EVALUATION,

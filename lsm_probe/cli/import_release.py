@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,13 +11,21 @@ from lsm_probe.cli import options as opt
 
 
 def import_release(
-    name: Annotated[str, typer.Argument(help="Folder or file of the released checkpoint.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Folder, file or hub name of the released checkpoint.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; empty, or not there yet.", show_default=False)],
     encoder: opt.Encoder = None,
     llm: opt.Llm = None,
     beats: opt.Beats = None,
     template: opt.Template = None,
-    dtype: opt.Dtype = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(
+            help="Dtype of the weights that are written. `auto`: the smallest that rounds none of them; float32 where "
+            "weights are merged or come from elsewhere."
+        ),
+    ] = "auto",
 ) -> None:
     """Write a released checkpoint as an LSM folder.
 
@@ -32,16 +40,20 @@ def import_release(
         lsm-probe import SALMONN-7B/salmonn_7b_v0.pth --encoder whisper-large-v2 --llm vicuna-7b-v1.5
         --beats BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --out salmonn-7b
     """
+    import torch
+
     from lsm_probe.cli.progress import quiet_transformers
-    from lsm_probe.files import check_can_write
-    from lsm_probe.models.devices import resolve_device, resolve_dtype
-    from lsm_probe.models.published import Parts, check_parts, load_published
+    from lsm_probe.files import check_can_write, check_is_empty
+    from lsm_probe.models.published import Parts, load_published
+    from lsm_probe.models.resolve import check_parts, resolve
 
     quiet_transformers()
     check_can_write("--out", out, folder=True)
-    cpu = resolve_device("cpu")
+    check_is_empty(out)
     parts = Parts(encoder=encoder, llm=llm, beats=beats)
-    check_parts(name, parts)
-    checkpoint = load_published(name, parts, resolve_dtype(dtype, cpu), template=template)
+    check_parts({name: None}, parts)
+    place = resolve(name, download=True).path or name
+    chosen = None if dtype == "auto" else getattr(torch, dtype)
+    checkpoint = load_published(place, parts, chosen, template=template)
     checkpoint.save(out)
     print(f"written to {out}: {checkpoint.identity.published}, template {checkpoint.template.name}")

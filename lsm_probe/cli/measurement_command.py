@@ -47,7 +47,7 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
 
         asked = measurement.parse_options({name: values.pop(name) for name in [p.name for p in own]})
         loading = opt.loading_options(
-            ckpt, device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+            device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
         )
         run_and_show(
             measurement,

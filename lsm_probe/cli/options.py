@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -144,7 +143,6 @@ Responses = Annotated[
 
 
 def loading_options(
-    checkpoints: Sequence[str],
     *,
     device: str,
     dtype: str,
@@ -154,15 +152,8 @@ def loading_options(
     llm: str | None,
     beats: str | None,
 ) -> dict[str, Any]:
-    """The options that say how checkpoints are loaded, as keyword arguments of `lsm_probe.load`.
-
-    Raises:
-        InputError: a part was given that none of the checkpoints lacks.
-    """
-    from lsm_probe.runner.run import check_parts
-
+    """The options that say how checkpoints are loaded, as keyword arguments of `lsm_probe.load`."""
     given = {"encoder": encoder, "llm": llm, "beats": beats}
-    check_parts(checkpoints, given)
     parts = {part: place for part, place in given.items() if place is not None}
     return {"device": device, "dtype": dtype, "template": template, "date": date, **parts}
 

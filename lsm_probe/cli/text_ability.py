@@ -97,7 +97,7 @@ def text_ability(
             write_mmlu_tasks(asked, folder / "mmlu_tasks")
 
     loading = opt.loading_options(
-        ckpt, device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+        device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
     )
     run_and_show(
         replace(TEXT_ABILITY, save_figures=save),

@@ -72,7 +72,7 @@ def timeline(
         check_can_write("--out", out, folder=True)
     check_names([ckpt])
     loading = opt.loading_options(
-        [ckpt], device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
+        device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats
     )
     chosen = choose_sample(read_manifest(data), sample)
     out = out or Path("runs") / "timeline" / folder_name(ckpt) / plain_name(chosen.id)

@@ -19,7 +19,7 @@ def require_folder(name: str | Path) -> None:
     name = str(name)
     try:
         if Path(name).is_file():
-            other = ", and damaged or of a system that cannot be read" if str(name).endswith(".pth") else ""
+            other = ", and damaged or of a system that cannot be read" if name.endswith((".pt", ".pth")) else ""
             raise InputError(f"{name} cannot be loaded: it is a file{other}; give the folder that holds it")
         if _is_path(name) and not Path(name).is_dir():
             missing, near = _find_missing_part(name)

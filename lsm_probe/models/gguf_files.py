@@ -33,15 +33,15 @@ def find_gguf(name: str | Path) -> Path | None:
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return path
-    if not path.is_dir() or find_weights(path):
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not found or find_weights(path):
         return None
-    found = sorted(path.glob("*.gguf"))
     if len(found) > 1:
         raise InputError(
             f"{name} holds {', '.join(file.name for file in found)}: give the path of the file that holds the whole "
             "model"
         )
-    return found[0] if found else None
+    return found[0]
 
 
 def read_gguf_tokenizer(path: Path) -> Any:

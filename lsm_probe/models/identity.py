@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from lsm_probe.assets.cache import SEAL, sha256
 from lsm_probe.checksums import read_checksums, verify
@@ -114,6 +115,8 @@ class ModelIdentity(WeightsIdentity):
         encoder, llm, connector: of an LSM that was built from parts and is in no folder.
         beats: of the BEATs encoder that a published checkpoint was put together with.
         published: name of the published system as which it was read.
+        settings: of a published checkpoint, what changes its weights or responses and stands in none of its weights:
+            `lora_alpha`, `eos_token_ids`.
         prompt_sha256: sha256 (hexadecimal) of an example prompt.
         date: what a chat template writes as today's date.
         training: of a built-in arm.
@@ -126,6 +129,7 @@ class ModelIdentity(WeightsIdentity):
     connector: ConnectorIdentity | None = None
     beats: WeightsIdentity | None = None
     published: str | None = None
+    settings: dict[str, Any] | None = None
     prompt_sha256: str | None = None
     date: str | None = None
     training: TrainingIdentity | None = None
@@ -184,10 +188,20 @@ def identify(folder: str | Path, config: PreTrainedConfig, checksums: Checksums 
     weights = find_weights(Path(folder))
     return WeightsIdentity(
         model_type=config.model_type,
-        revision=getattr(config, "_commit_hash", None) or None,
+        revision=_find_revision(folder),
         checksums=checksums,
         weights_sha256=identify_files(weights, folder, checksums),
     )
+
+
+def _find_revision(name: str | Path) -> str | None:
+    """The commit of a hub name, whose files the hub's cache holds once they are loaded; None of a folder."""
+    if Path(name).is_dir():
+        return None
+    try:
+        return extract_commit_hash(cached_file(str(name), CONFIG_NAME, local_files_only=True), None)
+    except OSError:
+        return None
 
 
 def identify_files(files: Sequence[Path], folder: str | Path, checksums: Checksums | None) -> dict[str, str] | None:

@@ -27,21 +27,15 @@ from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
-from lsm_probe.models.gguf_files import find_gguf, identify_gguf, load_gguf, read_gguf_tokenizer
+from lsm_probe.models.gguf_files import identify_gguf, load_gguf, read_gguf_tokenizer
 from lsm_probe.models.identity import ModelIdentity, WeightsIdentity, check_folder, identify
 from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
-from lsm_probe.models.lookup import check_builtin, find_folder, load_audio_llm_processor
+from lsm_probe.models.lookup import find_folder, load_audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.processing_lsm import check_feature_extractor
 from lsm_probe.models.prompter import describe_prompt
-from lsm_probe.models.published import (
-    PARTS,
-    Parts,
-    check_parts,
-    download_release,
-    find_system,
-    load_published,
-)
+from lsm_probe.models.published import Parts, download_release, find_release, load_published
+from lsm_probe.models.resolve import Resolved, check_parts, resolve
 from lsm_probe.models.templates import default_template, find_template
 
 
@@ -118,6 +112,7 @@ def load(
     if template is not None:
         find_template(template)
     check_inner_adapter(name)
+    check_parts({name: base}, parts)
     checkpoint = _load(name, options, base)
     try:
         if device == SPREAD:
@@ -131,29 +126,26 @@ def load(
 
 
 def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
-    check_builtin(name)
-    if (folder := find_adapter(name)) is not None:
-        return _load_adapted(name, folder, options, base)
+    found = resolve(name)
+    if found.kind == "adapter":
+        return _load_adapted(found, options, base)
     no_adapter = InputError(f"{name} is no adapter (a folder with {ADAPTER_CONFIG}): leave out base {base}")
-    if base is not None and not may_be_on_hub(name):
+    if base is not None and found.kind != "hub":
         raise no_adapter
-    check_parts(name, options.parts)
-    if find_system(name) is not None:
-        return load_published(name, options.parts, options.dtype, template=options.template, date=options.date)
+    if found.kind == "published":
+        return _load_release(found, options)
     if name in BUILTIN_LSMS:
         return build_builtin(name, dtype=options.dtype, template=options.template, date=options.date)
-    if (gguf := find_gguf(name)) is not None:
-        return _load_gguf(name, gguf, options)
+    if found.kind == "gguf":
+        return _load_gguf(found, options)
     try:
         checkpoint = _load_pretrained(name, find_folder(name), options)
     except InputError as error:
-        if (found := _load_from_hub(name, options, base, error)) is None:
+        if found.kind != "hub" or (loaded := _load_from_hub(name, options, base, error)) is None:
             raise
-        return found
+        return loaded
     if base is not None:
         raise no_adapter
-    if given := [part for part in PARTS if getattr(options.parts, part) is not None]:
-        raise InputError(f"--{given[0]} {getattr(options.parts, given[0])}: {name} has its own; leave the option out")
     return checkpoint
 
 
@@ -163,19 +155,28 @@ def _load_from_hub(name: str, options: _Options, base: str | None, error: InputE
     Args:
         error: says why it could not be loaded.
     """
-    if (release := download_release(name)) is not None:
-        checkpoint = load_published(release, options.parts, options.dtype, template=options.template, date=options.date)
-        checkpoint.name = name
-        checkpoint.identity = replace(checkpoint.identity, checksums=None, revision=release.name)
-        return checkpoint
+    if (place := find_release(name)) is not None:  # trying to load it has put its config.json into the hub's cache
+        return _load_release(Resolved(name, "published", place), options)
     if is_missing_config(error) and (folder := find_adapter(name, on_hub=True)) is not None:
-        return _load_adapted(name, folder, options, base)
+        return _load_adapted(Resolved(name, "adapter", folder), options, base)
     return None
 
 
-def _load_adapted(name: str, folder: Path, options: _Options, base: str | None) -> Checkpoint:
+def _load_release(found: Resolved, options: _Options) -> Checkpoint:
+    place = download_release(found.name) or found.path
+    assert place is not None
+    checkpoint = load_published(place, options.parts, options.dtype, template=options.template, date=options.date)
+    if may_be_on_hub(found.name):
+        checkpoint.name = found.name
+        checkpoint.identity = replace(checkpoint.identity, checksums=None, revision=place.name)
+    return checkpoint
+
+
+def _load_adapted(found: Resolved, options: _Options, base: str | None) -> Checkpoint:
+    assert found.path is not None
+    name = found.name
     checksums = check_folder(name)
-    adapter = read_adapter(folder)
+    adapter = read_adapter(found.path)
     base_name = adapter.find_base(base)
     try:
         checkpoint = _load(base_name, replace(options, tokenizer=adapter.read_tokenizer()))
@@ -188,7 +189,9 @@ def _load_adapted(name: str, folder: Path, options: _Options, base: str | None) 
     return checkpoint
 
 
-def _load_gguf(name: str, file: Path, options: _Options) -> Checkpoint:
+def _load_gguf(found: Resolved, options: _Options) -> Checkpoint:
+    assert found.path is not None
+    name, file = found.name, found.path
     checksums = check_folder(file.parent)
     model = load_gguf(file, options.dtype)
     checkpoint = _text_llm(name, model, options.tokenizer or read_gguf_tokenizer(file), options)

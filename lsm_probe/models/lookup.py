@@ -19,25 +19,22 @@ from transformers import (
 from lsm_probe import assets
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmProcessor
-from lsm_probe.models.adapters import is_adapter, read_adapter
 from lsm_probe.models.audio_llm import audio_llm_class, find_audio_token_id
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.building import BUILTIN_LSMS
 from lsm_probe.models.causal_llm import is_causal
-from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.gguf_files import find_gguf, read_gguf_tokenizer
+from lsm_probe.models.gguf_files import read_gguf_tokenizer
 from lsm_probe.models.identity import ModelIdentity, check_folder, identify
 from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained
 from lsm_probe.models.prompter import Prompter, describe_prompt
 from lsm_probe.models.prompts import encode_prompt, encode_target
-from lsm_probe.models.published import Parts, find_system, read_published
+from lsm_probe.models.published import Parts, read_published
+from lsm_probe.models.resolve import BUILTIN_LLM, check_parts, resolve
 from lsm_probe.models.templates import default_template, find_template
 
-BUILTIN_LLM = "builtin:llm"
-BUILTIN = (BUILTIN_LLM, *BUILTIN_LSMS)
 TextCheck = Callable[[str, str | None, str | None], None]
 
 
@@ -53,17 +50,14 @@ def look_up(name: str, *, base: str | None = None) -> Literal["speech", "text"] 
     Raises:
         InputError: there is no such built-in, no such folder, or no checkpoint in it.
     """
-    check_builtin(name)
-    if is_adapter(name):
-        return look_up(read_adapter(name).find_base(base))
-    if find_gguf(name) is not None:
+    found = resolve(name)
+    if found.kind == "adapter":
+        return look_up(found.find_base(base))
+    if found.kind == "gguf" or name == BUILTIN_LLM:
         return "text"
-    if name in BUILTIN:
-        return "text" if name == BUILTIN_LLM else "speech"
-    if find_system(name) is not None:
+    if found.kind in ("builtin", "published"):
         return "speech"
-    require_folder(name)
-    if not Path(name).is_dir():
+    if found.kind == "hub":
         return None
     config = pretrained(AutoConfig, name)
     if isinstance(config, LsmConfig) or audio_llm_class(config) is not None:
@@ -82,9 +76,10 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
         InputError: there is no such checkpoint, its checksums do not hold, it is no text LLM, or the date is invalid.
     """
     name = str(name)
+    found = resolve(name)
+    if found.kind == "published" or name in BUILTIN_LSMS:
+        raise InputError(f"{name} is no text LLM: give one, such as {BUILTIN_LLM}")
     folder = find_folder(name)
-    if folder.startswith("builtin:"):
-        raise InputError(f"{name} is no text LLM; the built-in one is builtin:llm")
     chosen = None if template is None else find_template(template)
     checksums = check_folder(folder)
     config = pretrained(AutoConfig, folder)
@@ -114,22 +109,26 @@ def load_text_check(
     """
     if template is not None:
         find_template(template)
-    kind = look_up(name, base=base)
-    if is_adapter(name):
-        name = read_adapter(name).find_base(base)
-    if (gguf := find_gguf(name)) is not None:
-        return _check_of_text_llm(read_gguf_tokenizer(gguf), template)
-    if find_system(name) is not None:
-        _, processor = read_published(name, parts or Parts())
+    parts = parts or Parts()
+    check_parts({name: base}, parts)
+    found = resolve(name, download=True)
+    if found.kind == "adapter":
+        return load_text_check(found.find_base(base), template=template, parts=parts)
+    if found.kind == "gguf":
+        assert found.path is not None
+        return _check_of_text_llm(read_gguf_tokenizer(found.path), template)
+    if found.kind == "published":
+        assert found.path is not None
+        _, processor = read_published(found.path, parts)
         return _check_of_processor(processor, template)
-    folder = str(assets.language_model()) if name in BUILTIN else name
+    folder = str(assets.language_model()) if found.kind == "builtin" else name
     config = pretrained(AutoConfig, folder)
     if isinstance(config, LsmConfig):
         return _check_of_processor(pretrained(AutoProcessor, folder), template)
     if audio_llm_class(config) is not None:
         return _check_of_processor(load_audio_llm_processor(name, folder, config, template, None), None)
     tokenizer = load_llm_tokenizer(folder)
-    if kind == "speech":
+    if name in BUILTIN_LSMS:
         extractor = pretrained(WhisperFeatureExtractor, assets.speech_encoder())
         return _check_of_processor(LsmProcessor(extractor, tokenizer), template)
     return _check_of_text_llm(tokenizer, template)
@@ -160,12 +159,6 @@ def _check_of_text_llm(tokenizer: PreTrainedTokenizerBase, template: str | None)
 def find_folder(name: str) -> str:
     """The folder or hub name that a checkpoint of this name is loaded from."""
     return str(assets.language_model()) if name == BUILTIN_LLM else name
-
-
-def check_builtin(name: str) -> None:
-    """Raises InputError for a built-in checkpoint that does not exist."""
-    if name.startswith("builtin:") and name not in BUILTIN:
-        raise InputError(f"--ckpt {name} is unknown; built-in checkpoints are: {', '.join(BUILTIN)}")
 
 
 def load_audio_llm_processor(

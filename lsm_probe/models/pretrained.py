@@ -60,7 +60,7 @@ def pretrained_model(
     with complete_loading_info() as completed:
         model, loaded = pretrained(auto_class, name, config=config, **options)
     if getattr(model, "_hf_peft_config_loaded", False):  # from the hub: a folder's was refused before
-        raise _adapter_error(name, "whole weights")
+        raise adapter_error(name, "whole weights")
     _check_weights(model, loaded | completed, name, config, part, left_out)
     _warn_other_attention(name, asked, model)
     return cast(PreTrainedModel, model)
@@ -72,7 +72,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     path = Path(name)
     if (path / "adapter_config.json").is_file():
         if whole := [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]:
-            raise _adapter_error(name, min(whole).name)
+            raise adapter_error(name, min(whole).name)
         raise InputError(f"{name} holds only an adapter: merge it into its base and give the merged model's folder")
     check_dump(path)
     check_litgpt(path)
@@ -137,7 +137,8 @@ def _warn_other_attention(name: str | Path, asked: dict[str, str | None], model:
             return
 
 
-def _adapter_error(name: str | Path, weights: str) -> InputError:
+def adapter_error(name: str | Path, weights: str) -> InputError:
+    """The error about an adapter beside whole weights."""
     # transformers would apply the adapter by itself, a second time where it is merged already.
     return InputError(
         f"{name} holds {weights} and an adapter (adapter_config.json), which would be applied on top of it: if the "

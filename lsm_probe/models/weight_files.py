@@ -57,7 +57,12 @@ def find_weights(folder: Path) -> list[Path]:
 def find_other_weights(folder: Path, read: list[Path]) -> list[Path]:
     """The files of weights in a folder that transformers does not read; not those of a trainer's own state."""
     there = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _WEIGHTS)
-    return [path for path in there if path not in read and not _NO_WEIGHTS.match(path.name)]
+    return [path for path in there if path not in read and is_of_model(path)]
+
+
+def is_of_model(path: Path) -> bool:
+    """Whether a file of weights may hold a model's, by its name: it is no trainer's, no adapter and no second copy."""
+    return not _NO_WEIGHTS.match(path.name)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,8 @@ from lsm_probe.errors import InputError
 from lsm_probe.folders import work_folder
 from lsm_probe.models.adapters import is_adapter, read_adapter
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.published import PARTS, Parts
+from lsm_probe.models.resolve import check_parts
 from lsm_probe.progress import notebook_progress
 from lsm_probe.reports.collection import Results, read_results
 from lsm_probe.reports.report import save_report
@@ -97,6 +99,8 @@ def diagnose(
     """
     given = [checkpoints] if isinstance(checkpoints, str | Path | Checkpoint) else list(checkpoints)
     loading = loading or {}
+    bases = {str(each): _base_of_adapter(each, base) for each in given if not isinstance(each, Checkpoint)}
+    check_parts(bases, Parts(**{part: loading.get(part) for part in PARTS}))
     chosen = [_to_measure(each, loading, base) for each in given]
     reference = None if base is None else _to_measure(base, loading)
     _check(chosen, reference, samples)
@@ -164,9 +168,15 @@ def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None
     if isinstance(given, Checkpoint):
         source = given.source
         return ToMeasure(given.name, lambda: given, lambda: source)
-    if isinstance(base, str | Path) and is_adapter(given) and not read_adapter(given).has_base_here():
-        loading = {**loading, "base": str(base)}
+    if (own_base := _base_of_adapter(given, base)) is not None:
+        loading = {**loading, "base": own_base}
     return named_checkpoint(str(given), loading)
+
+
+def _base_of_adapter(given: str | Path, base: Named | None) -> str | None:
+    """The base LLM of the diagnosis as that of an adapter whose own is not here; None of any other checkpoint."""
+    is_needed = isinstance(base, str | Path) and is_adapter(given) and not read_adapter(given).has_base_here()
+    return str(base) if is_needed else None
 
 
 def _text_llm_among(checkpoints: Sequence[ToMeasure]) -> ToMeasure | None:

@@ -14,7 +14,8 @@ from lsm_probe.models.adapters import CONFIG, is_adapter
 from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.loading import load
 from lsm_probe.models.lookup import look_up
-from lsm_probe.models.published import PARTS, Parts, used_parts
+from lsm_probe.models.published import PARTS, Parts
+from lsm_probe.models.resolve import check_parts, used_parts
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
@@ -50,20 +51,12 @@ class ToMeasure:
 
 def loading_for(name: str, loading: Mapping[str, Any]) -> dict[str, Any]:
     """Of keyword arguments of [`load`] that are for several checkpoints, those for one: parts only if it lacks them."""
-    used = used_parts(name, Parts(**{part: loading.get(part) for part in PARTS}))
+    used = used_parts(name, _parts(loading), loading.get("base"))
     return {key: value for key, value in loading.items() if key not in PARTS or getattr(used, key) is not None}
 
 
-def check_parts(names: Sequence[str], loading: Mapping[str, Any]) -> None:
-    """Refuses a part that none of several checkpoints lacks.
-
-    Raises:
-        InputError: an encoder, LLM or BEATs was given, and every checkpoint has its own.
-    """
-    for part in PARTS:
-        if loading.get(part) is not None and not any(part in loading_for(name, loading) for name in names):
-            whose = f"{names[0]} has its own" if len(names) == 1 else "every checkpoint has its own"
-            raise InputError(f"--{part} {loading[part]}: {whose}; leave the option out")
+def _parts(loading: Mapping[str, Any]) -> Parts:
+    return Parts(**{part: loading.get(part) for part in PARTS})
 
 
 def named_checkpoints(
@@ -76,11 +69,12 @@ def named_checkpoints(
         base: the model that the adapters among them were trained on; None: the one that each names.
 
     Raises:
-        InputError: a base is given and none of them is an adapter.
+        InputError: a base is given and none of them is an adapter, or a part and none of them leaves it out.
     """
     adapters = [name for name in names if is_adapter(name)] or [name for name in names if may_be_on_hub(name)]
     if base is not None and not adapters:
         raise InputError(f"--base {base} has no use: {', '.join(names)} is no adapter (a folder with {CONFIG})")
+    check_parts({name: base if name in adapters else None for name in names}, _parts(loading))
     with_base = {**loading, "base": base}
     return [named_checkpoint(name, with_base if name in adapters else loading, source=source) for name in names]
 

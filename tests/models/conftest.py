@@ -101,17 +101,28 @@ def save_sentencepiece() -> Callable[..., None]:
 
 
 @pytest.fixture
-def hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """`hub_name(folder)`: the name on the model hub of a copy, as the hub's client keeps it here."""
+def keep_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], Path]:
+    """`keep_from_hub(name, folder)`: a folder's files as the hub's client keeps them here, without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef" * 2 + "01234567"
 
-    def keep(folder: Path) -> str:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        commit = "0123456789abcdef0123456789abcdef01234567"
-        kept = tmp_path / "hub" / "models--somebody--llama"
+    def keep(name: str, folder: Path) -> Path:
+        kept = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
         shutil.copytree(folder, kept / "snapshots" / commit)
         (kept / "refs").mkdir()
         (kept / "refs" / "main").write_text(commit)
+        return kept / "snapshots" / commit
+
+    return keep
+
+
+@pytest.fixture
+def hub_name(keep_from_hub: Callable[[str, Path], Path]) -> Callable[[Path], str]:
+    """`hub_name(folder)`: the name on the model hub of a copy, as the hub's client keeps it here."""
+
+    def keep(folder: Path) -> str:
+        keep_from_hub("somebody/llama", folder)
         return "somebody/llama"
 
     return keep

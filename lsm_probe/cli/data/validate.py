@@ -21,7 +21,11 @@ def validate(
             help="Also check the texts for control tokens of this checkpoint's tokenizer (weights are not loaded)."
         ),
     ] = None,
+    base: opt.AdapterBase = None,
     template: opt.Template = None,
+    encoder: opt.Encoder = None,
+    llm: opt.Llm = None,
+    beats: opt.Beats = None,
     json: opt.Json = False,
 ) -> None:
     """Check a manifest: every line and every sound file.
@@ -36,6 +40,9 @@ def validate(
         lsm-probe data validate clips.jsonl
 
         lsm-probe data validate clips.jsonl --ckpt my-lsm
+
+        lsm-probe data validate clips.jsonl --ckpt SALMONN-7B/salmonn_7b_v0.pth --encoder whisper-large-v2
+        --llm vicuna-7b-v1.5
     """
     import sys
     from json import dumps
@@ -45,12 +52,18 @@ def validate(
     from lsm_probe.errors import InputError
 
     check_texts = None
+    asked = {"base": base, "template": template, "encoder": encoder, "llm": llm, "beats": beats}
+    if ckpt is None and (unused := [option for option, value in asked.items() if value is not None]):
+        raise InputError(f"--{unused[0]} has no use without --ckpt: give the checkpoint too, or leave it out")
     if ckpt is not None:
         from lsm_probe.cli.progress import quiet_transformers
         from lsm_probe.models.lookup import load_text_check
+        from lsm_probe.models.published import Parts
 
         quiet_transformers()
-        check_texts = load_text_check(ckpt, template=template)
+        check_texts = load_text_check(
+            ckpt, template=template, base=base, parts=Parts(encoder=encoder, llm=llm, beats=beats)
+        )
     with progress() as on_progress:
         found = validate_manifest(manifest, headers=headers, check_texts=check_texts, on_progress=on_progress)
     if json:

@@ -6,12 +6,13 @@ of an LSM of ours computes the same, and how its tensors are called there.
 
 from lsm_probe.models.published import blsp, diva, llama_omni, llasm, salmonn, self_powered, slam_llm, ultravox
 from lsm_probe.models.published.loading import (
-    check_parts,
+    cached_config,
     download_release,
+    find_release,
     find_system,
     load_published,
+    missing_parts,
     read_published,
-    used_parts,
 )
 from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts
 
@@ -20,17 +21,18 @@ __all__ = [
     "SYSTEMS",
     "Parts",
     "blsp",
-    "check_parts",
+    "cached_config",
     "diva",
     "download_release",
+    "find_release",
     "find_system",
     "llama_omni",
     "llasm",
     "load_published",
+    "missing_parts",
     "read_published",
     "salmonn",
     "self_powered",
     "slam_llm",
     "ultravox",
-    "used_parts",
 ]

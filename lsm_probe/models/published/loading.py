@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import list_repo_files, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, cached_file
 
+from lsm_probe.assets.cache import sha256
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
@@ -19,18 +24,21 @@ from lsm_probe.models.identity import (
     ConnectorIdentity,
     EncoderIdentity,
     ModelIdentity,
+    WeightsIdentity,
     check_folder,
     identify_files,
 )
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.models.pretrained import adapter_error
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompter import describe_prompt
-from lsm_probe.models.published.release import Release
-from lsm_probe.models.published.system import PARTS, SYSTEMS, Parts, Reading, System
+from lsm_probe.models.published.release import WEIGHTS, Release
+from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System
 from lsm_probe.models.templates import find_template
-from lsm_probe.models.tensors import check_tensors, complete_loading_info
+from lsm_probe.models.tensors import check_other_file, check_tensors, complete_loading_info
+from lsm_probe.models.weight_files import find_other_weights, is_of_model, read_shapes
 
-_NOT_NEEDED = ["*.py", "*.md", "*.png", "*.msgpack", "*.h5", "*.onnx"]
+_NO_WEIGHTS = ["*.json", "*.yaml", "*.txt", "*.model", "*.jinja"]
 
 
 def find_system(name: str | Path) -> str | None:
@@ -41,21 +49,60 @@ def find_system(name: str | Path) -> str | None:
     return next((system for system, found in SYSTEMS.items() if found.recognises(release)), None)
 
 
-def download_release(name: str) -> Path | None:
-    """The folder of a published system on the model hub, downloaded; None of any other name.
+def find_release(name: str | Path) -> Path | None:
+    """The folder or file of a published checkpoint: the name itself, or what the hub's cache has of a hub name.
 
-    Its `config.json` must be in the hub's cache already, where looking for it puts it.
+    None of any other name. Of a hub name, the folder may lack the weights; [`download_release`] completes it.
+    """
+    place = Path(name)
+    if may_be_on_hub(str(name)):
+        config = cached_config(str(name))
+        if config is None:
+            return None
+        place = config.parent
+    return None if find_system(place) is None else place
+
+
+def download_release(name: str) -> Path | None:
+    """The folder of a published checkpoint on the model hub, downloaded; None of any other name.
 
     Raises:
         InputError: the hub does not give its files.
     """
-    config = try_to_load_from_cache(name, CONFIG_NAME) if may_be_on_hub(name) else None
-    if not isinstance(config, str) or find_system(Path(config).parent) is None:
+    if not may_be_on_hub(name):
+        return None
+    if cached_config(name) is None:
+        flags = ("missing_entries", "connection_errors", "gated_repo")
+        with suppress(OSError):  # there is no such name: said where the model is loaded
+            cached_file(name, CONFIG_NAME, **{f"_raise_exceptions_for_{flag}": False for flag in flags})
+    if find_release(name) is None:
         return None
     try:
-        return Path(snapshot_download(name, ignore_patterns=_NOT_NEEDED))
+        return Path(snapshot_download(name, allow_patterns=_patterns(name)))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise InputError(f"{name} cannot be downloaded: {' '.join(str(error).split())[:200]}") from error
+
+
+def cached_config(name: str) -> Path | None:
+    """The `config.json` of a hub name, if the hub's cache has it."""
+    try:
+        found = try_to_load_from_cache(name, CONFIG_NAME)
+    except ValueError:  # no name that the hub allows
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _patterns(name: str) -> list[str]:
+    """Which files of a hub name to download: settings, tokenizers, and the weights of the kind that is read."""
+    try:
+        files = [file for file in list_repo_files(name) if "/" not in file and is_of_model(Path(file))]
+    except (
+        OSError,
+        ValueError,
+        HfHubHTTPError,
+    ):  # offline: the files kept here may be enough
+        return [*_NO_WEIGHTS, *WEIGHTS]
+    return [*_NO_WEIGHTS, *next((found for kind in WEIGHTS if (found := fnmatch.filter(files, kind))), [])]
 
 
 def read_published(name: str | Path, parts: Parts) -> tuple[Reading, LsmProcessor]:
@@ -64,31 +111,38 @@ def read_published(name: str | Path, parts: Parts) -> tuple[Reading, LsmProcesso
     Raises:
         InputError: it is none that is known, lacks a part, or is damaged.
     """
-    release = Release.at(name)
-    reading = _system(name).read(release, parts)
+    return _read(SYSTEMS[_require_system(name)], Release.at(name), parts)
+
+
+def _read(system: System, release: Release, parts: Parts) -> tuple[Reading, LsmProcessor]:
+    reading = system.read(release, parts)
     processor = LsmProcessor.for_model(reading.config, reading.feature_extractor, reading.tokenizer, reading.template)
     return reading, processor
 
 
 def load_published(
-    name: str | Path, parts: Parts, dtype: torch.dtype, *, template: str | None = None, date: str | None = None
+    name: str | Path, parts: Parts, dtype: torch.dtype | None, *, template: str | None = None, date: str | None = None
 ) -> Lsm:
     """Loads a published checkpoint as an LSM; the arguments are those of [`lsm_probe.load`].
 
+    Where `dtype` is None, the weights get the smallest dtype that rounds none of them.
+
     Raises:
-        InputError: it is none that is known, lacks a part, has one that was given, or holds tensors that its system
-            does not have.
+        InputError: it is none that is known, lacks a part, or holds tensors that its system does not have.
     """
-    check_parts(name, parts)
     release = Release.at(name)
     checksums = check_folder(release.folder)
-    system = find_system(name)
-    reading, processor = read_published(name, parts)
+    system = _require_system(name)
+    reading, processor = _read(SYSTEMS[system], release, parts)
     processor = with_date(processor, date)
     processor.template = find_template(template or processor.template)
+    config, release = reading.config, reading.release or release
+    _check_no_adapter(release)
     checkpoint = Lsm(str(name), _model(reading, name, dtype), processor)
-    config = reading.config
-    encoder = reading.parts.get("encoder")
+    # Last: large files are hashed for it.
+    parts_identities = {part: identify_part() for part, identify_part in reading.parts.items()}
+    _check_other_files(release, checkpoint.model, parts_identities.values())
+    encoder = parts_identities.get("encoder")
     tower: dict[str, Any] = {"context": config.encoder_context, "decoder_states": config.decoder_states}
     checkpoint.identity = ModelIdentity(
         model_type=config.model_type,
@@ -96,43 +150,58 @@ def load_published(
         checksums=checksums,
         weights_sha256=identify_files(release.files, release.folder, checksums),
         encoder=EncoderIdentity(**vars(encoder), **tower) if encoder else None,
-        llm=reading.parts.get("llm"),
-        beats=reading.parts.get("beats"),
+        llm=parts_identities.get("llm"),
+        beats=parts_identities.get("beats"),
+        settings={**reading.settings, "eos_token_ids": reading.eos_token_ids},
         connector=ConnectorIdentity(settings=processor.projector, trained=True),
         **describe_prompt(checkpoint, str(name), date),
     )
     return checkpoint
 
 
-def used_parts(name: str | Path, parts: Parts) -> Parts:
-    """Of the parts given, those that a checkpoint leaves out; all of them for a hub name, which only loading tells."""
-    if may_be_on_hub(str(name)):
-        return parts
-    system = find_system(name)
-    needs = SYSTEMS[system].missing_parts(Release.at(name)) if system else ()
-    return Parts(**{part: getattr(parts, part) for part in PARTS if part in needs})
-
-
-def check_parts(name: str | Path, parts: Parts) -> None:
-    """Refuses a part that a checkpoint does not leave out.
+def missing_parts(name: str | Path) -> tuple[str, ...]:
+    """The parts that a published checkpoint leaves out, of [`PARTS`].
 
     Raises:
-        InputError: such a part was given.
+        InputError: it is none that is known, or damaged.
     """
-    used = used_parts(name, parts)
-    if unused := [part for part in PARTS if getattr(parts, part) != getattr(used, part)]:
-        raise InputError(f"--{unused[0]} {getattr(parts, unused[0])}: {name} has its own; leave the option out")
+    return SYSTEMS[_require_system(name)].missing_parts(Release.at(name))
 
 
-def _system(name: str | Path) -> System:
+def _check_no_adapter(release: Release) -> None:
+    """Refuses an adapter (PEFT) beside the weights of a release that is a whole folder."""
+    if release.file is None and (release.folder / "adapter_config.json").is_file():
+        raise adapter_error(release.folder, min(release.files).name)
+
+
+def _check_other_files(release: Release, model: LsmForConditionalGeneration, parts: Iterable[WeightsIdentity]) -> None:
+    """Refuses files of weights that were not read, unless they are those of a part or hold nothing else."""
+    if release.file is not None:
+        return
+    files = {path.name: read_shapes(path) for path in release.files}
+    hashes = [hashed for part in parts if (hashed := part.weights_sha256)]
+    for other in find_other_weights(release.folder, release.files):
+        if not any(other.name in hashed and hashed[other.name] == sha256(other) for hashed in hashes):
+            check_other_file(model, release.folder, files, other.name, read_shapes(other))
+
+
+def _require_system(name: str | Path) -> str:
     found = find_system(name)
     if found is None:
         raise InputError(f"{name} is no published checkpoint that can be read; known are: {', '.join(SYSTEMS)}")
-    return SYSTEMS[found]
+    return found
 
 
-def _model(reading: Reading, name: str | Path, dtype: torch.dtype) -> LsmForConditionalGeneration:
-    tensors = {key: tensor.to(dtype) for key, tensor in reading.tensors(dtype).items()}
+def _common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The smallest dtype of float32, bfloat16 and float16 that rounds none of some weights."""
+    stored = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return stored.pop() if stored in ({torch.bfloat16}, {torch.float16}) else torch.float32
+
+
+def _model(reading: Reading, name: str | Path, dtype: torch.dtype | None) -> LsmForConditionalGeneration:
+    read = reading.tensors(dtype or torch.float32)
+    dtype = dtype or _common_dtype(read.values())
+    tensors = {key: tensor.to(dtype) for key, tensor in read.items()}
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     load: Any = LsmForConditionalGeneration.from_pretrained
     with complete_loading_info() as completed:

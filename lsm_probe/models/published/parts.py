@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lsm_probe.assets.whisper import openai_config, openai_name
 from lsm_probe.errors import InputError
 from lsm_probe.models.beats import convert_beats, convert_beats_config
 from lsm_probe.models.causal_llm import is_causal, load_causal_llm
-from lsm_probe.models.identity import WeightsIdentity, identify, identify_files
+from lsm_probe.models.identity import WeightsIdentity, check_folder, identify, identify_files
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.published.release import read_unpickled
 
@@ -28,13 +29,13 @@ class Part:
 
     Attributes:
         config: its own.
-        tensors: reads its weights, by their names in the LSM, in the dtype given.
-        identity: of its weights.
+        tensors: reads its weights, by their names in the LSM, in the dtype given. A folder is verified first.
+        identity: hashes its weights, which takes minutes for a large LLM.
     """
 
     config: Any
     tensors: Callable[[torch.dtype], Mapping[str, Tensor]]
-    identity: WeightsIdentity
+    identity: Callable[[], WeightsIdentity]
 
 
 def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatureExtractor]:
@@ -53,11 +54,11 @@ def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatu
     if not isinstance(config, WhisperConfig):
         raise InputError(f"{place} is a {config.model_type!r} model: give a Whisper")
 
-    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+    def read(dtype: torch.dtype) -> Mapping[str, Tensor]:
         model = pretrained_model(WhisperModel, place, dtype, part="" if whole else r"encoder\.")
         return _as_tower(model.state_dict(), whole)
 
-    return Part(config, tensors, identify(place, config)), pretrained(WhisperFeatureExtractor, place)
+    return _part_of_folder(place, config, read), pretrained(WhisperFeatureExtractor, place)
 
 
 def beats_part(place: str) -> Part:
@@ -78,8 +79,7 @@ def beats_part(place: str) -> Part:
         state = convert_beats(content["model"], path)
         return {f"audio_tower.beats.{name}": tensor for name, tensor in state.items()}
 
-    hashes = identify_files([path], path.parent, None)
-    return Part(config, tensors, WeightsIdentity(model_type="beats", checksums="unverified", weights_sha256=hashes))
+    return Part(config, tensors, partial(_identify_file, path, "beats"))
 
 
 def llm_part(place: str) -> Part:
@@ -92,11 +92,11 @@ def llm_part(place: str) -> Part:
     if not is_causal(config):
         raise InputError(f"--llm {place} is a {config.model_type!r} model, and no causal text LLM: give a text LLM")
 
-    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+    def read(dtype: torch.dtype) -> Mapping[str, Tensor]:
         state = load_causal_llm(f"--llm {place}", place, dtype).state_dict()
         return {f"language_model.{name}": tensor for name, tensor in state.items()}
 
-    return Part(config, tensors, identify(place, config))
+    return _part_of_folder(place, config, read)
 
 
 def check_width(part: str, place: str, width: int, needed: int) -> None:
@@ -129,10 +129,24 @@ def _openai_part(path: Path, whole: bool) -> tuple[Part, WhisperFeatureExtractor
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
         return _as_tower({openai_name(name): value for name, value in content["model_state_dict"].items()}, whole)
 
-    identity = WeightsIdentity(
-        model_type=config.model_type, checksums="unverified", weights_sha256=identify_files([path], path.parent, None)
-    )
-    return Part(config, tensors, identity), WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    return Part(config, tensors, partial(_identify_file, path, config.model_type)), extractor
+
+
+def _part_of_folder(place: str, config: PreTrainedConfig, read: Callable[[torch.dtype], Mapping[str, Tensor]]) -> Part:
+    """A part in a folder or on the hub, whose checksums are verified once, before its weights are read."""
+    verified = cache(lambda: check_folder(place))
+
+    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
+        verified()
+        return read(dtype)
+
+    return Part(config, tensors, lambda: identify(place, config, verified()))
+
+
+def _identify_file(path: Path, model_type: str) -> WeightsIdentity:
+    hashes = identify_files([path], path.parent, None)
+    return WeightsIdentity(model_type=model_type, checksums="unverified", weights_sha256=hashes)
 
 
 def _as_tower(state: Mapping[str, Tensor], whole: bool) -> dict[str, Tensor]:

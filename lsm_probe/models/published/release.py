@@ -24,9 +24,9 @@ from lsm_probe.errors import InputError
 from lsm_probe.formats import load_json
 from lsm_probe.models.llm_tokenizers import read_tokenizer as read_tokenizer  # the readers of systems take it here
 from lsm_probe.models.tensors import listed
-from lsm_probe.models.weight_files import find_state_dict, indexed_files
+from lsm_probe.models.weight_files import find_state_dict, indexed_files, is_of_model
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
 """Patterns of files of weights. All files of the first pattern that fits any are read, and no others."""
 Config = TypeVar("Config", bound=PreTrainedConfig)
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
@@ -119,16 +119,22 @@ class Release:
         """
         if self.file is not None:
             return [self.file]
-        files = next((files for kind in _WEIGHTS if (files := sorted(self.folder.glob(kind)))), [])
+        kinds = ([path for path in sorted(self.folder.glob(kind)) if is_of_model(path)] for kind in WEIGHTS)
+        files = next((files for files in kinds if files), [])
         _check_one_version(files, self.folder)
         return files
 
-    def pth_files(self, *tensors: str) -> list[Path]:
-        """Its `.pth` files that hold tensors with all of these words in their names; damaged files are left out.
+    def pickled_files(self, pattern: str, *tensors: str) -> list[Path]:
+        """Its files of `torch.save` that hold tensors with all of these words in their names, without damaged files.
 
         Only the list of names is read, as bytes. Nothing is unpickled, and large files of other systems take no time.
+
+        Args:
+            pattern: of the names of files, such as `*.pth`.
+            tensors: parts of the names of tensors.
         """
-        return [path for path in self.files if path.suffix == ".pth" and _mentions(path, tensors)]
+        files = sorted(self.folder.glob(pattern)) if self.file is None else [self.file]
+        return [path for path in files if path.match(pattern) and _mentions(path, tensors)]
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -138,7 +144,7 @@ class Release:
             InputError: there are none, a file is damaged or holds more than tensors, or two files hold the same name.
         """
         if not self.files:
-            raise InputError(f"{self.folder} holds no weights ({', '.join(_WEIGHTS)}): download them again")
+            raise InputError(f"{self.folder} holds no weights ({', '.join(WEIGHTS)}): download them again")
         found: dict[str, Tensor] = {}
         for path in self.files:
             read = read_tensors(path)

@@ -75,15 +75,28 @@ _BEATS = (
 
 
 def _recognises(release: Release) -> bool:
-    return bool(release.pth_files(*_NAMES))
+    return bool(release.pickled_files("*.pth", *_NAMES))
 
 
-def _read(release: Release, parts: Parts) -> Reading:
-    files = release.pth_files(*_NAMES)
+def _file_of(release: Release) -> Release:
+    """The release as its one file, where its folder was named.
+
+    Raises:
+        InputError: the folder holds several.
+    """
+    files = release.pickled_files("*.pth", *_NAMES)
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
         raise InputError(f"{release.folder} holds several checkpoints ({names}): give the path of one of them")
-    release = Release(release.folder, files[0])
+    return Release(release.folder, files[0])
+
+
+def _needs(release: Release) -> tuple[str, ...]:
+    return ("encoder", "llm", "beats") if _has_beats(_file_of(release)) else ("encoder", "llm")
+
+
+def _read(release: Release, parts: Parts) -> Reading:
+    release = _file_of(release)
     place, held, settings = release.place, release.tensors, _read_settings(release)
     encoder_place = parts.need("encoder", release, _WHISPER, settings.path("whisper_path"))
     llm_place = parts.need("llm", release, _VICUNA, settings.path("llama_path"))
@@ -125,7 +138,13 @@ def _read(release: Release, parts: Parts) -> Reading:
         template=settings.template(),
         eos_token_ids=eos_token_ids(release, llm.config, tokenizer),
         parts=identities | {"beats": beats.identity} if beats else identities,
+        settings={"lora_alpha": settings.lora_alpha} if _has_lora(held) else {},
+        release=release,
     )
+
+
+def _has_lora(held: Mapping[str, Tensor]) -> bool:
+    return any(".lora_" in name for name in held)
 
 
 def _sizes(held: Mapping[str, Tensor], place: Path) -> dict[str, Any]:
@@ -135,19 +154,19 @@ def _sizes(held: Mapping[str, Tensor], place: Path) -> dict[str, Any]:
     return {"num_queries": queries, "num_hidden_layers": len(layers)} | qformer_sizes(held, place)
 
 
+def _has_beats(release: Release) -> bool:
+    """Whether a checkpoint was trained with BEATs: its Q-Former then reads wider states than Whisper's."""
+    cross = r"speech_Qformer\.bert\.encoder\.layer\.\d+\.crossattention\.self\.(key|value)\.weight"
+    width = common_size(release.tensors, {cross: 1}, release.place)
+    return width != common_size(release.tensors, _SPEECH_NORM, release.place)
+
+
 def _beats(release: Release, parts: Parts, settings: _Settings) -> Part | None:
-    """BEATs of a checkpoint that was trained with it, whose Q-Former reads wider states; None of another."""
-    held, cross = (
-        release.tensors,
-        r"speech_Qformer\.bert\.encoder\.layer\.\d+\.crossattention\.self\.(key|value)\.weight",
-    )
-    if common_size(held, {cross: 1}, release.place) == common_size(held, _SPEECH_NORM, release.place):
-        if parts.beats is not None:
-            raise InputError(f"--beats {parts.beats}: {release.place} was trained without BEATs; leave the option out")
+    if not _has_beats(release):
         return None
     place = parts.need("beats", release, _BEATS, settings.path("beats_path"))
     beats = beats_part(place)
-    check_width("beats", place, beats.config.hidden_size, common_size(held, _BEATS_NORM, release.place))
+    check_width("beats", place, beats.config.hidden_size, common_size(release.tensors, _BEATS_NORM, release.place))
     return beats
 
 
@@ -177,6 +196,10 @@ class _Settings:
         if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
             raise InputError(f"{self.where}: {name} is {value!r}: give a number above 0")
         return float(value)
+
+    @property
+    def lora_alpha(self) -> float:
+        return self.number("lora_alpha", _ALPHA)
 
     def window(self, states: int) -> int:
         """How many of the encoder's states a window holds.
@@ -250,7 +273,7 @@ def _llm_tensors(
             f"with another, write lora_alpha into {place.parent / 'decode_config.yaml'}",
             stacklevel=2,
         )
-    return merge_lora(weights, lora, settings.number("lora_alpha", _ALPHA), dtype, place)
+    return merge_lora(weights, lora, settings.lora_alpha, dtype, place)
 
 
-SYSTEMS.register("salmonn")(System("SALMONN", _recognises, _read, needs=("encoder", "llm", "beats")))
+SYSTEMS.register("salmonn")(System("SALMONN", _recognises, _read, _needs))

@@ -48,13 +48,12 @@ def _file(release: Release) -> Path | None:
     """The `.pt` file that was named, or the `model.pt` of a folder that holds no model of transformers."""
     if release.file is None and (release.folder / "config.json").is_file():
         return None
-    path = release.file or release.folder / "model.pt"
-    return path if path.suffix == ".pt" and path.is_file() else None
+    pattern = "model.pt" if release.file is None else "*.pt"
+    return next(iter(release.pickled_files(pattern, _PROJECTOR)), None)
 
 
 def _recognises(release: Release) -> bool:
-    path = _file(release)
-    return path is not None and Release.at(path).holds(_PROJECTOR.rstrip("."))
+    return _file(release) is not None
 
 
 def _read(release: Release, parts: Parts) -> Reading:
@@ -92,6 +91,8 @@ def _read(release: Release, parts: Parts) -> Reading:
         template="slam_llm",
         eos_token_ids=eos_token_ids(release, tokenizer, llm.config),
         parts={"encoder": whisper.identity, "llm": llm.identity},
+        settings={"lora_alpha": alpha} if alpha else {},
+        release=release,
     )
 
 

@@ -69,7 +69,9 @@ class Reading:
         feature_extractor: a `WhisperFeatureExtractor`.
         template: the prompt template, or its name.
         eos_token_ids: what ends a response.
-        parts: identities of the parts that came from elsewhere, by their names in [`PARTS`].
+        parts: functions that identify the parts that came from elsewhere, by their names in [`PARTS`].
+        settings: what changes its weights and stands in none of its files of weights, for its identity.
+        release: the one that was read: of a folder in which a single file is the release, that file. None: the folder.
     """
 
     config: LsmConfig
@@ -78,7 +80,9 @@ class Reading:
     feature_extractor: Any
     template: str | PromptTemplate
     eos_token_ids: list[int]
-    parts: Mapping[str, WeightsIdentity] = field(default_factory=dict)
+    parts: Mapping[str, Callable[[], WeightsIdentity]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    release: Release | None = None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import conv1d, gelu, glu, layer_norm, linear
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -18,7 +19,6 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.lookup import load_text_check, look_up
 
 ENCODER_DIM, LLM_DIM, INNER, STATES = 32, 48, 20, 118
-COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 Release = Callable[..., Path]
 
@@ -135,6 +135,22 @@ def test_damaged_weights_are_named(
         lsm_probe.load(folder, device="cpu")
 
 
+def test_other_weights_beside_it_are_refused(release: Release) -> None:
+    folder = release()
+    files = sorted(folder.glob("pytorch_model-*.bin"))
+    weight_map = {name: path.name for path in files for name in torch.load(path, weights_only=True)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    torch.save({"speech_ln.weight": torch.ones(LLM_DIM)}, folder / "copy.pt")
+    with pytest.warns(UserWarning, match="is read, and not copy.pt beside it"):
+        lsm_probe.load(folder, device="cpu")
+    torch.save({"speech_projector": torch.ones(2)}, folder / "speech_projector.pt")
+    with pytest.raises(InputError, match=r"holds speech_projector\.pt beside pytorch_model-00000\.bin, and"):
+        lsm_probe.load(folder, device="cpu")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds pytorch_model-00000\.bin and an adapter \(adapter_config\.json\)"):
+        lsm_probe.load(folder, device="cpu")
+
+
 def test_other_convolutions_are_refused(release: Release) -> None:
     with pytest.raises(InputError, match="has convolutions of sizes 3,3,3: only 5,5,5 can be read"):
         lsm_probe.load(release(conv_kernel_sizes="3,3,3"), device="cpu")
@@ -158,20 +174,14 @@ def test_its_source_and_texts_are_known_without_its_weights(release: Release) ->
 
 
 def test_a_release_on_the_model_hub(
-    release: Release, sample: lsm_probe.Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: Release, sample: lsm_probe.Sample, keep_from_hub: Callable[[str, Path], Path]
 ) -> None:
-    """As the hub's client keeps it here."""
     folder = release()
     expected = lsm_probe.load(folder, device="cpu", dtype="float32").logits(sample)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    kept = tmp_path / "hub" / "models--somebody--blsp"
-    shutil.copytree(folder, kept / "snapshots" / COMMIT)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text(COMMIT)
+    commit = keep_from_hub("somebody/blsp", folder).name
     loaded = lsm_probe.load("somebody/blsp", device="cpu", dtype="float32")
     assert torch.equal(loaded.logits(sample), expected)
-    assert (loaded.name, loaded.identity.revision, loaded.identity.checksums) == ("somebody/blsp", COMMIT, None)
+    assert (loaded.name, loaded.identity.revision, loaded.identity.checksums) == ("somebody/blsp", commit, None)
     with pytest.raises(InputError, match=r"--llm x: .* has its own"):
         lsm_probe.load("somebody/blsp", llm="x")
 
@@ -186,3 +196,19 @@ def test_an_imported_release_is_a_model_of_transformers(
     assert torch.equal(imported.logits(sample), lsm_probe.load(folder, device="cpu", dtype="float32").logits(sample))
     code, _, err = lsm_probe_command("import", folder, "--out", tmp_path / "lsm")
     assert (code, err.strip().endswith("lsm holds files already: choose another folder")) == (2, True)
+
+
+def test_an_import_keeps_the_dtype_of_the_weights(
+    release: Release, tmp_path: Path, lsm_probe_command: Callable[..., Any]
+) -> None:
+    def halve(tensors: dict[str, Tensor]) -> None:
+        halved = {name: tensor.half() for name, tensor in tensors.items() if "inv_freq" not in name}
+        tensors.update(halved)
+
+    folder = release(halve)
+    for option, dtype in (((), "float16"), (("--dtype", "float32"), "float32")):
+        code, _, err = lsm_probe_command("import", folder, "--out", tmp_path / dtype, *option)
+        assert code == 0, err
+        assert {tensor.dtype for tensor in load_file(tmp_path / dtype / "model.safetensors").values()} == {
+            getattr(torch, dtype)
+        }

@@ -1,12 +1,18 @@
-"""Tokenizers of releases."""
+"""Files of releases: their tokenizers, and which files of weights belong to them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+import lsm_probe
 from lsm_probe.errors import InputError
+from lsm_probe.models.published import find_system
 from lsm_probe.models.published.release import read_tokenizer
 
 
@@ -33,3 +39,22 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(InputError, match=r"has no tokenizer: add the tokenizer\.json or tokenizer\.model"):
         read_tokenizer(tmp_path)
+
+
+def test_a_text_llm_with_a_second_copy_of_its_weights_loads(tiny_llm_folder: Path, tmp_path: Path) -> None:
+    """As Mistral publishes them: shards, and `consolidated.safetensors` under other names."""
+    folder = shutil.copytree(tiny_llm_folder, tmp_path / "llm")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(tiny_llm_folder).save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    save_file({f"other.{name}": tensor for name, tensor in weights.items()}, folder / "consolidated.safetensors")
+    loaded = lsm_probe.load(folder, device="cpu", dtype="float32")
+    assert all(torch.equal(loaded.model.state_dict()[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("file", ["model.pt", "other.pth"])
+def test_files_of_others_are_taken_for_no_release(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_bytes(b"junk")
+    (tmp_path / "model.safetensors.index.json").write_text("junk")
+    assert find_system(tmp_path) is find_system(tmp_path / file) is None

@@ -5,6 +5,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch.nn.functional import gelu, layer_norm, linear
 from transformers import AutoTokenizer, LlamaForCausalLM, WhisperFeatureExtractor, WhisperModel
 
 import lsm_probe
+from lsm_probe.checksums import write_checksums
 from lsm_probe.errors import InputError
 from lsm_probe.models.beats import Beats, beats_features, convert_beats, convert_beats_config
 from lsm_probe.models.checkpoint_kinds import Lsm
-from lsm_probe.models.published import find_system
+from lsm_probe.models.identity import ModelIdentity
+from lsm_probe.models.lookup import load_text_check
+from lsm_probe.models.published import Parts, find_system
 
 INSTRUCTION = "Write down what the speaker says."
 HEADS, HIDDEN, INNER, RANK, QUERIES = 12, 24, 40, 2, 2
@@ -264,13 +268,60 @@ def test_an_imported_folder_computes_the_same(release, waveform, tmp_path, lsm_p
     assert torch.equal(logits_of(again, wave), logits_of(load(path, parts), wave))
 
 
-def test_the_identity_names_all_parts(release, beats_file) -> None:
+def test_the_identity_names_all_parts(release, beats_file, tiny_llm_folder) -> None:
     path, parts = release(True)
-    identity = load(path, parts).identity
+    shutil.copy(tiny_llm_folder / "model.safetensors", path.parent)  # no file of the release
+    identity = load(path.parent, parts).identity
     assert identity.published == "salmonn"
     assert list(identity.weights_sha256) == ["salmonn.pth"]
     assert list(identity.beats.weights_sha256) == [beats_file.name]
     assert identity.encoder.context == "padded"
+    assert list(identity.encoder.weights_sha256) == list(identity.llm.weights_sha256) == ["model.safetensors"]
+    assert identity.llm.weights_sha256 != identity.encoder.weights_sha256
+    assert identity.settings == {"lora_alpha": 32.0, "eos_token_ids": [2]}
+    assert ModelIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
+
+
+def test_the_settings_that_change_weights_are_part_of_the_identity(release) -> None:
+    path, parts = release()
+    before = load(path, parts).identity
+    (path.parent / "decode_config.yaml").write_text("model: {lora_alpha: 4}")
+    assert before != load(path, parts).identity == replace(before, settings=before.settings | {"lora_alpha": 4.0})
+
+
+def test_parts_from_the_hub_are_identified_by_their_commit(
+    release, waveform, keep_from_hub, tiny_encoder_folder, tiny_llm_folder
+) -> None:
+    path, parts = release()
+    expected = logits_of(load(path, parts), waveform(1.2))
+    names = {"encoder": ("somebody/whisper", tiny_encoder_folder), "llm": ("somebody/vicuna", tiny_llm_folder)}
+    commits = {keep_from_hub(*place).name for place in names.values()}
+    loaded = load(path, {part: name for part, (name, _) in names.items()})
+    assert torch.equal(logits_of(loaded, waveform(1.2)), expected)
+    assert {loaded.identity.encoder.revision, loaded.identity.llm.revision} == commits
+    assert lsm_probe.load("somebody/vicuna", device="cpu").identity.revision in commits
+    assert loaded.identity.llm.checksums is None
+
+
+def test_checksums_of_parts_are_verified(release, save_llm, tmp_path) -> None:
+    path, parts = release()
+    parts["llm"] = save_llm(tmp_path / "llm")
+    assert load(path, parts).identity.llm.checksums == "unverified"
+    write_checksums(parts["llm"])
+    assert load(path, parts).identity.llm.checksums == "verified"
+    weights = parts["llm"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged or was changed"):
+        load(path, parts)
+
+
+def test_texts_are_checked_without_hashing_the_parts(release, monkeypatch) -> None:
+    path, parts = release(True)
+    monkeypatch.setattr("lsm_probe.models.identity.sha256", lambda file: pytest.fail(f"hashed {file}"))
+    check = load_text_check(str(path), parts=Parts(**{part: str(place) for part, place in parts.items()}))
+    check("Repeat.", "rain", None)
+    with pytest.raises(InputError, match="control token"):
+        check("Repeat </s>", "rain", None)
 
 
 def _drop(name: str) -> Callable[[dict[str, Tensor]], Any]:
@@ -344,7 +395,7 @@ def test_parts_of_other_widths_are_refused(release, beats_file, tmp_path) -> Non
 
 def test_beats_is_refused_where_it_was_off(release, beats_file) -> None:
     path, parts = release()
-    with pytest.raises(InputError, match="was trained without BEATs; leave the option out"):
+    with pytest.raises(InputError, match="has its own or was trained without; leave the option out"):
         load(path, parts | {"beats": beats_file})
 
 
