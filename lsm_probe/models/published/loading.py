@@ -96,11 +96,8 @@ def _patterns(name: str) -> list[str]:
     """Which files of a hub name to download: settings, tokenizers, and the weights of the kind that is read."""
     try:
         files = [file for file in list_repo_files(name) if "/" not in file and is_of_model(Path(file))]
-    except (
-        OSError,
-        ValueError,
-        HfHubHTTPError,
-    ):  # offline: the files kept here may be enough
+    except (OSError, ValueError, HfHubHTTPError):
+        # Offline: the files kept here may be enough.
         return [*_NO_WEIGHTS, *WEIGHTS]
     return [*_NO_WEIGHTS, *next((found for kind in WEIGHTS if (found := fnmatch.filter(files, kind))), [])]
 
