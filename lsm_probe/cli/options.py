@@ -57,30 +57,20 @@ Date = Annotated[
         help="Date used as today's date by chat templates that print one.  [default: 2024-07-26]", metavar="YYYY-MM-DD"
     ),
 ]
-_PARTS = "Released checkpoints"
+
+
+def _part(help: str) -> Any:
+    """An option that names a part of a released checkpoint."""
+    return typer.Option(help=help, rich_help_panel="Released checkpoints", show_default=False)
+
+
 Encoder = Annotated[
     str | None,
-    typer.Option(
-        help="Folder or hub name of the Whisper that a released checkpoint leaves out, or OpenAI's .pt file of it.",
-        rich_help_panel=_PARTS,
-        show_default=False,
-    ),
+    _part("Folder or hub name of the Whisper that a released checkpoint leaves out, or OpenAI's .pt file of it."),
 ]
-Llm = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder or hub name of the LLM that a released checkpoint leaves out.",
-        rich_help_panel=_PARTS,
-        show_default=False,
-    ),
-]
+Llm = Annotated[str | None, _part("Folder or hub name of the LLM that a released checkpoint leaves out.")]
 Beats = Annotated[
-    str | None,
-    typer.Option(
-        help="File (.pt, of its authors) of the BEATs that a released checkpoint (SALMONN) leaves out.",
-        rich_help_panel=_PARTS,
-        show_default=False,
-    ),
+    str | None, _part("File (.pt, of its authors) of the BEATs that a released checkpoint (SALMONN) leaves out.")
 ]
 Device = Annotated[
     str,

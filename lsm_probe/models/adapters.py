@@ -13,13 +13,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoTokenizer
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 
 from lsm_probe.assets.cache import sha256
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
+from lsm_probe.models.hub_files import find_file
 from lsm_probe.models.identity import AdapterIdentity, Checksums, ModelIdentity
 from lsm_probe.models.llm_tokenizers import as_released
 from lsm_probe.models.pretrained import from_files
@@ -119,7 +120,7 @@ def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
     next((file for file in weights if file), None)  # the second only if there is no first
     for file in _TOKENIZER:
         _from_hub(name, file)
-    return Path(config).parent
+    return config.parent
 
 
 def is_missing_config(error: InputError) -> bool:
@@ -209,16 +210,15 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
     )
 
 
-def _from_hub(name: str | Path, file: str, *, ask: bool = True) -> str | None:
+def _from_hub(name: str | Path, file: str, *, ask: bool = True) -> Path | None:
     """Where a file of the hub is kept here, once it is there; None if the hub does not have it, or not within reach."""
-    flags = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
     try:
         kept = try_to_load_from_cache(str(name), file)
-        if kept is not None or not ask:  # it may also be kept that the hub does not have the file
-            return kept if isinstance(kept, str) else None
-        return cached_file(str(name), file, **flags)
-    except (OSError, ValueError):  # there is no such name: said where the model is loaded
+    except ValueError:  # no name that the hub allows
         return None
+    if kept is not None or not ask:  # it may also be kept that the hub does not have the file
+        return Path(kept) if isinstance(kept, str) else None
+    return find_file(name, file)
 
 
 def _check_tokenizer(adapter: Adapter, base: Checkpoint) -> None:

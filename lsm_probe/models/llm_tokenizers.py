@@ -9,12 +9,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.hub_files import find_file
 from lsm_probe.models.pretrained import from_files, pretrained
-
-_NO_ERRORS = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors", "gated_repo")}
 
 
 def load_llm_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -57,21 +55,13 @@ def read_tokenizer(name: str | Path, byte_pairs: type | None = None) -> PreTrain
     kinds: dict[str, type] = {"tokenizer.json": PreTrainedTokenizerFast, "tokenizer.model": LlamaTokenizer}
     if byte_pairs is not None:
         kinds["vocab.json"] = byte_pairs
-    file = next((kind for kind in kinds if _has_file(name, kind)), None)
+    file = next((kind for kind in kinds if find_file(name, kind)), None)
     if Path(name).is_dir() and file is None:
         raise InputError(f"{name} has no tokenizer: add the {' or '.join(kinds)} of the release")
     if file == "tokenizer.model" and find_spec("sentencepiece") is None:
         raise InputError(f"{name}/{file} can only be read with sentencepiece: pip install sentencepiece")
     loaded = from_files(kinds[file or "tokenizer.json"], name)
     return _as_generic(loaded) if file == "tokenizer.model" else loaded
-
-
-def _has_file(name: str | Path, file: str) -> bool:
-    """Whether a folder holds a file, or the hub does as far as it can be reached."""
-    try:
-        return cached_file(str(name), file, **_NO_ERRORS) is not None
-    except OSError:  # there is no such name on the hub: said where the tokenizer is loaded
-        return False
 
 
 def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:

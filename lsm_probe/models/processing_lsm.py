@@ -100,8 +100,14 @@ class LsmProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Writes the files of the processor, and its prompt template as `prompt_template.yaml`."""
-        written = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        """Writes the files of the processor, and its prompt template as `prompt_template.yaml`.
+
+        Raises:
+            ValueError: `push_to_hub` is set: the upload would begin before all files are written.
+        """
+        if push_to_hub:
+            raise ValueError("save to a folder first, then upload it with huggingface_hub.upload_folder")
+        written = super().save_pretrained(save_directory, **kwargs)
         keep_tokenizer(save_directory)
         if self.template.content:  # one from another package may be a function
             (Path(save_directory) / FILE).write_text(self.template.content, encoding="utf-8")

@@ -55,7 +55,7 @@ class ModelSettings(_Settings):
         llm: a decoder-only causal LM: folder, hub name, or `builtin:llm` (SmolLM2-135M-Instruct).
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
         connector: settings of [`LsmProjectorConfig`], its `connector` the kind.
-        encoder_context: `full` (Whisper hears 30 s, padded with silence), `padded` (the silence counts as speech),
+        encoder_context: `full` (Whisper reads 30 s, padded with silence), `padded` (the silence counts as speech),
             `trimmed` (the utterance alone) or `clip` (its mel features too are of the utterance alone).
         decoder_states: LLaSM's tower: states of Whisper's decoder over this many start tokens.
     """

@@ -167,7 +167,7 @@ def test_an_adapter_and_its_base_on_the_hub(
     lacking.mkdir(parents=True)
     for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"):
         (lacking / name).touch()
-    monkeypatch.setattr("lsm_probe.models.adapters.cached_file", None)  # of the adapter, nothing is asked again
+    monkeypatch.setattr("lsm_probe.models.adapters.find_file", None)  # of the adapter, nothing is asked again
     checkpoint = lsm_probe.load("somebody/adapter")
     assert torch.equal(checkpoint.model(input_ids=IDS).logits, expected)
     assert checkpoint.identity.revision == commit
@@ -179,17 +179,17 @@ def test_an_adapter_and_its_base_on_the_hub(
 def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lsm_probe.models import adapters
 
-    def from_hub(name: str, file: str, **flags: bool) -> str | None:
+    def from_hub(name: str, file: str) -> Path | None:
         asked.append(file)
         found = adapter / file
-        return str(found) if found.is_file() else None
+        return found if found.is_file() else None
 
     def no_config(*args: Any, **kwargs: Any) -> None:
         raise OSError("somebody/adapter does not appear to have a file named config.json.")
 
     asked: list[str] = []
     expected = lsm_probe.load(adapter).model(input_ids=IDS).logits
-    monkeypatch.setattr(adapters, "cached_file", from_hub)
+    monkeypatch.setattr(adapters, "find_file", from_hub)
     own = AutoConfig.from_pretrained
     monkeypatch.setattr(
         AutoConfig, "from_pretrained", lambda name, **more: (no_config if "somebody" in name else own)(name, **more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ _RULES: list[Rule] = [
     ROTARY,
     (r"whisper_model\.(.*)", r"audio_tower.\1"),
     (r"llama_model\.(.*)", r"language_model.\1"),
+]
+_CONNECTOR_RULES: list[Rule] = [
     (r"subsampler\.conv_layers\.(.*)", r"multi_modal_projector.convs.\1"),
     (r"adapter\.fc1\.weight", "multi_modal_projector.down.weight"),
     (r"adapter\.fc2\.weight", "multi_modal_projector.up.weight"),
@@ -34,24 +36,41 @@ def _recognises(release: Release) -> bool:
 def _read(release: Release, parts: Parts) -> Reading:
     if (kernels := release.setting("conv_kernel_sizes")) != "5,5,5":
         raise InputError(f"{release.folder} has convolutions of sizes {kernels}: only 5,5,5 can be read")
+    projector = LsmProjectorConfig(connector="conv", hidden_size=release.setting("adapter_inner_dim"))
+    return read_blsp_model(release, projector, _CONNECTOR_RULES, "blsp")
+
+
+def read_blsp_model(
+    release: Release, projector: LsmProjectorConfig, connector_rules: Sequence[Rule], template: str
+) -> Reading:
+    """Reads a release of the class `BlspModel`, which holds Whisper's encoder, a connector and a Llama.
+
+    Args:
+        release: the release.
+        projector: configuration of the connector.
+        connector_rules: names of its tensors.
+        template: name of the prompt template.
+
+    Raises:
+        InputError: a setting is missing, or makes no configuration.
+    """
     text_config = release.part_config(LlamaConfig, release.setting("llama_config"))
     config = LsmConfig(
         audio_config=release.part_config(WhisperConfig, release.setting("whisper_config")),
-        projector_config=LsmProjectorConfig(connector="conv", hidden_size=release.setting("adapter_inner_dim")),
+        projector_config=projector,
         text_config=text_config,
     )
-
     tokenizer = release.tokenizer()
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
-        return rename(release.tensors, _RULES, release.folder)
+        return rename(release.tensors, [*_RULES, *connector_rules], release.folder)
 
     return Reading(
         config=config,
         tensors=tensors,
         tokenizer=tokenizer,
         feature_extractor=from_files(WhisperFeatureExtractor, release.folder),
-        template="blsp",
+        template=template,
         eos_token_ids=eos_token_ids(release, text_config, tokenizer),
     )
 

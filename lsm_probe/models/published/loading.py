@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from huggingface_hub import list_repo_files, snapshot_download, try_to_load_from
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 
 from lsm_probe.assets.cache import sha256
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
+from lsm_probe.models.hub_files import find_file
 from lsm_probe.models.identity import (
     ConnectorIdentity,
     EncoderIdentity,
@@ -72,9 +72,7 @@ def download_release(name: str) -> Path | None:
     if not may_be_on_hub(name):
         return None
     if cached_config(name) is None:
-        flags = ("missing_entries", "connection_errors", "gated_repo")
-        with suppress(OSError):  # there is no such name: said where the model is loaded
-            cached_file(name, CONFIG_NAME, **{f"_raise_exceptions_for_{flag}": False for flag in flags})
+        find_file(name, CONFIG_NAME)  # puts it into the cache
     if find_release(name) is None:
         return None
     try:

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
 from lsm_probe.formats import load_json
-from lsm_probe.models.llm_tokenizers import read_tokenizer as read_tokenizer  # the readers of systems take it here
+from lsm_probe.models.llm_tokenizers import read_tokenizer
 from lsm_probe.models.tensors import listed
 from lsm_probe.models.weight_files import find_state_dict, indexed_files, is_of_model
 

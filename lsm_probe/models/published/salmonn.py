@@ -22,6 +22,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.formats import load_json, load_yaml
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
+from lsm_probe.models.llm_tokenizers import read_tokenizer
 from lsm_probe.models.published.comparison import is_same_part
 from lsm_probe.models.published.lora import merge_lora
 from lsm_probe.models.published.parts import Part, beats_part, check_width, llm_part, whisper_part
@@ -31,7 +32,6 @@ from lsm_probe.models.published.release import (
     Release,
     Rule,
     common_size,
-    read_tokenizer,
     read_unpickled,
     rename,
 )

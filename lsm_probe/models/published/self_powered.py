@@ -6,26 +6,12 @@ results do not depend on the batch. The two are equal for one utterance at a tim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor
-from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
-
 from lsm_probe.errors import InputError
-from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
-from lsm_probe.models.pretrained import from_files
+from lsm_probe.models.published.blsp import read_blsp_model
 from lsm_probe.models.published.qformer import QFORMER_RULES, qformer_sizes
-from lsm_probe.models.published.release import ROTARY, Release, Rule, rename
-from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
-
-_RULES: list[Rule] = [
-    ROTARY,
-    (r"whisper_model\.(.*)", r"audio_tower.\1"),
-    (r"llama_model\.(.*)", r"language_model.\1"),
-    *QFORMER_RULES,
-]
+from lsm_probe.models.published.release import Release
+from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System
 
 
 def _recognises(release: Release) -> bool:
@@ -44,28 +30,8 @@ def _read(release: Release, parts: Parts) -> Reading:
         "num_queries": release.setting("speech_qformer_token_num"),
         "num_hidden_layers": release.setting("speech_qformer_layer"),
     }
-    text_config = release.part_config(LlamaConfig, release.setting("llama_config"))
-    config = LsmConfig(
-        audio_config=release.part_config(WhisperConfig, release.setting("whisper_config")),
-        projector_config=LsmProjectorConfig(
-            window="length", window_seconds=seconds, drop_partial_window=True, **(sizes | told)
-        ),
-        text_config=text_config,
-    )
-
-    tokenizer = release.tokenizer()
-
-    def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
-        return rename(release.tensors, _RULES, release.folder)
-
-    return Reading(
-        config=config,
-        tensors=tensors,
-        tokenizer=tokenizer,
-        feature_extractor=from_files(WhisperFeatureExtractor, release.folder),
-        template="self_powered",
-        eos_token_ids=eos_token_ids(release, text_config, tokenizer),
-    )
+    projector = LsmProjectorConfig(window="length", window_seconds=seconds, drop_partial_window=True, **(sizes | told))
+    return read_blsp_model(release, projector, QFORMER_RULES, "self_powered")
 
 
 SYSTEMS.register("self_powered")(System("Self-Powered LSM", _recognises, _read))

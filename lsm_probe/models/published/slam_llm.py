@@ -26,9 +26,10 @@ from lsm_probe.errors import InputError
 from lsm_probe.formats import load_yaml
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
+from lsm_probe.models.llm_tokenizers import read_tokenizer
 from lsm_probe.models.published.lora import merge_lora
 from lsm_probe.models.published.parts import check_width, llm_part, whisper_part
-from lsm_probe.models.published.release import Release, Rule, read_tokenizer, rename
+from lsm_probe.models.published.release import Release, Rule, rename
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
 _PROJECTOR = "encoder_projector."

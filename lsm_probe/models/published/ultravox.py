@@ -15,9 +15,10 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, WhisperFeatureExtract
 from lsm_probe.errors import InputError
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig
+from lsm_probe.models.llm_tokenizers import read_tokenizer
 from lsm_probe.models.pretrained import from_files
 from lsm_probe.models.published.parts import Part, check_width, llm_part, whisper_part
-from lsm_probe.models.published.release import ROTARY, Release, Rule, read_tokenizer, rename
+from lsm_probe.models.published.release import ROTARY, Release, Rule, rename
 from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System, eos_token_ids
 
 _RULES: list[Rule] = [ROTARY, (r"(audio_tower|multi_modal_projector|language_model)\.(.*)", r"\1.\2")]

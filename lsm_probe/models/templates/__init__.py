@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.hub_files import find_file
 from lsm_probe.models.segments import Piece
-from lsm_probe.models.templates.layout import AUDIO_TOKEN, PromptTemplate, parse_template, read_template
+from lsm_probe.models.templates.layout import AUDIO_TOKEN, PromptTemplate, read_template
 from lsm_probe.registry import Registry
 
 __all__ = [
@@ -73,14 +73,9 @@ def carried_template(name: str | Path) -> PromptTemplate | None:
     Raises:
         InputError: the file is no template.
     """
-    missing_is_fine = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    path = cached_file(str(name), FILE, **missing_is_fine)
+    path = find_file(name, FILE)
     if path is None:
         return None
-    read = parse_template(Path(name).name, Path(path).read_text(encoding="utf-8"), str(path))
+    read = read_template(path, Path(name).name)
     built_in = [known for known in TEMPLATES.built_in.values() if isinstance(known, PromptTemplate)]
     return next((known for known in built_in if known.content == read.content), read)

@@ -144,8 +144,8 @@ class _Layout(_Strict):
         return [{"role": m.role, "content": text} for m, text in zip(self.messages, contents, strict=True)]
 
 
-def read_template(path: Path) -> PromptTemplate:
-    """Reads a template's YAML file; its name is that of the file without the ending.
+def read_template(path: Path, name: str | None = None) -> PromptTemplate:
+    """Reads a template's YAML file; its name is the one given, or that of the file without the ending.
 
     Raises:
         InputError: the file cannot be read, or does not hold a template.
@@ -155,7 +155,7 @@ def read_template(path: Path) -> PromptTemplate:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(f"the prompt template {path} cannot be read ({reason}): check the path") from error
-    return parse_template(path.stem, content, str(path))
+    return parse_template(name or path.stem, content, str(path))
 
 
 def parse_template(name: str, content: str, where: str) -> PromptTemplate:

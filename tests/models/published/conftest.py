@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
-from transformers import WhisperFeatureExtractor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 import lsm_probe
 
@@ -46,6 +46,42 @@ def write_release() -> Callable[[Path, Mapping[str, Any], Mapping[str, Tensor]],
         names = sorted(tensors)
         for i, half in enumerate((names[::2], names[1::2])):
             torch.save({name: tensors[name].clone() for name in half}, folder / f"pytorch_model-0000{i}.bin")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def write_blsp_model(
+    tmp_path: Path,
+    tiny_encoder_folder: Path,
+    tiny_llm_folder: Path,
+    write_release: Callable[..., Path],
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
+) -> Callable[..., Path]:
+    """`write_blsp_model(connector, settings, change)`: a release of the class `BlspModel`; returns the folder.
+
+    `connector`: tensors of its connector; `settings`: of its `config.json`; `change`: changes the tensors in place.
+    """
+
+    def write(
+        connector: Mapping[str, Tensor], settings: Mapping[str, Any], change: Callable[[dict[str, Tensor]], Any]
+    ) -> Path:
+        llm = LlamaForCausalLM.from_pretrained(tiny_llm_folder)
+        encoder = WhisperModel.from_pretrained(tiny_encoder_folder).encoder
+        tensors = {f"whisper_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
+        tensors |= {f"llama_model.{name}": tensor for name, tensor in llm.state_dict().items()}
+        tensors["llama_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        tensors |= connector
+        change(tensors)
+        config = {
+            "architectures": ["BlspModel"],
+            "llama_config": llm.config.to_dict(),
+            "whisper_config": WhisperConfig.from_pretrained(tiny_encoder_folder).to_dict(),
+        }
+        folder = write_release(tmp_path / "release", config | dict(settings), tensors)
+        make_tokenizer().save_pretrained(folder)
+        WhisperFeatureExtractor().save_pretrained(folder)
         return folder
 
     return write

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import lsm_probe
 from lsm_probe.errors import InputError
+from lsm_probe.models.llm_tokenizers import read_tokenizer
 from lsm_probe.models.published import find_system
-from lsm_probe.models.published.release import read_tokenizer
 
 
 @pytest.mark.parametrize("legacy", [True, False, None])

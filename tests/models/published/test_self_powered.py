@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import LlamaForCausalLM, WhisperModel
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -55,37 +55,18 @@ def draw_qformer(encoder_dim: int, llm_dim: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def release(
-    tmp_path: Path,
-    tiny_encoder_folder: Path,
-    tiny_llm_folder: Path,
-    write_release: Callable[..., Path],
-    make_tokenizer: Callable[[], PreTrainedTokenizerFast],
-) -> Release:
+def release(write_blsp_model: Callable[..., Path]) -> Release:
     """`release(change)`: the folder of a release whose tensors a function has changed in place."""
 
     def make(change: Callable[[dict[str, Tensor]], Any] = lambda tensors: None, **settings: Any) -> Path:
-        llm = LlamaForCausalLM.from_pretrained(tiny_llm_folder)
-        encoder = WhisperModel.from_pretrained(tiny_encoder_folder).encoder
-        tensors = {f"whisper_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
-        tensors |= {f"llama_model.{name}": tensor for name, tensor in llm.state_dict().items()}
-        tensors["llama_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-        tensors |= draw_qformer(32, 48)
-        change(tensors)
-        config = {
-            "architectures": ["BlspModel"],
-            "llama_config": llm.config.to_dict(),
-            "whisper_config": WhisperConfig.from_pretrained(tiny_encoder_folder).to_dict(),
+        own: dict[str, Any] = {
             "speech_qformer_token_num": QUERIES,
             "speech_qformer_layer": 1,
             "second_per_frame": 0.7,
             "second_stride": 0.7,
             "lora": True,
         }
-        folder = write_release(tmp_path / "release", config | settings, tensors)
-        make_tokenizer().save_pretrained(folder)
-        WhisperFeatureExtractor().save_pretrained(folder)
-        return folder
+        return write_blsp_model(draw_qformer(32, 48), own | settings, change)
 
     return make
 
