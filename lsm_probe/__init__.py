@@ -55,13 +55,13 @@ if TYPE_CHECKING:
     from lsm_probe.runner.measurement_run import MeasurementRun as MeasurementRun
     from lsm_probe.runner.measurement_run import Unusable as Unusable
     from lsm_probe.runner.measurement_run import stack as stack
+    from lsm_probe.runner.named_checkpoints import named_checkpoint as named_checkpoint
     from lsm_probe.runner.options import ResponseOptions as ResponseOptions
     from lsm_probe.runner.options import RunOptions as RunOptions
     from lsm_probe.runner.options import split_options as split_options
     from lsm_probe.runner.page import Section as Section
     from lsm_probe.runner.prepared_samples import PreparedSample as PreparedSample
     from lsm_probe.runner.result import MeasurementResult as MeasurementResult
-    from lsm_probe.runner.run import named_checkpoint as named_checkpoint
     from lsm_probe.runner.run import run_measurement as run_measurement
     from lsm_probe.runner.tables import Table as Table
     from lsm_probe.training.config import read_config as read_config
@@ -95,7 +95,7 @@ _MODULES = {
     "evaluate": "evaluation.evaluate",
     "from_model": "models.live",
     "load": "models.loading",
-    "named_checkpoint": "runner.run",
+    "named_checkpoint": "runner.named_checkpoints",
     "read_config": "training.config",
     "read_manifest": "data.manifest",
     "read_mmlu": "evaluation.mmlu",

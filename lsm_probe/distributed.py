@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import cache
-from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-import torch
-import torch.distributed as dist
-from accelerate import PartialState
-from torch import Tensor
+from lsm_probe.errors import RAISED_ON_ALL_RANKS, InputError, WorkFailed
 
-from lsm_probe.errors import InputError, NotMeasurable, Terminated, WorkFailed
+# torch is imported where it is used: what only reads results asks for the rank too, and torch takes seconds.
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+    from torch import Tensor
 
-# One rank may encode or hash large files while the others wait; the defaults of 10 or 30 minutes are too short.
-_TIMEOUT = timedelta(hours=3)
+    from lsm_probe.gloo import Gloo
+
 _EXIT_TIMEOUT = timedelta(minutes=1)
 _REDUCE_ELEMENTS = 2**24  # 64 MB of float32
-_RAISED_ON_ALL_RANKS = "_raised_on_all_ranks"  # attribute of an exception
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -57,10 +53,15 @@ def init_distributed(*, cpu: bool = False) -> PartialState:
     Args:
         cpu: use the CPU even if there are accelerators.
     """
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_TIMEOUT)
+    import torch
+    from accelerate import PartialState
+
+    from lsm_probe.gloo import TIMEOUT, destroy_groups
+
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=TIMEOUT)
     if is_distributed():
-        atexit.unregister(_destroy_groups)
-        atexit.register(_destroy_groups)
+        atexit.unregister(destroy_groups)
+        atexit.register(destroy_groups)
     return state
 
 
@@ -70,6 +71,8 @@ def local_device() -> torch.device:
     Raises:
         InputError: this machine has fewer GPUs than ranks.
     """
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if not is_distributed():
@@ -95,7 +98,7 @@ def all_gather_or_raise(value: Value) -> list[Value]:
         return [value]
     values, failures = _gloo().gather(value)
     if failures:
-        setattr(failures[0], _RAISED_ON_ALL_RANKS, True)
+        setattr(failures[0], RAISED_ON_ALL_RANKS, True)
         raise failures[0]
     return values
 
@@ -109,10 +112,10 @@ def on_all_ranks() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if is_distributed() and not hasattr(error, _RAISED_ON_ALL_RANKS):
+        if is_distributed() and not hasattr(error, RAISED_ON_ALL_RANKS):
             with suppress(WorkFailed, KeyboardInterrupt):  # of the gather: this rank's own error is what is raised
                 _gloo().gather(None, error)
-            setattr(error, _RAISED_ON_ALL_RANKS, True)
+            setattr(error, RAISED_ON_ALL_RANKS, True)
         raise
     all_gather_or_raise(None)
 
@@ -152,9 +155,13 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """
     if not is_distributed():
         return
+    import torch.distributed as dist
+
+    from lsm_probe.gloo import defer_interrupt, lost_rank_as_work_failed
+
     for tensor in tensors:
         for part in tensor.view(-1).split(_REDUCE_ELEMENTS):
-            with _lost_rank_as_work_failed(), _defer_interrupt():
+            with lost_rank_as_work_failed(), defer_interrupt():
                 dist.all_reduce(part, group=_gloo().group)
 
 
@@ -164,98 +171,30 @@ def print_on_main(line: str) -> None:
     The others wait until rank 0 has printed: a launcher that sees one process fail ends the rest. Before the process
     group is initialized each process prints for itself.
     """
-    gloo = _gloo() if _gloo_of.cache_info().currsize else None
+    gloo = _initialized_gloo()
     if gloo is None or gloo.rank == 0:
         print(line, file=sys.stderr, flush=True)
     if gloo is not None:
+        import torch.distributed as dist
+
         with suppress(RuntimeError):
             dist.monitored_barrier(gloo.group, timeout=_EXIT_TIMEOUT)
 
 
-class _Gloo:
-    """A gloo group of all ranks, with counters in the store that the process group was made through."""
+def _gloo() -> Gloo:
+    """The process group, initialized at the first call."""
+    import torch.distributed as dist
 
-    def __init__(self) -> None:
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
-        # torch has no public name for this store.
-        self._store = dist.PrefixStore("lsm_probe", dist.distributed_c10d._get_default_store())
-        # Keys of new counters: the same on every rank, since all make them in the same order.
-        self.counters = map(str, count(1))
-        self._raised = 0  # failures that have been raised on all ranks
+    from lsm_probe.gloo import gloo_of
 
-    def add(self, counter: str, number: int) -> int:
-        """Adds to a counter; returns its sum over all ranks."""
-        with _lost_rank_as_work_failed():
-            return int(self._store.add(counter, number))
-
-    def has_failed(self) -> bool:
-        """Whether a rank has failed and the others have yet to raise its error."""
-        return self.add("failures", 0) > self._raised
-
-    def gather(self, value: Any, failure: BaseException | None = None) -> tuple[list[Any], list[BaseException]]:
-        """Gathers the values of all ranks, and the failures of those that failed."""
-        outcome = (value, None if failure is None else _picklable(failure, self.rank))
-        outcomes: list[Any] = [None] * self.world_size
-        with _lost_rank_as_work_failed(), _defer_interrupt():
-            if failure is not None:
-                self._store.add("failures", 1)
-            dist.all_gather_object(outcomes, outcome, group=self.group)
-        failures = [failure for _, failure in outcomes if failure is not None]
-        self._raised += len(failures)
-        return [value for value, _ in outcomes], failures
-
-
-def _gloo() -> _Gloo:
     init_distributed()
-    return _gloo_of(dist.group.WORLD)
+    return gloo_of(dist.group.WORLD)
 
 
-@cache
-def _gloo_of(world: Any) -> _Gloo:
-    return _Gloo()
+def _initialized_gloo() -> Gloo | None:
+    """The process group; None before it is initialized, and in a single process."""
+    if not is_distributed():
+        return None
+    from lsm_probe.gloo import gloo_of
 
-
-def _destroy_groups() -> None:
-    """Ends the groups before the interpreter: a gloo thread that frees a tensor later aborts the process (SIGABRT)."""
-    _gloo_of.cache_clear()  # the threads end with the last reference to the group
-    if dist.is_initialized():
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
-
-
-def _picklable(failure: BaseException, rank: int) -> BaseException:
-    """A failure as the other ranks raise it: one of a few types, since exceptions of libraries may not be picklable."""
-    for kind in (NotMeasurable, InputError, WorkFailed, Terminated, KeyboardInterrupt):
-        if isinstance(failure, kind):
-            return kind(str(failure))
-    if isinstance(failure, OSError) and failure.errno is not None:
-        return OSError(failure.errno, failure.strerror, failure.filename)
-    return WorkFailed(f"process {rank} of this run has failed ({type(failure).__name__}: {failure})")
-
-
-@contextmanager
-def _lost_rank_as_work_failed() -> Iterator[None]:
-    """Raises WorkFailed if gloo or the store cannot reach another rank."""
-    try:
-        yield
-    except RuntimeError as error:
-        lost = WorkFailed("another process of this run is gone, or does not answer: run it again (--resume goes on)")
-        setattr(lost, _RAISED_ON_ALL_RANKS, True)
-        raise lost from error
-
-
-@contextmanager
-def _defer_interrupt() -> Iterator[None]:
-    """Raises KeyboardInterrupt only at the end of the block: a rank that left a collective would block the others."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if received:
-        raise KeyboardInterrupt
+    return _gloo() if gloo_of.cache_info().currsize else None

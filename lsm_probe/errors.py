@@ -5,6 +5,9 @@ Any other exception is a bug and ends with its traceback. `lsm_probe.cli.main` p
 
 import unicodedata
 
+RAISED_ON_ALL_RANKS = "_raised_on_all_ranks"
+"""Attribute of an exception that every rank of a distributed run raises."""
+
 
 def one_line(message: str) -> str:
     """`message` without line breaks and control characters, which ids, file names and values may hold."""

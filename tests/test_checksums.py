@@ -150,7 +150,7 @@ class TestDamageToACheckpoint:
 
 class TestIdentity:
     def test_weights_of_a_verified_folder_are_hashed_once(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lsm_probe.models.identity.sha256", lambda path: pytest.fail(f"hashed {path} again"))
+        monkeypatch.setattr("lsm_probe.models.identification.sha256", lambda path: pytest.fail(f"hashed {path} again"))
         expected = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
         identity = lsm_probe.load(saved).identity.to_dict()
         del identity["prompt_sha256"]

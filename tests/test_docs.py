@@ -24,7 +24,7 @@ import lsm_probe
 from lsm_probe import assets
 from lsm_probe.cli import app
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.probes.timeline.word_times import Word
+from lsm_probe.probes.timeline.words import Word
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

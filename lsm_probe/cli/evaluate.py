@@ -80,7 +80,7 @@ def evaluate(
     from lsm_probe.data.manifest import describe_data
     from lsm_probe.evaluation import EVALUATION
     from lsm_probe.evaluation.cascade import named_cascade
-    from lsm_probe.runner.run import named_checkpoints
+    from lsm_probe.runner.named_checkpoints import named_checkpoints
 
     def read_samples() -> Samples:
         tasks, samples = read_tasks(task, data=data, limit=limit, on_error=on_error)

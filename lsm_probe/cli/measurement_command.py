@@ -43,7 +43,7 @@ def measurement_command(measurement: Measurement) -> Callable[..., None]:
         **values: Any,
     ) -> None:
         from lsm_probe.cli.run import read_samples, run_and_show
-        from lsm_probe.runner.run import named_checkpoints
+        from lsm_probe.runner.named_checkpoints import named_checkpoints
 
         asked = measurement.parse_options({name: values.pop(name) for name in [p.name for p in own]})
         loading = opt.loading_options(

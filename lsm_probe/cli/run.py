@@ -22,7 +22,6 @@ from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.output_folder import OUTPUTS, folder_name
 from lsm_probe.runner.picture_files import report_drawing_failure
-from lsm_probe.runner.prepared_samples import read_responses
 from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.run import ToMeasure, run_measurement
 from lsm_probe.runner.tables import thinking_note
@@ -45,7 +44,8 @@ def start(out: Path, checkpoints: Sequence[str], read: Callable[[], Samples]) ->
         checkpoints: their names; says which are looked for on the model hub.
         read: gives the samples.
     """
-    quiet_transformers()
+    if "transformers" in sys.modules:  # what only reads results does not import it
+        quiet_transformers()
     if is_distributed():
         init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs
     with on_all_ranks(), warnings.catch_warnings():
@@ -88,8 +88,12 @@ def run_and_show(
     """
     out = out or Path("runs") / measurement.name / folder_name(*(part for c in checkpoints for part in c.parts))
     samples, about = start(out, [checkpoint.name for checkpoint in checkpoints], read)
-    with on_all_ranks():
-        given = {} if responses is None else {"responses": read_responses(responses)}
+    given = {}
+    if responses is not None:
+        from lsm_probe.runner.prepared_samples import read_responses
+
+        with on_all_ranks():
+            given = {"responses": read_responses(responses)}
     with stoppable(), progress_on_main() as on_progress:
         results, comparison = run_measurement(
             measurement,

@@ -80,8 +80,8 @@ def text_ability(
     from lsm_probe.cli.run import Samples, read_samples, run_and_show
     from lsm_probe.evaluation import TEXT_ABILITY
     from lsm_probe.evaluation.mmlu import read_mmlu, write_mmlu_tasks
+    from lsm_probe.runner.named_checkpoints import named_checkpoints
     from lsm_probe.runner.picture_files import save_frames
-    from lsm_probe.runner.run import named_checkpoints
 
     @cache
     def questions() -> Mmlu | None:

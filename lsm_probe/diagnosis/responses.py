@@ -24,7 +24,7 @@ from lsm_probe.diagnosis.word_errors import word_errors
 from lsm_probe.evaluation.task import Task
 from lsm_probe.models.thinking import UNFINISHED
 from lsm_probe.probes.sensitivity.result import SensitivityResult
-from lsm_probe.runner.prepared_samples import EMPTY
+from lsm_probe.runner.exclusions import EMPTY
 from lsm_probe.runner.result import MeasurementResult
 
 REPEATED = 50.0

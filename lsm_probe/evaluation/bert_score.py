@@ -24,7 +24,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, same_length
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.devices import resolve_device
-from lsm_probe.models.identity import check_folder, identify
+from lsm_probe.models.identification import check_folder, identify
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 
 NAME = "bert_score"

@@ -11,7 +11,9 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import TextLlm
 from lsm_probe.models.loading import load
 from lsm_probe.models.lookup import look_up
-from lsm_probe.runner.run import ToMeasure, loading_for
+from lsm_probe.runner.identity import cascade_name
+from lsm_probe.runner.named_checkpoints import loading_for
+from lsm_probe.runner.run import ToMeasure
 
 NO_WORDS = "[inaudible]"
 """What the LLM reads where the recogniser transcribes no word."""
@@ -46,11 +48,6 @@ def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
         transcriber=transcriber,
         cascade_of=(transcriber.name, llm.name),
     )
-
-
-def cascade_name(transcriber: str, llm: str) -> str:
-    """How a cascade is called in tables and figures."""
-    return f"{transcriber} + {llm}"
 
 
 def named_cascade(transcriber: str, llm: str, loading: dict[str, Any]) -> ToMeasure:

@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import regex
 
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.evaluation import bert_score as bert
 from lsm_probe.evaluation import metrics
 from lsm_probe.evaluation.answers import Answer
 from lsm_probe.evaluation.metrics import Metric
 from lsm_probe.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from lsm_probe.evaluation.bert_score import BertScorer
 
 FOLLOWING = "following_rate"
 MOST_CHARACTERS = 100_000
@@ -157,9 +159,20 @@ def _bert(p: Predictions) -> Metric:
     return _bert_score(tuple(p.references), tuple(p.responses), scorer)
 
 
-_bert_scorer = cache(bert.load_bert_scorer)
-_bert_score = lru_cache(maxsize=64)(bert.bert_score)
-"""Kept, as results ask for it again when they are compared and written."""
+@cache
+def _bert_scorer(model: str, layer: int | None) -> BertScorer:
+    from lsm_probe.evaluation.bert_score import load_bert_scorer  # imports torch, which no other metric needs
+
+    return load_bert_scorer(model, layer)
+
+
+@lru_cache(maxsize=64)
+def _bert_score(references: tuple[str, ...], responses: tuple[str, ...], scorer: BertScorer) -> Metric:
+    """Kept, as results ask for it again when they are compared and written."""
+    from lsm_probe.evaluation.bert_score import bert_score
+
+    return bert_score(references, responses, scorer)
+
 
 _METRICS: dict[str, Callable[[Predictions], Metric]] = {
     "word_error_rate": _word_error_rate,
@@ -170,5 +183,5 @@ _METRICS: dict[str, Callable[[Predictions], Metric]] = {
     "f1_micro": lambda p: _f1(p, "micro"),
     "f1_macro": lambda p: _f1(p, "macro"),
     "answer_contained": _contained,
-    bert.NAME: _bert,
+    "bert_score": _bert,
 }

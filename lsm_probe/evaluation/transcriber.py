@@ -19,10 +19,11 @@ from lsm_probe.assets.notice import quiet_log
 from lsm_probe.errors import InputError
 from lsm_probe.languages import find_language
 from lsm_probe.models.checkpoint_names import require_folder
-from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.devices import resolve_device, resolve_dtype
-from lsm_probe.models.identity import WeightsIdentity, check_folder, identify
+from lsm_probe.models.identification import check_folder, identify
+from lsm_probe.models.identity import WeightsIdentity
 from lsm_probe.models.pretrained import pretrained, pretrained_model
+from lsm_probe.models.speech_times import RATE
 from lsm_probe.waveform import as_waveform
 
 BUILTIN = "builtin:whisper"

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE
 from lsm_probe.models.prompts import NoTokens, Prompt, encode_pieces, refuse_placeholder, resize_source
 from lsm_probe.models.segments import Piece, Segment
+from lsm_probe.models.speech_times import PIECE_SECONDS, RATE
 from lsm_probe.models.templates import find_template
 from lsm_probe.models.templates.chat import TEMPLATE_ERRORS, Messages, chat_pieces, chat_template_renderer
 from lsm_probe.waveform import as_waveform

@@ -17,7 +17,8 @@ from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
 from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.identity import ConnectorIdentity, EncoderIdentity, ModelIdentity, TrainingIdentity, identify
+from lsm_probe.models.identification import identify
+from lsm_probe.models.identity import ConnectorIdentity, EncoderIdentity, ModelIdentity, TrainingIdentity
 from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.prompter import describe_prompt

@@ -18,7 +18,6 @@ from lsm_probe.checksums import write_checksums
 from lsm_probe.errors import InputError
 from lsm_probe.files import new_folder
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
-from lsm_probe.models.connectors.times import Times
 from lsm_probe.models.dates import written_date
 from lsm_probe.models.devices import input_device
 from lsm_probe.models.generation import generate_greedily
@@ -29,6 +28,7 @@ from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.saved_tokenizer import keep_tokenizer
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
+from lsm_probe.models.speech_times import Times
 from lsm_probe.models.templates import PromptTemplate, find_template
 from lsm_probe.models.thinking import Thought, find_thought, text_after_user
 

@@ -16,12 +16,12 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.audio_llm import merged_embeddings
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.connectors.times import Times, speech_token_times
 from lsm_probe.models.dates import written_date
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.speech_times import Times, speech_token_times
 from lsm_probe.models.templates import PromptTemplate
 
 

@@ -28,7 +28,8 @@ from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
 from lsm_probe.models.gguf_files import identify_gguf, load_gguf, read_gguf_tokenizer
-from lsm_probe.models.identity import ModelIdentity, WeightsIdentity, check_folder, identify
+from lsm_probe.models.identification import check_folder, identify
+from lsm_probe.models.identity import ModelIdentity, WeightsIdentity
 from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.lookup import find_folder, load_audio_llm_processor
 from lsm_probe.models.pretrained import pretrained, pretrained_model

@@ -25,7 +25,8 @@ from lsm_probe.models.building import BUILTIN_LSMS
 from lsm_probe.models.causal_llm import is_causal
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.gguf_files import read_gguf_tokenizer
-from lsm_probe.models.identity import ModelIdentity, check_folder, identify
+from lsm_probe.models.identification import check_folder, identify
+from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
 from lsm_probe.models.mistral_processor import audio_llm_processor
 from lsm_probe.models.pretrained import pretrained

@@ -17,11 +17,11 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.beats.features import beats_features, num_beats_frames
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import LsmProjectorConfig, num_speech_tokens
-from lsm_probe.models.connectors.times import RATE
 from lsm_probe.models.prompts import Prompt, encode_prompt, example_prompt, refuse_placeholder
 from lsm_probe.models.saved_tokenizer import keep_tokenizer
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.speech_encoder import num_states
+from lsm_probe.models.speech_times import RATE
 from lsm_probe.models.templates import (
     AUDIO_TOKEN,
     FILE,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import regex as re  # response templates are written for it
-from transformers import PreTrainedTokenizerBase
 
-from lsm_probe.models.prompts import Prompt, encode_prompt
 from lsm_probe.models.segments import Segment
-from lsm_probe.models.templates import PromptTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lsm_probe.models.prompts import Prompt
+    from lsm_probe.models.templates import PromptTemplate
 
 UNFINISHED = "unfinished thought"
 """Why a sample has no answer."""
@@ -153,6 +156,8 @@ def text_after_user(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
 
 def text_after_user_in(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> str:
     """As [`text_after_user`], of any prompt of a text LLM."""
+    from lsm_probe.models.prompts import encode_prompt  # imports torch, which saved responses are read without
+
     return text_after_user(tokenizer, encode_prompt(tokenizer, template, "Listen.", "Hello."))
 
 

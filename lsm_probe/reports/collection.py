@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation import EVALUATION, TEXT_ABILITY
-from lsm_probe.evaluation.cascade import cascade_name
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.probes.timeline.result import Timeline
-from lsm_probe.runner.identity import CheckpointIdentity, Control, read_schema
+from lsm_probe.runner.identity import CheckpointIdentity, Control, cascade_name, read_schema
 from lsm_probe.runner.labels import path_tails
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.result import MeasurementResult

@@ -29,9 +29,10 @@ from lsm_probe.progress import notebook_progress
 from lsm_probe.reports.collection import Results, read_results
 from lsm_probe.reports.report import save_report
 from lsm_probe.reports.verdicts import find_verdicts
+from lsm_probe.runner.named_checkpoints import named_checkpoint
 from lsm_probe.runner.options import BATCH_SIZE
-from lsm_probe.runner.prepared_samples import SOURCE_KEYS, check_key
-from lsm_probe.runner.run import ToMeasure, check_names, named_checkpoint
+from lsm_probe.runner.run import ToMeasure, check_names
+from lsm_probe.runner.sample_keys import SOURCE_KEYS, check_key
 
 REPORT = "report.html"
 Named = str | Path | Checkpoint

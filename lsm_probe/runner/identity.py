@@ -104,6 +104,11 @@ class CheckpointIdentity:
             raise InputError(f"the identity of the checkpoint cannot be read: {error}") from error
 
 
+def cascade_name(transcriber: str, llm: str) -> str:
+    """How a cascade is called in tables and figures."""
+    return f"{transcriber} + {llm}"
+
+
 def _own_fields() -> list[str]:
     return [field.name for field in fields(CheckpointIdentity) if field.name != "model"]
 

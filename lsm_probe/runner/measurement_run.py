@@ -19,11 +19,10 @@ from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.thinking import UNFINISHED
 from lsm_probe.progress import notebook_progress
+from lsm_probe.runner.exclusions import EMPTY, NO_THINKING
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.options import ResponseOptions, RunOptions
 from lsm_probe.runner.prepared_samples import (
-    EMPTY,
-    NO_THINKING,
     PreparedSample,
     check_samples,
     describe_checkpoint,

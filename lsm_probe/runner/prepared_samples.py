@@ -21,12 +21,10 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt, require_instruction
 from lsm_probe.models.thinking import UNFINISHED, Thought
+from lsm_probe.runner.exclusions import EMPTY, NO_THINKING
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.options import OnError, ResponseOptions, ResponsePart
-
-EMPTY, NO_THINKING = "empty response", "no thinking"
-SOURCE_KEYS = {"speech": "audio", "text": "text"}
-"""The key of a sample that holds its source."""
+from lsm_probe.runner.sample_keys import SOURCE_KEYS, check_key
 
 
 @dataclass
@@ -176,21 +174,6 @@ def check_samples(
         without = [sample.id for sample in samples if source_lengths.get(sample.id, 0) < 1]
         if without:
             raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")
-
-
-def check_key(key: str, name: str, samples: Sequence[Sample]) -> None:
-    """Refuse samples without a key that the checkpoint of this name needs.
-
-    Raises:
-        InputError: samples lack it.
-    """
-    without = [sample.id for sample in samples if getattr(sample, key) is None]
-    if without:
-        remedy = "add it to the manifest" + (", or take --response generated" if key == "target" else "")
-        raise InputError(
-            f"{len(without)} of {len(samples)} samples have no `{key}`, which {name} needs here "
-            f"(first: {without[0]}): {remedy}"
-        )
 
 
 def prepare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,18 +10,12 @@ from typing import Any, Literal
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import on_all_ranks
 from lsm_probe.errors import InputError
-from lsm_probe.models.adapters import CONFIG, is_adapter
-from lsm_probe.models.checkpoint_names import may_be_on_hub
-from lsm_probe.models.loading import load
-from lsm_probe.models.lookup import look_up
-from lsm_probe.models.published import PARTS, Parts
-from lsm_probe.models.resolve import check_parts, used_parts
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.output_folder import PROGRESS, FolderNames, folder_name, output_folder, result_folder
-from lsm_probe.runner.prepared_samples import SOURCE_KEYS, check_key
 from lsm_probe.runner.result import MeasurementResult, write_json
+from lsm_probe.runner.sample_keys import SOURCE_KEYS, check_key
 
 OnProgress = Callable[[str, int, int], None]
 Source = Literal["speech", "text"]
@@ -47,52 +41,6 @@ class ToMeasure:
     def parts(self) -> tuple[str, ...]:
         """Names of the checkpoints that it is put together from; its own where it is not."""
         return self.made_of or (self.name,)
-
-
-def loading_for(name: str, loading: Mapping[str, Any]) -> dict[str, Any]:
-    """Of keyword arguments of [`load`] that are for several checkpoints, those for one: parts only if it lacks them."""
-    used = used_parts(name, _parts(loading), loading.get("base"))
-    return {key: value for key, value in loading.items() if key not in PARTS or getattr(used, key) is not None}
-
-
-def _parts(loading: Mapping[str, Any]) -> Parts:
-    return Parts(**{part: loading.get(part) for part in PARTS})
-
-
-def named_checkpoints(
-    names: Sequence[str], loading: dict[str, Any], *, base: str | None = None, source: Source | None = None
-) -> list[ToMeasure]:
-    """Checkpoints by their names.
-
-    Args:
-        names, loading, source: as of [`named_checkpoint`].
-        base: the model that the adapters among them were trained on; None: the one that each names.
-
-    Raises:
-        InputError: a base is given and none of them is an adapter, or a part and none of them leaves it out.
-    """
-    adapters = [name for name in names if is_adapter(name)] or [name for name in names if may_be_on_hub(name)]
-    if base is not None and not adapters:
-        raise InputError(f"--base {base} has no use: {', '.join(names)} is no adapter (a folder with {CONFIG})")
-    check_parts({name: base if name in adapters else None for name in names}, _parts(loading))
-    with_base = {**loading, "base": base}
-    return [named_checkpoint(name, with_base if name in adapters else loading, source=source) for name in names]
-
-
-def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | None = None) -> ToMeasure:
-    """A checkpoint by its name.
-
-    Args:
-        name: as [`load`] takes it.
-        loading: keyword arguments of [`load`], for several checkpoints.
-        source: what it is given, where that is not what it reads by itself.
-    """
-
-    def find_source() -> Source | None:
-        found = look_up(name, base=loading.get("base"))  # refuses an unknown name, whatever the source
-        return source or found
-
-    return ToMeasure(name, lambda: load(name, **loading_for(name, loading)), find_source)
 
 
 @on_all_ranks()

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from lsm_probe.probes.timeline import measure as timeline_module
-from lsm_probe.probes.timeline.word_times import Word
+from lsm_probe.probes.timeline.words import Word
 
 FILES = {"timeline.html", "timeline.png", "timeline.svg", "timeline.json"}
 

@@ -10,7 +10,7 @@ import lsm_probe
 from lsm_probe.diagnosis.diagnosis import Diagnosis
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.runner import run as runner_run
+from lsm_probe.runner import named_checkpoints
 
 QUICK = {"max_new_tokens": 4, "batch_size": 4}
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -27,7 +27,7 @@ def diagnosed(by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path_factory):
     """The folder of a whole diagnosis, what it returned, and how often each model was loaded and generated."""
     out = tmp_path_factory.mktemp("diagnosis") / "out"
     loaded, generated = [], []
-    load, generate = runner_run.load, Checkpoint.generate
+    load, generate = named_checkpoints.load, Checkpoint.generate
 
     def counting_load(name, **options):
         loaded.append(str(name))
@@ -38,7 +38,7 @@ def diagnosed(by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path_factory):
         return generate(self, embedded, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_run, "load", counting_load)
+        patch.setattr(named_checkpoints, "load", counting_load)
         patch.setattr(Checkpoint, "generate", counting_generate)
         found = lsm_probe.diagnose(tiny_lsm_folder, by_task, base=tiny_llm_folder, out=out, loading=CPU, **QUICK)
     return out, found, loaded, generated

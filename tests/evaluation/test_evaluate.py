@@ -15,7 +15,8 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.task import Task
 from lsm_probe.evaluation.transcriber import Transcriber
 from lsm_probe.models.identity import WeightsIdentity
-from lsm_probe.runner.run import named_checkpoint, run_measurement
+from lsm_probe.runner.named_checkpoints import named_checkpoint
+from lsm_probe.runner.run import run_measurement
 
 TEXTS = ["the quick brown fox jumps", "rain falls softly", "she sells sea shells by the sea shore", "green"]
 SAID = Task(name="said", title="Said", metrics=("word_error_rate", "word_error_rate_macro"))

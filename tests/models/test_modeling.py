@@ -78,9 +78,9 @@ class TestSaving:
         assert all(torch.equal(tensor, sharded[name]) for name, tensor in model.state_dict().items())
 
     def test_auto_classes_find_it(self, tiny_lsm_folder: Path) -> None:
-        # In a process of its own: nothing but `import lsm_probe.models` may be needed.
+        # In a process of its own: nothing but the import of one of the classes may be needed.
         code = f"""
-import lsm_probe.models
+from lsm_probe.models import LsmConfig
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 autos = (AutoConfig, AutoModelForMultimodalLM, AutoProcessor)
 print("made:", *[type(auto.from_pretrained({str(tiny_lsm_folder)!r})).__name__ for auto in autos])

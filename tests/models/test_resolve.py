@@ -18,7 +18,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.lookup import load_text_check, look_up
 from lsm_probe.models.published import Parts
 from lsm_probe.models.resolve import check_parts, resolve, used_parts
-from lsm_probe.runner.run import named_checkpoints
+from lsm_probe.runner.named_checkpoints import named_checkpoints
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig, LsmProjectorConfig
 from lsm_probe.models.connectors import CONNECTORS, num_speech_tokens
-from lsm_probe.models.connectors.times import even_times, frame_times, speech_token_times
+from lsm_probe.models.speech_times import even_times, frame_times, speech_token_times
 
 RATE = 16_000
 CONFIGS = {

@@ -26,7 +26,8 @@ from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner.identity import CheckpointIdentity, Control
-from lsm_probe.runner.run import named_checkpoint, run_measurement
+from lsm_probe.runner.named_checkpoints import named_checkpoint
+from lsm_probe.runner.run import run_measurement
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

@@ -23,7 +23,8 @@ from lsm_probe.evaluation.task import Task
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner import measurement_run as sampling
 from lsm_probe.runner import prepared_samples as items
-from lsm_probe.runner.run import named_checkpoint, run_measurement
+from lsm_probe.runner.named_checkpoints import named_checkpoint
+from lsm_probe.runner.run import run_measurement
 
 QUICK = {"max_new_tokens": 6, "batch_size": 2}
 TASK = Task(name="said", title="Said", metrics=("word_error_rate",))

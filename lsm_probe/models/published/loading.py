@@ -20,14 +20,8 @@ from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
 from lsm_probe.models.hub_files import find_file
-from lsm_probe.models.identity import (
-    ConnectorIdentity,
-    EncoderIdentity,
-    ModelIdentity,
-    WeightsIdentity,
-    check_folder,
-    identify_files,
-)
+from lsm_probe.models.identification import check_folder, identify_files
+from lsm_probe.models.identity import ConnectorIdentity, EncoderIdentity, ModelIdentity, WeightsIdentity
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.pretrained import adapter_error
 from lsm_probe.models.processing_lsm import LsmProcessor

@@ -16,7 +16,8 @@ from lsm_probe.assets.whisper import openai_config, openai_name
 from lsm_probe.errors import InputError
 from lsm_probe.models.beats import convert_beats, convert_beats_config
 from lsm_probe.models.causal_llm import is_causal, load_causal_llm
-from lsm_probe.models.identity import WeightsIdentity, check_folder, identify, identify_files
+from lsm_probe.models.identification import check_folder, identify, identify_files
+from lsm_probe.models.identity import WeightsIdentity
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 from lsm_probe.models.published.release import read_unpickled
 

@@ -17,9 +17,9 @@ from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import require_lsm
 from lsm_probe.models.connectors import WindowQFormer
-from lsm_probe.models.connectors.times import Times, frame_times, speech_token_times
 from lsm_probe.models.connectors.windows import window_states
 from lsm_probe.models.speech_encoder import num_states
+from lsm_probe.models.speech_times import Times, frame_times, speech_token_times
 from lsm_probe.waveform import as_waveform
 
 Floats = NDArray[np.float32]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lsm_probe.errors import InputError
 from lsm_probe.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def top_masks(scores: Mapping[str, Tensor], share: float) -> Masks:
 
 def top_share(score: Tensor, share: float, *, largest: bool = True) -> Tensor:
     """Marks `round(share * numel)` weights, at least one, with the largest (or smallest) scores; boolean."""
+    import torch  # here, since saved masks are read without it
+
     flat = score.flatten()
     count = max(1, round(share * flat.numel()))
     chosen = torch.topk(flat, count, largest=largest, sorted=False).indices

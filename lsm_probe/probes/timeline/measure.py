@@ -22,12 +22,13 @@ from lsm_probe.instruments.norms import row_norms
 from lsm_probe.languages import find_language
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.connectors import WindowQFormer
-from lsm_probe.models.connectors.times import PIECE_SECONDS, RATE, Times, even_times, frame_times
 from lsm_probe.models.segments import Segment
+from lsm_probe.models.speech_times import PIECE_SECONDS, RATE, Times, even_times, frame_times
 from lsm_probe.probes.attention.measure import attention, generating_rows
 from lsm_probe.probes.attention.speech import ConnectorAttention, speech_attention
 from lsm_probe.probes.timeline.result import Timeline
-from lsm_probe.probes.timeline.word_times import Word, word_times
+from lsm_probe.probes.timeline.word_times import word_times
+from lsm_probe.probes.timeline.words import Word
 from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions
 from lsm_probe.runner.prepared_samples import prepare, teacher_forced_inputs
 

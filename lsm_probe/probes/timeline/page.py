@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from lsm_probe.files import replacing
-from lsm_probe.models.connectors.times import RATE
+from lsm_probe.models.speech_times import RATE
 from lsm_probe.probes.timeline.plot import COLORS, PLACED, layer_picture, log_mel, readable, row_picture, spaced, tone
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.runner.style import own_settings

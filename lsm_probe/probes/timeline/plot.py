@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsm_probe.models.connectors.times import RATE
+from lsm_probe.models.speech_times import RATE
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.runner.labels import plain
 from lsm_probe.runner.picture_files import save_figure

@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError, one_line
-from lsm_probe.models.connectors.times import FRAME_SECONDS, RATE, Times
-from lsm_probe.probes.timeline.word_times import Word, loudness
+from lsm_probe.models.speech_times import FRAME_SECONDS, RATE, Times
+from lsm_probe.probes.timeline.words import Word, loudness
 from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.result import Floats, write_json
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,22 +12,14 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from lsm_probe import assets
 from lsm_probe.errors import InputError
-from lsm_probe.models.connectors.times import FRAME_SECONDS, PIECE_SECONDS, RATE
+from lsm_probe.models.speech_times import FRAME_SECONDS, PIECE_SECONDS, RATE
+from lsm_probe.probes.timeline.words import Word, loudness
 from lsm_probe.waveform import as_waveform
 
 SILENCE_DB = -35
 """A frame of 20 ms this much below the loudest of its utterance is silence."""
 _PAUSE = 7
 """Most frames of silence within a word: stops close the mouth for some 0.1 s."""
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word as the transcript writes it, and when it is spoken, seconds."""
-
-    text: str
-    begin: float
-    end: float
 
 
 @torch.no_grad()
@@ -75,15 +66,6 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
     )[0, 1:]
     sound = loudness(waveform) > SILENCE_DB
     return [_trimmed(word, sound) for word in _words(words, ids, starts.tolist(), processor.tokenizer)]
-
-
-def loudness(waveform: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Root mean square of each 20 ms frame in dB below the loudest, `[frames]`; the last frame may be shorter."""
-    frame = round(FRAME_SECONDS * RATE)
-    firsts = np.arange(0, len(waveform), frame)
-    squares = np.add.reduceat(waveform.astype(np.float64) ** 2, firsts)
-    means = squares / np.minimum(frame, len(waveform) - firsts)
-    return 10 * np.log10(np.maximum(means, 1e-12) / max(means.max(), 1e-12))
 
 
 class _Generated(dict[str, Any]):

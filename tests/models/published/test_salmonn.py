@@ -317,7 +317,7 @@ def test_checksums_of_parts_are_verified(release, save_llm, tmp_path) -> None:
 
 def test_texts_are_checked_without_hashing_the_parts(release, monkeypatch) -> None:
     path, parts = release(True)
-    monkeypatch.setattr("lsm_probe.models.identity.sha256", lambda file: pytest.fail(f"hashed {file}"))
+    monkeypatch.setattr("lsm_probe.models.identification.sha256", lambda file: pytest.fail(f"hashed {file}"))
     check = load_text_check(str(path), parts=Parts(**{part: str(place) for part, place in parts.items()}))
     check("Repeat.", "rain", None)
     with pytest.raises(InputError, match="control token"):

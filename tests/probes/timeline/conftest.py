@@ -3,7 +3,7 @@
 import pytest
 
 from lsm_probe.data.identity import DataIdentity
-from lsm_probe.models.connectors.times import even_times, frame_times
+from lsm_probe.models.speech_times import even_times, frame_times
 from lsm_probe.probes.timeline.measure import spread_evenly
 from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.runner.identity import CheckpointIdentity

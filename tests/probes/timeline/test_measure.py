@@ -10,10 +10,11 @@ from scipy.sparse import csr_array
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmProjectorConfig
-from lsm_probe.models.connectors.times import frame_times
+from lsm_probe.models.speech_times import frame_times
 from lsm_probe.probes.timeline import measure as timeline_module
 from lsm_probe.probes.timeline.measure import choose_sample, spread_evenly
-from lsm_probe.probes.timeline.word_times import Word, loudness, word_times
+from lsm_probe.probes.timeline.word_times import word_times
+from lsm_probe.probes.timeline.words import Word, loudness
 
 
 @pytest.fixture(autouse=True)

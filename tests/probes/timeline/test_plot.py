@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from lsm_probe.models.connectors.times import even_times, frame_times
+from lsm_probe.models.speech_times import even_times, frame_times
 from lsm_probe.probes.timeline.measure import spread_evenly
 from lsm_probe.probes.timeline.page import PAGE, save_page, timeline_page
 from lsm_probe.probes.timeline.plot import (
@@ -27,7 +27,7 @@ from lsm_probe.probes.timeline.plot import (
     timeline_figure,
     tone,
 )
-from lsm_probe.probes.timeline.word_times import Word
+from lsm_probe.probes.timeline.words import Word
 
 
 @pytest.fixture

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lsm_probe.errors import InputError
-from lsm_probe.models.configuration_lsm import LsmConfig
-from lsm_probe.models.connectors import CONNECTORS
+
+if TYPE_CHECKING:
+    from lsm_probe.models.configuration_lsm import LsmConfig
 
 RATE = 16_000
 PIECE_SECONDS = 30
@@ -43,6 +46,8 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
     Raises:
         InputError: the tokens are made of the states of Whisper's decoder, which have no time.
     """
+    from lsm_probe.models.connectors import CONNECTORS  # imports torch, which saved timelines are read without
+
     if config.decoder_states is not None:
         raise InputError(
             f"the {config.decoder_states} speech tokens of a piece are made of states of Whisper's decoder, each of "
