@@ -19,6 +19,7 @@ import pytest
 import soundfile
 import torch
 import typer
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
@@ -40,6 +41,7 @@ from lsm_probe import cli
 from lsm_probe.data.sample import Sample
 from lsm_probe.models import LsmProjectorConfig
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.runner import picture_files
 
 Waveform = Callable[..., NDArray[np.float32]]
 
@@ -49,6 +51,19 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes the tests start: the same sums in the same order
 # Files that outlast a power failure are not what is tested, and disks take milliseconds for each.
 os.fsync = lambda descriptor: None
+_SAVE, _SETTLE = Figure.savefig, picture_files._settle
+
+
+def _save_empty(figure: Figure, to: Any, **how: Any) -> None:
+    """Writes an empty picture file: rendering takes most of a command's time. What goes into a page is rendered."""
+    if hasattr(to, "write"):
+        _SAVE(figure, to, **how)
+    else:
+        Path(to).write_bytes(b"")
+
+
+Figure.savefig = _save_empty
+picture_files._settle = lambda figure: None
 
 RATE = 16_000
 VOCAB_SIZE = 448
@@ -149,6 +164,13 @@ def tiny_projector(**changes: int) -> LsmProjectorConfig:
     """A window Q-Former 32 wide."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64} | changes
     return LsmProjectorConfig(**sizes, initializer_range=0.2)
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picture files are rendered, for tests of pictures."""
+    monkeypatch.setattr(Figure, "savefig", _SAVE)
+    monkeypatch.setattr(picture_files, "_settle", _SETTLE)
 
 
 PROGRESS = re.compile(r".+: \d+(/\d+)?(, .*)?")  # as a line of a log

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 import lsm_probe
@@ -116,14 +115,7 @@ def stand_ins(tmp_path, monkeypatch, tiny_lsm_folder, tiny_llm_folder, tiny_enco
     monkeypatch.chdir(home)
     monkeypatch.setattr(assets, "speech_encoder", lambda: tiny_encoder_folder)
     monkeypatch.setattr(assets, "language_model", lambda: tiny_llm_folder)
-    # Picture files, notebooks and long responses take most of the time, and have tests of their own; what a report
-    # embeds is drawn.
-    draw = Figure.savefig
-
-    def savefig(self, to, **how):
-        return draw(self, to, **how) if hasattr(to, "write") else Path(to).write_bytes(b"")
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    # Notebooks and long responses take most of the time, and have tests of their own.
     monkeypatch.setattr(NotebookClient, "execute", lambda client: None)
     generate = Checkpoint.generate
     monkeypatch.setattr(

@@ -18,6 +18,7 @@ QUICK = ("--max-new-tokens", 4)
 COMMAND = ("attention", *QUICK)
 
 
+@pytest.mark.usefixtures("rendered")
 def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = run(tiny_lsm_folder)

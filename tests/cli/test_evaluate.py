@@ -55,10 +55,12 @@ def run(lsm_probe_command, manifests, tmp_path):
     return command
 
 
+@pytest.mark.usefixtures("rendered")
 def test_one_checkpoint_leaves_predictions_metrics_and_tables(run, files, tiny_lsm_folder, tmp_path):
     code, out, err = run(tiny_lsm_folder)
     assert code == 0, err
     assert files(tmp_path / "out") == FILES
+    assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     (found,) = metrics["checkpoints"].values()
     assert found["tasks"].keys() == {"commands-transcription", "commands-place"}

@@ -16,6 +16,8 @@ from lsm_probe.probes.attention.result import AttentionResult, eta_difference
 from lsm_probe.reports.paper_figures import PAPER_FIGURES
 from lsm_probe.runner.result import GROUPS
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 WHISPER = WeightsIdentity(model_type="whisper")
 
 QUICK = ("--max-new-tokens", 3, "--device", "cpu")

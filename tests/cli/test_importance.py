@@ -33,6 +33,7 @@ def run(run, monkeypatch):
     return command
 
 
+@pytest.mark.usefixtures("rendered")
 def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     code, stdout, stderr = run(tiny_lsm_folder, options=("--limit", 2), draw=True)
     out = tmp_path / "out"

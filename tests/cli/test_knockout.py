@@ -27,6 +27,7 @@ def test_windows_alone_write_nothing_of_heads(run, files, tiny_llm_folder, tmp_p
     assert "heads" not in stdout
 
 
+@pytest.mark.usefixtures("rendered")
 def test_heads_of_chosen_layers_are_written_and_named(run, files, tiny_llm_folder, tmp_path):
     code, stdout, _ = run(tiny_llm_folder, options=("--single-heads", "--layers", 0, "--layers", "1-2"))
     assert code == 0

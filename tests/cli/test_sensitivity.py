@@ -32,6 +32,7 @@ def sizes(log_probs):
     return np.isfinite(log_probs[:, :, 0]).sum(1).tolist()
 
 
+@pytest.mark.usefixtures("rendered")
 def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     code, stdout, stderr = run(tiny_lsm_folder)
     out = tmp_path / "out"

@@ -24,6 +24,7 @@ def manifest(tmp_path, waveform, monkeypatch):
     return path
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_timeline_is_written_and_told(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 4)

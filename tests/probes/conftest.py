@@ -45,7 +45,9 @@ def written_twice(tmp_path):
             save(tmp_path / name)
         assert {path.name for path in (tmp_path / "one").iterdir()} == set(names)
         for name in names:
-            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+            written = (tmp_path / "one" / name).read_bytes()
+            assert written
+            assert (tmp_path / "two" / name).read_bytes() == written
         return tmp_path / "one"
 
     return write

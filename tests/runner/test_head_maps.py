@@ -14,6 +14,8 @@ from lsm_probe.probes.knockout import PROBE
 from lsm_probe.probes.knockout.plot import knockout_heads_figure, save_knockout
 from lsm_probe.runner.head_maps import HeadMap, Scale, plot_head_map
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 PICTURES = PROBE.pictures
 
 N, LAYERS, HEADS = 12, 5, 3

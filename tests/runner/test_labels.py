@@ -13,6 +13,8 @@ from lsm_probe.probes.attention.plot import eta_figure, save_attention
 from lsm_probe.runner import labels
 from lsm_probe.runner.labels import checkpoint_labels, plain
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 FORMULA = r"a$b$\frac{1}$"
 ODD = ("_base", FORMULA, "模型一", "模型二", "bell\a", "two\nlines", "$HOME", "[red]x[/] :smile:")
 

@@ -10,6 +10,8 @@ import pytest
 
 from lsm_probe.training.plot import history_frame, plot_history, save_history
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 LOG = [
     {"step": 0, "eval_loss": 4.0, "eval_loss_speech_shuffled": 4.1, "eval_speech_gain": 0.1, "epoch": 0},
     {"step": 1, "loss": 4.2, "learning_rate": 1e-3, "epoch": 0.1},

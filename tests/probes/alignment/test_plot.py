@@ -13,6 +13,8 @@ from lsm_probe.probes.alignment.plot import alignment_figure, plot_points, point
 from lsm_probe.probes.alignment.result import AlignmentConventions, AlignmentResult
 from lsm_probe.runner.identity import CheckpointIdentity
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 PICTURES = PROBE.pictures
 
 

@@ -14,6 +14,8 @@ from lsm_probe.probes.attention.plot import eta_figure, plot_eta, save_attention
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 PICTURES = PROBE.pictures
 
 

@@ -13,6 +13,8 @@ from lsm_probe.probes.importance.plot import importance_figure, plot_layers, plo
 from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
 from lsm_probe.runner.identity import CheckpointIdentity
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 PICTURES = PROBE.picture_names()
 
 MODULES = {"self_attn.q_proj": [4, 4], "self_attn.o_proj": [4, 4], "mlp.up_proj": [8, 4], "input_layernorm": [4]}

@@ -21,6 +21,8 @@ from lsm_probe.probes.sensitivity.plot import (
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
 from lsm_probe.runner.identity import CheckpointIdentity
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 PICTURES = PROBE.pictures
 
 TOKENS = 40  # more than are drawn

@@ -29,6 +29,8 @@ from lsm_probe.probes.timeline.plot import (
 )
 from lsm_probe.probes.timeline.words import Word
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 
 @pytest.fixture
 def made(waveform, make_timeline):
