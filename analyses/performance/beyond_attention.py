@@ -25,6 +25,7 @@ from lsm_probe.files import replacing
 from lsm_probe.instruments.capture import capture
 from lsm_probe.instruments.scoring import gathered_log_probabilities, log_probabilities
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.probes.knockout.measure import _TOKENS, _measure, plan_knockouts
 from lsm_probe.probes.sensitivity.counterfactuals import OtherSources, other_instructions, pool_of
 from lsm_probe.runner.prepared_samples import PreparedSample
@@ -144,13 +145,13 @@ def _knockout_ways(checkpoint: Checkpoint, items: Sequence[PreparedSample]) -> d
         for item in items:
             ids = torch.tensor(item.response, device=item.embedded.device)
             rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
-            cache = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1).past_key_values
+            cache = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1)[CACHE]
             together = _TOKENS // len(rows)
             for first in range(0, len(plan), together):
                 part = plan[first : first + together]
                 own = deepcopy(cache)
                 own.batch_repeat_interleave(len(part))
-                logits = llm(inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own).logits
+                logits = llm(inputs_embeds=rows.expand(len(part), -1, -1), **{CACHE: own}).logits
                 gathered_log_probabilities(logits, ids)
         return []
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from lsm_probe.models.generation import keeps_rows_apart
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.rotary import group_by_frequencies, sequence_length
 
 NOT_FINITE = (
@@ -60,9 +61,9 @@ def _score_together(llm: PreTrainedModel, embedded: Sequence[Tensor], response: 
     logits = llm(
         inputs_embeds=pad_sequence(rest, batch_first=True),
         attention_mask=mask.long().to(ids.device),
-        past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=max(lengths) - min(lengths) + len(ids),
+        **{CACHE: cache},
     ).logits
     first = max(lengths) - logits.shape[1] + len(ids)  # a row of this length has its response in the first columns
     chosen = [line[n - first : n - first + len(ids)] for line, n in zip(logits, lengths, strict=True)]
@@ -89,7 +90,7 @@ def _shared_tokens(embedded: Sequence[Tensor]) -> int:
 def _run_shared(llm: Any, embedded: Sequence[Tensor], shared: int) -> Any | None:
     """The key-value cache of the shared beginning, repeated for each prompt; None where the model's cannot be."""
     output = llm(inputs_embeds=embedded[0][None, :shared], use_cache=True, logits_to_keep=1)
-    cache: Any = getattr(output, "past_key_values", None)
+    cache: Any = getattr(output, CACHE, None)
     if not keeps_rows_apart(cache):
         return None
     cache.batch_repeat_interleave(len(embedded))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from lsm_probe.errors import InputError
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.layers import find_speech_part
 
 THINKERS = {
@@ -27,7 +28,7 @@ _REFUSED = {
     "vibevoice_asr": "it adds random noise to its speech tokens, so that its numbers cannot be reproduced",
 }
 """Types that cannot be measured, and why."""
-_HARMLESS = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache", "cache_position")
+_HARMLESS = ("attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cache", "cache_position")
 """What the LLM inside may be given and is given alike when it reads embeddings alone."""
 
 

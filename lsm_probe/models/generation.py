@@ -12,6 +12,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.models.audio_llm import forget_positions
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.rotary import frequencies_unchanged
 
 _STAGE_TOKENS = 8
@@ -67,7 +68,6 @@ def generate_greedily(
             output: Any = GenerationMixin.generate(
                 model,
                 inputs_embeds=inputs,
-                past_key_values=cache,
                 attention_mask=mask,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([seen_nan]),
@@ -75,6 +75,7 @@ def generate_greedily(
                 eos_token_id=eos_token_ids or None,
                 pad_token_id=eos_token_ids[0] if eos_token_ids else 0,
                 return_dict_in_generate=True,
+                **{CACHE: cache},
             )
             if seen_nan.found:
                 raise SampleFault(
@@ -88,7 +89,7 @@ def generate_greedily(
             if not going or made >= max_new_tokens:
                 return answers
             rows, kept = [rows[i] for i in going], torch.tensor(going)
-            cache = output.past_key_values
+            cache = getattr(output, CACHE)
             if not keeps_rows_apart(cache):
                 raise InputError(f"{type(model).__name__} has a cache whose rows cannot be chosen: give another LLM")
             cache.batch_select_indices(kept)

@@ -14,6 +14,7 @@ from transformers.utils import TransformersKwargs
 
 from lsm_probe.models.configuration_lsm import LsmConfig
 from lsm_probe.models.connectors import CONNECTORS, Connector, num_speech_tokens
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.speech_encoder import make_audio_tower, num_states, run_audio_tower
 
 _LLM_KEYWORDS = {
@@ -53,7 +54,7 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ["audio", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules: set[str] | list[str] = ["WhisperEncoderLayer", "BeatsLayer"]  # noqa: RUF012  # transformers' protocol
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -217,7 +218,7 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         beats_frames: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Runs the LLM on text and speech; `kwargs` (labels, past_key_values, ...) go to it unchanged.
+        """Runs the LLM on text and speech; `kwargs` (labels, a key-value cache, ...) go to it unchanged.
 
         Most LLMs of transformers ignore keywords that they do not know, so these are refused here.
 

@@ -111,9 +111,10 @@ class StageRun:
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
         checkpoint.model.to(self.state.device)
         if self.machine.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # its new name is unknown to the older transformers
-                checkpoint.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model = checkpoint.model
+            # The second is the name before transformers 5.23; version 6 will not have it.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self._show_preparing("reading the data", last)
         train_set, held_out = self._data(checkpoint)
         self._show_preparing("setting up", last)

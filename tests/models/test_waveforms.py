@@ -7,6 +7,7 @@ import torch
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.transcriber import load_transcriber
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.probes.timeline.word_times import word_times
@@ -83,7 +84,7 @@ def test_the_model_still_takes_what_its_llm_takes(tiny_lsm, waveform):
     inputs = tiny_lsm.processor("Repeat.", waveform(1.0))
     output = tiny_lsm.model(**inputs, use_cache=True, output_hidden_states=True, return_dict=True, logits_to_keep=1)
     assert output.hidden_states
-    assert output.past_key_values is not None
+    assert output[CACHE] is not None
     assert output.logits.shape[1] == 1
 
 

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models import devices as device_map
+from lsm_probe.models.kv_cache import CACHE
 
 CPU = torch.device("cpu")
 QUICK = {"max_new_tokens": 4, "batch_size": 4}
@@ -108,7 +109,7 @@ class TwoGpus(TorchFunctionMode):
                 return value.to(device) if isinstance(value, torch.Tensor) else value
 
             # Keys and values stay with their layers.
-            return tree_map(to, args), {k: v if k == "past_key_values" else tree_map(to, v) for k, v in kwargs.items()}
+            return tree_map(to, args), {k: v if k == CACHE else tree_map(to, v) for k, v in kwargs.items()}
 
         module.register_forward_pre_hook(send, with_kwargs=True)
 

@@ -31,6 +31,7 @@ from lsm_probe.instruments.capture import Capture, capture, error_summary
 from lsm_probe.instruments.scoring import NOT_FINITE, gathered_log_probabilities
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.rotary import sequence_length
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutConventions, KnockoutResult
@@ -152,7 +153,8 @@ def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, pl
     rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
     length = len(item.prompt) + len(rows)
     with sequence_length(length):
-        cache = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1).past_key_values
+        output = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1)
+        cache = getattr(output, CACHE)
     errors: list[np.ndarray] = []  # of the self-check, for each knockout `[layers, rows]`
 
     def run(part: Sequence[Knockout]) -> list[Tensor]:
@@ -162,7 +164,7 @@ def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, pl
         blocking = _Blocking(item, part, heads)
         with captured.at_rows(everywhere, torch.ones_like(everywhere, dtype=torch.bool), block=blocking):
             logits = llm(
-                inputs_embeds=rows.expand(len(part), -1, -1), past_key_values=own_cache, logits_to_keep=len(rows)
+                inputs_embeds=rows.expand(len(part), -1, -1), logits_to_keep=len(rows), **{CACHE: own_cache}
             ).logits
         errors.extend(e.float().numpy() for e in captured.errors_by_sample())
         return list(gathered_log_probabilities(logits, ids)[:, item.measured].mean(1))
