@@ -14,11 +14,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -287,6 +290,8 @@ class _Functions(TorchFunctionMode):
             return self._attend(args, kwargs)
         if func is torch.device:
             return func(*args, **kwargs)
+        if func is torch.Tensor.pin_memory:  # needs a real device
+            return args[0]
         args = tuple(simulated.marked(value) for value in args)
         kwargs = {key: simulated.marked(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -350,6 +355,10 @@ def simulated_device(
     """
     simulated = SimulatedDevice(name, count if name == "cuda" else 1, float64 and name != "mps")
     with ExitStack() as stack:
+        # accelerate remembers the device of the process.
+        for reset in (partial(AcceleratorState._reset_state, True), GradientState._reset_state):
+            reset()
+            stack.callback(reset)
         for target, replacement in _replacements(simulated, bfloat16, memory).items():
             stack.enter_context(patch(target, replacement))
         stack.enter_context(_Operations(simulated))
@@ -376,14 +385,20 @@ def _replacements(simulated: SimulatedDevice, bfloat16: bool, memory: int) -> di
         "torch.accelerator.is_available": lambda: True,
         "torch.accelerator.current_accelerator": lambda *_, **__: torch.device(simulated.name),
         "torch.accelerator.device_count": lambda: simulated.count,
+        "torch.accelerator.current_device_index": lambda: 0,
+        "torch.accelerator.current_stream": lambda *_: SimpleNamespace(is_capturing=lambda: False),
         "torch.accelerator.synchronize": synchronize,
-        f"torch.{simulated.name}.manual_seed": lambda seed: generator().manual_seed(seed),
         f"torch.{simulated.name}.synchronize": synchronize,
         f"torch.{simulated.name}.empty_cache": lambda: None,
         f"torch.{simulated.name}.device_count": lambda: simulated.count,
-        f"torch.{simulated.name}.get_rng_state": lambda device=0: generator(device).get_state(),
-        f"torch.{simulated.name}.set_rng_state": lambda state, device=0: generator(device).set_state(state),
     }
+    random = {
+        "manual_seed": lambda seed: generator().manual_seed(seed),
+        "get_rng_state": lambda device=0: generator(device).get_state(),
+        "set_rng_state": lambda state, device=0: generator(device).set_state(state),
+    }
+    modules = ("torch.cuda", "torch.cuda.random") if is_cuda else ("torch.mps",)
+    here |= {f"{module}.{name}": function for module in modules for name, function in random.items()}
     if not is_cuda:
         return here | {"torch.backends.mps.is_available": lambda: True, "torch.mps.is_available": lambda: True}
     return here | {
