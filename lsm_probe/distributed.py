@@ -51,14 +51,14 @@ def init_distributed(*, cpu: bool = False) -> PartialState:
     """Initializes the process group at the first call; returns rank, world size and device.
 
     Args:
-        cpu: use the CPU even if there are accelerators.
+        cpu: use the CPU even if there are GPUs.
     """
     import torch
     from accelerate import PartialState
 
     from lsm_probe.gloo import TIMEOUT, destroy_groups
 
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=TIMEOUT)
+    state = PartialState(cpu=cpu or not torch.cuda.is_available(), timeout=TIMEOUT)
     if is_distributed():
         atexit.unregister(destroy_groups)
         atexit.register(destroy_groups)

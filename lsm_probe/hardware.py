@@ -1,13 +1,18 @@
-"""Which dtypes a device has instructions for."""
+"""Which dtypes a device computes with, and how exactly."""
 
 from __future__ import annotations
 
 import platform
 import timeit
 import warnings
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any
 
 import torch
+
+from lsm_probe.errors import InputError
 
 
 def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
@@ -25,7 +30,7 @@ def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
         here = torch.cuda.is_available()
         return dtype != torch.bfloat16 or not here or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return True
+        return _computes(dtype, device)
     # torch has no public names for these.
     onednn = torch.ops.mkldnn
     if dtype == torch.float16:
@@ -40,10 +45,15 @@ def warn_if_emulated(dtype: torch.dtype, device: torch.device, option: str) -> N
     """Warns where `dtype` is emulated, with how much slower a matrix product is than in float32, measured now.
 
     `option` is what chose the dtype, such as `--dtype bfloat16`.
+
+    Raises:
+        InputError: the device cannot compute with it at all.
     """
     if computes_natively(dtype, device):
         return
     name = str(dtype).removeprefix("torch.")
+    if not _computes(dtype, device):
+        raise InputError(f"{option}: this {device.type.upper()} cannot compute with {name}; use auto instead")
     factor = _slowdown(dtype, device)
     warnings.warn(
         f"{option}: this {device.type.upper()} has no {name} instructions; a matrix product takes "
@@ -63,3 +73,54 @@ def _seconds(dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.ones(rows, 512, dtype=dtype, device=device) for rows in (32, 512))
     # `item` waits for the device.
     return min(timeit.repeat(lambda: (left @ right).sum().item(), number=1, repeat=3))
+
+
+def _computes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device has matrix products in `dtype` at all."""
+    try:
+        one = torch.ones(1, 1, dtype=dtype, device=device)
+        (one @ one).item()
+    except (RuntimeError, TypeError):  # CUDA raises the one, MPS the other
+        return False
+    return True
+
+
+@cache
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The widest dtype that a device can add up in: float64, or float32 on one that has no float64 (MPS)."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Computes with float32 as it is in the block: in no product or convolution is it rounded to TF32 or bfloat16.
+
+    By default GPUs round the float32 inputs of convolutions to TF32, which has 10 bits for the fraction.
+    """
+    with ExitStack() as stack:
+        for get, put, exact in _float32_settings():
+            if (before := get()) != exact:
+                put(exact)
+                stack.callback(put, before)
+        yield
+
+
+def _float32_settings() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any]]:
+    """How to read and to set what decides how float32 is computed, and its value for no rounding."""
+    backends: Any = torch.backends
+    allow = partial(getattr, backends.cudnn, "allow_tf32"), partial(setattr, backends.cudnn, "allow_tf32"), False
+    precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    try:
+        allow[0](), precision[0]()
+        newer = getattr(backends, "fp32_precision", "none") != "none"  # since torch 2.9
+    except RuntimeError:  # the newer names are in use, beside which torch does not take these
+        newer = True
+    if not newer:
+        return [allow, precision]
+    parts = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.matmul)
+    name = "fp32_precision"
+    return [(partial(getattr, part, name), partial(setattr, part, name), "ieee") for part in parts]

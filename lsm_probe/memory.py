@@ -1,20 +1,57 @@
-"""Going on with smaller batches where memory runs out."""
+"""What to do where memory runs out: go on with smaller batches, or say in one line what does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-from accelerate.utils.memory import should_reduce_batch_size
+import torch
+from accelerate.utils.memory import clear_device_cache
+
+from lsm_probe.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+MEMORY_ERRORS = (RuntimeError, MemoryError)
+"""The types of the errors that [`is_out_of_memory`] tells apart."""
+_SAID = (
+    "out of memory",  # by CUDA, its driver, HIP, XPU and MPS
+    "can't allocate memory",  # by the CPU's allocator
+    "ALLOC_FAILED",  # by cuBLAS, cuDNN, cuSOLVER, cuSPARSE and cuFFT
+    "HOST_ALLOCATION_FAILED",  # by cuDNN
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace is allocated at the first product
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",  # no algorithm for these sizes in the memory that is left
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, on a device or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
+
+
+def release_memory(error: BaseException) -> None:
+    """Frees what a failed pass has allocated, so that there is room for the next.
+
+    Args:
+        error: that the pass ended with; the variables of the functions it came through are cleared.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
+    # cuBLAS and cuDNN allocate outside of torch's cache, which must give back what it does not use.
+    clear_device_cache(garbage_collection=True)
 
 
 def run_in_halves(
     run: Callable[[Sequence[Item]], list[Result]],
     batch: Sequence[Item],
-    alone: Callable[[Item, RuntimeError], Result] | None = None,
+    alone: Callable[[Item, Exception], Result] | None = None,
 ) -> list[Result]:
     """Runs a batch, in halves where memory runs out.
 
@@ -25,10 +62,28 @@ def run_in_halves(
     """
     try:
         return run(batch)
-    except RuntimeError as error:
-        if len(batch) == 1 and alone and should_reduce_batch_size(error):
-            return [alone(batch[0], error)]
-        if len(batch) == 1 or not should_reduce_batch_size(error):
+    except MEMORY_ERRORS as error:
+        if not is_out_of_memory(error) or (len(batch) == 1 and alone is None):
             raise
+        release_memory(error)
+        if len(batch) == 1 and alone is not None:
+            return [alone(batch[0], error)]
+    # Outside of the `except`: the error would keep the tensors of the failed pass.
     half = len(batch) // 2
     return [*run_in_halves(run, batch[:half], alone), *run_in_halves(run, batch[half:], alone)]
+
+
+@contextmanager
+def fitting(name: str, device: torch.device | str) -> Iterator[None]:
+    """Loads a model, or moves it to a device, in the block.
+
+    Raises:
+        InputError: memory runs out.
+    """
+    try:
+        yield
+    except MEMORY_ERRORS as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "--dtype bfloat16" if torch.device(device).type == "cpu" else "--device spread or --dtype bfloat16"
+        raise InputError(f"{name} does not fit into the memory of {device}: try {remedy}") from error

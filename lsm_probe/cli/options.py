@@ -75,7 +75,8 @@ Beats = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="cpu, cuda, cuda:1, ... `auto`: a GPU, if any, for each process; `spread`: one model over all GPUs.",
+        help="cpu, cuda, cuda:1, mps, ... `auto`: CUDA where there is a GPU, or else the CPU; `spread`: one model over "
+        "all GPUs. Under torchrun, `auto` and `cuda` are a GPU for each process.",
         rich_help_panel=RUNNING,
     ),
 ]

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from lsm_probe.memory import fitting
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.runner.run import ToMeasure
 
@@ -41,7 +42,8 @@ class LazyModel:
         """The checkpoint on its device."""
         checkpoint = self.peek()
         if self._device is not None:
-            checkpoint.model.to(self._device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
+            with fitting(checkpoint.name, self._device):
+                checkpoint.model.to(self._device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
             self._device = None
         return checkpoint
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from lsm_probe.assets.notice import quiet_log
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, same_length
-from lsm_probe.memory import run_in_halves
+from lsm_probe.memory import fitting, run_in_halves
 from lsm_probe.models.devices import resolve_device
 from lsm_probe.models.identification import check_folder, identify
 from lsm_probe.models.pretrained import pretrained, pretrained_model
@@ -172,7 +172,8 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
         "rescale": False,
         "library": get_hash(model, layer, False, False, False, False),
     }
-    return BertScorer(bert.to(torch_device).eval(), tokenizer, identity)
+    with fitting(model, torch_device):
+        return BertScorer(bert.to(torch_device).eval(), tokenizer, identity)
 
 
 def _is_unneeded(layer: int, tensor: str) -> bool:

@@ -142,7 +142,7 @@ def _responses(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseOpt
 
 def _measure(item: PreparedSample) -> Measured:
     """Nats and tokens of a sample's target; summed over tokens in float64."""
-    found = log_probabilities(item.checkpoint.llm, [item.embedded], item.response)[0].double()
+    found = log_probabilities(item.checkpoint.llm, [item.embedded], item.response)[0].cpu().double()
     if not found.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)
     return {"counts": np.array([-found.sum().item(), len(found)])}

@@ -17,7 +17,9 @@ from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperPro
 from lsm_probe import assets
 from lsm_probe.assets.notice import quiet_log
 from lsm_probe.errors import InputError
+from lsm_probe.hardware import exact_float32
 from lsm_probe.languages import find_language
+from lsm_probe.memory import fitting
 from lsm_probe.models.checkpoint_names import require_folder
 from lsm_probe.models.devices import resolve_device, resolve_dtype
 from lsm_probe.models.identification import check_folder, identify
@@ -48,6 +50,7 @@ class Transcriber:
     identity: WeightsIdentity
 
     @torch.no_grad()
+    @exact_float32()
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]) -> list[str]:
         """Transcribes a batch greedily; in float32 each clip as it would be alone.
 
@@ -163,7 +166,9 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
     model.config.forced_decoder_ids = None
     thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
     settings.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
-    return Transcriber(name, model.to(torch_device).eval(), processor, identify(folder, config, checksums))
+    with fitting(name, torch_device):
+        model.to(torch_device)
+    return Transcriber(name, model.eval(), processor, identify(folder, config, checksums))
 
 
 def check_transcriber(name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lsm_probe.errors import InputError
+from lsm_probe.hardware import sum_dtype
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,6 @@ def taylor_score(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 def absolute_sum(values: Tensor) -> Tensor:
-    """Sum of absolute values: each row in float32 (a whole matrix would lose whole per cents), rows in float64."""
+    """Sum of absolute values: each row in float32 (a whole matrix would lose whole per cents), rows in `sum_dtype`."""
     rows = values.reshape(-1, values.shape[-1] if values.dim() else 1)
-    return torch.linalg.vector_norm(rows, 1, dim=-1, dtype=torch.float32).sum(dtype=torch.float64)
+    return torch.linalg.vector_norm(rows, 1, dim=-1, dtype=torch.float32).sum(dtype=sum_dtype(rows.device))

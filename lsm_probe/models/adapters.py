@@ -17,9 +17,11 @@ from transformers.utils import CONFIG_NAME
 
 from lsm_probe.assets.cache import sha256
 from lsm_probe.errors import InputError
+from lsm_probe.memory import is_out_of_memory
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
+from lsm_probe.models.devices import input_device
 from lsm_probe.models.hub_files import find_file
 from lsm_probe.models.identity import AdapterIdentity, Checksums, ModelIdentity
 from lsm_probe.models.llm_tokenizers import as_released
@@ -287,7 +289,7 @@ def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkp
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
     def logits() -> Tensor:
-        ids = torch.tensor([[1, 2, 3, 2]])
+        ids = torch.tensor([[1, 2, 3, 2]], device=input_device(base.llm))
         found: Tensor = base.llm(input_ids=ids, use_cache=False).logits.float()
         return found
 
@@ -300,6 +302,8 @@ def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkp
         own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         result: Any = set_peft_model_state_dict(adapted, weights)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join((repr(error) if isinstance(error, KeyError) else str(error)).split())[:200]
         raise InputError(f"{label} ({reason}): {wrong}") from error
     if unused := result.unexpected_keys:
@@ -310,6 +314,8 @@ def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkp
     try:
         merged: Any = adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{adapter.folder} is a {adapter.peft_type} adapter that cannot be merged into its base: {reason}"

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from lsm_probe.errors import InputError
+from lsm_probe.memory import is_out_of_memory
+from lsm_probe.models.devices import input_device
 from lsm_probe.models.kv_cache import CACHE
 from lsm_probe.models.layers import find_speech_part
 
@@ -72,13 +74,15 @@ def check_reads_embeddings(model: PreTrainedModel, name: str) -> None:
         InputError: it does something else (as models that keep embeddings for each layer).
     """
     llm: Any = model
-    ids = torch.tensor([[1, 2, 3, 2]], device=model.device)
+    ids = torch.tensor([[1, 2, 3, 2]], device=input_device(model))
     embedded = llm.get_input_embeddings()(ids).clone()
     embedded[:, -1] /= 2  # no token's, as a speech token's: some models look up the ids of those that are
     from_ids = llm(input_ids=ids, use_cache=False).logits[:, :-1].float()
     try:
         from_embeddings = llm(inputs_embeds=embedded, use_cache=False).logits[:, :-1].float()
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name} is a {type(model).__name__}, which reads no embeddings ({reason})") from error
     if (from_ids - from_embeddings).abs().max() > 0.01 * from_ids.abs().max():

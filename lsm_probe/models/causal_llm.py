@@ -16,6 +16,7 @@ from transformers import (
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.audio_llm import check_reads_embeddings
+from lsm_probe.models.devices import input_device
 from lsm_probe.models.pretrained import pretrained, pretrained_model
 
 
@@ -45,8 +46,9 @@ def check_causal(model: Any, label: str) -> None:
         InputError: its attention is not causal, or it needs more than embeddings as its input.
     """
     # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
+    ids = torch.tensor([[1, 1], [1, 2]], device=input_device(model))
     with torch.no_grad():
-        first = model(input_ids=torch.tensor([[1, 1], [1, 2]]), use_cache=False).logits[:, 0].float()
+        first = model(input_ids=ids, use_cache=False).logits[:, 0].float()
     if (first[0] - first[1]).abs().max() > 0.01 * first.abs().max():
         raise InputError(f"{_refusal(label, model.config)}: its attention is not causal")
     check_reads_embeddings(model.eval(), label)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lsm_probe.checksums import write_checksums
 from lsm_probe.errors import InputError
 from lsm_probe.files import new_folder
+from lsm_probe.hardware import exact_float32
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.dates import written_date
 from lsm_probe.models.devices import input_device
@@ -189,6 +190,7 @@ class Checkpoint(ABC):
         return self.embed([prompt])[0][prompt.positions(Segment.SOURCE)]
 
     @torch.no_grad()
+    @exact_float32()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:
         """Embeds prompts for the LLM: one `[tokens, llm_dim]` for each prompt."""
         return [self.embed_prompt(prompt) for prompt in prompts]
@@ -235,6 +237,7 @@ class Checkpoint(ABC):
         embedded: Tensor = self.llm.get_input_embeddings()(ids)
         return embedded.index_copy(0, torch.tensor(positions, device=speech.device), speech.to(embedded.dtype))
 
+    @exact_float32()
     def generate(self, embedded: list[Tensor], *, max_new_tokens: int) -> list[list[int]]:
         """Answers embedded prompts greedily: the new token ids of each, EOS included where it was produced."""
         return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
@@ -259,6 +262,7 @@ class Checkpoint(ABC):
         return self._prompt_of(sample).input_ids
 
     @torch.no_grad()
+    @exact_float32()
     def logits(self, sample: ReadableSample) -> Tensor:
         """Logits of the prompt about a sample, `[positions, vocabulary]`, float32 on the CPU.
 

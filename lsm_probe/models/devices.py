@@ -25,15 +25,33 @@ SPREAD = "spread"
 
 
 def resolve_device(device: str) -> torch.device:
+    """The device that [`load`] names `cpu`, `cuda`, `cuda:1`, `mps`, ..., `auto` or `spread`.
+
+    `auto` and `spread` are a CUDA GPU, or else the CPU. Under `torchrun`, `auto` and `cuda` are the GPU of the process.
+
+    Raises:
+        InputError: it is unknown, not here, or cannot be used; or this machine has fewer GPUs than processes.
+    """
     if device in ("auto", SPREAD):
         return local_device()
     try:
         resolved = torch.device(device)
+    except RuntimeError as error:
+        raise _unusable(device, "torch knows no such device") from error
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if resolved.type not in ("cpu", getattr(here, "type", None)):
+        raise _unusable(device, f"this machine has {'only the CPU' if here is None else f'cpu and {here.type}'}")
+    if resolved.type == "cuda" and resolved.index is None:
+        resolved = local_device()
+    try:
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device} cannot be used here ({reason}): try --device auto") from error
+    except RuntimeError as error:
+        raise _unusable(device, str(error).splitlines()[0]) from error
     return resolved
+
+
+def _unusable(device: str, reason: str) -> InputError:
+    return InputError(f"--device {device} cannot be used here ({reason}): try --device auto")
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

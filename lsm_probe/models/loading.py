@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase
 
 from lsm_probe.errors import InputError
+from lsm_probe.memory import fitting
 from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
 from lsm_probe.models.adapters import CONFIG as ADAPTER_CONFIG
 from lsm_probe.models.adapters import (
@@ -78,8 +79,9 @@ def load(
             text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, the release
             of a published system (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT) on one
             of these, which is merged into it in memory, or a text LLM in a GGUF file, whose weights are dequantised.
-        device: a torch device; `auto` takes CUDA where there is one, under `torchrun` a GPU for each process; `spread`
-            lays the model over all GPUs, and the CPU for what does not fit.
+        device: a torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is a CUDA GPU where there is one, or
+            else the CPU. Under `torchrun`, `auto` and `cuda` are a GPU for each process. `spread` lays the model over
+            all GPUs, and the CPU for what does not fit.
         dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
             it has no instructions for bfloat16.
         template: prompt template, by its name or its YAML file; by default the LSM's own, or `chat` / `vicuna` for a
@@ -114,14 +116,12 @@ def load(
         find_template(template)
     check_inner_adapter(name)
     check_parts({name: base}, parts)
-    checkpoint = _load(name, options, base)
-    try:
+    with fitting(name, torch_device):
+        checkpoint = _load(name, options, base)
         if device == SPREAD:
             dispatch_over_gpus(checkpoint.model)
         else:
             checkpoint.model.to(torch_device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"{name} does not fit on {torch_device}: try --device spread or --dtype bfloat16") from error
     checkpoint.model.eval()
     return checkpoint
 

@@ -79,7 +79,7 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def draw_connector(self, seed: int) -> None:
         """Replaces the connector by a new one whose weights depend on `seed` alone (float32, CPU)."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs' too
             self.multi_modal_projector = _make_connector(self.config)
             self.multi_modal_projector.apply(self._initialize_weights)
 

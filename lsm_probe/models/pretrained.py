@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from lsm_probe.errors import InputError
+from lsm_probe.memory import is_out_of_memory
 from lsm_probe.models.checkpoint_names import explain_missing_folder, require_folder
 from lsm_probe.models.tensors import check_other_file, check_tensors, complete_loading_info
 from lsm_probe.models.training_dumps import check_dump, wrapper_prefix
@@ -88,6 +89,8 @@ def from_files(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     except UnpicklingError as error:
         raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
         if issubclass(auto_class, AutoConfig) and "gguf_file" not in kwargs and not isinstance(error, OSError):
             check_known(name)
         # A bare KeyError says only the key.

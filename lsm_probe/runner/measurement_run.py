@@ -14,6 +14,7 @@ from lsm_probe.data.manifest import describe_data
 from lsm_probe.data.sample import Sample
 from lsm_probe.distributed import RankShare, all_gather_or_raise, is_distributed, on_all_ranks
 from lsm_probe.errors import InputError, NotMeasurable, SampleFault
+from lsm_probe.hardware import exact_float32
 from lsm_probe.intervals import number_clusters
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
@@ -99,7 +100,7 @@ class MeasurementRun:
         Raises:
             InputError: a sample cannot be used, under `on_error="fail"`, or none is left; in all processes.
         """
-        with self._progress() as on_progress:
+        with self._progress() as on_progress, exact_float32():
             return self._measure_all(measure, on_progress)
 
     @contextmanager
@@ -154,7 +155,7 @@ class MeasurementRun:
         }
 
     def _run(self, batch: Sequence[Sample], measure: MeasureBatch) -> list[Record]:
-        def does_not_fit(sample: Sample, error: RuntimeError) -> Record:
+        def does_not_fit(sample: Sample, error: Exception) -> Record:
             if self.options.on_error == "skip":
                 return Record({"id": sample.id}, sample.utterance, {}, "does not fit into memory")
             raise InputError(f"sample {sample.id} alone does not fit into memory: shorten it") from error

@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
@@ -24,6 +23,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.data.spread import spread_over_utterances
 from lsm_probe.distributed import all_gather_or_raise
 from lsm_probe.errors import InputError, WorkFailed
+from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory, release_memory
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.live import from_model, unchanged
 from lsm_probe.training.bias_history import FILE, BiasHistory
@@ -143,7 +143,6 @@ class BiasCallback(TrainerCallback):
         self.stopped: str | None = None  # why training was stopped
         self._timer = StepTimer()
         self._setup_seconds = 0.0
-        self._handler: CallbackHandler | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each probing; [`BiasHistory`] says which columns there are."""
@@ -158,7 +157,7 @@ class BiasCallback(TrainerCallback):
     ) -> None:
         if self.processing_class is None:
             self.processing_class = kwargs.get("processing_class")
-        self._handler = _calling_handler()
+        _calling_handler()  # or this is no Trainer's
         self._timer, self.stopped = StepTimer(), None
         begun = perf_counter()
         self._begin_history(args, state, model)
@@ -180,7 +179,10 @@ class BiasCallback(TrainerCallback):
         if self._is_due(state) and state.global_step not in self.history.rows:
             try:
                 self._probe(args, state, control, model)
-            except (InputError, WorkFailed, torch.OutOfMemoryError) as error:
+            except (InputError, WorkFailed, *MEMORY_ERRORS) as error:
+                if isinstance(error, MEMORY_ERRORS) and not is_out_of_memory(error):
+                    raise
+                release_memory(error)
                 warnings.warn(f"step {state.global_step} was not probed: {error}", stacklevel=2)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -257,7 +259,6 @@ class BiasCallback(TrainerCallback):
 
     def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any]) -> None:
         """What `Trainer.log` does, which no callback is given: the numbers go to its history and to all callbacks."""
-        assert self._handler is not None
         logs: dict[str, Any] = {f"bias_{key}": row[key] for key in (*STOPPABLE, "seconds") if key in row}
         if state.epoch is not None:
             logs["epoch"] = state.epoch
@@ -265,7 +266,7 @@ class BiasCallback(TrainerCallback):
         entry: Any = {**logs, "bias_responses": words, "step": state.global_step}
         state.log_history.append(entry)
         pending = control.should_log  # the loss of this step, which on_log would call off
-        self._handler.on_log(args, state, control, logs)
+        _calling_handler().on_log(args, state, control, logs)
         control.should_log = pending
 
     def _check_bounds(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import platform
 import time
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import set_seed
 
 from lsm_probe.assets.cache import cache_root
@@ -23,6 +21,7 @@ from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import replacing
+from lsm_probe.memory import MEMORY_ERRORS, fitting, is_out_of_memory, release_memory
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.progress import OnProgress
 from lsm_probe.training.assembly import StageSettings, make_trainer
@@ -77,9 +76,10 @@ class StageRun:
             try:
                 with disk_full_as_oserror(self.folder):
                     return self._attempt()
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error):
                     raise
+                release_memory(error)
                 # Other processes wait for this one's part of the step: together they cannot go back.
                 if self.state.num_processes > 1 or self.machine.per_device_batch_size == 1:
                     raise WorkFailed(self._out_of_memory()) from error
@@ -94,8 +94,6 @@ class StageRun:
         before = self.machine.per_device_batch_size
         smaller = smaller_pass(self.stage, self.machine)
         self.machine = self.machine.model_copy(update={"per_device_batch_size": smaller})
-        gc.collect()
-        clear_device_cache()
         warnings.warn(
             f"memory ran out with {before} samples in a pass: going on with {smaller}; a step keeps its "
             f"{self.stage.batch_size}",
@@ -109,7 +107,8 @@ class StageRun:
         [last] = broadcast_object_list([last_complete_checkpoint(self.folder) if self.state.is_main_process else None])
         self._show_preparing("loading the model", last)
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
-        checkpoint.model.to(self.state.device)
+        with fitting("the model", self.state.device):
+            checkpoint.model.to(self.state.device)
         if self.machine.gradient_checkpointing:
             model = checkpoint.model
             # The second is the name before transformers 5.23; version 6 will not have it.

@@ -74,7 +74,7 @@ def answer(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> list[
         opening = text_after_user_in(checkpoint.tokenizer, checkpoint.template)
         return [_row(checkpoint, job, ids, recipe, opening) for job, ids in zip(batch, answers, strict=True)]
 
-    def alone(job: Job, error: RuntimeError) -> dict[str, Any]:
+    def alone(job: Job, error: Exception) -> dict[str, Any]:
         raise InputError(
             f"sample {job.sample.id!r} alone does not fit into memory: lower --max-prompt-tokens or --max-new-tokens"
         ) from error

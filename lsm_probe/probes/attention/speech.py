@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsm_probe.errors import InputError
+from lsm_probe.hardware import exact_float32
 from lsm_probe.instruments.capture import Capture, LayerAttention, capture, error_summary
 from lsm_probe.instruments.norms import norm_attention, row_norms
 from lsm_probe.models import LsmForConditionalGeneration
@@ -81,6 +82,7 @@ class SpeechAttention:
 
 
 @torch.no_grad()
+@exact_float32()
 def speech_attention(
     checkpoint: Checkpoint, waveform: NDArray[np.float32], *, layer: int | None = None
 ) -> SpeechAttention:

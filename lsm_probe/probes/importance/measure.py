@@ -19,7 +19,6 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from lsm_probe.data.sample import Sample
@@ -27,6 +26,7 @@ from lsm_probe.distributed import all_reduce_sum, rank_suffix
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
 from lsm_probe.instruments.scoring import NOT_FINITE
+from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.devices import is_offloaded
 from lsm_probe.models.layers import find_decoder, find_speech_part, layer_of, layers_prefix
@@ -212,8 +212,8 @@ class _Scorer:
     def _backward(self, loss: Tensor, item: PreparedSample) -> None:
         try:
             loss.backward()
-        except RuntimeError as error:
-            if self.kept is None or not should_reduce_batch_size(error):
+        except MEMORY_ERRORS as error:
+            if self.kept is None or not is_out_of_memory(error):
                 raise
             raise InputError(
                 f"sample {item.sample.id} alone does not fit into memory, and half of it is among the sums of "

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from lsm_probe.data.audio import read_audio
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.hardware import exact_float32
 from lsm_probe.instruments.capture import LayerAttention, capture
 from lsm_probe.instruments.norms import row_norms
 from lsm_probe.languages import find_language
@@ -33,6 +34,7 @@ from lsm_probe.runner.options import MAX_NEW_TOKENS, ResponseOptions
 from lsm_probe.runner.prepared_samples import prepare, teacher_forced_inputs
 
 
+@exact_float32()
 def timeline(
     checkpoint: Checkpoint,
     sample: Sample,
