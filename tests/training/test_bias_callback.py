@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -252,7 +253,15 @@ def test_a_bound_for_layers_that_the_model_lacks_is_refused(processor, tasks, tr
         train(model, BiasCallback(tasks, every=3, stop_below={"D_i": 0.1, "eta_6": 0.1}))
 
 
-def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train: Train, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("the disk with the speech is gone"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train: Train, monkeypatch, error) -> None:
     measure = BiasProbing.measure
 
     def fail_at_second(self, checkpoint, responses):
@@ -260,10 +269,10 @@ def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train
         return measure(self, checkpoint, responses)
 
     def failing(*_: object) -> None:
-        raise InputError("the disk with the speech is gone")
+        raise error
 
     monkeypatch.setattr(BiasProbing, "measure", fail_at_second)
-    with pytest.warns(UserWarning, match="step 1 was not probed: the disk with the speech is gone"):
+    with pytest.warns(UserWarning, match=re.escape(f"step 1 was not probed: {error}")):
         assert train(qwen, BiasCallback(tasks, every=1), max_steps=1).state.global_step == 1
 
 

@@ -1,6 +1,7 @@
 """Runs that are stopped and go on: the same weights, bit for bit, and nothing that was not asked for."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.folders import alone_in
 from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
+from lsm_probe.training import stage
 from lsm_probe.training.run import train
 from lsm_probe.training.trainer import LsmTrainer
 
@@ -158,6 +160,24 @@ def test_where_memory_runs_out_late_no_finished_step_is_made_again(
     assert len([w for w in warned if "memory ran out" in str(w.message)]) == 1
     assert steps == [1, 2, 3, 4, 5, *range(5, 10)]
     assert losses(tmp_path / "out") == pytest.approx(losses(expected), abs=1e-5)
+
+
+def test_the_model_of_a_pass_that_did_not_fit_is_freed_before_the_next(
+    training_config, probing, tmp_path, monkeypatch
+) -> None:
+    out_of_memory_above(monkeypatch, 2)
+    start, models = stage.start_model, []
+
+    def note(*given):
+        assert not any(model() for model in models)
+        checkpoint = start(*given)
+        models.append(weakref.ref(checkpoint.model))
+        return checkpoint
+
+    monkeypatch.setattr(stage, "start_model", note)
+    with pytest.warns(UserWarning, match="going on with 2"):
+        train(training_config("max_steps=1", *probing), tmp_path / "out")
+    assert len(models) == 2
 
 
 def test_memory_that_does_not_do_for_one_sample_is_an_error(training_config, tmp_path, monkeypatch) -> None:

@@ -95,7 +95,8 @@ def llm_part(place: str) -> Part:
 
     def read(dtype: torch.dtype) -> Mapping[str, Tensor]:
         state = load_causal_llm(f"--llm {place}", place, dtype).state_dict()
-        return {f"language_model.{name}": tensor for name, tensor in state.items()}
+        # A quantiser of transformers may have put them on a GPU; the rest of the release is on the CPU.
+        return {f"language_model.{name}": tensor.cpu() for name, tensor in state.items()}
 
     return _part_of_folder(place, config, read)
 
