@@ -17,6 +17,7 @@ from lsm_probe.models.builtin_arms import arm_file, builtin_arms, read_training
 from lsm_probe.models.causal_llm import load_causal_llm
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.dates import with_date
+from lsm_probe.models.devices import input_device
 from lsm_probe.models.identification import identify
 from lsm_probe.models.identity import ConnectorIdentity, EncoderIdentity, ModelIdentity, TrainingIdentity
 from lsm_probe.models.llm_tokenizers import load_llm_tokenizer
@@ -78,6 +79,7 @@ def build_lsm(
     model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
     processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
+    model.to(input_device(language_model))  # transformers puts quantised ones on a GPU by itself
     built = Lsm("untrained", model.eval(), processor)
     tower_weights = vars(identify(encoder, whisper.config))
     built.identity = ModelIdentity(

@@ -27,7 +27,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import AudioLlm, Lsm, TextLlm
 from lsm_probe.models.checkpoint_names import may_be_on_hub
 from lsm_probe.models.dates import with_date
-from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, resolve_device, resolve_dtype
+from lsm_probe.models.devices import SPREAD, dispatch_over_gpus, input_device, resolve_device, resolve_dtype
 from lsm_probe.models.gguf_files import identify_gguf, load_gguf, read_gguf_tokenizer
 from lsm_probe.models.identification import check_folder, identify
 from lsm_probe.models.identity import ModelIdentity, WeightsIdentity
@@ -121,9 +121,20 @@ def load(
         if device == SPREAD:
             dispatch_over_gpus(checkpoint.model)
         else:
-            checkpoint.model.to(torch_device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
+            _move(checkpoint, torch_device)
     checkpoint.model.eval()
     return checkpoint
+
+
+def _move(checkpoint: Checkpoint, device: torch.device) -> None:
+    try:
+        checkpoint.model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
+    except ValueError as error:  # of quantised weights, which some libraries cannot move
+        where = input_device(checkpoint.model)
+        raise InputError(
+            f"{checkpoint.name} is on {where} and cannot be moved to {device} ({' '.join(str(error).split())[:200]}): "
+            f"give --device {where}"
+        ) from error
 
 
 def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def simulated_device():
-    """`with simulated_device("cuda", count=2, float64=True, bfloat16=True) as device:`; see `simulated.py`."""
+    """`with simulated_device("cuda", count=2, bfloat16=True) as device:`; see `simulated.py`."""
     name = "simulated_device_of_the_tests"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("simulated.py"))

@@ -78,10 +78,10 @@ class SimulatedDevice:
         operations: kernels that the device would launch; views are none.
     """
 
-    def __init__(self, name: str, count: int, float64: bool):
+    def __init__(self, name: str, count: int, without: frozenset[torch.dtype]):
         self.name = name
         self.count = count
-        self.float64 = float64
+        self.without = without  # dtypes
         self.waits, self.uploads, self.operations = Events(), Events(), Events()
         self.generators = [torch.Generator().manual_seed(0) for _ in range(count)]
 
@@ -105,8 +105,8 @@ class SimulatedDevice:
         return torch.device(self.name, device.index or 0) if device.type == MARKER else device
 
     def wrap(self, inner: Tensor, marker: torch.device) -> SimulatedTensor:
-        if inner.dtype in (torch.float64, torch.complex128) and not self.float64:
-            raise TypeError(f"Cannot convert a {self.name.upper()} Tensor to float64 dtype: it has no float64")
+        if inner.dtype in self.without:
+            raise TypeError(f"Cannot convert a {self.name.upper()} Tensor to {inner.dtype}: it does not support that")
         return SimulatedTensor(inner, marker, self)
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -229,6 +229,15 @@ class SimulatedTensor(Tensor):
     def is_cuda(self) -> bool:
         return self.simulated.name == "cuda"
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: SimulatedTensor) -> None:
+        torch.Tensor.data.__set__(self, value)
+        self.inner = value.inner
+
     # With these two, `Module.to` exchanges a parameter's content and keeps the object: tied weights stay tied.
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return ["inner"], (torch.Tensor.device.__get__(self), self.simulated)
@@ -342,18 +351,18 @@ class _Operations(TorchDispatchMode):
 
 @contextmanager
 def simulated_device(
-    name: str = "cuda", *, count: int = 2, float64: bool = True, bfloat16: bool = True, memory: int = 2**36
+    name: str = "cuda", *, count: int = 2, bfloat16: bool = True, memory: int = 2**36
 ) -> Iterator[SimulatedDevice]:
     """In the block, torch has `count` devices of this name; afterwards all is as before.
 
     Args:
-        name: `cuda` or `mps`.
+        name: `cuda`, or `mps`, which has no float64.
         count: how many; an MPS device is always alone.
-        float64: whether it has float64, which MPS has not.
-        bfloat16: whether it has instructions for bfloat16.
+        bfloat16: whether it has bfloat16; CUDA without instructions for it emulates it.
         memory: bytes of each that are reported as free.
     """
-    simulated = SimulatedDevice(name, count if name == "cuda" else 1, float64 and name != "mps")
+    missing = {torch.float64, torch.complex128} | (set() if bfloat16 else {torch.bfloat16})
+    simulated = SimulatedDevice(name, count if name == "cuda" else 1, frozenset(missing if name == "mps" else ()))
     with ExitStack() as stack:
         # accelerate remembers the device of the process.
         for reset in (partial(AcceleratorState._reset_state, True), GradientState._reset_state):
@@ -381,7 +390,11 @@ def _replacements(simulated: SimulatedDevice, bfloat16: bool, memory: int) -> di
         index = device if isinstance(device, int) else torch.device(device).index
         return simulated.generators[index or 0]
 
+    def event(**_: Any) -> SimpleNamespace:
+        return SimpleNamespace(record=lambda: None, synchronize=synchronize)
+
     here = {
+        "torch.Event": event,
         "torch.accelerator.is_available": lambda: True,
         "torch.accelerator.current_accelerator": lambda *_, **__: torch.device(simulated.name),
         "torch.accelerator.device_count": lambda: simulated.count,
@@ -408,7 +421,7 @@ def _replacements(simulated: SimulatedDevice, bfloat16: bool, memory: int) -> di
         "torch.cuda.current_device": lambda: 0,
         "torch.cuda.set_device": lambda _: None,
         "torch.cuda.mem_get_info": lambda *_: (memory, memory),
-        "torch.cuda.is_bf16_supported": lambda *_, **__: bfloat16,
+        "torch.cuda.is_bf16_supported": lambda including_emulation=True: bfloat16 or including_emulation,
         "torch.cuda.get_device_capability": lambda *_: (9, 0) if bfloat16 else (7, 0),
         "torch.cuda.get_device_name": lambda *_: "simulated",
     }

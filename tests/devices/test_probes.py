@@ -56,6 +56,27 @@ def test_a_probe_finds_the_numbers_of_the_cpu(name, folder, samples, simulated_d
     assert sum(device.operations.values()) > 0
 
 
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_needs_no_float64(name, tiny_lsm_folder, tiny_llm_folder, samples, simulated_device):
+    probe, options = PROBES[name]
+    folder, samples = (tiny_lsm_folder, samples[:5]) if name == "alignment" else (tiny_llm_folder, samples[:2])
+    expected = arrays(probe(lsm_probe.load(folder, device="cpu"), samples, **options))
+    with simulated_device("mps") as device:
+        with pytest.raises(TypeError, match="does not support"):
+            torch.zeros(1, device="mps").double()
+        found = arrays(probe(lsm_probe.load(folder, device="mps", dtype="float32"), samples, **options))
+    assert device.operations
+    for key, values in expected.items():
+        assert_close(found[key], values)
+
+
+def test_text_ability_needs_no_float64(tiny_llm_folder, samples, simulated_device):
+    expected = lsm_probe.text_ability(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:3])
+    with simulated_device("mps"):
+        found = lsm_probe.text_ability(lsm_probe.load(tiny_llm_folder, device="mps", dtype="float32"), samples[:3])
+    assert_close(found.counts, expected.counts)
+
+
 def test_a_timeline_finds_the_numbers_of_the_cpu(tiny_lsm_folder, samples, simulated_device, monkeypatch):
     monkeypatch.setattr(timeline_module, "word_times", lambda waveform, text: [])
     expected = lsm_probe.timeline(lsm_probe.load(tiny_lsm_folder, device="cpu"), samples[3], max_new_tokens=6)
