@@ -155,3 +155,18 @@ def test_bfloat16_that_cuda_emulates_is_warned_of(simulated_device):
         assert resolve_dtype("auto", resolve_device("cuda")) == torch.float16
         with pytest.warns(UserWarning, match="this CUDA has no bfloat16 instructions"):
             assert resolve_dtype("bfloat16", resolve_device("cuda")) == torch.bfloat16
+
+
+# The random generators
+
+
+def test_a_connector_is_drawn_without_touching_the_users_generators(tiny_lsm, simulated_device):
+    tiny_lsm.model.draw_connector(3)
+    expected = [parameter.clone() for parameter in tiny_lsm.connector.parameters()]
+    with simulated_device():
+        torch.manual_seed(7)
+        before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in range(2))]
+        tiny_lsm.model.draw_connector(3)
+        after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in range(2))]
+    assert all(one.equal(other) for one, other in zip(before, after, strict=True))
+    assert all(one.equal(other) for one, other in zip(expected, tiny_lsm.connector.parameters(), strict=True))

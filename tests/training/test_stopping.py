@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from lsm_probe.errors import Terminated
 from lsm_probe.training.run import train
-from lsm_probe.training.stopping import notice_signals_in_backward
+from lsm_probe.training.stopping import leave_sigterm_to_trainer, notice_signals_in_backward
 
 IN_FOUR_PASSES = "machine.per_device_batch_size=1"
 EVALUATED = "eval_steps=3"
@@ -96,3 +97,13 @@ def test_a_backward_pass_is_left_between_two_layers() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert model.layers[0].weight.grad is None
+
+
+def test_a_system_without_signal_masks_starts_its_workers(monkeypatch) -> None:
+    """Windows has neither function, and macOS not the second."""
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", started.append)
+    for name in ("sigwaitinfo", "pthread_sigmask"):
+        monkeypatch.delattr(signal, name)
+        leave_sigterm_to_trainer(0)
+    assert not started
