@@ -25,6 +25,9 @@ from lsm_probe.training.order import LengthGrouped
 from lsm_probe.training.stopping import StopOnSignal
 from lsm_probe.training.trainer import LsmTrainer
 
+SHARDING_DEVICES = {"cuda"}
+"""Types of the devices that accelerate shards a model over; on CPU it copies the model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
@@ -35,6 +38,11 @@ class StageSettings:
     machine: Machine  # of this stage; its passes may be smaller than the config's
     folder: Path  # of the stage's checkpoints and logs
     state: PartialState  # this process, of how many, and its device
+
+
+def is_sharded(machine: Machine, state: PartialState) -> bool:
+    """Whether each process holds a part of the model (FSDP2), which accelerate has for GPUs alone."""
+    return state.num_processes > 1 and state.device.type in SHARDING_DEVICES and machine.sharding == "fsdp"
 
 
 def make_trainer(
@@ -118,8 +126,8 @@ def _arguments(run: StageSettings, checkpoint: Lsm, *, evaluates: bool, resumed:
 
 
 def _sharding(run: StageSettings, checkpoint: Lsm) -> dict[str, Any]:
-    """FSDP2, each decoder layer a unit of its own. On CPU accelerate knows none and copies the model."""
-    if run.state.num_processes == 1 or run.state.device.type != "cuda" or run.machine.sharding == "ddp":
+    """FSDP2, each decoder layer a unit of its own."""
+    if not is_sharded(run.machine, run.state):
         return {}
     context = checkpoint.model.config.encoder_context
     if context in SPEECH_ALONE and not run.config.cache_features:

@@ -40,9 +40,9 @@ def warmup_steps(stage: Stage, steps: int) -> int:
     return math.ceil(stage.warmup * steps) if stage.warmup < 1 else int(stage.warmup)
 
 
-def smaller_pass(stage: Stage, machine: Machine) -> int:
-    """The largest pass of at most half the size that divides a step of one process."""
-    return _largest_divisor(stage.batch_size, machine.per_device_batch_size // 2)
+def smaller_pass(stage: Stage, machine: Machine, world: int) -> int:
+    """The largest pass of at most half the size that divides a step of each of `world` processes."""
+    return _largest_divisor(stage.batch_size // world, machine.per_device_batch_size // 2)
 
 
 def _largest_divisor(number: int, at_most: int) -> int:

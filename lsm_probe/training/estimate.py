@@ -97,7 +97,7 @@ def estimate(config: TrainConfig, arguments: Sequence[str] = ("CONFIG",)) -> Est
     devices = config.machine.devices
     start = "lsm-probe" if devices == 1 else f"torchrun --nproc-per-node {devices} -m lsm_probe"
     launch = f"{start} train {shlex.join(arguments)}{'' if '--out' in arguments else ' --out DIR'}"
-    return Estimate(stages, _assumptions(config, lsm_config), launch)
+    return Estimate(stages, _assumptions(config, lsm_config, stages[0]), launch)
 
 
 def _estimate_stage(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> StageEstimate:
@@ -279,12 +279,15 @@ def _sharding(machine: Machine) -> str:
     return "ddp" if machine.device == "cpu" else machine.sharding
 
 
-def _assumptions(config: TrainConfig, lsm_config: LsmConfig) -> str:
+def _assumptions(config: TrainConfig, lsm_config: LsmConfig, stage: StageEstimate) -> str:
     machine = config.machine
+    loading = ""
+    if machine.devices > 1 and machine.device != "cpu":
+        loading = f"; to load, each process takes {4 * stage.parameters / GIB:.1f} GiB of the host's memory besides"
     devices = f", {machine.devices} devices ({_sharding(machine)})" if machine.devices > 1 else ""
     tokens = f"{_speech_tokens(lsm_config)} speech (30 s), {PROMPT_TOKENS} prompt and {RESPONSE_TOKENS} response tokens"
     return (
         f"{machine.per_device_batch_size} samples at a time of {tokens}, "
         f"computed in {'bfloat16' if _width(config) == 2 else 'float32'}, "
-        f"activations {'checkpointed' if machine.gradient_checkpointing else 'kept'}{devices}"
+        f"activations {'checkpointed' if machine.gradient_checkpointing else 'kept'}{devices}{loading}"
     )

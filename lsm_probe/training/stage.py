@@ -21,10 +21,10 @@ from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError, WorkFailed
 from lsm_probe.files import replacing
-from lsm_probe.memory import MEMORY_ERRORS, fitting, is_out_of_memory, release_memory
+from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory, release_memory
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.progress import OnProgress
-from lsm_probe.training.assembly import StageSettings, make_trainer
+from lsm_probe.training.assembly import SHARDING_DEVICES, StageSettings, is_sharded, make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
 from lsm_probe.training.bias_in_stage import bias_callback
 from lsm_probe.training.callbacks import ShowProgress
@@ -39,11 +39,15 @@ from lsm_probe.training.checkpoints import (
 )
 from lsm_probe.training.config import Stage, TrainConfig
 from lsm_probe.training.dataset import TrainingSet
+from lsm_probe.training.estimate import GIB
 from lsm_probe.training.parameters import prepare_model, used_parameters
 from lsm_probe.training.samples import read_samples, with_instructions_shuffled, with_speech_shuffled
 from lsm_probe.training.start import start_model
 from lsm_probe.training.states import SpeechStates
 from lsm_probe.training.stopping import StepInterrupted, StopOnSignal, notice_signals_in_backward
+
+_TRAIN_ALL = ("full", "layerwise_lr")
+"""Strategies that keep a gradient and the optimizer's state of every weight of the LLM."""
 
 
 @dataclass
@@ -86,13 +90,36 @@ class StageRun:
             self._halve()
 
     def _out_of_memory(self) -> str:
+        """What helps: first what this run can go on with, then what takes a new one."""
         size = self.machine.per_device_batch_size
-        smaller = f"machine.per_device_batch_size={size // 2}" if size > 1 else "machine.gradient_checkpointing=true"
-        return f"memory ran out with {size} samples in a pass: go on with --resume and {smaller}"
+        on_resume = []
+        if size > 1:
+            on_resume.append(f"machine.per_device_batch_size={self._smaller_pass()}")
+        if not self.machine.gradient_checkpointing:
+            on_resume.append("machine.gradient_checkpointing=true")
+        anew = [*self._sharding_that_helps(), *(["strategy=lora"] if self.stage.strategy in _TRAIN_ALL else [])]
+        advice = [
+            *([f"go on with --resume and {' '.join(on_resume)}"] if on_resume else []),
+            *([f"start a new run with {' or '.join(anew)} (--dry-run estimates its memory)"] if anew else []),
+        ]
+        what = f"memory ran out with {size} sample{'s' if size > 1 else ''} in a pass"
+        return f"{what}: {', or '.join(advice) or 'take a smaller model'}"
+
+    def _sharding_that_helps(self) -> list[str]:
+        """How the devices can share weights, gradients and optimizer, or share them more."""
+        if self.state.device.type not in SHARDING_DEVICES:
+            return []
+        copies = self.state.num_processes > 1 and self.machine.sharding != "fsdp"
+        return [
+            "machine.sharding=fsdp" if copies else "more GPUs (torchrun --nproc-per-node N), which share the weights"
+        ]
+
+    def _smaller_pass(self) -> int:
+        return smaller_pass(self.stage, self.machine, self.state.num_processes)
 
     def _halve(self) -> None:
         before = self.machine.per_device_batch_size
-        smaller = smaller_pass(self.stage, self.machine)
+        smaller = self._smaller_pass()
         self.machine = self.machine.model_copy(update={"per_device_batch_size": smaller})
         warnings.warn(
             f"memory ran out with {before} samples in a pass: going on with {smaller}; a step keeps its "
@@ -107,8 +134,7 @@ class StageRun:
         [last] = broadcast_object_list([last_complete_checkpoint(self.folder) if self.state.is_main_process else None])
         self._show_preparing("loading the model", last)
         checkpoint = start_model(self.config.model, self.start, self.config.seed)
-        with fitting("the model", self.state.device):
-            checkpoint.model.to(self.state.device)
+        self._place(checkpoint)
         if self.machine.gradient_checkpointing:
             model = checkpoint.model
             # The second is the name before transformers 5.23; version 6 will not have it.
@@ -165,6 +191,22 @@ class StageRun:
         _save_model(trainer, checkpoint, self.target)
         self.state.wait_for_everyone()  # the others read what the main process has written
 
+    def _place(self, checkpoint: Lsm) -> None:
+        """Moves the model to this process's device. One that is sharded stays on the CPU: accelerate moves a layer at a
+        time and keeps a part of it, so that no device ever holds the whole model."""
+        if is_sharded(self.machine, self.state):
+            return
+        try:
+            checkpoint.model.to(self.state.device)
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            size = sum(parameter.nbytes for parameter in checkpoint.model.parameters()) / GIB
+            raise WorkFailed(
+                f"the model's {size:.1f} GiB of weights do not fit on {self.state.device}: start a new run with "
+                f"{''.join(self._sharding_that_helps()) or 'a smaller model'}"
+            ) from error
+
     def _show_preparing(self, what: str, last: Path | None) -> None:
         if self.state.is_main_process:
             self.progress.show_preparing(what, 0 if last is None else step_of(last))
@@ -192,7 +234,11 @@ class StageRun:
         problems = Problems()
         missing = states.missing([sample for samples in sets for sample in samples])
         share = missing[self.state.process_index :: self.state.num_processes]
+        encoder: Any = checkpoint.model.audio_tower
+        before = encoder.device  # the CPU, of a model that is sharded later
+        encoder.to(self.state.device)
         states.fill(checkpoint, share, problems, on_progress=self.on_progress)
+        encoder.to(before)
         problems.found = gather_object(problems.found)
         problems.settle(self.on_error)
         if len(states.missing(missing)) > len(problems.found):

@@ -77,11 +77,12 @@ class SpeechStates:
         if not batch:
             return
         lsm: Any = checkpoint.model
-        device = lsm.device
+        device = lsm.audio_tower.device
         inputs = {name: torch.cat([features[name] for _, features in batch]).to(device) for name in batch[0][1]}
         with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             states, lengths = lsm.encode_speech(**inputs)
-        pieces = [piece[:length].to(self.dtype).cpu() for piece, length in zip(states, lengths.tolist(), strict=True)]
+        made = states.to(self.dtype).cpu()  # once for the batch, as it waits for the device
+        pieces = [piece[:length] for piece, length in zip(made, lengths.tolist(), strict=True)]
         for sample, features in batch:
             count = len(features["input_features"])
             own, pieces = pieces[:count], pieces[count:]

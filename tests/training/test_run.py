@@ -186,6 +186,30 @@ def test_memory_that_does_not_do_for_one_sample_is_an_error(training_config, tmp
         train(training_config(PASSES_OF_2), tmp_path / "out")
 
 
+def test_what_helps_where_memory_runs_out_is_not_what_the_run_does_already(
+    training_config, tmp_path, monkeypatch
+) -> None:
+    out_of_memory_above(monkeypatch, 0)
+    given = (PASSES_OF_2, "machine.per_device_batch_size=1", "machine.gradient_checkpointing=true")
+    with pytest.raises(WorkFailed, match=r"1 sample in a pass: start a new run with strategy=lora \(--dry-run"):
+        train(training_config(*given), tmp_path / "cpu")
+    monkeypatch.setattr(stage, "SHARDING_DEVICES", {"cpu"})
+    with pytest.raises(WorkFailed, match="in a pass: start a new run with more GPUs .* or strategy=lora"):
+        train(training_config(*given), tmp_path / "gpu")
+    with pytest.raises(WorkFailed, match="in a pass: start a new run with more GPUs [^=]*$"):
+        train(training_config(*given, "strategy=lora"), tmp_path / "lora")
+
+
+def test_a_model_that_does_not_fit_is_not_tried_with_smaller_passes(training_config, tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LsmForConditionalGeneration, "to", full)
+    monkeypatch.setattr(stage, "SHARDING_DEVICES", {"cpu"})
+    with pytest.raises(WorkFailed, match=r"0\.0 GiB of weights do not fit on cpu: start a new run with more GPUs"):
+        train(training_config(), tmp_path / "out")
+
+
 def test_a_config_without_training_data_is_refused(training_config, tmp_path) -> None:
     with pytest.raises(InputError, match="no training data"):
         train(training_config("train=[]"), tmp_path / "out")
