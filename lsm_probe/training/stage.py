@@ -110,9 +110,7 @@ class StageRun:
         if self.state.device.type not in SHARDING_DEVICES:
             return []
         copies = self.state.num_processes > 1 and self.machine.sharding != "fsdp"
-        return [
-            "machine.sharding=fsdp" if copies else "more GPUs (torchrun --nproc-per-node N), which share the weights"
-        ]
+        return ["machine.sharding=fsdp" if copies else "more GPUs (torchrun --nproc-per-node N) that share the weights"]
 
     def _smaller_pass(self) -> int:
         return smaller_pass(self.stage, self.machine, self.state.num_processes)

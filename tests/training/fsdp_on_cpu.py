@@ -1,4 +1,4 @@
-"""Run by `torchrun`: trains as `lsm-probe train` does on several GPUs, but on the CPU, for which accelerate has no FSDP.
+"""Run by `torchrun`: trains as `lsm-probe train` does on several GPUs, but on the CPU.
 
 Arguments: the config, the output folder, `key=value`. Each process writes `rank-N.json`: `moved`, the devices that the
 whole model was moved to, and `weights` and `AdamW`, the bytes that the process held after each step.

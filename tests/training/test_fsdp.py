@@ -1,4 +1,4 @@
-"""A whole training run with FSDP, in two processes on the CPU: what each holds, and that it trains as one process does."""
+"""A whole training run with FSDP, in two processes on the CPU: what each holds, and the numbers of one process."""
 
 import json
 import subprocess

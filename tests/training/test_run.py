@@ -186,7 +186,7 @@ def test_memory_that_does_not_do_for_one_sample_is_an_error(training_config, tmp
         train(training_config(PASSES_OF_2), tmp_path / "out")
 
 
-def test_what_helps_where_memory_runs_out_is_not_what_the_run_does_already(
+def test_what_helps_against_full_memory_is_not_what_the_run_does_already(
     training_config, tmp_path, monkeypatch
 ) -> None:
     out_of_memory_above(monkeypatch, 0)
@@ -194,9 +194,9 @@ def test_what_helps_where_memory_runs_out_is_not_what_the_run_does_already(
     with pytest.raises(WorkFailed, match=r"1 sample in a pass: start a new run with strategy=lora \(--dry-run"):
         train(training_config(*given), tmp_path / "cpu")
     monkeypatch.setattr(stage, "SHARDING_DEVICES", {"cpu"})
-    with pytest.raises(WorkFailed, match="in a pass: start a new run with more GPUs .* or strategy=lora"):
+    with pytest.raises(WorkFailed, match=r"in a pass: start a new run with more GPUs .* or strategy=lora"):
         train(training_config(*given), tmp_path / "gpu")
-    with pytest.raises(WorkFailed, match="in a pass: start a new run with more GPUs [^=]*$"):
+    with pytest.raises(WorkFailed, match=r"in a pass: start a new run with more GPUs [^=]*$"):
         train(training_config(*given, "strategy=lora"), tmp_path / "lora")
 
 
