@@ -76,11 +76,6 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
         yield
 
 
-def taylor_score(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """`|theta * dL/dtheta|`: to first order how much the loss changes when a weight is set to 0. float32."""
-    return (parameter.detach().float() * gradient.float()).abs_()
-
-
 def absolute_sum(values: Tensor) -> Tensor:
     """Sum of absolute values: each row in float32 (a whole matrix would lose whole per cents), rows in `sum_dtype`."""
     rows = values.reshape(-1, values.shape[-1] if values.dim() else 1)

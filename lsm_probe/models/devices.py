@@ -8,12 +8,14 @@ runs, and otherwise on the meta device: shapes without numbers.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsm_probe.distributed import is_distributed, local_device
@@ -101,3 +103,16 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def is_offloaded(module: nn.Module) -> bool:
     """Whether weights of a module are on a device only while the module runs."""
     return any(parameter.is_meta for parameter in module.parameters())
+
+
+def read_numbers(numbers: Sequence[Tensor]) -> Tensor:
+    """Tensors of one number each, on whatever devices, as `[numbers]` float64 on the CPU.
+
+    To read a number waits for its device: here once for each device, however many numbers there are.
+    """
+    found = torch.empty(len(numbers), dtype=torch.float64)
+    for device in {number.device for number in numbers}:
+        rows = [i for i, number in enumerate(numbers) if number.device == device]
+        widest = reduce(torch.promote_types, {numbers[i].dtype for i in rows})
+        found[rows] = torch.stack([numbers[i].detach().to(widest) for i in rows]).cpu().double()
+    return found

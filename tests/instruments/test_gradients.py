@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import lsm_probe
 from lsm_probe.errors import InputError
-from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
+from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken
 
 RESPONSE = [88, 261, 303, 2]
 
@@ -157,15 +157,6 @@ def test_a_sum_is_exact_whatever_the_shape(shape):
     """A large matrix summed in float32 as a whole is off by whole per cents."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert absolute_sum(values).item() == pytest.approx(values.double().abs().sum().item(), rel=1e-6)
-
-
-def test_the_taylor_score_is_the_product_without_its_sign():
-    weight, gradient = nn.Parameter(torch.tensor([2.0, -3.0, 0.0, -1.0])), torch.tensor([-1.0, 2.0, 5.0, -4.0])
-    score = taylor_score(weight, gradient)
-    assert score.tolist() == [2.0, 6.0, 0.0, 4.0]
-    assert not score.requires_grad
-    assert taylor_score(nn.Parameter(weight.detach().bfloat16()), gradient.bfloat16()).dtype == torch.float32
-    assert weight.tolist() == [2.0, -3.0, 0.0, -1.0]
 
 
 # In the probe

@@ -45,18 +45,20 @@ def perplexities(
 @contextmanager
 def zeroed(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Sets the marked weights to 0 inside the block; after it, errors included, every bit is as it was."""
-    saved: list[tuple[Tensor, Tensor, Tensor]] = []
+    saved: list[tuple[Tensor, tuple[Tensor, ...], Tensor]] = []
     try:
         with torch.no_grad():
             for name, mask in masks.items():
-                weight, mask = weights[name], mask.to(weights[name].device)
-                saved.append((weight, mask, weight[mask]))
-                weight[mask] = 0
+                weight = weights[name]
+                # By number: to count the marks of a mask waits for the device.
+                places = tuple(axis.to(weight.device) for axis in mask.nonzero(as_tuple=True))
+                saved.append((weight, places, weight[places]))
+                weight[places] = 0
         yield
     finally:
         with torch.no_grad():
-            for weight, mask, values in saved:
-                weight[mask] = values
+            for weight, places, values in saved:
+                weight[places] = values
 
 
 def _chosen(score: Tensor, share: float, which: Which, generator: torch.Generator) -> Tensor:

@@ -6,13 +6,13 @@ of a sample's response tokens, in nats. `abs` is the mean over samples of the ab
 `signed` adds up the gradients first, so that samples can cancel each other out (arXiv 2402.14700's code).
 
 Sums need the weights and the gradients of about one layer at a time; single weights (`signed`, masks) one float32
-number for each weight besides.
+number for each weight besides; see [`SingleWeights`] for where these are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from lsm_probe.data.sample import Sample
-from lsm_probe.distributed import all_reduce_sum, rank_suffix
 from lsm_probe.errors import InputError
-from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken, taylor_score
+from lsm_probe.instruments.gradients import Parameter, absolute_sum, gradients_taken
 from lsm_probe.instruments.scoring import NOT_FINITE
 from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.devices import is_offloaded
+from lsm_probe.models.devices import is_offloaded, read_numbers
 from lsm_probe.models.layers import find_decoder, find_speech_part, layer_of, layers_prefix
 from lsm_probe.models.rotary import sequence_length
 from lsm_probe.probes.importance.ablation import perplexities
 from lsm_probe.probes.importance.masks import top_masks
 from lsm_probe.probes.importance.result import ImportanceConventions, ImportanceResult
+from lsm_probe.probes.importance.single_weights import SingleWeights
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
 from lsm_probe.runner.options import MeasureKeywords, split_options
 from lsm_probe.runner.prepared_samples import PreparedSample
@@ -90,7 +90,7 @@ def importance(
         checkpoint=checkpoint, samples=samples, responses=responses, options=run, settings={"modality": modality}
     )
     with gradients_taken(checkpoint.model, scorer.parameters, scorer.take):
-        records, common = measurement.run(lambda items: [scorer.measure(item) for item in items])
+        records, common = measurement.run(scorer.measure)
         scorer.add_up(len(records))
     ablation = None
     if ablate is not None:
@@ -172,42 +172,49 @@ class _Scorer:
 
     Attributes:
         parameters: those measured.
-        kept: sums over samples by parameter, float32 on the CPU: of `|theta * gradient|`, or of the gradient.
+        kept: sums over samples of `theta * gradient`, or of its absolute value, for each weight.
     """
 
     def __init__(self, checkpoint: Checkpoint, keep: Literal["abs", "signed"] | None, scratch: Path | None):
         self.checkpoint, self.keep = checkpoint, keep
         self.parameters = list_parameters(checkpoint)
-        self.position = {parameter.name: i for i, parameter in enumerate(self.parameters)}
-        self.kept = None if keep is None else [_zeros(p, scratch) for p in self.parameters]
-        self.sums = torch.zeros(len(self.parameters), dtype=torch.float64)
-        self.reached = torch.zeros(len(self.parameters), dtype=torch.bool)
-        self.samples = 0  # in those sums
+        self.kept = None if keep is None else SingleWeights(self.parameters, scratch)
+        self.arrived: dict[str, Tensor] = {}  # the sum of each parameter for one sample, on the parameter's device
+        self.samples = 0  # in the sums of single weights
 
     def take(self, parameter: Parameter, gradient: Tensor) -> None:
-        i = self.position[parameter.name]
-        if self.kept is not None and self.keep == "signed":
-            self.kept[i] += gradient.float().cpu()
         product = gradient.float().mul_(parameter.tensor.detach())  # in the gradient's own memory, which is freed next
-        self.sums[i] = absolute_sum(product)
-        self.reached[i] = True
-        if self.kept is not None and self.keep == "abs":
-            self.kept[i] += product.abs_().cpu()
+        self.arrived[parameter.name] = absolute_sum(product)
+        if self.kept is not None:
+            self.kept.add(parameter, product if self.keep == "signed" else product.abs_())
 
-    def measure(self, item: PreparedSample) -> Measured:
-        self.sums.fill_(torch.nan)  # stays so for what the loss does not reach
-        self.reached.fill_(False)
+    def measure(self, items: Sequence[PreparedSample]) -> list[Measured]:
+        """The sums of each sample, `[parameters]` float64; copied to the CPU once, as that waits for the device."""
+        scored = [self._score(item) for item in items]
+        numbers = read_numbers([number for loss, sums in scored for number in (loss, *sums.values())])
+        parts = numbers.split([1 + len(sums) for _, sums in scored])
+        rows = [dict(zip(sums, part[1:].tolist(), strict=True)) for (_, sums), part in zip(scored, parts, strict=True)]
+        return [self._checked(*found) for found in zip(items, [float(part[0]) for part in parts], rows, strict=True)]
+
+    def _score(self, item: PreparedSample) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and the sum of each parameter that the loss reaches, by name; on their devices."""
+        self.arrived = {}
         with torch.enable_grad():
             loss = response_loss(self.checkpoint, item)
-            if not loss.isfinite():
-                return Unusable(NOT_FINITE, fault=True)
-            self._backward(loss, item)
-        if self.reached.any() and not self.sums[self.reached].isfinite().all():
+            if self.kept is None or loss.isfinite():  # else the sums of single weights would hold it
+                self._backward(loss, item)
+        return loss.detach(), self.arrived
+
+    def _checked(self, item: PreparedSample, loss: float, sums: dict[str, float]) -> Measured:
+        if not np.isfinite(loss):
+            return Unusable(NOT_FINITE, fault=True)
+        if not np.isfinite(list(sums.values())).all():
             reason = f"its importance is not finite: {_REMEDY}"
             if self.kept is not None:  # the sums of single weights hold it now
                 raise InputError(f"sample {item.sample.id}: {reason}")
             return Unusable(reason, fault=True)
-        return {"sums": self.sums.numpy().copy()}
+        # NaN stays for what the loss does not reach.
+        return {"sums": np.array([sums.get(parameter.name, np.nan) for parameter in self.parameters])}
 
     def _backward(self, loss: Tensor, item: PreparedSample) -> None:
         try:
@@ -222,16 +229,15 @@ class _Scorer:
 
     def add_up(self, samples: int) -> None:
         """Sums what each process has kept of its samples; from then on all hold the same."""
-        all_reduce_sum(self.kept or [])
+        if self.kept is not None:
+            self.kept.gather()
         self.samples = samples
 
-    def scores(self) -> list[Tensor]:
-        """The importance of single weights, mean over samples, float32."""
+    def scores(self) -> Iterator[Tensor]:
+        """The importance of single weights of each parameter, mean over samples, float32 on the CPU."""
         assert self.kept is not None
-        if self.keep == "abs":
-            return [kept / self.samples for kept in self.kept]
-        pairs = zip(self.parameters, self.kept, strict=True)
-        return [taylor_score(p.tensor.cpu(), kept / self.samples) for p, kept in pairs]
+        for parameter in self.parameters:
+            yield (self.kept.sums[parameter.name] / self.samples).abs_()
 
     def signed_sums(self) -> np.ndarray:
         """The importance of each parameter, summed over its weights, samples added up first."""
@@ -257,21 +263,8 @@ class _Scorer:
     def _losses(self, items: Sequence[PreparedSample]) -> list[Measured]:
         """Summed loss and number of tokens of each response."""
         counts = [len(item.response[item.measured]) for item in items]
-        losses = [response_loss(self.checkpoint, item).item() for item in items]
+        losses = read_numbers([response_loss(self.checkpoint, item) for item in items]).tolist()
         return [{"loss": np.array([loss * n, n])} for loss, n in zip(losses, counts, strict=True)]
-
-
-def _zeros(parameter: Parameter, scratch: Path | None) -> Tensor:
-    if scratch is None:
-        return torch.zeros(parameter.tensor.shape)
-    path = scratch / f"{parameter.name}{rank_suffix()}.f32"
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"--scratch {scratch} cannot be written to: {error.strerror}") from error
-    flat = torch.from_file(str(path), shared=True, size=parameter.tensor.numel(), dtype=torch.float32)
-    return flat.zero_().view(parameter.tensor.shape)
 
 
 def response_loss(checkpoint: Checkpoint, item: PreparedSample) -> Tensor:
