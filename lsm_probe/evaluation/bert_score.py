@@ -69,11 +69,15 @@ class BertScorer:
             texts, self.model, self.tokenizer, weight, device=self.model.device
         )
 
+        lengths = mask.sum(1).tolist()
+
         def own(i: int) -> tuple[Tensor, Tensor, Tensor]:
-            tokens = int(mask[i].sum())
+            tokens = int(lengths[i])
             return embedded[i : i + 1, :tokens], mask[i : i + 1, :tokens], weights[i : i + 1, :tokens]
 
-        return [torch.cat(greedy_cos_idf(*own(i), *own(i + 1))).tolist() for i in range(0, len(texts), 2)]
+        scores = [torch.cat(greedy_cos_idf(*own(i), *own(i + 1))) for i in range(0, len(texts), 2)]
+        found: list[list[float]] = torch.stack(scores).tolist()
+        return found
 
 
 def bert_score(

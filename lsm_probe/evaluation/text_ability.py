@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.manifest import describe_data
@@ -105,7 +107,7 @@ def text_ability(
                     on_progress=lambda done: report(done, total),
                 ),
             )
-            records, common = measurement.run(lambda items: [_measure(item) for item in items])
+            records, common = measurement.run(_measure)
             excluded = common["excluded"]
         if mmlu is not None:
             parts.append(mmlu.describe())
@@ -140,12 +142,17 @@ def _responses(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseOpt
     return ResponseOptions(response="reference", responses=tokens)
 
 
-def _measure(item: PreparedSample) -> Measured:
-    """Nats and tokens of a sample's target; summed over tokens in float64."""
-    found = log_probabilities(item.checkpoint.llm, [item.embedded], item.response)[0].cpu().double()
-    if not found.isfinite().all():
+def _measure(items: Sequence[PreparedSample]) -> list[Measured]:
+    """Nats and tokens of each sample's target; summed over tokens in float64."""
+    found = [log_probabilities(item.checkpoint.llm, [item.embedded], item.response)[0] for item in items]
+    on_cpu = torch.cat(found).cpu().double()  # once for the batch, as it waits for the device
+    return [_counts(own) for own in on_cpu.split(list(map(len, found)))]
+
+
+def _counts(log_probs: Tensor) -> Measured:
+    if not log_probs.isfinite().all():
         return Unusable(NOT_FINITE, fault=True)
-    return {"counts": np.array([-found.sum().item(), len(found)])}
+    return {"counts": np.array([-log_probs.sum().item(), len(log_probs)])}
 
 
 def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def generate_greedily(
     inputs = torch.stack([torch.nn.functional.pad(e, (0, 0, longest - len(e), 0)) for e in embedded])
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
     answers: list[list[int]] = [[] for _ in embedded]
-    rows = list(range(len(embedded)))  # those in the batch still
+    rows, lengths = list(range(len(embedded))), [len(e) for e in embedded]  # of those in the batch still
     cache: Any = None
     made = 0
     seen_nan = _SeenNan()
@@ -62,7 +62,6 @@ def generate_greedily(
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         while True:
-            lengths = mask.sum(1).tolist()
             # Not the model's own generate(): Granite-Speech's takes its adapter off where it is given no audio.
             # Always the whole sequence as embeddings, also beside a cache: Phi-3's class may drop the cache.
             output: Any = GenerationMixin.generate(
@@ -77,25 +76,28 @@ def generate_greedily(
                 return_dict_in_generate=True,
                 **{CACHE: cache},
             )
-            if seen_nan.found:
+            new = output.sequences
+            # Tokens and NaN together: to read them waits for the device.
+            *tokens, has_nan = torch.cat([new.flatten(), seen_nan.found.to(new).view(1)]).tolist()
+            if has_nan:
                 raise SampleFault(
                     "the model's logits are NaN: the weights hold NaN, or the dtype overflows (try --dtype float32)"
                 )
-            new = output.sequences
-            made += new.shape[1]
-            for row, ids in zip(rows, new.tolist(), strict=True):
-                answers[row] += _until_eos(ids, eos_token_ids)
+            number = new.shape[1]
+            made += number
+            for i, row in enumerate(rows):
+                answers[row] += _until_eos(tokens[i * number : (i + 1) * number], eos_token_ids)
             going = [i for i, row in enumerate(rows) if answers[row][-1] not in eos_token_ids]
             if not going or made >= max_new_tokens:
                 return answers
-            rows, kept = [rows[i] for i in going], torch.tensor(going)
+            rows, lengths = [rows[i] for i in going], [lengths[i] + number for i in going]
             cache = getattr(output, CACHE)
             if not keeps_rows_apart(cache):
                 raise InputError(f"{type(model).__name__} has a cache whose rows cannot be chosen: give another LLM")
-            cache.batch_select_indices(kept)
-            mask = torch.cat([mask[kept], mask.new_ones(len(going), new.shape[1])], dim=1)
+            kept = _select_rows(cache, going, mask.device)
+            mask = torch.cat([mask[kept], mask.new_ones(len(going), number)], dim=1)
             inputs = torch.cat([inputs[kept], model.get_input_embeddings()(new[kept])], dim=1)
-            if not frequencies_unchanged(llm, (mask.sum(1) - 1).tolist(), 1):
+            if not frequencies_unchanged(llm, [length - 1 for length in lengths], 1):
                 cache = None
     finally:
         model.generation_config = own
@@ -105,11 +107,22 @@ def generate_greedily(
 class _SeenNan(LogitsProcessor):
     """Notices NaN on the device. Look at `found` only once for each stage: it waits for the device."""
 
-    found: bool | Tensor = False
+    found = torch.tensor(False)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.found = self.found | scores.isnan().any()
+        self.found = scores.isnan().any() | self.found
         return scores
+
+
+def _select_rows(cache: Any, rows: list[int], device: torch.device) -> Tensor:
+    """Takes all other rows out of a cache; returns the numbers of the rows on a device. Each device gets them once."""
+    on: dict[torch.device, Tensor] = {device: torch.tensor(rows, device=device)}
+    for layer in getattr(cache, "layers", [cache]):
+        place = getattr(getattr(layer, "keys", None), "device", device)
+        if place not in on:
+            on[place] = on[device].to(place)
+        layer.batch_select_indices(on[place])
+    return on[device]
 
 
 def _stage_tokens(llm: PreTrainedModel, lengths: list[int], left: int) -> int:

@@ -147,6 +147,7 @@ def _run_encoder(encoder: Any, config: LsmConfig, features: Tensor, mel_frames: 
 def _encode_by_length(encoder: Any, features: Tensor, mel_frames: Tensor) -> Tensor:
     """Runs the pieces of one length together, and no others with them: padding would change their states."""
     states = [features.new_zeros(0, encoder.config.d_model)] * len(features)
+    mel_frames = mel_frames.cpu()  # once for the batch, as it waits for the device
     for length in mel_frames[mel_frames > 0].unique().tolist():
         rows = (mel_frames == length).nonzero()[:, 0]
         made = encoder(features[rows, :, :length]).last_hidden_state

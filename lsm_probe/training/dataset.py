@@ -124,7 +124,7 @@ class TrainingSet(Dataset):
         return lengths
 
 
-def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor]:
+def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     """Makes a batch whose padding nothing can see.
 
     Prompts are padded left and responses right, so that in every row the response begins in the same column and the
@@ -133,7 +133,7 @@ def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor
     Returns:
         `input_ids` and `attention_mask` `[batch, prompt + response]`; `labels` of the same shape and `shift_labels`
         `[batch, response]`, the labels of the columns that predict them, both -100 wherever nothing is learned;
-        `logits_to_keep` `[response]`, those columns; `index` `[batch]`; and the speech.
+        `logits_to_keep` `[response]`, those columns; `index`, a list, which stays on the CPU; and the speech.
     """
     prompts, responses = [item["prompt"] for item in items], [item["response"] for item in items]
     start = max(map(len, prompts))
@@ -147,7 +147,7 @@ def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Tensor
         "labels": torch.cat([torch.full((len(items), start), IGNORED), shift_labels], dim=1),
         "shift_labels": shift_labels,
         "logits_to_keep": torch.arange(start - 1, start - 1 + longest),
-        "index": torch.tensor([item["index"] for item in items]),
+        "index": [item["index"] for item in items],
     }
     return batch | _speech(items)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
 from lsm_probe.errors import WorkFailed
+from lsm_probe.models.devices import read_numbers
 from lsm_probe.training.config import Stage
 from lsm_probe.training.dataset import TrainingSet
 from lsm_probe.training.held_out_loss import sample_losses, summarise
@@ -36,7 +39,8 @@ class LsmTrainer(Trainer):
         **kwargs: Any,
     ):
         self.stage, self.order, self.stop, self.held_out = stage, order, stop, held_out
-        self._step_indices: list[int] = []  # of the samples of this step so far, in this process
+        # Of this process's passes of this step so far: the samples, and the loss on the device.
+        self._passes: list[tuple[list[int], torch.Tensor]] = []
         super().__init__(
             eval_dataset=held_out.get("true"),
             preprocess_logits_for_metrics=sample_losses,
@@ -66,34 +70,36 @@ class LsmTrainer(Trainer):
         """The Trainer's pass forward and back.
 
         Raises:
-            WorkFailed: it is the last pass of a step, and the step's gradient is not finite; names step and samples.
-                Nothing has been updated with it. (Clipping would make zeros of an infinite one, and hide it.)
+            WorkFailed: it is the last pass of a step, and the loss of a pass or the step's gradient is not finite;
+                names step and samples. Nothing has been updated with it. (Clipping would make zeros of an infinite
+                gradient, and hide it.)
         """
-        self._step_indices += inputs["index"].tolist()
         with self.stop.interruptible():
             loss = super().training_step(model, inputs, *args, **kwargs)
+        self._passes.append((inputs["index"], loss.detach()))
         if self.accelerator.sync_gradients:
-            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            if not torch.nn.utils.get_total_norm(gradients).isfinite():
-                raise self._not_finite("the gradient is not finite", self._step_indices)
-            self._step_indices = []
+            passes, self._passes = self._passes, []
+            self._check_finite(model, passes)
         return loss
+
+    def _check_finite(self, model: nn.Module, passes: list[tuple[list[int], torch.Tensor]]) -> None:
+        """Looks at all of a step's numbers at once, as that waits for the device."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        *losses, norm_found = read_numbers([*(loss for _, loss in passes), norm]).tolist()
+        for (indices, _), loss in zip(passes, losses, strict=True):
+            if not math.isfinite(loss):
+                raise self._not_finite(f"the loss is {loss}", indices)
+        if not math.isfinite(norm_found):
+            raise self._not_finite("the gradient is not finite", [i for indices, _ in passes for i in indices])
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The Trainer's loss.
-
-        Raises:
-            WorkFailed: in training, the loss is not finite; names step and samples. Nothing has been updated with it.
-        """
-        index = inputs["index"]
+        """The Trainer's loss, of what the model takes of the inputs."""
         inputs = {key: value for key, value in inputs.items() if key != "index"} | {"use_cache": False}
-        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
-        if model.training and not loss.isfinite():
-            raise self._not_finite(f"the loss is {loss.item()}", index.tolist())
-        return result
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _not_finite(self, what: str, indices: list[int]) -> WorkFailed:
         assert isinstance(self.train_dataset, TrainingSet)

@@ -279,6 +279,7 @@ def test_an_item_depends_on_its_index_alone(variant: Any, make_samples: MakeSamp
     np.random.seed(1)  # noqa: NPY002  # the global generator is what an item must not read
     again = collate(list(reversed([train_set[i] for i in reversed(range(len(train_set)))])), pad_id=PAD)
     assert first.keys() == again.keys()
+    assert first.pop("index") == again.pop("index")
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 

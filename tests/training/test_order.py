@@ -79,7 +79,7 @@ def test_the_trainer_takes_it_however_steps_are_divided(
     step = LsmTrainer.training_step
 
     def recorded(self: LsmTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        seen.append(inputs["index"].tolist())
+        seen.append(inputs["index"])
         return step(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(LsmTrainer, "training_step", recorded)

@@ -48,6 +48,7 @@ def cut_windows(states: Tensor, lengths: Tensor, config: LsmProjectorConfig) -> 
         The windows, `[windows, window, dim]`, zeros in place of states that one lacks; and which states are valid,
         `[windows, window]`.
     """
+    lengths = lengths.cpu()  # once for the batch, as it waits for the device
     if config.window != "length":
         return _cut(states, lengths, config.window, config.drop_partial_window)
     cut = []
@@ -60,12 +61,13 @@ def cut_windows(states: Tensor, lengths: Tensor, config: LsmProjectorConfig) -> 
 
 
 def _cut(states: Tensor, lengths: Tensor, window: int, drop_partial: bool) -> tuple[Tensor, Tensor]:
+    """As [`cut_windows`]; `lengths` are on the CPU, so that which windows are used is known without a wait."""
     padding = -states.shape[1] % window
     states = nn.functional.pad(states, (0, 0, 0, padding))
-    windows = blank_padding(states, lengths).unflatten(1, (-1, window))
-    mask = valid_states(states, lengths).unflatten(1, (-1, window))
-    used = mask.all(-1) if drop_partial else mask.any(-1)
-    return windows[used], mask[used]
+    windows = blank_padding(states, lengths.to(states.device)).unflatten(1, (-1, window))
+    mask = (torch.arange(states.shape[1]) < lengths[:, None]).unflatten(1, (-1, window))
+    used = (mask.all(-1) if drop_partial else mask.any(-1)).nonzero(as_tuple=True)
+    return windows[used], mask[used].to(states.device)
 
 
 def _filled(mask: Tensor, window: int) -> Tensor:

@@ -220,12 +220,9 @@ class _Reader:
         states = llm(
             inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1, output_hidden_states=True
         ).hidden_states
-        means = []
-        for row, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
-            chosen = self._positions(item, prompt)
-            vectors = [states[layer][row, chosen].float().mean(0).cpu() for layer in self.layers]
-            means.append(torch.stack(vectors).numpy())
-        return means
+        chosen = [self._positions(item, prompt) for item, prompt in zip(items, prompts, strict=True)]
+        means = _means_of_rows([states[layer] for layer in self.layers], chosen)
+        return list(means.cpu().numpy())  # once for the batch, as it waits for the device
 
     def _positions(self, item: PreparedSample, prompt: Prompt) -> list[int]:
         if self.segment == "source":
@@ -233,3 +230,19 @@ class _Reader:
         if self.segment == "prompt":
             return list(range(len(prompt)))
         return list(range(len(prompt), len(prompt) + len(item.response))[item.measured])
+
+
+def _means_of_rows(states: Sequence[Tensor], chosen: Sequence[list[int]]) -> Tensor:
+    """Means over the chosen positions of each row, `[rows, states, llm_dim]` float32, on the first state's device.
+
+    Args:
+        states: `[rows, positions, llm_dim]` each; those of a model on several devices are on several, too.
+        chosen: positions of each row.
+    """
+    flat = torch.tensor([position for positions in chosen for position in positions])
+    positions = {device: flat.to(device).split(list(map(len, chosen))) for device in {s.device for s in states}}
+    means = [
+        torch.stack([row[own].float().mean(0) for row, own in zip(state, positions[state.device], strict=True)])
+        for state in states
+    ]
+    return torch.stack([mean.to(states[0].device) for mean in means], dim=1)

@@ -145,19 +145,20 @@ class _Scorer:
         except InputError as error:
             return Unusable(str(error), fault=True)
         together = [[item.embedded, *self.checkpoint.embed(by_instruction)], self.checkpoint.embed(by_source)]
-        instruction, others = scores = [self._score(embedded, item) for embedded in together]
-        if not (instruction.isfinite().all() and others.isfinite().all()):
-            return Unusable(NOT_FINITE, fault=True)
         # The prompt with the most padding beside it, where what a pass does to its rows shows most.
         group, row = max(
             ((group, row) for group, embedded in enumerate(together) for row in range(len(embedded))),
             key=lambda place: max(map(len, together[place[0]])) - len(together[place[0]][place[1]]),
         )
-        alone = self._score([together[group][row]], item)[0]
+        scored = torch.cat([self._score(embedded, item) for embedded in (*together, [together[group][row]])])
+        # Copied once for the sample, as that waits for the device.
+        instruction, others, [alone] = np.split(scored.cpu().numpy(), np.cumsum(list(map(len, together))))
+        if not (np.isfinite(instruction).all() and np.isfinite(others).all()):
+            return Unusable(NOT_FINITE, fault=True)
         return {
-            "instruction_log_probs": instruction.cpu().numpy(),
-            "source_log_probs": torch.cat([instruction[:1], others]).cpu().numpy(),
-            "errors": (alone - scores[group][row]).abs().cpu().numpy(),
+            "instruction_log_probs": instruction,
+            "source_log_probs": np.concatenate([instruction[:1], others]),
+            "errors": np.abs(alone - (instruction, others)[group][row]),
         }
 
     def _prompts(self, item: PreparedSample) -> tuple[list[Prompt], list[Prompt]]:
