@@ -24,6 +24,7 @@ from lsm_probe.errors import InputError, NotMeasurable, SampleFault
 from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
 from lsm_probe.models.devices import is_offloaded
 from lsm_probe.models.layers import find_decoder
+from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, is_dense, quantised_tensor
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
 NOT_ATTENTION = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
@@ -54,6 +55,12 @@ class AttentionLayer:
     projection: nn.Module
     output: str
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether W_O is the projection's own `.weight`, dense and here."""
+        projection = self.projection
+        return type(projection) is nn.Linear and is_dense(projection.weight) and not is_offloaded(projection)
+
     def output_weight(self, heads: int, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """The effective W_O `[heads, head_dim, d]` and output bias `[d]`, for values `[..., head_dim]`.
 
@@ -61,7 +68,7 @@ class AttentionLayer:
         and offloaded layers are then what they really do, not what their `.weight` says.
         """
         projection = self.projection
-        if type(projection) is nn.Linear and not is_offloaded(projection):
+        if self.is_plain:
             return projection.weight.t().unflatten(0, (heads, -1)), projection.bias
         identity = torch.eye(heads * value.shape[-1], dtype=value.dtype, device=value.device)
         bias = projection(torch.zeros_like(identity[:1]))
@@ -146,12 +153,11 @@ def checked_errors(
 class Capture:
     """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`]."""
 
-    def __init__(self, layers: list[AttentionLayer], dtype: torch.dtype):
+    def __init__(self, layers: list[AttentionLayer]):
         self.layers = {id(layer.module): layer for layer in layers}
-        self.bounds = error_bounds(dtype)
         self._visit: Visit | None = None
         self._block: Block = lambda layer: None
-        self._metrics: dict[int, list[Tensor]] = {}
+        self._metrics: dict[tuple[int, torch.dtype], list[Tensor]] = {}
         self._rows = self._row_mask = torch.empty(0)
         self._expected: dict[int, Tensor] = {}
         self._errors: dict[int, Tensor] = {}
@@ -221,9 +227,10 @@ class Capture:
         w_o, bias = layer.output_weight(query.shape[1], value)
         self._expected[layer.index] = recompose(alpha, value, w_o, bias)
         if self._visit is not None:
-            if layer.index not in self._metrics:
-                self._metrics[layer.index] = output_metric(w_o, value.shape[1])
-            self._visit(LayerAttention(layer.index, alpha, value, self._metrics[layer.index]))
+            kept = layer.index, value.dtype  # a model may be run in float32 too, to verify half precision
+            if kept not in self._metrics:
+                self._metrics[kept] = output_metric(w_o, value.shape[1])
+            self._visit(LayerAttention(layer.index, alpha, value, self._metrics[kept]))
         return mask
 
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:
@@ -234,7 +241,9 @@ class Capture:
         self._last_output = (layer, output)
         rows, row_mask = self._rows.to(output.device), self._row_mask.to(output.device)
         actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1]))
-        self._errors[layer.index] = checked_errors(expected, actual, row_mask, self.bounds, _place(layer))
+        self._errors[layer.index] = checked_errors(
+            expected, actual, row_mask, error_bounds(output.dtype), _place(layer)
+        )
 
     def watch_sibling(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuses a layer whose attention output goes through another module before it joins the residual stream."""
@@ -269,13 +278,31 @@ def capture(model: PreTrainedModel, part: Part = "llm") -> Iterator[Capture]:
     if inner.training:
         raise InputError(f"{type(model).__name__} is in training mode (dropout would be measured): call model.eval()")
     layers = find_attention_layers(model, part)
-    captured = Capture(layers, inner.dtype)
+    for layer in layers:
+        _check_linear(layer, inner.dtype)
+    captured = Capture(layers)
     with ExitStack() as stack:
         for layer in layers:
             for hook in _hooks(model, layer, captured):
                 stack.callback(hook.remove)
         _show_attention(stock, layers, stack)
         yield captured
+
+
+def _check_linear(layer: AttentionLayer, dtype: torch.dtype) -> None:
+    """Refuses a projection that has no W_O because it rounds its inputs, as int8 layers with dynamic activations do.
+
+    Raises:
+        NotMeasurable: it is not linear.
+    """
+    if layer.is_plain or is_offloaded(layer.projection):
+        return
+    if (error := find_nonlinearity(layer.projection, dtype)) is None:
+        return
+    reason = f"its output projection is not linear (f(a + b) and f(a) + f(b) differ by {error:.0e}), so it has no W_O"
+    if packed := next(filter(None, map(quantised_tensor, layer.projection.modules())), None):
+        reason += f"; it is quantised ({packed}) and rounds its inputs: {WEIGHTS_ALONE}"
+    raise _refusal(layer, reason)
 
 
 def find_attention_layers(model: PreTrainedModel, part: Part = "llm") -> list[AttentionLayer]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lsm_probe.errors import InputError
 from lsm_probe.hardware import sum_dtype
+from lsm_probe.models.quantisation import is_dense
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
     what `.grad` held are as they were.
 
     Raises:
-        InputError: a parameter does not learn in this model (it is frozen, or quantised).
+        InputError: a parameter is quantised, so that it has no gradient.
     """
     wanted = {id(parameter.tensor): parameter for parameter in parameters}
     for parameter in parameters:
-        if not parameter.tensor.is_floating_point():
-            raise InputError(f"{parameter.name} is {parameter.tensor.dtype}, which has no gradient: load it in float32")
+        if not is_dense(parameter.tensor):
+            kind = f"{type(parameter.tensor).__name__}, {parameter.tensor.dtype}"
+            raise InputError(f"{parameter.name} is quantised ({kind}) and has no gradient: load it in float32")
     with ExitStack() as stack:
         for tensor in model.parameters():
             stack.callback(tensor.requires_grad_, tensor.requires_grad)

@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from lsm_probe.errors import InputError
 from lsm_probe.memory import is_out_of_memory
 from lsm_probe.models.checkpoint_names import explain_missing_folder, require_folder
+from lsm_probe.models.quantisation import cast_dense
 from lsm_probe.models.tensors import check_other_file, check_tensors, complete_loading_info
 from lsm_probe.models.training_dumps import check_dump, wrapper_prefix
 from lsm_probe.models.unknown_kinds import check_known, check_litgpt
@@ -38,7 +39,7 @@ def pretrained_model(
     Args:
         auto_class: a class of transformers, or one of its auto classes.
         name: folder or hub name.
-        dtype: of all weights.
+        dtype: of all weights; of a quantised checkpoint, of those that are not quantised.
         part: regular expression of the tensors that are wanted, by their names in the model; heads of other tasks are
             then left out too. None: the whole model.
         left_out: says of a tensor's name in the files that it is left out on purpose.
@@ -64,6 +65,11 @@ def pretrained_model(
         raise adapter_error(name, "whole weights")
     _check_weights(model, loaded | completed, name, config, part, left_out)
     _warn_other_attention(name, asked, model)
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        computed = quantizer.update_dtype(dtype)  # some kernels know one dtype alone
+        if computed != dtype:
+            warnings.warn(f"{name}: its quantisation computes in {computed}; {dtype} has no effect", stacklevel=2)
+        cast_dense(model, computed)
     return cast(PreTrainedModel, model)
 
 

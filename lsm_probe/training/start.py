@@ -8,6 +8,7 @@ from lsm_probe import assets
 from lsm_probe.models.building import build_lsm
 from lsm_probe.models.checkpoint_kinds import Lsm, require_lsm
 from lsm_probe.models.loading import load
+from lsm_probe.models.quantisation import check_dense
 from lsm_probe.training.config import ModelSettings
 
 
@@ -15,8 +16,15 @@ def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Lsm:
     """The LSM a stage begins with, on CPU in float32: the stage before's, one given, or a new one from parts.
 
     Raises:
-        InputError: it cannot be loaded or built.
+        InputError: it cannot be loaded or built, or its weights are quantised.
     """
+    checkpoint = _start_model(settings, start, seed)
+    remedy = "quantised weights are not trained, under LoRA neither: give the model before its quantisation"
+    check_dense(checkpoint.model, str(start or settings.start or settings.llm), remedy)
+    return checkpoint
+
+
+def _start_model(settings: ModelSettings, start: Path | None, seed: int) -> Lsm:
     name = start or settings.start
     if name is not None:
         checkpoint = load(name, device="cpu", dtype="float32", template=settings.template)

@@ -121,7 +121,10 @@ def test_everything_is_as_it_was_after_an_error(net, error, where):
 def test_quantised_parameters_are_refused_in_one_line(net):
     net["first"].weight = nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
     flags = flags_of(net)
-    with pytest.raises(InputError, match=r"^first.weight is torch.int8, which has no gradient: load it in float32$"):
+    with pytest.raises(
+        InputError,
+        match=r"^first.weight is quantised \\(Parameter, torch.int8\\) and has no gradient: load it in float32$",
+    ):
         gradients_taken(net, parameters_of(net), lambda p, g: None).__enter__()
     no_trace(net, flags)
 

@@ -29,6 +29,7 @@ from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.devices import is_offloaded, read_numbers
 from lsm_probe.models.layers import find_decoder, find_speech_part, layer_of, layers_prefix
+from lsm_probe.models.quantisation import check_dense
 from lsm_probe.models.rotary import sequence_length
 from lsm_probe.probes.importance.ablation import perplexities
 from lsm_probe.probes.importance.masks import top_masks
@@ -124,9 +125,11 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
     What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
 
     Raises:
-        InputError: no layer is left, one of them has no matrix that is trained, or weights are offloaded.
+        InputError: no layer is left, one of them has no matrix that is trained, or weights are offloaded or quantised.
     """
     llm = checkpoint.llm
+    remedy = "quantised weights have no gradient: load the checkpoint without quantisation"
+    check_dense(llm, checkpoint.name, remedy)
     if is_offloaded(checkpoint.model):
         raise InputError(
             f"{checkpoint.name} does not fit on the GPUs, and weights that come there for their layer's run alone "

@@ -23,6 +23,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lsm_probe.data.pools import Pool
 from lsm_probe.data.sample import Sample
@@ -31,6 +32,7 @@ from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
+from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, find_quantised
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.sensitivity.counterfactuals import OtherSources, other_instructions, pool_of
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
@@ -89,7 +91,7 @@ def sensitivity(
         **common,
         **stack(records, "instruction_log_probs", "source_log_probs"),
         conventions=conventions,
-        self_check=_self_check(records, checkpoint.llm.dtype),
+        self_check=_self_check(records, checkpoint.llm),
     )
 
 
@@ -108,22 +110,26 @@ def _check_pool(samples: Sequence[Sample], pool: Pool, kind: Literal["tasks", "p
             raise InputError(f"sample {sample.id}: {error}") from error
 
 
-def _self_check(records: Sequence[Record], dtype: torch.dtype) -> dict[str, Any]:
+def _self_check(records: Sequence[Record], llm: PreTrainedModel) -> dict[str, Any]:
     """How far scoring prompts together is from plain passes, nats per token: all samples, and the worst of them.
 
     Raises:
         NotMeasurable: further than rounding, in any sample.
     """
     errors = [float(record.arrays["errors"].mean()) for record in records]
-    bound, worst_bound = BOUNDS if dtype in (torch.float32, torch.float64) else BOUNDS_HALF
+    bound, worst_bound = BOUNDS if llm.dtype in (torch.float32, torch.float64) else BOUNDS_HALF
     mean, worst = float(np.mean(errors)), int(np.argmax(errors))
     if not (mean <= bound and errors[worst] <= worst_bound):
         remedy = "" if bound == BOUNDS[0] else "; try --dtype float32"
+        cause = "the model's key-value cache or batching changes its results"
+        found = find_quantised(llm)
+        if found is not None and find_nonlinearity(llm.get_submodule(found[0]), llm.dtype) is not None:
+            cause = f"{found[0]} is quantised ({found[1]}) and rounds its inputs, so that batches change its outputs"
+            remedy = f": {WEIGHTS_ALONE}"
         raise NotMeasurable(
             f"log-probabilities of prompts scored together differ from those of single passes by {mean:.1e} nats a "
             f"token (bound {bound:.0e}), and by {errors[worst]:.1e} in sample {records[worst].sample['id']} (bound "
-            f"{worst_bound:.0e}): the model's key-value cache or batching changes its results, so it cannot be "
-            f"measured{remedy}"
+            f"{worst_bound:.0e}): {cause}; it cannot be measured{remedy}"
         )
     checked = {"mean": mean, "bound": bound, "worst": errors[worst], "worst_bound": worst_bound}
     return {**checked, "unit": "nats per token"}
