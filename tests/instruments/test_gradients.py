@@ -123,7 +123,7 @@ def test_quantised_parameters_are_refused_in_one_line(net):
     flags = flags_of(net)
     with pytest.raises(
         InputError,
-        match=r"^first.weight is quantised \\(Parameter, torch.int8\\) and has no gradient: load it in float32$",
+        match=r"^first.weight is quantised \(.*int8\) and has no gradient: load it in float32$",
     ):
         gradients_taken(net, parameters_of(net), lambda p, g: None).__enter__()
     no_trace(net, flags)

@@ -110,7 +110,7 @@ class _RoundsInputs(nn.Linear):
     """Rounds each row of its inputs to 8 bits."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-6) / 127
+        scale = (x.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-6)
         return super().forward((x / scale).round() * scale)
 
 
