@@ -43,6 +43,7 @@ def diagnose(
     limit: opt.Limit = None,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
+    verify_precision: opt.VerifyPrecision = 0,
     json: opt.Json = False,
 ) -> None:
     """Measure checkpoints in several ways, and give a verdict about each.
@@ -99,6 +100,7 @@ def diagnose(
             batch_size=batch_size,
             seed=seed,
             on_error=on_error,
+            verify_precision=verify_precision,
             data_name=about["data"].name,
             loading=opt.loading_options(
                 device=device, dtype=dtype, template=template, date=date, encoder=encoder, llm=llm, beats=beats

@@ -44,6 +44,7 @@ def evaluate(
     ] = None,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
+    verify_precision: opt.VerifyPrecision = 0,
     json: opt.Json = False,
 ) -> None:
     """Evaluate checkpoints on tasks, and score their responses.
@@ -98,7 +99,13 @@ def evaluate(
         ],
         read_samples,
         out,
-        options={"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed, "on_error": on_error},
+        options={
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "seed": seed,
+            "on_error": on_error,
+            "verify_precision": verify_precision,
+        },
         resume=resume,
         as_json=json,
     )

@@ -15,6 +15,7 @@ from lsm_probe.runner.options import (  # noqa: F401  # commands take all their 
     OnError,
     Response,
     Seed,
+    VerifyPrecision,
 )
 
 if TYPE_CHECKING:

@@ -133,6 +133,8 @@ def _print(
             f"{result.name}: {result.counted}, {left_out} left out{measurement.make_note(result)}",
             highlight=False,
         )
+        if precision := result.precision_note():
+            console.print(f"{result.name}: {precision}", highlight=False)
         if thinking := thinking_note(result):
             print(f"warning: {result.name}: {thinking}", file=sys.stderr)
     for warning in _warnings(comparison["pairs"] if comparison else [], results):

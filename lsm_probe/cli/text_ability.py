@@ -50,6 +50,7 @@ def text_ability(
     ] = None,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
+    verify_precision: opt.VerifyPrecision = 0,
     json: opt.Json = False,
 ) -> None:
     """Measure what is left of an LLM's text ability inside an LSM.
@@ -104,7 +105,13 @@ def text_ability(
         named_checkpoints(ckpt, loading, base=base, source="text"),
         read,
         out,
-        options={"shots": shots, "batch_size": batch_size, "seed": seed, "on_error": on_error},
+        options={
+            "shots": shots,
+            "batch_size": batch_size,
+            "seed": seed,
+            "on_error": on_error,
+            "verify_precision": verify_precision,
+        },
         resume=resume,
         as_json=json,
     )

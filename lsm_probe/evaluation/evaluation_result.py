@@ -213,6 +213,10 @@ class EvaluationResult(MeasurementResult):
             for (task, rows, keys), (other_task, theirs, _) in zip(self._by_task(), other._by_task(), strict=True)
         }
 
+    def drift_from(self, reference: Self) -> dict[str, Any]:
+        """Nothing: scores follow from the responses, which are the same."""
+        return {}
+
     def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
         return None
 

@@ -49,6 +49,7 @@ class _Keywords(TypedDict, total=False):
     batch_size: int
     seed: int
     on_error: OnError
+    verify_precision: int
     data: DataIdentity | None
     progress_folder: Path | None
 
@@ -91,6 +92,9 @@ def text_ability(
     excluded: dict[str, list[str]] = {}
     parts: list[DataIdentity] = []
     run = RunOptions(**options)
+    if run.verify_precision and not samples:
+        raise InputError("--verify-precision needs samples (--data): the questions of MMLU are not run in float32")
+    precision = None
     below = run.progress_folder
     with notebook_progress() as show:
         report = on_progress or (lambda done, total: show(checkpoint.name, done, total))
@@ -108,7 +112,7 @@ def text_ability(
                 ),
             )
             records, common = measurement.run(_measure)
-            excluded = common["excluded"]
+            excluded, precision = common["excluded"], common["precision"]
         if mmlu is not None:
             parts.append(mmlu.describe())
             of_mmlu = replace(run, progress_folder=below and below / "mmlu")
@@ -123,6 +127,7 @@ def text_ability(
         conventions=TextAbilityConventions(shots=shots if mmlu is not None else None),
         excluded=excluded,
         seed=run.seed,
+        precision=precision,
         versions=package_versions() | ({"lm-eval": version("lm-eval")} if mmlu is not None else {}),
     )
 

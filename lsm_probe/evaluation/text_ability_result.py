@@ -70,6 +70,10 @@ class TextAbilityResult(MeasurementResult):
     counts: Floats
     conventions: TextAbilityConventions
 
+    def drift_from(self, reference: TextAbilityResult) -> dict[str, Any]:
+        nats = (self.counts[:, 0] - reference.counts[:, 0]) / self.counts[:, 1]
+        return {"negative log-likelihood (nats per token)": nats}
+
     @cached_property
     def accuracies(self) -> dict[str, Estimate]:
         """MMLU accuracy in per cent by name: `average` over all questions, that of each group and of each subject, and

@@ -67,7 +67,7 @@ class AttentionLayer:
         Read as `projection(I) - projection(0)` unless the projection is a plain linear layer: adapters, quantised
         and offloaded layers are then what they really do, not what their `.weight` says.
         """
-        projection = self.projection
+        projection: Any = self.projection
         if self.is_plain:
             return projection.weight.t().unflatten(0, (heads, -1)), projection.bias
         identity = torch.eye(heads * value.shape[-1], dtype=value.dtype, device=value.device)

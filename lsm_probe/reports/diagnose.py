@@ -52,6 +52,7 @@ def diagnose(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     on_error: OnError = "fail",
+    verify_precision: int = 0,
     data_name: str = "samples",
     loading: dict[str, Any] | None = None,
     resume: bool = False,
@@ -80,7 +81,7 @@ def diagnose(
             first eight tasks of the samples; samples without `task` count each instruction as a task. The pool
             `probing` is used if there is only one task, if there are more than 32, or if an instruction has a
             placeholder.
-        batch_size, seed, on_error: as in [`lsm_probe.runner.options.RunOptions`].
+        batch_size, seed, on_error, verify_precision: as in [`lsm_probe.runner.options.RunOptions`].
         data_name: how results call the data.
         loading: keyword arguments of [`lsm_probe.load`].
         resume: continue an interrupted diagnosis in `out`.
@@ -130,6 +131,7 @@ def diagnose(
         "base": None if reference is None else reference.name,
         "data": data.sha256,
         "loading": loading,
+        **({"verify_precision": verify_precision} if verify_precision else {}),
     }
     with _folder(out, deciding, resume) as folder, notebook_progress(on_progress) as show:
         run = DiagnosisRun(
@@ -138,7 +140,12 @@ def diagnose(
             base=reference,
             samples=samples,
             out=folder,
-            options={"batch_size": batch_size, "seed": seed, "on_error": on_error},
+            options={
+                "batch_size": batch_size,
+                "seed": seed,
+                "on_error": on_error,
+                "verify_precision": verify_precision,
+            },
             data_name=data_name,
             on_progress=show,
         )

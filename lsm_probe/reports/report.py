@@ -22,6 +22,7 @@ from lsm_probe.reports.verdicts import find_verdicts
 from lsm_probe.runner.looks import same_looks
 from lsm_probe.runner.page import Section
 from lsm_probe.runner.style import own_settings
+from lsm_probe.runner.tables import precision_notes
 
 LARGEST = 5_000_000
 """Bytes of a page. Timelines, then samples, are left out where they would make it larger."""
@@ -106,7 +107,8 @@ def sections(results: Results) -> list[Section]:
     """What there is to show, in the order of the page."""
     found = []
     for measurement, group in results.measured():
-        found += measurement.make_sections(group, results)
+        first, *others = measurement.make_sections(group, results)
+        found += [replace(first, notes=[*first.notes, *precision_notes(group)]), *others]
     if results.attention:
         found.append(_conventions_section(results.attention))
     return found

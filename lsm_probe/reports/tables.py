@@ -64,7 +64,7 @@ def checkpoints_table(results: Results) -> Table:
             checkpoint.name,
             ", ".join(results.full_names[checkpoint.name]),
             " ".join(kind),
-            ", ".join((checkpoint.source, checkpoint.template, checkpoint.dtype)),
+            ", ".join(filter(None, (checkpoint.source, checkpoint.template, checkpoint.dtype, checkpoint.quantised))),
             _hashes(checkpoint),
         ]
     columns = ["", "measured as", "kind", "source, template, dtype", "weights, sha256"]

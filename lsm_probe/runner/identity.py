@@ -47,6 +47,7 @@ class CheckpointIdentity:
         source: what stands in the source slot of its prompts.
         template: name of the prompt template.
         dtype: of the weights, as torch calls it.
+        quantised: how weights are packed, such as `Linear4bit, uint8`; None if none is quantised.
         max_new_tokens: longest generated response; None for a measurement of prompts alone.
         responses: `given` where token ids were given instead of generated.
         response_part: which part of the responses was measured, where it is not the whole.
@@ -59,6 +60,7 @@ class CheckpointIdentity:
     source: Literal["speech", "text"]
     template: str
     dtype: str
+    quantised: str | None = None
     max_new_tokens: int | None = None
     responses: Literal["given"] | None = None
     response_part: Literal["thinking", "answer"] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from lsm_probe.hardware import exact_float32
 from lsm_probe.intervals import number_clusters
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.precision import check_can_verify, in_float32
 from lsm_probe.models.thinking import UNFINISHED
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.exclusions import EMPTY, NO_THINKING
 from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.options import ResponseOptions, RunOptions
+from lsm_probe.runner.precision import PrecisionCheck
 from lsm_probe.runner.prepared_samples import (
     PreparedSample,
     check_samples,
@@ -65,7 +67,8 @@ class MeasurementRun:
         needs: keys that samples must have beside those that prompt and response come from.
 
     Raises:
-        InputError: the checkpoint is in training mode, or samples lack what is needed.
+        InputError: the checkpoint is in training mode, samples lack what is needed, or the checkpoint has nothing that
+            could be verified in float32.
     """
 
     checkpoint: Checkpoint
@@ -83,6 +86,8 @@ class MeasurementRun:
         check_samples(
             self.checkpoint, self.samples, self.responses, source_lengths=self.source_lengths, needs=self.needs
         )
+        if self.options.verify_precision:
+            check_can_verify(self.checkpoint.model, self.checkpoint.name)
 
     @on_all_ranks()
     def run(self, measure: MeasureBatch) -> tuple[list[Record], dict[str, Any]]:
@@ -95,7 +100,7 @@ class MeasurementRun:
 
         Returns:
             The records of the samples that were measured, and what every result holds beside its own arrays:
-            `clusters`, `samples`, `checkpoint`, `data`, `excluded` and `seed`.
+            `clusters`, `samples`, `checkpoint`, `data`, `excluded`, `seed` and `precision`.
 
         Raises:
             InputError: a sample cannot be used, under `on_error="fail"`, or none is left; in all processes.
@@ -115,10 +120,29 @@ class MeasurementRun:
     def _measure_all(
         self, measure: MeasureBatch, on_progress: Callable[[int], None]
     ) -> tuple[list[Record], dict[str, Any]]:
-        size = self.options.batch_size
         identity = describe_checkpoint(self.checkpoint, self.responses, self.control)
         data = self.options.data or describe_data(self.samples)
-        progress = Progress(self.options.progress_folder, self._stamp(identity, data))
+        if self.options.verify_precision:
+            with in_float32(self.checkpoint.model, self.checkpoint.name):
+                pass  # where it does not fit into memory, that is found before the work
+        records = self._measure_batches(measure, on_progress, self._stamp(identity, data))
+        used = [record for record in records if record.excluded is None]
+        return used, {
+            "clusters": number_clusters([record.utterance for record in used]),
+            "samples": [record.sample for record in used],
+            "checkpoint": identity,
+            "data": data,
+            "excluded": _excluded(records),
+            "seed": self.options.seed,
+            "precision": self._verify(used[: self.options.verify_precision], data, measure),
+        }
+
+    def _measure_batches(
+        self, measure: MeasureBatch, on_progress: Callable[[int], None], stamp: dict[str, Any]
+    ) -> list[Record]:
+        """The records of all samples, those left out included."""
+        size = self.options.batch_size
+        progress = Progress(self.options.progress_folder, stamp)
         share = RankShare(range(0, len(self.samples), size))
         own: dict[int, list[Record]] = {}
         for first in share:
@@ -132,15 +156,32 @@ class MeasurementRun:
         records = [record for first in sorted(all_batches) for record in all_batches[first]]
         if is_distributed():
             on_progress(len(records))  # the last batches of the other processes were not counted yet
-        used = [record for record in records if record.excluded is None]
-        return used, {
-            "clusters": number_clusters([record.utterance for record in used]),
-            "samples": [record.sample for record in used],
-            "checkpoint": identity,
-            "data": data,
-            "excluded": _excluded(records),
-            "seed": self.options.seed,
-        }
+        return records
+
+    def _verify(self, chosen: Sequence[Record], data: DataIdentity, measure: MeasureBatch) -> PrecisionCheck | None:
+        """What some samples give with the same weights in float32."""
+        if not chosen:
+            return None
+        ids, responses = [record.sample["id"] for record in chosen], self.responses
+
+        def again(part: str, responses: ResponseOptions | None, measure: MeasureBatch) -> list[Record]:
+            below = self.options.progress_folder
+            options = replace(self.options, verify_precision=0, progress_folder=below and below / part)
+            samples = [sample for sample in self.samples if sample.id in set(ids)]
+            run = replace(self, samples=samples, responses=responses, options=options)
+            identity = describe_checkpoint(self.checkpoint, responses, self.control)
+            return run._measure_batches(measure, lambda done: None, run._stamp(identity, data))
+
+        with in_float32(self.checkpoint.model, self.checkpoint.name):
+            if responses is None:
+                return _check(again("float32", None, measure))
+            given = {record.sample["id"]: record.sample["response_ids"] for record in chosen}
+            check = _check(again("float32", replace(responses, responses=given, generated=None), measure))
+            if responses.response != "generated" or responses.responses is not None:
+                return check
+            own = again("float32-responses", replace(responses, generated=None), lambda items: [{} for _ in items])
+        float32 = {record.sample["id"]: record.sample.get("response_ids") for record in own}
+        return replace(check, changed=[sample for sample in ids if float32[sample] != given[sample]])
 
     def _stamp(self, identity: CheckpointIdentity, data: DataIdentity) -> dict[str, Any]:
         """Everything that decides the numbers of a batch."""
@@ -215,6 +256,14 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
     for row, array in zip(filled, arrays, strict=True):
         row[tuple(slice(n) for n in array.shape)] = array
     return filled
+
+
+def _check(records: Sequence[Record]) -> PrecisionCheck:
+    """The arrays of floating point that float32 gave; counts are the same as before."""
+    measured = [record for record in records if record.excluded is None]
+    arrays = measured[0].arrays if measured else {}
+    names = [name for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)]
+    return PrecisionCheck([record.sample["id"] for record in measured], stack(measured, *names))
 
 
 def _excluded(records: Sequence[Record]) -> dict[str, list[str]]:

@@ -46,6 +46,7 @@ def result_html(result: MeasurementResult) -> str:
         result_line(result),
         lambda: resolve_name(result.TABLE)([result]),
         lambda: result_figure(result),
+        text=result.precision_note() or "",
         more="to_frame()",
     )
 

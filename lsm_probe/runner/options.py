@@ -50,6 +50,15 @@ OnError = Annotated[
     Literal["fail", "skip"],
     typer.Option(help="Stop at a sample that cannot be used, or skip and count it.", rich_help_panel=RUNNING),
 ]
+VerifyPrecision = Annotated[
+    int,
+    typer.Option(
+        help="Samples also run in float32, to measure how far half precision is from it.",
+        min=0,
+        metavar="N",
+        rich_help_panel=RUNNING,
+    ),
+]
 Response = Annotated[
     Literal["generated", "reference"],
     typer.Option(
@@ -72,18 +81,22 @@ class RunOptions(Choices):
             rounding alone: 1e-5 relative in float32.
         seed: of every random draw of the measurement.
         on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
+        verify_precision: how many samples, from the first, are run again with the same weights in float32, on the same
+            responses. The result then says how far half precision is from float32, and how many greedy responses
+            differ. The weights take twice their memory meanwhile.
         data: identity of the data as stored with the result; by default what [`describe_data`] says of the samples.
         progress_folder: where finished batches are kept, so that an interrupted run continues from there.
         on_progress: called with the number of finished samples; by default a notebook shows a bar, and nothing else
             does.
 
     Raises:
-        InputError: `batch_size` is below 1, or `on_error` is unknown.
+        InputError: `batch_size` is below 1, `verify_precision` below 0, or `on_error` is unknown.
     """
 
     batch_size: BatchSize = BATCH_SIZE
     seed: Seed = 0
     on_error: OnError = "fail"
+    verify_precision: VerifyPrecision = 0
     data: DataIdentity | None = None
     progress_folder: Path | None = None
     on_progress: Callable[[int], None] | None = None
@@ -92,6 +105,8 @@ class RunOptions(Choices):
         super().__post_init__()
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}: give 1 or more")
+        if self.verify_precision < 0:
+            raise InputError(f"verify_precision is {self.verify_precision}: give a number of samples, or 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +146,7 @@ class RunKeywords(TypedDict, total=False):
     batch_size: BatchSize
     seed: Seed
     on_error: OnError
+    verify_precision: VerifyPrecision
     data: DataIdentity | None
     progress_folder: Path | None
     on_progress: Callable[[int], None] | None

@@ -45,6 +45,7 @@ class Section:
         intro: how to read it.
         pictures: figures.
         tables: numbers.
+        notes: what to know about the numbers, one line each.
     """
 
     anchor: str
@@ -52,6 +53,7 @@ class Section:
     intro: str
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
 
 
 def picture(figure: Figure, name: str, description: str) -> Picture:

@@ -20,6 +20,7 @@ from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt, require_instruction
+from lsm_probe.models.quantisation import find_quantised
 from lsm_probe.models.thinking import UNFINISHED, Thought
 from lsm_probe.runner.exclusions import EMPTY, NO_THINKING
 from lsm_probe.runner.identity import CheckpointIdentity, Control
@@ -106,6 +107,7 @@ def describe_checkpoint(
         source=checkpoint.source,
         template=checkpoint.template.name,
         dtype=str(checkpoint.llm.dtype).removeprefix("torch."),
+        quantised=None if (found := find_quantised(checkpoint.model)) is None else found[1],
         max_new_tokens=responses.max_new_tokens if responses else None,
         responses="given" if responses and responses.responses is not None else None,
         response_part=responses.response_part if responses and responses.response_part != "all" else None,

@@ -30,6 +30,7 @@ from lsm_probe.intervals import (
 )
 from lsm_probe.runner.conventions import Choices
 from lsm_probe.runner.identity import SCHEMA_VERSION, CheckpointIdentity, read_schema, upgrade_identity
+from lsm_probe.runner.precision import Drift, PrecisionCheck, describe, largest_change, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,6 +99,7 @@ class MeasurementResult:
         excluded: ids left out, by reason.
         seed: of random draws, such as the signs of permutation tests.
         versions: of the packages that the numbers depend on.
+        precision: of a result in half precision, what some samples gave in float32, where this was measured.
     """
 
     NAME: ClassVar[str]
@@ -117,6 +119,7 @@ class MeasurementResult:
     excluded: dict[str, list[str]] = field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = field(default_factory=package_versions)
+    precision: PrecisionCheck | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -231,6 +234,35 @@ class MeasurementResult:
             for name, (own, theirs) in pairs.items()
         }
 
+    def drift_from(self, reference: Self) -> dict[str, Floats]:
+        """This result minus `reference`, the same samples in float32: by name and unit, `[samples, ...]`.
+
+        By default the difference of each value in `BY_SAMPLE` that is no count.
+        """
+        pairs = {name: (getattr(self, name), getattr(reference, name)) for name in self.BY_SAMPLE}
+        return {
+            name.replace("_", " "): own - other
+            for name, (own, other) in pairs.items()
+            if np.issubdtype(own.dtype, np.floating)
+        }
+
+    def precision_drift(self) -> Drift:
+        """How far half precision is from float32 in the verified samples of this result; empty if there are none."""
+        check, known = self.precision, set(self.ids)
+        if check is None or not (ids := [sample for sample in check.ids if sample in known]):
+            return {}
+        own, kept = self.subset(ids), [check.ids.index(sample) for sample in ids]
+        arrays: dict[str, Any] = {name: check.arrays[name][kept] for name in self.BY_SAMPLE if name in check.arrays}
+        changes = own.drift_from(replace(own, **arrays))
+        return {name: largest_change(change) for name, change in changes.items()}
+
+    def precision_note(self) -> str | None:
+        """One line on how exact the numbers are: half precision, quantised weights; None for neither."""
+        return describe(self.checkpoint.dtype, self.checkpoint.quantised, self.precision, self.precision_drift())
+
+    def _precision(self) -> dict[str, Any] | None:
+        return summarise(self.checkpoint.dtype, self.precision, self.precision_drift())
+
     def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
         """Why the two must not be compared without more, or None.
 
@@ -281,6 +313,7 @@ class MeasurementResult:
             "n_samples": len(self.samples),
             "excluded": self.excluded,
             **({"thinking": thinking} if (thinking := thinking_summary(self.samples)) else {}),
+            **({"precision": precision} if (precision := self._precision()) else {}),
             **self.summary(),
         }
 
@@ -290,7 +323,8 @@ class MeasurementResult:
         # A folder with a result.json has everything that belongs to it: gone first, written last.
         (folder / "result.json").unlink(missing_ok=True)
         with replacing(folder / "arrays.npz") as path:
-            np.savez_compressed(path, allow_pickle=False, **self._arrays())
+            verified = {} if self.precision is None else self.precision.to_arrays(self.BY_SAMPLE)
+            np.savez_compressed(path, allow_pickle=False, **self._arrays(), **verified)
         with replacing(folder / "samples.jsonl") as path:
             lines = [json.dumps(sample, ensure_ascii=False) for sample in self.samples]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -314,10 +348,12 @@ class MeasurementResult:
             lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
             with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
+            precision = PrecisionCheck.from_stored(summary.get("precision"), arrays)
             return cls(
                 samples=[json.loads(line) for line in lines],
                 checkpoint=CheckpointIdentity.from_dict(upgrade_identity(summary["checkpoint"], number)),
                 data=DataIdentity.from_dict(summary["data"]),
+                precision=precision,
                 **{key: summary[key] for key in ("excluded", "seed", "versions")},
                 **cls._fields(arrays, summary),
             )

@@ -98,6 +98,15 @@ def thinking_note(result: MeasurementResult) -> str | None:
     return f"{note}; all tokens are measured (--response-part answer: the answers alone)"
 
 
+def precision_notes(results: Sequence[MeasurementResult]) -> list[str]:
+    """How exact the numbers of results are, as sentences; one that holds for all of them is given once."""
+    notes = {result.name: note for result in results if (note := result.precision_note()) is not None}
+    if len(notes) == len(results) and len(set(notes.values())) == 1:
+        note = next(iter(notes.values()))
+        return [f"{note[0].upper()}{note[1:]}."]
+    return [f"{name}: {note}." for name, note in notes.items()]
+
+
 def _scored_part(settings: set[str]) -> str:
     """Which part of responses with thinking is scored.
 

@@ -284,6 +284,10 @@ class AlignmentResult(MeasurementResult):
         """What [`embed_2d`] has computed, by place."""
         return {}
 
+    def drift_from(self, reference: AlignmentResult) -> dict[str, Floats]:
+        own, exact = (np.stack(each._by_state(similarity.paired_cosine), 1) for each in (self, reference))
+        return {"paired cosine": own - exact}
+
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
         return super()._fields(arrays, summary) | {"layers": summary["states"]}

@@ -292,6 +292,10 @@ class AttentionResult(MeasurementResult):
             "same_lengths": bool(np.array_equal(self.tokens, other.tokens)),
         }
 
+    def drift_from(self, reference: AttentionResult) -> dict[str, Floats]:
+        own, exact = (np.divide(i, i + s) for i, s in (self.scores(), reference.scores()))
+        return {"eta": own - exact}
+
     def warning(self, other: AttentionResult, controls: Sequence[str] = ()) -> str | None:
         """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
         falls as the source gets longer."""

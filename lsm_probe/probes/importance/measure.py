@@ -82,6 +82,11 @@ def importance(
     if modality == "text":
         checkpoint = replace(checkpoint, source="text")
     single_weights = mode == "signed" or masks is not None or ablate is not None
+    if single_weights and run.verify_precision:
+        raise InputError(
+            "--verify-precision cannot be used with --mode signed, --masks or --ablate, which add up single weights "
+            "over samples: verify it in a run without them"
+        )
     scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
     if single_weights:
         # The sums of single weights cannot be undone, so a batch must not run again in halves; and they are not stored,

@@ -186,6 +186,10 @@ class ImportanceResult(MeasurementResult):
             found["mask_overlap"] = {"mean": float(np.mean(list(overlap.values()))), "by_chance": share / (2 - share)}
         return {"shift": found}
 
+    def drift_from(self, reference: ImportanceResult) -> dict[str, Floats]:
+        own, exact = self._layer_sums(), reference._layer_sums()
+        return {"importance of a layer (relative)": own / exact - 1}
+
     def warning(self, other: ImportanceResult, controls: Sequence[str] = ()) -> str | None:
         if self.n_layers == other.n_layers:
             if self.responses() == other.responses():
@@ -253,10 +257,13 @@ class ImportanceResult(MeasurementResult):
         """The layer of each parameter, `[parameters]`; -1 for what is no weight matrix of a layer."""
         return np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
 
+    def _layer_sums(self) -> Floats:
+        """Importance of each layer's weight matrices, `[samples, layers]`."""
+        return np.stack([self.sums[:, self._layers() == layer].sum(1) for layer in range(self.n_layers)], 1)
+
     def _left_out_distribution(self) -> Floats:
         """Shares of layers without each utterance in turn, `[utterances, layers]`."""
-        sums = np.stack([self.sums[:, self._layers() == layer].sum(1) for layer in range(self.n_layers)], 1)
-        left_out = self.leave_one_out(sums)
+        left_out = self.leave_one_out(self._layer_sums())
         return left_out / left_out.sum(1, keepdims=True)
 
 

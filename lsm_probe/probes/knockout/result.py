@@ -171,6 +171,12 @@ class KnockoutResult(MeasurementResult):
             "same_responses": self.responses() == other.responses(),
         }
 
+    def drift_from(self, reference: KnockoutResult) -> dict[str, Floats]:
+        changes: dict[str, Floats] = {"fall (nats per token)": self._falls() - reference._falls()}
+        if self.head_layers:
+            changes["fall of a head (nats per token)"] = self._head_falls() - reference._head_falls()
+        return changes
+
     def warning(self, other: KnockoutResult, controls: Sequence[str] = ()) -> str | None:
         warnings = []
         if self.n_layers != other.n_layers:

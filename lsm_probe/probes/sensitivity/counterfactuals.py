@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
 from lsm_probe.data.pools import Pool, Task
@@ -115,7 +116,7 @@ class OtherSources:
         distinct = list({sample.utterance: sample for sample in samples}.values())
         self.circle = [distinct[i] for i in np.random.default_rng(seed).permutation(len(distinct))]
         self.place = {sample.utterance: i for i, sample in enumerate(self.circle)}
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[tuple[str, torch.dtype], Any] = {}
 
     def draw(self, sample: Sample, number: int, fits: Callable[[Any], None] = lambda source: None) -> list[Any]:
         """The sources of `number` other utterances, or of all if there are fewer: transcripts or speech tokens.
@@ -151,7 +152,8 @@ class OtherSources:
 
     def read(self, sample: Sample) -> Any:
         """A sample's source as prompts take it: the transcript, or the speech tokens `[tokens, llm_dim]`."""
-        if sample.utterance not in self._kept:
+        kept = sample.utterance, self.checkpoint.llm.dtype  # a model may be run in float32 too
+        if kept not in self._kept:
             while len(self._kept) >= _SOURCES_KEPT:
                 del self._kept[next(iter(self._kept))]
             source = read_source(self.checkpoint, sample)
@@ -159,5 +161,5 @@ class OtherSources:
                 source = self.checkpoint.encode_speech(source)
                 if not source.isfinite().all():
                     raise InputError("its speech tokens are not finite")
-            self._kept[sample.utterance] = source
-        return self._kept[sample.utterance]
+            self._kept[kept] = source
+        return self._kept[kept]

@@ -152,6 +152,10 @@ class SensitivityResult(MeasurementResult):
             "same_responses": self.responses() == other.responses(),
         }
 
+    def drift_from(self, reference: SensitivityResult) -> dict[str, Floats]:
+        pairs = zip(("D_i", "D_s"), self.by_sample(), reference.by_sample(), strict=True)
+        return {f"{name} (nats per {self.conventions.per})": own - exact for name, own, exact in pairs}
+
     def warning(self, other: SensitivityResult, controls: Sequence[str] = ()) -> str | None:
         if self.responses() == other.responses():
             return None

@@ -19,6 +19,7 @@ from lsm_probe.errors import InputError, one_line
 from lsm_probe.models.speech_times import FRAME_SECONDS, RATE, Times
 from lsm_probe.probes.timeline.words import Word, loudness
 from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.precision import describe
 from lsm_probe.runner.result import Floats, write_json
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Timeline:
         """The timeline in a notebook: its `repr`, a small table and a small picture."""
         html: str = resolve_name("lsm_probe.probes.timeline.timeline_html:timeline_html")(self)
         return html
+
+    def precision_note(self) -> str | None:
+        """One line on how exact the numbers are: half precision, quantised weights; None for neither."""
+        verify = "lsm-probe attention --verify-precision"
+        return describe(self.checkpoint.dtype, self.checkpoint.quantised, None, {}, verify)
 
     @property
     def seconds(self) -> float:

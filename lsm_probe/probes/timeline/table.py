@@ -24,6 +24,8 @@ def show_timeline(timeline: Timeline, out: Path, *, as_json: bool) -> None:
     console.print(_table(timeline))
     console.print(f"response: {timeline.sample['response']}")
     console.print(f"{PLACED[timeline.times_from]}; {attention_check(timeline.self_check['llm'])}")
+    if precision := timeline.precision_note():
+        console.print(precision)
     if timeline.words_missing:
         print(f"warning: no words: {timeline.words_missing}", file=sys.stderr)
     written = [name for name in (PAGE, *PICTURES, "timeline.json") if (out / name).exists()]
