@@ -124,6 +124,8 @@ def diagnose(
             print(f"warning: {verdict.checkpoint}: {line}", file=sys.stderr)
     for part, reason in found.left_out.items():
         console.print(f"{part} was not measured: {reason}", highlight=False)
+    for line in found.precision:
+        console.print(line, highlight=False)
     measured = found.settings["utterances"]["attention"]
     if measured < len(samples):
         why = f"one of each utterance, of at most {utterances} utterances (--utterances)"

@@ -33,6 +33,7 @@ class Diagnosis:
             batch size, the seed.
         names: short name of a checkpoint -> the name or path it was given as.
         left_out: name of a measurement -> why the data do not allow it.
+        precision: how exact the numbers are in half precision or with quantised weights, one line each.
         versions: of the packages that the numbers depend on.
     """
 
@@ -42,6 +43,7 @@ class Diagnosis:
     settings: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    precision: Sequence[str] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
     def __getitem__(self, checkpoint: str) -> Verdict:
@@ -92,6 +94,7 @@ class Diagnosis:
             "settings": dict(self.settings),
             "names": dict(self.names),
             "left_out": dict(self.left_out),
+            **({"precision": list(self.precision)} if self.precision else {}),
             "versions": dict(self.versions),
             "checkpoints": [each.to_dict() for each in self.verdicts],
         }
@@ -118,6 +121,7 @@ class Diagnosis:
             return cls(
                 verdicts=[Verdict.from_dict(each) for each in stored["checkpoints"]],
                 data=DataIdentity.from_dict(stored["data"]),
+                precision=stored.get("precision", []),
                 **{key: stored[key] for key in ("base", "settings", "names", "left_out", "versions")},
             )
         except (InputError, OSError, ValueError, LookupError, TypeError) as error:

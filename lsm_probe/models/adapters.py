@@ -27,6 +27,7 @@ from lsm_probe.models.identity import AdapterIdentity, Checksums, ModelIdentity
 from lsm_probe.models.llm_tokenizers import as_released
 from lsm_probe.models.pretrained import from_files
 from lsm_probe.models.published.release import read_tensors
+from lsm_probe.models.quantisation import check_dense
 from lsm_probe.models.templates import AUDIO_TOKEN
 from lsm_probe.models.tensors import listed
 from lsm_probe.models.weight_files import find_other_weights, find_weights, read_shapes
@@ -180,9 +181,11 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
         checksums: what [`check_folder`] returned of the adapter's folder.
 
     Raises:
-        InputError: the adapter does not fit the base, or cannot be merged exactly.
+        InputError: the adapter does not fit the base, the base is quantised, or they cannot be merged exactly.
     """
     _check_tokenizer(adapter, base)
+    remedy = "an adapter merged into it would be rounded: --base gives the model before its quantisation"
+    check_dense(base.model, f"{adapter.folder}, base {base.name}", remedy)
     weights = read_tensors(adapter.weights)
     names = [name.removeprefix(_PREFIX) for name in weights]
     root: Any = base.model

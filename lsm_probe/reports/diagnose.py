@@ -33,6 +33,7 @@ from lsm_probe.runner.named_checkpoints import named_checkpoint
 from lsm_probe.runner.options import BATCH_SIZE
 from lsm_probe.runner.run import ToMeasure, check_names
 from lsm_probe.runner.sample_keys import SOURCE_KEYS, check_key
+from lsm_probe.runner.tables import precision_notes
 
 REPORT = "report.html"
 Named = str | Path | Checkpoint
@@ -162,6 +163,7 @@ def diagnose(
             settings=settings,
             names={name: names[0] for name, names in full_names.items()},
             left_out=plan.left_out,
+            precision=[] if results is None else _precision(results),
         )
         if out is not None and is_main_rank():
             diagnosis.save(folder)
@@ -169,6 +171,15 @@ def diagnose(
                 shown = [verdict for verdict in diagnosis.verdicts if verdict.checkpoint in full_names]
                 save_report(results, folder / REPORT, shown)
     return diagnosis
+
+
+def _precision(results: Results) -> list[str]:
+    """How exact the numbers of all measurements are; one line where it is the same for all."""
+    measured = list(results.measured())
+    alike = precision_notes([result for _, group in measured for result in group])
+    if len(alike) < 2:
+        return alike
+    return [f"{measurement.name}: {note}" for measurement, group in measured for note in precision_notes(group)]
 
 
 def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None) -> ToMeasure:

@@ -100,11 +100,10 @@ def thinking_note(result: MeasurementResult) -> str | None:
 
 def precision_notes(results: Sequence[MeasurementResult]) -> list[str]:
     """How exact the numbers of results are, as sentences; one that holds for all of them is given once."""
-    notes = {result.name: note for result in results if (note := result.precision_note()) is not None}
-    if len(notes) == len(results) and len(set(notes.values())) == 1:
-        note = next(iter(notes.values()))
-        return [f"{note[0].upper()}{note[1:]}."]
-    return [f"{name}: {note}." for name, note in notes.items()]
+    notes = [result.precision_note() for result in results]
+    if (first := notes[0]) is not None and len(set(notes)) == 1:
+        return [f"{first[0].upper()}{first[1:]}."]
+    return [f"{result.name}: {note}." for result, note in zip(results, notes, strict=True) if note is not None]
 
 
 def _scored_part(settings: set[str]) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,6 +38,12 @@ def evaluation(checkpoint, samples, **options):
         return lsm_probe.evaluate(checkpoint, asked, tasks=[TASK], **options)
 
 
+def half_precision(checkpoint, samples, **options):
+    """A copy in float16, compared with float32."""
+    copied = lsm_probe.from_model(deepcopy(checkpoint.model).half(), checkpoint.processor, name="half")
+    return lsm_probe.attention(copied, samples, **options)
+
+
 RUNS = {
     "attention": (lsm_probe.attention, {**QUICK, "tokens": True}),
     "sensitivity": (lsm_probe.sensitivity, {**QUICK, "response": "reference"}),
@@ -45,6 +52,7 @@ RUNS = {
     "importance": (lsm_probe.importance, {**QUICK, "masks": 0.05, "ablate": 0.1}),
     "signed": (lsm_probe.importance, {**QUICK, "mode": "signed"}),
     "evaluation": (evaluation, QUICK),
+    "half": (half_precision, {**QUICK, "verify_precision": 4}),
 }
 
 

@@ -18,7 +18,7 @@ from lsm_probe import cli, distributed
 from lsm_probe.errors import InputError
 
 SCRIPT = Path(__file__).with_name("all_probes.py")
-PROBES = ("attention", "sensitivity", "knockout", "alignment", "importance", "signed", "evaluation")
+PROBES = ("attention", "sensitivity", "knockout", "alignment", "importance", "signed", "evaluation", "half")
 WORLD = 2
 TIMEOUT = 200
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={WORLD}", "--standalone")
