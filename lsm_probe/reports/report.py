@@ -107,8 +107,8 @@ def sections(results: Results) -> list[Section]:
     """What there is to show, in the order of the page."""
     found = []
     for measurement, group in results.measured():
-        first, *others = measurement.make_sections(group, results)
-        found += [replace(first, notes=[*first.notes, *precision_notes(group)]), *others]
+        own = measurement.make_sections(group, results)
+        found += [replace(each, notes=[*each.notes, *precision_notes(group)]) for each in own[:1]] + own[1:]
     if results.attention:
         found.append(_conventions_section(results.attention))
     return found

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import lsm_probe
+from lsm_probe.data.identity import DataIdentity
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.task import Task
@@ -18,6 +20,9 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.reports.collection import read_results
 from lsm_probe.reports.report import report_page
 from lsm_probe.runner import measurement_run
+from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.precision import PrecisionCheck
+from lsm_probe.runner.tables import precision_notes
 
 QUICK = {"max_new_tokens": 3, "batch_size": 4}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -77,6 +82,41 @@ def test_the_drift_is_that_from_a_float32_model_with_the_same_weights(
     stored = json.loads((tmp_path / "result.json").read_text())["precision"]
     assert (stored["dtype"], stored["verified"]) == ("float16", found.ids[:2])
     assert (stored["changed_responses"] is None) == (probe == "alignment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(lsm_probe.MeasurementResult):
+    NAME = "depth"
+    BY_SAMPLE = ("by_layer", "tokens")
+
+    by_layer: np.ndarray
+    tokens: np.ndarray
+
+
+def test_results_of_other_packages_compare_their_arrays() -> None:
+    about = CheckpointIdentity(
+        name="llm", source="text", template="chat", dtype="bfloat16", quantised="Linear, Int8Tensor"
+    )
+    result = Depth(
+        clusters=np.arange(3),
+        samples=[{"id": sample} for sample in "abc"],
+        checkpoint=about,
+        data=DataIdentity("data", "x", 3),
+        by_layer=np.array([[1.0, 2], [3, np.nan], [5, 6]]),
+        tokens=np.array([4, 5, 6]),
+        precision=PrecisionCheck(["a", "b"], {"by_layer": np.array([[0.9, 2.2], [3.3, 1]])}, changed=["b"]),
+    )
+    drift = {"by layer": {"mean": pytest.approx(0.2), "sample": pytest.approx(0.3)}}
+    assert result.precision_drift() == drift
+    assert result.subset(["c"]).precision_drift() == {}
+    note = (
+        "quantised weights (Linear, Int8Tensor): numbers hold for these, not for those before quantisation; "
+        "computed in bfloat16; compared with float32 on 2 samples; by layer differs by up to 0.2 in the mean and 0.3 in a sample; "
+        "1 of 2 greedy responses differs"
+    )
+    assert precision_notes([result, result]) == [f"Q{note[1:]}."]
+    other = replace(result, checkpoint=replace(about, name="other", dtype="float32", quantised=None))
+    assert precision_notes([result, other]) == [f"llm: {note}."]
 
 
 def test_without_the_option_the_line_says_that_nothing_was_compared(half: Checkpoint, samples: list[Sample]) -> None:
