@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError
 
+_PLAIN = (Tensor, nn.Parameter)
 _DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PACKED = (torch.int8, torch.uint8, torch.int32)
 """Integers that weights are packed in. Positions and token ids are int64."""
@@ -20,7 +21,7 @@ WEIGHTS_ALONE = "load the checkpoint without quantisation, or with quantised wei
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether a weight holds its own numbers: a plain tensor of 16-bit floats or wider."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in _DENSE
+    return type(tensor) in _PLAIN and tensor.dtype in _DENSE
 
 
 def quantised_tensor(module: nn.Module) -> str | None:
