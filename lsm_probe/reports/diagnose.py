@@ -175,11 +175,12 @@ def diagnose(
 
 def _precision(results: Results) -> list[str]:
     """How exact the numbers of all measurements are; one line where it is the same for all."""
-    measured = list(results.measured())
-    alike = precision_notes([result for _, group in measured for result in group])
+    measured = [(name, result) for name, group in results.groups.items() for result in group]
+    alike = precision_notes([result for _, result in measured])
     if len(alike) < 2:
         return alike
-    return [f"{measurement.name}: {note}" for measurement, group in measured for note in precision_notes(group)]
+    noted = [(name, result.name, result.precision_note()) for name, result in measured]
+    return [f"{measurement} of {checkpoint}: {note}." for measurement, checkpoint, note in noted if note is not None]
 
 
 def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None) -> ToMeasure:

@@ -111,8 +111,9 @@ def test_results_of_other_packages_compare_their_arrays() -> None:
     assert result.subset(["c"]).precision_drift() == {}
     note = (
         "quantised weights (Linear, Int8Tensor): numbers hold for these, not for those before quantisation; "
-        "computed in bfloat16; compared with float32 on 2 samples; by layer differs by up to 0.2 in the mean and "
-        "0.3 in a sample; 1 of 2 greedy responses differs"
+        "computed in bfloat16; compared with float32 on 2 samples; "
+        "by layer differs by up to 0.2 in the mean and 0.3 in a sample; "
+        "1 of 2 greedy responses differs"
     )
     assert precision_notes([result, result]) == [f"Q{note[1:]}."]
     other = replace(result, checkpoint=replace(about, name="other", dtype="float32", quantised=None))
