@@ -1,9 +1,12 @@
 """The command line in this process, and spoken samples to run it on."""
 
 import json
+from itertools import count
 
 import pytest
 import soundfile
+
+from lsm_probe.data import speech
 
 TEXTS = ["the quick brown fox", "rain falls softly", "the old town sells sea shells", "green"]
 TASKS = [
@@ -11,6 +14,19 @@ TASKS = [
     ("repetition", "Write down what the speaker says, and repeat it twice."),
     ("answer", "Answer the question about the speech in one word."),
 ]
+
+
+@pytest.fixture
+def quick_voice(monkeypatch):
+    """Every twelfth text is spoken; the others get its sound. Only with `--workers 1`, in this process."""
+    synthesize, asked, spoken = speech.synthesize_text, count(), []
+
+    def quick(text, voice, **how):
+        if next(asked) % 12 == 0:
+            spoken.append(synthesize(text, voice, **how))
+        return spoken[-1]
+
+    monkeypatch.setattr(speech, "synthesize_text", quick)
 
 
 @pytest.fixture

@@ -180,9 +180,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(refusal, sentences, write, tmp_pa
     assert expected in refusal("data", *(sentences if part == "TALK" else part for part in arguments))
 
 
+@pytest.mark.usefixtures("quick_voice")
 def test_commands_are_spoken_into_a_manifest_for_each_split_and_task(data, tmp_path):
     out = tmp_path / "out"
-    code, stdout, stderr = data("commands", "--out", out, "--count", 240, "--json")
+    code, stdout, stderr = data("commands", "--out", out, "--count", 240, "--workers", 1, "--json")
     assert code == 0, stderr
     counts = json.loads(stdout)["samples"]
     assert sum(counts.values()) == 6 * 240
@@ -228,7 +229,7 @@ def wait_for_files(out, count, process):
 def talk(tmp_path):
     """As many sentences as two processes cannot speak at once, in chunks of eight."""
     path = tmp_path / "talk.txt"
-    path.write_text("".join(f"{text} Number {i}.\n" for i in range(8) for text in SENTENCES))
+    path.write_text("".join(f"{text} Number {i}.\n" for i in range(5) for text in SENTENCES))
     return path
 
 

@@ -104,6 +104,7 @@ def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_pro
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("quick_voice")
 def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
     lsm_probe_command, monkeypatch, tmp_path
 ):
@@ -111,7 +112,7 @@ def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
     monkeypatch.setattr(demo, "_SMALLEST", TrainingSize(2, 2))
     command = import_module("lsm_probe.cli.demo")
     run = command._run_command  # with shorter responses and fewer measurements
-    shorter = {"diagnose": ["--max-new-tokens", "6", "--quick"]}
+    shorter = {"diagnose": ["--max-new-tokens", "6", "--quick"], "data": ["--workers", "1"]}
     monkeypatch.setattr(
         command, "_run_command", lambda context, words: run(context, [*words, *shorter.get(words[0], [])])
     )

@@ -127,7 +127,8 @@ def probed(untrained, tasks, train: Train, tmp_path_factory) -> tuple[Trainer, B
     return trainer, callback, folder
 
 
-def test_numbers_reach_the_log_the_files_and_tensorboard(probed) -> None:
+@pytest.mark.usefixtures("rendered")
+def test_numbers_reach_the_log_the_files_and_tensorboard(probed, tmp_path: Path) -> None:
     trainer, callback, folder = probed
     frame = callback.to_frame()
     assert frame["step"].tolist() == [0, 3, 6]
@@ -142,8 +143,10 @@ def test_numbers_reach_the_log_the_files_and_tensorboard(probed) -> None:
         written = events.Scalars(f"train/bias_{name}")
         assert [event.step for event in written] == [0, 3, 6]
         assert [event.value for event in written] == pytest.approx(frame[name].tolist(), rel=1e-5)
+    BiasHistory.load(folder).save_pictures(tmp_path)
     for name in ("bias.png", "bias.svg", "bias.csv"):
-        assert (folder / name).stat().st_size
+        assert (folder / name).exists()
+        assert (tmp_path / name).stat().st_size
     assert BiasHistory.load(folder).to_frame().equals(frame)
     lines = [ax.lines for ax in callback.plot().axes]
     assert [list(line.get_xdata()) for line in lines[0][:6]] == [[0, 3, 6]] * 6
