@@ -2,7 +2,11 @@
 
 The LLM is Llama with grouped-query attention and tied embeddings; its vocabulary is wider than the tokenizer, as in
 many real checkpoints, so that the model's `audio_token_id` and the tokenizer's id of `<|audio|>` differ.
+
+Where torch is not installed, tests that need a model are skipped. The rest reads data and results.
 """
+
+from __future__ import annotations
 
 import csv
 import gc
@@ -11,43 +15,51 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 import typer
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-    WhisperModel,
-)
 
 import lsm_probe
 from lsm_probe import cli
 from lsm_probe.data.sample import Sample
-from lsm_probe.models import LsmProjectorConfig
-from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.runner import picture_files
+
+HAS_TORCH = find_spec("torch") is not None
+if HAS_TORCH:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import (
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperModel,
+    )
+
+    from lsm_probe.models import LsmProjectorConfig
+
+if TYPE_CHECKING:
+    from lsm_probe.models.checkpoint import Checkpoint
 
 Waveform = Callable[..., NDArray[np.float32]]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads over matrices this small only wait for each other: on a busy machine one is 15 times as fast as two.
-torch.set_num_threads(1)
+if HAS_TORCH:
+    torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes the tests start: the same sums in the same order
 # Files that outlast a power failure are not what is tested, and disks take milliseconds for each.
 os.fsync = lambda descriptor: None
@@ -64,6 +76,31 @@ def _save_empty(figure: Figure, to: Any, **how: Any) -> None:
 
 Figure.savefig = _save_empty
 picture_files._settle = lambda figure: None
+
+if not HAS_TORCH:
+    collect_ignore = ["training", "models", "instruments", "probes/timeline", "test_interop.py"]  # which import it
+    MISSING = re.compile("No module named '(torch|transformers|tokenizers|accelerate|peft)['.]")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+        """Skips a file that imports torch."""
+        report = yield
+        if report.failed and MISSING.search(str(report.longrepr)):
+            report.outcome, report.longrepr = "skipped", (str(collector.path), 0, "Skipped: needs torch")
+        return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call() -> Iterator[None]:
+        """Skips a test that imports torch."""
+        try:
+            return (yield)
+        except ModuleNotFoundError as error:
+            if MISSING.search(str(error)):
+                pytest.skip("needs torch")
+            raise
+
+    pytest_fixture_setup = pytest_pyfunc_call  # and the tests of a fixture that does
+
 
 RATE = 16_000
 VOCAB_SIZE = 448
@@ -88,6 +125,7 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of about 380 tokens, trained on a few sentences."""
+    pytest.importorskip("torch")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -138,6 +176,7 @@ def save_llm(folder: Path, *, seed: int = 0, chat_template: str | None = CHAT_TE
 
 def save_encoder(folder: Path, *, seed: int = 0) -> Path:
     """Saves a random Whisper (2 encoder layers, 32 wide) with the real feature extractor."""
+    pytest.importorskip("torch")
     config = WhisperConfig(
         vocab_size=64,
         d_model=32,

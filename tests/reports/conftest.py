@@ -26,7 +26,6 @@ from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner.identity import CheckpointIdentity, Control
-from lsm_probe.runner.named_checkpoints import named_checkpoint
 from lsm_probe.runner.run import run_measurement
 
 CHROMIUM = next(
@@ -240,6 +239,10 @@ def runs(tmp_path_factory, waveform, tiny_lsm_folder, tiny_llm_folder):
         tasks=[Task(task="said", instructions=["Write."]), Task(task="count", instructions=["Count the words."])]
     )
     task = EvaluationTask(name="said", title="Said", metrics=("word_error_rate",))
+    from lsm_probe.runner.named_checkpoints import (
+        named_checkpoint,  # imports torch, which the other fixtures do without
+    )
+
     both, quick = [str(tiny_llm_folder), str(tiny_lsm_folder)], {"max_new_tokens": 4}
     probes = {
         "attention": (both, quick),
