@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lsm_probe.errors import InputError, NotMeasurable, SampleFault
 from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
-from lsm_probe.models.devices import is_offloaded
+from lsm_probe.models.devices import has_room, is_offloaded
 from lsm_probe.models.layers import find_decoder
 from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, is_dense, quantised_tensor
 
@@ -228,9 +228,12 @@ class Capture:
         self._expected[layer.index] = recompose(alpha, value, w_o, bias)
         if self._visit is not None:
             kept = layer.index, value.dtype  # a model may be run in float32 too, to verify half precision
-            if kept not in self._metrics:
-                self._metrics[kept] = output_metric(w_o, value.shape[1])
-            self._visit(LayerAttention(layer.index, alpha, value, self._metrics[kept]))
+            metric = self._metrics.get(kept)
+            if metric is None:
+                metric = output_metric(w_o, value.shape[1])
+                if not is_offloaded(layer.projection) and has_room(w_o.device):
+                    self._metrics[kept] = metric
+            self._visit(LayerAttention(layer.index, alpha, value, metric))
         return mask
 
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
-from accelerate.utils import get_balanced_memory
+from accelerate.utils import get_balanced_memory, get_max_memory
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,6 +24,8 @@ from lsm_probe.hardware import computes_natively, warn_if_emulated
 
 SPREAD = "spread"
 """The value of `--device` for all GPUs."""
+_FREE_FOR_A_PASS = 0.1
+"""Of a GPU's memory: what weights and what is kept from pass to pass leave to a pass."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -79,6 +81,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def dispatch_over_gpus(model: PreTrainedModel) -> None:
     """Distributes the layers of a model on the CPU evenly over all GPUs; those that do not fit stay there.
 
+    Beside the weights, each GPU has room for what attention keeps of its layers, and a tenth of its memory for a pass.
+
     Raises:
         InputError: this process is one of several, which would use the same GPUs.
     """
@@ -87,9 +91,34 @@ def dispatch_over_gpus(model: PreTrainedModel) -> None:
     if not torch.cuda.is_available():
         return
     whole = list(model._no_split_modules or [])
-    memory = get_balanced_memory(model, no_split_module_classes=whole) | {"cpu": sys.maxsize}  # all of it is there now
+    share = (1 - _FREE_FOR_A_PASS) / (1 + _kept_bytes(model) / sum(p.nbytes for p in model.parameters()))
+    free = {gpu: int(free * share) for gpu, free in get_max_memory().items() if isinstance(gpu, int)}
+    memory = get_balanced_memory(model, max_memory=free, no_split_module_classes=whole)
+    memory |= {"cpu": sys.maxsize}  # all of the model is there now
     device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
     dispatch_model(model, device_map, skip_keys=model._skip_keys_device_placement)
+
+
+def _kept_bytes(model: PreTrainedModel) -> int:
+    """Bytes of what norm-based attention keeps: the products of all heads' output projections with each other, float32.
+
+    The products are symmetric, so that those of later with earlier groups of heads do.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return int(config.num_hidden_layers * 4 * width**2 * (groups + 1) / (2 * groups))
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether something may stay in a device's memory from pass to pass: whether a tenth of it is free beside that."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    # torch keeps what it has freed.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused > _FREE_FOR_A_PASS * total
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

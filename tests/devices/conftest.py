@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -18,3 +19,17 @@ def simulated_device():
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name].simulated_device
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """`assert_close(found, expected)`: to within 1e-6 of the largest number; what holds no numbers is the same."""
+
+    def check(found, expected):
+        if not np.issubdtype(np.asarray(expected).dtype, np.floating):
+            np.testing.assert_array_equal(found, expected)
+            return
+        scale = np.nanmax(np.abs(expected), initial=0)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)
+
+    return check

@@ -203,7 +203,15 @@ class SimulatedTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, inner: Tensor, marker: torch.device, simulated: SimulatedDevice) -> SimulatedTensor:
+    def __new__(
+        cls,
+        inner: Tensor,
+        marker: torch.device | None = None,
+        simulated: SimulatedDevice | None = None,
+        requires_grad: bool = True,
+    ) -> Any:
+        if marker is None or simulated is None:  # as accelerate makes parameters, of the class they have
+            return torch.nn.Parameter(inner, requires_grad)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -214,6 +222,9 @@ class SimulatedTensor(Tensor):
         )
         made.inner, made.simulated = inner, simulated
         return made
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -298,12 +309,19 @@ class _Functions(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention and not torch.is_grad_enabled():
             return self._attend(args, kwargs)
         if func is torch.device:
-            return func(*args, **kwargs)
+            return func(*map(self._numbered, args), **kwargs) if len(args) == 1 else func(*args, **kwargs)
         if func is torch.Tensor.pin_memory:  # needs a real device
             return args[0]
+        if func in (torch.Tensor.to, torch._C._nn._parse_to):  # which also take the number of a device
+            args = tuple(self._numbered(value) for value in args)
+        if "device" in kwargs:
+            kwargs["device"] = self._numbered(kwargs["device"])
         args = tuple(simulated.marked(value) for value in args)
         kwargs = {key: simulated.marked(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
+
+    def _numbered(self, value: Any) -> Any:
+        return f"{self.simulated.name}:{value}" if type(value) is int else value
 
     def _from_data(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         device = kwargs.pop("device", None)
@@ -311,7 +329,7 @@ class _Functions(TorchFunctionMode):
             like, *args = args
             device = like.device if device is None else device
             func, kwargs = torch.tensor, {"dtype": like.dtype, **kwargs}
-        device = self.simulated.marked(device)
+        device = self.simulated.marked(self._numbered(device))
         grad = kwargs.pop("requires_grad", False)
         made = func(*args, **kwargs) if device is None else func(*args, **kwargs).to(device)
         return made.requires_grad_() if grad else made
@@ -422,6 +440,9 @@ def _replacements(simulated: SimulatedDevice, bfloat16: bool, memory: int) -> di
         "torch.cuda.current_device": lambda: 0,
         "torch.cuda.set_device": lambda _: None,
         "torch.cuda.mem_get_info": lambda *_: (memory, memory),
+        "torch.cuda.memory_reserved": lambda *_: 0,
+        "torch.cuda.memory_allocated": lambda *_: 0,
+        "torch.cuda.get_device_properties": lambda *_: SimpleNamespace(total_memory=memory, is_integrated=False),
         "torch.cuda.is_bf16_supported": lambda including_emulation=True: bfloat16 or including_emulation,
         "torch.cuda.get_device_capability": lambda *_: (9, 0) if bfloat16 else (7, 0),
         "torch.cuda.get_device_name": lambda *_: "simulated",

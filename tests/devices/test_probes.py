@@ -1,6 +1,5 @@
 """Every probe, generation and an evaluation on a simulated GPU: the numbers of the CPU, and no mixture of devices."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -39,7 +38,7 @@ def arrays(result):
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_finds_the_numbers_of_the_cpu(name, folder, samples, simulated_device):
+def test_a_probe_finds_the_numbers_of_the_cpu(name, folder, samples, simulated_device, assert_close):
     probe, options = PROBES[name]
     samples = samples[: 5 if name == "alignment" else 3]
     on_cpu = lsm_probe.load(folder, device="cpu")
@@ -57,7 +56,7 @@ def test_a_probe_finds_the_numbers_of_the_cpu(name, folder, samples, simulated_d
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_probe_needs_no_float64(name, tiny_lsm_folder, tiny_llm_folder, samples, simulated_device):
+def test_a_probe_needs_no_float64(name, tiny_lsm_folder, tiny_llm_folder, samples, simulated_device, assert_close):
     probe, options = PROBES[name]
     folder, samples = (tiny_lsm_folder, samples[:5]) if name == "alignment" else (tiny_llm_folder, samples[:2])
     expected = arrays(probe(lsm_probe.load(folder, device="cpu"), samples, **options))
@@ -70,14 +69,14 @@ def test_a_probe_needs_no_float64(name, tiny_lsm_folder, tiny_llm_folder, sample
         assert_close(found[key], values)
 
 
-def test_text_ability_needs_no_float64(tiny_llm_folder, samples, simulated_device):
+def test_text_ability_needs_no_float64(tiny_llm_folder, samples, simulated_device, assert_close):
     expected = lsm_probe.text_ability(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:3])
     with simulated_device("mps"):
         found = lsm_probe.text_ability(lsm_probe.load(tiny_llm_folder, device="mps", dtype="float32"), samples[:3])
     assert_close(found.counts, expected.counts)
 
 
-def test_a_timeline_finds_the_numbers_of_the_cpu(tiny_lsm_folder, samples, simulated_device, monkeypatch):
+def test_a_timeline_finds_the_numbers_of_the_cpu(tiny_lsm_folder, samples, simulated_device, assert_close, monkeypatch):
     monkeypatch.setattr(timeline_module, "word_times", lambda waveform, text: [])
     expected = lsm_probe.timeline(lsm_probe.load(tiny_lsm_folder, device="cpu"), samples[3], max_new_tokens=6)
     with simulated_device():
@@ -106,12 +105,3 @@ def test_a_model_whose_weights_are_on_two_devices_is_refused_as_cuda_refuses_it(
             checkpoint.model.model.layers[1].to(other)
             with pytest.raises(RuntimeError, match=f"same device, but found at least two devices, .*{other}"):
                 lsm_probe.attention(checkpoint, samples[:1], **QUICK)
-
-
-def assert_close(found, expected):
-    """To within 1e-6 of the largest number."""
-    if not np.issubdtype(np.asarray(expected).dtype, np.floating):
-        np.testing.assert_array_equal(found, expected)
-        return
-    scale = np.nanmax(np.abs(expected), initial=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.instruments.capture import LayerAttention, Visit, capture, checked_errors, error_bounds
 from lsm_probe.instruments.norms import output_metric, recompose
+from lsm_probe.models.devices import has_room
 
 
 class RunPass(Protocol):
@@ -125,9 +126,12 @@ class CheckedLayers:
         expected = recompose(alpha, value, w_o, bias)
         place = f"attention of layer {layer} cannot be measured through {self.library}"
         self._errors.append(checked_errors(expected, actual, self.row_mask, error_bounds(output.dtype), place))
-        if layer not in self.metrics:
-            self.metrics[layer] = output_metric(w_o, value.shape[1])
-        self.visit(LayerAttention(layer, alpha, value, self.metrics[layer]))
+        metric = self.metrics.get(layer)
+        if metric is None:
+            metric = output_metric(w_o, value.shape[1])
+            if has_room(w_o.device):
+                self.metrics[layer] = metric
+        self.visit(LayerAttention(layer, alpha, value, metric))
 
     def errors_by_sample(self) -> list[Tensor]:
         """The self-check's relative errors: `[layers, rows]` for each sample."""

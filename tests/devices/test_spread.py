@@ -1,0 +1,87 @@
+"""A model over all GPUs, and over the CPU where it does not fit: what attention keeps is counted too."""
+
+import numpy as np
+import pytest
+import torch
+
+import lsm_probe
+from lsm_probe.instruments import capture
+from lsm_probe.models.devices import is_offloaded
+
+QUICK = {"response": "reference", "batch_size": 2}
+KEPT = 3 * 4 * 48**2 * 3 // 4  # bytes: 3 layers; of the products of 6 x 6 heads of width 8, 3 of 2 x 2 groups
+PROBES = {
+    "attention": (lsm_probe.attention, {"max_new_tokens": 4}),
+    "knockout": (lsm_probe.knockout, {**QUICK, "single_heads": True}),
+    "sensitivity": (lsm_probe.sensitivity, {**QUICK, "instructions": lsm_probe.read_pool("probing")}),
+    "importance": (lsm_probe.importance, {**QUICK, "mode": "signed"}),
+}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The bytes of the products of output projections, in the order they are made in."""
+    sizes, output_metric = [], capture.output_metric
+
+    def note(w_o, kv_heads):
+        metric = output_metric(w_o, kv_heads)
+        sizes.append(sum(block.nbytes for block in metric))
+        return metric
+
+    monkeypatch.setattr(capture, "output_metric", note)
+    return sizes
+
+
+def layers_off_the_gpus(checkpoint):
+    return sum(is_offloaded(layer) for layer in checkpoint.llm.model.layers)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_model_over_two_gpus_gives_the_numbers_of_the_cpu(
+    name, tiny_llm_folder, samples, simulated_device, assert_close
+):
+    probe, options = PROBES[name]
+    expected = probe(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:2], **options)
+    with simulated_device(count=2):
+        checkpoint = lsm_probe.load(tiny_llm_folder, device="spread", dtype="float32")
+        assert {parameter.device.index for parameter in checkpoint.model.parameters()} == {0, 1}
+        found = probe(checkpoint, samples[:2], **options)
+    for key, values in expected._arrays().items():
+        assert_close(found._arrays()[key], values)
+
+
+def test_what_attention_keeps_is_counted(tiny_llm_folder, tiny_llm, simulated_device):
+    weights = sum(parameter.nbytes for parameter in tiny_llm.model.parameters())
+    layer = sum(parameter.nbytes for parameter in tiny_llm.llm.model.layers[0].parameters())
+    assert 0.05 * weights < KEPT
+    # A tenth is left free, and accelerate leaves room for a layer.
+    for memory, off in ((1.12 * (weights + KEPT) + layer, 0), (1.12 * weights, 1)):
+        with simulated_device(count=1, memory=int(memory)):
+            assert layers_off_the_gpus(lsm_probe.load(tiny_llm_folder, device="spread", dtype="float32")) >= off
+
+
+def test_of_layers_that_are_off_the_gpu_nothing_is_kept(tiny_llm_folder, samples, simulated_device, made):
+    expected = lsm_probe.attention(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:4], **QUICK)
+    made.clear()
+    with simulated_device(count=1, memory=300_000):
+        checkpoint = lsm_probe.load(tiny_llm_folder, device="spread", dtype="float32")
+        off = layers_off_the_gpus(checkpoint)
+        assert 0 < off < 3
+        found = lsm_probe.attention(checkpoint, samples[:4], **QUICK)
+    assert len(made) == (3 - off) + 2 * off  # two batches
+    np.testing.assert_allclose(found.norms, expected.norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("free", [0.05, 0.5])
+def test_products_are_kept_where_a_tenth_of_the_memory_stays_free(
+    tiny_llm_folder, samples, simulated_device, made, monkeypatch, free
+):
+    expected = lsm_probe.attention(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:4], **QUICK)
+    made.clear()
+    with simulated_device():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (int(free * 1000), 1000))
+        checkpoint = lsm_probe.load(tiny_llm_folder, dtype="float32")
+        found = lsm_probe.attention(checkpoint, samples[:4], **QUICK)
+    assert len(made) == (3 if free > 0.1 else 6)
+    assert sum(made[:3]) == KEPT
+    np.testing.assert_allclose(found.norms, expected.norms, rtol=1e-5)
