@@ -233,7 +233,7 @@ class StageRun:
         missing = states.missing([sample for samples in sets for sample in samples])
         share = missing[self.state.process_index :: self.state.num_processes]
         encoder: Any = checkpoint.model.audio_tower
-        before = encoder.device  # the CPU, of a model that is sharded later
+        before = next(encoder.parameters()).device  # the CPU, of a model that is sharded later
         encoder.to(self.state.device)
         states.fill(checkpoint, share, problems, on_progress=self.on_progress)
         encoder.to(before)

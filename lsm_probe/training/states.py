@@ -77,7 +77,7 @@ class SpeechStates:
         if not batch:
             return
         lsm: Any = checkpoint.model
-        device = lsm.audio_tower.device
+        device = next(lsm.audio_tower.parameters()).device
         inputs = {name: torch.cat([features[name] for _, features in batch]).to(device) for name in batch[0][1]}
         with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             states, lengths = lsm.encode_speech(**inputs)
