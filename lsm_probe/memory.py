@@ -73,6 +73,29 @@ def run_in_halves(
     return [*run_in_halves(run, batch[:half], alone), *run_in_halves(run, batch[half:], alone)]
 
 
+def run_in_smaller_batches(run: Callable[[int], Result], batch_size: int, item: str) -> Result:
+    """Runs all of something in batches of this size, or from the start in smaller ones where memory runs out.
+
+    Args:
+        run: does it, given the size.
+        batch_size: the largest, halved down to 1.
+        item: what a batch of one holds, for the error.
+
+    Raises:
+        InputError: not even one fits.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1:
+                raise InputError(f"{item} alone does not fit into memory: shorten it") from error
+            release_memory(error)
+        batch_size //= 2
+
+
 @contextmanager
 def fitting(name: str, device: torch.device | str) -> Iterator[None]:
     """Loads a model, or moves it to a device, in the block.

@@ -11,12 +11,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from accelerate.utils import find_executable_batch_size
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.mmlu import not_installed
 from lsm_probe.instruments.scoring import NOT_FINITE
+from lsm_probe.memory import run_in_smaller_batches
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.rotary import depends_on_length
 from lsm_probe.models.sparse_attention import find_exact_length
@@ -70,11 +70,10 @@ class Harness:
         of the likeliest answer, and `cut`, whether the beginning of its prompt was cut off to fit the context.
 
         Raises:
-            InputError: log-probabilities are not finite.
+            InputError: log-probabilities are not finite, or a question does not fit into memory.
         """
         from lm_eval import evaluate
 
-        @find_executable_batch_size(starting_batch_size=self.batch_size)
         def answer(batch_size: int) -> dict[str, Any]:
             self.lm.batch_size_per_gpu = batch_size
             loaded = self.tasks.load([task])
@@ -84,7 +83,7 @@ class Harness:
             return dict(evaluate(self.lm, loaded, bootstrap_iters=0))
 
         with _quiet():
-            questions = answer()["samples"][task]
+            questions = run_in_smaller_batches(answer, self.batch_size, f"a question of {task}")["samples"][task]
         for question in questions:
             likelihoods = np.array([likelihood for likelihood, _ in question["filtered_resps"]], dtype=np.float64)
             if not np.isfinite(likelihoods).all():

@@ -79,7 +79,7 @@ def build_lsm(
     model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
     processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
-    # transformers puts quantised ones on a GPU by itself, and wraps `to` without its type
+    # Transformers puts quantised LLMs on a GPU by itself; it wraps `to` without its type.
     model.to(input_device(language_model))  # type: ignore[arg-type]
     built = Lsm("untrained", model.eval(), processor)
     tower_weights = vars(identify(encoder, whisper.config))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 
 import lsm_probe
 from lsm_probe.instruments import capture
@@ -11,7 +12,8 @@ from lsm_probe.models.devices import is_offloaded
 QUICK = {"response": "reference", "batch_size": 2}
 KEPT = 3 * 4 * 48**2 * 3 // 4  # bytes: 3 layers; of the products of 6 x 6 heads of width 8, 3 of 2 x 2 groups
 PROBES = {
-    "attention": (lsm_probe.attention, {"max_new_tokens": 4}),
+    "attention": (lsm_probe.attention, {"max_new_tokens": 4, "tokens": True}),
+    "alignment": (lsm_probe.alignment, {"batch_size": 4, "perplexity": 2.0}),
     "knockout": (lsm_probe.knockout, {**QUICK, "single_heads": True}),
     "sensitivity": (lsm_probe.sensitivity, {**QUICK, "instructions": lsm_probe.read_pool("probing")}),
     "importance": (lsm_probe.importance, {**QUICK, "mode": "signed"}),
@@ -32,22 +34,48 @@ def made(monkeypatch):
     return sizes
 
 
+def lay(model):
+    """Over two GPUs, so that what follows in the model's run mostly lies on the other one."""
+    llm = "language_model"
+    first = ("multi_modal_projector", f"{llm}.model.embed_tokens", f"{llm}.model.rotary_emb", f"{llm}.model.layers.0")
+    second = ("audio_tower", *(f"{llm}.model.layers.{i}" for i in (1, 2)), f"{llm}.model.norm", f"{llm}.lm_head")
+    dispatch_model(model, {**dict.fromkeys(first, 0), **dict.fromkeys(second, 1)}, main_device="cuda:0")
+
+
+def untied(folder, device):
+    """The LSM; its head has weights of its own, so that it can lie elsewhere than the embeddings."""
+    checkpoint = lsm_probe.load(folder, device=device, dtype="float32")
+    head = checkpoint.llm.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return checkpoint
+
+
 def layers_off_the_gpus(checkpoint):
     return sum(is_offloaded(layer) for layer in checkpoint.llm.model.layers)
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_a_model_over_two_gpus_gives_the_numbers_of_the_cpu(
-    name, tiny_llm_folder, samples, simulated_device, assert_close
+def test_an_lsm_over_two_gpus_gives_the_numbers_of_the_cpu(
+    name, tiny_lsm_folder, samples, simulated_device, assert_close
 ):
     probe, options = PROBES[name]
-    expected = probe(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:2], **options)
+    samples = samples[: 5 if name == "alignment" else 2]
+    expected = probe(untied(tiny_lsm_folder, "cpu"), samples, **options)
+    with simulated_device(count=2):
+        checkpoint = untied(tiny_lsm_folder, "cpu")
+        lay(checkpoint.model)
+        found = probe(checkpoint, samples, **options)
+    for key, values in expected._arrays().items():
+        assert_close(found._arrays()[key], values)
+
+
+def test_spread_takes_all_gpus(tiny_llm_folder, samples, simulated_device, assert_close):
+    expected = lsm_probe.attention(lsm_probe.load(tiny_llm_folder, device="cpu"), samples[:2], **QUICK)
     with simulated_device(count=2):
         checkpoint = lsm_probe.load(tiny_llm_folder, device="spread", dtype="float32")
         assert {parameter.device.index for parameter in checkpoint.model.parameters()} == {0, 1}
-        found = probe(checkpoint, samples[:2], **options)
-    for key, values in expected._arrays().items():
-        assert_close(found._arrays()[key], values)
+        found = lsm_probe.attention(checkpoint, samples[:2], **QUICK)
+    assert_close(found.norms, expected.norms)
 
 
 def test_what_attention_keeps_is_counted(tiny_llm_folder, tiny_llm, simulated_device):

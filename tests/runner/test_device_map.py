@@ -1,12 +1,9 @@
-"""Layers on several devices, or off them between their runs: the same numbers as in one place."""
+"""Weights that are on a device only while their layer runs, and how layers are divided among devices."""
 
 import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakIdKeyDictionary
 
 import lsm_probe
 from lsm_probe.errors import InputError
@@ -83,106 +80,6 @@ def test_importance_refuses_weights_that_can_have_no_gradients(tiny_lsm_folder, 
     offload(checkpoint.model, kind, tmp_path)
     with pytest.raises(InputError, match="get no gradients: give more GPUs"):
         lsm_probe.importance(checkpoint, taken, **QUICK)
-
-
-# On several devices
-
-
-class TwoGpus(TorchFunctionMode):
-    """Two GPUs pretended on the CPU. As on real ones, what takes tensors from two devices at once fails.
-
-    Knows where each tensor is: on the CPU, unless it was sent or made elsewhere, or made of what is elsewhere. Single
-    numbers and indices may come from the CPU.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.place = WeakIdKeyDictionary()
-
-    def put(self, module, device):
-        """Lays a module's weights there, and has what it is called with sent after."""
-        for tensor in (*module.parameters(), *module.buffers()):
-            self.place[tensor] = device
-
-        def send(module, args, kwargs):
-            def to(value):
-                return value.to(device) if isinstance(value, torch.Tensor) else value
-
-            # Keys and values stay with their layers.
-            return tree_map(to, args), {k: v if k == CACHE else tree_map(to, v) for k, v in kwargs.items()}
-
-        module.register_forward_pre_hook(send, with_kwargs=True)
-
-    def of(self, tensor):
-        return self.place.get(tensor, CPU)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(function, "__name__", "")
-        if function == torch.Tensor.device.__get__:
-            return self.of(args[0])
-        if name == "to":
-            return self._send(args[0], *args[1:], *kwargs.values())
-        if name == "cpu":
-            return self._send(args[0], CPU)
-        made_on = torch.device(kwargs.get("device") or CPU)
-        found = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        places = {self.of(tensor) for tensor in found if tensor.dim() or self.of(tensor) != CPU}
-        if name == "__getitem__":
-            places = {self.of(args[0])} | places - {CPU}
-        if name == "__deepcopy__":  # all that was copied before is among its arguments
-            places = {self.of(args[0])}
-        if len(places) > 1 or (name == "numpy" and places - {CPU}):
-            raise RuntimeError(f"{name} cannot take tensors on {places}")
-        made = function(*args, **({**kwargs, "device": "cpu"} if "device" in kwargs else kwargs))
-        place = made_on if "device" in kwargs else next(iter(places), CPU)
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and place != CPU:
-                self.place[tensor] = place
-        return made
-
-    def _send(self, tensor, *where):
-        device, dtype = self.of(tensor), tensor.dtype
-        for value in where:
-            if isinstance(value, torch.Tensor):
-                device, dtype = self.of(value), value.dtype
-            elif isinstance(value, torch.dtype):
-                dtype = value
-            elif isinstance(value, torch.device | str):
-                device = torch.device(value)
-        sent = tensor.to(dtype, copy=device != self.of(tensor))
-        self.place[sent] = device
-        return sent
-
-
-def lay(model, gpus):
-    """What follows in the model's run mostly lies on the other GPU."""
-    llm = model.language_model
-    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
-    for module in (llm.model.embed_tokens, llm.model.rotary_emb, model.multi_modal_projector, llm.model.layers[0]):
-        gpus.put(module, first)
-    for module in (model.audio_tower, *llm.model.layers[1:], llm.model.norm, llm.lm_head):
-        gpus.put(module, second)
-
-
-@pytest.mark.parametrize("name", PROBES)
-def test_layers_on_two_gpus_give_the_same_numbers(tiny_lsm_folder, taken, in_place, name):
-    checkpoint = load(tiny_lsm_folder)
-    probe, options = PROBES[name]
-    gpus = TwoGpus()
-    lay(checkpoint.model, gpus)
-    with gpus:
-        result = probe(checkpoint, taken, **options)
-    assert_same(result, in_place[name])
-
-
-def test_the_pretended_gpus_refuse_to_mix():
-    with TwoGpus():
-        first, second = torch.ones(2, device="cuda:0"), torch.ones(2).to("cuda:1")
-        for other in (second, torch.ones(2)):
-            with pytest.raises(RuntimeError, match="mul cannot take"):
-                first * other
-        assert (first * second.to(first.device)).device == first.device
 
 
 # The split
