@@ -1,8 +1,8 @@
 """Capture: the one place that looks inside attention modules.
 
 A function in the place of the stock attention calls it for the output, so the model's numbers do not change by a bit,
-and shows query, key and value to whoever is capturing. Every captured layer checks itself: alpha, v and W_O must
-reproduce what the attention module put out, or the numbers are refused.
+and shows query, key and value to whoever is capturing. Every captured layer checks itself (`self_check.py`). Nothing in
+a pass makes the CPU wait for the device: rows are prepared before it, errors judged after it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lsm_probe.errors import InputError, NotMeasurable, SampleFault
-from lsm_probe.instruments.norms import attention_weights, output_metric, recompose
+from lsm_probe.errors import InputError, NotMeasurable
+from lsm_probe.instruments.norms import OutputMetric, attention_weights, output_metric, recompose
+from lsm_probe.instruments.self_check import SelfCheck, error_bounds
 from lsm_probe.models.devices import has_room, is_offloaded
 from lsm_probe.models.layers import find_decoder
 from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, is_dense, quantised_tensor
@@ -89,65 +90,13 @@ class LayerAttention:
     layer: int
     alpha: Tensor
     value: Tensor
-    metric: list[Tensor]
+    metric: OutputMetric
 
 
 Visit = Callable[[LayerAttention], None]
 """Called once for each layer of a captured forward pass."""
 Block = Callable[[int], Tensor | None]
 """The keys that no query may see in a layer, True in `[batch, 1 or heads, keys]` (query heads); None where all may."""
-
-
-def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
-    """Largest median and largest worst-row relative error of the self-check accepted.
-
-    In half precision the bounds are the attention module's own rounding, measured.
-    """
-    return (1e-5, 1e-5) if dtype in (torch.float32, torch.float64) else (5e-3, 2e-2)
-
-
-def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """Median and worst of the self-check's relative errors, of any shapes, with their bounds for the model's dtype."""
-    flat = torch.cat([e.flatten() for e in errors])
-    median_bound, worst_bound = error_bounds(dtype)
-    found = {"median": flat.median().item(), "worst": flat.max().item()}
-    return found | {"median_bound": median_bound, "worst_bound": worst_bound}
-
-
-def checked_errors(
-    expected: Tensor, actual: Tensor, row_mask: Tensor, bounds: tuple[float, float], place: str
-) -> Tensor:
-    """Relative errors `|expected - actual| / |actual|` of each row, `[batch, rows]`, where they are within bounds.
-
-    Args:
-        expected: what alpha, v and W_O give, `[batch, rows, d]`.
-        actual: what the attention put out at these rows, `[batch, rows, d]`.
-        row_mask: `[batch, rows]`, False for padding.
-        bounds: as in [`error_bounds`].
-        place: whose attention this is; begins the line of an error.
-
-    Raises:
-        InputError: alpha, v and W_O do not reproduce the output.
-        SampleFault: the output is not finite, or half precision may be what rounds too coarsely.
-    """
-    actual = actual.to(expected.dtype)
-    # An attention that puts out nothing at all is reproduced by nothing, not by 0 / 0.
-    errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(torch.finfo(expected.dtype).tiny)
-    real = errors[row_mask]
-    median_bound, worst_bound = bounds
-    if not actual.isfinite().all():
-        raise SampleFault(f"{place}: its output is not finite (NaN in the weights, or float16 overflows)")
-    # Written so that NaN is refused too.
-    if not (real.median() <= median_bound and real.max() <= worst_bound):
-        # In half precision a single sample may round too coarsely.
-        half = median_bound > error_bounds(torch.float32)[0]
-        raise (SampleFault if half else InputError)(
-            f"{place}: alpha, v and W_O do not reproduce its output (relative error: median {real.median():.1e}, worst "
-            f"{real.max():.1e}; bounds {median_bound:.0e} and {worst_bound:.0e}), so something else stands between "
-            "them, such as a gate or a norm"
-            + (", or half precision rounds too coarsely: try --dtype float32" if half else "")
-        )
-    return errors
 
 
 class Capture:
@@ -157,9 +106,12 @@ class Capture:
         self.layers = {id(layer.module): layer for layer in layers}
         self._visit: Visit | None = None
         self._block: Block = lambda layer: None
-        self._metrics: dict[tuple[int, torch.dtype], list[Tensor]] = {}
-        self._rows = self._row_mask = torch.empty(0)
+        self._metrics: dict[tuple[int, torch.dtype], OutputMetric] = {}
+        self._rows_on: Callable[[torch.device], Tensor] = torch.empty(0).to
+        self._first_row = 0
         self._expected: dict[int, Tensor] = {}
+        self._compared: list[int] = []
+        self._check = SelfCheck(torch.empty(0))
         self._errors: dict[int, Tensor] = {}
         self._last_output: tuple[AttentionLayer, Tensor] | None = None
 
@@ -170,16 +122,20 @@ class Capture:
         """Captures the one forward pass inside the block.
 
         Args:
-            rows: query positions to look at, `[batch, rows]`.
+            rows: query positions to look at, `[batch, rows]`; on the CPU they cost no wait.
             row_mask: `[batch, rows]`, False for padding among them; a padded row must name a real position.
-            visit: shown every layer.
+            visit: shown every layer, before the self-check at the end of the pass: numbers are sound if that passes.
             block: keys taken out of a layer's attention, for every query of the pass: what remains is normalised
                 again. Where it blocks nothing, the model's numbers do not change by a bit.
 
         Raises:
             InputError: if a layer's attention cannot be measured exactly; the line names the module.
         """
-        self._rows, self._row_mask, self._visit, self._block = rows, row_mask, visit, block
+        rows, row_mask = rows.cpu(), row_mask.cpu()
+        self._rows_on, self._first_row = cache(rows.to), int(rows.min())
+        self._visit, self._block = visit, block
+        self._check = SelfCheck(row_mask)
+        self._compared.clear()
         self._errors.clear()
         token = _active.set(self)
         try:
@@ -188,15 +144,17 @@ class Capture:
             _active.reset(token)
             self._expected.clear()
             self._last_output = None
+        self._errors.update(zip(self._compared, self._check.judge(), strict=True))
         for layer in self.layers.values():
             if layer.index not in self._errors:
                 raise _refusal(layer, "it does not go through transformers' attention interface")
 
     def errors_by_sample(self) -> list[Tensor]:
         """The self-check's relative errors in the last captured pass: `[layers, rows]` for each sample."""
-        errors = torch.stack([self._errors[i].cpu() for i in sorted(self._errors)], 1)
-        return [e[:, m] for e, m in zip(errors, self._row_mask.cpu(), strict=True)]
+        errors = torch.stack([self._errors[i] for i in sorted(self._errors)], 1)
+        return [e[:, m] for e, m in zip(errors, self._check.row_mask, strict=True)]
 
+    @torch.no_grad()
     def see(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> Tensor | None:
@@ -207,7 +165,7 @@ class Capture:
         for variant, name in (("softcap", "a softcap on its scores"), ("position_bias", "a position bias")):
             if kwargs.get(variant) is not None:
                 raise _refusal(layer, f"it uses {name}, which is not supported")
-        if layer.index in self._expected or layer.index in self._errors:
+        if layer.index in self._expected or layer.index in self._compared:
             raise _refusal(layer, "it attends more than once in a pass")
         is_causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -218,10 +176,11 @@ class Capture:
         alpha = attention_weights(
             query,
             key,
-            self._rows.to(query.device),
+            self._rows_on(query.device),
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             mask=mask,
             causal=causal and query.shape[2] > 1,
+            first_row=self._first_row,
             sinks=kwargs.get("s_aux"),
         )
         w_o, bias = layer.output_weight(query.shape[1], value)
@@ -236,17 +195,17 @@ class Capture:
             self._visit(LayerAttention(layer.index, alpha, value, metric))
         return mask
 
+    @torch.no_grad()
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:
-        """Raises InputError if the module's own output `[batch, tokens, d]` is not what was recomposed."""
+        """Adds how far the module's own output `[batch, tokens, d]` is from what was recomposed to the self-check."""
         expected = self._expected.pop(layer.index, None)
         if expected is None:
             return
         self._last_output = (layer, output)
-        rows, row_mask = self._rows.to(output.device), self._row_mask.to(output.device)
+        rows = self._rows_on(output.device)
         actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1]))
-        self._errors[layer.index] = checked_errors(
-            expected, actual, row_mask, error_bounds(output.dtype), _place(layer)
-        )
+        self._compared.append(layer.index)
+        self._check.add(_place(layer), expected, actual, error_bounds(output.dtype))
 
     def watch_sibling(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Refuses a layer whose attention output goes through another module before it joins the residual stream."""

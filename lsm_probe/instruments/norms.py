@@ -6,19 +6,26 @@ and the output bias left out. `a(m, j)` is its Euclidean norm.
 
 Building the vectors would take `[heads, rows, keys, d]`. But `a(m, j)^2 = alpha_mj^T G_j alpha_mj` with the small
 Gram matrix `G_j[h, i] = f^h(x_j) f^i(x_j)^T = v^h(x_j) (W_O^h W_O^i^T) v^i(x_j)^T`, exactly, and the square roots of
-`G_j`'s diagonal are the norms of the single heads. The products of the weights are made once; G being symmetric, half
-of them do, so that a key costs about `d^2 / 2` multiply-adds a layer, where the layer itself costs some `12 d^2`.
+`G_j`'s diagonal are the norms of the single heads. The products of the weights are made once. `G_j` being symmetric,
+half of it does: every pair of heads is computed once and counted twice.
 
-Axis names: B batch, H query heads, R rows (query positions), K keys (key positions), e head width, d model width.
+Axis names: B batch, H query heads, G groups of query heads that share a value, q query heads of a group, R rows (query
+positions), K keys (key positions), N keys of all samples, P pairs of heads, e head width, d model width.
 All sums are accumulated in float32 (float64 for float64 input).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_NUMBERS_ON_CPU, _NUMBERS_ON_DEVICE = 2**22, 2**27
+"""Numbers computed at a time. On the CPU 16 MiB of float32, near what caches hold: more was slower at the size of 7B
+models. Elsewhere 512 MiB, so that there are few launches."""
 
 
 def attention_weights(
@@ -29,6 +36,7 @@ def attention_weights(
     scaling: float,
     mask: Tensor | None,
     causal: bool,
+    first_row: int = 0,
     sinks: Tensor | None = None,
 ) -> Tensor:
     """Recomputes the attention probabilities of chosen rows.
@@ -41,98 +49,153 @@ def attention_weights(
         mask: what transformers hands to its sdpa attention: None, boolean (True = may attend) or additive,
             `[B or 1, H or 1, T, K]`.
         causal: whether a row sees only keys at or before it; used where there is no mask.
+        first_row: no row is before this position. A causal row sees all keys up to here, which saves masking them.
         sinks: `[H]`, a score of each head that takes its share of the probability and has no value (gpt-oss).
 
     Returns:
-        alpha, `[B, H, R, K]`, float32 (float64 for float64 input).
+        alpha, `[B, H, R, K]`, float32 (float64 for float64 input). In memory keys are the outermost axis, as
+        [`norm_attention`] reads them.
     """
     dtype = _compute_dtype(query)
     batch, heads, _, width = query.shape
     kv_heads, keys = key.shape[1:3]
-    chosen = query.gather(2, rows[:, None, :, None].expand(batch, heads, -1, width)).to(dtype)
-    grouped = chosen.reshape(batch, kv_heads, -1, width)  # the query heads of a group side by side with their rows
-    scores = (grouped @ key.to(dtype).transpose(2, 3)).view(batch, heads, -1, keys).mul_(scaling)
+    chosen = query.gather(2, rows[:, None, :, None].expand(batch, heads, -1, width)).to(dtype) * scaling
+    grouped = chosen.reshape(batch * kv_heads, -1, width)  # the query heads of a group side by side with their rows
+    scores = key.to(dtype).flatten(0, 1) @ grouped.mT  # [B * H_kv, K, q * R]
+    scores = scores.transpose(0, 1).reshape(keys, batch, heads, -1)
     if mask is not None:
         mask = mask.expand(batch, -1, -1, keys)
-        mask = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, keys))
+        mask = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, keys)).permute(3, 0, 1, 2)
         scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
     elif causal:
-        seen = torch.arange(keys, device=rows.device) <= rows[:, None, :, None]
-        scores = scores.masked_fill_(~seen, -torch.inf)
+        positions = torch.arange(first_row, keys, device=rows.device)[:, None, None, None]
+        scores[first_row:].masked_fill_(positions > rows[:, None], -torch.inf)
     if sinks is None:
-        return scores.softmax(-1)
-    sink = sinks.to(dtype)[:, None, None].expand(batch, -1, scores.shape[2], 1)
-    return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+        alpha = scores.softmax(0)
+    else:
+        sink = sinks.to(dtype)[:, None].expand(1, batch, -1, scores.shape[3])
+        alpha = torch.cat([scores, sink]).softmax(0)[:-1]
+    return alpha.permute(1, 2, 3, 0)
 
 
-def output_metric(w_o: Tensor, kv_heads: int) -> list[Tensor]:
-    """The products `W_O^h W_O^i^T` that turn values into Gram matrices; worth keeping, they depend on weights alone.
+@dataclass(frozen=True)
+class OutputMetric:
+    """Products `W_O^h W_O^i^T` of the output projection, as [`output_metric`] makes them: about `d^2 / 2` numbers.
+
+    The groups form a ring, and each is paired with itself and with the next `G // 2`. This covers all pairs of groups,
+    and every group has equally many, so that batched products do without a loop over groups.
+
+    Attributes:
+        own: pairs of heads inside each group, `[G, e, 1, q * (q + 1) / 2, e]`.
+        others: pairs with the heads of the next groups, `[G, e, G // 2, q * q, e]`.
+        places: where the pairs of each group, `own` and then `others`, stand in a flattened `[H, H]`, `[G, P]`.
+    """
+
+    own: Tensor
+    others: Tensor
+    places: Tensor
+
+
+def output_metric(w_o: Tensor, kv_heads: int) -> OutputMetric:
+    """Multiplies the output projections of heads with each other; worth keeping, for it depends on weights alone.
 
     Args:
         w_o: output projection, `[H, e, d]`, one matrix for each *query* head.
         kv_heads: number of groups of query heads that share a value.
 
     Returns:
-        A matrix for each group g, `[e, (g + 1) * q * q * e]` with `q = H / kv_heads`: the heads of g against the heads
-        of groups 0 to g. float32 (float64 for float64 input).
+        float32 (float64 for float64 input). A pair that stands for two entries of the Gram matrix counts twice.
     """
     w = w_o.to(_compute_dtype(w_o)).unflatten(0, (kv_heads, -1))  # [G, q, e, d]
-    return [torch.einsum("qed,gpfd->egqpf", w[g], w[: g + 1]).flatten(1) for g in range(kv_heads)]
+    q, reach = w.shape[1], kv_heads // 2
+    steps, heads = torch.arange(reach + 1), torch.arange(q)
+    step, head, other = torch.cartesian_prod(steps, heads, heads).unbind(1)
+    kept = (step > 0) | (head >= other)
+    step, head, other = step[kept], head[kept], other[kept]
+    # Groups on opposite sides of the ring are paired from both.
+    once = ((step == 0) & (head == other)) | (2 * step == kv_heads)
+    group = torch.arange(kv_heads)[:, None]
+    places = (group * q + head) * len(w_o) + (group + step) % kv_heads * q + other
+    kept, times = kept.nonzero()[:, 0].to(w.device), torch.where(once, 1, 2)[:, None].to(w.device)
+    ring = torch.cat([w, w[:reach]])
+    pairs = []
+    for g in range(kv_heads):
+        products = torch.einsum("ped,srfd->esprf", w[g], ring[g : g + reach + 1]).flatten(1, 3)
+        pairs.append(products[:, kept] * times)  # [e, P, e]
+    own, others = torch.stack(pairs).split([q * (q + 1) // 2, reach * q * q], 2)
+    return OutputMetric(
+        own[:, :, None].contiguous(), others.unflatten(2, (reach, q * q)).contiguous(), places.to(w.device)
+    )
+
+
+def wanted_keys(key_mask: Tensor) -> Tensor | None:
+    """Which keys a mask `[B, K]` on the host wants, in the form [`norm_attention`] takes: None if all.
+
+    Returns:
+        Positions in the flattened `[K, B]`, `[N]`.
+    """
+    return None if key_mask.all() else key_mask.t().flatten().nonzero()[:, 0]
 
 
 def norm_attention(
-    alpha: Tensor, value: Tensor, metric: list[Tensor], row_weight: Tensor, key_mask: Tensor, *, chunk: int = 256
+    alpha: Tensor,
+    value: Tensor,
+    metric: OutputMetric,
+    row_weight: Tensor,
+    keys: Tensor | None = None,
+    *,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A_j: norm-based attention to each key, averaged over rows (arXiv 2410.03798, equations 6 and 7).
 
+    A key costs `e^2` multiply-adds for each pair of heads, together about `d^2 / 2`, where the projections of a layer
+    cost some `12 d^2`; then `H^2 R` for the squares, and `2 H R` for the means over rows.
+
     Args:
-        alpha: attention probabilities, `[B, H, R, K]`.
+        alpha: attention probabilities, `[B, H, R, K]`; with keys outermost in memory they are not copied.
         value: `[B, H_kv, K, e]`, before it is repeated over the query heads of a group.
         metric: [`output_metric`] of the output projection.
         row_weight: `[B, R]`, weights of the rows, summing to 1 over the real rows of a sample, 0 for padding.
-        key_mask: `[B, K]`, True for the keys wanted; the others come back as 0 and cost nothing.
-        chunk: keys worked on at a time; bounds the memory at about `chunk * H * (q * e + H + 2 R)` numbers.
+        keys: [`wanted_keys`], on the device of alpha; the others come back as 0 and cost nothing.
+        chunk: keys worked on at a time; by default as many as suit the device.
 
     Returns:
         `(a, a_heads)`: `[B, K]`, the norm of the sum over heads; and `[B, H, K]`, the norm of each head.
     """
-    dtype = _compute_dtype(alpha)
-    keys_alpha = alpha.permute(0, 3, 1, 2)[key_mask]  # [N, H, R], N = all wanted keys of the batch
-    keys_value = value.transpose(1, 2)[key_mask].to(dtype)  # [N, H_kv, e]
-    weights = row_weight.to(dtype)[key_mask.nonzero()[:, 0]]  # [N, R]
-    summed, by_head = [], []
-    for a_HR, v_Ge, w_R in zip(keys_alpha.split(chunk), keys_value.split(chunk), weights.split(chunk), strict=True):
-        gram = _gram(v_Ge, metric)
-        squares = (a_HR * (gram @ a_HR)).sum(1)  # [n, R]
-        summed.append((squares.clamp_min_(0).sqrt_() * w_R).sum(-1))
-        head_norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-        by_head.append((a_HR * w_R[:, None]).sum(-1) * head_norms)
-    a = alpha.new_zeros(key_mask.shape)
-    a_heads = alpha.new_zeros(*key_mask.shape, alpha.shape[1])
-    if summed:
-        a[key_mask] = torch.cat(summed)
-        a_heads[key_mask] = torch.cat(by_head)
-    return a, a_heads.transpose(1, 2)
+    batch, heads, _, length = alpha.shape
+    weight = row_weight.to(alpha.dtype).expand(length, -1, -1).flatten(0, 1)[:, None]  # [K * B, 1, R]
+    alpha, value = _keys_first(alpha, value)
+    found = []
+    for part in _parts(keys, len(alpha), chunk or _keys_at_once(alpha, metric)):
+        a_HR, w_R = alpha[part], weight[part]
+        gram = _gram(value[:, part], metric)
+        norms = _squares(a_HR, gram).sqrt_()[:, None]  # [n, 1, R]
+        head_norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt_()
+        found.append(torch.cat([(norms * w_R).sum(2), (a_HR * w_R).sum(2).mul_(head_norms)], 1))
+    a = torch.cat(found) if found else alpha.new_zeros(0, 1 + heads)
+    if keys is not None:
+        a = a.new_zeros(length * batch, 1 + heads).index_copy_(0, keys, a)
+    a = a.view(length, batch, 1 + heads).permute(1, 2, 0)
+    return a[:, 0], a[:, 1:]
 
 
-def row_norms(alpha: Tensor, value: Tensor, metric: list[Tensor], *, chunk: int = 256) -> Tensor:
+def row_norms(alpha: Tensor, value: Tensor, metric: OutputMetric, *, chunk: int | None = None) -> Tensor:
     """a(m, j) itself, of every row and key: what [`norm_attention`] averages over rows.
 
     Args:
         alpha: `[B, H, R, K]`.
         value: `[B, H_kv, K, e]`.
         metric: [`output_metric`] of the output projection.
-        chunk: keys worked on at a time, over all samples.
+        chunk: as in [`norm_attention`].
 
     Returns:
         `[B, R, K]`.
     """
-    keys_alpha = alpha.permute(0, 3, 1, 2).flatten(0, 1)  # [B * K, H, R]
-    keys_value = value.transpose(1, 2).flatten(0, 1).to(_compute_dtype(alpha))  # [B * K, H_kv, e]
-    norms = []
-    for a_HR, v_Ge in zip(keys_alpha.split(chunk), keys_value.split(chunk), strict=True):
-        norms.append((a_HR * (_gram(v_Ge, metric) @ a_HR)).sum(1).clamp_min_(0).sqrt_())
-    return torch.cat(norms).unflatten(0, (len(alpha), -1)).transpose(1, 2)
+    batch = len(alpha)
+    alpha, value = _keys_first(alpha, value)
+    parts = _parts(None, len(alpha), chunk or _keys_at_once(alpha, metric))
+    norms = [_squares(alpha[part], _gram(value[:, part], metric)).sqrt_() for part in parts]
+    return torch.cat(norms).unflatten(0, (-1, batch)).permute(1, 2, 0)
 
 
 def recompose(alpha: Tensor, value: Tensor, w_o: Tensor, bias: Tensor | None) -> Tensor:
@@ -159,14 +222,44 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _gram(value: Tensor, metric: list[Tensor]) -> Tensor:
-    """`G_j` for keys `value [n, G, e]`: `[n, H, H]`."""
-    n, groups, width = value.shape
-    q = math.isqrt(metric[0].shape[1] // width)  # query heads of a group
-    gram = value.new_empty(n, groups, q, groups, q)
-    for g, block in enumerate(metric):
-        half = (value[:, g] @ block).view(n, g + 1, q * q, width)
-        products = half.mul_(value[:, : g + 1, None]).sum(-1).view(n, g + 1, q, q)
-        gram[:, g, :, : g + 1] = products.transpose(1, 2)
-        gram[:, :g, :, g] = products[:, :g].transpose(2, 3)
-    return gram.view(n, groups * q, groups * q)
+def _keys_at_once(alpha: Tensor, metric: OutputMetric) -> int:
+    """How many keys of `alpha [N, H, R]` to work on at a time, so that what is computed of them is of a good size."""
+    numbers = (metric.own.numel() + metric.others.numel()) // metric.own.shape[1] + alpha.shape[1:].numel()
+    return max(1, (_NUMBERS_ON_CPU if alpha.device.type == "cpu" else _NUMBERS_ON_DEVICE) // numbers)
+
+
+def _parts(keys: Tensor | None, total: int, chunk: int) -> Sequence[slice | Tensor]:
+    """The keys wanted, some at a time: as slices, which copy nothing, where all of them are."""
+    if keys is not None:
+        return keys.split(chunk)
+    return [slice(first, first + chunk) for first in range(0, total, chunk)]
+
+
+def _keys_first(alpha: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys of all samples as one axis: alpha `[K * B, H, R]` and value `[G, K * B, e]`, in the same dtype."""
+    value = value.permute(1, 2, 0, 3).flatten(1, 2)
+    return alpha.permute(3, 0, 1, 2).flatten(0, 1), value.to(alpha.dtype)
+
+
+def _gram(value: Tensor, metric: OutputMetric) -> Tensor:
+    """`[n, H, H]` whose quadratic forms are those of `G_j`, with the same diagonal, for keys `value [G, n, e]`."""
+    groups, n, _ = value.shape
+    reach = metric.others.shape[2]
+    next_groups = torch.cat([value[1:], value[:reach]]).unfold(0, reach, 1).permute(0, 1, 3, 2)  # [G, n, G // 2, e]
+    pairs = torch.cat(
+        [_products(value, metric.own, value[:, :, None]), _products(value, metric.others, next_groups)], 2
+    )
+    heads = groups * math.isqrt(metric.others.shape[3])
+    gram = value.new_zeros(n, heads * heads)
+    return gram.index_copy_(1, metric.places.flatten(), pairs.transpose(0, 1).flatten(1)).view(n, heads, heads)
+
+
+def _products(value: Tensor, metric: Tensor, partner: Tensor) -> Tensor:
+    """Pairs of heads of each group: values `[G, n, e]` through the metric times values `[G, n, s, e]`, `[G, n, P]`."""
+    half = torch.bmm(value, metric.flatten(2)).unflatten(2, metric.shape[2:])
+    return half.mul_(partner[:, :, :, None]).sum(-1).flatten(2)
+
+
+def _squares(alpha: Tensor, gram: Tensor) -> Tensor:
+    """`alpha_mj^T G_j alpha_mj` of keys and rows: alpha `[n, H, R]` and gram `[n, H, H]` give `[n, R]`."""
+    return torch.bmm(gram, alpha).mul_(alpha).sum(1).clamp_min_(0)

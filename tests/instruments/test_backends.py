@@ -26,7 +26,7 @@ from lsm_probe import cli
 from lsm_probe.errors import InputError, SampleFault
 from lsm_probe.instruments.backends import open_backend
 from lsm_probe.instruments.backends.foreign import CheckedLayers
-from lsm_probe.instruments.norms import norm_attention, recompose
+from lsm_probe.instruments.norms import norm_attention, recompose, wanted_keys
 from lsm_probe.probes.attention.result import AttentionResult
 
 LIBRARIES = {"transformer-lens": "transformer_lens", "nnsight": "nnsight"}
@@ -93,8 +93,8 @@ def norms_through(backend, model):
     found = []
 
     def visit(layer):
-        weight = ROW_MASK / ROW_MASK.sum(1, True)
-        found.extend(norm_attention(layer.alpha, layer.value, layer.metric, weight, mask > 0))
+        weight, keys = ROW_MASK / ROW_MASK.sum(1, True), wanted_keys(mask > 0)
+        found.extend(norm_attention(layer.alpha, layer.value, layer.metric, weight, keys))
 
     with torch.no_grad(), open_backend(backend, model) as run_pass:
         errors = run_pass(inputs, mask, ROWS, ROW_MASK, visit)

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from lsm_probe.errors import InputError
 from lsm_probe.instruments import capture as capture_module
 from lsm_probe.instruments.capture import capture
-from lsm_probe.instruments.norms import norm_attention
+from lsm_probe.instruments.norms import norm_attention, wanted_keys
 
 SIZE = {
     "hidden_size": 48,
@@ -56,8 +56,8 @@ def measured(model, inputs):
     found = []
 
     def visit(layer):
-        weights = REAL / REAL.sum(1, True)
-        found.append(norm_attention(layer.alpha, layer.value, layer.metric, weights, inputs["attention_mask"] > 0))
+        weights, keys = REAL / REAL.sum(1, True), wanted_keys(inputs["attention_mask"] > 0)
+        found.append(norm_attention(layer.alpha, layer.value, layer.metric, weights, keys))
 
     with torch.no_grad(), capture(model) as captured, captured.at_rows(ROWS, REAL, visit):
         logits = model(**inputs).logits

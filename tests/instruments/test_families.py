@@ -20,7 +20,7 @@ import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.capture import capture, find_attention_layers
-from lsm_probe.instruments.norms import norm_attention
+from lsm_probe.instruments.norms import norm_attention, wanted_keys
 from lsm_probe.instruments.scoring import log_probabilities
 from lsm_probe.models.audio_llm import check_reads_embeddings
 from lsm_probe.models.generation import generate_greedily
@@ -253,8 +253,8 @@ def measured(model, inputs):
     found = []
 
     def visit(layer):
-        weights = REAL / REAL.sum(1, True)
-        found.append(norm_attention(layer.alpha, layer.value, layer.metric, weights, inputs["attention_mask"] > 0))
+        weights, keys = REAL / REAL.sum(1, True), wanted_keys(inputs["attention_mask"] > 0)
+        found.append(norm_attention(layer.alpha, layer.value, layer.metric, weights, keys))
 
     with torch.no_grad(), capture(model) as captured, captured.at_rows(ROWS, REAL, visit):
         logits = model(**inputs).logits

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from lsm_probe.instruments.norms import attention_weights, norm_attention, output_metric, recompose
+from lsm_probe.instruments.norms import (
+    attention_weights,
+    norm_attention,
+    output_metric,
+    recompose,
+    row_norms,
+    wanted_keys,
+)
 
 
 def brute_force(alpha, value, w_o):
@@ -23,7 +30,8 @@ def brute_force(alpha, value, w_o):
 
 
 def norms(alpha, value, w_o, row_weight, key_mask, **options):
-    return norm_attention(alpha, value, output_metric(w_o, value.shape[1]), row_weight, key_mask, **options)
+    metric = output_metric(w_o, value.shape[1])
+    return norm_attention(alpha, value, metric, row_weight, wanted_keys(key_mask), **options)
 
 
 def random_case(heads=6, kv_heads=2, rows=4, keys=9, width=5, d=17, batch=2, seed=0):
@@ -40,8 +48,8 @@ def everything(alpha):
     return torch.full((batch, rows), 1 / rows), torch.ones(batch, keys, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 6), (6, 2), (6, 1), (1, 1)])
-@pytest.mark.parametrize("chunk", [1, 4, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 6), (6, 3), (6, 2), (6, 1), (8, 4), (1, 1)])
+@pytest.mark.parametrize("chunk", [1, 4, None])
 def test_equals_brute_force(heads, kv_heads, chunk):
     alpha, value, w_o = random_case(heads, kv_heads)
     a, a_heads = norms(alpha, value, w_o, *everything(alpha), chunk=chunk)
@@ -55,6 +63,12 @@ def test_is_exact_in_float64():
     row_weight, key_mask = everything(alpha)
     a, _ = norms(alpha, value, w_o, row_weight.double(), key_mask)
     torch.testing.assert_close(a, brute_force(alpha, value, w_o)[0].mean(1), rtol=1e-12, atol=0)
+
+
+def test_the_norms_of_rows_average_to_those_of_keys():
+    alpha, value, w_o = random_case()
+    found = row_norms(alpha, value, output_metric(w_o, 2), chunk=4)
+    torch.testing.assert_close(found.double(), brute_force(alpha, value, w_o)[0], rtol=1e-5, atol=0)
 
 
 def test_masked_keys_and_rows_of_weight_zero_do_not_count():

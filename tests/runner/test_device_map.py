@@ -8,7 +8,6 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 import lsm_probe
 from lsm_probe.errors import InputError
 from lsm_probe.models import devices as device_map
-from lsm_probe.models.kv_cache import CACHE
 
 CPU = torch.device("cpu")
 QUICK = {"max_new_tokens": 4, "batch_size": 4}

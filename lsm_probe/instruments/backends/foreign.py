@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError, SampleFault
-from lsm_probe.instruments.capture import LayerAttention, Visit, capture, checked_errors, error_bounds
-from lsm_probe.instruments.norms import output_metric, recompose
+from lsm_probe.instruments.capture import LayerAttention, Visit, capture
+from lsm_probe.instruments.norms import OutputMetric, output_metric, recompose
+from lsm_probe.instruments.self_check import SelfCheck, error_bounds
 from lsm_probe.models.devices import has_room
 
 
@@ -24,8 +26,8 @@ class RunPass(Protocol):
         Args:
             inputs: embedded prompts and responses, `[batch, tokens, d]`, right-padded.
             mask: `[batch, tokens]`, 1 for real tokens.
-            rows: query positions to look at, `[batch, rows]`.
-            row_mask: `[batch, rows]`, False for padding among them; a padded row names a real position.
+            rows: query positions to look at, `[batch, rows]`, on the CPU.
+            row_mask: `[batch, rows]`, on the CPU, False for padding among them; a padded row names a real position.
             visit: shown a [`LayerAttention`] for each layer.
 
         Returns:
@@ -72,7 +74,7 @@ def try_out(run_pass: RunPass, llm: PreTrainedModel, library: str) -> None:
         InputError: from our own capture, or with what the library stumbled over.
     """
     tokens = torch.arange(4, device=llm.device)[None]
-    inputs, mask, rows = llm.get_input_embeddings()(tokens), torch.ones_like(tokens), tokens[:, 1:]
+    inputs, mask, rows = llm.get_input_embeddings()(tokens), torch.ones_like(tokens), torch.arange(1, 4)[None]
     try:
         with capture(llm) as captured, captured.at_rows(rows, rows > 0):
             llm(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
@@ -99,9 +101,10 @@ class CheckedLayers:
         metrics: [`output_metric`] by layer, kept from pass to pass.
     """
 
-    def __init__(self, library: str, rows: Tensor, row_mask: Tensor, visit: Visit, metrics: dict[int, list[Tensor]]):
-        self.library, self.rows, self.row_mask, self.visit, self.metrics = library, rows, row_mask, visit, metrics
-        self._errors: list[Tensor] = []
+    def __init__(self, library: str, rows: Tensor, row_mask: Tensor, visit: Visit, metrics: dict[int, OutputMetric]):
+        self.library, self.visit, self.metrics = library, visit, metrics
+        self._rows_on = cache(rows.to)
+        self._check = SelfCheck(row_mask)
 
     def show(
         self, layer: int, pattern: Tensor, value: Tensor, w_o: Tensor, bias: Tensor | None, output: Tensor
@@ -115,17 +118,15 @@ class CheckedLayers:
             w_o: output projection, `[heads, head_dim, d]`, one for each query head.
             bias: output bias `[d]`, or None.
             output: what the attention put out, `[batch, queries, d]`.
-
-        Raises:
-            InputError: if alpha, v and W_O do not reproduce the output.
         """
+        rows = self._rows_on(output.device)
         heads, keys = pattern.shape[1], pattern.shape[3]
-        alpha = pattern.gather(2, self.rows[:, None, :, None].expand(-1, heads, -1, keys))
+        alpha = pattern.gather(2, rows[:, None, :, None].expand(-1, heads, -1, keys))
         alpha = alpha.to(torch.promote_types(alpha.dtype, torch.float32))
-        actual = output.gather(1, self.rows[:, :, None].expand(-1, -1, output.shape[-1]))
+        actual = output.gather(1, rows[:, :, None].expand(-1, -1, output.shape[-1]))
         expected = recompose(alpha, value, w_o, bias)
         place = f"attention of layer {layer} cannot be measured through {self.library}"
-        self._errors.append(checked_errors(expected, actual, self.row_mask, error_bounds(output.dtype), place))
+        self._check.add(place, expected, actual, error_bounds(output.dtype))
         metric = self.metrics.get(layer)
         if metric is None:
             metric = output_metric(w_o, value.shape[1])
@@ -134,6 +135,9 @@ class CheckedLayers:
         self.visit(LayerAttention(layer, alpha, value, metric))
 
     def errors_by_sample(self) -> list[Tensor]:
-        """The self-check's relative errors: `[layers, rows]` for each sample."""
-        errors = torch.stack(self._errors, 1).cpu()
-        return [e[:, m] for e, m in zip(errors, self.row_mask.cpu(), strict=True)]
+        """The self-check's relative errors: `[layers, rows]` for each sample.
+
+        Raises:
+            InputError: if alpha, v and W_O do not reproduce the output of a layer.
+        """
+        return [e[:, m] for e, m in zip(self._check.judge().transpose(0, 1), self._check.row_mask, strict=True)]

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from lsm_probe.instruments.backends.foreign import CheckedLayers, missing, try_out, twin
 from lsm_probe.instruments.capture import Visit, find_attention_layers
+from lsm_probe.instruments.norms import OutputMetric
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -41,7 +42,7 @@ class NNsightPass:
     def __init__(self, llm: PreTrainedModel):
         self.model: Any = wrap(llm)
         self.layers = find_attention_layers(self.model._module)
-        self.metrics: dict[int, list[Tensor]] = {}
+        self.metrics: dict[int, OutputMetric] = {}
         try_out(self, llm, LIBRARY)
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lsm_probe.errors import InputError
 from lsm_probe.instruments.backends.foreign import CheckedLayers, first_line, missing, try_out, twin
 from lsm_probe.instruments.capture import Visit
+from lsm_probe.instruments.norms import OutputMetric
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -45,7 +46,7 @@ class TransformerLensPass:
 
     def __init__(self, llm: PreTrainedModel):
         self.bridge = bridge_over(llm)
-        self.metrics: dict[int, list[Tensor]] = {}
+        self.metrics: dict[int, OutputMetric] = {}
         try_out(self, llm, LIBRARY)
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:

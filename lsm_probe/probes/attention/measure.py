@@ -7,6 +7,7 @@ the norm-based attention of the rows that predict the response's tokens, summed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal, Unpack
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lsm_probe.data.sample import Sample
 from lsm_probe.instruments.backends import RunPass, backend_versions, open_backend
-from lsm_probe.instruments.capture import LayerAttention, error_summary
-from lsm_probe.instruments.norms import norm_attention
+from lsm_probe.instruments.capture import LayerAttention
+from lsm_probe.instruments.norms import norm_attention, wanted_keys
+from lsm_probe.instruments.self_check import error_summary
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
 from lsm_probe.models.segments import Segment
@@ -108,15 +110,14 @@ def _measure(
 ) -> list[Measured]:
     """One teacher-forced pass over prompts and responses, right-padded: the arrays of a [`Record`] for each."""
     inputs, mask = teacher_forced_inputs(items, [s.embedded for s in items])
-    device = inputs.device
     parts = [s.measured for s in items]
     rows, row_mask = generating_rows(
         [len(s.prompt) + part.start for s, part in zip(items, parts, strict=True)],
         [part.stop - part.start for part in parts],
     )
     thinking = [s.thought.tokens if s.thought and s.part == "all" else 0 for s in items]
-    sums = SegmentSums([s.prompt for s in items], row_mask.to(device), keep_tokens, thinking)
-    errors = run_pass(inputs, mask, rows.to(device), row_mask.to(device), sums)
+    sums = SegmentSums([s.prompt for s in items], row_mask, keep_tokens, thinking)
+    errors = run_pass(inputs, mask, rows, row_mask, sums)
     arrays = sums.by_sample()
     for array, error in zip(arrays, errors, strict=True):
         array["errors"] = error.float().numpy()
@@ -139,63 +140,64 @@ def generating_rows(prompt_lengths: Sequence[int], response_lengths: Sequence[in
 
 
 class SegmentSums:
-    """Visitor of a captured pass: adds up each layer's norm-based attention by segment, on the device.
+    """Visitor of a captured pass: adds up each layer's norm-based attention by segment, on the layer's device.
 
     Args:
         prompts: the batch's prompts; prompt tokens begin at position 0 (right padding).
-        row_mask: `[batch, rows]`, the real generating rows.
+        row_mask: `[batch, rows]`, on the CPU, the real generating rows.
         keep_tokens: keep A_j of every prompt token as well.
         thinking: how many of each sample's rows predict thinking; where any do, the sums over the others, which predict
             the answer, are kept too.
     """
 
     def __init__(self, prompts: Sequence[Prompt], row_mask: Tensor, keep_tokens: bool, thinking: Sequence[int] = ()):
-        device = row_mask.device
         self.prompts = prompts
         self.keep_tokens = keep_tokens
-        self.row_weight = row_mask / row_mask.sum(1, keepdim=True)
         self.answer_mask: Tensor | None = None
+        row_weights = {"": row_mask / row_mask.sum(1, keepdim=True)}
         if any(thinking):
             is_answer = torch.arange(row_mask.shape[1]) >= torch.tensor(thinking)[:, None]
-            self.answer_mask = row_mask & is_answer.to(device)
-        self.segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True).to(device)
-        self.members = _membership(self.segments)
+            self.answer_mask = row_mask & is_answer
+            # 0 / 0, NaN, where no row predicts an answer.
+            row_weights["answer_"] = self.answer_mask / self.answer_mask.sum(1, keepdim=True)
+        segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True)
+        keys = wanted_keys(segments != Segment.PADDING)
+        self.members = _membership(segments)
+        members = self.members.float()
+
+        @cache
+        def prepared(device: torch.device) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+            weights = {name: weight.to(device) for name, weight in row_weights.items()}
+            return members.to(device), None if keys is None else keys.to(device), weights
+
+        self._prepared = prepared
         self.layers: list[dict[str, Tensor]] = []
 
     def __call__(self, layer: LayerAttention) -> None:
-        a, norms, head_norms = self._sums(layer, self.row_weight)
-        found = {"norms": norms, "head_norms": head_norms}
-        if self.keep_tokens:
-            found["token_norms"] = a
-        if self.answer_mask is not None:
-            # 0 / 0, NaN, where no row predicts an answer.
-            _, norms, head_norms = self._sums(layer, self.answer_mask / self.answer_mask.sum(1, keepdim=True))
-            found |= {"answer_norms": norms, "answer_head_norms": head_norms}
+        members, keys, row_weights = self._prepared(layer.alpha.device)
+        length = members.shape[1]
+        alpha, value = layer.alpha[..., :length], layer.value[:, :, :length]
+        found = {}
+        for name, row_weight in row_weights.items():
+            a, a_heads = norm_attention(alpha, value, layer.metric, row_weight, keys)
+            found[name + "sums"] = torch.cat([a[:, None], a_heads], 1) @ members.to(a.dtype)  # [batch, 1 + heads, 5]
+            if self.keep_tokens and not name:
+                found["token_norms"] = a
         self.layers.append(found)
-
-    def _sums(self, layer: LayerAttention, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A_j of each key and, by segment, its sums and those of single heads."""
-        keys = self.segments.shape[1]
-        own, device = self.members.device, layer.alpha.device  # layers may lie on several
-        a, a_heads = norm_attention(
-            layer.alpha[..., :keys],
-            layer.value[:, :, :keys],
-            layer.metric,
-            row_weight.to(device),
-            (self.segments != Segment.PADDING).to(device),
-        )
-        members = self.members.to(a)
-        norms = torch.einsum("bk,bks->bs", a, members)
-        head_norms = torch.einsum("bhk,bks->bhs", a_heads, members)
-        return a.to(own), norms.to(own), head_norms.to(own)
 
     def by_sample(self) -> list[dict[str, np.ndarray]]:
         """The arrays of each sample, layers in order."""
-        stacked = {name: torch.stack([layer[name] for layer in self.layers], 1).float() for name in self.layers[0]}
-        stacked["tokens"] = self.members.sum(1)
+        stacked = {"tokens": self.members.sum(1)}
+        for name, first in self.layers[0].items():
+            values = torch.stack([layer[name].to(first.device) for layer in self.layers], 1).float().cpu()
+            if name.endswith("sums"):
+                kind = name.removesuffix("sums")
+                stacked |= {f"{kind}norms": values[:, :, 0], f"{kind}head_norms": values[:, :, 1:]}
+            else:
+                stacked[name] = values
         if self.answer_mask is not None:
             stacked["answer_rows"] = self.answer_mask.sum(1)
-        arrays = [{name: values[i].cpu().numpy() for name, values in stacked.items()} for i in range(len(self.prompts))]
+        arrays = [{name: values[i].numpy() for name, values in stacked.items()} for i in range(len(self.prompts))]
         if self.keep_tokens:
             for array, prompt in zip(arrays, self.prompts, strict=True):
                 array["token_norms"] = array["token_norms"][:, : len(prompt)]

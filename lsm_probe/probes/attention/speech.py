@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lsm_probe.errors import InputError
 from lsm_probe.hardware import exact_float32
-from lsm_probe.instruments.capture import Capture, LayerAttention, capture, error_summary
+from lsm_probe.instruments.capture import Capture, LayerAttention, capture
 from lsm_probe.instruments.norms import norm_attention, row_norms
+from lsm_probe.instruments.self_check import error_summary
 from lsm_probe.models import LsmForConditionalGeneration
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.checkpoint_kinds import require_lsm
@@ -114,7 +115,7 @@ def speech_attention(
     errors: list[Tensor] = []
     with capture(model, "encoder") as captured:
         for i, piece in enumerate(pieces):
-            with captured.at_rows(*_all_rows(1, piece.frames, model.device), piece):
+            with captured.at_rows(*_all_rows(1, piece.frames), piece):
                 states.append(model.encode_speech(**{name: x[i : i + 1] for name, x in inputs.items()})[0])
             errors += captured.errors_by_sample()
     timed = model.config.decoder_states is None
@@ -122,8 +123,11 @@ def speech_attention(
     if timed and isinstance(model.multi_modal_projector, WindowQFormer):
         connector, check = _connector_attention(model, states, frames)
     return SpeechAttention(
-        **{name: torch.cat([piece.by_layer(name) for piece in pieces], -1).numpy() for name in pieces[0].layers[0]},
-        maps=[mapped for piece in pieces for mapped in piece.maps],
+        **{
+            name: torch.cat([piece.by_layer(name) for piece in pieces], -1).cpu().numpy()
+            for name in pieces[0].layers[0]
+        },
+        maps=[mapped.cpu().numpy() for piece in pieces for mapped in piece.maps],
         frame_times=frame_times(len(waveform), model.config.encoder_context),
         token_times=speech_token_times(model.config, len(waveform)) if timed else None,
         connector=connector,
@@ -137,18 +141,17 @@ class _PieceAttention:
     def __init__(self, frames: int, mapped: int | None):
         self.frames, self.mapped = frames, mapped
         self.layers: list[dict[str, Tensor]] = []
-        self.maps: list[Floats] = []
+        self.maps: list[Tensor] = []
 
     def __call__(self, layer: LayerAttention) -> None:
         rows, n = layer.alpha.shape[2], self.frames
         alpha, value = layer.alpha[..., :n], layer.value[:, :, :n]
-        weight, wanted = alpha.new_full((1, rows), 1 / rows), torch.ones(1, n, dtype=torch.bool, device=alpha.device)
-        norms, head_norms = norm_attention(alpha, value, layer.metric, weight, wanted)
+        norms, head_norms = norm_attention(alpha, value, layer.metric, alpha.new_full((1, rows), 1 / rows))
         means = {"norms": norms[0], "head_norms": head_norms[0], "alpha": alpha[0].mean(1)}
         means["padding"] = layer.alpha[..., n:].sum(-1).mean()[None]
-        self.layers.append({name: mean.float().cpu() for name, mean in means.items()})
+        self.layers.append({name: mean.float() for name, mean in means.items()})
         if layer.layer == self.mapped:
-            self.maps.append(row_norms(alpha, value, layer.metric)[0].float().cpu().numpy())
+            self.maps.append(row_norms(alpha, value, layer.metric)[0].float())
 
     def by_layer(self, name: str) -> Tensor:
         """One of the means, layers first."""
@@ -170,10 +173,10 @@ def _connector_attention(
         for i, (piece, count) in enumerate(zip(states, frames, strict=True)):
             windows = window_states(projector.config, count)
             seen = _CrossAttention(captured)
-            with captured.at_rows(*_all_rows(len(windows), queries, model.device), seen):
+            with captured.at_rows(*_all_rows(len(windows), queries), seen):
                 projector(piece.to(dtype), torch.tensor([count], device=model.device))
-            norms.append(torch.stack(seen.norms))
-            alphas.append(torch.stack(seen.alphas))
+            norms.append(torch.stack(seen.norms).cpu())
+            alphas.append(torch.stack(seen.alphas).cpu())
             first += [sum(frames[:i]) + start for start, _ in windows for _ in range(queries)]
             errors += captured.errors_by_sample()
     attention = ConnectorAttention(
@@ -193,11 +196,11 @@ class _CrossAttention:
     def __call__(self, layer: LayerAttention) -> None:
         if "crossattention" in self.names[layer.layer]:
             norms = row_norms(layer.alpha, layer.value, layer.metric)  # [windows, queries, window]
-            self.norms.append(norms.flatten(0, 1).float().cpu())
-            self.alphas.append(layer.alpha.transpose(0, 1).flatten(1, 2).float().cpu())
+            self.norms.append(norms.flatten(0, 1).float())
+            self.alphas.append(layer.alpha.transpose(0, 1).flatten(1, 2).float())
 
 
-def _all_rows(batch: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _all_rows(batch: int, rows: int) -> tuple[Tensor, Tensor]:
     """All query positions, and that all are real: both `[batch, rows]`."""
-    positions = torch.arange(rows, device=device).expand(batch, -1)
+    positions = torch.arange(rows).expand(batch, -1)
     return positions, torch.ones_like(positions, dtype=torch.bool)

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
-from lsm_probe.instruments.capture import Capture, capture, error_summary
+from lsm_probe.instruments.capture import Capture, capture
 from lsm_probe.instruments.scoring import NOT_FINITE, gathered_log_probabilities
+from lsm_probe.instruments.self_check import error_summary
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.kv_cache import CACHE
@@ -160,8 +161,8 @@ def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, pl
     def run(part: Sequence[Knockout]) -> list[Tensor]:
         own_cache = deepcopy(cache)
         own_cache.batch_repeat_interleave(len(part))
-        everywhere = torch.arange(len(rows), device=ids.device).expand(len(part), -1)
-        blocking = _Blocking(item, part, heads)
+        everywhere = torch.arange(len(rows)).expand(len(part), -1)
+        blocking = _Blocking(item, part, len(captured.layers), heads)
         with captured.at_rows(everywhere, torch.ones_like(everywhere, dtype=torch.bool), block=blocking):
             logits = llm(
                 inputs_embeds=rows.expand(len(part), -1, -1), logits_to_keep=len(rows), **{CACHE: own_cache}
@@ -191,17 +192,20 @@ def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, pl
 class _Blocking:
     """What each knockout of a pass hides in a layer: see [`lsm_probe.instruments.capture.Block`]."""
 
-    def __init__(self, item: PreparedSample, part: Sequence[Knockout], heads: int):
+    def __init__(self, item: PreparedSample, part: Sequence[Knockout], layers: int, heads: int):
         device = item.embedded.device
         keys = len(item.prompt) + len(item.response) - 1
         segments = torch.zeros(keys, dtype=torch.long)
         segments[: len(item.prompt)] = torch.tensor(item.prompt.segments)
-        self.part = part
         self.hidden = torch.stack([segments == (cut.segment or -1) for cut in part]).to(device)
         # Where every head is meant, one mask does for all of them.
         columns = range(heads if any(cut.head is not None for cut in part) else 1)
         self.meant = torch.tensor([[cut.head in (None, head) for head in columns] for cut in part], device=device)
+        self.cut_layers = {layer for cut in part for layer in cut.layers}
+        active = [[[layer in cut.layers] for cut in part] for layer in range(layers)]
+        self.active = torch.tensor(active, device=device)  # [layers, part, 1]
 
     def __call__(self, layer: int) -> Tensor | None:
-        active = torch.tensor([layer in cut.layers for cut in self.part], device=self.hidden.device)
-        return self.hidden[:, None] & (self.meant & active[:, None])[:, :, None] if active.any() else None
+        if layer not in self.cut_layers:
+            return None
+        return self.hidden[:, None] & (self.meant & self.active[layer])[:, :, None]

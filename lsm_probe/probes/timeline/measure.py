@@ -7,6 +7,7 @@ and speech token j. The connector decides which time each speech token covers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -147,18 +148,17 @@ def _norms_by_row(checkpoint: Checkpoint, sample: Sample, response: list[int]) -
     (item,), _ = prepare(checkpoint, [sample], ResponseOptions(responses={sample.id: response}), "fail")
     llm = checkpoint.llm
     inputs, mask = teacher_forced_inputs([item], [item.embedded])
-    device = inputs.device
     rows, row_mask = generating_rows([len(item.prompt)], [len(response)])
-    source = item.prompt.positions(Segment.SOURCE)
+    source_on = cache(torch.tensor(item.prompt.positions(Segment.SOURCE)).to)
     norms: list[torch.Tensor] = []
 
     def visit(layer: LayerAttention) -> None:
-        alpha, value = layer.alpha[..., source], layer.value[:, :, source]
-        norms.append(row_norms(alpha, value, layer.metric)[0].float().cpu())
+        source = source_on(layer.alpha.device)
+        norms.append(row_norms(layer.alpha[..., source], layer.value[:, :, source], layer.metric)[0].float())
 
-    with capture(llm) as captured, captured.at_rows(rows.to(device), row_mask.to(device), visit):
+    with capture(llm) as captured, captured.at_rows(rows, row_mask, visit):
         llm(inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    return torch.stack(norms).numpy()
+    return torch.stack([of_layer.to(inputs.device) for of_layer in norms]).cpu().numpy()
 
 
 def _place_words(sample: Sample, waveform: NDArray[np.float32]) -> tuple[list[Word] | None, str | None]:
