@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lsm_probe.errors import InputError
 from lsm_probe.hardware import sum_dtype
-from lsm_probe.models.quantisation import is_dense
+from lsm_probe.models.quantisation import is_packed
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
     """
     wanted = {id(parameter.tensor): parameter for parameter in parameters}
     for parameter in parameters:
-        if not is_dense(parameter.tensor):
+        if is_packed(parameter.tensor):
             kind = f"{type(parameter.tensor).__name__}, {parameter.tensor.dtype}"
             raise InputError(f"{parameter.name} is quantised ({kind}) and has no gradient: load it in float32")
     with ExitStack() as stack:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError
 
-_PLAIN = (Tensor, nn.Parameter)
 _DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PACKED = (torch.int8, torch.uint8, torch.int32)
 """Integers that weights are packed in. Positions and token ids are int64."""
@@ -20,19 +20,32 @@ WEIGHTS_ALONE = "load the checkpoint without quantisation, or with quantised wei
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a weight holds its own numbers: a plain tensor of 16-bit floats or wider."""
-    return type(tensor) in _PLAIN and tensor.dtype in _DENSE
+    """Whether a weight is there as it is: 16-bit floats or wider, not made of other tensors (shards, for example)."""
+    held = _held(tensor)
+    return not is_packed(tensor) and (not held or [each.shape for each in held] == [tensor.shape])
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a weight is quantised. torchao's weights claim the dtype that they compute in, and hold integers."""
+    held = _held(tensor)
+    return any(map(is_packed, held)) if held else tensor.dtype not in _DENSE
+
+
+def _held(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one of another class is made of; none for a plain tensor."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return []
+    names, _ = tensor.__tensor_flatten__()
+    return [getattr(tensor, name) for name in names]
 
 
 def quantised_tensor(module: nn.Module) -> str | None:
     """How the weights of a module itself are packed, such as `Linear4bit, uint8`; None if they are not quantised."""
-    parameters = [tensor for tensor in module.parameters(recurse=False) if not is_dense(tensor)]
+    parameters = [tensor for tensor in module.parameters(recurse=False) if is_packed(tensor)]
     buffers = [tensor for tensor in module.buffers(recurse=False) if tensor.dtype in _PACKED and tensor.dim() >= 2]
     for tensor in chain(parameters, buffers):
-        kind = type(tensor)
-        packed = str(tensor.dtype).removeprefix("torch.")
-        # torchao's tensors claim the dtype that they compute in; those of bitsandbytes are a kind of parameter.
-        return f"{type(module).__name__}, {packed if tensor.dtype not in _DENSE else kind.__name__}"
+        dtype, kind = str(tensor.dtype).removeprefix("torch."), type(tensor).__name__
+        return f"{type(module).__name__}, {kind if tensor.dtype in _DENSE else dtype}"
     return None
 
 

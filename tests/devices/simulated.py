@@ -412,7 +412,6 @@ def _replacements(simulated: SimulatedDevice, bfloat16: bool, memory: int) -> di
         return SimpleNamespace(record=lambda: None, synchronize=synchronize)
 
     here = {
-        "lsm_probe.models.quantisation._PLAIN": (Tensor, torch.nn.Parameter, SimulatedTensor),
         "torch.Event": event,
         "torch.accelerator.is_available": lambda: True,
         "torch.accelerator.current_accelerator": lambda *_, **__: torch.device(simulated.name),

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
-from lsm_probe.models.quantisation import find_nonlinearity, find_quantised, is_dense
+from lsm_probe.models.quantisation import find_nonlinearity, find_quantised, is_dense, is_packed
 from lsm_probe.training.config import ModelSettings
 from lsm_probe.training.start import start_model
 
@@ -131,3 +132,5 @@ def test_dense_and_packed_tensors_are_told_apart() -> None:
     model[0].register_buffer("qweight", torch.zeros(4, 1, dtype=torch.int32))  # as GPTQ packs weights
     assert find_quantised(model) == ("0", "Linear, int32")
     assert not is_dense(torch.zeros(2, 2, dtype=torch.float8_e4m3fn))
+    of_two = TwoTensor(torch.ones(4, 4), torch.ones(4, 4))  # made of other tensors, which are not packed
+    assert (is_dense(of_two), is_packed(of_two)) == (False, False)
