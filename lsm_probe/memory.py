@@ -97,8 +97,13 @@ def run_in_smaller_batches(run: Callable[[int], Result], batch_size: int, item: 
 
 
 @contextmanager
-def fitting(name: str, device: torch.device | str) -> Iterator[None]:
+def fitting(name: str, device: torch.device | str, remedy: str | None = None) -> Iterator[None]:
     """Loads a model, or moves it to a device, in the block.
+
+    Args:
+        name: of the model.
+        device: where it has to fit.
+        remedy: what to try if it does not; by default other values of `--device` and `--dtype`.
 
     Raises:
         InputError: memory runs out.
@@ -108,5 +113,7 @@ def fitting(name: str, device: torch.device | str) -> Iterator[None]:
     except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
-        remedy = "--dtype bfloat16" if torch.device(device).type == "cpu" else "--device spread or --dtype bfloat16"
+        if remedy is None:
+            on_cpu = torch.device(device).type == "cpu"
+            remedy = "--dtype bfloat16" if on_cpu else "--device spread or --dtype bfloat16"
         raise InputError(f"{name} does not fit into the memory of {device}: try {remedy}") from error

@@ -123,3 +123,6 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(tiny_llm_folder, monke
         lsm_probe.load(tiny_llm_folder, device="cpu")
     with pytest.raises(RuntimeError, match="no memory error"), fitting("model", "cpu"):
         raise RuntimeError("no memory error")
+    refused = pytest.raises(InputError, match="BERT does not fit into the memory of cuda:0: try a smaller model")
+    with refused, fitting("BERT", "cuda:0", "a smaller model"):
+        raise RuntimeError("CUDA driver error: out of memory")

@@ -176,7 +176,7 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
         "rescale": False,
         "library": get_hash(model, layer, False, False, False, False),
     }
-    with fitting(model, torch_device):
+    with fitting(model, torch_device, "a smaller model, or the CPU"):
         return BertScorer(bert.to(torch_device).eval(), tokenizer, identity)
 
 

@@ -166,7 +166,7 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
     model.config.forced_decoder_ids = None
     thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
     settings.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
-    with fitting(name, torch_device):
+    with fitting(name, torch_device, "--dtype bfloat16, or a smaller Whisper"):
         model.to(torch_device)
     return Transcriber(name, model.eval(), processor, identify(folder, config, checksums))
 
