@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
@@ -76,9 +77,12 @@ class Curve:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    packages = ("lsm-probe", "torch", "transformers", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    """Versions of what the numbers depend on, as far as it is installed: results are read without torch too."""
+    versions = {"python": platform.python_version()}
+    for package in ("lsm-probe", "torch", "transformers", "numpy"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 @dataclass(frozen=True, kw_only=True)
