@@ -3,6 +3,7 @@
 python analyses/performance/attention_overhead.py                      # everything, CPU, float32
 python analyses/performance/attention_overhead.py --device cuda --dtype bfloat16
 python analyses/performance/attention_overhead.py --lengths 128 --curve --repeats 3     # a quick look
+python analyses/performance/attention_overhead.py --shape vicuna-7b --lengths 192 576  # two layers of a 7B, random
 
 All methods see the same tokens and are timed in turn, round after round, in one process, so that a machine that
 slows down slows all of them. Memory is measured in a fresh process for each method and length. See README.md.
@@ -19,6 +20,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +40,7 @@ from methods import METHODS, ROWS, SEGMENTS, Inputs, Outcome, load, make_inputs
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from shapes import SHAPES, save_shape
 
 from lsm_probe.assets import language_model
 from lsm_probe.files import replacing
@@ -56,22 +59,31 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, default=None, help="folder of a text LLM; default the embedded SmolLM2-135M-Instruct")
+    add("--shape", choices=SHAPES, help="instead of a model, random weights of these dimensions, without a growth plot")
+    add("--layers", type=int, default=2, help="decoder layers of a shape; its vocabulary is small, so that they count")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="what to measure; plain always")
     add("--device", default="cpu")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--lengths", type=int, nargs="*", default=[128, 512, 1024], help=f"prompt + {ROWS} rows, for all methods")
     add("--curve", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096], help="for the growth plot")
     add("--repeats", type=int, default=7, help="timed rounds, after one that is not")
-    add("--curve-repeats", type=int, default=3, help="timed rounds at lengths that only the growth plot has")
-    add("--method-seconds", type=float, default=5, help="a method that took longer at a length sits out later rounds")
+    add("--curve-repeats", type=int, default=5, help="timed rounds at lengths that only the growth plot has")
+    add("--method-seconds", type=float, default=25, help="a method whose first pass took longer is not timed further")
     add("--pass-seconds", type=float, default=30, help="a pass expected to take longer is not run")
     add("--memory-budget", type=float, default=None, help="GB a method may need; default 60 %% of the device's memory")
-    add("--out", type=Path, default=HERE / "attention_overhead.json")
+    add("--out", type=Path, default=None, help="default attention_overhead.json, with shape and dtype in its name")
     add("--figure", type=Path, default=HERE.parents[1] / "figures" / "attention_overhead.png")
     add("--memory-of", choices=METHODS, help=argparse.SUPPRESS)  # how this script calls itself
     options = parser.parse_args()
     if min([*options.lengths, *options.curve, 4 * ROWS]) <= ROWS:
         parser.error(f"a length counts prompt and {ROWS} response tokens: it must be above {ROWS}")
+    options.methods = [name for name in METHODS if name == "plain" or name in options.methods]
+    if options.out is None:
+        of_shape = f"_{options.shape}_{options.dtype}" if options.shape else ""
+        options.out = HERE / f"attention_overhead{of_shape}.json"
     options.model = options.model or Path(language_model())
+    if options.shape:
+        options.curve = []
     if options.memory_budget is None:
         options.memory_budget = 0.6e-9 * device_memory(options.device)
     return options
@@ -185,20 +197,20 @@ def measure(
                 raise SystemExit(f"{tokens} tokens: {METHODS[name].label} is off by {difference:.1e} relative")
     times: dict[str, list[float]] = {name: [] for name in active}
     ratios: dict[str, list[float]] = {name: [] for name in active}
-    slow = [n for n in active if rows[n]["first_s"] > options.method_seconds and n not in ("plain", "probe")]
+    slow = {n for n in active if rows[n]["first_s"] > options.method_seconds} - {"plain", "probe"}
     for turn in range(repeats):
         say(f"{tokens} tokens: round {turn + 1} of {repeats}")
         for name in active:
-            if name in slow or (name not in ("plain", "probe") and sum(times[name]) > options.method_seconds):
+            if name in slow:
                 continue
             outcome, took = runner.run(name, inputs)
             if outcome is not None:
                 times[name].append(took)
                 ratios[name].append(took / times["plain"][-1])
-    for name in slow:  # the first pass must do
-        times[name].append(rows[name]["first_s"])
-        ratios[name].append(times[name][0] / median(times["plain"]))
     for name in active:
+        if name in slow or not times[name]:  # one pass gives no median
+            rows[name]["rounds"] = 0
+            continue
         seconds, ratio = times[name], ratios[name]
         rows[name] |= {
             "rounds": len(seconds),
@@ -215,7 +227,7 @@ def measure(
 def float64_reference(options: argparse.Namespace, tokens: int) -> torch.Tensor:
     """The definition written out, model and all in float64: `[layers, 4]`."""
     model = load(options.model, torch.float64, options.device)
-    method = METHODS["eager"]
+    method = METHODS["eager_summed"]
     sums = method.run(method.prepare(model, options.model), make_inputs(options.model, tokens, options.device)).sums
     assert sums is not None
     return sums
@@ -302,11 +314,13 @@ def table(rows: Sequence[Row], title: str) -> Table:
         if "status" in row:
             shown.add_row(*start, row["status"])
             continue
+        timed = ["", f"{row['first_s']:.3f}", "one pass"]
+        if row["rounds"]:
+            ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f}..{row['ratio_max']:.2f})"
+            timed = [f"{row['median_s']:.3f}", f"{row['min_s']:.3f}", ratio]
         shown.add_row(
             *start,
-            f"{row['median_s']:.3f}",
-            f"{row['min_s']:.3f}",
-            f"{row['ratio']:.2f} ({row['ratio_min']:.2f}..{row['ratio_max']:.2f})",
+            *timed,
             str(row["rounds"]),
             f"{row['peak_mb']:.0f}" if "peak_mb" in row else row.get("memory_status", ""),
             f"{row['peak_ratio']:.2f}" if "peak_ratio" in row else "",
@@ -394,6 +408,17 @@ def main() -> None:
     if options.memory_of:
         report_memory(options)
         return
+    if not options.shape:
+        benchmark(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        shape = Path(folder) / f"{options.shape}-{options.layers}-layers"
+        save_shape(options.shape, options.layers, 1024, options.model, shape)
+        options.model = shape
+        benchmark(options)
+
+
+def benchmark(options: argparse.Namespace) -> None:
     console, progress = Console(), Console(stderr=True)
     console = console if console.is_terminal else Console(width=150)
     machine = environment(options)
@@ -407,7 +432,7 @@ def main() -> None:
             reference = float64_reference(options, lengths[0])
         rows: list[Row] = []
         for tokens in lengths:
-            rows += measure(runner, list(METHODS), tokens, options.repeats, reference, status.update)
+            rows += measure(runner, options.methods, tokens, options.repeats, reference, status.update)
             reference = None
         status.update("memory, a process for each method and length")
         add_memory(options, rows)
@@ -415,7 +440,14 @@ def main() -> None:
             runner.prepared.pop(name, None)
         growth: list[Row] = []
         for tokens in others:
-            growth += measure(runner, CURVE_METHODS, tokens, options.curve_repeats, None, status.update)
+            growth += measure(
+                runner,
+                [n for n in CURVE_METHODS if n in options.methods],
+                tokens,
+                options.curve_repeats,
+                None,
+                status.update,
+            )
     machine["load_average_at_end"] = [round(x, 2) for x in os.getloadavg()]
     what = f"{options.model.name}, {options.dtype}, {machine['gpu'] or machine['cpu']}, {machine['threads']} threads"
     if rows:

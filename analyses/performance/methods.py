@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import draw_weights, has_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lsm_probe.instruments.capture import capture
 from lsm_probe.models.prompts import Prompt
@@ -86,6 +87,9 @@ class Method:
 
 
 def load(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The model of a folder; with random weights where the folder has none."""
+    if not has_weights(folder):
+        return draw_weights(folder, dtype, device)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return model.to(device).eval()  # type: ignore[arg-type]
 
@@ -96,7 +100,8 @@ def make_inputs(folder: Path, tokens: int, device: str, rows: int = ROWS) -> Inp
     lines = manifest.read_text(encoding="utf-8").splitlines()
     text = " ".join(json.loads(line)["text"] for line in lines)
     spoken = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
-    ids = list(islice(cycle(spoken), tokens))
+    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+    ids = [token % vocabulary for token in islice(cycle(spoken), tokens)]
     keys = tokens - rows
     segments = [s for s, share in zip(SEGMENTS, SHARES, strict=False) for _ in range(max(1, int(keys * share)))]
     segments += [Segment.SOURCE] * (keys - len(segments))

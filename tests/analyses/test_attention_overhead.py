@@ -13,11 +13,13 @@ TOKENS, ROWS = 72, 24
 
 @pytest.fixture(scope="module")
 def methods():
+    sys.path.insert(0, str(PATH.parent))  # as for a script of this folder
     spec = importlib.util.spec_from_file_location("attention_overhead_methods", PATH)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     yield module
+    sys.path.remove(str(PATH.parent))
     del sys.modules[spec.name]
 
 
@@ -64,3 +66,17 @@ def test_the_sums_tell_segments_apart(reference):
     """Otherwise the tests above could not see a segment taken for another."""
     sums = reference.sums.sort(dim=1).values
     assert (sums.diff(dim=1) > 1e-2 * sums[:, 1:]).all()
+
+
+def test_random_weights_of_a_shape_give_the_same_sums_too(methods, tiny_llm_folder, tmp_path):
+    from shapes import save_shape
+
+    save_shape("tiny", 2, 64, tiny_llm_folder, tmp_path)
+    inputs = methods.make_inputs(tmp_path, TOKENS, "cpu", ROWS)
+
+    @torch.no_grad()
+    def sums(name, dtype):
+        method = methods.METHODS[name]
+        return method.run(method.prepare(methods.load(tmp_path, dtype, "cpu"), tmp_path), inputs).sums
+
+    torch.testing.assert_close(sums("probe", torch.float32).double(), sums("eager", torch.float64), rtol=1e-4, atol=0)
