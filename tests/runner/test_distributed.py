@@ -278,6 +278,7 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
 
 def test_no_thread_of_the_group_outlives_it(tmp_path):
     """One that lets go of a tensor while the interpreter ends aborts the process (SIGABRT), now and then."""
+    pytest.importorskip("torch")
     script = tmp_path / "ends.py"
     script.write_text(
         "import atexit, pathlib, sys\n"
