@@ -102,13 +102,15 @@ def dispatch_over_gpus(model: PreTrainedModel) -> None:
 def _kept_bytes(model: PreTrainedModel) -> int:
     """Bytes of what norm-based attention keeps: the products of all heads' output projections with each other, float32.
 
-    The products are symmetric, so that those of later with earlier groups of heads do.
+    The products are symmetric: of those inside a group of heads half do, and each group is paired with half the others.
     """
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return int(config.num_hidden_layers * 4 * width**2 * (groups + 1) / (2 * groups))
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    own = heads // groups
+    pairs = groups * (own * (own + 1) // 2 + groups // 2 * own**2)
+    return int(config.num_hidden_layers * 4 * pairs * width**2)
 
 
 def has_room(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from lsm_probe.instruments import capture
 from lsm_probe.models.devices import is_offloaded
 
 QUICK = {"response": "reference", "batch_size": 2}
-KEPT = 3 * 4 * 48**2 * 3 // 4  # bytes: 3 layers; of the products of 6 x 6 heads of width 8, 3 of 2 x 2 groups
+KEPT = 3 * 4 * (2 * 6 + 2 * 9) * 8**2  # bytes: 3 layers of 2 groups of 3 heads, 6 pairs inside and 9 with the other
 PROBES = {
     "attention": (lsm_probe.attention, {"max_new_tokens": 4, "tokens": True}),
     "alignment": (lsm_probe.alignment, {"batch_size": 4, "perplexity": 2.0}),
@@ -27,7 +27,7 @@ def made(monkeypatch):
 
     def note(w_o, kv_heads):
         metric = output_metric(w_o, kv_heads)
-        sizes.append(sum(block.nbytes for block in metric))
+        sizes.append(metric.own.nbytes + metric.others.nbytes)
         return metric
 
     monkeypatch.setattr(capture, "output_metric", note)

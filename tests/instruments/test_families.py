@@ -175,7 +175,7 @@ POST_NORM = r"layer 0 .*its output passes through model.layers.0.post_\w*norm\w*
 OWN_CODE = "layer 0 .*does not go through transformers' attention interface"
 LINEAR = r"has layers of kind linear_attention \(. of 4\), whose tokens reach each other past attention"
 REFUSED = {
-    "afmoe": (EXPERTS, GATE),
+    "afmoe": (EXPERTS, "layer 0 .*its output passes through .*post_attention_layernorm"),
     "bamba": ({**MAMBA, "attn_layer_indices": [1, 3]}, LINEAR),
     "bitnet": ({}, GATE),
     "bloom": ({"n_layer": LAYERS, "n_head": 6}, OWN_CODE),
