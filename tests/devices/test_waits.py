@@ -263,14 +263,13 @@ def test_half_precision_is_as_near_to_float32_as_on_the_cpu(name, tiny_lsm_folde
         assert 0 < mine <= 1.5 * theirs, name
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_two_devices_give_the_numbers_of_one(name, tiny_lsm_folder, tiny_llm_folder, samples, simulated_device):
+@pytest.mark.parametrize("name", ["signed", "text ability"])
+def test_two_devices_give_the_numbers_of_one(name, tiny_llm_folder, samples, simulated_device):
     probe, options = PROBES[name]
-    folder = tiny_lsm_folder if name == "alignment" else tiny_llm_folder
-    expected = arrays(probe(lsm_probe.load(folder, device="cpu", dtype="float32"), samples[:6], **options))
+    expected = arrays(probe(lsm_probe.load(tiny_llm_folder, device="cpu", dtype="float32"), samples[:6], **options))
     with simulated_device():
-        checkpoint = lsm_probe.load(folder, device="spread", dtype="float32")
-        assert {parameter.device.index for parameter in checkpoint.llm.model.layers.parameters()} == {0, 1}
+        checkpoint = lsm_probe.load(tiny_llm_folder, device="spread", dtype="float32")
+        assert {parameter.device.index for parameter in checkpoint.model.parameters()} >= {0, 1}
         found = arrays(probe(checkpoint, samples[:6], **options))
     assert_close(found, expected)
 
