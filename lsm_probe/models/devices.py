@@ -90,13 +90,19 @@ def dispatch_over_gpus(model: PreTrainedModel) -> None:
         raise InputError("--device spread lays one model over all GPUs: start a single process, or leave it out")
     if not torch.cuda.is_available():
         return
-    whole = list(model._no_split_modules or [])
+    whole = sorted({*(model._no_split_modules or ()), *_with_own_parameters(model)})
     share = (1 - _FREE_FOR_A_PASS) / (1 + _kept_bytes(model) / sum(p.nbytes for p in model.parameters()))
     free = {gpu: int(free * share) for gpu, free in get_max_memory().items() if isinstance(gpu, int)}
     memory = get_balanced_memory(model, max_memory=free, no_split_module_classes=whole)
     memory |= {"cpu": sys.maxsize}  # all of the model is there now
     device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
     dispatch_model(model, device_map, skip_keys=model._skip_keys_device_placement)
+
+
+def _with_own_parameters(model: nn.Module) -> set[str]:
+    """Classes of the modules with parameters beside submodules, such as a Q-Former's queries: accelerate moves modules
+    alone, so that it would leave these parameters behind where it splits their module."""
+    return {type(m).__name__ for m in model.modules() if list(m.children()) and list(m.parameters(recurse=False))}
 
 
 def _kept_bytes(model: PreTrainedModel) -> int:

@@ -408,11 +408,12 @@ def _replacements(simulated: SimulatedDevice, bfloat16: bool, memory: int) -> di
         index = device if isinstance(device, int) else torch.device(device).index
         return simulated.generators[index or 0]
 
-    def event(**_: Any) -> SimpleNamespace:
-        return SimpleNamespace(record=lambda: None, synchronize=synchronize)
+    class Event:
+        def __init__(self, **_: Any) -> None:
+            self.record, self.synchronize = lambda: None, synchronize
 
     here = {
-        "torch.Event": event,
+        "torch.Event": Event,
         "torch.accelerator.is_available": lambda: True,
         "torch.accelerator.current_accelerator": lambda *_, **__: torch.device(simulated.name),
         "torch.accelerator.device_count": lambda: simulated.count,

@@ -78,6 +78,15 @@ def test_spread_takes_all_gpus(tiny_llm_folder, samples, simulated_device, asser
     assert_close(found.norms, expected.norms)
 
 
+def test_spread_leaves_no_parameter_of_an_lsm_behind(tiny_lsm_folder, samples, simulated_device, assert_close):
+    expected = lsm_probe.attention(lsm_probe.load(tiny_lsm_folder, device="cpu"), samples[:2], **QUICK)
+    with simulated_device(count=2):
+        checkpoint = lsm_probe.load(tiny_lsm_folder, device="spread", dtype="float32")
+        assert {parameter.device.type for parameter in checkpoint.model.parameters()} == {"cuda"}
+        found = lsm_probe.attention(checkpoint, samples[:2], **QUICK)
+    assert_close(found.norms, expected.norms)
+
+
 def test_what_attention_keeps_is_counted(tiny_llm_folder, tiny_llm, simulated_device):
     weights = sum(parameter.nbytes for parameter in tiny_llm.model.parameters())
     layer = sum(parameter.nbytes for parameter in tiny_llm.llm.model.layers[0].parameters())

@@ -182,11 +182,11 @@ def blocks(checkpoint):
 FAULTS = {
     "gate in the encoder": (
         lambda c: gate(c.model.audio_tower.layers[1].self_attn, "out_proj"),
-        r"layer 1 \(audio_tower.layers.1.self_attn\).*do not reproduce its output",
+        r"layer 1 \(audio_tower.layers.1.self_attn\).*its output projection is not linear",
     ),
     "gate in the connector": (
         lambda c: gate(blocks(c)[0].crossattention.output, "dense"),
-        r"layer 1 \(multi_modal_projector.*0.crossattention.attention\).*do not reproduce its output",
+        r"layer 1 \(multi_modal_projector.*0.crossattention.attention\).*its output projection is not linear",
     ),
     "norm before the residual stream": (
         lambda c: setattr(blocks(c)[1].crossattention.output, "dropout", nn.LayerNorm(32)),
