@@ -114,7 +114,11 @@ def measure_reading(folder: Path, result: Path, count: int) -> list[dict[str, An
 
 def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
     manifest = folder / "large.jsonl"
-    sample = {"instruction": INSTRUCTION, "text": "Would you please turn down the dining room radio?", "task": "summary"}
+    sample = {
+        "instruction": INSTRUCTION,
+        "text": "Would you please turn down the dining room radio?",
+        "task": "summary",
+    }
     write_lines(manifest, ({"id": f"{i}", **sample} for i in range(lines)))
     return measured("read_manifest", lines, [sys.executable, "-c", READ, str(manifest)])
 
