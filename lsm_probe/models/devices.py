@@ -102,7 +102,12 @@ def dispatch_over_gpus(model: PreTrainedModel) -> None:
 def _with_own_parameters(model: nn.Module) -> set[str]:
     """Classes of the modules with parameters beside submodules, such as a Q-Former's queries: accelerate moves modules
     alone, so that it would leave these parameters behind where it splits their module."""
-    return {type(m).__name__ for m in model.modules() if list(m.children()) and list(m.parameters(recurse=False))}
+
+    def has_both(module: nn.Module) -> bool:
+        own = next(module.parameters(recurse=False), None)
+        return own is not None and next(module.children(), None) is not None
+
+    return {type(module).__name__ for module in model.modules() if has_both(module)}
 
 
 def _kept_bytes(model: PreTrainedModel) -> int:
