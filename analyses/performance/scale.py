@@ -34,8 +34,8 @@ INSTRUCTION = (
 )
 RESPONSE = (
     "The speaker talks about several everyday matters, one after the other. Each remark is short and clear. A "
-    "colleague who has not heard the recording should know that nothing urgent is asked for, that the tone is friendly, and that "
-    "all requests concern the house, the weather, the music or the time of the day."
+    "colleague who has not heard the recording should know that nothing urgent is asked for, that the tone is "
+    "friendly, and that all requests concern the house, the weather, the music or the time of the day."
 )
 
 JOIN = """
