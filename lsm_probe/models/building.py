@@ -79,8 +79,9 @@ def build_lsm(
     model.multi_modal_projector.to(dtype)
     model.generation_config = language_model.generation_config
     processor = LsmProcessor.for_model(config, pretrained(WhisperFeatureExtractor, encoder), tokenizer, template)
-    # Transformers puts quantised LLMs on a GPU by itself; it wraps `to` without its type.
-    model.to(input_device(language_model))  # type: ignore[arg-type]
+    parts: list[Any] = [model.audio_tower, model.multi_modal_projector]
+    for part in parts:
+        part.to(input_device(language_model))  # transformers puts quantised LLMs on a GPU by itself
     built = Lsm("untrained", model.eval(), processor)
     tower_weights = vars(identify(encoder, whisper.config))
     built.identity = ModelIdentity(
