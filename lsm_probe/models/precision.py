@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lsm_probe.errors import InputError
+from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory
 from lsm_probe.models.devices import is_offloaded
 from lsm_probe.models.quantisation import check_dense
 
@@ -52,7 +53,9 @@ def in_float32(model: nn.Module, name: str) -> Iterator[None]:
         try:
             for tensor, _ in halves:
                 tensor.data = tensor.data.float()
-        except torch.OutOfMemoryError as error:
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(
                 f"{name} does not fit into memory in float32, which --verify-precision needs: leave it out"
             ) from error

@@ -231,6 +231,7 @@ class StageRun:
         """Fills the cache, every process its share, and leaves out what could not be encoded."""
         problems = Problems()
         missing = states.missing([sample for samples in sets for sample in samples])
+        self.state.wait_for_everyone()  # none may add to the cache before all have listed what it lacks
         share = missing[self.state.process_index :: self.state.num_processes]
         encoder: Any = checkpoint.model.audio_tower
         before = next(encoder.parameters()).device  # the CPU, of a model that is sharded later
