@@ -70,12 +70,25 @@ def attention_weights(
     elif causal:
         positions = torch.arange(first_row, keys, device=rows.device)[:, None, None, None]
         scores[first_row:].masked_fill_(positions > rows[:, None], -torch.inf)
-    if sinks is None:
-        alpha = scores.softmax(0)
-    else:
-        sink = sinks.to(dtype)[:, None].expand(1, batch, -1, scores.shape[3])
-        alpha = torch.cat([scores, sink]).softmax(0)[:-1]
+    sink = None if sinks is None else sinks.to(dtype)[:, None]
+    alpha = _softmax_over_keys(scores, sink)
     return alpha.permute(1, 2, 3, 0)
+
+
+def _softmax_over_keys(scores: Tensor, sink: Tensor | None) -> Tensor:
+    """Softmax over the first axis of `scores [K, B, H, R]`, in place, with `sink [H, 1]` as a further key.
+
+    `Tensor.softmax` adds up numbers of an outer axis one after another, which loses a digit over thousands of keys;
+    `Tensor.sum` does not.
+    """
+    largest = scores.amax(0)
+    if sink is not None:
+        largest = largest.maximum(sink)
+    alpha = scores.sub_(largest).exp_()
+    total = alpha.sum(0)
+    if sink is not None:
+        total += (sink - largest).exp_()
+    return alpha.div_(total)
 
 
 @dataclass(frozen=True)

@@ -138,3 +138,18 @@ def test_attention_weights_of_chosen_rows_equal_the_full_softmax(kind):
     alpha = attention_weights(query, key, rows, scaling=0.3, mask=mask.get(kind), causal=kind == "causal")
     expected = torch.stack([full[b, :, rows[b]] for b in range(2)])
     torch.testing.assert_close(alpha.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -2.0])])
+def test_attention_weights_over_thousands_of_keys_lose_no_digit(sinks):
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(1, 2, 8, 16, generator=generator), torch.randn(1, 1, 5000, 16, generator=generator)
+    options = {"scaling": 1.0, "mask": None, "causal": False, "sinks": sinks}
+    rows = torch.arange(8)[None]
+    alpha = attention_weights(query, key, rows, **options)
+    expected = attention_weights(query.double(), key.double(), rows, **options)
+    torch.testing.assert_close(alpha.sum(-1).double(), expected.sum(-1), rtol=1e-6, atol=0)
+    scores = query.double() @ key.double().mT
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double()[None, :, None, None].expand(1, 2, 8, 1)], -1)
+    torch.testing.assert_close(expected, scores.softmax(-1)[..., :5000], rtol=1e-12, atol=0)
