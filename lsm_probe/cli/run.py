@@ -44,7 +44,7 @@ def start(out: Path, checkpoints: Sequence[str], read: Callable[[], Samples]) ->
         checkpoints: their names; says which are looked for on the model hub.
         read: gives the samples.
     """
-    if "transformers" in sys.modules:  # what only reads results does not import it
+    if "transformers" in sys.modules:  # commands that load no model do without its import
         quiet_transformers()
     if is_distributed():
         init_distributed(cpu=True)  # each takes its GPU as it loads; nothing is sent between GPUs

@@ -116,7 +116,9 @@ def _kept_bytes(model: PreTrainedModel) -> int:
     The products are symmetric: of those inside a group of heads half do, and each group is paired with half the others.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):  # no attention, or another number of heads in each layer, which is not measured
+        return 0
     groups = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     own = heads // groups

@@ -101,7 +101,7 @@ def thinking_note(result: MeasurementResult) -> str | None:
 def precision_notes(results: Sequence[MeasurementResult]) -> list[str]:
     """How exact the numbers of results are, as sentences; one that holds for all of them is given once."""
     notes = [result.precision_note() for result in results]
-    if (first := notes[0]) is not None and len(set(notes)) == 1:
+    if len(set(notes)) == 1 and (first := notes[0]) is not None:
         return [f"{first[0].upper()}{first[1:]}."]
     return [f"{result.name}: {note}." for result, note in zip(results, notes, strict=True) if note is not None]
 

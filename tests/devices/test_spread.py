@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from transformers import MambaConfig, MambaForCausalLM
 
 import lsm_probe
 from lsm_probe.instruments import capture
-from lsm_probe.models.devices import is_offloaded
+from lsm_probe.models.devices import dispatch_over_gpus, is_offloaded
 
 QUICK = {"response": "reference", "batch_size": 2}
 KEPT = 3 * 4 * (2 * 6 + 2 * 9) * 8**2  # bytes: 3 layers of 2 groups of 3 heads, 6 pairs inside and 9 with the other
@@ -85,6 +86,13 @@ def test_spread_leaves_no_parameter_of_an_lsm_behind(tiny_lsm_folder, samples, s
         assert {parameter.device.type for parameter in checkpoint.model.parameters()} == {"cuda"}
         found = lsm_probe.attention(checkpoint, samples[:2], **QUICK)
     assert_close(found.norms, expected.norms)
+
+
+def test_a_model_without_attention_is_spread_too(simulated_device):
+    with simulated_device(count=2):
+        model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=4)).eval()
+        dispatch_over_gpus(model)
+        assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
 
 
 def test_what_attention_keeps_is_counted(tiny_llm_folder, tiny_llm, simulated_device):

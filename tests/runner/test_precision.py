@@ -115,6 +115,7 @@ def test_results_of_other_packages_compare_their_arrays() -> None:
         "by layer differs by up to 0.2 in the mean and 0.3 in a sample; "
         "1 of 2 greedy responses differs"
     )
+    assert precision_notes([]) == []
     assert precision_notes([result, result]) == [f"Q{note[1:]}."]
     other = replace(result, checkpoint=replace(about, name="other", dtype="float32", quantised=None))
     assert precision_notes([result, other]) == [f"llm: {note}."]

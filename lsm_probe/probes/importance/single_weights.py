@@ -18,7 +18,7 @@ from lsm_probe.instruments.gradients import Parameter
 
 
 class SingleWeights:
-    """The sums of single weights, `sums[i]` in the shape of parameter i.
+    """The sums of single weights: `sums` maps the name of a parameter to a tensor of its shape.
 
     Args:
         parameters: whose weights.
