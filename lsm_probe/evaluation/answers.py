@@ -10,8 +10,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import regex
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.words import IN_WORD, words
@@ -37,14 +39,8 @@ _QUOTES = str.maketrans(dict.fromkeys('"`´‘’‚‛“”„‟«»‹›′
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _LIST_ALONE = re.compile(r"\[([^\[\]]*)\] ?[.!]?")
 
-# Function words that only one of the languages has.
-_FUNCTION_WORDS = {
-    "de": "der und das ist nicht ein eine einen zu den dem mit auf für von im sie ich wir auch sich wird sind haben",
-    "en": "the and of to is that it for was with are this be have from they not you we his her which would",
-    "es": "el los las y del por una con para su lo pero más este esta como fue muy también hay ser uno",
-    "fr": "le les et est dans il elle pour qui une pas sur au avec ce sont vous nous je mais cette aux du",
-}
-_LANGUAGE_OF = {word: language for language, words in _FUNCTION_WORDS.items() for word in words.split()}
+_OFTEN_ASKED_FOR = ("de", "en", "es", "fr", "zh")
+"""Languages that the identifier chooses among, beside the target: the source and the targets of the paper's tasks."""
 
 
 def text(response: str) -> Answer:
@@ -125,12 +121,12 @@ def true_false(response: str) -> Answer:
 def language(target: str) -> Parser:
     """A translation (Table 10: "translate from {source} to {target} and add nothing").
 
-    The value is the response. It follows if it is in `target`, by a simple rule; that nothing was added is not checked.
+    The value is the response. It follows if it is in the language `target`. Whether it is a translation, and whether
+    something was added, is not checked.
 
     - Chinese, Cantonese: at least half of the letters are Chinese characters.
-    - German, English, Spanish, French: of some 20 function words that only one of the four has, those of `target` are
-      the most frequent. None if no word or no single language is the most frequent, as in short responses.
-    - Other targets: None.
+    - Other targets: py3langid, choosing among German, English, Spanish, French, Chinese and `target`, names `target`.
+      None if it does not know `target`, or if nothing in the response tells languages apart, as in "12:30".
 
     A blank response does not follow.
 
@@ -152,16 +148,25 @@ def language(target: str) -> Parser:
 
 def _is_in(wanted: Language, response: str) -> bool | None:
     letters = [character for character in response if character.isalpha()]
-    wants_chinese = wanted.script in CHINESE_SCRIPTS
-    if not letters or not (wants_chinese or wanted.code in _FUNCTION_WORDS):
+    if not letters:
         return None
-    chinese = sum(unicodedata.name(letter, "").startswith("CJK UNIFIED") for letter in letters) >= len(letters) / 2
-    if wants_chinese or chinese:
-        return wants_chinese and chinese
-    votes = [_LANGUAGE_OF[word] for word in words(response.casefold()) if word in _LANGUAGE_OF]
-    counts = {language: votes.count(language) for language in _FUNCTION_WORDS}
-    first, second = sorted(counts.values(), reverse=True)[:2]
-    return None if first == second else counts[wanted.code] == first
+    if wanted.script in CHINESE_SCRIPTS:
+        return sum(unicodedata.name(letter, "").startswith("CJK UNIFIED") for letter in letters) >= len(letters) / 2
+    identifier = _identifier(wanted.code)
+    if identifier is None:
+        return None
+    first, second = identifier.rank(response)[:2]
+    return None if first[1] == second[1] else first[0] == wanted.code
+
+
+@cache
+def _identifier(target: str) -> LanguageIdentifier | None:
+    """Chooses among the target and the languages often asked for; None if it does not know the target."""
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    if target not in identifier.labels:
+        return None
+    identifier.set_languages({target, *_OFTEN_ASKED_FOR})
+    return identifier
 
 
 def _plain(response: str) -> str:

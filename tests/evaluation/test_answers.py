@@ -215,10 +215,32 @@ def test_half_chinese_is_chinese_and_less_is_not():
     assert language("zh")("我是 abc, 12").follows is False
 
 
-@pytest.mark.parametrize("response", ["Danke.", "12:30", "the der", "..."])
+def test_short_and_ungrammatical_responses_count_as_their_language():
+    """A small LLM's German, French and Spanish are noise; which language they imitate can be told all the same."""
+    for response, code in {
+        "Danke.": "de",
+        "Ich habe die Schulem des Schulem.": "de",
+        "Je suis déjà prise de la lutte, de la lutte.": "fr",
+        "Le livre est toujours délicé dans le livre.": "fr",
+        "El hombre de la ciudad está en la casa.": "es",
+        "Turn the radio down.": "en",
+    }.items():
+        assert {said for said in TARGETS if language(said)(response).follows} == {code}, response
+
+
+def test_a_language_beyond_the_usual_ones_is_told_from_them():
+    assert language("Swedish")("Mannen går till parken med sin hund och hon väntar på honom.").follows is True
+    assert language("ja")("男の人は犬を連れて公園に行きます。").follows is True
+    assert [language(other)(TARGETS["en"]).follows for other in ("sv", "ja")] == [False, False]
+
+
+@pytest.mark.parametrize("response", ["12:30", "...", "OK"])
 def test_a_language_that_cannot_be_told_is_unknown(response):
     assert language("de")(response) == Answer(response, None)
-    assert language("sv")(TARGETS["en"]).follows is None
+
+
+def test_a_language_that_the_identifier_does_not_know_is_unknown():
+    assert language("tlh")(TARGETS["en"]).follows is None
 
 
 def test_a_blank_translation_does_not_follow():

@@ -250,8 +250,8 @@ def test_a_metric_that_cannot_be_had_is_told_before_anything_is_answered(
 
 
 def test_a_rate_that_is_undefined_is_null_and_a_warning_says_why(tiny_lsm, samples):
-    latin = Task(name="said", title="Said", answer="translation", language="it", metrics=("bleu",))
-    result = lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[latin], max_new_tokens=2)
+    maori = Task(name="said", title="Said", answer="translation", language="mi", metrics=("bleu",))
+    result = lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[maori], max_new_tokens=2)
     why = "no response can be checked for the requested form"
     with pytest.warns(UserWarning, match=f"task said: following_rate is undefined: {why}"):
         summary = result.summary()

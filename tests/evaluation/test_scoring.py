@@ -219,7 +219,7 @@ GERMAN = translation(
     ("Sie ist nicht hier und die Tür ist offen.", "Sie ist nicht da, und die Tür ist offen."),
     ("Das Auto ist rot.", "The car is red, and that is all."),
     ("Bis dann.", ""),
-    ("Danke sehr.", "Danke schön."),
+    ("Um drei Uhr.", "3:00"),
 )
 SPANISH = translation(
     "13a",
@@ -227,7 +227,7 @@ SPANISH = translation(
     ("Ella no lo espera y la puerta es grande.", "Ella lo espera y la puerta no es grande."),
     ("El coche es rojo.", "The car is red, and that is all."),
     ("Hasta luego.", ""),
-    ("Muchas gracias.", "Gracias."),
+    ("A las tres.", "3:00"),
 )
 FRENCH = translation(
     "13a",
@@ -235,7 +235,7 @@ FRENCH = translation(
     ("Elle est dans la maison avec les enfants.", "Elle est dans une maison avec des enfants."),
     ("La voiture est rouge.", "The car is red, and that is all."),
     ("Bonne nuit.", ""),
-    ("Merci beaucoup.", "Merci."),
+    ("À trois heures.", "3:00"),
 )
 CHINESE = translation(
     "zh",
