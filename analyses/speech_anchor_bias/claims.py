@@ -2,7 +2,7 @@
 
 Each claim is a number that the paper has on one side of a bound, mostly 0. A claim **holds** where the 95 % interval
 (over paired utterances) lies on that side in every seed, **fails** where it lies on the other side in every seed, and
-is else **undecided**.
+is else **undecided**. What was measured of seed 0 alone, on more utterances, is called **holds (seed 0)** and so on.
 """
 
 from __future__ import annotations
@@ -19,25 +19,57 @@ from measured import (
     FOLLOWED,
     LLM,
     MOOD,
+    MORE,
     NOT_GERMAN,
     UNSEEN,
     alignment_change,
     at_length,
     following,
+    has_more,
     importance_depth,
     measured,
     only,
     right,
     seeds,
+    transcription,
 )
+from numpy.typing import NDArray
 
+from lsm_probe.evaluation.metrics import difference
 from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.reports.conventions import READ, Comparison, sides
 from lsm_probe.runner.result import Curve, curve
 
 GROUP = 5  # layers: a sixth of SmolLM2's 30
-KEPT = 0.1  # nats per token that text may lose and still count as kept
+SIXTHS = tuple(slice(start, start + GROUP) for start in range(0, 30, GROUP))
+FIRST, FOURTH, FIFTH, LAST = SIXTHS[0], SIXTHS[3], SIXTHS[4], SIXTHS[5]
+KEPT = 0.1  # nats per token that the answers may drift and still count as kept
+LENGTH = "LLM at the speech's length"
+"""The text LLM with its transcript repeated until there are as many tokens as in the speech."""
+OWN_LENGTH = "LLM at its own length"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A number of one seed.
+
+    Attributes:
+        curve: the number with its interval.
+        left_out: the number without each utterance in turn; None where only the interval is stored.
+        utterances: how many sentences it was measured on.
+    """
+
+    curve: Curve
+    left_out: NDArray[Any] | None
+    utterances: int
+
+    @classmethod
+    def of(cls, value: Any, left_out: NDArray[Any]) -> Found:
+        return cls(curve(np.asarray(value), left_out), left_out, len(left_out))
+
+
+Measure = Callable[[str], Found]
 
 
 @dataclass(frozen=True)
@@ -46,229 +78,320 @@ class Claim:
 
     Attributes:
         key: its name here.
-        place: where the paper has it.
+        place: where the paper has it; empty for questions of ours.
         says: the claim.
         paper: the paper's number.
+        against: what the number is compared with.
         unit: of ours.
         side: on which side of the bound the paper has it.
         measure: ours, of a seed.
         bound: the bound.
+        seeds: `MORE` for what was measured on more utterances of seed 0; by default all seeds.
     """
 
     key: str
     place: str
     says: str
     paper: str
+    against: str
     unit: str
     side: Literal["below", "above"]
-    measure: Callable[[str], Curve]
+    measure: Measure
     bound: float = 0
+    seeds: tuple[str, ...] = ()
 
 
-def eta(arm: str, reference: str | None = None, part: str = "attention") -> Callable[[str], Curve]:
-    """Eta of the last sixth of the layers, minus another arm's, or minus that of the text LLM at the same length."""
-    return lambda seed: _compared(seed, arm, reference, part).change()
+# --- η: `read` makes one number of η by layer, `[..., layers]` -> `[...]`
+
+Read = Callable[[Any], Any]
 
 
-def _compared(seed: str, arm: str, reference: str | None, part: str) -> Comparison:
-    found = measured(seed, part)
-    return Comparison(found[arm], at_length(seed, part) if reference is None else found[reference])
+def mean_of(layers: slice) -> Read:
+    return lambda eta: eta[..., layers].mean(-1)
 
 
-def between(arm: str, *where: Callable[[str], slice]) -> Callable[[str], Curve]:
-    """Eta of the second layers minus that of the first."""
+def change(first: slice, second: slice) -> Read:
+    """By how much η is higher in the second layers than in the first."""
+    return lambda eta: eta[..., second].mean(-1) - eta[..., first].mean(-1)
 
-    def measure(seed: str) -> Curve:
-        result: AttentionResult = measured(seed, "attention")[arm]
-        first, second = (find(seed) for find in where)
-        values, drawn = result.eta().mean, result.left_out_eta()
-        return curve(values[second].mean() - values[first].mean(), drawn[:, second].mean(1) - drawn[:, first].mean(1))
+
+last = mean_of(LAST)
+
+
+def eta(
+    arm: str, against: str | None = LENGTH, read: Read = last, part: str = "attention", segment: str = "mean"
+) -> Measure:
+    """A number of η, an arm's minus that of another one or of the text LLM; `None` for the arm's own."""
+
+    def measure(seed: str) -> Found:
+        own = of_arm(seed, part, arm).with_conventions(segment=segment)
+        if against is None:
+            return Found.of(read(own.eta().mean), read(own.left_out_eta()))
+        own, other = own.paired_with(of_arm(seed, part, against).with_conventions(segment=segment))
+        return Found.of(
+            read(own.eta().mean) - read(other.eta().mean), read(own.left_out_eta()) - read(other.left_out_eta())
+        )
 
     return measure
 
 
-def falls_more(seed: str) -> Curve:
-    """By how much eta rises from the first sixth of the layers to the last, the vanilla arm's minus the text LLM's."""
-    of_arm, of_llm = measured(seed, "attention")["vanilla_asr"].paired_with(at_length(seed, "attention"))
-
-    def rise(values: Any) -> Any:
-        return values[..., last_sixth(seed)].mean(-1) - values[..., first_sixth(seed)].mean(-1)
-
-    return curve(
-        rise(of_arm.eta().mean) - rise(of_llm.eta().mean), rise(of_arm.left_out_eta()) - rise(of_llm.left_out_eta())
-    )
+def of_arm(seed: str, part: str, arm: str) -> AttentionResult:
+    if arm == LENGTH:
+        return at_length(seed, part)
+    result: AttentionResult = measured(seed, part)[LLM if arm == OWN_LENGTH else arm]
+    return result
 
 
-def sixths(result: AttentionResult) -> list[slice]:
-    return [slice(start, start + GROUP) for start in range(0, result.n_layers, GROUP)]
+def halves(result: AttentionResult) -> tuple[AttentionResult, AttentionResult]:
+    """Every other utterance, and the others: layers are chosen on the first, numbers measured on the second."""
+    ids = np.array(result.ids)
+    return tuple(result.subset(list(ids[result.clusters % 2 == half])) for half in (0, 1))  # type: ignore[return-value]
 
 
-def first_sixth(seed: str) -> slice:
-    return sixths(measured(seed, "attention")[LLM])[0]
+def chosen(arm: str, choose: Callable[..., slice], read: Callable[[slice], Read]) -> Measure:
+    """A number of η of the sixth of the layers in which η is lowest (`min`) or highest (`max`) on other utterances."""
+
+    def measure(seed: str) -> Found:
+        first, second = halves(of_arm(seed, "attention", arm))
+        mean = first.eta().mean
+        number = read(choose(SIXTHS, key=lambda layers: mean[layers].mean()))
+        return Found.of(number(second.eta().mean), number(second.left_out_eta()))
+
+    return measure
 
 
-def last_sixth(seed: str) -> slice:
-    return sixths(measured(seed, "attention")[LLM])[-1]
+def nearer(arm: str) -> Measure:
+    """Mean distance by layer from the LLM's curve at the speech's length: an arm's minus the self-powered arm's."""
+
+    def measure(seed: str) -> Found:
+        far, near, text = (of_arm(seed, "attention", name) for name in (arm, "self_powered", LENGTH))
+
+        def by(read: Callable[[AttentionResult], Any]) -> Any:
+            return np.abs(read(far) - read(text)).mean(-1) - np.abs(read(near) - read(text)).mean(-1)
+
+        return Found.of(by(lambda result: result.eta().mean), by(lambda result: result.left_out_eta()))
+
+    return measure
 
 
-def extreme(arm: str, choose: Callable[..., slice]) -> Callable[[str], slice]:
-    """The sixth of the layers in which an arm's eta is smallest (`min`) or largest (`max`)."""
-
-    def find(seed: str) -> slice:
-        result: AttentionResult = measured(seed, "attention")[arm]
-        return choose(sixths(result), key=lambda layers: result.eta().mean[layers].mean())
-
-    return find
+# --- other measurements: the second arm's number minus the first's
 
 
-def largest(seed: str) -> Curve:
-    """Eta of the vanilla arm in that sixth of the layers in which it is largest."""
-    result, layers = measured(seed, "attention")["vanilla_asr"], extreme("vanilla_asr", max)(seed)
-    return curve(result.eta().mean[layers].mean(), result.left_out_eta()[:, layers].mean(1))
+def mean_change(part: str, read: Callable[[Any], Any], first: str, second: str) -> Measure:
+    """Of numbers by sample."""
 
-
-def nearer_to_llm(seed: str) -> Curve:
-    """Mean distance by layer from the text LLM's curve: the vanilla arm's minus the self-powered arm's."""
-    found, text = measured(seed, "attention"), at_length(seed, "attention")
-
-    def distance(read: Callable[[AttentionResult], Any]) -> Any:
-        far, near = (np.abs(read(found[arm]) - read(text)).mean(-1) for arm in ("vanilla_asr", "self_powered"))
-        return far - near
-
-    return curve(distance(lambda result: result.eta().mean), distance(lambda result: result.left_out_eta()))
-
-
-def mean_change(part: str, read: Callable[[Any], Any], first: str, second: str) -> Callable[[str], Curve]:
-    """Of numbers by sample: `second` minus `first`."""
-
-    def measure(seed: str) -> Curve:
+    def measure(seed: str) -> Found:
         one, other = (measured(seed, part)[arm] for arm in (first, second))
-        return other.mean(read(other) - read(one))
+        values = read(other) - read(one)
+        return Found.of(values.mean(), other.leave_one_out(values))
 
     return measure
 
 
-def aligned(number: str) -> Callable[[str], Curve]:
-    """A number of alignment in the last state: the self-powered arm's minus the vanilla arm's."""
-    return lambda seed: alignment_change(seed, number, "vanilla_asr", "self_powered")
+def d_i(result: Any) -> Any:
+    return result.by_sample()[0]
+
+
+def d_s(result: Any) -> Any:
+    return result.by_sample()[1]
+
+
+DEPENDENCE = {"D_i": d_i, "D_s": d_s}
+
+
+def aligned(number: str, first: str) -> Measure:
+    """A number of alignment in the last state: the self-powered arm's minus another's."""
+    return lambda seed: Found(alignment_change(seed, number, first, "self_powered"), None, 24)
 
 
 def share_change(
     read: Callable[..., Any], tasks: tuple[str, ...], first: str, second: str, part: str = "evaluation"
-) -> Callable[[str], Curve]:
-    """Of shares of responses, in percentage points: `second` minus `first`."""
+) -> Measure:
+    """Of shares of responses, in percentage points."""
 
-    def measure(seed: str) -> Curve:
+    def measure(seed: str) -> Found:
         one, other = (measured(seed, part)[arm] for arm in (first, second))
-        found = only(other, tasks).share_difference(read(other, tasks) - read(one, tasks))
-        return Curve(*(100 * end for end in vars(found).values()))
+        values = read(other, tasks) - read(one, tasks)
+        result = only(other, tasks)
+        ends = vars(result.share_difference(values)).values()
+        left_out = 100 * result.leave_one_out(values)
+        return Found(Curve(*(100 * end for end in ends)), left_out, len(left_out))
 
     return measure
 
 
-def wer_change(seed: str) -> Curve:
-    results = measured(seed, "evaluation")
-    found = results["vanilla_asr"].differences(results["self_powered"])["differences"]
-    number = found["commands-transcription"]["word_error_rate"]
-    return Curve(*(np.array(number[name]) for name in ("value", "ci_low", "ci_high")))
+def wer_change(first: str, second: str) -> Measure:
+    """Of word error rates, in percentage points."""
 
-
-def text_change(part: str, arm: str) -> Callable[[str], Curve]:
-    """Nats per token above the text LLM's."""
-
-    def measure(seed: str) -> Curve:
-        before, after = (measured(seed, part)[name].nats for name in (LLM, arm))
-        return curve(np.array(after.value - before.value), after.left_out - before.left_out)
+    def measure(seed: str) -> Found:
+        (result, one), (_, other) = (transcription(measured(seed, "evaluation")[arm]) for arm in (first, second))
+        sentences = [str(cluster) for cluster in result.clusters]
+        found = difference(one, other, sentences)
+        every = np.ones(len(sentences), dtype=bool)
+        left_out = other.leave_one_out(sentences, every) - one.leave_one_out(sentences, every)
+        return Found(Curve(*map(np.array, (found.value, found.ci_low, found.ci_high))), left_out, len(left_out))
 
     return measure
 
 
-def speed(seed: str) -> Curve:
+def drift(arm: str) -> Measure:
+    """Nats per token of SmolLM2's own answers, instruction and transcript as text, above the text LLM's."""
+
+    def measure(seed: str) -> Found:
+        before, after = (measured(seed, "other-text")[name].nats for name in (LLM, arm))
+        return Found.of(after.value - before.value, after.left_out - before.left_out)
+
+    return measure
+
+
+def speed(seed: str) -> Found:
     """How many times as fast as the cascade."""
     results = measured(seed, "evaluation")
-    ratio: Curve = results[CASCADE].speed_ratio(results["self_powered"])
-    return ratio
+    one, other = results[CASCADE], results["self_powered"]
+    left_out = one.leave_one_out(one.seconds) / other.leave_one_out(other.seconds)
+    return Found(one.speed_ratio(other), left_out, len(left_out))
 
 
-def depth_change(seed: str) -> Curve:
-    results = measured(seed, "importance")
-    (before, drawn_before), (after, drawn_after) = (importance_depth(results[arm]) for arm in (LLM, "vanilla_asr"))
-    return curve(after - before, drawn_after - drawn_before)
+def depth_change(seed: str) -> Found:
+    (before, drawn_before), (after, drawn_after) = (
+        importance_depth(measured(seed, "importance")[arm]) for arm in (LLM, "vanilla_asr")
+    )
+    return Found.of(after - before, drawn_after - drawn_before)
 
 
+FORM, MOODS, NATS = "responses in the asked-for form, % points", "right moods, % points", "nats per token"
+VANILLA, POWERED, ONE, TRUE_ANSWERS, UNTRAINED = (
+    *("vanilla_asr", "self_powered", "self_powered_one", "true_answers", "untrained"),
+)
 CLAIMS = (
-    Claim("llm_falls", "Figure 3", "text LLM: η falls from the first sixth of the layers to its lowest", "falls", "η",
-          "below", between(LLM, first_sixth, extreme(LLM, min))),
-    Claim("llm_rises", "Figure 3", "text LLM: η rises again from there to the last sixth", "rises", "η", "above",
-          between(LLM, extreme(LLM, min), last_sixth)),
-    Claim("bias", "Figure 3", "trained on transcription alone, it looks less at the instruction than the text LLM",
-          "below", "η", "below", eta("vanilla_asr")),
-    Claim("bias_same_words", "Figure 3", "the same with SmolLM2's words as response of both", "", "η", "below",
-          eta("vanilla_asr", part="same-words")),
-    Claim("bias_voices", "Figure 3", "the same by voices that no arm has heard", "", "η", "below",
-          eta("vanilla_asr", part="voices")),
-    Claim("bias_falls", "Figure 3", "and falls more from the first sixth to the last", "falls", "η", "below",
-          falls_more),
-    Claim("bias_everywhere", "Figure 3", "and more at the speech in all layers", "below .5",
-          "η of its highest sixth", "below", largest, 0.5),
-    Claim("collapse", "Section 3.4", "its response no longer depends on the instruction (against self-powered)",
-          "of speech alone", "D_i, nats per token", "above",
-          mean_change("own-words", lambda r: r.by_sample()[0], "vanilla_asr", "self_powered")),
-    Claim("repair", "Figure 5", "self-powered training lifts η of the last layers above vanilla's", "+.2 to +.4", "η",
-          "above", eta("self_powered", "vanilla_asr")),
-    Claim("repair_same_words", "Figure 5", "the same with SmolLM2's words as response of both", "", "η", "above",
-          eta("self_powered", "vanilla_asr", "same-words")),
-    Claim("repair_voices", "Figure 5", "the same by voices that no arm has heard", "", "η", "above",
-          eta("self_powered", "vanilla_asr", "voices")),
-    Claim("nearer", "Figure 5", "and brings the curve nearer to the text LLM's", "nearer", "mean distance by layer",
-          "above", nearer_to_llm),
-    Claim("aligned", "Figure 6", "and brings speech nearer to its transcript in the last layer than vanilla's",
-          "nearer", "cosine", "above", aligned("paired_cosine")),
-    Claim("aligned_own", "Figure 6", "nearer than to other transcripts", "", "cosine gap", "above",
-          aligned("cosine_gap")),
-    Claim("follows", "Table 2", "self-powered follows instructions that vanilla does not", "0 to 51 (MELD)",
-          "responses in the asked-for form, % points", "above",
-          share_change(following, FOLLOWED, "vanilla_asr", "self_powered")),
-    Claim("follows_unseen", "Table 2", "also those that it was not trained on", "",
-          "French, Spanish; % points", "above",
-          share_change(following, UNSEEN, "vanilla_asr", "self_powered")),
+    # Figure 3
+    Claim("llm_falls", "Figure 3", "text LLM: η falls from layers 0–4 to its lowest sixth of the layers", "falls",
+          OWN_LENGTH, "η", "below", chosen(OWN_LENGTH, min, lambda lowest: change(FIRST, lowest))),
+    Claim("llm_falls_length", "Figure 3", "the same of its transcript stretched to the speech's length", "falls",
+          LENGTH, "η", "below", chosen(LENGTH, min, lambda lowest: change(FIRST, lowest))),
+    Claim("llm_rises", "Figure 3", "text LLM: η rises at the end, from layers 20–24 to 25–29", "rises",
+          OWN_LENGTH, "η", "above", eta(OWN_LENGTH, None, change(FIFTH, LAST))),
+    Claim("llm_rises_length", "Figure 3", "the same of its transcript stretched to the speech's length", "rises",
+          LENGTH, "η", "above", eta(LENGTH, None, change(FIFTH, LAST))),
+    Claim("vanilla_falls_on", "Figure 3", "vanilla: η keeps falling at the end, from layers 20–24 to 25–29", "falls",
+          "itself", "η", "below", eta(VANILLA, None, change(FIFTH, LAST))),
+    Claim("vanilla_falls_on_sum", "Figure 3", "the same with `segment=sum`", "falls",
+          "itself", "η", "below", eta(VANILLA, None, change(FIFTH, LAST), segment="sum")),
+    Claim("bias", "Figure 3", "vanilla: η of layers 25–29 is lower than the text LLM's", "lower",
+          OWN_LENGTH, "η", "below", eta(VANILLA, OWN_LENGTH)),
+    Claim("bias_length", "Figure 3", "the same", "lower", LENGTH, "η", "below", eta(VANILLA)),
+    Claim("bias_more", "Figure 3", "the same on 48 other utterances", "lower",
+          OWN_LENGTH, "η", "below", eta(VANILLA, OWN_LENGTH), seeds=(MORE,)),
+    Claim("bias_length_more", "Figure 3", "the same on 48 other utterances", "lower",
+          LENGTH, "η", "below", eta(VANILLA), seeds=(MORE,)),
+    Claim("bias_same_words", "Figure 3", "the same with SmolLM2's words as response of both", "lower",
+          OWN_LENGTH, "η", "below", eta(VANILLA, OWN_LENGTH, part="same-words")),
+    Claim("bias_length_same_words", "Figure 3", "the same with SmolLM2's words as response of both", "lower",
+          LENGTH, "η", "below", eta(VANILLA, part="same-words")),
+    Claim("bias_voices", "Figure 3", "the same by voices that no arm has heard", "lower",
+          OWN_LENGTH, "η", "below", eta(VANILLA, OWN_LENGTH, part="voices")),
+    Claim("bias_length_voices", "Figure 3", "the same by voices that no arm has heard", "lower",
+          LENGTH, "η", "below", eta(VANILLA, part="voices")),
+    Claim("bias_falls", "Figure 3", "vanilla: η falls more from layers 0–4 to 25–29 than the text LLM's", "falls",
+          OWN_LENGTH, "η", "below", eta(VANILLA, OWN_LENGTH, change(FIRST, LAST))),
+    Claim("bias_falls_length", "Figure 3", "the same", "falls",
+          LENGTH, "η", "below", eta(VANILLA, LENGTH, change(FIRST, LAST))),
+    Claim("bias_everywhere", "Figure 3", "vanilla: η is below 0.5 in all layers", "below .5", "0.5",
+          "η of its highest sixth", "below", chosen(VANILLA, max, mean_of),
+          0.5),
+    # Section 3.4
+    Claim("collapse", "Section 3.4", "self-powered's own responses depend on the instruction more than vanilla's",
+          "vanilla: none", VANILLA, f"D_i, {NATS}", "above", mean_change("own-words", d_i, VANILLA, POWERED)),
+    Claim("collapse_more", "Section 3.4", "the same on 48 other utterances", "vanilla: none", VANILLA,
+          f"D_i, {NATS}", "above", mean_change("own-words", d_i, VANILLA, POWERED), seeds=(MORE,)),
+    # Against an arm that hears nothing
+    Claim("heard_D_s", "", "self-powered's own responses depend on the speech more than the untrained arm's", "",
+          UNTRAINED, f"D_s, {NATS}", "above", mean_change("own-words", d_s, UNTRAINED, POWERED)),
+    Claim("heard_D_s_more", "", "the same on 48 other utterances", "",
+          UNTRAINED, f"D_s, {NATS}", "above", mean_change("own-words", d_s, UNTRAINED, POWERED), seeds=(MORE,)),
+    Claim("heard_wer", "", "self-powered transcribes better than the untrained arm", "",
+          UNTRAINED, "word error rate, % points", "below", wer_change(UNTRAINED, POWERED)),
+    Claim("heard_wer_more", "", "the same on 48 other utterances", "",
+          UNTRAINED, "word error rate, % points", "below", wer_change(UNTRAINED, POWERED), seeds=(MORE,)),
+    Claim("heard_eta", "", "self-powered: η of layers 25–29 is higher than the untrained arm's", "",
+          UNTRAINED, "η", "above", eta(POWERED, UNTRAINED)),
+    Claim("heard_eta_more", "", "the same on 48 other utterances", "",
+          UNTRAINED, "η", "above", eta(POWERED, UNTRAINED), seeds=(MORE,)),
+    Claim("heard_D_i", "", "self-powered's own responses depend on the instruction more than the untrained arm's", "",
+          UNTRAINED, f"D_i, {NATS}", "above", mean_change("own-words", d_i, UNTRAINED, POWERED)),
+    Claim("heard_D_i_more", "", "the same on 48 other utterances", "",
+          UNTRAINED, f"D_i, {NATS}", "above", mean_change("own-words", d_i, UNTRAINED, POWERED), seeds=(MORE,)),
+    Claim("heard_nearer", "", "self-powered's η is nearer to the text LLM's curve than the untrained arm's", "",
+          UNTRAINED, "mean distance by layer", "above", nearer(UNTRAINED)),
+    Claim("heard_form", "", "self-powered answers in the asked-for form more often than the untrained arm", "",
+          UNTRAINED, FORM, "above", share_change(following, FOLLOWED, UNTRAINED, POWERED)),
+    Claim("heard_right", "", "self-powered names the right mood more often than the untrained arm", "",
+          UNTRAINED, MOODS, "above", share_change(right, MOOD, UNTRAINED, POWERED)),
+    # Figure 5
+    Claim("repair", "Figure 5", "self-powered: η of layers 25–29 is higher than vanilla's", "+.2 to +.4",
+          VANILLA, "η", "above", eta(POWERED, VANILLA)),
+    Claim("repair_more", "Figure 5", "the same on 48 other utterances", "+.2 to +.4",
+          VANILLA, "η", "above", eta(POWERED, VANILLA), seeds=(MORE,)),
+    Claim("repair_same_words", "Figure 5", "the same with SmolLM2's words as response of both", "+.2 to +.4",
+          VANILLA, "η", "above", eta(POWERED, VANILLA, part="same-words")),
+    Claim("repair_voices", "Figure 5", "the same by voices that no arm has heard", "+.2 to +.4",
+          VANILLA, "η", "above", eta(POWERED, VANILLA, part="voices")),
+    Claim("repair_terminal", "Figure 5", "especially in the terminal layers: more in 25–29 than in 15–19", "most",
+          VANILLA, "η", "above", eta(POWERED, VANILLA, change(FOURTH, LAST))),
+    Claim("repair_terminal_same_words", "Figure 5", "the same with SmolLM2's words as response of both", "most",
+          VANILLA, "η", "above", eta(POWERED, VANILLA, change(FOURTH, LAST), "same-words")),
+    Claim("nearer", "Figure 5", "self-powered's η is nearer to the text LLM's curve than vanilla's", "nearer",
+          VANILLA, "mean distance by layer", "above", nearer(VANILLA)),
+    # Figure 6
+    Claim("aligned", "Figure 6", "self-powered brings speech nearer to its transcript in the last layer", "nearer",
+          VANILLA, "cosine", "above", aligned("paired_cosine", VANILLA)),
+    Claim("aligned_untrained", "Figure 6", "the same", "", UNTRAINED, "cosine", "above",
+          aligned("paired_cosine", UNTRAINED)),
+    Claim("aligned_own", "Figure 6", "nearer than to other transcripts", "", VANILLA, "cosine gap", "above",
+          aligned("cosine_gap", VANILLA)),
+    # Table 2
+    Claim("follows", "Table 2", "self-powered answers in the asked-for form more often than vanilla", "0 to 51 (MELD)",
+          VANILLA, FORM, "above", share_change(following, FOLLOWED, VANILLA, POWERED)),
+    Claim("follows_unseen", "Table 2", "the same of French and Spanish, in no training (language only)", "",
+          VANILLA, FORM, "above", share_change(following, UNSEEN, VANILLA, POWERED)),
     Claim("follows_voices", "Table 2", "the same by voices that no arm has heard", "",
-          "responses in the asked-for form, % points", "above",
-          share_change(following, FOLLOWED, "vanilla_asr", "self_powered", "voices-evaluation")),
-    Claim("right", "Table 2", "and gets them right", "0 to 47 (FSC)", "right moods, % points", "above",
-          share_change(right, MOOD, "vanilla_asr", "self_powered")),
-    Claim("right_heard", "Table 2", "more often than one that hears nothing", "", "right moods, % points", "above",
-          share_change(right, MOOD, "untrained", "self_powered")),
-    Claim("wer", "Table 2", "and transcribes better", "7.8 to 3.8", "word error rate, % points", "below", wer_change),
-    Claim("many_kinds", "Table 4", "true answers to several tasks do not serve others: self-powered follows more",
-          "0 to 17.5 (ST)", "French, Spanish; % points", "above",
-          share_change(following, UNSEEN, "true_answers", "self_powered")),
-    Claim("one_kind", "Table 4", "one self-powered instruction is not enough: many follow more (mood, French, Spanish)",
-          "15 to 31 (Light)",
-          "% points", "above",
-          share_change(following, NOT_GERMAN, "self_powered_one", "self_powered")),
-    Claim("one_kind_unseen", "Table 4", "also French and Spanish alone, which neither was trained on", "",
-          "% points", "above",
-          share_change(following, UNSEEN, "self_powered_one", "self_powered")),
-    Claim("one_kind_eta", "Table 4", "and look more at the instruction", "", "η", "above",
-          eta("self_powered", "self_powered_one")),
-    Claim("text_kept", "Table 6", f"text ability stays (here: loses less than {KEPT} nats a token)", "49.8 to 49.4",
-          "nats per token", "below", text_change("other-text", "self_powered"), KEPT),
-    Claim("faster", "Table 7", "faster than the cascade", "3.0 to 3.8 times", "times", "above", speed, 1),
-    Claim("beats_cascade", "Table 7", "as good as the cascade or better where it classifies", "33.2 to 49.0 (SLU)",
-          "right moods, % points", "above", share_change(right, MOOD, CASCADE, "self_powered")),
-    Claim("text_lost", "2509.23755", "speech training costs text ability", "58.7 to 55.7 (Web Q)", "nats per token",
-          "above", text_change("other-text", "vanilla_asr")),
+          VANILLA, FORM, "above", share_change(following, FOLLOWED, VANILLA, POWERED, "voices-evaluation")),
+    Claim("right", "Table 2", "self-powered names the right mood more often than vanilla", "0 to 47 (FSC)",
+          VANILLA, MOODS, "above", share_change(right, MOOD, VANILLA, POWERED)),
+    Claim("wer", "Table 2", "self-powered transcribes better than vanilla", "7.8 to 3.8", VANILLA,
+          "word error rate, % points", "below", wer_change(VANILLA, POWERED)),
+    # Table 4
+    Claim("true_answers_eta", "Table 4", "true answers to six tasks lift η of layers 25–29 above vanilla's", "",
+          VANILLA, "η", "above", eta(TRUE_ANSWERS, VANILLA)),
+    Claim("many_kinds", "Table 4", "self-powered answers in French and Spanish more often than true answers do",
+          "0 to 17.5 (ST)", TRUE_ANSWERS, FORM, "above", share_change(following, UNSEEN, TRUE_ANSWERS, POWERED)),
+    Claim("one_kind", "Table 4", "many kinds of instruction serve mood, French and Spanish better than German alone",
+          "15 to 31 (Light)", ONE, FORM, "above", share_change(following, NOT_GERMAN, ONE, POWERED)),
+    Claim("one_kind_unseen", "Table 4", "French and Spanish alone, which neither was trained on", "",
+          ONE, FORM, "above", share_change(following, UNSEEN, ONE, POWERED)),
+    Claim("one_kind_eta", "Table 4", "many kinds of instruction lift η of layers 25–29 more than German alone", "",
+          ONE, "η", "above", eta(POWERED, ONE)),
+    # Table 7
+    Claim("faster", "Table 7", "self-powered is faster than the cascade", "3.0 to 3.8 times", "cascade", "times",
+          "above", speed, 1),
+    Claim("beats_cascade", "Table 7", "and names the right mood as often or more often", "33.2 to 49.0 (SLU)",
+          "cascade", MOODS, "above", share_change(right, MOOD, CASCADE, POWERED)),
+    # Drift: not what the papers measure
+    Claim("drift_powered", "", f"self-powered drifts by less than {KEPT} from SmolLM2's answers (Table 6 has MMLU)",
+          "", LLM, NATS, "below", drift(POWERED), KEPT),
+    Claim("drift_vanilla", "", "vanilla drifts away from SmolLM2's answers (2509.23755 has Web Questions)", "",
+          LLM, NATS, "above", drift(VANILLA)),
     Claim("importance_moves", "2509.23755", "the importance for text moves to earlier layers", "deep to shallow (1B)",
-          "layers", "below", depth_change),
+          LLM, "layers", "below", depth_change),
 )  # fmt: skip
 
 
 def verdict(claim: Claim, found: list[Curve]) -> str:
     own = {sides(Curve(*(end - claim.bound for end in vars(change).values()))) for change in found}
+    only_seed = " (seed 0)" if claim.seeds else ""
     if own == {claim.side}:
-        return "holds"
-    return "fails" if len(own) == 1 and "open" not in own else "undecided"
+        return "holds" + only_seed
+    return ("fails" if len(own) == 1 and "open" not in own else "undecided") + only_seed
 
 
 def claims() -> pd.DataFrame:
@@ -278,28 +401,67 @@ def claims() -> pd.DataFrame:
 
 def _rows() -> Iterator[dict[str, Any]]:
     for claim in CLAIMS:
-        found = [claim.measure(seed) for seed in seeds()]
-        for seed, change in zip(seeds(), found, strict=True):
-            about = {name: getattr(claim, name) for name in ("key", "place", "says", "paper", "unit", "side", "bound")}
-            yield about | {"seed": int(seed), **vars(_floats(change)), "verdict": verdict(claim, found)}
-
-
-def _floats(found: Curve) -> Curve:
-    return Curve(float(found.mean), float(found.ci_low), float(found.ci_high))
+        if claim.seeds and not has_more():
+            continue
+        chosen_seeds = claim.seeds or tuple(seeds())
+        found = [claim.measure(seed) for seed in chosen_seeds]
+        for seed, number in zip(chosen_seeds, found, strict=True):
+            names = ("key", "place", "says", "paper", "against", "unit", "side", "bound")
+            without = (np.nan, np.nan) if number.left_out is None else (number.left_out.min(), number.left_out.max())
+            yield {
+                **{name: getattr(claim, name) for name in names},
+                "seed": 0 if seed == MORE else int(seed),
+                **{name: float(end) for name, end in vars(number.curve).items()},
+                "utterances": number.utterances,
+                **dict(zip(("without_one_low", "without_one_high"), map(float, without), strict=True)),
+                "verdict": verdict(claim, [each.curve for each in found]),
+            }
 
 
 def conventions() -> pd.DataFrame:
-    """A row for each way to read eta: bias and repair in every seed."""
+    """A row for each way to read eta: bias (against the text LLM at both lengths) and repair in every seed."""
     hints = get_type_hints(Conventions)
+    compared = {"bias": (VANILLA, OWN_LENGTH), "bias_length": (VANILLA, LENGTH), "repair": (POWERED, VANILLA)}
     rows = []
     for part in ("attention", "same-words"):
-        for chosen in product(*(get_args(hints[name]) for name in READ)):
-            choice = dict(zip(READ, chosen, strict=True))
+        for chosen_values in product(*(get_args(hints[name]) for name in READ)):
+            choice = dict(zip(READ, chosen_values, strict=True))
             row: dict[str, Any] = {"response": "generated" if part == "attention" else "reference", **choice}
-            for name, arm, reference in (("bias", "vanilla_asr", None), ("repair", "self_powered", "vanilla_asr")):
-                found = [_compared(seed, arm, reference, part).change(**choice) for seed in seeds()]
+            for name, (arm, other) in compared.items():
+                found = [Comparison(of_arm(s, part, arm), of_arm(s, part, other)).change(**choice) for s in seeds()]
                 claim = next(claim for claim in CLAIMS if claim.key == name)
-                row |= {f"{name}_{seed}": float(change.mean) for seed, change in zip(seeds(), found, strict=True)}
+                row |= {f"{name}_{seed}": float(each.mean) for seed, each in zip(seeds(), found, strict=True)}
                 row |= {f"{name}_verdict": verdict(claim, found)}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def headline() -> pd.DataFrame:
+    """A row for each headline number of each arm that could be measured again: on the study's utterances and on 48
+    others, with the lowest and the highest value that it takes when one utterance is left out."""
+    rows = []
+    for arm, (measured_on, seed) in product(
+        (LLM, UNTRAINED, VANILLA, POWERED), (("study", "0"), ("more", MORE))[: 1 + has_more()]
+    ):
+        own = measured(seed, "own-words")[arm]
+        numbers = {"eta": eta(OWN_LENGTH if arm == LLM else arm, None)(seed)}
+        numbers |= {name: Found.of(read(own).mean(), own.leave_one_out(read(own))) for name, read in DEPENDENCE.items()}
+        if arm != LLM:
+            numbers["word error rate, %"] = wer(seed, arm)
+        rows += [{"arm": arm, "number": name, "measured": measured_on, **_columns(n)} for name, n in numbers.items()]
+    return pd.DataFrame(rows)
+
+
+def wer(seed: str, arm: str) -> Found:
+    result, metric = transcription(measured(seed, "evaluation")[arm])
+    sentences = [str(cluster) for cluster in result.clusters]
+    found = metric.estimate(sentences)
+    left_out = metric.leave_one_out(sentences, np.ones(len(sentences), dtype=bool))
+    return Found(Curve(*map(np.array, (found.value, found.ci_low, found.ci_high))), left_out, len(left_out))
+
+
+def _columns(number: Found) -> dict[str, float]:
+    assert number.left_out is not None
+    ends = {name: float(end) for name, end in vars(number.curve).items()}
+    low, high = float(number.left_out.min()), float(number.left_out.max())
+    return {**ends, "utterances": number.utterances, "without_one_low": low, "without_one_high": high}

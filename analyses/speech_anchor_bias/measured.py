@@ -1,4 +1,8 @@
-"""The results of each arm, from `results.tar.xz`: one folder for each seed, measurement and checkpoint."""
+"""The results of each arm, one folder for each seed, measurement and checkpoint.
+
+They come from `results.tar.xz`, and those on more utterances from `more_utterances.tar.xz`. The utterances of intervals
+are sentences: the same sentence by another voice is no other utterance.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import shutil
 import tarfile
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +21,18 @@ from numpy.typing import NDArray
 
 import lsm_probe
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
+from lsm_probe.evaluation.metrics import Metric
 from lsm_probe.evaluation.scoring import FOLLOWING
+from lsm_probe.intervals import number_clusters
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.importance.result import ImportanceResult
 from lsm_probe.runner.result import Curve
 
-ARCHIVE = Path(__file__).with_name("results.tar.xz")
+HERE = Path(__file__).parent
+MORE = "more"
+"""Takes the place of a seed for the measurements of seed 0 on more utterances."""
+OF_DIAGNOSIS = {"own-words": "sensitivity", "evaluation": "transcription"}
+"""Our name of a measurement -> that of `lsm-probe diagnose`, which made those on more utterances."""
 LLM = "builtin:llm"
 CASCADE = "builtin:whisper + builtin:llm"
 ARMS = ("untrained", "vanilla_asr", "true_answers", "self_powered_one", "self_powered")
@@ -42,23 +53,43 @@ TRUE = ("commands-place", "commands-intent", "commands-capitals")
 
 @cache
 def results() -> Path:
-    """The folder `results` of the archive, unpacked once; it is deleted when Python exits."""
+    """The folder `results` of the archives, unpacked once; it is deleted when Python exits."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return Path(folder) / "results"
+    for archive in sorted(HERE.glob("*.tar.xz")):
+        with tarfile.open(archive) as packed:
+            packed.extractall(Path(folder) / archive.name.split(".")[0], filter="data")
+    found = Path(folder) / "results" / "results"
+    if has_more():
+        (Path(folder) / "more_utterances" / "results").rename(found / MORE)
+    return found
+
+
+def has_more() -> bool:
+    """Whether the measurements on more utterances are there: they take an hour on one thread."""
+    return (HERE / "more_utterances.tar.xz").exists()
 
 
 def seeds() -> list[str]:
-    return sorted(folder.name for folder in results().iterdir())
+    return sorted(folder.name for folder in results().iterdir() if folder.name != MORE)
 
 
 @cache
 def measured(seed: str, part: str) -> dict[str, Any]:
     """Name of an arm (without its seed), the LLM or the cascade -> its result in a measurement."""
-    found = lsm_probe.read_results([results() / seed / part])
-    return {each.name.removesuffix(f"-{seed}"): each for _, group in found.measured() for each in group}
+    folder = OF_DIAGNOSIS.get(part, part) if seed == MORE else part
+    found = lsm_probe.read_results([results() / seed / folder])
+    return {_arm(each.name, seed): by_sentence(each) for _, group in found.measured() for each in group}
+
+
+def _arm(name: str, seed: str) -> str:
+    shipped = name.removeprefix("builtin:")
+    return shipped if shipped in ARMS else name.removesuffix(f"-{seed}")
+
+
+def by_sentence(result: Any) -> Any:
+    """The result with a sentence, whoever speaks it, as the utterance of its intervals."""
+    return replace(result, clusters=number_clusters([sample["text"] for sample in result.samples]))
 
 
 def at_length(seed: str, part: str) -> AttentionResult:
@@ -88,6 +119,13 @@ def following(result: EvaluationResult, tasks: tuple[str, ...]) -> NDArray[np.fl
 def right(result: EvaluationResult, tasks: tuple[str, ...]) -> NDArray[np.float64]:
     """Whether each response has the asked-for form and is the right one, 1 or 0, `[samples]`."""
     return _by_sample(result, tasks, "accuracy")
+
+
+def transcription(result: EvaluationResult) -> tuple[EvaluationResult, Metric]:
+    """The result in transcription alone, and its word error rate."""
+    name = next(task.name for task in result.tasks if "transcription" in task.name)
+    result = only(result, (name,))
+    return result, result.metrics()[name]["word_error_rate"]
 
 
 def only(result: EvaluationResult, tasks: tuple[str, ...]) -> EvaluationResult:

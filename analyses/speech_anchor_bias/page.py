@@ -9,64 +9,109 @@ import pandas as pd
 COLUMNS = {
     "where the answers look": {
         "eta": "η",
-        "against_llm": "minus the text LLM at that length, `mean`",
+        "against_llm_own_length": "minus the text LLM at its own length, `mean`",
+        "against_llm_own_length_sum": "`sum`",
+        "against_llm": "minus the text LLM at the speech's length, `mean`",
         "against_llm_sum": "`sum`",
-        "against_llm_same_words": "`mean`, SmolLM2's words",
     },
     "by other means": {
-        "own_D_i": "D_i, own words",
-        "own_D_s": "D_s, own words",
-        "D_s": "D_s, SmolLM2's words",
-        "without_instruction": "without the instruction",
-        "without_source": "without the source",
-        "agreement": "log P of SmolLM2's answers",
+        "own_D_i": "D_i, own words (8 utterances)",
+        "own_D_s": "D_s, own words (8)",
+        "D_s": "D_s, SmolLM2's words (12)",
+        "without_instruction": "without the instruction (6)",
+        "without_source": "without the speech (6)",
+        "agreement": "log P of SmolLM2's answers (12)",
     },
     "states and weights": {
-        "paired_cosine": "cosine",
-        "cosine_gap": "cosine gap",
-        "standardised_cka": "CKA, standardised",
-        "standardised_retrieval": "R@1, standardised",
-        "importance_depth": "mean layer of importance",
-        "jensen_shannon": "shift, Jensen-Shannon",
-        "rank_correlation": "rank correlation of layers",
+        "paired_cosine": "cosine (24 utterances)",
+        "cosine_gap": "cosine gap (24)",
+        "standardised_cka": "CKA, standardised (24)",
+        "standardised_retrieval": "R@1, standardised (24)",
+        "importance_depth": "mean layer of importance (12)",
+        "jensen_shannon": "shift, Jensen-Shannon (12)",
+        "rank_correlation": "rank correlation of layers (12)",
     },
     "tasks": {
         "following": "asked-for form",
-        "following_unseen": "the same, French and Spanish",
+        "following_unseen": "French and Spanish: language",
         "repeats": "hashtags, program: repeats the command",
         "right": "mood as SmolLM2 says",
         "right_true": "place, intent, capitals right",
         "wer": "word error rate, %",
     },
     "text": {
-        "text": "instructions of training",
-        "other_text": "other instructions",
+        "text": "instructions of training (48 utterances)",
+        "other_text": "other instructions (96)",
     },
     "other voices": {
-        "voices_against_llm": "η minus the text LLM's at that length",
-        "voices_D_i": "D_i, own words",
-        "voices_D_s": "D_s, own words",
-        "voices_following": "asked-for form",
-        "voices_right": "mood as SmolLM2 says",
-        "voices_wer": "word error rate, %",
-    },
-    "real recordings": {
-        "natural_eta": "η",
-        "natural_against_llm": "minus the text LLM at that length",
-        "natural_D_i": "D_i, own words",
-        "natural_D_s": "D_s, own words",
+        "voices_against_llm": "η minus the text LLM's at the speech's length (24 utterances)",
+        "voices_D_i": "D_i, own words (8)",
+        "voices_D_s": "D_s, own words (8)",
+        "voices_following": "asked-for form (24)",
+        "voices_right": "mood as SmolLM2 says (24)",
+        "voices_wer": "word error rate, % (24)",
     },
 }
 """Table -> column of arms.csv -> its heading."""
 
 
+CLAIMS_HEAD = (
+    *("row", "where", "claim", "compared with", "paper", "ours, seed 0, then seed 1", "with one utterance left out"),
+    *("of", "utterances", "verdict"),
+)
+
+
 def claims_table(claims: pd.DataFrame) -> str:
-    lines = ["| where | claim | paper | ours, seed by seed | of | verdict |", "| --- | --- | --- | --- | --- | --- |"]
-    for _, rows in claims.fillna("").groupby("key", sort=False):
+    lines = [row(CLAIMS_HEAD), row(["---"] * len(CLAIMS_HEAD))]
+    for _, rows in claims.fillna({"place": "ours", "paper": "", "against": ""}).groupby("key", sort=False):
         claim = rows.iloc[0]
-        ours = ", ".join(with_interval(row["mean"], row["ci_low"], row["ci_high"]) for _, row in rows.iterrows())
-        lines.append(f"| {claim.place} | {claim.says} | {claim.paper} | {ours} | {claim.unit} | **{claim.verdict}** |")
+        ours = ", ".join(with_interval(*ends) for ends in rows[["mean", "ci_low", "ci_high"]].itertuples(index=False))
+        without = ", ".join(
+            between(*ends) for ends in rows[["without_one_low", "without_one_high"]].itertuples(index=False)
+        )
+        about = (
+            f"`{claim.key}`",
+            claim.place,
+            claim.says,
+            claim.against,
+            claim.paper,
+            ours,
+            without,
+            claim.unit,
+            str(claim.utterances),
+        )
+        lines.append(row([*about, f"**{claim.verdict}**"]))
     return "\n".join(lines)
+
+
+def headline_table(headline: pd.DataFrame) -> str:
+    """Headline numbers of seed 0, and how far one utterance moves them; also on 48 other utterances, if measured."""
+    head = ("arm", "number", "on", "value", "with one utterance left out", "utterances")
+    lines = [row(head), row(["---"] * len(head))]
+    for _, r in headline.iterrows():
+        value = with_interval(r["mean"], r["ci_low"], r["ci_high"])
+        without = between(r["without_one_low"], r["without_one_high"])
+        name = "η" if r["number"] == "eta" else r["number"]
+        lines.append(row([f"`{r['arm']}`", name, r["measured"], value, without, str(r["utterances"])]))
+    return "\n".join(lines)
+
+
+def coverage_table(coverage: pd.DataFrame) -> str:
+    """Every claim of both papers, and what tests it here."""
+    head = ("paper", "where", "claim", "tested by", "remark")
+    lines = [row(head), row(["---"] * len(head))]
+    for paper, place, claim, tested, remark in coverage.fillna("").itertuples(index=False):
+        links = [f"[{t}](../../{t})" if t.startswith("analyses/") else f"`{t}`" for t in tested.split()]
+        lines.append(row([paper, place, claim, tested if tested == "not run" else ", ".join(links), remark]))
+    return "\n".join(lines)
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def between(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f"{shown(low)} to {shown(high)}"
 
 
 def arms_table(arms: pd.DataFrame, columns: dict[str, str]) -> str:
@@ -95,5 +140,6 @@ def shown(value: float) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−").removesuffix(".000")
 
 
-def tables(arms: pd.DataFrame, claims: pd.DataFrame) -> Sequence[str]:
-    return [claims_table(claims), *(arms_table(arms, columns) for columns in COLUMNS.values())]
+def tables(arms: pd.DataFrame, claims: pd.DataFrame, headline: pd.DataFrame, coverage: pd.DataFrame) -> Sequence[str]:
+    tables = [claims_table(claims), headline_table(headline), coverage_table(coverage)]
+    return [*tables, *(arms_table(arms, columns) for columns in COLUMNS.values())]

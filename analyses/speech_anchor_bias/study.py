@@ -1,6 +1,6 @@
-"""The study's tables and pictures, from results.tar.xz alone.
+"""The study's tables and pictures, from the archives of this folder alone.
 
-python analyses/speech_anchor_bias/study.py  # arms.csv, claims.csv, conventions.csv, prediction.csv, and pictures
+python analyses/speech_anchor_bias/study.py  # the CSV files, and pictures
 
 Prints the tables of README.md.
 """
@@ -8,10 +8,11 @@ Prints the tables of README.md.
 from pathlib import Path
 
 import pandas as pd
-from claims import claims, conventions
+from claims import claims, conventions, headline
 from page import tables
 from pictures import draw
 from prediction import prediction
+from scored import scored
 from table import arms
 
 from lsm_probe.runner.picture_files import save_frame
@@ -23,10 +24,12 @@ def main() -> None:
     table, claimed = arms(), claims()
     predicted = prediction(table)
     made = {"arms": table, "claims": claimed, "conventions": conventions(), "prediction": predicted}
+    made |= {"headline": headline(), "scored": scored()}
     for name, frame in made.items():
         save_frame(frame, HERE / f"{name}.csv")
     draw(table, predicted)
-    print(*tables(*(pd.read_csv(HERE / f"{name}.csv") for name in ("arms", "claims"))), sep="\n\n")
+    shown = (pd.read_csv(HERE / f"{name}.csv") for name in ("arms", "claims", "headline", "coverage"))
+    print(*tables(*shown), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def _rows() -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"arm": arm, "seed": int(seed)}
             if arm != CASCADE:
                 row |= _attention(seed, arm) | _sensitivity(seed, arm) | _knockout(seed, arm)
-                row |= _elsewhere(seed, arm, "voices") | _elsewhere(seed, arm, "natural")
+                row |= _other_voices(seed, arm)
                 row |= _alignment(seed, arm) | _importance(seed, arm) | _text(seed, arm)
             yield row | _evaluation(seed, arm) | _spoken_otherwise(seed, arm)
 
@@ -69,6 +69,9 @@ def _attention(seed: str, arm: str) -> dict[str, float]:
     if arm != LLM:
         compared = Comparison(result, at_length(seed, "attention"))
         same_words = Comparison(measured(seed, "same-words")[arm], at_length(seed, "same-words"))
+        own_length = Comparison(result, measured(seed, "attention")[LLM])
+        found |= columns("against_llm_own_length", own_length.change())
+        found |= columns("against_llm_own_length_sum", own_length.change(segment="sum"))
         found |= columns("against_llm", compared.change())
         found |= columns("against_llm_sum", compared.change(segment="sum"))
         found |= columns("against_llm_same_words", same_words.change())
@@ -93,13 +96,12 @@ def _knockout(seed: str, arm: str) -> dict[str, float]:
     return found | columns("without_source", result.fall_in_all_layers(Segment.SOURCE))
 
 
-def _elsewhere(seed: str, arm: str, part: str) -> dict[str, float]:
-    """Of speech that no arm was trained on: eta against the text LLM at that length, D_i and D_s."""
-    result, heard = measured(seed, part)[arm], measured(seed, f"{part}-own-words")[arm]
-    found = columns(f"{part}_eta", last_group_eta(result))
-    found |= columns(f"{part}_D_i", heard.instruction()) | columns(f"{part}_D_s", heard.source())
+def _other_voices(seed: str, arm: str) -> dict[str, float]:
+    """By voices that no arm was trained on: eta against the text LLM at that length, D_i and D_s."""
+    result, heard = measured(seed, "voices")[arm], measured(seed, "voices-own-words")[arm]
+    found = columns("voices_D_i", heard.instruction()) | columns("voices_D_s", heard.source())
     if arm != LLM:
-        found |= columns(f"{part}_against_llm", Comparison(result, at_length(seed, part)).change())
+        found |= columns("voices_against_llm", Comparison(result, at_length(seed, "voices")).change())
     return found
 
 

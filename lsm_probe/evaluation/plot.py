@@ -35,6 +35,7 @@ def _plot_scores(results: Sequence[EvaluationResult], ax: Axes, **style: Any) ->
     titles = [f"{plain(task.title)}\n{what}" for task, what in zip(results[0].tasks, described, strict=True)]
     _plot(results, titles, _curves(scores), ax, **style)
     ax.set(title="score", xlabel="per cent")
+    _cut_at_100(ax)
 
 
 def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None, **style: Any) -> Axes:
@@ -105,6 +106,19 @@ def save_evaluation(results: Sequence[EvaluationResult], out: Path) -> None:
     """Write the tables and the figure; `metrics.csv` holds the numbers behind the figure."""
     save_tables(results, out)
     save_figure(evaluation_figure(results), out / "evaluation")
+
+
+def _cut_at_100(ax: Axes) -> None:
+    """End the axis at 100 %, and write what lies beyond at its end: a word error rate can be a multiple of it."""
+    if ax.get_xlim()[1] <= 110:
+        return
+    for line in ax.lines:
+        for value, place in zip(*np.broadcast_arrays(line.get_xdata(), line.get_ydata()), strict=True):
+            if line.get_marker() not in ("None", "|", "") and value > 100:
+                look = {"color": line.get_color(), "fontsize": 7, "ha": "right", "va": "center"}
+                ax.annotate(f"{value:.0f} →", (0.995, place), xycoords=("axes fraction", "data"), **look)
+    ax.set_xlim(-3, 112)
+    ax.set_xticks(range(0, 101, 20))
 
 
 def _described(metric: str, score: Score | None) -> str:

@@ -19,6 +19,8 @@ MARKERS = "osD^vPX<>"
 """One for each colour, so that curves can be distinguished without their colours."""
 _RESERVED = {"untrained": 0, "vanilla_asr": 1, "true_answers": 2, "self_powered_one": 3, "self_powered": 4}
 """Numbers of the colours of the built-in checkpoints and of the other arms of their study."""
+_RESERVED |= {"vanilla": 1, "four_tasks": 2}
+"""The same arms under the names of earlier studies."""
 
 
 @dataclass(frozen=True)

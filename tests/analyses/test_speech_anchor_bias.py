@@ -21,7 +21,8 @@ from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.result import Curve
 
 FOLDER = Path(__file__).parents[2] / "analyses" / "speech_anchor_bias"
-MODULES = ("claims", "measured", "page", "prediction", "table")
+PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
+MODULES = ("claims", "measured", "page", "prediction", "scored", "table")
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +45,92 @@ def test_the_tables_are_those_of_the_results(study):
         "arms": arms,
         "claims": study["claims"].claims(),
         "conventions": study["claims"].conventions(),
+        "headline": study["claims"].headline(),
         "prediction": study["prediction"].prediction(arms),
+        "scored": study["scored"].scored(),
     }
     assert {"vanilla_asr", "self_powered"} < set(arms["arm"])
     for name, frame in made.items():
-        frame = frame.reset_index(drop=True).replace("", np.nan)
+        frame = (
+            frame.reset_index(drop=True)
+            .replace("", np.nan)
+            .astype({"seed": stored(name)["seed"].dtype} if "seed" in frame else {})
+        )
         pd.testing.assert_frame_equal(stored(name), frame, atol=1e-6, check_dtype=False, obj=name)
 
 
 def test_the_page_shows_the_tables_as_they_came_out(study):
-    page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for table in study["page"].tables(stored("arms"), stored("claims")):
-        assert table in page
+    for table in study["page"].tables(*map(stored, ("arms", "claims", "headline", "coverage"))):
+        assert table in PAGE
+
+
+def test_every_number_of_the_claims_comes_out_again_without_the_package():
+    """`-I` keeps lsm-probe and the folder out of the way."""
+    done = subprocess.run([sys.executable, "-I", FOLDER / "recompute.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = done.stdout.splitlines()[1:-1]
+    assert len(numbers) == len(stored("claims")) + len(stored("headline"))
+
+
+def test_a_number_that_was_altered_is_found(tmp_path):
+    for name in ("recompute.py", "scored.csv", "headline.csv"):
+        shutil.copyfile(FOLDER / name, tmp_path / name)
+    for archive in FOLDER.glob("*.tar.xz"):
+        (tmp_path / archive.name).symlink_to(archive)
+    altered = stored("claims")
+    altered.loc[altered["key"] == "bias", "ci_high"] += 0.001
+    altered.to_csv(tmp_path / "claims.csv", index=False)
+    done = subprocess.run([sys.executable, "-I", tmp_path / "recompute.py"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines() if "DISAGREES" in line] == ["bias", "bias"]
+
+
+def test_every_claim_of_the_papers_is_listed_with_what_tests_it():
+    coverage = stored("coverage")
+    tested = {name for names in coverage["tested"] if names != "not run" for name in names.split()}
+    keys = set(stored("claims")["key"])
+    paths = {name for name in tested if name.startswith("analyses/")}
+    assert all((FOLDER.parents[1] / path).is_dir() for path in paths)
+    assert {name.removesuffix("_more") for name in tested - paths} <= keys
+    claims = stored("claims")
+    ours = set(claims[claims["place"].isna()]["key"])
+    assert keys - ours <= tested, "a claim of a paper that coverage.csv does not list"
+
+
+def by_seed(key, digits=2, columns=("mean", "ci_low", "ci_high")):
+    """A claim's numbers as the page writes them, seed by seed."""
+    rows = stored("claims").query("key == @key")
+    assert len(rows)
+    return [
+        "{} [{}, {}]".format(*(f"{row[c]:.{digits}f}".replace("-", "−") for c in columns)) for _, row in rows.iterrows()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "digits"),
+    [
+        ("collapse", 2), ("heard_D_s", 2), ("repair", 2), ("bias", 2), ("one_kind_unseen", 0),
+    ],
+)  # fmt: skip
+def test_the_text_quotes_the_claims(key, digits):
+    for number in by_seed(key, digits):
+        assert number.removesuffix("]") in " ".join(PAGE.split()), number
+
+
+def test_the_text_quotes_the_table_of_arms():
+    arms = stored("arms").set_index(["arm", "seed"])
+    first = PAGE.partition("\n\n1. ")[0]
+    for column, digits in (("own_D_i", 2), ("own_D_s", 2), ("wer", 0)):
+        for arm in ("vanilla_asr", "self_powered", "untrained"):
+            shown = [
+                f"{arms.loc[(arm, seed), column]:.{3 if (arm, column) == ('vanilla_asr', 'own_D_i') else digits}f}"
+                for seed in (0, 1)
+            ]
+            assert " and ".join(shown) in first, (arm, column, shown)
+
+
+def test_no_number_of_the_recordings_that_no_arm_understands_is_used():
+    assert "natural" not in " ".join(stored("arms").columns)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
     """Eta of single heads, a map for each result under its own conventions; a head's area is its share of its layer.
 
     Two results of the same samples and heads have the map of their difference below, with a frame round the heads
-    that have changed (p below 0.05, corrected for the number of heads).
+    that have changed (p below 0.05, corrected for the number of heads), or round the others if these are fewer.
     """
     maps = [
         HeadMap(label, result.head_eta().mean, range(result.n_layers), result.head_share())
@@ -82,8 +82,10 @@ def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
     if len(results) == 2 and results[0].ids == results[1].ids and maps[0].values.shape == maps[1].values.shape:
         found = head_eta_difference(*results)
         first, second = result_labels(results)
-        title = f"{second} minus {first} (framed: changed)"
-        maps.append(HeadMap(title, found.mean, maps[0].layers, outlined=found.p < SIGNIFICANT))
+        changed = found.p < SIGNIFICANT
+        most = changed.mean() > 0.5
+        title = f"{second} minus {first} (framed: {'no change shown' if most else 'changed'})"
+        maps.append(HeadMap(title, found.mean, maps[0].layers, outlined=~changed if most else changed))
         scales.append(Scale("difference of η", 0, 1))
     xlabel = "layer (area of η's squares: the head's share of its layer)"
     return head_figure([[shown] for shown in maps], scales, xlabel)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from lsm_probe.probes.importance.result import ImportanceResult
@@ -23,6 +24,7 @@ from lsm_probe.runner.style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
 
@@ -38,36 +40,57 @@ def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> 
     return ax
 
 
-def plot_modules(result: ImportanceResult, ax: Axes | None = None) -> Axes:
-    """Draws the mean importance of a weight by layer and module as a heat map, on a logarithmic scale."""
+def plot_modules(result: ImportanceResult, ax: Axes | None = None, norm: LogNorm | None = None) -> Axes:
+    """Draws the mean importance of a weight by layer and module as a heat map, on a logarithmic scale.
+
+    Args:
+        result: what to draw.
+        ax: axes to draw on; new ones if None.
+        norm: the scale of several maps, which then have one colour bar elsewhere; by default the map's own, with a bar.
+    """
     import seaborn as sns
-    from matplotlib.colors import LogNorm
 
     ax = axes_or_new(ax, 8, 3)
+    own: dict[str, Any] = {"cbar_kws": {"label": "nats a weight"}} if norm is None else {"cbar": False}
     table = result.by_module("mean").T
-    positive = table[table > 0]
-    norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
-    sns.heatmap(
-        table, ax=ax, cmap="viridis", norm=norm, yticklabels=result.modules, cbar_kws={"label": "nats a weight"}
-    )
+    sns.heatmap(table, ax=ax, cmap="viridis", norm=norm or _scale([result]), yticklabels=result.modules, **own)
     ax.set(title=result_labels([result])[0], xlabel="layer")
     ax.tick_params(axis="y", rotation=0)
     return ax
 
 
+def _scale(results: Sequence[ImportanceResult]) -> LogNorm | None:
+    """From the least to the most important kind of weight of all results."""
+    from matplotlib.colors import LogNorm
+
+    values = np.concatenate([result.by_module("mean").to_numpy().ravel() for result in results])
+    positive = values[values > 0]
+    return LogNorm(positive.min(), positive.max()) if len(positive) else None
+
+
 @with_own_settings
 def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
-    """The layers of all results on top, a heat map of each below."""
+    """The layers of all results on top, below them heat maps on one scale, two in a row where there are more."""
     import seaborn as sns
+    from matplotlib.cm import ScalarMappable
 
+    columns = min(2, len(results))
+    rows = -(-len(results) // columns)
     with sns.axes_style("ticks"):
-        figure = new_figure(9, legend_height(4 + 3 * len(results), results))
-        top, *maps = figure.subplots(1 + len(results), 1, height_ratios=[4, *[3] * len(results)])
+        figure = new_figure(5.5 * columns + 1.5, legend_height(4 + 2.2 * rows, results))
+        grid = figure.add_gridspec(1 + rows, columns, height_ratios=[3.6, *[2.2] * rows])
+        top = figure.add_subplot(grid[0, :])
+        maps = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(len(results))]
         plot_layers(results, top)
         add_legend_below(figure, top)
         sns.despine(ax=top)
-        for result, ax in zip(results, maps, strict=True):
-            plot_modules(result, ax)
+        norm = _scale(results)
+        for result, name, ax in zip(results, result_labels(results), maps, strict=True):
+            plot_modules(result, ax, norm)
+            ax.set_title(name, fontsize=9)
+            ax.tick_params(labelsize=8)
+        if norm is not None:
+            figure.colorbar(ScalarMappable(norm, "viridis"), ax=maps, label="nats a weight", pad=0.02)
     return figure
 
 

@@ -56,17 +56,16 @@ def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -
 
 @with_own_settings
 def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
-    """Both falls and causal eta side by side."""
+    """Both falls side by side. Causal eta has no value in many layers: it is in `knockout.csv`."""
     import seaborn as sns
 
     with sns.axes_style("ticks"):
-        figure = new_figure(12, legend_height(4, results))
-        first, second, third = figure.subplots(1, 3)
+        figure = new_figure(9, legend_height(4, results))
+        first, second = figure.subplots(1, 2)
         plot_falls(results, Segment.INSTRUCTION, first)
         plot_falls(results, Segment.SOURCE, second)
-        plot_causal_eta(results, third)
         second.set_ylabel("")
-        for ax in (first, second, third):
+        for ax in (first, second):
             ax.set_xlabel(f"layer (middle of {results[0].conventions.window})")
             sns.despine(ax=ax)
         add_legend_below(figure, first)

@@ -18,6 +18,7 @@ from lsm_probe.runner.style import new_figure, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
 PICTURES = ("timeline.png", "timeline.svg")
@@ -81,11 +82,29 @@ def readable(token: str) -> str:
     return repr(token)[1:-1].strip() or "␣"
 
 
+def _scale(values: NDArray[np.floating[Any]]) -> PowerNorm:
+    """The colours of [`tone`], as a scale that a colour bar can show."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.5, 0, max(float(np.percentile(values, 99.5)), float(np.finfo(np.float32).tiny)), clip=True)
+
+
+def _add_bar(ax: Axes, label: str) -> None:
+    """A colour bar right of the axes that takes nothing of their width, so that all times stay in line."""
+    place = ax.inset_axes((1.012, 0, 0.012, 1))
+    assert ax.figure is not None
+    bar = ax.figure.colorbar(ax.collections[0], cax=place, extend="max")
+    bar.set_label(label, fontsize=6)
+    bar.ax.tick_params(labelsize=6, length=2, pad=1)
+    bar.ax.locator_params(nbins=4)
+
+
 def plot_layers(timeline: Timeline, ax: Axes) -> None:
     """Draws A_j by layer and time."""
     edges = np.append(timeline.frame_times[:, 0], timeline.seconds)
     layers = np.arange(timeline.n_layers + 1) - 0.5
-    ax.pcolormesh(edges, layers, tone(layer_picture(timeline)), **_HEATMAP)
+    picture = layer_picture(timeline)
+    ax.pcolormesh(edges, layers, picture, norm=_scale(picture), **_HEATMAP)
     ax.set(ylabel="LLM layer")
 
 
@@ -93,7 +112,7 @@ def plot_rows(timeline: Timeline, layer: int, ax: Axes, *, standing_out: bool = 
     """Draws what each response token (top to bottom) takes from each time in one layer."""
     picture = row_picture(timeline, layer, standing_out=standing_out)
     edges = np.append(timeline.frame_times[:, 0], timeline.seconds)
-    ax.pcolormesh(edges, np.arange(len(picture) + 1) - 0.5, tone(picture), **_HEATMAP)
+    ax.pcolormesh(edges, np.arange(len(picture) + 1) - 0.5, picture, norm=_scale(picture), **_HEATMAP)
     step = -(-len(picture) // _LABELLED)
     labels = [plain(readable(token)) for token in timeline.tokens]
     ax.set_yticks(range(0, len(picture), step), labels[::step], fontsize=6)
@@ -118,7 +137,7 @@ def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
     heights = [0.9, 0.9, 2.6, rows, rows]
     with sns.axes_style("ticks"), sns.plotting_context("paper"):
         figure = new_figure(_inches(timeline), sum(heights) + 2)
-        grid = figure.add_gridspec(5, 2, width_ratios=(7, 1), height_ratios=heights)
+        grid = figure.add_gridspec(5, 2, width_ratios=(7, 1), height_ratios=heights, wspace=0.14)
         axes = [figure.add_subplot(grid[0, 0])]
         axes += [figure.add_subplot(grid[i, 0], sharex=axes[0]) for i in range(1, 5)]
         _draw_waveform(timeline, axes[0])
@@ -127,6 +146,8 @@ def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
         plot_rows(timeline, layer, axes[3])
         plot_rows(timeline, layer, axes[4], standing_out=True)
         _draw_titles(timeline, layer, axes)
+        for ax, label in zip(axes[2:], ("1 = even", "norm", "1 = the response's mean"), strict=True):
+            _add_bar(ax, label)
         _draw_curves(timeline, layer, figure.add_subplot(grid[2, 1], sharey=axes[2]))
         for ax in axes[:-1]:
             ax.tick_params(labelbottom=False)
@@ -165,9 +186,9 @@ def _draw_waveform(timeline: Timeline, ax: Axes) -> None:
     ax.fill_between(seconds, shape.min(1), shape.max(1), color="0.35", linewidth=0.3)
     words = timeline.words or []
     look: dict[str, Any] = {"fontsize": 7, "rotation": 40, "ha": "left", "va": "bottom"}
-    # Slanted lines of text lie 7 points apart where they begin 7 / sin 40 apart; the axis takes 0.79 of the width.
-    points = 0.79 * 72 * _inches(timeline)
-    places = spaced([word.begin for word in words], 11 * timeline.seconds / points)
+    # Slanted lines of text are 10 points apart where they begin 10 / sin 40 apart; the axis takes 0.75 of the width.
+    points = 0.75 * 72 * _inches(timeline)
+    places = spaced([word.begin for word in words], 16 * timeline.seconds / points)
     for word, place in zip(words, places, strict=True):
         ax.annotate(plain(word.text), (place, 1.02), xycoords=("data", "axes fraction"), **look)
     ax.set(ylabel="wave", yticks=[])
