@@ -63,7 +63,7 @@ def _scale(results: Sequence[ImportanceResult]) -> LogNorm | None:
     """From the least to the most important kind of weight of all results."""
     from matplotlib.colors import LogNorm
 
-    values = np.concatenate([result.by_module("mean").to_numpy().ravel() for result in results])
+    values = np.concatenate([result.by_module("mean").ravel() for result in results])
     positive = values[values > 0]
     return LogNorm(positive.min(), positive.max()) if len(positive) else None
 
