@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Speech anchor bias, and what mends it
+# # Speech anchor bias, and self-powered training
 #
 # Two arms of this study come with the package: one trained on transcription alone, one that went on from the same start
 # with SmolLM2's own answers to many kinds of instruction. First what they say and where they look, live; then what the
@@ -42,8 +42,8 @@ for row in zip(*(results[name].samples for name in names), strict=True):
         print(f"    {name}: {sample['response'][:90]!r}")
 
 # %% [markdown]
-# Eta by layer. The text LLM reads the transcript, which is shorter than the speech: dashed, the same stretched to its
-# length, which is what the arms are to be held against.
+# Eta by layer. The text LLM reads the transcript, which is shorter than the speech; dashed, the same transcript stretched
+# to the speech's length. Length alone changes eta, so look at both.
 
 # %%
 control = lsm_probe.attention(
@@ -58,12 +58,17 @@ eta_figure([*results.values(), control])
 # %% [markdown]
 # ## All arms, two seeds
 #
-# What the papers claim, and what came out: means with 95 % intervals over utterances, a row for each seed.
+# What the papers claim, and what came out: means with 95 % intervals over utterances, a row for each seed. What
+# separates the repaired arm from one that hears nothing are D_s and the word error rate (rows heard_...), not eta or D_i.
 
 # %%
 STUDY = Path(lsm_probe.__file__).parents[1] / "analyses" / "speech_anchor_bias"
 claims = pd.read_csv(STUDY / "claims.csv")
-print(claims[["place", "says", "seed", "mean", "ci_low", "ci_high", "unit", "verdict"]].to_string(index=False))
+print(
+    claims[["key", "says", "against", "seed", "mean", "ci_low", "ci_high", "utterances", "unit", "verdict"]].to_string(
+        index=False
+    )
+)
 
 # %% [markdown]
 # What the probes say of each arm: eta of the last sixth of the layers against the text LLM's, what instruction and
