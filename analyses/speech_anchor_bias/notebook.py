@@ -42,8 +42,8 @@ for row in zip(*(results[name].samples for name in names), strict=True):
         print(f"    {name}: {sample['response'][:90]!r}")
 
 # %% [markdown]
-# Eta by layer. The text LLM reads the transcript, which is shorter than the speech; dashed, the same transcript stretched
-# to the speech's length. Length alone changes eta, so look at both.
+# Eta by layer. The text LLM reads the transcript, which is shorter than the speech; dashed, the same transcript
+# stretched to the speech's length. Length alone changes eta, so look at both.
 
 # %%
 control = lsm_probe.attention(
@@ -58,8 +58,8 @@ eta_figure([*results.values(), control])
 # %% [markdown]
 # ## All arms, two seeds
 #
-# What the papers claim, and what came out: means with 95 % intervals over utterances, a row for each seed. What
-# separates the repaired arm from one that hears nothing are D_s and the word error rate (rows heard_...), not eta or D_i.
+# What the papers claim, and what came out: means with 95 % intervals over utterances, a row for each seed. D_s
+# and the word error rate separate the repaired arm from one that hears nothing (rows heard_...); eta and D_i do not.
 
 # %%
 STUDY = Path(lsm_probe.__file__).parents[1] / "analyses" / "speech_anchor_bias"
