@@ -115,7 +115,7 @@ def _cut_at_100(ax: Axes) -> None:
     for line in ax.lines:
         for value, place in zip(*np.broadcast_arrays(line.get_xdata(), line.get_ydata()), strict=True):
             if line.get_marker() not in ("None", "|", "") and value > 100:
-                look = {"color": line.get_color(), "fontsize": 7, "ha": "right", "va": "center"}
+                look: dict[str, Any] = {"color": line.get_color(), "fontsize": 7, "ha": "right", "va": "center"}
                 ax.annotate(f"{value:.0f} →", (0.995, place), xycoords=("axes fraction", "data"), **look)
     ax.set_xlim(-3, 112)
     ax.set_xticks(range(0, 101, 20))
