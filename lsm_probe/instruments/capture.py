@@ -307,7 +307,7 @@ def _find_part(model: Any, part: Part) -> PreTrainedModel:
         return tower.encoder if hasattr(tower, "encoder") else tower
     if not hasattr(model.multi_modal_projector, "qformer"):
         name = type(model.multi_modal_projector).__name__
-        raise InputError(f"{name} is a connector without attention: there is nothing to capture in it")
+        raise InputError(f"the attention of connector {name} cannot be captured: only that of a Q-Former can")
     return model.multi_modal_projector.qformer
 
 

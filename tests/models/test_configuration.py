@@ -22,6 +22,7 @@ from lsm_probe.models.connectors import CONNECTORS
         ("conv", None, 512),
         ("linear", None, None),
         ("swiglu_stack", 8, 2048),
+        ("transformer", 8, 384),
     ],
 )
 def test_each_connector_has_its_own_sizes(connector: str, window: int | None, hidden_size: int | None) -> None:
@@ -48,7 +49,10 @@ def test_a_saved_configuration_comes_back(connector: str, sizes: dict[str, int],
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"connector": "pooling"}, ["'pooling'", "conv, frame_stack, linear, swiglu_stack, window_qformer"]),
+        (
+            {"connector": "pooling"},
+            ["'pooling'", "frame_stack, linear, swiglu_stack, transformer"],
+        ),
         ({"window": 0}, ["window_qformer", "window", "0"]),
         ({"connector": "frame_stack", "window": -5}, ["frame_stack", "window", "-5"]),
         ({"window": 2.5}, ["window", "2.5"]),

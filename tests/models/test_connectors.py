@@ -145,6 +145,26 @@ def test_a_gated_stack_is_normalised_before_or_after_its_last_layer(window: int,
 
 
 @torch.no_grad()
+def test_the_transformer_reads_each_piece_whole_and_alone() -> None:
+    connector = make_connector(LsmProjectorConfig(connector="transformer", window=4, hidden_size=24))
+    states = draw_frames(len(LENGTHS), 60)
+    expected = []
+    for piece, length in zip(states, LENGTHS, strict=True):
+        windows = torch.nn.functional.pad(piece[:length], (0, 0, 0, -length % 4)).reshape(-1, 4 * 32)
+        hidden = connector.stack(windows)
+        hidden = (hidden + connector.position(hidden.T).T)[None]
+        for layer in connector.layers:  # a layer by its parts, without a mask
+            normed = layer.norm1(hidden)
+            hidden = hidden + layer.self_attn(normed, normed, normed, need_weights=False)[0]
+            inner = torch.nn.functional.gelu(layer.linear1(layer.norm2(hidden)))
+            hidden = hidden + layer.linear2(inner)
+        expected.append(connector.output(connector.norm(hidden[0])))
+    beyond = torch.arange(60) >= torch.tensor(LENGTHS)[:, None]
+    tokens = connector(states.masked_fill(beyond[..., None], torch.nan), torch.tensor(LENGTHS))
+    torch.testing.assert_close(tokens, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_convolutions_see_the_valid_states_alone() -> None:
     connector = make_connector(LsmProjectorConfig(connector="conv", hidden_size=24))
     states = draw_frames(len(LENGTHS), 60)
@@ -169,6 +189,7 @@ def test_a_linear_makes_each_state_a_token() -> None:
         ("frame_stack", None, 100, 300),
         ("conv", None, 63, 188),  # 500 -> 250 -> 125 -> 63 and 1500 -> 750 -> 375 -> 188
         ("linear", None, 500, 1500),
+        ("transformer", None, 63, 188),
         ("swiglu_stack", None, 63, 188),  # ceil(500 / 8), ceil(1500 / 8)
         ("linear", 64, 64, 64),  # LLaSM
         ("window_qformer", 64, 4, 4),

@@ -18,6 +18,7 @@ CONFIGS = {
     "conv": LsmProjectorConfig(connector="conv", hidden_size=24),
     "linear": LsmProjectorConfig(connector="linear"),
     "swiglu_stack": LsmProjectorConfig(connector="swiglu_stack", hidden_size=24),
+    "transformer": LsmProjectorConfig(connector="transformer", hidden_size=24),
     "window_qformer": LsmProjectorConfig(hidden_size=32, num_attention_heads=4, intermediate_size=64),
     "two queries": LsmProjectorConfig(num_queries=2, hidden_size=32, num_attention_heads=4, intermediate_size=64),
 }

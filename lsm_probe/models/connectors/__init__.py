@@ -8,6 +8,7 @@ from lsm_probe.models.connectors.conv import Conv
 from lsm_probe.models.connectors.frame_stack import FrameStack
 from lsm_probe.models.connectors.linear import Linear
 from lsm_probe.models.connectors.swiglu_stack import SwigluStack
+from lsm_probe.models.connectors.transformer import Transformer
 from lsm_probe.models.connectors.window_qformer import WindowQFormer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Linear",
     "LsmProjectorConfig",
     "SwigluStack",
+    "Transformer",
     "WindowQFormer",
     "num_speech_tokens",
 ]

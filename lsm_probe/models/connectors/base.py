@@ -63,24 +63,24 @@ class LsmProjectorConfig(PreTrainedConfig):
 
     Args:
         connector: its name. `window_qformer` is the one of arXiv 2410.03798, `frame_stack` LLaMA-Omni's, `conv`
-            BLSP's, `linear` LLaSM's, `swiglu_stack` Ultravox's; or a name of the entry-point group
+            BLSP's, `linear` LLaSM's, `swiglu_stack` Ultravox's, `transformer` ours; or a name of the entry-point group
             `lsm_probe.connectors`.
         window: states read by one window, 20 ms each where they are the encoder's. `window_qformer`: 17 (0.34 s);
-            `frame_stack`: 5 (0.1 s); `swiglu_stack`: 8 (0.16 s). The others have no windows. `length`: the number of
-            states of a piece times `window_seconds` / 30, rounded (the released code of arXiv 2410.03798, which takes
-            the longest piece of a batch; here each piece has its own).
+            `frame_stack`: 5 (0.1 s); `swiglu_stack` and `transformer`: 8 (0.16 s). The others have no windows.
+            `length`: the number of states of a piece times `window_seconds` / 30, rounded (the released code of arXiv
+            2410.03798, which takes the longest piece of a batch; here each piece has its own).
         window_seconds: the window of 30 s of speech, where `window` is `length`.
         drop_partial_window: drop the states of a last window that is not full.
         hidden_size: width of the Q-Former (768), of the layer between the two linears of `frame_stack` or
-            `swiglu_stack` (2048), or of `conv`'s bottleneck (512).
+            `swiglu_stack` (2048), of `conv`'s bottleneck (512), or of the `transformer` (384).
         middle_norm: whether `swiglu_stack` normalises between its two linears, or after them.
         num_queries: speech tokens `window_qformer` makes from one window.
-        num_hidden_layers: Q-Former blocks, each with cross-attention.
+        num_hidden_layers: Q-Former blocks, each with cross-attention; or layers of the `transformer`.
         num_attention_heads: heads of each block.
         intermediate_size: width of each block's feed-forward layer.
         layer_norm_dim: how many channels of a state, from the first on, `window_qformer`'s layer norm reads; those of
             BEATs, the last ones, are normalised already. None: all.
-        dropout: dropout in training, on the Q-Former's hidden states and attention probabilities.
+        dropout: dropout in training, on the Q-Former's and the transformer's hidden states and attention probabilities.
         initializer_range: standard deviation of the Q-Former's weights.
 
     Raises:

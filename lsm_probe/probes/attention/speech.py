@@ -67,7 +67,7 @@ class SpeechAttention:
         maps: of the layer asked for, a(m, j) of all frames of each piece, `[frames, frames]` a piece; else empty.
         frame_times: begin and end of each frame, seconds, `[frames, 2]`.
         token_times: the same of each speech token, `[speech tokens, 2]`; None where tokens have no time.
-        connector: the connector's cross-attention to frames; None where it has none.
+        connector: the cross-attention of a Q-Former to frames; None for other connectors.
         self_check: for `encoder` and `connector`, how well alpha, v and W_O reproduced the modules' own output.
     """
 

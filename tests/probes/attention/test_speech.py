@@ -222,14 +222,14 @@ def test_a_wrong_head_map_is_refused(build, waveform, monkeypatch):
         lsm_probe.speech_attention(build(), waveform(1.0))
 
 
-@pytest.mark.parametrize("connector", ["frame_stack", "conv", "swiglu_stack"])
-def test_a_connector_without_attention_has_none(build, waveform, connector):
+@pytest.mark.parametrize("connector", ["frame_stack", "conv", "swiglu_stack", "transformer"])
+def test_only_the_attention_of_a_qformer_is_captured(build, waveform, connector):
     checkpoint = build(connector)
     found = lsm_probe.speech_attention(checkpoint, waveform(1.0))
     assert found.connector is None
     assert len(found.token_times) == checkpoint.processor.count_speech_tokens(16_000)
     with (
-        pytest.raises(InputError, match="is a connector without attention"),
+        pytest.raises(InputError, match="only that of a Q-Former can"),
         capture(checkpoint.model, "connector"),
     ):
         pass

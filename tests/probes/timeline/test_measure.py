@@ -58,7 +58,7 @@ def test_the_mean_over_response_tokens_is_what_the_attention_probe_gives(tiny_ls
     assert found.words[1] == Word(sample.text.split()[1], 1, 1.5)
 
 
-@pytest.mark.parametrize("connector", ["window_qformer", "frame_stack", "conv", "swiglu_stack"])
+@pytest.mark.parametrize("connector", ["window_qformer", "frame_stack", "conv", "swiglu_stack", "transformer"])
 def test_what_frames_receive_adds_up_to_what_tokens_received(
     tiny_encoder_folder, tiny_llm_folder, tiny_projector, samples, connector
 ):
