@@ -27,7 +27,8 @@ _LLM_KEYWORDS = {
 
 FEATURES = ("input_features", "input_features_mask", "beats_features", "beats_frames")
 """The model's inputs that hold what the processor makes of speech; the last two only where there is BEATs."""
-_SPEECH_INPUTS = (*FEATURES, "speech_states", "speech_lengths")
+SPEECH_INPUTS = (*FEATURES, "speech_states", "speech_lengths")
+"""The model's inputs that hold speech, as features or as the states that the audio tower made of them."""
 
 
 class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -248,7 +249,7 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]  # the speech inputs are keyword-only, as everywhere
         self, input_ids: Any, *, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        speech = {name: kwargs.pop(name, None) for name in _SPEECH_INPUTS}
+        speech = {name: kwargs.pop(name, None) for name in SPEECH_INPUTS}
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # self is a model, which mypy can't see
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -264,7 +265,7 @@ class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         transformers would repeat each piece by itself, which mixes up the pieces of speech longer than 30 s.
         """
-        speech = {name: kwargs.pop(name, None) for name in _SPEECH_INPUTS}
+        speech = {name: kwargs.pop(name, None) for name in SPEECH_INPUTS}
         if expand_size > 1:
             speech = self._repeat_speech(input_ids, speech, expand_size)
         input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # as above

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainingArguments
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.models.configuration_lsm import SPEECH_ALONE
+from lsm_probe.training.alignment import AlignmentLoss
 from lsm_probe.training.batches import accumulation
 from lsm_probe.training.bias_callback import BiasCallback
 from lsm_probe.training.callbacks import ShowProgress
@@ -71,7 +72,11 @@ def make_trainer(
         )
     if bias is not None and arguments.fsdp:
         raise InputError("probe_every needs the whole model in each process: add machine.sharding=ddp")
+    aligns = run.stage.strategy == "align"
+    if aligns and run.state.num_processes > 1:
+        raise InputError("strategy=align trains in one process: start it without torchrun (it is cheap)")
     trainer = LsmTrainer(
+        alignment=AlignmentLoss(checkpoint, [train_set, *held_out.values()]) if aligns else None,
         stage=run.stage,
         order=LengthGrouped(train_set.lengths, run.stage.batch_size, run.config.seed),
         stop=stop,

@@ -115,8 +115,9 @@ class Stage(_Settings):
         tasks: use only samples of these tasks.
         limit: use only the first samples of each set.
         strategy: `full` (connector and LLM), `layerwise_lr` (the same, each layer of the LLM at its own rate),
-            `frozen_llm` (connector alone) or `lora` (connector, and adapters in the LLM). The encoder is frozen in all
-            of them.
+            `frozen_llm` (connector alone), `lora` (connector, and adapters in the LLM) or `align` (connector alone,
+            without the LLM: each speech token is drawn to the embedding of a token of the target, by CTC; a start for
+            the others, on transcripts). The encoder is frozen in all of them.
         layer_rates: for `layerwise_lr`: what `lsm-probe importance --write-lr-schedule` wrote, or the list of rates
             itself, as multiples of `learning_rate`; for the layers' weight matrices alone.
         epochs: passes over the training set, unless `max_steps` says when to end.
@@ -135,7 +136,7 @@ class Stage(_Settings):
     tasks: list[str] | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     eval_limit: Annotated[int, Field(gt=0)] | None = None
-    strategy: Literal["full", "layerwise_lr", "frozen_llm", "lora"] = "full"
+    strategy: Literal["full", "layerwise_lr", "frozen_llm", "lora", "align"] = "full"
     layer_rates: Annotated[list[Positive] | None, BeforeValidator(_read_rates)] = None
     lora: LoraSettings = LoraSettings()
     epochs: Positive = 1.0

@@ -100,6 +100,10 @@ class TrainingSet(Dataset):
             audio_token_id=self.processor.audio_token_id,
         ).input_ids
 
+    def _response(self, checkpoint: Lsm, sample: Sample, speech_tokens: int) -> list[int]:
+        """The tokens that are learned for a sample, whose speech becomes `speech_tokens`."""
+        return checkpoint.encode_response(sample.target or "")
+
     def _lengths(self, checkpoint: Lsm) -> NDArray[np.int32]:
         """Tokens of each sample, known from its text and the length of its speech."""
         prompt_length = cache(lambda instruction: len(self._prompt_ids(instruction, 0)))  # the same for many samples
@@ -108,14 +112,14 @@ class TrainingSet(Dataset):
         lengths = np.empty(len(self.samples), dtype=np.int32)
         for i, sample in enumerate(self.samples):
             with naming(sample):
-                response = checkpoint.encode_response(sample.target or "")
+                assert sample.audio is not None
+                duration = seconds(sample.audio, sample.start, sample.duration)
+                speech = self.processor.count_speech_tokens(round(duration * rate))
+                response = self._response(checkpoint, sample, speech)
                 prompt_tokens = prompt_length(sample.instruction)
             if not response:
                 raise InputError(f"sample {sample.id!r}: the target {sample.target!r} has no tokens")
             self.responses.append(np.array(response, dtype=np.int32))
-            assert sample.audio is not None
-            duration = seconds(sample.audio, sample.start, sample.duration)
-            speech = self.processor.count_speech_tokens(round(duration * rate))
             lengths[i] = prompt_tokens + speech + len(response)
             if limit is not None and lengths[i] > limit:
                 raise InputError(

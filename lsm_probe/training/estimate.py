@@ -251,6 +251,8 @@ def _activations(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> in
     mlp = getattr(text, "intermediate_size", None) or 4 * hidden
     head_width = getattr(text, "head_dim", None) or hidden // heads
     keys = head_width * (getattr(text, "num_key_value_heads", None) or heads)
+    if stage.strategy == "align":
+        return 0  # the LLM is not run
     if stage.strategy == "frozen_llm":
         layer = 4 * 2 * hidden + width * (2 * hidden + 2 * keys + 3 * mlp)
     else:

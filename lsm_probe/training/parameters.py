@@ -24,7 +24,7 @@ def prepare_model(model: PreTrainedModel, stage: Stage) -> Any:
         return _with_lora(model, stage.lora)
     lsm: Any = model
     lsm.multi_modal_projector.requires_grad_(True)
-    if stage.strategy != "frozen_llm":
+    if stage.strategy not in ("frozen_llm", "align"):
         lsm.language_model.requires_grad_(True)
     return model
 

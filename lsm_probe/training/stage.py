@@ -24,6 +24,7 @@ from lsm_probe.files import replacing
 from lsm_probe.memory import MEMORY_ERRORS, is_out_of_memory, release_memory
 from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.progress import OnProgress
+from lsm_probe.training.alignment import AlignmentSet
 from lsm_probe.training.assembly import SHARDING_DEVICES, StageSettings, is_sharded, make_trainer
 from lsm_probe.training.batches import optimizer_steps, smaller_pass
 from lsm_probe.training.bias_in_stage import bias_callback
@@ -219,6 +220,10 @@ class StageRun:
             dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
             states = SpeechStates(cache_root() / "states", checkpoint, dtype)
             train, held_out = self._encode(states, checkpoint, train, held_out)
+        if stage.strategy == "align":
+            # No controls: an alignment does not read the instruction, and other speech may be shorter than the target.
+            held_out_sets = {"true": AlignmentSet(held_out, checkpoint, states)} if held_out else {}
+            return AlignmentSet(train, checkpoint, states), held_out_sets
         views = {
             "true": held_out,
             "speech": with_speech_shuffled(held_out, seed),

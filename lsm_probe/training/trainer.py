@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from lsm_probe.errors import WorkFailed
 from lsm_probe.models.devices import read_numbers
+from lsm_probe.training.alignment import AlignmentLoss
 from lsm_probe.training.config import Stage
 from lsm_probe.training.dataset import TrainingSet
 from lsm_probe.training.held_out_loss import sample_losses, summarise
@@ -26,7 +27,8 @@ from lsm_probe.training.stopping import StopOnSignal, leave_sigterm_to_trainer
 class LsmTrainer(Trainer):
     """Trains an LSM on a [`TrainingSet`] and evaluates it with its inputs shuffled.
 
-    `held_out` has the held-out samples under `true`, and under `speech` and `instruction` the controls.
+    `held_out` has the held-out samples under `true`, and under `speech` and `instruction` the controls. `alignment` is
+    the loss of strategy `align`, in place of the model's own.
     """
 
     def __init__(
@@ -36,14 +38,16 @@ class LsmTrainer(Trainer):
         order: LengthGrouped,
         stop: StopOnSignal,
         held_out: dict[str, TrainingSet],
+        alignment: AlignmentLoss | None = None,
         **kwargs: Any,
     ):
         self.stage, self.order, self.stop, self.held_out = stage, order, stop, held_out
+        self.alignment = alignment
         # Of this process's passes of this step so far: the samples, and the loss on the device.
         self._passes: list[tuple[list[int], torch.Tensor]] = []
         super().__init__(
             eval_dataset=held_out.get("true"),
-            preprocess_logits_for_metrics=sample_losses,
+            preprocess_logits_for_metrics=sample_losses if alignment is None else lambda losses, labels: losses,
             callbacks=[order, stop],
             **kwargs,
         )
@@ -97,7 +101,12 @@ class LsmTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The Trainer's loss, of what the model takes of the inputs."""
+        """The Trainer's loss, of what the model takes of the inputs; or the nats per token of the alignment."""
+        if self.alignment is not None:
+            losses = self.alignment(self.accelerator.unwrap_model(model), inputs)
+            nats, tokens = losses.sum(0)
+            loss = nats / (tokens if num_items_in_batch is None else num_items_in_batch)
+            return (loss, {"loss": loss, "losses": losses}) if return_outputs else loss
         inputs = {key: value for key, value in inputs.items() if key != "index"} | {"use_cache": False}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

@@ -1,0 +1,120 @@
+"""Strategy `align`: the connector alone learns to spell the transcript in the LLM's token embeddings.
+
+A connector with random weights gives the LLM noise, and the LLM's loss teaches it slowly. Here it learns first without
+the LLM, which makes a step much cheaper. By CTC (Graves et al. 2006) each speech token is drawn to the embedding of a
+token of the transcript, or to the origin, which stands for CTC's blank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lsm_probe.data.sample import Sample
+from lsm_probe.errors import InputError
+from lsm_probe.models.checkpoint_kinds import Lsm
+from lsm_probe.models.modeling_lsm import SPEECH_INPUTS
+from lsm_probe.training.dataset import IGNORED, TrainingSet
+
+CANDIDATES = 4000
+"""Tokens that a speech token is compared with in a training step, besides those of the batch's transcripts."""
+
+_SHARPNESS = 5.0
+"""The logit of a token whose embedding has the mean norm, for a speech token that lies on it; 0 is the blank's."""
+
+_NEVER = -1e4
+"""Log-probability of a column that is not there; it adds nothing, and unlike -inf makes no NaN in the gradient."""
+
+
+class AlignmentSet(TrainingSet):
+    """Samples whose `response` is the target spelled for CTC: in lower case, without punctuation.
+
+    Raises:
+        InputError: as [`TrainingSet`], or a target has more tokens than its speech.
+    """
+
+    def _response(self, checkpoint: Lsm, sample: Sample, speech_tokens: int) -> list[int]:
+        words = re.sub(r"[^\w']+", " ", (sample.target or "").lower().replace("_", " ")).split()
+        tokens: list[int] = checkpoint.tokenizer(" " + " ".join(words), add_special_tokens=False).input_ids
+        repeated = sum(first == second for first, second in pairwise(tokens))
+        if words and len(tokens) + repeated > speech_tokens:
+            raise InputError(
+                f"the target has {len(tokens)} tokens, but the speech {speech_tokens}: it is not what is said, or "
+                "spoken too fast; leave it out"
+            )
+        return tokens if words else []
+
+
+class AlignmentLoss:
+    """The negative log-probability of transcripts under CTC, from speech tokens and token embeddings.
+
+    A speech token z gives the token with embedding e the logit -c |z - e|^2, and the blank -c |z|^2, with one constant
+    c for the LLM. The vocabulary is that of the transcripts.
+
+    Args:
+        checkpoint: the LSM whose connector is trained.
+        sets: the training and held-out samples.
+    """
+
+    def __init__(self, checkpoint: Lsm, sets: Sequence[AlignmentSet]):
+        spelled = [torch.from_numpy(ids) for samples in sets for ids in samples.responses]
+        self.vocabulary = torch.cat(spelled).long().unique()
+        self.audio_token_id = checkpoint.model.config.audio_token_id
+
+    def __call__(self, lsm: Any, inputs: dict[str, Any]) -> Tensor:
+        """Nats and tokens of each transcript, `[batch, 2]`, in float32.
+
+        In evaluation a speech token is compared with the whole vocabulary, in training with the batch's transcripts and
+        [`CANDIDATES`] others, drawn with PyTorch's generator.
+
+        Args:
+            lsm: the LSM.
+            inputs: a batch of [`collate`].
+        """
+        is_speech = inputs["input_ids"] == self.audio_token_id
+        given = {key: value for key, value in inputs.items() if key in SPEECH_INPUTS}
+        speech = lsm.embed(inputs["input_ids"], **given)[is_speech]
+        transcripts = [labels[labels != IGNORED] for labels in inputs["shift_labels"].cpu()]
+        candidates = self._candidates(transcripts) if lsm.training else self.vocabulary
+        log_probs = self._log_probs(lsm.get_input_embeddings().weight.detach(), speech, candidates)
+        nats = _ctc(log_probs.split(is_speech.sum(1).tolist()), transcripts, candidates)
+        return torch.stack([nats, nats.new_tensor([len(transcript) for transcript in transcripts])], dim=-1)
+
+    def _candidates(self, transcripts: Sequence[Tensor]) -> Tensor:
+        """Ids of the tokens that are compared in a step, in ascending order."""
+        if len(self.vocabulary) <= CANDIDATES:
+            return self.vocabulary
+        drawn = self.vocabulary[torch.randperm(len(self.vocabulary))[:CANDIDATES]]
+        return torch.cat([*transcripts, drawn]).unique()
+
+    def _log_probs(self, embeddings: Tensor, speech: Tensor, candidates: Tensor) -> Tensor:
+        """`[speech tokens, 1 + candidates]`; the first column is the blank's."""
+        with torch.autocast(speech.device.type, enabled=False):
+            norm = embeddings[self.vocabulary.to(embeddings.device)].float().norm(dim=1).mean()
+            compared = embeddings[candidates.to(embeddings.device)].float()
+            logits = (2 * speech.float() @ compared.T - compared.pow(2).sum(1)) * (_SHARPNESS / norm**2)
+            return torch.log_softmax(torch.nn.functional.pad(logits, (1, 0)), dim=-1)
+
+
+def _ctc(log_probs: Sequence[Tensor], transcripts: Sequence[Tensor], candidates: Tensor) -> Tensor:
+    """The nats of each transcript, `[batch]`.
+
+    PyTorch's loss wants every column in every row. A transcript needs those of the blank and of its own tokens alone,
+    so these are picked first: a few dozen columns instead of thousands.
+    """
+    picked, labels = [], []
+    for row, transcript in zip(log_probs, transcripts, strict=True):
+        own, label = transcript.unique(return_inverse=True)
+        columns = torch.nn.functional.pad(torch.searchsorted(candidates, own) + 1, (1, 0))
+        picked.append(row[:, columns.to(row.device)])
+        labels.append(label + 1)
+    width = max(row.shape[1] for row in picked)
+    padded = pad_sequence([torch.nn.functional.pad(row, (0, width - row.shape[1]), value=_NEVER) for row in picked])
+    lengths = [torch.tensor([len(part) for part in parts]) for parts in (picked, labels)]
+    return torch.nn.functional.ctc_loss(padded, torch.cat(labels).to(padded.device), *lengths, reduction="none")
