@@ -434,8 +434,10 @@ def parsed() -> Callable[[list[str]], dict[str, Any]]:
     A line that this version does not take raises click's usage error.
     """
 
+    program: Any = typer.main.get_command(cli.app)
+
     def parse(arguments: list[str]) -> dict[str, Any]:
-        command: Any = typer.main.get_command(cli.app)
+        command = program
         context = command.make_context("lsm-probe", list(arguments))
         while hasattr(command, "resolve_command"):
             name, command, arguments = command.resolve_command(context, arguments)

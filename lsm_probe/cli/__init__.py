@@ -17,8 +17,10 @@ from lsm_probe.cli.demo import demo
 from lsm_probe.cli.diagnose import diagnose
 from lsm_probe.cli.evaluate import evaluate
 from lsm_probe.cli.figure import figure
+from lsm_probe.cli.help import Command, Group
 from lsm_probe.cli.import_release import import_release
 from lsm_probe.cli.measurement_command import measurement_command
+from lsm_probe.cli.options import POOLS, TEMPLATES
 from lsm_probe.cli.report import report
 from lsm_probe.cli.score import score
 from lsm_probe.cli.stopping import sigterm_raises, stoppable
@@ -33,7 +35,7 @@ from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner.measurement import Measurement
 
 
-class Commands(typer.core.TyperGroup):
+class Commands(Group):
     """All commands. Those of other packages are imported when they are called, or listed by `--help`.
 
     Ctrl-C leaves a command as Interrupted: at KeyboardInterrupt typer would end without a line.
@@ -55,24 +57,36 @@ class Commands(typer.core.TyperGroup):
 app = typer.Typer(
     name="lsm-probe",
     cls=Commands,
-    help="Find and measure speech anchor bias in speech-text models (arXiv 2410.03798).",
+    help=f"""Find and measure speech anchor bias in speech LLMs (arXiv 2410.03798).
+
+--ckpt takes a folder or hub name of an LSM, a text LLM, an audio LLM of transformers or a released checkpoint; or
+`builtin:llm` (text LLM), `builtin:vanilla_asr`, `builtin:self_powered` and `builtin:untrained` (LSMs). --data takes a
+JSONL file with `id`, `instruction` and `audio` or `text`; or `builtin:probe` or `builtin:commands`. --template takes
+a YAML file or one of {", ".join(TEMPLATES)}. --instructions takes a YAML file or one of {", ".join(POOLS)}.""",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+MEASURE = "Measure"
+for command in (diagnose, demo, check):
+    app.command(cls=Command, rich_help_panel="Diagnose")(command)
 for probe in PROBES.built_in.values():
-    app.command(probe.name)(measurement_command(probe))
-for command in (diagnose, timeline, report, figure, check, evaluate, score, text_ability, demo, augment, train):
-    app.command()(command)
-app.command("import")(import_release)
-app.add_typer(data, name="data")
+    app.command(probe.name, cls=Command, rich_help_panel=MEASURE)(measurement_command(probe))
+app.command(cls=Command, rich_help_panel=MEASURE)(timeline)
+for command in (report, figure):
+    app.command(cls=Command, rich_help_panel="Report")(command)
+app.add_typer(data, name="data", rich_help_panel="Make data")
+app.command(cls=Command, rich_help_panel="Make data")(augment)
+app.command(cls=Command, rich_help_panel="Train")(train)
+app.command("import", cls=Command, rich_help_panel="Train")(import_release)
+for command in (evaluate, score, text_ability):
+    app.command(cls=Command, rich_help_panel="Evaluate")(command)
 
 
 def _command_of(probe: Measurement) -> Any:
     """The command of another package's probe; None, with a warning, where its code cannot be used."""
-    own = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    own = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     try:
-        own.command(probe.name)(measurement_command(probe))
+        own.command(probe.name, cls=Command, rich_help_panel=MEASURE)(measurement_command(probe))
         return typer.main.get_command(own)
     except Exception as error:  # whatever the other package's code raises
         warnings.warn(f"the probe {probe.name!r} cannot be used ({type(error).__name__}: {error})", stacklevel=2)

@@ -12,29 +12,27 @@ from lsm_probe.data.augmentation import Keep, Thinking
 
 
 def augment(
-    data: Annotated[str, typer.Option(help="JSONL manifest with transcripts (`text`).", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
-    llm: Annotated[str, typer.Option(help="The text LLM: a folder, a hub name or `builtin:llm`.")] = "builtin:llm",
+    data: Annotated[str, typer.Option(help="JSONL file of samples with transcripts (`text`).", metavar="MANIFEST")],
+    out: Annotated[Path, typer.Option(help="Output folder.", metavar="FOLDER")],
+    llm: Annotated[str, typer.Option(help="Text LLM: a folder or hub name.", metavar="NAME")] = "builtin:llm",
     template: opt.Template = None,
     date: opt.Date = None,
     instructions: opt.Instructions = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Only this task of the pool. Repeat it for several.", show_default=False)
+        list[str] | None, typer.Option(help="Only this task of the pool. Repeatable.", metavar="TASK")
     ] = None,
     max_new_tokens: opt.MaxNewTokens = 225,
-    max_prompt_tokens: Annotated[int, typer.Option(help="Samples with a longer prompt are dropped.", min=1)] = 149,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Drop samples with a longer prompt.", min=1)] = 149,
     keep: Annotated[
-        Keep, typer.Option(help="Answers to keep: those that end in punctuation, those the LLM finished, or all.")
+        Keep, typer.Option(help="Answers to keep: those that end in punctuation, those that the LLM finished, or all.")
     ] = "punctuation",
-    thinking: Annotated[
-        Thinking, typer.Option(help="Drop a reasoning LLM's thinking from the targets, or keep it there.")
-    ] = "drop",
+    thinking: Annotated[Thinking, typer.Option(help="What to do with the thinking of reasoning LLMs.")] = "drop",
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Prompts answered together; halved where memory runs out.  [default: 48, with --server 256]",
+            help="Prompts answered together; halved if memory runs out. [default: 48; 256 with --server]",
             min=1,
             rich_help_panel=opt.RUNNING,
         ),
@@ -42,14 +40,15 @@ def augment(
     server: Annotated[
         str | None,
         typer.Option(
-            help="Answer through `vllm`, started here, or a running OpenAI-compatible server (http://localhost:8000) "
-            "that takes prompts of token ids.  [default: transformers in this process]",
+            help="vllm (started by this command), or the address of a running OpenAI-compatible server, such as "
+            "http://localhost:8000. [default: transformers in this process]",
+            metavar="SERVER",
             rich_help_panel=opt.RUNNING,
         ),
     ] = None,
     workers: Annotated[
         int,
-        typer.Option(help="Processes that send prompts to a running server.", min=1, rich_help_panel=opt.RUNNING),
+        typer.Option(help="Processes that send prompts to the server.", min=1, rich_help_panel=opt.RUNNING),
     ] = 1,
     seed: opt.DrawSeed = 0,
     limit: opt.Limit = None,
@@ -57,29 +56,21 @@ def augment(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    """Make self-powered training data: a text LLM's own answers become the targets.
+    r"""Make self-powered data: a text LLM's answers become the targets.
 
-    For each transcript a task and an instruction are drawn. The LLM's answer to them is the target for the speech. One
-    seventh of the samples is for speech recognition; there the target is the transcript itself.
+    For each transcript a task and an instruction are drawn. The answer of the LLM is the target for the speech. In one
+    seventh of the samples the task is speech recognition, and the target is the transcript.
 
     Examples:
-
         lsm-probe augment --data spoken/manifest.jsonl --out self-powered
-
-        lsm-probe augment --data clips.jsonl --llm lmsys/vicuna-7b-v1.5 --template vicuna_text --out self-powered
-
+        lsm-probe augment --data clips.jsonl --llm lmsys/vicuna-7b-v1.5 \
+            --template vicuna_text --out self-powered
         lsm-probe augment --data clips.jsonl --task continuation --out continuation-only
-
-        lsm-probe augment --data clips.jsonl --instructions continuation --max-new-tokens 64 --max-prompt-tokens 191
-        --out blsp
-
-        lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server vllm --out self-powered
-
-        lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 --server http://localhost:8000 --workers 4
-        --out self-powered
+        lsm-probe augment --data million.jsonl --llm lmsys/vicuna-7b-v1.5 \
+            --server vllm --out self-powered
 
     Writes manifest.jsonl (the samples kept), report.json (counts, what was dropped and why, examples), config.yaml and
-    shards/*.parquet (every sample). With --server also samples.jsonl, checkpoints/ and logs/.
+    shards/*.parquet (every sample); with --server also samples.jsonl, checkpoints/ and logs/.
     """
     from json import dumps
 

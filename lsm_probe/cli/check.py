@@ -13,53 +13,44 @@ from lsm_probe.cli import options as opt
 def check(
     baseline: Annotated[
         Path,
-        typer.Option(help="The baseline: a result.json or a diagnosis.json, or its folder.", show_default=False),
+        typer.Option(help="The baseline: a result.json or diagnosis.json, or its folder.", metavar="PATH"),
     ],
-    current: Annotated[Path, typer.Option(help="The result to check, likewise.", show_default=False)],
+    current: Annotated[
+        Path, typer.Option(help="The result to check: a file or folder of the same kind.", metavar="PATH")
+    ],
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="How far eta may fall in any layer; of a diagnosis, how far D_i and the share of responses in the "
-            "asked-for form may fall.  [default: 0.02 for eta, 0.05 for a diagnosis]",
+            help="How far a number may fall. [default: 0.02 for eta, 0.05 for a diagnosis]",
             show_default=False,
         ),
     ] = None,
-    two_sided: Annotated[bool, typer.Option("--two-sided", help="Count a rise as much as a fall.")] = False,
+    two_sided: Annotated[bool, typer.Option("--two-sided", help="A rise, or a better verdict, counts too.")] = False,
     paired: Annotated[
         bool,
         typer.Option(
             "--paired",
-            help="Count only falls that other utterances would show too (p <= 0.05 over all layers); needs folders.",
+            help="Count only falls that are significant over utterances (p <= 0.05, corrected).",
         ),
     ] = False,
-    update: Annotated[
-        bool, typer.Option("--update", help="Accept the current result as the new (or first) baseline.")
-    ] = False,
+    update: Annotated[bool, typer.Option("--update", help="Make the current result the baseline.")] = False,
     json: opt.Json = False,
 ) -> None:
-    """Check whether eta or a diagnosis has become worse, compared with a baseline.
+    """Check whether eta or a diagnosis is worse than a baseline.
 
-    Reads two JSON files: it needs no model and no GPU, and takes a second. In two result.json of the attention probe, a
-    layer has regressed if its eta fell by more than the tolerance. In two diagnosis.json, a checkpoint has regressed if
-    its verdict changed to one that is not better, or if D_i or the share of responses in the asked-for form fell by
-    more than the tolerance. Exit codes: 0 nothing regressed, 1 something regressed, 2 the two cannot be compared (other
-    data, settings, template or layers, or a value that is not a number).
+    Compares two result.json of the attention probe, or two diagnosis.json. It needs no model, and takes a second. A
+    layer has regressed if its eta fell by more than the tolerance. A diagnosis has regressed if a verdict became worse,
+    or if D_i or the share of responses in the requested form fell by more than the tolerance.
+
+    Exit codes: 0 nothing regressed; 1 something regressed; 2 the two cannot be compared (other data, settings, template
+    or layers, or a value that is not finite). In GitHub Actions it also annotates the run.
 
     Examples:
-
         lsm-probe attention --ckpt my-lsm --response reference --out runs/now
-
         lsm-probe check --baseline eta/my-lsm.json --current runs/now --update
-
         lsm-probe check --baseline eta/my-lsm.json --current runs/now
-
         lsm-probe check --baseline runs/before --current runs/now --paired
-
         lsm-probe check --baseline diagnoses/my-lsm.json --current runs/diagnose/my-lsm
-
-    By default it checks whether eta fell on these samples; --paired checks whether it would fall on other samples too.
-    --two-sided counts a rise, or a better verdict, as well.
-    In GitHub Actions it annotates the run and adds a table to the job's summary.
     """
     import warnings
     from json import dumps

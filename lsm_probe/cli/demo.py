@@ -11,35 +11,38 @@ import typer
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Output folder.", metavar="FOLDER")] = Path("runs/demo"),
     full: Annotated[bool, typer.Option("--full", help="Train longer and measure more utterances.")] = False,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps.  [default: as many as fit into about 6 minutes; 40 with --full]",
+            help="Training steps. [default: for about 6 minutes; 40 with --full]",
             min=1,
             show_default=False,
         ),
     ] = None,
     utterances: Annotated[
         int | None,
-        typer.Option(help="Utterances that are measured.  [default: 8; 24 with --full]", min=2, show_default=False),
+        typer.Option(help="Utterances that are measured. [default: 8; 24 with --full]", min=2, show_default=False),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue an interrupted demo, with the training size it was started with."),
+        typer.Option("--resume", help="Continue an interrupted demo, with its training size."),
     ] = False,
 ) -> None:
-    """Show speech anchor bias and its repair with the embedded models.
+    """Show speech anchor bias and its repair with the built-in models.
 
-    First it diagnoses two small speech LLMs: builtin:vanilla_asr was trained on transcription alone and answers every
-    instruction with the transcript; builtin:self_powered was repaired. SmolLM2 is the text LLM inside both. Then
-    SmolLM2 answers instructions about spoken commands, builtin:vanilla_asr is trained on those answers, and is
-    diagnosed again. The demo ends with after/report.html.
+    First it diagnoses two small LSMs: `builtin:vanilla_asr` was trained on transcription alone, and answers every
+    instruction with the transcript; `builtin:self_powered` was repaired. Then it trains `builtin:vanilla_asr` on
+    answers of the text LLM inside both (SmolLM2), and diagnoses it again. Each step prints its purpose and its command.
+    The result is after/report.html.
 
-    Each step prints its purpose and its command. The training is sized so that the whole demo takes about 6 minutes on
-    this machine; --full trains for 40 steps of 8 samples and measures 24 utterances. The first run fetches 164 MB of
-    models.
+    The training is sized so that the demo takes about 6 minutes on this machine. --full trains for 40 steps of 8
+    samples and measures 24 utterances. The first run downloads 164 MB of models.
+
+    Examples:
+        lsm-probe demo
+        lsm-probe demo --full --out runs/full-demo
     """
     from lsm_probe.reports.demo import FULL, TrainingSize, run_demo
 

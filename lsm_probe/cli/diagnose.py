@@ -16,18 +16,13 @@ def diagnose(
     base: Annotated[
         str | None,
         typer.Option(
-            help="The text LLM inside the checkpoints: folder, hub name or `builtin:llm`. D_i, D_s and eta are "
-            "compared with it; needs transcripts. Adapters whose own base is not here are merged into it.  "
-            "[default: the first text LLM among --ckpt]",
-            show_default=False,
+            help="Text LLM inside the checkpoints, which they are compared with; also the base of PEFT adapters. "
+            "[default: the first text LLM in --ckpt]",
+            metavar="NAME",
         ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Measure only attention, sensitivity and transcription.")
-    ] = False,
-    utterances: Annotated[
-        int, typer.Option(help="Most utterances that are measured; one sample of each is taken.", min=1)
-    ] = 48,
+    quick: Annotated[bool, typer.Option("--quick", help="Only attention, sensitivity and transcription.")] = False,
+    utterances: Annotated[int, typer.Option(help="At most N utterances, with one sample of each.", min=1)] = 48,
     out: opt.Out = None,
     instructions: opt.Instructions = None,
     template: opt.Template = None,
@@ -46,25 +41,19 @@ def diagnose(
     verify_precision: opt.VerifyPrecision = 0,
     json: opt.Json = False,
 ) -> None:
-    """Measure checkpoints in several ways, and give a verdict about each.
+    r"""Give a verdict about each checkpoint, from several measurements.
 
     The verdict is one of: follows the instruction; ignores the instruction (speech anchor bias); does not use the
-    speech; in between; cannot tell. Each comes with its numbers, their 95 % intervals, and the evidence against it.
-    Each model is loaded once, and generates its responses once.
-
-    Measures attention, sensitivity on the checkpoint's own responses and on the base LLM's, attention knockout,
-    alignment, and the word error rate of a transcription instruction. What the data do not allow is left out: alignment
-    and the word error rate need transcripts (`text`), and so does --base.
+    speech; in between; cannot tell. It comes with its numbers, their 95 % intervals, and the evidence against it.
+    Measured are attention, sensitivity, attention knockout, alignment, and the word error rate of transcription.
+    Alignment, word error rate and --base need transcripts (`text`), and are left out without them.
 
     Examples:
-
         lsm-probe diagnose --ckpt my-lsm --base my-llm --data clips.jsonl
+        lsm-probe diagnose --ckpt before --ckpt after --base my-llm --data clips.jsonl
+        lsm-probe diagnose --ckpt builtin:vanilla_asr --data builtin:commands --quick
 
-        lsm-probe diagnose --ckpt biased --ckpt repaired --base my-llm --data clips.jsonl --out runs/compared
-
-        lsm-probe diagnose --ckpt my-lsm --data clips.jsonl --quick --limit 24
-
-    Writes report.html, diagnosis.json, and a folder for each measurement, as its own command writes it.
+    Writes report.html, diagnosis.json, and a folder for each measurement.
     """
     import json as as_json
     import sys

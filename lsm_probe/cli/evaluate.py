@@ -13,18 +13,19 @@ from lsm_probe.errors import InputError
 
 def evaluate(
     task: Annotated[
-        list[str], typer.Option(help="Name or YAML file, optionally NAME=MANIFEST. Repeat it.", show_default=False)
+        list[str],
+        typer.Option(help="Name or YAML file, or NAME=MANIFEST. Repeatable.", metavar="TASK", show_default=False),
     ],
     ckpt: opt.OptionalCkpt = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the manifests that tasks name.  [default: the current one]")
+        Path | None, typer.Option(help="Folder of the manifests. [default: the current folder]", metavar="FOLDER")
     ] = None,
     cascade: Annotated[
         list[str] | None,
-        typer.Option(help="A text LLM that answers to what --whisper transcribed. Repeat it to compare."),
+        typer.Option(help="Text LLM that is given the transcript of --whisper. Repeatable.", metavar="NAME"),
     ] = None,
     whisper: Annotated[
-        str, typer.Option(help="Recogniser of the cascades: folder, hub name or builtin:whisper.")
+        str, typer.Option(help="Whisper of the cascades: a folder or hub name.", metavar="NAME")
     ] = "builtin:whisper",
     out: opt.Out = None,
     base: opt.AdapterBase = None,
@@ -47,25 +48,21 @@ def evaluate(
     verify_precision: opt.VerifyPrecision = 0,
     json: opt.Json = False,
 ) -> None:
-    """Evaluate checkpoints on tasks, and score their responses.
+    r"""Score the responses of checkpoints to tasks.
 
-    Responses are decoded greedily. Correctness and the share of responses that have the requested form are scored
-    separately, because speech anchor bias destroys the form. Every score has a 95 % interval.
-
-    A task is a small YAML file: one of the package's (`--task list` prints them) or your own. Its samples are read from
-    the manifest that it names, below --data, or from the manifest after `=`.
+    Responses are decoded greedily. Correctness and the share of responses in the requested form are scored separately,
+    because speech anchor bias destroys the form. Every score has a 95 % interval. A task is a YAML file: one of the
+    package's (`--task list` prints them) or your own. Its samples are read from the manifest that it names, below
+    --data, or from the manifest after `=`.
 
     Examples:
-
-        lsm-probe evaluate --ckpt my-lsm --data manifests --task librispeech-clean --task fluent-speech-commands
-
-        lsm-probe evaluate --ckpt my-lsm --ckpt builtin:llm --cascade builtin:llm --task boolq=spoken/dev.boolq.jsonl
-
+        lsm-probe evaluate --task list
+        lsm-probe evaluate --ckpt my-lsm --data manifests --task librispeech-clean
+        lsm-probe evaluate --ckpt my-lsm --cascade builtin:llm \
+            --task boolq=spoken/dev.boolq.jsonl
         lsm-probe evaluate --ckpt my-lsm --task mood.yaml --out runs/mood
 
-    Writes result.json, samples.jsonl (the predictions), arrays.npz, metrics.json, metrics.csv and table.md; with
-    several checkpoints a folder each and comparison.json. `lsm-probe score` scores the predictions again, without a
-    model.
+    Writes result.json, samples.jsonl (the responses), arrays.npz, metrics.json, metrics.csv and table.md.
     """
     from lsm_probe.evaluation.task import builtin_tasks, read_task, read_tasks, with_read
 

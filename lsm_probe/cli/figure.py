@@ -12,23 +12,20 @@ Name = Literal["figure3", "figure5", "figure6", "table2", "table6", "table7"]
 
 def figure(
     name: Annotated[Name, typer.Argument(help="The figure or table.", show_default=False)],
-    result: Annotated[list[Path], typer.Argument(help="Result folders.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(),
+    result: Annotated[list[Path], typer.Argument(help="Result folders.", metavar="RESULT...", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write to.", metavar="FOLDER")] = Path(),
 ) -> None:
     """Draw results as the figures and tables of the paper.
 
-    The pictures have the size of a printed paper; the numbers behind them are written too. figure3 shows eta in
-    six groups of layers, figure5 also the difference of the last LSM from the others, figure6 speech and transcripts in
-    one plane. table2 holds the tasks, table6 MMLU, table7 the cascade and speed.
+    figure3 shows eta in six groups of layers; figure5 also how the last LSM differs from the others; figure6 the states
+    for speech and for transcripts in one plane. table2 shows the tasks, table6 MMLU, table7 the cascade and speed. A
+    folder of a run over several checkpoints stands for all of them.
 
     Examples:
-
-        lsm-probe figure figure5 runs/attention/vanilla runs/attention/self-powered --out figures
-
+        lsm-probe figure figure5 runs/attention/before runs/attention/after --out figures
         lsm-probe figure table2 runs/evaluate/arms --out figures
 
-    A folder of a run over several checkpoints stands for all of them. Figures are written as .png, .svg and .csv,
-    tables as .csv, .md and .tex.
+    Writes a figure as .png, .svg and .csv, and a table as .csv, .md and .tex.
     """
     from lsm_probe.files import check_can_write
     from lsm_probe.reports.collection import read_results

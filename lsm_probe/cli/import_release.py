@@ -14,7 +14,7 @@ def import_release(
     name: Annotated[
         str, typer.Argument(help="Folder, file or hub name of the released checkpoint.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; empty, or not there yet.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must be empty or absent.", metavar="FOLDER")],
     encoder: opt.Encoder = None,
     llm: opt.Llm = None,
     beats: opt.Beats = None,
@@ -22,23 +22,22 @@ def import_release(
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(
-            help="Dtype of the weights that are written. `auto`: the smallest that rounds none of them; float32 where "
-            "weights are merged or come from elsewhere."
+            help="Dtype of the written weights. auto: the smallest that holds all of them exactly; float32 if weights "
+            "are merged."
         ),
     ] = "auto",
 ) -> None:
-    """Write a released checkpoint as an LSM folder.
+    r"""Convert a released checkpoint to an LSM folder.
 
-    `--ckpt` reads released checkpoints directly; this saves the conversion and, where parts were left out, naming them
-    each time. The folder is one of transformers: `AutoModel` and `lsm_probe.load` take it. docs/checkpoints.md lists
-    the systems.
+    `--ckpt` of other commands reads released checkpoints directly; this saves the time of the conversion, and the
+    naming of parts that the release leaves out. `AutoModel` of transformers and `lsm_probe.load` read the folder.
+    docs/checkpoints.md lists the systems.
 
     Examples:
-
         lsm-probe import LLaMA-Omni/Llama-3.1-8B-Omni --out llama-omni
-
-        lsm-probe import SALMONN-7B/salmonn_7b_v0.pth --encoder whisper-large-v2 --llm vicuna-7b-v1.5
-        --beats BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt --out salmonn-7b
+        lsm-probe import SALMONN-7B/salmonn_7b_v0.pth --encoder whisper-large-v2 \
+            --llm vicuna-7b-v1.5 --out salmonn-7b \
+            --beats BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt
     """
     import torch
 

@@ -9,33 +9,30 @@ import typer
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Output folders.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    results: Annotated[list[Path], typer.Argument(help="Output folders.", metavar="RESULT...", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page.", metavar="FILE")] = Path("report.html"),
     notebook: Annotated[
         bool | None,
         typer.Option(
             "--notebook/--no-notebook",
-            help="Whether to write the notebook too (.ipynb).  [default: if the packages for it are installed]",
+            help="Also write the notebook. [default: if its packages are installed]",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Write an HTML page and a notebook about results.
 
-    The page begins with the verdict about each checkpoint, its evidence, and what to look at. Then it shows eta by
-    layer, token counts, the length-matched control, single heads, sensitivity, knockout, alignment, importance,
-    evaluation, eta under other conventions, samples, a timeline with audio, and the source of every number. It is one
-    file below 5 MB that needs no network and no JavaScript, and can be printed. The notebook is written beside it,
-    executed.
-
-    Examples:
-
-        lsm-probe report runs/attention/vanilla+self-powered --out report.html
-
-        lsm-probe report runs/attention runs/sensitivity runs/knockout runs/timeline --out report.html
+    The page begins with the verdict about each checkpoint and its evidence. Then it shows eta by layer, single heads,
+    sensitivity, knockout, alignment, importance, evaluation, timelines with audio, and the source of every number. It
+    is one file below 5 MB that needs no network and no JavaScript. The notebook is written beside it, executed. No
+    model is run.
 
     Give output folders of probes, evaluations and timelines, or folders that hold them up to two levels below. Results
-    of one probe must be of the same data. No model is run.
+    of one probe must be on the same data.
+
+    Examples:
+        lsm-probe report runs/attention/before+after --out report.html
+        lsm-probe report runs/attention runs/sensitivity runs/knockout runs/timeline
     """
     from lsm_probe.distributed import print_on_main
     from lsm_probe.errors import InputError

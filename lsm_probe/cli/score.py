@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 def score(
-    result: Annotated[list[Path], typer.Argument(help="Folders that `lsm-probe evaluate` wrote.", show_default=False)],
+    result: Annotated[list[Path], typer.Argument(help="Folders that `lsm-probe evaluate` wrote.", metavar="RESULT...")],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Name or YAML file of a task to read anew. Repeat it.  [default: as when evaluated]"),
+        typer.Option(
+            help="Task to read again, a name or YAML file. Repeatable. [default: as evaluated]", metavar="TASK"
+        ),
     ] = None,
     read: opt.Read = None,
     out: opt.Out = None,
     json: opt.Json = False,
 ) -> None:
-    """Score the predictions of earlier evaluations again, without a model.
+    """Score stored responses again, without a model.
 
-    Use it after a change of a task's definition (give its file with --task), or to compare checkpoints that were
+    Use it after you changed the definition of a task (give its file with --task), or to compare checkpoints that were
     evaluated one by one on the same samples.
 
     Examples:
-
-        lsm-probe score runs/evaluate/vanilla runs/evaluate/self-powered --out runs/side-by-side
-
+        lsm-probe score runs/evaluate/before runs/evaluate/after --out runs/side-by-side
         lsm-probe score runs/evaluate/my-lsm --task stricter/boolq.yaml --out runs/stricter
     """
     from lsm_probe.cli.run import run_and_show

@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 def text_ability(
     ckpt: opt.Ckpt,
-    mmlu: Annotated[
-        Path | None, typer.Option(help="Folder that MMLU was unpacked into: dev/ and test/.", show_default=False)
-    ] = None,
+    mmlu: Annotated[Path | None, typer.Option(help="Folder of MMLU, with dev/ and test/.", metavar="FOLDER")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="JSONL manifest with `id`, `instruction`, `text` and `target`.", show_default=False),
+        typer.Option(help="JSONL file of samples with `text` and `target`.", metavar="MANIFEST"),
     ] = None,
     out: opt.Out = None,
     base: opt.AdapterBase = None,
@@ -34,7 +32,7 @@ def text_ability(
     llm: opt.Llm = None,
     beats: opt.Beats = None,
     shots: Annotated[
-        int, typer.Option(help="Examples before each question of MMLU.", min=0, rich_help_panel=opt.CONVENTIONS)
+        int, typer.Option(help="Examples before each MMLU question.", min=0, rich_help_panel=opt.CONVENTIONS)
     ] = 5,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -43,7 +41,7 @@ def text_ability(
     limit: Annotated[
         int | None,
         typer.Option(
-            help="Only the first N samples, and the first N questions of each subject.",
+            help="Only the first N samples, and N questions of each subject.",
             min=1,
             rich_help_panel=opt.RUNNING,
         ),
@@ -53,26 +51,22 @@ def text_ability(
     verify_precision: opt.VerifyPrecision = 0,
     json: opt.Json = False,
 ) -> None:
-    """Measure what is left of an LLM's text ability inside an LSM.
+    r"""Measure how much text ability an LLM lost inside an LSM.
 
-    It measures MMLU accuracy through lm-evaluation-harness, and the perplexity of the `target` of each sample, given
-    its instruction and its transcript as text. Name the checkpoint before speech training first: the others are
-    compared with it. Forgetting rate = (before - after) / before.
+    Measures MMLU accuracy through lm-evaluation-harness, and the perplexity of the `target` of each sample, given its
+    instruction and its transcript as text. Name the checkpoint before speech training first: the others are compared
+    with it. Forgetting rate = (before - after) / before.
 
     Examples:
+        lsm-probe text-ability --ckpt builtin:llm --ckpt my-lsm --mmlu mmlu
+        lsm-probe text-ability --ckpt builtin:llm --ckpt my-lsm --mmlu mmlu \
+            --shots 0 --limit 20 --data texts.jsonl
 
-        lsm-probe text-ability --ckpt builtin:llm --ckpt runs/self-powered/model --mmlu mmlu
+    --mmlu takes a folder with dev/SUBJECT_dev.csv and test/SUBJECT_test.csv, as MMLU is published (57 subjects or
+    fewer). docs/text-ability.md says how to get the same numbers from the harness's own command.
 
-        lsm-probe text-ability --ckpt builtin:llm --ckpt my-lsm --mmlu mmlu --shots 0 --limit 20 --data texts.jsonl
-
-    `--mmlu` takes a folder with dev/SUBJECT_dev.csv and test/SUBJECT_test.csv, as MMLU is published (57 subjects; fewer
-    will do). The harness's own command gives the same numbers:
-
-        lm_eval --model hf --model_args pretrained=LLM,dtype=float32 --include_path OUT/mmlu_tasks --tasks mmlu_anatomy
-        --num_fewshot 5
-
-    Writes result.json, arrays.npz, samples.jsonl, text_ability.csv and, with `--mmlu`, the harness's tasks in
-    mmlu_tasks/; with several checkpoints comparison.json too.
+    Writes result.json, arrays.npz, samples.jsonl, text_ability.csv and, with --mmlu, mmlu_tasks/ (tasks of the
+    harness); for several checkpoints also comparison.json.
     """
     if mmlu is None and data is None:
         raise InputError("nothing to measure: give --mmlu FOLDER, --data MANIFEST, or both")

@@ -13,14 +13,16 @@ from lsm_probe.cli import options as opt
 def timeline(
     ckpt: Annotated[
         str,
-        typer.Option(help="Folder, hub name or built-in LSM: a model that takes speech.", show_default=False),
+        typer.Option(help="A model that takes speech: a folder, hub name or built-in LSM.", metavar="NAME"),
     ],
     data: opt.Data = "builtin:probe",
-    sample: Annotated[str | None, typer.Option(help="Id of the sample.  [default: the first one]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder.  [default: runs/timeline/CHECKPOINT/SAMPLE]")] = None,
+    sample: Annotated[str | None, typer.Option(help="Id of the sample. [default: the first]", metavar="ID")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. [default: runs/timeline/CHECKPOINT/SAMPLE]", metavar="FOLDER")
+    ] = None,
     layer: Annotated[
         int | None,
-        typer.Option(help="Layer shown by response token (first, in the page).  [default: follows best]", min=0),
+        typer.Option(help="Layer shown by response token. [default: chosen automatically]", min=0),
     ] = None,
     base: opt.AdapterBase = None,
     template: opt.Template = None,
@@ -36,19 +38,16 @@ def timeline(
 ) -> None:
     """Show what the response attends to in one utterance over time.
 
-    It draws waveform, spectrogram and words over the norm-based attention of the response to the speech, by layer and
-    by response token, with eta beside it. timeline.html plays the speech under a moving cursor.
+    Draws waveform, spectrogram and words above the norm-based attention of the response to the speech, by layer and by
+    response token, with eta beside it. timeline.html plays the speech under a moving cursor.
 
     Examples:
-
         lsm-probe timeline --ckpt my-lsm --data clips.jsonl --sample clip-7
-
         lsm-probe timeline --ckpt builtin:untrained --layer 17
-
         lsm-probe timeline --ckpt Qwen/Qwen2-Audio-7B-Instruct --data clips.jsonl --json
 
-    Words are placed where the sample has a transcript (`text`, English, up to 30 s of speech) by the embedded Whisper.
-    Speech tokens lie where the connector reads them; those of other audio LLMs are spread evenly.
+    If the sample has a transcript (`text`, English, up to 30 s of speech), the built-in Whisper finds the times of its
+    words. The times of speech tokens follow from the connector; for other audio LLMs they are spaced evenly.
 
     Writes timeline.html, timeline.png, timeline.svg and timeline.json.
     """

@@ -13,49 +13,42 @@ from lsm_probe.cli import options as opt
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="Name of a preset, or a YAML file.", show_default=False)],
+    config: opt.Preset,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings to change, such as machine.workers=4.", show_default=False
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder.  [default: runs/train/CONFIG]", show_default=False)
+        Path | None, typer.Option(help="Output folder. [default: runs/train/CONFIG]", metavar="FOLDER")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print parameters, steps, memory and launch line; load nothing.")
+        bool, typer.Option("--dry-run", help="Print parameters, steps, memory and the launch command.")
     ] = False,
     resume: opt.Resume = False,
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    """Train a large speech-text model.
+    r"""Train a large speech-text model (LSM).
 
-    Whisper's encoder stays frozen. The connector is trained; the LLM is trained in full, with LoRA adapters, or not at
+    The speech encoder stays frozen. The connector is trained. The LLM is trained in full, with LoRA adapters, or not at
     all. The loss covers the response only. Each evaluation also computes the held-out loss with the speech, and with
     the instructions, of other samples: if the loss does not rise, the model does not use them.
 
-    CONFIG is a preset or a YAML file; KEY=VALUE changes settings (`machine.workers=4`, `train=[a.jsonl,b.jsonl]`).
+    `mini/...` presets train the built-in models. With probe_every, eta, D_i and D_s are measured during training.
 
     Examples:
-
         lsm-probe data commands --out commands
-
         lsm-probe train mini/vanilla_asr --out runs/vanilla
-
-        lsm-probe train mini/commands strategy=lora connector_learning_rate=1e-3 --out runs/lora
-
+        lsm-probe train mini/commands strategy=lora connector_learning_rate=1e-3
         lsm-probe train self_powered --dry-run
+        lsm-probe train self_powered train=[a.jsonl,b.jsonl] eval=held-out.jsonl
+        torchrun --nproc-per-node 8 -m lsm_probe train self_powered train=a.jsonl
+        lsm-probe attention --ckpt runs/vanilla/model
 
-        lsm-probe train self_powered train=self-powered/manifest.jsonl eval=held-out.jsonl --out runs/self-powered
-
-        torchrun --nproc-per-node 8 -m lsm_probe train self_powered train=self-powered/manifest.jsonl --out runs/sp
-
-        lsm-probe attention --ckpt runs/vanilla/model --ckpt runs/sp/model
-
-    With probe_every, eta, D_i and D_s are measured while the model is trained.
-
-    Writes model/ (what --ckpt takes), report.json, history.json and history.png (losses), bias.png (with probe_every),
-    tensorboard/, config.yaml, and the last two checkpoint-* folders, from which --resume continues after a kill at any
-    moment.
+    Writes model/ (for --ckpt), report.json, history.json, history.png, bias.png (with probe_every), tensorboard/,
+    config.yaml, and the last two checkpoint-* folders, from which --resume continues.
     """
     if dry_run:
         from lsm_probe.training.config import read_config

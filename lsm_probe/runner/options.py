@@ -41,19 +41,19 @@ BatchSize = Annotated[
     typer.Option(
         parser=parse_batch_size,
         metavar="N|auto",
-        help="Samples run together; halved where memory runs out.",
+        help="Largest batch; halved if memory runs out.",
         rich_help_panel=RUNNING,
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.", min=0, rich_help_panel=RUNNING)]
 OnError = Annotated[
     Literal["fail", "skip"],
-    typer.Option(help="Stop at a sample that cannot be used, or skip and count it.", rich_help_panel=RUNNING),
+    typer.Option(help="If a sample cannot be used.", rich_help_panel=RUNNING),
 ]
 VerifyPrecision = Annotated[
     int,
     typer.Option(
-        help="Samples also run in float32, to measure how far half precision is from it.",
+        help="Repeat N samples in float32, to compare.",
         min=0,
         metavar="N",
         rich_help_panel=RUNNING,
@@ -61,14 +61,12 @@ VerifyPrecision = Annotated[
 ]
 Response = Annotated[
     Literal["generated", "reference"],
-    typer.Option(
-        help="The model's own response (generated) or the sample's target (reference).", rich_help_panel=CONVENTIONS
-    ),
+    typer.Option(help="Measure the model's response or the sample's target.", rich_help_panel=CONVENTIONS),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest generated response, in tokens.", min=1)]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest response, in tokens.", min=1)]
 ResponsePart = Annotated[
     Literal["all", "thinking", "answer"],
-    typer.Option(help="Part of a reasoning model's response that is measured.", rich_help_panel=CONVENTIONS),
+    typer.Option(help="Part of the response that is measured.", rich_help_panel=CONVENTIONS),
 ]
 
 

@@ -1,5 +1,8 @@
 """What the command line says of itself: help, choices and mistakes in options."""
 
+import inspect
+import re
+import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from typing import get_args
@@ -8,7 +11,12 @@ import pytest
 import typer
 
 from lsm_probe.cli import app
+from lsm_probe.cli.help import summary
+from lsm_probe.cli.options import POOLS, PRESETS, TEMPLATES
+from lsm_probe.data.pools import read_pool
+from lsm_probe.models.templates import TEMPLATES as registered_templates
 from lsm_probe.reports.paper_figures import PAPER_FIGURES
+from lsm_probe.training.config import presets
 
 
 @pytest.mark.parametrize(
@@ -55,22 +63,78 @@ def commands(group: typer.core.TyperGroup, *above: str) -> Iterator[tuple[str, t
             yield from commands(command, *above, name)
 
 
-COMMANDS = dict(commands(typer.main.get_command(app)))
+PROGRAM = typer.main.get_command(app)
+COMMANDS = dict(commands(PROGRAM))
+
+
+def examples(command: typer.core.TyperCommand) -> list[list[str]]:
+    """The arguments of each `lsm-probe` command among the examples of a command's help."""
+    lines = inspect.cleandoc(command.help).replace("\\\n", " ").splitlines()
+    shown = [shlex.split(line) for line in lines if line.startswith("    ")]
+    return [words[1 + max(map(words.index, {"lsm-probe", "lsm_probe"} & {*words})) :] for words in shown]
+
+
+@pytest.fixture
+def help_of(capsys, monkeypatch):
+    """`help_of(*command)`: what `--help` prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def printed(*command):
+        PROGRAM.main([*command, "--help"], prog_name="lsm-probe", standalone_mode=False)
+        return capsys.readouterr().out
+
+    return printed
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_first_line_of_help_stands_alone(name):
-    first, _, rest = COMMANDS[name].help.strip().partition("\n")
-    assert len(first) <= 80
-    assert first.endswith((".", "?"))
-    assert not rest or rest.startswith("\n")
+def test_help_fits_a_terminal(name, help_of):
+    text = help_of(*name.split())
+    assert text.count("\n") < 60
+    assert "[required]" in text or " [OPTIONS]" in text
+    assert not re.search(r"<\w+", text), "the name of a type stands for a value"
 
 
-def test_choices_are_shown_and_completed(lsm_probe_command, monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "120")
-    assert "<punctuation|finished|all>" in lsm_probe_command("augment", "--help")[1]
-    assert "[emotion|transcription]" in lsm_probe_command("data", "meld", "--help")[1]
-    completed = {"figure figure": "figure3", "augment --keep p": "punctuation", "data meld --task e": "emotion"}
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_is_one_line(name):
+    assert len(summary(COMMANDS[name].help)) <= 80
+    assert summary(COMMANDS[name].help).endswith(".")
+
+
+def test_the_list_of_commands_has_a_line_for_each(help_of):
+    lines = [line.rstrip() for line in help_of().splitlines()]
+    assert len(lines) < 60
+    for title in ("Diagnose", "Measure", "Report", "Make data", "Train", "Evaluate"):
+        assert title in lines
+    for name in COMMANDS:
+        if " " not in name:
+            (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+            assert line.endswith(summary(COMMANDS[name].help))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_can_be_pasted(name, parsed, help_of):
+    found = examples(COMMANDS[name])
+    assert found or isinstance(COMMANDS[name], typer.core.TyperGroup)
+    for words in found:
+        parsed(words)  # raises where a command or an option does not exist
+    printed = help_of(*name.split()).splitlines()
+    for line in inspect.cleandoc(COMMANDS[name].help).splitlines():
+        assert not line.startswith("    ") or line in printed
+
+
+def test_choices_are_shown_and_completed(lsm_probe_command, help_of, monkeypatch):
+    assert "[punctuation (default), finished, all]" in " ".join(help_of("augment").split())
+    assert "[choices: emotion, transcription; default: emotion]" in " ".join(help_of("data", "meld").split())
+    for names in (TEMPLATES, POOLS):
+        assert ", ".join(names) in " ".join(help_of().split())
+    completed = {
+        "figure figure": "figure3",
+        "augment --keep p": "punctuation",
+        "data meld --task e": "emotion",
+        "attention --template v": "vicuna",
+        "train mini": "mini/commands",
+        "atten": "attention",
+    }
     for words, expected in completed.items():
         with monkeypatch.context() as shell:
             shell.setenv("_LSM_PROBE_COMPLETE", "complete_bash")
@@ -78,6 +142,12 @@ def test_choices_are_shown_and_completed(lsm_probe_command, monkeypatch, tmp_pat
             shell.setenv("COMP_CWORD", str(len(words.split())))
             code, stdout, _ = lsm_probe_command()
         assert (code, expected in stdout.splitlines()) == (0, True)
+
+
+def test_help_lists_the_names_that_exist():
+    assert presets() == PRESETS
+    assert [name for name in TEMPLATES if name not in registered_templates] == []
+    assert all(read_pool(name).tasks for name in POOLS)
 
 
 def test_the_names_of_figures_are_those_that_can_be_drawn():

@@ -8,13 +8,14 @@ from lsm_probe.cli.data.commands import commands
 from lsm_probe.cli.data.corpus import add_corpora
 from lsm_probe.cli.data.speak import speak
 from lsm_probe.cli.data.validate import validate
+from lsm_probe.cli.help import Command, Group
 
 app = typer.Typer(
-    help="Make manifests from corpora or synthesized speech, and check manifests.",
+    help="Make and check manifests, from corpora or synthesized speech.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    cls=Group,
 )
-app.command()(validate)
-app.command()(speak)
-app.command()(commands)
+app.command(cls=Command)(validate)
+app.command(cls=Command)(speak)
+app.command(cls=Command)(commands)
 add_corpora(app)

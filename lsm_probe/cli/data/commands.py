@@ -11,7 +11,7 @@ from lsm_probe.cli import options as opt
 
 
 def commands(
-    out: Annotated[Path, typer.Option(help="Folder for the sound files and the manifests.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the audio files and manifests.", metavar="FOLDER")],
     count: Annotated[int, typer.Option(help="How many sentences, 240 to 10,400.")] = 2_000,
     voice: opt.Voice = None,
     speed: opt.Speed = None,
@@ -25,11 +25,10 @@ def commands(
     """Synthesize household commands with labels, and write manifests.
 
     A command is a sentence such as "Could you switch on the lamp in the kitchen, please?". The vocabulary is small.
-    Writes `<split>.<task>.jsonl` for the splits train, validation and test (80, 10 and 10 %; no sentence is in two of
-    them) and the tasks transcription, intent, keywords, device, place and capitals.
+    Writes SPLIT.TASK.jsonl for the splits train, validation and test (80, 10 and 10 %; no sentence is in two of them)
+    and the tasks transcription, intent, keywords, device, place and capitals.
 
     Example:
-
         lsm-probe data commands --out commands --count 2000
     """
     from functools import partial

@@ -10,31 +10,28 @@ from typing import Annotated, Any
 import typer
 
 from lsm_probe.cli import options as opt
+from lsm_probe.cli.help import Command
 from lsm_probe.data.corpora import CORPORA, Corpus, question_sets
 
-Root = Annotated[Path, typer.Option(help="The corpus: a folder or file, see above.", show_default=False)]
-Out = Annotated[Path, typer.Option(help="Folder for the manifests.", show_default=False)]
-Split = Annotated[
-    list[str] | None, typer.Option(help="Only this split. Repeat it for several.  [default: all]", show_default=False)
-]
+Root = Annotated[Path, typer.Option(help="The corpus: a folder or file, see above.", metavar="PATH")]
+Out = Annotated[Path, typer.Option(help="Folder for the manifests.", metavar="FOLDER")]
+Split = Annotated[list[str] | None, typer.Option(help="Only this split. Repeatable. [default: all]", metavar="SPLIT")]
 
-_CORPUS_HELP = """{corpus.title}: write manifests.
+_CORPUS_HELP = """Write manifests of {corpus.title}.
 
-`--root` is {corpus.root}. Writes `<split>.<task>.jsonl` for each split and task, with the evaluation instruction of the
-task and the correct answer as target. No audio is copied: the manifests name the corpus's own files, whose headers are
+--root is {corpus.root}. Writes SPLIT.TASK.jsonl for each split and task, with the evaluation instruction of the task
+and the correct answer as target. No audio is copied: the manifests name the corpus's own files, whose headers are
 checked.
 
 Example:
-
     lsm-probe data {name} --root /data/{name} --out manifests/{name}
 """
-_QUESTIONS_HELP = """{corpus.title}: synthesize the questions and write manifests.
+_QUESTIONS_HELP = """Synthesize the questions of {corpus.title}, and write manifests.
 
-`--root` is {corpus.root}. Writes `<file>.<task>.jsonl` for each task, with the evaluation instruction of the task and
-the correct answer as target.
+--root is {corpus.root}. Writes FILE.TASK.jsonl for each task, with the evaluation instruction of the task and the
+correct answer as target.
 
 Example:
-
     lsm-probe data {name} --root {name}.jsonl --out spoken/{name}
 """
 
@@ -44,10 +41,10 @@ def add_corpora(app: typer.Typer) -> None:
     for name, corpus in CORPORA.items():
         if corpus.spoken:
             text = _CORPUS_HELP.format(corpus=corpus, name=name)
-            app.command(name, help=text, rich_help_panel="Corpora")(_corpus_command(corpus))
+            app.command(name, cls=Command, help=text, rich_help_panel="Corpora")(_corpus_command(corpus))
     for name, corpus in question_sets().items():
         text = _QUESTIONS_HELP.format(corpus=corpus, name=name)
-        app.command(name, help=text, rich_help_panel="Question sets")(_questions_command(corpus))
+        app.command(name, cls=Command, help=text, rich_help_panel="Question sets")(_questions_command(corpus))
 
 
 def _corpus_command(corpus: Corpus) -> Callable[..., None]:
@@ -123,8 +120,8 @@ def _questions_command(corpus: Corpus) -> Callable[..., None]:
 def _task_option(corpus: Corpus) -> Any:
     """`--task`, with the tasks of a corpus shown and completed; what is given is checked as the corpus is read."""
     option = typer.Option(
-        help=f"Task of the manifests. Repeat it for several.  [default: {corpus.tasks[0]}]",
-        metavar="[" + "|".join(corpus.all_tasks) + "]",
+        help=f"Task of the manifests. Repeatable. [choices: {', '.join(corpus.all_tasks)}; default: {corpus.tasks[0]}]",
+        metavar="TASK",
         autocompletion=lambda: corpus.all_tasks,
         show_default=False,
     )

@@ -14,11 +14,11 @@ def speak(
     sentences: Annotated[
         Path,
         typer.Argument(
-            help="Text file, one sentence a line, or JSONL rows with `text` and perhaps `id`, `instruction`, `target`, "
-            "`task`, `language`, `context`."
+            help="Text file with a sentence on each line; or JSONL with `text` and, optionally, `id`, `instruction`, "
+            "`target`, `task`, `language`, `context`."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the sound files and the manifest.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the audio files and the manifest.", metavar="FOLDER")],
     voice: opt.Voice = None,
     speed: opt.Speed = None,
     instructions: opt.Instructions = None,
@@ -29,14 +29,14 @@ def speak(
     on_error: opt.OnError = "fail",
     json: opt.Json = False,
 ) -> None:
-    """Synthesize English sentences and write their manifest.
+    r"""Synthesize English sentences, and write their manifest.
 
     A row with an instruction keeps it. Any other row gets a transcription instruction from the pool, and its text as
-    target. Voice and speed are drawn for each sentence; they and the audio depend only on --seed and the id.
+    target. Voice and speed are drawn for each sentence; they depend only on --seed and the id.
 
     Example:
-
-        lsm-probe data speak sentences.txt --out spoken --voice hibari:heart --voice flite:slt --speed 0.9 --speed 1.1
+        lsm-probe data speak sentences.txt --out spoken --voice hibari:heart \
+            --voice flite:slt --speed 0.9 --speed 1.1
     """
     from functools import partial
 

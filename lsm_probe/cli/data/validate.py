@@ -13,12 +13,13 @@ from lsm_probe.cli import options as opt
 def validate(
     manifest: Annotated[Path, typer.Argument(help="JSONL manifest.")],
     headers: Annotated[
-        bool, typer.Option("--headers", help="Read only the header of each sound file; much faster, finds less.")
+        bool, typer.Option("--headers", help="Read only the header of each audio file: faster, but finds less.")
     ] = False,
     ckpt: Annotated[
         str | None,
         typer.Option(
-            help="Also check the texts for control tokens of this checkpoint's tokenizer (weights are not loaded)."
+            help="Also check the texts for control tokens of this checkpoint's tokenizer (weights are not loaded).",
+            metavar="NAME",
         ),
     ] = None,
     base: opt.AdapterBase = None,
@@ -28,21 +29,16 @@ def validate(
     beats: opt.Beats = None,
     json: opt.Json = False,
 ) -> None:
-    """Check a manifest: every line and every sound file.
+    r"""Check every line and every audio file of a manifest.
 
-    Decodes each sound file that the manifest names. Prints each line that cannot be used with its number and the
-    cause, then the counts.
-
-    Exit codes: 0 all samples can be used, 2 some cannot.
+    Decodes each audio file that the manifest names. Prints each line that cannot be used with its number and the cause,
+    then the counts. Exit codes: 0 all samples can be used; 2 some cannot.
 
     Examples:
-
         lsm-probe data validate clips.jsonl
-
         lsm-probe data validate clips.jsonl --ckpt my-lsm
-
-        lsm-probe data validate clips.jsonl --ckpt SALMONN-7B/salmonn_7b_v0.pth --encoder whisper-large-v2
-        --llm vicuna-7b-v1.5
+        lsm-probe data validate clips.jsonl --ckpt SALMONN-7B/salmonn_7b_v0.pth \
+            --encoder whisper-large-v2 --llm vicuna-7b-v1.5
     """
     import sys
     from json import dumps

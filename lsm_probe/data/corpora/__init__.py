@@ -100,7 +100,7 @@ CORPORA = {
     ),
     "lhotse": Corpus(
         "lhotse",
-        "A corpus prepared by lhotse",
+        "a corpus prepared by lhotse",
         "the folder with its recordings, supervisions or cuts, *.jsonl or *.jsonl.gz",
     ),
     "boolq": _question_set("boolq", "BoolQ", "boolq", "the file, for example dev.jsonl"),

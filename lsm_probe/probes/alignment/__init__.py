@@ -9,41 +9,33 @@ import typer
 from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
-HELP = """
-How similar an LSM's states are for speech and for its transcript.
+HELP = r"""
+Measure how similar an LSM's states are for speech and text.
 
-Runs each sample twice under the same instruction, with its speech and with its transcript in the source slot, and
-compares the states of both at every layer: cosine with the own and with other transcripts, CKA, retrieval (also
-standardised, without the offset between the two sets), distance of the centroids, MMD with a permutation test. It plots
-both sets with t-SNE. Samples need `audio` and `text`. `builtin:untrained` is the baseline without alignment.
+Runs each sample twice with the same instruction: with its speech, and with its transcript in the place of the speech.
+Compares the hidden states by layer: cosine, CKA, retrieval, distance of the centroids, MMD with a permutation test.
+Samples need `audio` and `text`. `builtin:untrained` is a baseline without alignment.
 
 Examples:
+    lsm-probe alignment --ckpt my-lsm --data clips.jsonl --instruction "Listen."
+    lsm-probe alignment --ckpt before --ckpt after --data clips.jsonl --out runs/both
+    lsm-probe alignment --ckpt my-lsm --segment response --response reference --layer 16
 
-    lsm-probe alignment --ckpt my-lsm --data clips.jsonl --instruction "Repeat what the speech says."
-
-    lsm-probe alignment --ckpt vanilla --ckpt self-powered --data clips.jsonl --out runs/compared
-
-    lsm-probe alignment --ckpt my-lsm --data clips.jsonl --segment response --response reference --layer 16
-
-Writes result.json, arrays.npz, samples.jsonl, alignment.png, .svg and .csv and alignment_points.csv; with several
-checkpoints comparison.json too.
+Writes result.json, arrays.npz, samples.jsonl, alignment.png, .svg and .csv and alignment_points.csv (t-SNE); for
+several checkpoints also comparison.json.
 """
 
 
 def alignment_options(
     instruction: Annotated[
         str | None,
-        typer.Option(help="One instruction for all samples.  [default: each sample's own]", show_default=False),
+        typer.Option(help="One instruction for all samples.", show_default=False),
     ] = None,
-    layer: Annotated[
-        int, typer.Option(help="State of the t-SNE figure: 0 is the embeddings, -1 what comes after all layers.")
-    ] = -1,
-    perplexity: Annotated[
-        float, typer.Option(help="t-SNE perplexity: about how many neighbours each point has.")
-    ] = 30.0,
+    layer: Annotated[int, typer.Option(help="Layer of the t-SNE figure: 0 the embeddings, -1 the last.")] = -1,
+    perplexity: Annotated[float, typer.Option(help="Perplexity of the t-SNE figure.")] = 30.0,
     segment: Annotated[
         Literal["source", "prompt", "response"],
-        typer.Option(help="Positions that are averaged.", rich_help_panel=CONVENTIONS),
+        typer.Option(help="Averaged positions.", rich_help_panel=CONVENTIONS),
     ] = "source",
 ) -> CommandOptions:
     """The keyword arguments of [`lsm_probe.alignment`]."""

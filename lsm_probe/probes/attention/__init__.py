@@ -9,40 +9,35 @@ import typer
 from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS, RUNNING
 
-HELP = """
-Eta by layer: the share of the response's attention that the instruction gets.
+HELP = r"""
+Measure the share of attention that the instruction gets (eta).
 
-Measures, layer by layer, how much of the norm-based attention of the response goes to the instruction and how much
-to the speech: eta = S_instruction / (S_instruction + S_source). 0.5 is balanced, low is speech anchor bias.
+For each layer: eta = S_instruction / (S_instruction + S_source), where S is the norm-based attention of the response to
+a segment of the prompt, and the source is the speech. 0.5 is balanced; a low eta is speech anchor bias.
 
 Examples:
-
     lsm-probe attention --ckpt my-lsm --data clips.jsonl
-
     lsm-probe attention --ckpt builtin:llm --ckpt builtin:untrained --out runs/first
+    lsm-probe attention --ckpt my-lsm --heads mean_of_norms --response reference
 
-    lsm-probe attention --ckpt my-lsm --heads mean_of_norms --response reference --json
-
-    lsm-probe attention --ckpt my-lsm --backend nnsight --responses runs/attention/my-lsm --out runs/second-opinion
-
-Writes result.json, arrays.npz, samples.jsonl, and eta and eta_heads (single heads) as .png, .svg and .csv; with
-several checkpoints comparison.json too.
+Writes result.json, arrays.npz, samples.jsonl, and eta and eta_heads (single heads) as .png, .svg and .csv; for several
+checkpoints also comparison.json.
 """
 
 
 def attention_options(
-    tokens: Annotated[bool, typer.Option("--tokens", help="Store the score of every prompt token too.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Also store the score of every prompt token.")] = False,
     heads: Annotated[
         Literal["sum_then_norm", "mean_of_norms"],
-        typer.Option(help="Norm of the sum over heads, or mean of their norms.", rich_help_panel=CONVENTIONS),
+        typer.Option(help="How heads are combined.", rich_help_panel=CONVENTIONS),
     ] = "sum_then_norm",
     segment: Annotated[
         Literal["mean", "sum"],
-        typer.Option(help="Mean or sum over the tokens of a segment.", rich_help_panel=CONVENTIONS),
+        typer.Option(help="How tokens are combined.", rich_help_panel=CONVENTIONS),
     ] = "mean",
     aggregate: Annotated[
         Literal["mean_of_ratios", "ratio_of_means"],
-        typer.Option(help="How eta of several samples is averaged.", rich_help_panel=CONVENTIONS),
+        typer.Option(help="How samples are combined.", rich_help_panel=CONVENTIONS),
     ] = "mean_of_ratios",
     span: Annotated[
         Literal["instruction", "instruction+template"],
@@ -51,7 +46,7 @@ def attention_options(
     backend: Annotated[
         Literal["native", "transformer-lens", "nnsight"],
         typer.Option(
-            help="Library whose activations are read; the others cross-check native.",
+            help="Reads the activations.",
             rich_help_panel=RUNNING,
         ),
     ] = "native",

@@ -11,53 +11,43 @@ import typer
 from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
-HELP = """
-Which weights matter most for the responses.
+HELP = r"""
+Measure which weights matter most for the responses.
 
-Measures for each weight how much the loss of the responses would change, to first order, if it were 0:
-|weight x gradient|, by layer, module and matrix. For several checkpoints it measures how the distribution over layers
-shifts: give, for example, the text LLM first, then checkpoints fine-tuned from it (--modality text gives all of them
-the transcript).
+For each weight: by how much the loss of the responses would change, to first order, if it were 0 (|weight x gradient|);
+summed by layer, module and matrix. Of several checkpoints, the first should be the text LLM from which the others were
+fine-tuned.
 
 Examples:
-
     lsm-probe importance --ckpt builtin:llm --data answers.jsonl --ablate 0.03
+    lsm-probe importance --ckpt my-llm --data answers.jsonl --write-lr-schedule r.yaml
+    lsm-probe importance --ckpt my-llm --ckpt my-lsm --modality text --masks 0.05
 
-    lsm-probe importance --ckpt base-llm --ckpt my-lsm --modality text --data answers.jsonl --masks 0.05
-
-    lsm-probe importance --ckpt base-llm --data answers.jsonl --write-lr-schedule rates.yaml
-
-Writes result.json, arrays.npz, samples.jsonl, importance.png, .svg and .csv, with --masks masks.npz; with several
-checkpoints comparison.json too.
+Writes result.json, arrays.npz, samples.jsonl, importance.png, .svg and .csv, with --masks also masks.npz.
 """
 
 
 def importance_options(
-    masks: Annotated[
-        float | None, typer.Option(help="Mark this share of the weights of each matrix, for example 0.05.")
-    ] = None,
+    masks: Annotated[float | None, typer.Option(help="Store which share X of each matrix scores highest.")] = None,
     ablate: Annotated[
         float | None,
-        typer.Option(help="Validate the scores: perplexity with this share of each matrix set to 0, for example 0.03."),
+        typer.Option(help="Test the scores: perplexity with top X set to 0."),
     ] = None,
     write_lr_schedule: Annotated[
-        Path | None, typer.Option(help="Write learning rates by layer for `lsm-probe train strategy=layerwise_lr`.")
+        Path | None,
+        typer.Option(help="Write rates for `train strategy=layerwise_lr`.", metavar="FILE"),
     ] = None,
-    strength: Annotated[
-        float, typer.Option(help="How far those rates fall: with 0.4 the lowest is 0.6 of the base rate.")
-    ] = 0.4,
+    strength: Annotated[float, typer.Option(help="How far those rates fall.")] = 0.4,
     scratch: Annotated[
-        Path | None, typer.Option(help="Keep the sums of single weights in files here, not in memory.")
+        Path | None, typer.Option(help="Keep sums in files here, not in memory.", metavar="FOLDER")
     ] = None,
     mode: Annotated[
         Literal["abs", "signed"],
-        typer.Option(help="Mean of absolute values, or absolute value of the mean.", rich_help_panel=CONVENTIONS),
+        typer.Option(help="Mean absolute value, or absolute value of the mean.", rich_help_panel=CONVENTIONS),
     ] = "abs",
     modality: Annotated[
         Literal["own", "text"],
-        typer.Option(
-            help="What an LSM is given: its own modality, speech, or the transcript.", rich_help_panel=CONVENTIONS
-        ),
+        typer.Option(help="What an LSM gets: speech or text.", rich_help_panel=CONVENTIONS),
     ] = "own",
 ) -> CommandOptions:
     """The keyword arguments of [`lsm_probe.importance`]; learning rates are written when the results are stored."""

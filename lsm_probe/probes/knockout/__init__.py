@@ -11,43 +11,39 @@ from lsm_probe.errors import InputError
 from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
-HELP = """
-What the response loses when instruction or speech is masked in some layers.
+HELP = r"""
+Measure what the response loses when a segment is masked.
 
-Masks the instruction, and then the source, from the response in windows of layers, and measures by how much the
-log-probability of the response falls. Causal eta = fall_i / (fall_i + fall_s), by layer. Tokens that have read a
-segment before still pass it on: the instruction reaches the response through the speech tokens, for example. The masked
-model is out of distribution, so the falls are not bounds.
+In windows of layers, the instruction and then the speech is masked from the response. fall_i and fall_s are the falls
+of its log-probability; causal eta = fall_i / (fall_i + fall_s). Tokens that read a segment in earlier layers still pass
+it on, and the masked model is out of distribution, so the falls are not bounds.
+
+--single-heads also masks each head alone: 2 x layers x heads more passes for each sample. docs/probes/knockout.md says
+when a head counts as a speech-anchor head or an instruction head.
 
 Examples:
-
     lsm-probe knockout --ckpt my-lsm --data clips.jsonl
+    lsm-probe knockout --ckpt before --ckpt after --window 9 --out runs/compared
+    lsm-probe knockout --ckpt my-lsm --data clips.jsonl --single-heads --layers 12-23
 
-    lsm-probe knockout --ckpt vanilla --ckpt self-powered --response reference --window 9 --out runs/compared
-
-    lsm-probe knockout --ckpt my-lsm --data clips.jsonl --single-heads --layers 12-23 --max-new-tokens 16
-
-With --single-heads each head is masked alone too. This adds 2 x layers x heads masked passes for each sample, which
-takes as many times as long as the windows as a layer has heads. A *speech-anchor head* is a head whose masking of the
-speech lowers the log-probability of the response (p < 0.05, corrected for the number of heads) by more than its masking
-of the instruction does, which alone shows no effect; an *instruction head* is the reverse. The effect of a single head
-is small, and with four utterances or fewer no head can be found.
-
-Writes result.json, arrays.npz, samples.jsonl, knockout.png, .svg and .csv, with --single-heads knockout_heads.png, .svg
-and .csv; with several checkpoints comparison.json too.
+Writes result.json, arrays.npz, samples.jsonl, knockout.png, .svg and .csv, with --single-heads also knockout_heads.*.
 """
 
 
 def knockout_options(
     window: Annotated[
-        int, typer.Option(help="Layers masked together, around each layer in turn.", rich_help_panel=CONVENTIONS)
+        int, typer.Option(help="Layers masked together, around each layer.", rich_help_panel=CONVENTIONS)
     ] = 5,
     single_heads: Annotated[
-        bool, typer.Option("--single-heads", help="Mask single heads too.", rich_help_panel=CONVENTIONS)
+        bool, typer.Option("--single-heads", help="Also mask single heads.", rich_help_panel=CONVENTIONS)
     ] = False,
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="Only heads of this layer, or of a range such as 12-23.", rich_help_panel=CONVENTIONS),
+        typer.Option(
+            help="Only heads of this layer, or of a range such as 12-23. Repeatable.",
+            metavar="LAYERS",
+            rich_help_panel=CONVENTIONS,
+        ),
     ] = None,
 ) -> CommandOptions:
     """The keyword arguments of [`lsm_probe.knockout`]."""

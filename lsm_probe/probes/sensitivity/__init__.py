@@ -9,23 +9,22 @@ import typer
 from lsm_probe.runner.measurement import CommandOptions, Measurement
 from lsm_probe.runner.options import CONVENTIONS
 
-HELP = """
-How much the response depends on the instruction and on the speech.
+HELP = r"""
+Measure how much the response depends on instruction and speech.
 
-Measures, without looking at attention, how much the response depends on the instruction and on the source: how much
-likelier it is under its own instruction than under a pool of instructions of other tasks (D_i), and under its own
-source than under other samples' (D_s). D_i near 0: the instruction is ignored. info-eta = D_i / (D_i + D_s).
+D_i: by how much the response is likelier under its own instruction than under a pool of instructions of other tasks.
+D_s: the same for its own source and those of other samples. Both are in nats. If D_i is near 0, the model ignores the
+instruction. info-eta = D_i / (D_i + D_s). Attention is not used.
 
 Examples:
-
     lsm-probe sensitivity --ckpt my-lsm --data clips.jsonl --instructions probing
+    lsm-probe sensitivity --ckpt before --ckpt after --response reference \
+        --out runs/compared
+    lsm-probe sensitivity --ckpt my-lsm --data clips.jsonl \
+        --instructions generation --pool paraphrases
 
-    lsm-probe sensitivity --ckpt vanilla --ckpt self-powered --response reference --out runs/compared
-
-    lsm-probe sensitivity --ckpt my-lsm --data clips.jsonl --instructions generation --pool paraphrases
-
-Writes result.json, arrays.npz, samples.jsonl, sensitivity.png, .svg and .csv and sensitivity_tokens.csv; with several
-checkpoints comparison.json too.
+Writes result.json, arrays.npz, samples.jsonl, sensitivity.png, .svg and .csv and sensitivity_tokens.csv; for several
+checkpoints also comparison.json.
 """
 
 
@@ -33,18 +32,19 @@ def sensitivity_options(
     instructions: Annotated[
         list[str] | None,
         typer.Option(
-            help="Instruction pool: a built-in name or a YAML file of the same shape. Repeat it to join several.",
+            help="Instruction pool. Repeatable. [default: the samples' own]",
+            metavar="NAME",
             show_default=False,
         ),
     ] = None,
     sources: Annotated[
         int | None,
-        typer.Option(help="Size of the pool of sources.  [default: that of the pool of instructions]", min=2),
+        typer.Option(help="Sources in the pool. [default: as many as instructions]", min=2),
     ] = None,
     pool: Annotated[
         Literal["tasks", "paraphrases"],
         typer.Option(
-            help="Instructions of other tasks, or paraphrases of the same one (the control).",
+            help="Other instructions.",
             rich_help_panel=CONVENTIONS,
         ),
     ] = "tasks",
