@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 
 
 def speak(text: str, *, seed: int = 0, speed: float = 1.0) -> tuple[np.ndarray, int]:
@@ -35,7 +36,7 @@ def _voice() -> Any:
         from hibari import Hibari
     except ImportError as error:
         raise InputError(
-            "speech synthesis needs hibari-tts, which is not installed: pip install 'lsm-probe[speech]'"
+            f"speech synthesis needs hibari-tts, which is not installed: {install_command('speech')}"
         ) from error
     # "heart" is inside the package; any other voice would be downloaded. One thread keeps the sums in order.
     return Hibari(voice="heart", threads=1)

@@ -36,6 +36,7 @@ def report(
     """
     from lsm_probe.distributed import print_on_main
     from lsm_probe.errors import InputError
+    from lsm_probe.extras import install_command
     from lsm_probe.files import check_can_write
     from lsm_probe.reports.collection import read_results
     from lsm_probe.reports.notebook import missing, save_notebook
@@ -53,7 +54,7 @@ def report(
     save_report(found, out)
     print(f"written to {out}")
     if notebook is None and absent:
-        print_on_main(f"no notebook, since {', '.join(absent)} is not installed: pip install 'lsm-probe[notebooks]'")
+        print_on_main(f"no notebook: {', '.join(absent)} is not installed; {install_command('notebooks')}")
     elif notebook is not False:
         save_notebook(found, page_and_notebook[1])
         print(f"written to {page_and_notebook[1]}")

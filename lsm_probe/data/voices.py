@@ -16,6 +16,7 @@ import soundfile
 from lsm_probe.assets.voice import speak
 from lsm_probe.data.audio import SILENCE_PEAK, check_audio_file
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 
 DEFAULT_VOICE = "hibari:heart"
 SLOWEST, FASTEST = 0.5, 2.0
@@ -36,8 +37,8 @@ def check_voice(voice: str) -> None:
     """Raises InputError if a voice cannot speak here."""
     if voice not in (voices := available_voices()):
         raise InputError(
-            f"--voice {voice!r} is not here; available: {', '.join(voices) or 'none'}; more come with "
-            "`apt-get install flite` or `pip install 'lsm-probe[speech]'`"
+            f"--voice {voice!r} is not installed; available: {', '.join(voices) or 'none'}. `hibari:heart` needs "
+            f"`{install_command('speech')}`, voices of flite need `apt-get install flite`"
         )
 
 

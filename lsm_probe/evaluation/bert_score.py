@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from lsm_probe.assets.notice import quiet_log
 from lsm_probe.errors import InputError
 from lsm_probe.evaluation.metrics import Floats, Metric, same_length
+from lsm_probe.extras import install_command
 from lsm_probe.memory import fitting, run_in_halves
 from lsm_probe.models.devices import resolve_device
 from lsm_probe.models.identification import check_folder, identify
@@ -139,7 +140,7 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
         from bert_score.utils import get_hash, model2layers
     except ImportError as error:
         raise InputError(
-            f"BERTScore needs bert-score, which cannot be imported ({error}): pip install 'lsm-probe[evaluation]'"
+            f"BERTScore needs bert-score, which cannot be imported ({error}): {install_command('evaluation')}"
         ) from error
     torch_device = resolve_device(device)
     checksums = check_folder(model)

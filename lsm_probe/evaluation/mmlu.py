@@ -19,6 +19,7 @@ import yaml
 
 from lsm_probe.data.identity import DataIdentity
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 from lsm_probe.files import replacing
 
 GROUPS = ("stem", "humanities", "social_sciences", "other")
@@ -173,5 +174,5 @@ def _harness_tasks() -> dict[str, dict[str, Any]]:
 
 def not_installed() -> InputError:
     return InputError(
-        "MMLU goes through lm-evaluation-harness, which is not installed: pip install 'lsm-probe[evaluation]'"
+        f"MMLU needs lm-evaluation-harness (lm-eval), which is not installed: {install_command('evaluation')}"
     )

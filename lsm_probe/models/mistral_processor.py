@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 from lsm_probe.models.audio_llm_processor import AudioLlmProcessor
 from lsm_probe.models.prompts import NoTokens, Prompt
 from lsm_probe.models.segments import Piece, Segment, token_segments
@@ -90,7 +91,7 @@ def audio_llm_processor(processor: Any, audio_token_id: int, template: str | Non
     of_mistral = type(processor.tokenizer).__name__ == "MistralCommonBackend"
     if type(processor).__name__ == "VoxtralProcessor" and not of_mistral:  # then transformers makes do without
         raise InputError(
-            "Voxtral's tokenizer comes with mistral-common, which is not installed: pip install 'lsm-probe[voxtral]'"
+            f"Voxtral's tokenizer needs mistral-common, which is not installed: {install_command('voxtral')}"
         )
     if not of_mistral and not any(getattr(part, "chat_template", None) for part in (processor, processor.tokenizer)):
         raise InputError(

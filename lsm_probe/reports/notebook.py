@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lsm_probe.errors import InputError, WorkFailed
+from lsm_probe.extras import install_command
 from lsm_probe.files import replacing
 from lsm_probe.reports.collection import Results
 
@@ -43,7 +44,7 @@ def save_notebook(results: Results, path: Path) -> None:
         WorkFailed: a cell or the kernel failed; the notebook is not written.
     """
     if absent := missing():
-        raise InputError(f"a notebook needs {', '.join(absent)}: pip install 'lsm-probe[notebooks]'")
+        raise InputError(f"a notebook needs {', '.join(absent)}, not installed: {install_command('notebooks')}")
     import jupytext
     import nbformat
     from nbclient import NotebookClient

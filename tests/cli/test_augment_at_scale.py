@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsm_probe.data.augmentation import at_scale
+from lsm_probe.extras import install_command
 
 pytest.importorskip("datatrove")
 
@@ -53,7 +54,7 @@ def test_progress_goes_to_stderr_and_json_is_all_of_stdout(augment, server):
         (("--server", "http://localhost:9"), "no server at http://localhost:9/v1/models"),
         (("--workers", 2), "--workers is for --server URL"),
         (("--server", "vllm", "--device", "cpu"), "--device is for generation in this process"),
-        (("--server", "vllm"), "pip install 'lsm-probe[vllm]'"),
+        (("--server", "vllm"), install_command("vllm")),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(augment, tmp_path, options, message):
@@ -69,5 +70,5 @@ def test_missing_datatrove(augment, monkeypatch):
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(at_scale, "version", missing)
-    message = "error: --server needs datatrove, which is not installed: pip install 'lsm-probe[scale]'\n"
+    message = f"error: --server needs datatrove, which is not installed: {install_command('scale')}\n"
     assert augment("--server", "http://localhost:9") == (2, "", message)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lsm_probe.extras import install_command
 from lsm_probe.reports import notebook
 
 
@@ -33,7 +34,7 @@ def test_without_the_packages_the_page_stands_and_a_line_says_what_is_missing(
     code, _, stderr = lsm_probe_command("report", result, "--out", out)
     assert code == 0
     assert out.exists()
-    assert "pip install 'lsm-probe[notebooks]'" in stderr
+    assert f"nbclient is not installed; {install_command('notebooks')}" in stderr
     assert lsm_probe_command("report", result, "--out", out, "--notebook")[0] == 2
 
 

@@ -121,7 +121,7 @@ def test_a_subject_without_its_examples_is_refused(mmlu_folder):
 
 def test_without_the_harness_one_line_names_the_extra(mmlu_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(InputError, match=r"^MMLU goes through .* pip install 'lsm-probe\[evaluation\]'$"):
+    with pytest.raises(InputError, match=r"^MMLU needs lm-evaluation-harness .*: pip install .*lm-eval"):
         read_mmlu(mmlu_folder)
 
 

@@ -253,7 +253,7 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(tiny_llm, samples, ba
     for module in [m for m in sys.modules if m.partition(".")[0] == LIBRARIES[backend]]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, LIBRARIES[backend], None)
-    with pytest.raises(InputError, match=r'pip install "lsm-probe\[interop\]"'):
+    with pytest.raises(InputError, match=r"pip install .*transformer-lens"):
         probe(tiny_llm, samples, backend=backend)
 
 

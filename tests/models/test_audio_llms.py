@@ -857,7 +857,7 @@ def test_a_processor_without_a_chat_template_is_refused(granite):
 
 def test_voxtral_without_mistral_common_is_refused(make_tokenizer):
     processor = type("VoxtralProcessor", (), {"tokenizer": make_tokenizer(None)})()
-    with pytest.raises(InputError, match=r"pip install 'lsm-probe\[voxtral\]'"):
+    with pytest.raises(InputError, match=r"pip install .mistral-common"):
         audio_llm_processor(processor, 24, None)
 
 

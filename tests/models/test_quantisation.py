@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import lsm_probe
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.quantisation import find_nonlinearity, find_quantised, is_dense, is_packed
 from lsm_probe.training.config import ModelSettings
@@ -21,14 +22,14 @@ from lsm_probe.training.start import start_model
 
 
 def bitsandbytes(**bits: Any) -> Any:
-    pytest.importorskip("bitsandbytes", reason='pip install "lsm-probe[quantized]"')
+    pytest.importorskip("bitsandbytes", reason=install_command("quantized"))
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(**bits)
 
 
 def torchao(name: str, **options: Any) -> Any:
-    library = pytest.importorskip("torchao.quantization", reason='pip install "lsm-probe[quantized]"')
+    library = pytest.importorskip("torchao.quantization", reason=install_command("quantized"))
     from transformers import TorchAoConfig
 
     return TorchAoConfig(getattr(library, name)(**options))

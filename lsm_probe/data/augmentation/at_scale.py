@@ -43,6 +43,7 @@ from lsm_probe.data.manifest import manifest_writer
 from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 from lsm_probe.folders import work_folder
 from lsm_probe.models.prompter import Prompter
 from lsm_probe.models.thinking import find_thought_in_text, without_special_tokens
@@ -132,9 +133,7 @@ def require_datatrove() -> None:
         for package in ("datatrove", "aiofiles", "aiosqlite", "httpx", "orjson", "xxhash"):
             version(package)
     except PackageNotFoundError as error:
-        raise InputError(
-            f"--server needs {error.name}, which is not installed: pip install 'lsm-probe[scale]'"
-        ) from None
+        raise InputError(f"--server needs {error.name}, which is not installed: {install_command('scale')}") from None
 
 
 def write_samples(out: Path, samples: Sequence[Sample]) -> None:

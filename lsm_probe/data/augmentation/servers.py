@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from lsm_probe.data.augmentation.recipe import Recipe
 from lsm_probe.errors import InputError
+from lsm_probe.extras import install_command
 from lsm_probe.models.prompter import Prompter
 
 IN_FLIGHT = 256
@@ -77,9 +78,7 @@ def find_server(choice: str, llm: Prompter, *, dtype: str = "auto") -> Server:
         try:
             version("vllm")
         except PackageNotFoundError:
-            raise InputError(
-                "--server vllm needs vLLM, which is not installed: pip install 'lsm-probe[vllm]'"
-            ) from None
+            raise InputError(f"--server vllm needs vLLM, which is not installed: {install_command('vllm')}") from None
         if shutil.which("vllm") is None:
             raise InputError("--server vllm needs the command `vllm` on the PATH: activate its environment")
         return Server(None, llm.folder, dtype)

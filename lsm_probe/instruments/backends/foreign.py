@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lsm_probe.errors import InputError, SampleFault
+from lsm_probe.extras import install_command
 from lsm_probe.instruments.capture import LayerAttention, Visit, capture
 from lsm_probe.instruments.norms import OutputMetric, output_metric, recompose
 from lsm_probe.instruments.self_check import SelfCheck, error_bounds
@@ -60,7 +61,7 @@ def twin(llm: PreTrainedModel, library: str) -> PreTrainedModel:
 
 def missing(library: str, error: ImportError) -> InputError:
     """The error for a library that cannot be imported."""
-    return InputError(f'{library} cannot be imported ({error}): pip install "lsm-probe[interop]"')
+    return InputError(f"{library} cannot be imported ({error}): {install_command('interop')}")
 
 
 @torch.no_grad()

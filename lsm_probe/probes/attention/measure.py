@@ -56,7 +56,7 @@ def attention(
             without a forward pass with `result.with_conventions`.
         tokens: keep the scores of single prompt tokens too.
         backend: which library's activations are read: our own capture's (`native`), or for a second opinion
-            TransformerLens's or nnsight's (text LLMs and LSMs; `pip install "lsm-probe[interop]"`). All generate in the
+            TransformerLens's or nnsight's (text LLMs and LSMs; the extra `interop`). All generate in the
             same way. In float32 they agree to 1e-4 relative; in half precision eager attention rounds differently, by
             several percent of a norm.
         source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With

@@ -1,0 +1,26 @@
+"""The command that installs the packages of an optional extra."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, requires
+from typing import Literal
+
+Extra = Literal["speech", "interop", "voxtral", "evaluation", "scale", "vllm", "quantized", "notebooks"]
+
+
+def install_command(extra: Extra) -> str:
+    """The `pip install` command for an extra, which names its packages as the metadata of this package list them.
+
+    `pip install lsm-probe[NAME]` would need an index that has lsm-probe; this works from a clone and from a wheel.
+
+    Example:
+        >>> install_command("voxtral")
+        'pip install "mistral-common[audio]>=1.11.7"'
+    """
+    try:
+        listed = requires("lsm-probe") or []
+    except PackageNotFoundError:  # imported from a clone that was not installed
+        return f'pip install ".[{extra}]" in the clone of lsm-probe'
+    marker = f"extra == '{extra}'"
+    found = (line.partition(";")[0].strip() for line in listed if line.replace('"', "'").endswith(marker))
+    return " ".join(["pip install", *(name if name.replace("-", "").isalnum() else f'"{name}"' for name in found)])
