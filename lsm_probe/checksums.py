@@ -31,7 +31,7 @@ def write_checksums(folder: Path) -> None:
     for name in sorted(name for name in _entries(folder) if not _is_free(name)):
         path = folder / name
         if path.is_symlink() or not path.is_file():
-            raise InputError(f"{path} is no regular file: put the file itself there")
+            raise InputError(f"{path} is not a regular file: replace it with the file itself")
         sync(path)
         files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
     for parent in sorted({parent for name in files for parent in Path(name).parents}):
@@ -87,7 +87,7 @@ def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path} is damaged: {_WAY_OUT}") from error
     for name in listed:
         if leads_outside(name):
-            raise InputError(f"{path} lists {name!r}, which lies outside of the folder: use no such checkpoint")
+            raise InputError(f"{path} lists {name!r}, which is outside the folder: do not use this checkpoint")
     return dict(sorted(listed.items()))
 
 
@@ -104,14 +104,14 @@ def _own_file(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError):  # links in a circle
         fault = "cannot be followed"
     if not fault and not path.is_file():
-        fault = "is no regular file"
+        fault = "is not a regular file"
     if fault:
-        raise InputError(f"{path} {fault}: put the file itself there")
+        raise InputError(f"{path} {fault}: replace it with the file itself")
     return path
 
 
 def _entries(folder: Path) -> Iterator[str]:
-    """The name of everything below the folder that is no folder, relative to it; links are not followed."""
+    """The name of everything below the folder that is not a folder, relative to it; links are not followed."""
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if Path(root, name).is_symlink()]
         yield from (Path(root, name).relative_to(folder).as_posix() for name in (*files, *links))

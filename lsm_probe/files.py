@@ -56,7 +56,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_is_empty(path: Path) -> None:
-    """Refuses a path that is no folder, or one that holds files; it need not be there.
+    """Refuses a path that is not a folder, or one that holds files; it need not be there.
 
     Raises:
         InputError: `path` is a file, or a folder that is not empty.
@@ -155,7 +155,7 @@ def regular_file_bytes(path: Path) -> int:
     """Size of a regular file in bytes, by `stat` alone: a fifo or a device would block or never end.
 
     Raises:
-        InputError: `path` does not exist, cannot be looked at, or is no regular file.
+        InputError: `path` does not exist, cannot be looked at, or is not a regular file.
     """
     try:
         status = path.stat()
@@ -164,9 +164,9 @@ def regular_file_bytes(path: Path) -> int:
         advice = f"{NOT_HOME}, write the path in full" if home else "check the path"
         raise InputError(f"{path} does not exist; {advice}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its rights") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
     except ValueError as error:  # a NUL character, or half a surrogate pair
-        raise InputError(f"{str(path)!r} is no path ({error}); check it") from None
+        raise InputError(f"{str(path)!r} is not a path ({error}); check it") from None
     if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a directory; name a file")
     if not stat.S_ISREG(status.st_mode):

@@ -79,12 +79,12 @@ def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> It
         begun = path.exists()
         # Hidden files are the lock and what a killed process was writing.
         if not (resume and begun) and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            way_out = "go on with --resume, or " if begun and resume is not None else ""
+            way_out = "continue with --resume, or " if begun and resume is not None else ""
             raise InputError(f"--out {out} holds files already: {way_out}choose another folder")
         if begun and (changed := _changed(path, config)):
             raise InputError(
-                f"{out} was begun with other settings or data ({', '.join(changed)}): repeat those, or choose another "
-                "--out"
+                f"{out} was started with other settings or data ({', '.join(changed)}): use those again, or choose "
+                "another --out"
             )
         if resume is None:
             yield
@@ -102,5 +102,5 @@ def _changed(path: Path, config: dict[str, Any]) -> list[str]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: choose another --out") from error
     if not isinstance(earlier, dict):
-        raise InputError(f"{path} is not what this command writes: choose another --out")
+        raise InputError(f"{path} was not written by this command: choose another --out")
     return sorted(key for key in earlier.keys() | config.keys() if earlier.get(key) != config.get(key))

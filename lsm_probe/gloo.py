@@ -82,7 +82,9 @@ def lost_rank_as_work_failed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = WorkFailed("another process of this run is gone, or does not answer: run it again (--resume goes on)")
+        lost = WorkFailed(
+            "another process of this run has ended, or does not answer: start the run again (--resume continues)"
+        )
         setattr(lost, RAISED_ON_ALL_RANKS, True)
         raise lost from error
 

@@ -66,7 +66,7 @@ def find_language(spelling: str | None, where: str = "") -> Language | None:
     found = _read(spelling.strip())
     if found is None:
         raise InputError(
-            f"{where}{spelling!r} is no language; write an ISO 639 code such as 'de', a tag such as 'zh-TW', or an "
+            f"{where}{spelling!r} is not a language; write an ISO 639 code such as 'de', a tag such as 'zh-TW', or an "
             "English name such as 'German'"
         )
     return None if found.code in _NO_LANGUAGE else found

@@ -221,7 +221,7 @@ def besides_progress() -> Callable[[str], list[str]]:
     return lambda stderr: [line for line in stderr.splitlines() if line.strip() and not PROGRESS.fullmatch(line)]
 
 
-# The makers above, for tests that need a variant: `tests` is no package to import from.
+# The makers above, for tests that need a variant: `tests` is not a package to import from.
 
 
 @pytest.fixture(scope="session", name="make_tokenizer")

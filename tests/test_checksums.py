@@ -220,7 +220,7 @@ class TestWriting:
 
     def test_links_are_refused(self, folder: Path) -> None:
         (folder / "link").symlink_to(folder / "config.json")
-        refusal(write_checksums, folder, "link", "no regular file")
+        refusal(write_checksums, folder, "link", "not a regular file")
 
 
 class TestEscapes:
@@ -256,14 +256,14 @@ class TestEscapes:
     def test_a_link_to_nothing_or_to_itself(self, folder: Path, target: str) -> None:
         (folder / "config.json").unlink()
         (folder / "config.json").symlink_to(target)
-        refusal(verify, folder, "config.json", "put the file itself there")
+        refusal(verify, folder, "config.json", "replace it with the file itself")
 
     def test_a_pipe_is_never_opened(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         os.mkfifo(folder / "config.json")
-        refusal(verify, folder, "config.json", "no regular file")
+        refusal(verify, folder, "config.json", "not a regular file")
         (folder / CHECKSUMS).unlink()
-        refusal(write_checksums, folder, "config.json", "no regular file")
+        refusal(write_checksums, folder, "config.json", "not a regular file")
 
     def test_checksums_that_are_a_link(self, folder: Path) -> None:
         (folder / CHECKSUMS).rename(folder.parent / "outside")

@@ -35,7 +35,7 @@ def test_the_same_config_goes_on_and_another_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_needs_resume(tmp_path: Path) -> None:
     enter(tmp_path, CONFIG, resume=False)
-    with pytest.raises(InputError, match="go on with --resume"):
+    with pytest.raises(InputError, match="continue with --resume"):
         enter(tmp_path, CONFIG, resume=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()

@@ -43,7 +43,7 @@ def test_no_language_is_none(spelling):
     "spelling", ["xx", "jp", "ua", "en-", "transcription", "pirate", "Germany", "a b", "?", "en,de", "x-foo"]
 )
 def test_what_is_no_language_is_refused(spelling):
-    with pytest.raises(InputError, match="is no language; write an ISO 639 code"):
+    with pytest.raises(InputError, match="is not a language; write an ISO 639 code"):
         find_language(spelling)
 
 
@@ -59,7 +59,7 @@ def test_a_manifest_is_refused_at_the_line_of_an_unknown_language(tmp_path):
         for i, x in enumerate(["ZH", "jp"])
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
-    with pytest.raises(InputError, match="line 2: sample 's1': 'language' 'jp' is no language; write"):
+    with pytest.raises(InputError, match="line 2: sample 's1': 'language' 'jp' is not a language; write"):
         read_manifest(tmp_path / "m.jsonl")
     (tmp_path / "m.jsonl").write_text(lines[0])
     assert read_manifest(tmp_path / "m.jsonl")[0].language == "ZH"

@@ -131,7 +131,7 @@ def main() -> None:
         # What was being written has been taken back; what was finished before is whole.
         place = f" at {error.filename}" if error.filename else ""
         if disk_is_full(error):
-            reason = f"the disk is full{place}: make room, then run it again (--resume goes on)"
+            reason = f"the disk is full{place}: make room, then run it again (--resume continues)"
         elif error.errno is not None and place:
             reason = f"cannot read or write {error.filename}: {error.strerror}; check the path and its permissions"
         else:

@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def progress() -> Iterator[OnProgress]:
     """Gives `on_progress(name, done, total, note="")`, which shows a bar for each name; total None: still unknown.
 
-    Where stderr is no terminal, a bar would appear only when all is done. There a line says how far it is: at the
+    Where stderr is not a terminal, a bar would appear only when all is done. There a line says how far it is: at the
     start, at the end, and every 10 s.
     """
     console = Console(stderr=True)

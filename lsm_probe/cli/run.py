@@ -55,7 +55,7 @@ def start(out: Path, checkpoints: Sequence[str], read: Callable[[], Samples]) ->
         samples = read()
     for name in checkpoints if is_main_rank() else ():
         if may_be_on_hub(name):  # which takes half a minute to find that it cannot be reached
-            print(f"{name} is no folder here: asking the model hub", file=sys.stderr)
+            print(f"{name} is not a local folder: looking for it on the model hub", file=sys.stderr)
     return samples
 
 

@@ -52,7 +52,7 @@ def score(
     tasks = [read_task(name) for name in task or ()]
     results = [EvaluationResult.load(folder) for folder in result]
     if len({each.name for each in results}) < len(results):
-        raise InputError("two of these folders are of one checkpoint, which no table could tell apart: leave one out")
+        raise InputError("two of these folders hold results of the same checkpoint: leave one out")
 
     def rescore(stored: EvaluationResult, samples: Sequence[Any], **_: Any) -> EvaluationResult:
         return stored.rescored(tasks, read)

@@ -197,7 +197,7 @@ def _section(
             sound = _Sound(source, raw, parts)
             first, stop = _bounds(sound, start, duration)
             for conflict in {part.conflict for part in parts if part.conflict}:
-                warnings.warn(f"{where}: {conflict}; what is there is read", stacklevel=4)
+                warnings.warn(f"{where}: {conflict}; the audio that is there is used", stacklevel=4)
             yield sound, first, stop
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -205,7 +205,7 @@ def _section(
         reason = error.error_string.strip().rstrip(".")
         raise InputError(f"{where}: cannot be decoded ({reason}); replace the file") from None
     except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror}); check the file's rights") from None
+        raise InputError(f"{where}: cannot be read ({error.strerror}); check the permissions of the file") from None
 
 
 @contextmanager
@@ -267,7 +267,7 @@ def _open(source: Path | AudioBytes, raw: mmap | bytes, stream: Stream) -> _Sequ
             return _Sequential(str(source.absolute()))
         return _Sequential(View(raw, stream.pieces, _SURPLUS if stream.is_untagged_mp3 else 0))
     except (TypeError, ValueError):  # soundfile asks for rate and channels where the name ends in ".raw"
-        raise InputError("has no header that tells its format; convert it to WAV or FLAC") from None
+        raise InputError("has no header with its format; convert it to WAV or FLAC") from None
 
 
 def _check_header(file: _Sequential, frames: int, size: int) -> None:
@@ -309,7 +309,7 @@ def _count(source: Path | AudioBytes, raw: mmap | bytes, whole: Stream, claimed:
             if not read:
                 return position
             position += read
-    raise InputError("has a header without a correct length and is too long for counting its frames; re-encode it")
+    raise InputError("has no correct length in its header, and is too long to count its frames; re-encode it")
 
 
 def _bounds(sound: _Sound, start: float, duration: float | None) -> tuple[int, int]:
@@ -327,7 +327,7 @@ def _bounds(sound: _Sound, start: float, duration: float | None) -> tuple[int, i
         raise InputError(f"the section is shorter than one frame at {rate} Hz; fix 'duration'")
     if stop - first > MAX_SECONDS * rate:
         seconds = (stop - first) / rate
-        raise InputError(f"asks for {seconds:.0f} s, the limit is {MAX_SECONDS} s; set 'start' and 'duration'")
+        raise InputError(f"covers {seconds:.0f} s, and the limit is {MAX_SECONDS} s; set 'start' and 'duration'")
     for part, _, last in _shares(sound, first, stop):
         if last > part.held:
             raise InputError(f"is truncated ({part.held} of {part.frames} frames are there); replace the file")

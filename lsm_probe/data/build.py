@@ -70,7 +70,7 @@ def build_manifests(
                     sample = _draw_sample(utterance, one_task, seed)
                     ids = taken.setdefault(name, set())
                     if sample.id in ids:
-                        raise InputError("the id is taken by an utterance before it; ids must differ in a split")
+                        raise InputError("another utterance of the split has the same id; ids must be unique")
                     ids.add(sample.id)
                     if name not in writers:
                         writers[name] = files.enter_context(manifest_writer(out / name))

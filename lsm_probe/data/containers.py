@@ -210,7 +210,7 @@ class _Layout:
             position = start + size + -(start + size - begin) % self.align
 
     def _end_of_chunks(self, raw: mmap | bytes, first: int) -> int | None:
-        """Where the chunks from here on end, at the next file or with this one; None if here is no chunk."""
+        """Where the chunks from here on end, at the next file or with this one; None if there is no chunk here."""
         for name, size_at, start, size in self._chunks(raw, first, first):
             position = size_at - len(name)
             if raw[position : position + len(self.magic)] == self.magic:

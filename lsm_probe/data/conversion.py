@@ -93,7 +93,7 @@ def samples(
     named |= {"alternatives": alternatives, "context": context, "start": start, "duration": duration}
     columns = {key: column for key, name in named.items() if (column := _find_column(key, name, rows))}
     if "audio" not in columns and audio is not False:
-        raise InputError(f"no column is known to hold the audio: name it with audio=, or audio=False; {_listed(rows)}")
+        raise InputError(f"the audio column is not known: name it with audio=, or give audio=False; {_listed(rows)}")
     rate_column = _check_column("rate", rate, rows) if isinstance(rate, str) else None
     next_instruction = _instructions(instruction, rows, columns)
     found: dict[str, Sample] = {}
@@ -110,7 +110,7 @@ def samples(
                 values["audio"] = _audio(values["audio"], own_rate, f"audio of row {i}")
             sample = _sample(values)
             if sample.id in found:
-                raise InputError(f"the id {sample.id!r} is taken by a row before; ids must differ, or give id=False")
+                raise InputError(f"an earlier row has the same id {sample.id!r}; ids must be unique, or give id=False")
             found[sample.id] = sample
     problems.settle(on_error)
     if not found:
@@ -151,7 +151,7 @@ def _only(key: str, candidates: Sequence[str], rows: Rows) -> str | None:
 
 def _check_column(key: str, name: object, rows: Rows) -> str:
     if not isinstance(name, str) or name not in rows.columns:
-        raise InputError(f"{key}={name!r} is no column; {_listed(rows)}")
+        raise InputError(f"{key}={name!r} is not a column; {_listed(rows)}")
     return name
 
 
@@ -171,7 +171,8 @@ def _instructions(
         return dict
     if isinstance(given, str) and len(given.split()) < 2:
         raise InputError(
-            f"instruction={given!r} is no column, and one word is not taken for an instruction: give a column, a "
+            f"instruction={given!r} is not a column, and a single word is not accepted as an instruction: give a "
+            "column, a "
             f"sentence, or [{given!r}] if this is the instruction; {_listed(rows)}"
         )
     texts = [given] if isinstance(given, str) else list(given or ())

@@ -73,7 +73,7 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, S
             values = _parse_object(line)
             sample = _to_sample(values, folder)
             if sample.id in line_of:
-                raise InputError(f"sample {sample.id!r}: the id is taken by line {line_of[sample.id]}; ids must differ")
+                raise InputError(f"sample {sample.id!r}: line {line_of[sample.id]} has the same id; ids must be unique")
             line_of[sample.id] = number
             for key in _unknown_keys(values):
                 unknown.setdefault(key, number)
@@ -285,7 +285,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}is missing; add it"
     if first["type"] == "extra_forbidden":
-        return f"{key}is no setting; look at its spelling"
+        return f"{key}is not a setting; look at its spelling"
     if first["type"] == "value_error":
         return f"{key}{first['ctx']['error']}"
     given = repr(first["input"])

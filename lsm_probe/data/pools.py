@@ -118,7 +118,8 @@ def read_pool(*sources: str | Path) -> Pool:
         sources: a name of [`builtin_pools`], or the path of a YAML file of the same shape.
 
     Raises:
-        InputError: a file cannot be read, is no pool, holds no task or a task without a wording; names file and place.
+        InputError: a file cannot be read, is not a pool, holds no task or a task without a wording; names file and
+            place.
     """
     joined: dict[str, Task] = {}
     for source in sources:
@@ -140,7 +141,7 @@ def _read(source: str | Path) -> _File:
         reason = " ".join(str(error).split())
         raise InputError(f"instruction file {path} cannot be read as YAML ({reason})") from None
     if not isinstance(content, dict) or not content.get("tasks"):
-        raise InputError(f"instruction file {path} holds no tasks; write a list 'tasks', as the built-in do")
+        raise InputError(f"instruction file {path} holds no tasks; write a list 'tasks', as in the built-in files")
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
@@ -148,7 +149,7 @@ def _read(source: str | Path) -> _File:
     names = [task.task for task in file.tasks]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"instruction file {path}: task {name!r} is there twice; join its instructions")
+            raise InputError(f"instruction file {path}: task {name!r} occurs twice; join its instructions")
     return file
 
 

@@ -168,7 +168,10 @@ def _of_cut(cut: Any) -> dict[str, Any] | InputError:
         return InputError(f"{who} is of a recording of several channels or files: {_AS_ARRAYS}")
     source = recording.sources[0]
     if source.type not in ("file", "memory"):
-        return InputError(f"{who}: its audio is of type {source.type!r}, which is never run or fetched: {_AS_ARRAYS}")
+        return InputError(
+            f"{who}: its audio is of type {source.type!r}, which may run a command or fetch an address, and is "
+            f"not read: {_AS_ARRAYS}"
+        )
     is_whole = not cut.start and abs(cut.duration - recording.duration) < 1 / recording.sampling_rate
     supervision = cut.supervisions[0] if cut.supervisions else None
     own = {"text": supervision.text, "language": supervision.language} if supervision else {}

@@ -34,7 +34,7 @@ def _encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         # JSON may hold half a surrogate pair ("\ud800"), which no tokenizer and no UTF-8 file takes.
-        raise ValueError("holds half a surrogate pair, which is not Unicode text; write it as UTF-8") from None
+        raise ValueError("holds an unpaired surrogate, which is not valid Unicode; save the file as UTF-8") from None
     return text
 
 
@@ -52,9 +52,9 @@ def _plain_path(value: object) -> object:
         raise ValueError(f"must be a plain path in a string, not {type(value).__name__}; name a local file")
     path = _not_blank(_encodable(str(value)))
     if path.strip().startswith("|") or path.strip().endswith("|"):
-        raise ValueError(f"{path!r} is a pipe, which is never run; name a local file")
+        raise ValueError(f"{path!r} is a command (pipe), which is not run; name a local file")
     if _SCHEME.match(path.strip()):
-        raise ValueError(f"{path!r} is a URL, which is never fetched; name a local file")
+        raise ValueError(f"{path!r} is a URL, which is not fetched; name a local file")
     if "\0" in path:
         raise ValueError(f"{path!r} holds a NUL character; name a local file")
     return value

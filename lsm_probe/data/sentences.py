@@ -84,7 +84,7 @@ def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
             name = row.id or f"{plain_name(path.stem)}-{number:06}"
             utterance = Utterance(name, "", row.text.strip(), language=row.language or "en", context=row.context)
             if name in line_of:
-                raise InputError(f"the id {name!r} is taken by line {line_of[name]}; ids must differ")
+                raise InputError(f"line {line_of[name]} has the same id {name!r}; ids must be unique")
             line_of[name] = number
             yield Sentence(utterance, row.instruction, row.target, row.task)
     warn_of_unknown_keys(path, unknown)

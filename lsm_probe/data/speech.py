@@ -53,7 +53,9 @@ class SpeechSettings:
             check_voice(voice)
         for speed in self.speeds:
             if not SLOWEST <= speed <= FASTEST:
-                raise InputError(f"--speed {speed} is not between {SLOWEST} and {FASTEST}; 1.0 is a voice's own pace")
+                raise InputError(
+                    f"--speed {speed} is not between {SLOWEST} and {FASTEST}; 1.0 is the voice's own speed"
+                )
 
     def choose(self, sample_id: str) -> tuple[str, float, int]:
         """Voice, speed and seed for a sample."""
@@ -181,7 +183,7 @@ def _files(utterances: Iterable[Utterance], folder: Path, problems: Problems) ->
     for utterance in utterances:
         path = folder / _relative_path(utterance)
         if path in files:
-            problems.add(utterance.place, "the id is taken by an utterance before it")
+            problems.add(utterance.place, "an earlier utterance has the same id")
         else:
             files[path] = utterance
     return files
@@ -221,7 +223,8 @@ def _processes(count: int) -> Iterator[Callable[..., Iterator[float | str]]]:
         raise
     except BrokenProcessPool:
         raise InputError(
-            "a process that speaks was killed, perhaps for memory: take fewer --workers and go on with --resume"
+            "a process that synthesizes speech was killed, perhaps because memory ran out: use fewer --workers "
+            "and continue with --resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

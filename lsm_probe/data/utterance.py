@@ -27,12 +27,14 @@ class Utterance:
     alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)  # task -> further right answers
 
     def __post_init__(self) -> None:
-        """Raises InputError if id or split is no Unicode text, as JSON may hold."""
+        """Raises InputError if id or split is not Unicode text, as JSON may hold."""
         for name in (self.id, self.split):
             try:
                 name.encode()
             except UnicodeEncodeError:
-                raise InputError(f"the id {name!r} holds half a surrogate pair; write it as Unicode text") from None
+                raise InputError(
+                    f"the id {name!r} holds an unpaired surrogate, which is not valid Unicode; correct it"
+                ) from None
 
     @property
     def place(self) -> str:

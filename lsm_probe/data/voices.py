@@ -62,7 +62,7 @@ def synthesize_text(text: str, voice: str, *, speed: float = 1.0, seed: int = 0)
     engine, name = voice.split(":")
     samples, rate = _hibari(text, speed, seed) if engine == "hibari" else _flite(text, name, speed)
     if not samples.size or np.abs(samples).max() < SILENCE_PEAK:
-        raise InputError(f"{voice} says nothing to {_shortened(text)}; give English words")
+        raise InputError(f"{voice} produces no audio for {_shortened(text)}; give English words")
     return samples, rate
 
 
@@ -75,12 +75,12 @@ def check_text(text: str) -> str:
     """
     text = "".join(character if character.isprintable() else " " for character in text).strip()
     if not any(character.isalnum() for character in text):
-        raise InputError(f"no word to speak in {_shortened(text)}; give English words")
+        raise InputError(f"there is no word to speak in {_shortened(text)}; give English words")
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"{_shortened(text)} has {len(text)} characters, more than {MAX_CHARACTERS}; split it")
     for character in text:
         if character.isalpha() and not unicodedata.name(character, "").startswith("LATIN"):
-            raise InputError(f"{character!r} in {_shortened(text)} is no Latin letter; the voices speak English")
+            raise InputError(f"{character!r} in {_shortened(text)} is not a Latin letter; the voices speak English")
     return text
 
 

@@ -126,4 +126,6 @@ class Diagnosis:
             )
         except (InputError, OSError, ValueError, LookupError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{file} is no readable diagnosis: {reason} (write it with lsm-probe diagnose)") from error
+            raise InputError(
+                f"{file} is not a readable diagnosis: {reason} (write it with lsm-probe diagnose)"
+            ) from error

@@ -63,7 +63,7 @@ def label(labels: Sequence[str]) -> Parser:
     spaces and a final full stop or exclamation mark do not matter; any other word does.
 
     The value is the one label that stands in the response as whole words, however often; None if there are none or
-    several. Part of a word (`surprised`, `un-joy`, `joy's`) is no label, nor is one right after "not" or "n't". Of
+    several. Part of a word (`surprised`, `un-joy`, `joy's`) is not a label, nor is one right after "not" or "n't". Of
     overlapping labels the longest counts. In scripts without spaces between words, such as Chinese, a label counts
     wherever it stands.
 
@@ -178,7 +178,7 @@ def _names(labels: Sequence[str]) -> dict[str, str]:
     """Label as it is read -> label as it is written."""
     names = {_plain(name): name for name in labels}
     if not names or "" in names or len(names) != len(labels):
-        raise InputError(f"labels {list(labels)} are none, blank or twice the same; name each once")
+        raise InputError(f"labels {list(labels)} are empty, blank or repeated; name each label once")
     return names
 
 

@@ -134,7 +134,7 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
         device: as in [`lsm_probe.load`].
 
     Raises:
-        InputError: bert-score is not installed; there is no such model or layer; or the model is no BERT.
+        InputError: bert-score is not installed; there is no such model or layer; or the model is not a BERT.
     """
     try:
         from bert_score.utils import get_hash, model2layers
@@ -157,7 +157,9 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     # The library gives these two no weight, and takes a text of two tokens for an empty one.
     if None in (*special, tokenizer.pad_token_id) or sorted(tokenizer("")["input_ids"]) != sorted(special):
-        raise InputError(f"{model} cannot be compared by: its tokenizer does not put [CLS] and [SEP] around a text")
+        raise InputError(
+            f"{model} cannot be used for BERTScore: its tokenizer does not put [CLS] and [SEP] around a text"
+        )
     with quiet_log():  # of the layers and heads that are left out
         bert: Any = pretrained_model(
             AutoModel,

@@ -34,7 +34,7 @@ def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
     """Puts a recogniser before a text LLM.
 
     Raises:
-        InputError: the LLM is no text LLM, but a model that takes speech itself.
+        InputError: the LLM is not a text LLM, but a model that takes speech itself.
     """
     if not isinstance(llm, TextLlm):
         raise InputError(f"{llm.name} takes speech itself: a cascade consists of a speech recogniser and a text LLM")

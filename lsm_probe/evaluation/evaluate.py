@@ -60,7 +60,7 @@ def evaluate(
         settings={"probe": EvaluationResult.NAME},
         needs=("target",),
     )
-    # What a device does once, at its first pass, is no part of the speed.
+    # What a device does once, at its first pass, is not a part of the speed.
     prepare(checkpoint, ordered[-1:], replace(responses, max_new_tokens=1), "skip")
     records, common = measurement.run(_measure)
     record_of = {record.sample["id"]: record for record in records}

@@ -143,7 +143,7 @@ def difference(first: Metric, second: Metric, utterances: Sequence[str]) -> Scor
         InputError: they are different metrics, or not of as many samples.
     """
     if first.name != second.name:
-        raise InputError(f"{first.name} and {second.name} are different metrics: no difference")
+        raise InputError(f"{first.name} and {second.name} are different metrics: they cannot be compared")
     same_length(first=first.counts, second=second.counts)
     counting = first.counting | second.counting
     left_out = second.leave_one_out(utterances, counting) - first.leave_one_out(utterances, counting)
@@ -462,6 +462,6 @@ def same_length(**lists: Any) -> None:
     lengths = {name: len(items) for name, items in lists.items()}
     if len(set(lengths.values())) > 1:
         counts = " and ".join(f"{length} {name}" for name, length in lengths.items())
-        raise InputError(f"{counts} cannot be paired; give one each")
+        raise InputError(f"{counts} do not match; give one response for each reference")
     if 0 in lengths.values():
         raise InputError("there are no samples to score; give one or more")

@@ -78,7 +78,7 @@ def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
 
     Raises:
         InputError: the harness is not installed, or the folder holds no such files, only one of the two of a subject, a
-            subject that MMLU does not have, or a line that is no question.
+            subject that MMLU does not have, or a line that is not a question.
     """
     folder = Path(folder)
     files = {split: _files(folder / split, split) for split in ("dev", "test")}
@@ -90,7 +90,7 @@ def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
     known = _harness_tasks()
     for name in files["test"]:
         if name not in known:
-            raise InputError(f"{files['test'][name]} is no subject of MMLU: take it away, or correct its name")
+            raise InputError(f"{files['test'][name]} is not a subject of MMLU: remove the file, or correct its name")
     subjects = {
         name: Subject(
             group=str(known[name]["tag"]).removeprefix("mmlu_").removesuffix("_tasks"),

@@ -111,7 +111,7 @@ def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
         for sample in own:
             if sample.target is not None and parse(sample.target).value is None:
                 raise InputError(
-                    f"sample {sample.id}: its target {sample.target!r} is no answer to its task; correct it"
+                    f"sample {sample.id}: its target {sample.target!r} is not an answer to its task; correct it"
                 )
         target = own[0].target or ""
         row = {"id": own[0].id, "language": own[0].language, "reference": target, "response": target}

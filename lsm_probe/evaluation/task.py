@@ -55,7 +55,7 @@ class Task(BaseModel):
         metrics: the first is the one that the table shows. The share of responses that have the asked-for form comes
             by itself, unless any text will do.
         read: what of a reasoning model's response is read: `after_thinking`, the answer alone, or `all` of it. Under
-            `after_thinking` a response that ends before its thinking does is no answer.
+            `after_thinking` a response that ends before its thinking does is not an answer.
         bert_model: model of `bert_score`, a hub name or a folder.
         bert_layer: the layer of it that is compared; by default the one that the library recommends.
     """

@@ -6,7 +6,7 @@ models that take speech are given transcripts. MMLU goes through lm-evaluation-h
 
     exp(- sum over samples and tokens of log P(t_m | t_<m, s, i) / number of tokens)
 
-without the end of the response, which is no text.
+without the end of the response, which is not a text.
 """
 
 from __future__ import annotations

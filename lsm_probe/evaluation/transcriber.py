@@ -99,7 +99,7 @@ class Transcriber:
         codes = [token.strip("<|>") for token in settings.lang_to_id]
         code = closest_supported_match(found.code, codes, max_distance=_SAME_LANGUAGE)
         if code is None:
-            raise InputError(f"{self.name} knows no language {language!r}: give a Whisper that does")
+            raise InputError(f"{self.name} does not know the language {language!r}: give a Whisper that does")
         return code
 
     def _features(self, waveform: NDArray[np.float32]) -> Tensor:
@@ -141,7 +141,7 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
         dtype: as in [`lsm_probe.load`].
 
     Raises:
-        InputError: there is no such model, its checksums do not hold, it is no Whisper, or it does not say how it is
+        InputError: there is no such model, its checksums do not hold, it is not a Whisper, or it does not say how it is
             to be prompted.
     """
     torch_device = resolve_device(device)
@@ -178,5 +178,5 @@ def check_transcriber(name: str) -> None:
         InputError: there is no such built-in, or no such folder.
     """
     if name.startswith("builtin:") and name != BUILTIN:
-        raise InputError(f"{name} is no speech recogniser; the built-in one is {BUILTIN}")
+        raise InputError(f"{name} is not a speech recogniser; the built-in one is {BUILTIN}")
     require_folder(name)

@@ -288,7 +288,8 @@ def find_attention_layers(model: PreTrainedModel, part: Part = "llm") -> list[At
     if others := sorted(set(kinds) & set(NOT_ATTENTION)):
         raise NotMeasurable(
             f"{type(model).__name__} has layers of kind {', '.join(others)} ({sum(k in others for k in kinds)} of "
-            f"{len(kinds)}), whose tokens reach each other past attention: norms of attention would not tell all"
+            f"{len(kinds)}), through which tokens exchange information without attention: attention norms would "
+            "be incomplete"
         )
     expected = config.num_hidden_layers * (2 if part == "connector" else 1)
     if sorted(layer.index for layer in layers) != list(range(expected)):

@@ -96,17 +96,17 @@ def is_adapter(name: str | Path) -> bool:
     """Whether a name is a folder that holds an adapter, and no whole weights beside it.
 
     Raises:
-        InputError: the name is no path that can be looked up, or the folder may not be read.
+        InputError: the name is not a path that can be looked up, or the folder may not be read.
     """
     folder = Path(name)
     try:
         return (folder / CONFIG).is_file() and not find_weights(folder)
     except OSError as error:
-        raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its rights") from error
+        raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its permissions") from error
 
 
 def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
-    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is no adapter.
+    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is not an adapter.
 
     Args:
         name: folder or hub name.
@@ -142,9 +142,9 @@ def read_adapter(folder: str | Path) -> Adapter:
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{folder / CONFIG} cannot be read: take it from a good copy of the adapter") from error
+        raise InputError(f"{folder / CONFIG} cannot be read: get it again from the original adapter") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
-        raise InputError(f"{folder / CONFIG} names no peft_type: take it from a good copy of the adapter")
+        raise InputError(f"{folder / CONFIG} names no peft_type: get it again from the original adapter")
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise InputError(f"{folder} holds {CONFIG} and no adapter: it has neither {' nor '.join(_WEIGHTS)}")
@@ -312,7 +312,7 @@ def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkp
     if unused := result.unexpected_keys:
         raise InputError(f"{label}, which has no place for {listed(unused)} of it: {wrong}")
     if missing := own.intersection(result.missing_keys):
-        raise InputError(f"{adapter.folder} lacks {listed(missing)} of its adapter: take it from a good copy")
+        raise InputError(f"{adapter.folder} lacks {listed(missing)} of its adapter: get an undamaged copy")
     unmerged = logits()
     try:
         merged: Any = adapted.merge_and_unload(safe_merge=True)

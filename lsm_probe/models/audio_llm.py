@@ -87,8 +87,8 @@ def check_reads_embeddings(model: PreTrainedModel, name: str) -> None:
         raise InputError(f"{name} is a {type(model).__name__}, which reads no embeddings ({reason})") from error
     if (from_ids - from_embeddings).abs().max() > 0.01 * from_ids.abs().max():
         raise InputError(
-            f"{name} is a {type(model).__name__}, which makes more of its input ids than embeddings: it cannot be "
-            "measured from embeddings"
+            f"{name} is a {type(model).__name__}, which uses its input ids for more than embeddings: it cannot "
+            "be measured from embeddings"
         )
 
 
@@ -152,16 +152,17 @@ def _check_handed_over(name: str, input_ids: Tensor, kwargs: dict[str, Any]) -> 
     embedded, positions = kwargs.get("inputs_embeds"), kwargs.get("position_ids")
     if embedded is None:
         raise InputError(
-            f"{name} puts speech and text together inside of its LLM: there are no embeddings to measure it from"
+            f"{name} combines speech and text inside its LLM, and takes no embeddings: it cannot be measured"
         )
     if embedded.shape[:2] != input_ids.shape:
         raise InputError(
-            f"{name} makes another number of positions than it has input ids: its processor must put one placeholder "
-            "for each speech token"
+            f"{name} changes the number of positions: its processor must write one placeholder for each speech token"
         )
     if others := [key for key, value in kwargs.items() if isinstance(value, Tensor) and key not in _HARMLESS]:
-        raise InputError(f"{name} hands its LLM {others[0]} beside embeddings: it cannot be measured from these alone")
+        raise InputError(
+            f"{name} gives its LLM {others[0]} in addition to embeddings: it cannot be measured from embeddings alone"
+        )
     count = torch.arange(input_ids.shape[1], device=input_ids.device)
     # Several rows (time, height, width) say where pictures lie; for speech all count on.
     if positions is not None and not (positions == count).all():
-        raise InputError(f"{name} numbers its positions otherwise than one after another, which is not supported")
+        raise InputError(f"{name} does not number its positions consecutively, which is not supported")

@@ -60,7 +60,9 @@ class AudioLlmProcessor:
         self.audio_token = str(audio_token)
         extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
         if extractor is None:
-            raise InputError(f"{type(processor).__name__} has no feature extractor: it takes no speech")
+            raise InputError(
+                f"{type(processor).__name__} has no feature extractor, so it takes no speech: give a model that does"
+            )
         self.rate = int(getattr(extractor, "sampling_rate", RATE))
 
     def encode(self, instruction: str, audio: NDArray[np.float32]) -> Prompt:
@@ -88,7 +90,7 @@ class AudioLlmProcessor:
         if ids != prompt.input_ids:
             raise InputError(
                 f"{type(self.processor).__name__} makes other tokens of this prompt than its chat template and "
-                "tokenizer do, so that nothing says which token is the instruction"
+                "tokenizer do, so it is not known which tokens are the instruction"
             )
         return replace(prompt, features=features)
 

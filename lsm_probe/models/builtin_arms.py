@@ -63,7 +63,7 @@ def read_training(name: str) -> Training:
     """The training of this name; see [`builtin_arms`]."""
     with safe_open(arm_file(name), framework="pt") as file:
         about = json.loads(file.metadata()["lsm_probe"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dict
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is not a dict
     return Training(LsmProjectorConfig(**about["projector"]), about["encoder_context"], tensors, about["arm"])
 
 

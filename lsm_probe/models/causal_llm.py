@@ -29,7 +29,7 @@ def load_causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrai
         dtype: of all weights.
 
     Raises:
-        InputError: it cannot be loaded, is no causal LM, or needs more than embeddings as its input.
+        InputError: it cannot be loaded, is not a causal LM, or needs more than embeddings as its input.
     """
     config = pretrained(AutoConfig, name)
     if not is_causal(config):
@@ -56,7 +56,8 @@ def check_causal(model: Any, label: str) -> None:
 
 def _refusal(label: str, config: PreTrainedConfig) -> str:
     return (
-        f"{label} is a {config.model_type!r} model, which is neither an LSM of ours, an audio LLM with a placeholder "
+        f"{label} is a {config.model_type!r} model, which is neither an LSM of this package, an audio LLM with a "
+        "placeholder "
         "for its speech, nor a causal text LLM"
     )
 

@@ -105,7 +105,7 @@ class Checkpoint(ABC):
 
     @property
     def connector(self) -> nn.Module | None:
-        """What turns encoder states into speech tokens, in an LSM of ours."""
+        """What turns encoder states into speech tokens, in an LSM of this package."""
         return None
 
     def speech_token_times(self, num_samples: int) -> Times | None:

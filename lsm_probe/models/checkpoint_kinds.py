@@ -107,7 +107,7 @@ class AudioLlm(_SpeechCheckpoint):
 
 
 def require_lsm(checkpoint: Checkpoint, what: str, *, name: str | None = None) -> Lsm:
-    """The checkpoint, for what only an LSM of ours can do.
+    """The checkpoint, for what only an LSM of this package can do.
 
     Args:
         checkpoint: any.
@@ -118,5 +118,5 @@ def require_lsm(checkpoint: Checkpoint, what: str, *, name: str | None = None) -
         InputError: it is of another kind.
     """
     if not isinstance(checkpoint, Lsm):
-        raise InputError(f"{name or checkpoint.name} is no LSM of ours: {what}")
+        raise InputError(f"{name or checkpoint.name} is not an LSM of this package: {what}")
     return checkpoint

@@ -26,7 +26,7 @@ def require_folder(name: str | Path) -> None:
             advice = f"did you mean {near}?" if near else "check the path"
             raise InputError(f"{name} cannot be loaded: {missing}; {advice}")
     except OSError as error:
-        raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its rights") from error
+        raise InputError(f"{name} cannot be loaded ({error.strerror}); check the path and its permissions") from error
 
 
 def may_be_on_hub(name: str) -> bool:

@@ -28,12 +28,12 @@ def with_date(part: Any, date: str | None) -> Any:
         `part`.
 
     Raises:
-        InputError: it is no date.
+        InputError: it is not a date.
     """
     try:
         day = None if date is None else datetime.date.fromisoformat(date)
     except ValueError:
-        raise InputError(f"--date {date!r} is no date: write it as {DATE}") from None
+        raise InputError(f"--date {date!r} is not a date: write it as {DATE}") from None
     held: Any
     for held in (part, getattr(part, "tokenizer", None)):
         templates = getattr(held, "chat_template", None)

@@ -87,7 +87,9 @@ def dispatch_over_gpus(model: PreTrainedModel) -> None:
         InputError: this process is one of several, which would use the same GPUs.
     """
     if is_distributed():
-        raise InputError("--device spread lays one model over all GPUs: start a single process, or leave it out")
+        raise InputError(
+            "--device spread places one model on all GPUs: start a single process, or leave the option out"
+        )
     if not torch.cuda.is_available():
         return
     whole = sorted({*(model._no_split_modules or ()), *_with_own_parameters(model)})

@@ -93,7 +93,10 @@ def generate_greedily(
             rows, lengths = [rows[i] for i in going], [lengths[i] + number for i in going]
             cache = getattr(output, CACHE)
             if not keeps_rows_apart(cache):
-                raise InputError(f"{type(model).__name__} has a cache whose rows cannot be chosen: give another LLM")
+                raise InputError(
+                    f"{type(model).__name__} has a cache whose rows cannot be selected, which batched generation "
+                    "needs: give another LLM"
+                )
             kept = _select_rows(cache, going, mask.device)
             mask = torch.cat([mask[kept], mask.new_ones(len(going), number)], dim=1)
             inputs = torch.cat([inputs[kept], model.get_input_embeddings()(new[kept])], dim=1)

@@ -66,7 +66,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     tensors, scaling = _describe(path)
     config = _read(AutoConfig, path)
     if not is_causal(config):
-        raise InputError(f"{path} holds a {config.model_type!r} model, which is no causal text LLM")
+        raise InputError(f"{path} holds a {config.model_type!r} model, which is not a causal text LLM")
     if scaling != "none" and (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") == "default":
         raise InputError(
             f"{path} cannot be loaded: it scales rotary positions ({scaling}), which transformers does not read from "
@@ -119,7 +119,7 @@ def _describe(path: Path) -> tuple[dict[str, int], str]:
         scaling = (field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type"))
         return {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}, str(next(scaling, "none"))
     except (OSError, ValueError, KeyError, IndexError, OverflowError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no GGUF file, or a damaged one: take it from a good copy") from error
+        raise InputError(f"{path} is not a GGUF file, or a damaged one: get an undamaged copy") from error
 
 
 def _without_quantisation(read: Any, dtype: torch.dtype) -> PreTrainedModel:

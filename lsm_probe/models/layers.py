@@ -32,7 +32,7 @@ def layers_prefix(llm: Any) -> str:
     for name, module in llm.named_modules():
         if module in inside and isinstance(module, nn.ModuleList) and len(module) == expected:
             return f"{name}."
-    raise InputError(f"{type(llm).__name__} has no list of {expected} layers: nothing can be said by layer")
+    raise InputError(f"{type(llm).__name__} has no list of {expected} layers: it cannot be measured by layer")
 
 
 def layer_of(name: str, prefix: str) -> tuple[int | None, str]:

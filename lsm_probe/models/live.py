@@ -36,8 +36,8 @@ def from_model(
     [`unchanged`].
 
     Args:
-        model: an LSM of ours, an audio LLM that ships in transformers, or a causal text LLM; also wrapped by DDP or
-            `torch.compile`, or with adapters of PEFT.
+        model: an LSM of this package, an audio LLM that ships in transformers, or a causal text LLM; also wrapped by
+            DDP or `torch.compile`, or with adapters of PEFT.
         processing_class: its processor; the tokenizer of a text LLM.
         name: how results call it.
         template: prompt template, as of [`load`].
@@ -79,7 +79,8 @@ def from_model(
         checkpoint = TextLlm(name, inner, tokenizer, find_template(template or default_template(tokenizer)))
     else:
         raise InputError(
-            f"{name} is a {type(inner).__name__}, which is neither an LSM of ours, an audio LLM with a placeholder for "
+            f"{name} is a {type(inner).__name__}, which is neither an LSM of this package, an audio LLM with a "
+            "placeholder for "
             "its speech, nor a causal text LLM"
         )
     checkpoint.identity = ModelIdentity(model_type=config.model_type, **describe_prompt(checkpoint, name, None))

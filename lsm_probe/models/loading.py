@@ -75,10 +75,11 @@ def load(
     Args:
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
             embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
-            `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of ours, a
-            text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, the release
-            of a published system (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT) on one
-            of these, which is merged into it in memory, or a text LLM in a GGUF file, whose weights are dequantised.
+            `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of this
+            package, a text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, the
+            release of a published system (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT)
+            on one of these, which is merged into it in memory, or a text LLM in a GGUF file, whose weights are
+            dequantised.
         device: a torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is a CUDA GPU where there is one, or
             else the CPU. Under `torchrun`, `auto` and `cuda` are a GPU for each process. `spread` lays the model over
             all GPUs, and the CPU for what does not fit.
@@ -95,8 +96,8 @@ def load(
     Raises:
         InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,
             an adapter lies beside whole weights, cannot be merged or does not fit its base, a base is given for what
-            is no adapter, a part is missing or was given to a checkpoint that has its own, it is of a kind that cannot
-            be probed, or the date is invalid.
+            is not an adapter, a part is missing or was given to a checkpoint that has its own, it is of a kind that
+            cannot be probed, or the date is invalid.
 
     Warns:
         UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
@@ -141,7 +142,7 @@ def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
     found = resolve(name)
     if found.kind == "adapter":
         return _load_adapted(found, options, base)
-    no_adapter = InputError(f"{name} is no adapter (a folder with {ADAPTER_CONFIG}): leave out base {base}")
+    no_adapter = InputError(f"{name} is not an adapter (a folder with {ADAPTER_CONFIG}): leave out base {base}")
     if base is not None and found.kind != "hub":
         raise no_adapter
     if found.kind == "published":

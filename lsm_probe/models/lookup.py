@@ -74,12 +74,13 @@ def load_prompter(name: str | Path, *, template: str | None = None, date: str | 
         template, date: as in [`lsm_probe.load`].
 
     Raises:
-        InputError: there is no such checkpoint, its checksums do not hold, it is no text LLM, or the date is invalid.
+        InputError: there is no such checkpoint, its checksums do not hold, it is not a text LLM, or the date is
+            invalid.
     """
     name = str(name)
     found = resolve(name)
     if found.kind == "published" or name in BUILTIN_LSMS:
-        raise InputError(f"{name} is no text LLM: give one, such as {BUILTIN_LLM}")
+        raise InputError(f"{name} is not a text LLM: give one, such as {BUILTIN_LLM}")
     folder = find_folder(name)
     chosen = None if template is None else find_template(template)
     checksums = check_folder(folder)
@@ -176,6 +177,6 @@ def load_audio_llm_processor(
     if getattr(loaded, "tokenizer", None) is None:
         raise InputError(
             f"{name} has no processor, only a {type(loaded).__name__}: take its processor_config.json or "
-            "preprocessor_config.json, and its tokenizer, from a good copy"
+            "preprocessor_config.json, and its tokenizer, from the original model"
         )
     return audio_llm_processor(loaded, audio_token_id, template)

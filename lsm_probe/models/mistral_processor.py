@@ -64,7 +64,9 @@ class MistralProcessor(AudioLlmProcessor):
         spelled = [0, *(len(self._decode([ids[w] for w in words[: n + 1]])) for n in range(len(words)))]
         text = "".join(piece for _, piece in pieces)
         if self._decode([ids[w] for w in words]) != text:
-            raise InputError("the tokenizer rewrites the user's words, so that nothing says which token is which")
+            raise InputError(
+                "the tokenizer rewrites the user's words, so it is not known which tokens are the instruction"
+            )
         owners = token_segments(pieces, list(pairwise(spelled)))
         segments = [Segment.SOURCE if token == self.audio_token_id else Segment.TEMPLATE for token in ids]
         for position, owner in zip(words, owners, strict=True):
@@ -79,7 +81,7 @@ class MistralProcessor(AudioLlmProcessor):
             return dict(self.processor.apply_chat_template([{"role": "user", "content": content}]))
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"the tokenizer refuses the prompt: {reason}") from error
+            raise InputError(f"the tokenizer rejects the prompt: {reason}") from error
 
 
 def audio_llm_processor(processor: Any, audio_token_id: int, template: str | None) -> AudioLlmProcessor:
@@ -95,6 +97,6 @@ def audio_llm_processor(processor: Any, audio_token_id: int, template: str | Non
         )
     if not of_mistral and not any(getattr(part, "chat_template", None) for part in (processor, processor.tokenizer)):
         raise InputError(
-            f"{type(processor).__name__} has no chat template: take the chat_template.jinja of a good copy"
+            f"{type(processor).__name__} has no chat template: add the chat_template.jinja of the original model"
         )
     return (MistralProcessor if of_mistral else AudioLlmProcessor)(processor, audio_token_id, template)

@@ -57,7 +57,10 @@ def pretrained_model(
     # Ours to refuse, with names: transformers' own refusal only points to its log.
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if prefix:
-        warnings.warn(f"{name}: {prefix} is taken off the names of all tensors; training put it there", stacklevel=2)
+        warnings.warn(
+            f"{name}: {prefix} is removed from the names of all tensors (a wrapper of the training code added it)",
+            stacklevel=2,
+        )
         options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
     with complete_loading_info() as completed:
         model, loaded = pretrained(auto_class, name, config=config, **options)
@@ -84,7 +87,7 @@ def pretrained(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     check_dump(path)
     check_litgpt(path)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"{name} is no checkpoint: the folder has no config.json")
+        raise InputError(f"{name} is not a checkpoint: the folder has no config.json")
     return from_files(auto_class, name, **kwargs)
 
 
@@ -93,7 +96,9 @@ def from_files(auto_class: Any, name: str | Path, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(str(name), trust_remote_code=False, **kwargs)
     except UnpicklingError as error:
-        raise InputError(f"{name} cannot be loaded: a weights file is damaged, or holds more than tensors") from error
+        raise InputError(
+            f"{name} cannot be loaded: a weights file is damaged, or contains other objects than tensors"
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise

@@ -76,5 +76,5 @@ def describe_prompt(writer: Checkpoint | Prompter, name: str, date: str | None) 
     except InputError:
         return {}
     if date is not None and writer.date is None:
-        warnings.warn(f"--date {date} changes nothing: the prompt template of {name} writes no date", stacklevel=3)
+        warnings.warn(f"--date {date} has no effect: the prompt template of {name} writes no date", stacklevel=3)
     return {"prompt_sha256": prompt_sha256(example), "date": writer.date}

@@ -125,7 +125,8 @@ def encode_pieces(
     """
     if not tokenizer.is_fast:
         raise InputError(
-            f"{type(tokenizer).__name__} gives no character offsets, which segments need: use its fast version"
+            f"{type(tokenizer).__name__} gives no character offsets, which are needed to find the segments: use "
+            "its fast version"
         )
     prompt = Prompt([], [])
     for part in _split(pieces, split_at_source):
@@ -148,7 +149,7 @@ def require_instruction(template: PromptTemplate) -> None:
     if not template.has_instruction:
         raise InputError(
             f"template {template.name!r} has no instruction, and the instructions of samples would be left out: "
-            "choose another --template for measurements; this one serves prompt_ids and logits"
+            "choose another --template for measurements; this one can only be used for prompt_ids and logits"
         )
 
 

@@ -92,7 +92,7 @@ class _SeparateRows:
         x, positions = given.pop("x"), given.pop("position_ids")
         tokens = positions.shape[-1]
         if self.mask is not None:
-            # A row of padding is no part of a sequence: at position 0 it does not make it longer.
+            # A row of padding is not a part of a sequence: at position 0 it does not make it longer.
             padding = self.mask[:, -tokens:].to(positions.device) == 0
             positions = positions.expand(*positions.shape[:-2], *padding.shape).masked_fill(padding, 0)
         rotated = [_rotate_alone(module, x, row, given) for row in positions.split(1, dim=-2)]

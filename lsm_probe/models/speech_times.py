@@ -51,7 +51,7 @@ def speech_token_times(config: LsmConfig, num_samples: int) -> Times:
     if config.decoder_states is not None:
         raise InputError(
             f"the {config.decoder_states} speech tokens of a piece are made of states of Whisper's decoder, each of "
-            "which attends to all of it: they have no times"
+            "which attends to the whole piece: they have no times"
         )
     projector = config.projector_config
     token_states = CONNECTORS[projector.connector].token_states

@@ -59,8 +59,8 @@ def check_known(name: str | Path) -> None:
         raise InputError(f"{name} cannot be measured. It is {known}")
     if kind is None:
         raise InputError(
-            f"{name} cannot be loaded: its config.json names no model_type, so that nothing says which model it is. "
-            "Take the config.json that belongs to the weights"
+            f"{name} cannot be loaded: its config.json names no model_type, so its type is not known. "
+            "Add the config.json that belongs to the weights"
         )
     named = f" ({', '.join(map(str, classes))})" if classes else ""
     code = "; the code that comes with it is not run" if "auto_map" in settings else ""

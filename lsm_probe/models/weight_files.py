@@ -61,7 +61,7 @@ def find_other_weights(folder: Path, read: list[Path]) -> list[Path]:
 
 
 def is_of_model(path: Path) -> bool:
-    """Whether a file of weights may hold a model's, by its name: it is no trainer's, no adapter and no second copy."""
+    """Whether a file of weights may hold those of a model, by its name: not of a trainer or an adapter, nor a copy."""
     return not _NO_WEIGHTS.match(path.name)
 
 
@@ -69,7 +69,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a file; of torch's formats, those in the file's state dict.
 
     Raises:
-        InputError: the file is damaged, or holds more than tensors.
+        InputError: the file is damaged, or contains other objects than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -78,9 +78,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in names}
         held = torch.load(path, map_location="meta", weights_only=True)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: take it from a good copy of the checkpoint") from error
+        raise InputError(f"{path} is missing: get it again from the original checkpoint") from error
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be loaded: it is damaged, or holds more than tensors") from error
+        raise InputError(f"{path} cannot be loaded: it is damaged, or contains other objects than tensors") from error
     return {name: tuple(tensor.shape) for name, tensor in find_state_dict(held)[1].items()}
 
 
@@ -108,8 +108,8 @@ def _indexed_files(index: Path) -> set[str]:
     try:
         files = {str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} is no index of weights: take it from a good copy of the checkpoint") from error
+        raise InputError(f"{index} is not an index of weights: get it again from the original checkpoint") from error
     for file in sorted(files):
         if leads_outside(file):
-            raise InputError(f"{index} names {file!r}, which lies outside of the folder: use no such checkpoint")
+            raise InputError(f"{index} names {file!r}, which is outside the folder: do not use this checkpoint")
     return files

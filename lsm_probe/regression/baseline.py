@@ -106,7 +106,7 @@ def read_baseline(path: str | Path) -> Baseline:
     except ValidationError as error:
         reason = " ".join(explain(error).split())
         raise InputError(
-            f"{file} is no usable result of the attention probe: {reason} (write it with `lsm-probe attention`)"
+            f"{file} is not a usable result of the attention probe: {reason} (write it with `lsm-probe attention`)"
         ) from None
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): {_instead(Path(path))}") from None
@@ -172,7 +172,7 @@ def require_two_files(current: str | Path, baseline: str | Path) -> None:
     """
     first, second = result_file(current), result_file(baseline)
     if first.exists() and second.exists() and first.samefile(second):
-        raise InputError(f"baseline and current are the same file, {second}: nothing would be compared")
+        raise InputError(f"baseline and current are the same file, {second}: give two different results")
 
 
 class _Term(NamedTuple):

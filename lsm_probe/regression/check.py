@@ -156,7 +156,7 @@ def check(
         paired: a layer has regressed only if its fall would be above `tolerance` on other utterances as well.
 
     Raises:
-        InputError: a result cannot be read, the two cannot be compared, or the tolerance is no number from 0 to 1.
+        InputError: a result cannot be read, the two cannot be compared, or the tolerance is not a number from 0 to 1.
     """
     if not 0 <= tolerance <= 1:
         raise InputError(f"--tolerance {tolerance} must be a number from 0 to 1, in units of eta")

@@ -223,7 +223,7 @@ def read_diagnosis(path: str | Path) -> StoredDiagnosis:
         return StoredDiagnosis.model_validate_json(file.read_bytes())
     except ValidationError as error:
         reason = " ".join(explain(error).split())
-        raise InputError(f"{file} is no usable diagnosis: {reason} (write it with `lsm-probe diagnose`)") from None
+        raise InputError(f"{file} is not a usable diagnosis: {reason} (write it with `lsm-probe diagnose`)") from None
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror}): name a diagnosis.json or the folder that holds one (a baseline "

@@ -54,7 +54,8 @@ def paired_moves(
     n_utterances = int(first.clusters.max()) + 1
     if n_utterances < FEWEST:
         raise InputError(
-            f"--paired needs {FEWEST} utterances, the two results share {n_utterances}: probe more, or leave it out"
+            f"--paired needs {FEWEST} utterances, the two results share {n_utterances}: measure more utterances, "
+            "or leave --paired out"
         )
     if second.checkpoint.responses == "given" and first.responses() != second.responses():
         raise InputError("the given responses differ: probe both with the same --responses")
@@ -119,5 +120,8 @@ def load_arrays(folder: Path, baseline: Baseline) -> AttentionResult:
     except (ValueError, IndexError) as error:
         raise InputError(f"{folder}/arrays.npz is damaged ({' '.join(str(error).split())}): probe again") from None
     if not same or len(result.ids) != baseline.n_samples:
-        raise InputError(f"{folder}/arrays.npz is not of the result.json beside it: probe again, or --update both")
+        raise InputError(
+            f"{folder}/arrays.npz does not belong to the result.json beside it: run the probe again, or use "
+            "--update with --paired"
+        )
     return result

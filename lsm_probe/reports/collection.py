@@ -164,7 +164,7 @@ def _load(folder: Path) -> Stored:
         kind: type[MeasurementResult] = measurements()[read_schema(schema)[0]].get("result")
     except (OSError, ValueError, LookupError, TypeError, InputError) as error:
         raise InputError(
-            f"{folder}/result.json is no result that a report can show ({' '.join(str(error).split())}); it shows "
+            f"{folder}/result.json is not a result that a report can show ({' '.join(str(error).split())}); it shows "
             f"results of: {', '.join(measurements())}"
         ) from error
     return Stored(folder, kind.load(folder))
@@ -252,7 +252,7 @@ def _check(name: str, group: Sequence[Stored]) -> None:
             )
         if result.conventions != first.result.conventions:
             raise InputError(
-                f"{first.folder} and {folder} are {name} results under different conventions: report them apart"
+                f"{first.folder} and {folder} are {name} results with different conventions: write a report for each"
             )
 
 

@@ -116,7 +116,7 @@ def run_demo(
     """
     check_can_write("--out", out, folder=True)
     if not resume and out.exists() and any(out.iterdir()):
-        raise InputError(f"--out {out} holds files already: go on with --resume, or choose another folder")
+        raise InputError(f"--out {out} holds files already: continue with --resume, or choose another folder")
     first = diagnosis_steps(utterances)
     total = len(first) + len(repair_steps(FULL, utterances))
     assets.speech_encoder()

@@ -91,7 +91,7 @@ def diagnose(
         on_estimate: called with the seconds that all is expected to take, once the first model is loaded.
 
     Raises:
-        InputError: a checkpoint or sample cannot be used, the base is no text LLM, or `out` holds other files.
+        InputError: a checkpoint or sample cannot be used, the base is not a text LLM, or `out` holds other files.
 
     Example:
         >>> import lsm_probe
@@ -218,7 +218,9 @@ def _check(checkpoints: Sequence[ToMeasure], base: ToMeasure | None, samples: Se
         raise InputError("there are no samples to diagnose on: the manifest, or what --limit leaves of it, is empty")
     check_names([each.name for each in checkpoints])
     if base is not None and base.look_up() == "speech":
-        raise InputError(f"--base {base.name} reads speech: give the text LLM inside the checkpoints, or leave it out")
+        raise InputError(
+            f"--base {base.name} reads speech: give the text LLM inside the checkpoints, or leave --base out"
+        )
     for each in (*checkpoints, *([] if base is None else [base])):
         if (source := each.look_up()) is not None:
             check_key(SOURCE_KEYS[source], each.name, samples)

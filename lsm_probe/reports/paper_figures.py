@@ -55,8 +55,8 @@ def save_paper_figure(name: str, results: Sequence[MeasurementResult], out: Path
     results = [result for result in results if isinstance(result, kind.result)]
     if len(results) < kind.least:
         raise InputError(
-            f"{name} is made of {kind.least} or more {kind.result.NAME} results, and {len(results)} are given: "
-            "add folders"
+            f"{name} needs at least {kind.least} {kind.result.NAME} results, and {len(results)} are given: "
+            "add result folders"
         )
     frame = kind.frame(results)
     if kind.figure is not None:
@@ -90,7 +90,7 @@ def group_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
     """[`group_frame`], and the last LSM minus each of the others, paired on the samples both have.
 
-    Of the controls its own alone: the text LLM at the length of another's speech is no match for it.
+    Of the controls its own alone: the text LLM at the length of another's speech is not a match for it.
     """
     last, gains = _gains(results)
     rows = [_rows(f"{last.name} − {name}", last, gain) for name, gain in gains]
@@ -173,7 +173,7 @@ def mmlu_table(results: Sequence[TextAbilityResult]) -> pd.DataFrame:
     rows = []
     for result in results:
         if not result.accuracies:
-            raise InputError(f"{result.name} was not asked MMLU: run `lsm-probe text-ability` with --mmlu")
+            raise InputError(f"{result.name} has no MMLU result: run `lsm-probe text-ability` with --mmlu")
         whole = {name: number for name, number in result.accuracies.items() if name not in result.subjects}
         rows.append({"model": result.name, **{name: round(number.value, 1) for name, number in whole.items()}})
     return pd.DataFrame(rows)
@@ -183,7 +183,10 @@ def speed_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:
     """Table 7: [`task_table`] with seconds per sample, and how many times as fast as the cascade each is."""
     found = speeds(results)
     if not found:
-        raise InputError("table7 holds a cascade against the others: evaluate with --cascade")
+        raise InputError(
+            "table7 compares a cascade with the others, and no result is of a cascade: run `lsm-probe evaluate` "
+            "with --cascade"
+        )
     table = task_table(results)
     table["seconds per sample"] = [round(float(result.seconds.mean()), 3) for result in results]
     table["speed"] = [f"{found[r.name].mean:.1f}x" if r.name in found else "–" for r in results]
@@ -222,7 +225,7 @@ def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tu
         drawn = np.subtract(*(_grouped(r.left_out_eta()) for r in pair))
         gains.append((other.name, curve(mean, drawn)))
     if not gains:
-        raise InputError(f"figure5 holds {last.name} against other checkpoints, and there is none: add folders")
+        raise InputError(f"figure5 compares {last.name} with other checkpoints, and there are none: add result folders")
     return last, gains
 
 

@@ -45,15 +45,17 @@ def _controls(first: MeasurementResult, second: MeasurementResult, results: Sequ
 
 def _pair(first: MeasurementResult, second: MeasurementResult, controls: Sequence[str]) -> dict[str, Any]:
     if type(first) is not type(second):
-        raise InputError(f"{first.name} and {second.name} are results of different probes: no comparison")
+        raise InputError(f"{first.name} and {second.name} are results of different probes: they cannot be compared")
     if not first.data.is_same_as(second.data):
         raise InputError(f"{first.name} and {second.name} were probed on different data: they cannot be paired")
     if first.conventions != second.conventions:
-        raise InputError(f"{first.name} and {second.name} are read under different conventions: no comparison")
+        raise InputError(f"{first.name} and {second.name} have different conventions: they cannot be compared")
     if first.checkpoint.response_part != second.checkpoint.response_part:
-        raise InputError(f"{first.name} and {second.name} were measured on different parts of responses: no comparison")
+        raise InputError(
+            f"{first.name} and {second.name} were measured on different parts of the response: they cannot be compared"
+        )
     if not set(first.ids) & set(second.ids):
-        raise InputError(f"{first.name} and {second.name} have no measured sample in common: no comparison")
+        raise InputError(f"{first.name} and {second.name} have no measured sample in common: they cannot be compared")
     first, second = first.paired_with(second)
     about = {"first": first.name, "second": second.name, "n_samples": len(first.ids)}
     try:

@@ -119,7 +119,7 @@ def read_schema(schema: str) -> tuple[str, int]:
     """Measurement and version of a schema such as `lsm-probe/attention/2`.
 
     Raises:
-        InputError: it is no schema of lsm-probe, or a later one.
+        InputError: it is not a schema of lsm-probe, or a later one.
     """
     program, _, rest = schema.partition("/")
     name, _, version = rest.rpartition("/")

@@ -39,7 +39,7 @@ def named_checkpoints(
     """
     adapters = [name for name in names if is_adapter(name)] or [name for name in names if may_be_on_hub(name)]
     if base is not None and not adapters:
-        raise InputError(f"--base {base} has no use: {', '.join(names)} is no adapter (a folder with {CONFIG})")
+        raise InputError(f"--base {base} cannot be used: {', '.join(names)} is not an adapter (a folder with {CONFIG})")
     check_parts({name: base if name in adapters else None for name in names}, _parts(loading))
     with_base = {**loading, "base": base}
     return [named_checkpoint(name, with_base if name in adapters else loading, source=source) for name in names]

@@ -172,7 +172,7 @@ def check_samples(
             )
     if source_lengths is not None:
         if not checkpoint.resizes_source:
-            raise InputError("only a text LLM's source can be made another length")
+            raise InputError("source_lengths can only be given for a text LLM")
         without = [sample.id for sample in samples if source_lengths.get(sample.id, 0) < 1]
         if without:
             raise InputError(f"source_lengths gives no length for {len(without)} samples (first: {without[0]})")

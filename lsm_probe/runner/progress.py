@@ -51,8 +51,8 @@ class Progress:
         stamp_file = None if folder is None else folder / "settings.sha256"
         if stamp_file is not None and stamp_file.exists() and stamp_file.read_text() != self.stamp:
             raise InputError(
-                f"{folder} holds an interrupted run with another checkpoint, data or settings: repeat those, or start "
-                "afresh without --resume"
+                f"{folder} holds an interrupted run with another checkpoint, data or settings: use those again, or "
+                "start again without --resume"
             )
 
     def get(self, batch: int) -> list[Record] | None:

@@ -241,7 +241,7 @@ class MeasurementResult:
     def drift_from(self, reference: Self) -> dict[str, Floats]:
         """This result minus `reference`, the same samples in float32: by name and unit, `[samples, ...]`.
 
-        By default the difference of each value in `BY_SAMPLE` that is no count.
+        By default the difference of each value in `BY_SAMPLE` that is not a count.
         """
         pairs = {name: (getattr(self, name), getattr(reference, name)) for name in self.BY_SAMPLE}
         return {

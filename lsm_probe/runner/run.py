@@ -120,7 +120,7 @@ def check_names(names: Sequence[str]) -> None:
     """Refuse names that results could not be distinguished by, or could not store.
 
     Raises:
-        InputError: a name is given twice, or is no Unicode text (a folder's may be any bytes).
+        InputError: a name is given twice, or is not Unicode text (a folder's may be any bytes).
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")

@@ -12,7 +12,7 @@ def accumulation(stage: Stage, machine: Machine, world: int) -> int:
     """Forward passes that each of `world` processes makes for one optimizer step.
 
     Raises:
-        InputError: the stage's batch is no whole number of such passes.
+        InputError: the stage's batch is not a whole number of such passes.
     """
     in_one_pass = machine.per_device_batch_size * world
     if stage.batch_size % in_one_pass == 0:

@@ -157,7 +157,7 @@ class BiasCallback(TrainerCallback):
     ) -> None:
         if self.processing_class is None:
             self.processing_class = kwargs.get("processing_class")
-        _calling_handler()  # or this is no Trainer's
+        _calling_handler()  # or this is not a Trainer's
         self._timer, self.stopped = StepTimer(), None
         begun = perf_counter()
         self._begin_history(args, state, model)
@@ -212,7 +212,7 @@ class BiasCallback(TrainerCallback):
             self.history = replace(earlier, rows=kept, every=self.every or earlier.every)
             return
         if earlier is not None:
-            warnings.warn(f"{folder / FILE} is of other samples or settings: the probings begin anew", stacklevel=2)
+            warnings.warn(f"{folder / FILE} belongs to other samples or settings: probing starts again", stacklevel=2)
         with unchanged(model), self.interruptible():
             responses = self.probing.fixed_responses(self._checkpoint(model))
         self.history = BiasHistory(setup=setup, responses=responses, every=self.every)
@@ -241,8 +241,9 @@ class BiasCallback(TrainerCallback):
             logger.info("%s: probing every %d steps, in under 5 %% of the time", times, self.history.every)
         else:
             warnings.warn(
-                f"{times}: 5 % of the time of {state.max_steps} steps allows no second probing; give a number of steps "
-                "as `every` to probe nevertheless",
+                f"{times}: 5 % of the time of {state.max_steps} steps is too short for a second probing; set "
+                "`every` to a "
+                "number of steps to probe more often",
                 stacklevel=2,
             )
 

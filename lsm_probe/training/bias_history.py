@@ -120,7 +120,7 @@ class BiasHistory:
             return cls(**head, rows={row.pop("step"): row for row in known})
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path} cannot be read ({reason}): delete it, and the probings begin anew") from error
+            raise InputError(f"{path} cannot be read ({reason}): delete it, and probing starts again") from error
 
 
 def _add_legend(ax: Axes) -> None:

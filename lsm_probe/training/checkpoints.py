@@ -78,7 +78,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         try:
             _check_readable(path)
         except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not what a run writes: {remedy}") from error
+            raise InputError(f"{path} was not written by a training run: {remedy}") from error
     return complete[-1]
 
 
@@ -148,8 +148,8 @@ def check_same_data(folder: Path, samples: Sequence[Sample], *, resumed: bool) -
         raise InputError(f"{path} cannot be read: choose another --out") from error
     if begun != data:
         raise InputError(
-            f"{folder} was begun with other samples than the manifests hold now: bring those back, or choose another "
-            "--out"
+            f"{folder} was started with other samples than the manifests hold now: restore the manifests, or choose "
+            "another --out"
         )
 
 

@@ -54,7 +54,7 @@ class TrainingSet(Dataset):
 
     def __init__(self, samples: Sequence[Sample], checkpoint: Lsm, states: SpeechStates | None = None):
         if not samples:
-            raise InputError("no usable sample is left: look at what was left out")
+            raise InputError("no usable sample is left: the messages above say why each was left out")
         self.samples = samples
         self.processor = checkpoint.processor
         self.projector = checkpoint.model.config.projector_config

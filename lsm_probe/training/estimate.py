@@ -123,7 +123,7 @@ def _lsm_config(config: TrainConfig) -> LsmConfig:
     if model.start is not None:
         start = model_config(model.start)
         if not isinstance(start, LsmConfig):
-            raise InputError(f"model.start {model.start} is a {start.model_type!r} model, no LSM of ours")
+            raise InputError(f"model.start {model.start} is a {start.model_type!r} model, no LSM of this package")
         return start
     encoder, llm = model_config(model.encoder), model_config(model.llm)
     if encoder.model_type != "whisper":

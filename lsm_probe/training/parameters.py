@@ -90,7 +90,10 @@ def _layer_rates(model: nn.Module, stage: Stage) -> Callable[[str, nn.Parameter]
     prefix = layers_prefix(llm)
     layers, by_layer = llm.config.get_text_config().num_hidden_layers, stage.layer_rates
     if len(by_layer) != layers:
-        raise InputError(f"layer_rates holds {len(by_layer)} rates, but the LLM has {layers} layers: make them of it")
+        raise InputError(
+            f"layer_rates holds {len(by_layer)} rates, but the LLM has {layers} layers: write them for this LLM, "
+            "with importance --write-lr-schedule"
+        )
 
     def rate(name: str, parameter: nn.Parameter) -> float:
         layer, _ = layer_of(name, f"language_model.{prefix}")

@@ -40,9 +40,9 @@ def read_samples(
 
 def _trainable(sample: Sample) -> Sample:
     if sample.audio is None:
-        raise InputError(f"sample {sample.id!r}: has no audio; speech models are trained on speech")
+        raise InputError(f"sample {sample.id!r}: has no audio; add 'audio' to it, or leave the sample out")
     if not sample.target or not sample.target.strip():
-        raise InputError(f"sample {sample.id!r}: has no target; add the answer that is to be learned")
+        raise InputError(f"sample {sample.id!r}: has no target; add 'target', the response that is to be learned")
     if sample.context is not None:
         raise InputError(f"sample {sample.id!r}: has a context, which no prompt template takes yet; leave it out")
     seconds(sample.audio, sample.start, sample.duration)

@@ -100,7 +100,7 @@ class StageRun:
             on_resume.append("machine.gradient_checkpointing=true")
         anew = [*self._sharding_that_helps(), *(["strategy=lora"] if self.stage.strategy in _TRAIN_ALL else [])]
         advice = [
-            *([f"go on with --resume and {' '.join(on_resume)}"] if on_resume else []),
+            *([f"continue with --resume and {' '.join(on_resume)}"] if on_resume else []),
             *([f"start a new run with {' or '.join(anew)} (--dry-run estimates its memory)"] if anew else []),
         ]
         what = f"memory ran out with {size} sample{'s' if size > 1 else ''} in a pass"
@@ -121,7 +121,7 @@ class StageRun:
         smaller = self._smaller_pass()
         self.machine = self.machine.model_copy(update={"per_device_batch_size": smaller})
         warnings.warn(
-            f"memory ran out with {before} samples in a pass: going on with {smaller}; a step keeps its "
+            f"memory ran out with {before} samples in a pass: continuing with {smaller}; a step keeps its "
             f"{self.stage.batch_size}",
             stacklevel=2,
         )
@@ -163,13 +163,16 @@ class StageRun:
             resumed=last is not None,
         )
         if last is not None and trainer.is_fsdp_enabled != (last / "pytorch_model_fsdp_0").is_dir():
-            raise InputError(f"{last} was written with another sharding: go on with as many devices, sharded as before")
+            raise InputError(
+                f"{last} was written with another sharding: continue with as many devices and the sharding of before"
+            )
         began = time.monotonic()
         if last is not None and step_of(last) >= total:
             # Trained to the end, but killed before the model was written. The Trainer would make a step too many.
             if trainer.is_fsdp_enabled:
                 raise InputError(
-                    f"{last} is trained to the end, but a sharded run can only go on from before that: delete it"
+                    f"{last} is trained to the end, but a sharded run can only continue from an unfinished "
+                    "checkpoint: delete it"
                 )
             restore(trainer, last)
         else:

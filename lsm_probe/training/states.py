@@ -99,7 +99,7 @@ class SpeechStates:
         try:
             pieces = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}): delete it and go on with --resume") from error
+            raise InputError(f"{path} cannot be read ({error}): delete it and continue with --resume") from error
         return [pieces[str(i)] for i in range(len(pieces))]
 
     def _path(self, sample: Sample) -> Path:

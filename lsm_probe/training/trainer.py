@@ -115,8 +115,8 @@ class LsmTrainer(Trainer):
         ids = [self.train_dataset.samples[i].id for i in indices]
         names = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         return WorkFailed(
-            f"step {self.state.global_step + 1}: {what}; samples: {names}. Nothing was updated; look at them, or lower "
-            "the learning rate"
+            f"step {self.state.global_step + 1}: {what}; samples: {names}. The weights were not updated; check these "
+            "samples, or lower the learning rate"
         )
 
     def evaluate(

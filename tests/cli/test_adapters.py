@@ -36,7 +36,7 @@ def test_an_adapter_is_measured_beside_its_base(run, adapter, tiny_llm_folder, t
 def test_a_base_for_what_is_no_adapter(refusal, tiny_llm_folder, manifest, command):
     options = ("--task", f"librispeech-clean={manifest}") if command == "evaluate" else ("--data", manifest)
     line = refusal(command, "--ckpt", tiny_llm_folder, *options, "--base", tiny_llm_folder)
-    assert "is no adapter (a folder with adapter_config.json)" in line
+    assert "is not an adapter (a folder with adapter_config.json)" in line
 
 
 def test_a_base_that_is_not_here(refusal, adapter, manifest):

@@ -71,7 +71,7 @@ def damage(librispeech, kind):
         return "test-clean, 1-2-0001: its transcript is missing or empty"
     if kind == "id taken":
         transcript.write_text("1-2-0000 ALSO A\n1-2-0000 HARANGUE\n")
-        return "test-clean, 1-2-0000: the id is taken"
+        return "test-clean, 1-2-0000: another utterance of the split has the same id"
     transcript.write_text("1-2-0000 ALSO A\n../../../../../etc/passwd HARANGUE\n")
     return "1-2.trans.txt, line 2: '../../../../../etc/passwd.flac' names no file inside"
 
@@ -224,7 +224,7 @@ def test_a_recording_that_is_there_twice_is_refused(data, clip, tmp_path):
     (root / "x_supervisions_dev.jsonl").write_text(json.dumps(said_of))
     code, _, stderr = data("lhotse", "--root", root, "--out", tmp_path / "out")
     assert code == 2
-    assert "x_recordings_dev.jsonl, line 2: recording 'r' is there before" in stderr
+    assert "x_recordings_dev.jsonl, line 2: recording 'r' occurs twice" in stderr
 
 
 def test_half_a_surrogate_pair_is_one_line(data, clip, tmp_path):
@@ -238,7 +238,7 @@ def test_half_a_surrogate_pair_is_one_line(data, clip, tmp_path):
     (tmp_path / "lhotse" / "supervisions.jsonl").write_text(json.dumps(said_of))
     code, _, stderr = data("lhotse", "--root", tmp_path / "lhotse", "--out", tmp_path / "out")
     assert code == 2
-    assert "half a surrogate pair" in stderr
+    assert "unpaired surrogate" in stderr
 
 
 def test_a_folder_with_a_colon_reads_back(data, librispeech, tmp_path):

@@ -71,7 +71,7 @@ def test_nothing_is_spoken_twice_and_other_settings_are_refused(data, sentences,
     arguments = ["speak", sentences, "--out", tmp_path / "out", "--workers", 1]
     assert data(*arguments)[0] == 0
     before = contents(tmp_path / "out")
-    assert "go on with --resume" in data(*arguments)[2]
+    assert "continue with --resume" in data(*arguments)[2]
     code, stdout, _ = data(*arguments, "--resume")
     assert code == 0
     assert "spoken: 0 texts" in stdout
@@ -139,7 +139,7 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(data, sentences, tmp_path, m
         code, _, stderr = data("speak", sentences, "--out", out, "--workers", 1)
     assert code == 1
     assert [line for line in stderr.splitlines() if "error" in line] == [
-        "error: the disk is full: make room, then run it again (--resume goes on)"
+        "error: the disk is full: make room, then run it again (--resume continues)"
     ]
     assert sorted(Path(name).suffix for name in contents(out)) == [".flac", ".flac", ".flac", ".yaml"]
     code, stdout, _ = data("speak", sentences, "--out", out, "--workers", 1, "--resume")

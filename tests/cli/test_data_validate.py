@@ -72,10 +72,10 @@ def test_every_bad_line_is_named_with_its_cause(lsm_probe_command, folder):
     assert "1 samples usable, 8 not" in stdout
     causes = [
         (2, "is not JSON"),
-        (3, "the id is taken by line 1"),
+        (3, "line 1 has the same id"),
         (4, "names neither 'audio' nor 'text'"),
         (5, "is empty or blank"),
-        (6, "is a pipe, which is never run"),
+        (6, "is a command (pipe), which is not run"),
         (7, "is a URL, which is never fetched"),
         (8, "must be a plain path"),
         (9, "does not exist"),

@@ -93,7 +93,7 @@ def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_pro
     (out / "repair.json").write_text(json.dumps({"steps": 11, "batch": 2}))
     code, _, err = lsm_probe_command("demo", "--out", out)
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds files already: go on with --resume, or choose another folder" in err
+    assert "holds files already: continue with --resume, or choose another folder" in err
     code, told, _ = lsm_probe_command("demo", "--out", out, "--resume", "--steps", 20)
     assert code == 0
     assert "The training keeps the size it was started with: 11 steps of 2 samples" in told

@@ -128,7 +128,7 @@ def test_a_cascade_is_measured_in_the_same_run(run, tiny_lsm_folder, tiny_llm_fo
         (
             "builtin:llm",
             "builtin:wisper",
-            "builtin:wisper is no speech recogniser; the built-in one is builtin:whisper",
+            "builtin:wisper is not a speech recogniser; the built-in one is builtin:whisper",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_two_results_of_one_checkpoint_are_refused(run, lsm_probe_command, tiny_
         run(tiny_lsm_folder, out=tmp_path / name)
     code, _, err = lsm_probe_command("score", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "again")
     assert (code, err.count("\n")) == (2, 1)
-    assert "two of these folders are of one checkpoint" in err
+    assert "two of these folders hold results of the same checkpoint" in err
 
 
 def test_scoring_does_not_write_over_predictions(run, lsm_probe_command, tiny_lsm_folder, tmp_path):

@@ -100,7 +100,7 @@ def test_figure5_of_one_checkpoint_and_a_control_of_another_is_refused(results, 
     shutil.rmtree(folder / "lsm")
     code, _, stderr = lsm_probe_command("figure", "figure5", folder, "--out", tmp_path / "paper")
     assert code == 2
-    assert "figure5 holds llm against other checkpoints, and there is none: add folders" in stderr
+    assert "figure5 compares llm with other checkpoints, and there are none: add result folders" in stderr
 
 
 def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, tmp_path):
@@ -115,7 +115,7 @@ def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, 
 @pytest.mark.parametrize(
     ("name", "made", "message"),
     [
-        ("figure6", "figure3", "figure6 is made of 1 or more alignment results, and 0 are given: add folders"),
+        ("figure6", "figure3", "figure6 needs at least 1 alignment results, and 0 are given: add result folders"),
         ("figure9", "figure3", "invalid value for 'name': 'figure9' is not one of 'figure3', 'figure5',"),
     ],
 )

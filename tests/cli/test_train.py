@@ -143,7 +143,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
     "batch not divisible": (("batch_size=6",), "stage train: a batch of 6 cannot be made of 4 samples on each"),
     "no such encoder": (("model.encoder={llm}/nowhere",), "nowhere"),
     "no Whisper": (("model.encoder={llm}",), "give a Whisper model of any size"),
-    "no LSM to start from": (("model={start: '{llm}'}",), "is no LSM of ours"),
+    "no LSM to start from": (("model={start: '{llm}'}",), "is not an LSM of this package"),
     "unknown connector": (("model.connector={connector: glue}",), "connector 'glue' is unknown"),
     "connector's setting": (("model.connector={layers: 3}",), "layers"),
     "unknown setting": (("learning_speed=3",), "learning_speed"),
@@ -183,8 +183,8 @@ def test_a_preset_without_data_asks_for_it(train_command: Command) -> None:
 
 
 UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "no target": ({"target": None}, "has no target; add the answer that is to be learned"),
-    "no audio": ({"audio": None, "text": "green"}, "has no audio; speech models are trained on speech"),
+    "no target": ({"target": None}, "has no target; add 'target', the response that is to be learned"),
+    "no audio": ({"audio": None, "text": "green"}, "has no audio; add 'audio' to it, or leave the sample out"),
     "context": ({"context": "A passage."}, "has a context, which no prompt template takes yet"),
     "no sound file": ({"audio": "damaged.flac"}, "damaged.flac: cannot be decoded"),
 }
@@ -264,10 +264,10 @@ def test_a_folder_in_use_by_another_run(train_command: Command, tmp_path: Path) 
     assert train_command()[0] == 0
     code, _, stderr = train_command()
     assert (code, len(stderr)) == (2, 1)
-    assert "holds files already: go on with --resume, or choose another folder" in stderr[0]
+    assert "holds files already: continue with --resume, or choose another folder" in stderr[0]
     code, _, stderr = train_command("learning_rate=1e-3", "--resume")
     assert (code, len(stderr)) == (2, 1)
-    assert "was begun with other settings or data (learning_rate)" in stderr[0]
+    assert "was started with other settings or data (learning_rate)" in stderr[0]
     assert train_command("machine.per_device_batch_size=2", "--resume")[0] == 0
 
 

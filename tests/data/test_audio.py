@@ -204,7 +204,7 @@ def test_no_audio() -> None:
         ("x.flac", flac_bomb(900_000), "claims 900000 frames"),
         ("x.flac", flac_bomb(800_000), "is truncated (0 of 800000 frames"),  # just possible in 132 bytes
         ("x.flac", flac_bomb(2**36 - 1, size=2**20), "more than its 1048576 bytes can hold"),
-        ("x.flac", flac_bomb(2**32, size=2**20), "asks for 268435 s, the limit is 3600 s"),
+        ("x.flac", flac_bomb(2**32, size=2**20), "covers 268435 s, and the limit is 3600 s"),
     ],
 )
 def test_files_that_hold_no_audio(tmp_path: Path, name: str, content: bytes, said: str) -> None:

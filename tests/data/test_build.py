@@ -66,7 +66,7 @@ def bad(clip, tmp_path):
         "a section outside": (Utterance("x", "s", "t", clip, start=3.0), "outside the file's 2.000 s"),
         "no transcript": (Utterance("x", "s", None, clip), "its transcript is missing or empty"),
         "a blank transcript": (Utterance("x", "s", " \t", clip), "its transcript is missing or empty"),
-        "an id that is taken": (Utterance("good", "s", "t", clip), "the id is taken"),
+        "an id that is taken": (Utterance("good", "s", "t", clip), "has the same id"),
         "a blank id": (Utterance(" ", "s", "t", clip), "is empty or blank"),
     }
 

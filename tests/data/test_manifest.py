@@ -127,7 +127,7 @@ def test_name_with_a_colon_is_reached_with_a_dot(write: Write, tmp_path: Path) -
         (GOOD | {"id": 5}, "'id' is 5, which is not text; put it in quotes"),
         (GOOD | {"instruction": "  "}, "'instruction' is empty or blank"),
         (GOOD | {"text": ""}, "'text' is empty or blank"),
-        (GOOD | {"text": "\ud800"}, "'text' holds half a surrogate pair"),
+        (GOOD | {"text": "\ud800"}, "'text' holds an unpaired surrogate"),
         (GOOD | {"start": -1}, "'start' is -1; input should be greater than or equal to 0"),
         (GOOD | {"start": "x\n" * 99}, "'start' is 'x\\nx\\n"),
         ('{"id": "x", "instruction": "i", "text": "t", "start": NaN}', "'start' is nan"),
@@ -193,7 +193,7 @@ def test_fifo_as_audio_does_not_block(write: Write, tmp_path: Path) -> None:
 def test_duplicate_id_names_both_lines(write: Write) -> None:
     message = refusal(write(GOOD, "", GOOD | {"id": "other"}, GOOD))
     assert "line 4: sample 'good'" in message
-    assert "taken by line 1" in message
+    assert "line 1 has the same id" in message
 
 
 @pytest.mark.parametrize(("bad", "said"), [(1, "(and 1 more)"), (3, "(and 3 more)")])

@@ -52,7 +52,7 @@ BAD = {
     '{"id": "x"}': "'text' is missing",
     '{"text": 5}': "'text' is 5",
     '{"text": "\\ud800"}': "line 2",
-    '{"text": "x", "id": "first"}': "taken by line 1",
+    '{"text": "x", "id": "first"}': "line 1 has the same id",
     '{"text": "x", "id": " "}': "'id' is empty",
     '{"text": "x", "target": "y"}': "without an 'instruction'",
     "[" * 100_000: "line 2",

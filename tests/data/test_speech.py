@@ -127,7 +127,7 @@ def test_an_id_that_is_taken_is_a_problem(tmp_path, tones):
     utterances = [Utterance(id="a", split="x", text=text) for text in ("Yes.", "No.")]
     made = synthesize(utterances, tmp_path, SpeechSettings(), workers=1, problems=problems).utterances
     assert [u.text for u in made] == ["Yes."]
-    assert problems.found == ["x, a: the id is taken by an utterance before it"]
+    assert problems.found == ["x, a: an earlier utterance has the same id"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, tones, monkeypatch):

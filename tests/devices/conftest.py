@@ -1,4 +1,4 @@
-"""The simulated device as a fixture: `tests` is no package to import from."""
+"""The simulated device as a fixture: `tests` is not a package to import from."""
 
 import importlib.util
 import sys

@@ -107,9 +107,9 @@ def test_an_interrupted_diagnosis_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         lsm_probe.diagnose(tiny_lsm_folder, by_task, on_progress=stop_in_knockout, **options)
     assert not (out / "diagnosis.json").exists()
-    with pytest.raises(InputError, match="go on with --resume"):
+    with pytest.raises(InputError, match="continue with --resume"):
         lsm_probe.diagnose(tiny_lsm_folder, by_task, **options)
-    with pytest.raises(InputError, match=r"was begun with other settings or data \(seed\)"):
+    with pytest.raises(InputError, match=r"was started with other settings or data \(seed\)"):
         lsm_probe.diagnose(tiny_lsm_folder, by_task, resume=True, seed=5, **options)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/result.json")}
     found = lsm_probe.diagnose(tiny_lsm_folder, by_task, resume=True, **options)

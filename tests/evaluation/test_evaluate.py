@@ -153,7 +153,7 @@ def test_responses_as_long_as_they_may_be_and_empty_ones_are_counted(tiny_lsm, s
     [
         ({"target": None}, "samples have no `target`"),
         ({"task": "mood"}, r"sample colour/3 is of task 'mood'; there are: said, colour"),
-        ({"target": "blue"}, r"sample colour/3: its target 'blue' is no answer to its task; correct it"),
+        ({"target": "blue"}, r"sample colour/3: its target 'blue' is not an answer to its task; correct it"),
         ({"id": "said/0"}, "two samples have the same id"),
     ],
 )

@@ -100,7 +100,7 @@ def write_subject(folder, name, *, dev=("Q?,a,b,c,d,A",), test=("Q?,a,b,c,d,B",)
     ("broken", "message"),
     [
         (lambda folder: folder / "nowhere", "nowhere holds no test/<subject>_test.csv"),
-        (lambda folder: write_subject(folder, "cookery"), "cookery_test.csv is no subject of MMLU"),
+        (lambda folder: write_subject(folder, "cookery"), "cookery_test.csv is not a subject of MMLU"),
         (lambda folder: write_subject(folder, "virology", test=("Q?,a,b,c,d,E",)), "virology_test.csv, line 1: not a"),
         (lambda folder: write_subject(folder, "virology", dev=("Q?,a,b,c,d,A", "Q?,a,b")), "virology_dev.csv, line 2:"),
         (lambda folder: write_subject(folder, "virology", dev=()), "virology_dev.csv holds no questions"),

@@ -87,7 +87,7 @@ def test_the_same_text_in_another_spelling_is_right(reference, response, languag
 
 
 def test_an_unknown_language_is_refused_with_its_sample():
-    with pytest.raises(InputError, match="sample s2: language 'xx' is no language; write an ISO 639 code"):
+    with pytest.raises(InputError, match="sample s2: language 'xx' is not a language; write an ISO 639 code"):
         word_error_rate(["a", "b"], ["a", "b"], ["en", "xx"], ids=["s1", "s2"])
 
 

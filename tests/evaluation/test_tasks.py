@@ -161,7 +161,7 @@ FAULTS = {
     "- metrics": "is not a table of settings",
     "metrics: [": "cannot be read as YAML",
     "metrics: \0": "cannot be read as YAML",
-    "metric: [accuracy]\nmetrics: [accuracy]": "'metric' is no setting; look at its spelling",
+    "metric: [accuracy]\nmetrics: [accuracy]": "'metric' is not a setting; look at its spelling",
     "1: 2\nmetrics: [accuracy]": "'1' is 1; keys should be strings",
     "title: x": "'metrics' is missing; add it",
     "metrics: []": "'metrics' is []",

@@ -57,7 +57,7 @@ def test_answers_are_read_behind_the_thinking(evaluated):
     result = evaluated()
     assert scores(result) == {
         "colour": {"accuracy": 50.0, "following_rate": 75.0},
-        "said": {"word_error_rate": 50.0},  # an unfinished thought is no answer, even if it holds the right words
+        "said": {"word_error_rate": 50.0},  # an unfinished thought is not an answer, even if it holds the right words
     }
     rows = {row["id"]: row for row in result.samples}
     assert rows["colour/right"]["response"] == THINKING + "{'brown'}"  # stays as it was

@@ -173,7 +173,7 @@ def test_an_english_only_model_takes_english_and_nothing_else(copy, waveform):
 
 
 def test_an_unknown_language_is_refused(transcriber, waveform):
-    with pytest.raises(InputError, match="knows no language 'fr'"):
+    with pytest.raises(InputError, match="does not know the language 'fr'"):
         transcriber.transcribe([waveform(3)] * 2, ["en", "fr"])
 
 

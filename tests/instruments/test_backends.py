@@ -231,7 +231,7 @@ def test_what_our_own_capture_refuses_no_library_measures(backend):
 
 
 def test_more_than_a_text_llm_is_refused(tiny_lsm, backend):
-    with pytest.raises(InputError, match="more than a plain causal LM"), open_backend(backend, tiny_lsm.model):
+    with pytest.raises(InputError, match="more parts than a causal LM"), open_backend(backend, tiny_lsm.model):
         pass
 
 

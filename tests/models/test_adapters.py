@@ -173,7 +173,7 @@ def test_an_adapter_and_its_base_on_the_hub(
     assert checkpoint.identity.revision == commit
     assert checkpoint.identity.adapter is not None
     assert checkpoint.name == "somebody/adapter"
-    refusal(Path("somebody/base"), "is no adapter", base=str(tiny_llm_folder))
+    refusal(Path("somebody/base"), "is not an adapter", base=str(tiny_llm_folder))
 
 
 def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

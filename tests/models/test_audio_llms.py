@@ -880,7 +880,7 @@ def test_a_model_that_merges_inside_its_llm_is_refused(qwen, waveform, monkeypat
     prompt = checkpoint.encode("Repeat.", waveform(1.0))
     whole = checkpoint.model.model
     monkeypatch.setattr(whole, "forward", lambda input_ids, **more: whole.language_model(input_ids=input_ids))
-    with pytest.raises(InputError, match="puts speech and text together inside of its LLM"):
+    with pytest.raises(InputError, match="combines speech and text inside its LLM"):
         checkpoint.embed([prompt])
 
 
@@ -909,7 +909,7 @@ def test_a_model_that_tells_its_llm_more_than_embeddings_is_refused(qwen, wavefo
     monkeypatch.setattr(
         type(checkpoint.llm.get_decoder()), "forward", lambda self, *a, deepstack=None, **k: own(self, *a, **k)
     )
-    with pytest.raises(InputError, match="hands its LLM deepstack beside embeddings"):
+    with pytest.raises(InputError, match="gives its LLM deepstack in addition to embeddings"):
         checkpoint.embed([prompt])
 
 
@@ -917,7 +917,7 @@ def test_training_an_audio_llm_is_refused_by_name(qwen):
     from lsm_probe.training.config import ModelSettings
     from lsm_probe.training.start import start_model
 
-    with pytest.raises(InputError, match="no LSM of ours"):
+    with pytest.raises(InputError, match="no LSM of this package"):
         start_model(ModelSettings(start=str(qwen)), None, 0)
 
 

@@ -198,5 +198,5 @@ def test_unusable_configurations_are_refused(tiny_projector) -> None:
         LsmConfig(beats_config=BeatsConfig(**BEATS), decoder_states=4)
     with pytest.raises(UnusableConfig, match="layer_norm_dim 9: the states are 8 wide"):
         WindowQFormer(tiny_projector(layer_norm_dim=9), encoder_dim=8, llm_dim=6)
-    with pytest.raises(UnusableConfig, match="hidden_size 30 is no multiple of num_attention_heads 4"):
+    with pytest.raises(UnusableConfig, match="hidden_size 30 is not a multiple of num_attention_heads 4"):
         WindowQFormer(tiny_projector(hidden_size=30), encoder_dim=8, llm_dim=6)

@@ -37,9 +37,9 @@ def test_a_text_llm_made_by_hand_reads_text(tiny_llm):
 
 def test_what_needs_an_lsm_of_ours_refuses_others_in_one_line(tiny_lsm, tiny_llm):
     assert require_lsm(tiny_lsm, "give one") is tiny_lsm
-    with pytest.raises(InputError, match=f"^{tiny_llm.name} is no LSM of ours: give one$"):
+    with pytest.raises(InputError, match=f"^{tiny_llm.name} is not an LSM of this package: give one$"):
         require_lsm(tiny_llm, "give one")
-    with pytest.raises(InputError, match=r"^model\.start=x is no LSM of ours: give one$"):
+    with pytest.raises(InputError, match=r"^model\.start=x is not an LSM of this package: give one$"):
         require_lsm(tiny_llm, "give one", name="model.start=x")
 
 

@@ -66,7 +66,7 @@ def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "is_file", denied)
     said = refusal(require_folder, "/theirs/model")
-    assert said == "/theirs/model cannot be loaded (Permission denied); check the path and its rights"
+    assert said == "/theirs/model cannot be loaded (Permission denied); check the path and its permissions"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "my-checkpont", "nobody/no-such-model", "my-checkpoint"])

@@ -85,15 +85,13 @@ def test_another_date_is_written_stored_and_hashed(save_dated: Callable[..., Pat
 def test_a_template_that_writes_none_keeps_its_results(tiny_llm_folder: Path, save_dated: Callable[..., Path]) -> None:
     assert lsm_probe.load(tiny_llm_folder).identity.date is None
     assert lsm_probe.load(save_dated(LLAMA), template="vicuna").identity.date is None
-    with pytest.warns(
-        UserWarning, match=r"--date 2031-03-01 changes nothing: the prompt template of .* writes no date"
-    ):
+    with pytest.warns(UserWarning, match=r"--date 2031-03-01 has no effect: the prompt template of .* writes no date"):
         lsm_probe.load(tiny_llm_folder, date="2031-03-01")
 
 
 @pytest.mark.parametrize("date", ["today", "2024-02-30", "26 Jul 2024", ""])
 def test_what_is_no_date_is_refused(tiny_llm_folder: Path, date: str) -> None:
-    with pytest.raises(InputError, match=r"^--date '.*' is no date: write it as 2024-07-26$"):
+    with pytest.raises(InputError, match=r"^--date '.*' is not a date: write it as 2024-07-26$"):
         lsm_probe.load(tiny_llm_folder, date=date)
 
 

@@ -62,5 +62,5 @@ def test_a_cache_whose_rows_cannot_be_chosen_is_refused(tmp_path: Path, make_tok
     tokenizer.save_pretrained(tmp_path)
     mamba = lsm_probe.load(tmp_path, device="cpu")
     prompts = [mamba.encode("Continue.", text) for text in TEXTS[:2]]
-    with pytest.raises(InputError, match="MambaForCausalLM has a cache whose rows cannot be chosen"):
+    with pytest.raises(InputError, match="MambaForCausalLM has a cache whose rows cannot be selected"):
         mamba.generate(mamba.embed(prompts), max_new_tokens=20)

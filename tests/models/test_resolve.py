@@ -147,7 +147,7 @@ def test_texts_are_checked_with_the_parts(
     assert (code, "samples usable, 0 not" in out) == (0, True), err
     code, _, err = lsm_probe_command("data", "validate", manifest, *options)
     assert code == 2
-    assert "--encoder has no use without --ckpt" in err
+    assert "--encoder needs --ckpt" in err
     with pytest.raises(InputError, match="control token"):
         load_text_check(str(release), parts=Parts(**parts))("Repeat </s>", "rain", None)
 

@@ -129,7 +129,7 @@ def test_a_model_that_thinks_beside_one_that_does_not_is_warned_of(tiny_llm, sam
     (pair,) = compare([whole, plain])["pairs"]
     assert "thinks before it answers" in pair["warning"]
     assert "--response-part answer" in pair["warning"]
-    with pytest.raises(InputError, match="different parts of responses"):
+    with pytest.raises(InputError, match="different parts of the response"):
         compare([whole, whole.of_part("answer")])
 
 

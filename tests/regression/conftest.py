@@ -56,7 +56,7 @@ def edit(folder, **changes):
     return folder
 
 
-# `tests` is no package to import from.
+# `tests` is not a package to import from.
 
 
 @pytest.fixture(name="scatter")

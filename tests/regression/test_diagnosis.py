@@ -135,8 +135,8 @@ def test_what_was_measured_otherwise_cannot_be_compared(compared, changes, messa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no usable diagnosis"),
-        ('{"schema": "lsm-probe/attention/2"}', "is no usable diagnosis"),
+        ("{", "is not a usable diagnosis"),
+        ('{"schema": "lsm-probe/attention/2"}', "is not a usable diagnosis"),
         (None, "cannot be read"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_value_that_is_not_finite_is_refused(tmp_path):
     stored["checkpoints"][0]["evidence"][0]["value"] = float("nan")
     path.write_text(json.dumps(stored))
     diagnosis().save(tmp_path / "before")
-    with pytest.raises(InputError, match="is no usable diagnosis"):
+    with pytest.raises(InputError, match="is not a usable diagnosis"):
         check_diagnosis(tmp_path / "before", tmp_path / "now")
 
 

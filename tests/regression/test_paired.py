@@ -121,7 +121,7 @@ def test_arrays_must_be_of_the_curve_beside_them(pair, edit, with_eta, scatter):
     before, now = pair()
     with_eta(scatter(seed=1)).save(now.parent / "other")
     (now.parent / "other" / "arrays.npz").replace(now / "arrays.npz")
-    with pytest.raises(InputError, match=r"current/arrays.npz is not of the result.json"):
+    with pytest.raises(InputError, match=r"current/arrays.npz does not belong to the result.json"):
         check(before, now, paired=True)
     assert not check(before, now).regressed
 

@@ -104,7 +104,7 @@ MISTAKES = {
     other_data: "samples of other.jsonl, sha256 cdcdcdcdcdcd): report them apart",
     other_conventions: "under different conventions",
     other_weights: "one has other weights",
-    unknown: "no result that a report can show",
+    unknown: "not a result that a report can show",
     broken: "no readable result of attention",
     broken_timeline: "no readable timeline",
 }

@@ -77,7 +77,7 @@ def test_weights_that_come_for_a_layers_run_give_the_same_numbers(
 def test_importance_refuses_weights_that_can_have_no_gradients(tiny_lsm_folder, taken, tmp_path, kind):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
-    with pytest.raises(InputError, match="get no gradients: give more GPUs"):
+    with pytest.raises(InputError, match="get no gradients: use more GPUs"):
         lsm_probe.importance(checkpoint, taken, **QUICK)
 
 

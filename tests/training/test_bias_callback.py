@@ -281,7 +281,7 @@ def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train
 
 def test_a_run_too_short_for_a_second_probing_says_so(qwen, tasks, train: Train) -> None:
     callback = BiasCallback(tasks)
-    with pytest.warns(UserWarning, match=r"5 % of the time of 4 steps allows no second probing"):
+    with pytest.warns(UserWarning, match=r"5 % of the time of 4 steps is too short for a second probing"):
         train(qwen, callback, max_steps=4)
     assert callback.to_frame()["step"].tolist() == [0]
 

@@ -72,7 +72,7 @@ def test_overrides_are_yaml_and_reach_nested_settings() -> None:
     [
         ("epochs", "'epochs' is not of the form key=value"),
         ("=2", "'=2' is not of the form key=value"),
-        ("bogus=1", "'bogus' is no setting"),
+        ("bogus=1", "'bogus' is not a setting"),
         ("machine.bogus=1", "machine.bogus"),
         ("epochs.first=1", "'epochs' holds no settings of its own"),
         ("train=[a", "the value is not YAML"),
@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_used_is_one_line(write) -> None:
     assert "holds no settings" in refusal(write("empty.yaml", ""))
     assert "cannot be read" in refusal(write("broken.yaml", "train: [a"))
     assert "presets are: " in refusal(write("orphan.yaml", "base: no-such-preset\n"))
-    assert "'bogus' is no setting" in refusal(write("unknown.yaml", "bogus: 1\n"))
+    assert "'bogus' is not a setting" in refusal(write("unknown.yaml", "bogus: 1\n"))
 
 
 def test_a_directory_is_no_config(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_config_without_stages_is_one_stage() -> None:
     [
         ("[{name: a}, {name: a}]", "lists stages of one name (a, a)"),
         ("[{}, {}]", "lists stages of one name (train, train)"),
-        ("[{name: a, bogus: 1}]", "'bogus' is no setting"),
+        ("[{name: a, bogus: 1}]", "'bogus' is not a setting"),
         ("[{name: a, machine: {devices: 2}}]", "'machine' is"),
         ("[{name: a, epochs: -1}]", "'epochs' is -1"),
     ],

@@ -90,7 +90,7 @@ def test_a_run_from_parts_is_counted_as_one_from_the_model_they_make(
         ({"encoder": "LLM"}, "is a 'llama' model: give a Whisper of any size"),
         ({"llm": "ENCODER"}, "is a 'whisper' model: give a causal text LLM"),
         ({"llm": "LSM"}, "is a 'lsm' model: give a causal text LLM"),
-        ({"start": "LLM"}, "is a 'llama' model, no LSM of ours"),
+        ({"start": "LLM"}, "is a 'llama' model, no LSM of this package"),
         ({"connector": {"connector": "rnn"}}, "connector 'rnn' is unknown"),
         ({"decoder_states": 9999}, "decoder_states 9999"),
         ({"llm": "EMPTY"}, "its configuration cannot be read"),

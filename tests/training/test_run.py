@@ -96,7 +96,7 @@ def test_other_settings_are_refused_when_a_run_goes_on(finished_run, train_comma
     code, lines = train_command(change, "--out", finished_run(), "--resume")
     assert code == 2
     assert len(lines) == 1
-    assert "begun with other settings" in lines[0]
+    assert "started with other settings" in lines[0]
     assert named in lines[0]
 
 
@@ -136,7 +136,7 @@ def test_where_memory_runs_out_a_step_keeps_its_samples(
 ) -> None:
     expected = uninterrupted(PASSES_OF_2)
     out_of_memory_above(monkeypatch, 2)
-    with pytest.warns(UserWarning, match="going on with 2; a step keeps its 4") as warned:
+    with pytest.warns(UserWarning, match="continuing with 2; a step keeps its 4") as warned:
         report = train(training_config(), tmp_path / "out")
     assert len([w for w in warned if "memory ran out" in str(w.message)]) == 1
     assert report["stages"][0]["per_device_batch_size"] == 2
@@ -151,7 +151,7 @@ def test_where_memory_runs_out_late_no_finished_step_is_made_again(
     expected = uninterrupted(WITHOUT_DROPOUT)
     out_of_memory_above(monkeypatch, 2, from_call=5)
     steps = []
-    with pytest.warns(UserWarning, match="going on with 2") as warned:
+    with pytest.warns(UserWarning, match="continuing with 2") as warned:
         train(
             training_config(WITHOUT_DROPOUT),
             tmp_path / "out",
@@ -175,14 +175,17 @@ def test_the_model_of_a_pass_that_did_not_fit_is_freed_before_the_next(
         return checkpoint
 
     monkeypatch.setattr(stage, "start_model", note)
-    with pytest.warns(UserWarning, match="going on with 2"):
+    with pytest.warns(UserWarning, match="continuing with 2"):
         train(training_config("max_steps=1", *probing), tmp_path / "out")
     assert len(models) == 2
 
 
 def test_memory_that_does_not_do_for_one_sample_is_an_error(training_config, tmp_path, monkeypatch) -> None:
     out_of_memory_above(monkeypatch, 0)
-    with pytest.warns(UserWarning, match="going on with 1"), pytest.raises(WorkFailed, match="gradient_checkpointing"):
+    with (
+        pytest.warns(UserWarning, match="continuing with 1"),
+        pytest.raises(WorkFailed, match="gradient_checkpointing"),
+    ):
         train(training_config(PASSES_OF_2), tmp_path / "out")
 
 
@@ -224,7 +227,7 @@ def test_other_samples_are_refused_when_a_run_goes_on(training_folder, training_
     with pytest.raises(BaseException, match="step 3"):
         train(config, tmp_path / "out", on_progress=stop_at(3))
     manifest.write_text(text.replace("old town", "new town", 1))
-    with pytest.raises(InputError, match="was begun with other samples"):
+    with pytest.raises(InputError, match="was started with other samples"):
         train(config, tmp_path / "out", resume=True)
     manifest.write_text(text)
     train(config, tmp_path / "out", resume=True)

@@ -50,7 +50,7 @@ def validate(
     check_texts = None
     asked = {"base": base, "template": template, "encoder": encoder, "llm": llm, "beats": beats}
     if ckpt is None and (unused := [option for option, value in asked.items() if value is not None]):
-        raise InputError(f"--{unused[0]} has no use without --ckpt: give the checkpoint too, or leave it out")
+        raise InputError(f"--{unused[0]} needs --ckpt: give the checkpoint too, or leave the option out")
     if ckpt is not None:
         from lsm_probe.cli.progress import quiet_transformers
         from lsm_probe.models.lookup import load_text_check

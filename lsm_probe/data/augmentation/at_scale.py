@@ -105,7 +105,7 @@ def augment_at_scale(
     problems.settle(on_error)
     samples = [sample for sample in samples if sample.text is not None]
     if not samples:
-        raise InputError("no sample has a transcript to work from; add 'text' to the manifest")
+        raise InputError("no sample has a transcript; add 'text' to the manifest")
     config = {
         "command": "augment",
         "engine": {"name": "datatrove", **server.to_dict(), "workers": workers, "shard_rows": shard_rows},
@@ -205,7 +205,9 @@ class Transcripts:
         try:
             self._lock.acquire()
         except filelock.Timeout:
-            raise InputError(f"another process is still at part {rank} of {self.out}: wait for it, or end it") from None
+            raise InputError(
+                f"another process is still working on part {rank} of {self.out}: wait for it, or stop it"
+            ) from None
         part.repair_count()
         return self._documents(rank, world_size)
 
@@ -273,7 +275,7 @@ def _run(steps: Callable[[], list[Any]], out: Path, workers: int, on_tick: Calla
             reason = receiver.recv()
         except EOFError:
             reason = f"its process ended with {process.exitcode}"
-        raise InputError(f"generation stopped: {reason}; {log} tells more; correct it and go on with --resume")
+        raise InputError(f"generation stopped: {reason}; see {log}; correct the cause and continue with --resume")
 
 
 def _work(steps: Callable[[], list[Any]], logs: str, workers: int, log: Path, sender: Connection) -> None:

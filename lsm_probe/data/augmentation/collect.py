@@ -39,7 +39,7 @@ def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
     rows, seconds = read_shards(out / SHARDS)
     if rows["sample_id"].to_pylist() != list(sample_ids):
         raise InputError(
-            f"{out / SHARDS} does not hold each of the {len(sample_ids)} samples once: go on with --resume"
+            f"{out / SHARDS} does not hold each of the {len(sample_ids)} samples once: continue with --resume"
         )
     with manifest_writer(out / MANIFEST) as write:
         for batch in rows.filter(pc.field("keep")).to_batches(max_chunksize=10_000):

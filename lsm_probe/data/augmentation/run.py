@@ -51,8 +51,8 @@ def augment(
         The report; see [`collect`].
 
     Raises:
-        InputError: the checkpoint is no text LLM, prompts and answers may exceed its context, samples cannot be used,
-            or the folder cannot.
+        InputError: the checkpoint is not a text LLM, prompts and answers may exceed its context, samples cannot be
+            used, or the folder cannot.
     """
     out, recipe = Path(out), recipe or Recipe()
     if checkpoint.source != "text":
@@ -61,7 +61,7 @@ def augment(
     jobs = list(plan(checkpoint, samples, recipe, problems))
     problems.settle(on_error)
     if not jobs:
-        raise InputError("no sample has a transcript to work from; add 'text' to the manifest")
+        raise InputError("no sample has a transcript; add 'text' to the manifest")
     _check_context(checkpoint, jobs, recipe)
     config = {
         "command": "augment",

@@ -84,7 +84,7 @@ def find_server(choice: str, llm: Prompter, *, dtype: str = "auto") -> Server:
         return Server(None, llm.folder, dtype)
     url = _checked_url(choice)
     if dtype != "auto":
-        raise InputError("--dtype is for a vLLM started here; a running server has its own: leave it out")
+        raise InputError("--dtype is for a vLLM started here; a running server has its own dtype: leave the option out")
     model = _served_model(url, llm)
     _try_out(url, model, llm)
     return Server(url, model)
@@ -95,7 +95,7 @@ def _checked_url(choice: str) -> str:
         parts = urlsplit(choice)
         there, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InputError(f"--server {choice!r} is no URL ({error}): give `vllm` or http://localhost:8000") from None
+        raise InputError(f"--server {choice!r} is not a URL ({error}): give `vllm` or http://localhost:8000") from None
     if parts.scheme not in ("http", "https") or not there:
         raise InputError(f"--server {choice!r} is neither `vllm` nor a URL such as http://localhost:8000")
     if parts.scheme != "http" or there not in _HERE:
@@ -106,7 +106,7 @@ def _checked_url(choice: str) -> str:
         )
     path = parts.path.rstrip("/")
     if path not in ("", "/v1"):
-        raise InputError(f"--server {choice}: leave out {path!r}; /v1/completions is added")
+        raise InputError(f"--server {choice}: leave out {path!r}; the command adds /v1/completions itself")
     return f"http://{parts.netloc}"
 
 

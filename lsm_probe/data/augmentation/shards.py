@@ -73,7 +73,7 @@ def read_shards(folder: Path) -> tuple[pa.Table, float]:
             metadata = pq.read_schema(path).metadata or {}
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{path} cannot be read ({reason}): delete it and go on with --resume") from error
+            raise InputError(f"{path} cannot be read ({reason}): delete it and continue with --resume") from error
         seconds += float(metadata.get(_SECONDS, b"0"))
         tables.append(table)
     rows = pa.concat_tables(tables) if tables else SCHEMA.empty_table()

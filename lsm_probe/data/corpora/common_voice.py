@@ -20,7 +20,9 @@ def read_common_voice(root: Path, problems: Problems, wanted: Wanted) -> Iterato
     """A split for each table. "validated" holds train, dev and test again, "invalidated" what listeners refused."""
     code = root.resolve().name
     if not _CODE.fullmatch(code):
-        raise InputError(f"--root {root} is not named by its language; give the folder 'en' or alike of the release")
+        raise InputError(
+            f"--root {root} does not have the name of a language; give the language folder of the release, such as 'en'"
+        )
     language = require_language(code, f"--root {root}: ").code
     tables = {part: f"{part}.tsv" for part in _PARTS}
     for part, where, row in rows_of_parts(root, tables, ["path", "sentence"], problems, wanted, **TABS):

@@ -45,7 +45,9 @@ def read_covost2(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utt
             with problems.catching(where):
                 clip, translation = inside(root / "clips", row["path"]), row["translation"]
                 if _REMOVED.fullmatch(translation):
-                    raise InputError("the translation is the translators' mark REMOVE; leave the row out")
+                    raise InputError(
+                        "the translation is REMOVE, the translators' mark for unusable rows; leave the row out"
+                    )
                 yield Utterance(
                     clip.stem,
                     split,
@@ -76,7 +78,7 @@ def _joined_rows(pair: str, released: Path, validated: Path, problems: Problems,
         if row["split"] not in _PARTS:
             problems.add(where, f"split {row['split']!r} is none of {', '.join(_PARTS)}; correct the row")
         elif row["path"] in rows:
-            problems.add(where, f"clip {row['path']!r} is in the table before; keep one row")
+            problems.add(where, f"clip {row['path']!r} occurs twice in the table; keep one row")
         elif wanted(split := f"{pair}.{_PARTS[row['split']]}"):
             rows[row["path"]] = where, split, row
     for _, sentence in rows_of(validated, ["path", "sentence"], problems, **_DIALECT):

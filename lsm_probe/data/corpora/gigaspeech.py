@@ -1,7 +1,7 @@
 """GigaSpeech: `GigaSpeech.json`, whose list `audios` names long `.opus` files and their segments.
 
 Text is upper case with tags for punctuation; `A B <COMMA> C <PERIOD>` becomes `A B, C.`. A segment tagged as silence,
-music, noise or else, without speech, is no utterance; how many there were is said at the end.
+music, noise or else, without speech, is not an utterance; how many there were is said at the end.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def read_gigaspeech(root: Path, problems: Problems, wanted: Wanted) -> Iterator[
                         yield from (_utterance(segment, split, path) for split in splits)
     if without_speech:
         tags = ", ".join(sorted(_NO_SPEECH))
-        warnings.warn(
-            f"{without_speech} segments of GigaSpeech without speech ({tags}) are no utterances", stacklevel=2
-        )
+        warnings.warn(f"{without_speech} segments of GigaSpeech without speech ({tags}) are left out", stacklevel=2)
 
 
 def _utterance(segment: _Segment, split: str, path: Path) -> Utterance:
@@ -99,11 +97,13 @@ def _audios(path: Path) -> Iterator[object]:
                 except json.JSONDecodeError as error:
                     # What is only cut by the chunk fails near its end; a string is far shorter than a chunk.
                     if len(buffer) - error.pos > _CHUNK or not (more := file.read(_CHUNK)):
-                        raise InputError(f"{path} is not JSON ({error.msg}); fetch the file again") from None
+                        raise InputError(f"{path} is not JSON ({error.msg}); download the file again") from None
                     buffer, position = buffer[position:] + more, 0
                 else:
                     yield value
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); check --root") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, or brackets nested as deep
-        raise InputError(f"{path} holds JSON too deep or a number too long; fetch the file again") from None
+        raise InputError(
+            f"{path} holds JSON that is nested too deeply or a number that is too long; download the file again"
+        ) from None

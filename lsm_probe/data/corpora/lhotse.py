@@ -77,7 +77,7 @@ def _splits(root: Path) -> dict[str, dict[str, Path]]:
             rest = "_".join(part.strip("_") for part in (before, after) if part.strip("_")) or "all"
             files = splits.setdefault(f"{before}cuts{after}" if kind == "cuts" else rest, {})
             if kind in files:
-                raise InputError(f"{path} is there as {files[kind].name} too; keep one of them")
+                raise InputError(f"{path} also exists as {files[kind].name}; keep one of them")
             files[kind] = path
     return splits
 
@@ -91,7 +91,7 @@ def _pair(split: str, files: dict[str, Path], problems: Problems) -> Iterator[Ut
         with problems.catching(at(files["recordings"], number)):
             recording = parsed(_Recording, values)
             if str(recording.id) in sounds:
-                raise InputError(f"recording {str(recording.id)!r} is there before; ids must differ")
+                raise InputError(f"recording {str(recording.id)!r} occurs twice; ids must be unique")
             sounds[str(recording.id)] = _sound(recording)
     unused = set(sounds)
     for number, values in objects_of(files["supervisions"], problems):
@@ -99,7 +99,9 @@ def _pair(split: str, files: dict[str, Path], problems: Problems) -> Iterator[Ut
             supervision = parsed(_Supervision, values)
             name = str(supervision.recording_id)
             if name not in sounds:
-                raise InputError(f"recording {name!r} is refused or not in {files['recordings']}; correct it there")
+                raise InputError(
+                    f"recording {name!r} was left out or is not in {files['recordings']}; correct it there"
+                )
             unused.discard(name)
             yield _utterance(split, supervision, sounds[name])
     if unused:
@@ -142,7 +144,7 @@ def _utterance(split: str, supervision: _Supervision, sound: tuple[Path, int], s
     path, channel = sound
     if supervision.channel not in (channel, [channel]):
         raise InputError(
-            f"is of channel {supervision.channel}, its recording of channel {channel}; correct one of them"
+            f"has channel {supervision.channel}, and its recording has channel {channel}; correct one of them"
         )
     language = find_language(supervision.language, "language ")
     return Utterance(

@@ -104,7 +104,7 @@ def _read(root: Path, problems: Problems, wanted: Wanted, task: str, keywords: K
             recording = parsed(_Recording, values)
             clip = inside(root / "speech_corpus" / "audio", recording.filename)
             if recording.text not in queries:
-                raise InputError(f"{recording.text!r} is no utterance of {path}; unpack both again")
+                raise InputError(f"{recording.text!r} is not an utterance of {path}; unpack both again")
             intent, slots = queries[recording.text]
             found = keywords(recording.text, intent, slots)
             if found is None:

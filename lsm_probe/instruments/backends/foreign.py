@@ -51,7 +51,7 @@ def twin(llm: PreTrainedModel, library: str) -> PreTrainedModel:
     """
     if llm.config.sub_configs:
         raise InputError(
-            f"{type(llm).__name__} is more than a plain causal LM, and {library} is handed text LLMs alone: "
+            f"{type(llm).__name__} has more parts than a causal LM, and {library} can only be used with text LLMs: "
             "use the native backend"
         )
     copied = copy.deepcopy(llm, {id(tensor): tensor for tensor in (*llm.parameters(), *llm.buffers())})

@@ -38,8 +38,8 @@ class BeatsConfig(PreTrainedConfig):
         max_bucket_distance: the distance, in patches, beyond which all positions share one bucket.
 
     Raises:
-        UnusableConfig: a size is no whole number of at least 1, does not divide `hidden_size`, or leaves no distances
-            to share.
+        UnusableConfig: a size is not a whole number of at least 1, does not divide `hidden_size`, or leaves no
+            distances to share.
     """
 
     model_type = "beats"

@@ -27,7 +27,7 @@ class WindowQFormer(Connector):
         super().__init__(config, encoder_dim=encoder_dim, llm_dim=llm_dim)
         if config.hidden_size % config.num_attention_heads:
             raise UnusableConfig(
-                f"connector 'window_qformer': hidden_size {config.hidden_size} is no multiple of "
+                f"connector 'window_qformer': hidden_size {config.hidden_size} is not a multiple of "
                 f"num_attention_heads {config.num_attention_heads}"
             )
         self.config = config

@@ -75,7 +75,7 @@ def _read(release: Release, parts: Parts) -> Reading:
 def _matrix(release: Release, name: str) -> Tensor:
     found = release.tensors.get(name)
     if found is None or found.dim() != 2:
-        raise InputError(f"{release.folder} lacks {name}, a matrix: take it from a good copy of the checkpoint")
+        raise InputError(f"{release.folder} lacks {name}, a matrix: get it again from the original checkpoint")
     return found
 
 

@@ -94,7 +94,7 @@ def _reading(
         if not is_same_part({name: held for name, held in own.items() if name.startswith("audio_tower.")}, given):
             raise InputError(
                 f"{release.folder} holds the encoder that it was trained with, and that of --encoder, or of "
-                "speech_encoder in its config.json, has other weights: give the same one, or move the other away"
+                "speech_encoder in its config.json, has other weights: give the same encoder, or remove one of the two"
             )
         return {**own, **given}
 
@@ -118,7 +118,8 @@ def _encoder_config(release: Release, remedy: str) -> WhisperConfig:
     width = common_size(release.tensors, {_ENCODER + r"blocks\.\d+\.(attn|mlp)_ln\.(weight|bias)": 0}, release.folder)
     if width % _WIDTH_OF_HEADS:
         raise InputError(
-            f"{release.folder} holds an encoder of width {width}, which is no multiple of {_WIDTH_OF_HEADS}, so that "
+            f"{release.folder} holds an encoder of width {width}, which is not a multiple of {_WIDTH_OF_HEADS}, "
+            "so that "
             f"its number of attention heads is not known: {remedy}"
         )
     layers = {match[1] for name in release.tensors if (match := re.match(_ENCODER + r"blocks\.(\d+)\.", name))}

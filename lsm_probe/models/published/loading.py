@@ -1,4 +1,4 @@
-"""From the folder of a published checkpoint to an LSM of ours."""
+"""From the folder of a published checkpoint to an LSM of this package."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _check_other_files(release: Release, model: LsmForConditionalGeneration, par
 def _require_system(name: str | Path) -> str:
     found = find_system(name)
     if found is None:
-        raise InputError(f"{name} is no published checkpoint that can be read; known are: {', '.join(SYSTEMS)}")
+        raise InputError(f"{name} is not a published checkpoint that can be read; known are: {', '.join(SYSTEMS)}")
     return found
 
 

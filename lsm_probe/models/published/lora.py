@@ -33,7 +33,9 @@ def merge_lora(
         if weight is None or a is None or b is None:
             lacks = "lora_A" if a is None else "lora_B" if b is None else None
             reason = f"lacks {name}.{lacks}" if lacks else f"has an adapter for {name}, which the LLM does not have"
-            raise InputError(f"{where} {reason}: give the LLM that it was trained with, and a good copy of the release")
+            raise InputError(
+                f"{where} {reason}: give the LLM that it was trained with, and an undamaged copy of the release"
+            )
         if b.shape[1:] != a.shape[:1] or (len(b), *a.shape[1:]) != tuple(weight.shape):
             raise InputError(
                 f"{where}: {name}.lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a weight "

@@ -47,7 +47,7 @@ def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatu
         whole: with its decoder.
 
     Raises:
-        InputError: it cannot be read, or is no Whisper.
+        InputError: it cannot be read, or is not a Whisper.
     """
     if Path(place).suffix == ".pt":
         return _openai_part(Path(place), whole)
@@ -66,14 +66,14 @@ def beats_part(place: str) -> Part:
     """BEATs from a file of its authors, which holds its settings (`cfg`) and its weights (`model`).
 
     Raises:
-        InputError: it cannot be read, or is no BEATs that is implemented.
+        InputError: it cannot be read, or is not a BEATs that is implemented.
     """
     path = Path(place)
     if not path.is_file():
-        raise InputError(f"--beats {place} is no file: give the file of BEATs' weights")
+        raise InputError(f"--beats {place} is not a file: give the file of BEATs' weights")
     content = read_unpickled(path)
     if not all(isinstance(content.get(key), Mapping) for key in ("cfg", "model")):
-        raise InputError(f"{path} is no BEATs: it lacks 'cfg' or 'model'; give the file of its authors")
+        raise InputError(f"{path} is not a BEATs: it lacks 'cfg' or 'model'; give the file of its authors")
     config = convert_beats_config(content["cfg"], path)
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
@@ -87,7 +87,7 @@ def llm_part(place: str) -> Part:
     """A causal LLM from a folder or hub name.
 
     Raises:
-        InputError: it cannot be read, or is no causal LLM.
+        InputError: it cannot be read, or is not a causal LLM.
     """
     config: PreTrainedConfig = pretrained(AutoConfig, place)
     if not is_causal(config):
@@ -125,7 +125,7 @@ def _openai_part(path: Path, whole: bool) -> tuple[Part, WhisperFeatureExtractor
         raise InputError(f"there is no file {path}: give the Whisper's")
     content = read_unpickled(path)
     if not {"dims", "model_state_dict"} <= content.keys():
-        raise InputError(f"{path} is no Whisper of OpenAI's: it lacks 'dims' or 'model_state_dict'")
+        raise InputError(f"{path} is not a Whisper of OpenAI's: it lacks 'dims' or 'model_state_dict'")
     config = openai_config(content["dims"])
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:

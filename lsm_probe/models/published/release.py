@@ -76,9 +76,9 @@ class Release:
         try:
             found = load_json(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} cannot be read: take it from a good copy of the release") from error
+            raise InputError(f"{path} cannot be read: get it again from the original release") from error
         if not isinstance(found, dict):
-            raise InputError(f"{path} holds no settings: take it from a good copy of the release")
+            raise InputError(f"{path} holds no settings: get it again from the original release")
         return found
 
     def _read(self, name: str) -> Mapping[str, Any]:
@@ -106,7 +106,8 @@ class Release:
         except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{self.folder / 'config.json'} makes no {kind.__name__} ({reason}): take the file from a good copy of "
+                f"{self.folder / 'config.json'} makes no {kind.__name__} ({reason}): get the file again from the "
+                "original "
                 "the release"
             ) from error
 
@@ -164,9 +165,7 @@ class Release:
             InputError: it is not there.
         """
         if name not in self.config:
-            raise InputError(
-                f"{self.folder / 'config.json'} lacks {name!r}: take it from a good copy of the checkpoint"
-            )
+            raise InputError(f"{self.folder / 'config.json'} lacks {name!r}: get it again from the original checkpoint")
         return self.config[name]
 
     def tokenizer(self, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:

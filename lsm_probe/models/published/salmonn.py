@@ -210,8 +210,8 @@ class _Settings:
         seconds = self.number("second_per_window", 0.333333)
         if (stride := self.number("second_stride", seconds)) != seconds:
             raise InputError(
-                f"{self.where}: windows of {seconds} s every {stride} s overlap or leave gaps, which no connector here "
-                "does: this checkpoint cannot be read"
+                f"{self.where}: windows of {seconds} s every {stride} s overlap or leave gaps, which no connector of "
+                "this package supports: this checkpoint cannot be read"
             )
         return max(1, round(states * seconds / 30))
 
@@ -238,7 +238,7 @@ def _read_settings(release: Release) -> _Settings:
         try:
             content = (load_json if path.suffix == ".json" else load_yaml)(path.read_bytes())
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise InputError(f"{path} cannot be read: take it from a good copy of the checkpoint") from error
+            raise InputError(f"{path} cannot be read: get it again from the original checkpoint") from error
     values = content.get("model", content) if isinstance(content, Mapping) else {}
     settings = _Settings(values if isinstance(values, Mapping) else {}, path)
     for name, value in _FIXED.items():
@@ -265,11 +265,13 @@ def _llm_tensors(
     }
     if lacking := expected - lora.keys():
         raise InputError(
-            f"{place} lacks {listed(lacking)}: give the LLM that it was trained with, and a good copy of the release"
+            f"{place} lacks {listed(lacking)}: give the LLM that it was trained with, and an undamaged copy of "
+            "the release"
         )
     if "lora_alpha" not in settings.values:
         warnings.warn(
-            f"{place}: no settings say its lora_alpha; {_ALPHA} is used, the default of its code. If it was trained "
+            f"{place}: its settings do not name lora_alpha; {_ALPHA} is used, the default of its code. If it was "
+            "trained "
             f"with another, write lora_alpha into {place.parent / 'decode_config.yaml'}",
             stacklevel=2,
         )

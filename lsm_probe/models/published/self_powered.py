@@ -23,7 +23,7 @@ def _read(release: Release, parts: Parts) -> Reading:
     seconds = release.setting("second_per_frame")
     if (stride := release.config.get("second_stride", seconds)) != seconds:
         raise InputError(
-            f"{release.folder} has windows of {seconds} s every {stride} s: only windows side by side can be read"
+            f"{release.folder} has windows of {seconds} s every {stride} s: only adjacent windows can be read"
         )
     sizes = qformer_sizes(release.tensors, release.folder)
     told = {

@@ -159,7 +159,7 @@ def _projector(release: Release, settings: _Settings) -> tuple[Tensor, Tensor]:
             )
     first, second = (release.tensors.get(f"{_PROJECTOR}linear{i}.weight") for i in (1, 2))
     if first is None or second is None:
-        raise InputError(f"{release.file} lacks linear1 or linear2 of its projector: take it from a good copy")
+        raise InputError(f"{release.file} lacks linear1 or linear2 of its projector: get an undamaged copy")
     return first, second
 
 

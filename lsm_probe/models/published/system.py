@@ -129,8 +129,8 @@ def eos_token_ids(release: Release, *sources: Any) -> list[int]:
     ids = found if isinstance(found, list) else [found]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
         raise InputError(
-            f"{release.place}: its eos_token_id is {found!r}, which is no token id: take config.json and "
-            "generation_config.json from a good copy of the release"
+            f"{release.place}: its eos_token_id is {found!r}, which is not a token id: take config.json and "
+            "generation_config.json from the original release"
         )
     return ids
 

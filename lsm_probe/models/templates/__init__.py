@@ -71,7 +71,7 @@ def carried_template(name: str | Path) -> PromptTemplate | None:
     It has the name of the built-in template of the same content, else the folder's.
 
     Raises:
-        InputError: the file is no template.
+        InputError: the file is not a template.
     """
     path = find_file(name, FILE)
     if path is None:

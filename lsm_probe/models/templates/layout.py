@@ -153,7 +153,7 @@ def read_template(path: Path, name: str | None = None) -> PromptTemplate:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"the prompt template {path} cannot be read ({reason}): check the path") from error
     return parse_template(name or path.stem, content, str(path))
 
@@ -174,9 +174,11 @@ def parse_template(name: str, content: str, where: str) -> PromptTemplate:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the template"
-        raise InputError(f"{where} is no prompt template: {place}: {first['msg']}; see docs/checkpoints.md") from error
+        raise InputError(
+            f"{where} is not a prompt template: {place}: {first['msg']}; see docs/checkpoints.md"
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise InputError(f"{where} is no YAML: {reason}; see docs/checkpoints.md") from error
+        raise InputError(f"{where} is not valid YAML: {reason}; see docs/checkpoints.md") from error
     options = {"split_at_source": layout.split_at_source, "is_chat": bool(layout.messages)}
     return PromptTemplate(name, layout.render, **options, has_instruction=layout.has_instruction, content=content)

@@ -82,7 +82,9 @@ def alignment(
     if responses.responses is not None and segment != "response":
         raise InputError(f"segment {segment!r} needs no responses: leave out --responses, or take --segment response")
     if responses.response_part != "all" and segment != "response":
-        raise InputError(f"segment {segment!r} is no response: leave out --response-part, or take --segment response")
+        raise InputError(
+            f"segment {segment!r} is not a response: leave out --response-part, or take --segment response"
+        )
     kept = state_numbers(checkpoint, layers)
     if plot_layer != -1:  # before the work, not when the figure is drawn
         state_numbers(checkpoint, [plot_layer])
@@ -117,7 +119,7 @@ def state_numbers(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -
     """The chosen states in ascending order; all of them by default: one more than the LLM has layers.
 
     Raises:
-        InputError: a number is no state of this model, or none is chosen.
+        InputError: a number is not a state of this model, or none is chosen.
     """
     last = checkpoint.llm.config.get_text_config().num_hidden_layers
     if layers is None:

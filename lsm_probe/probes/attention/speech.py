@@ -99,8 +99,8 @@ def speech_attention(
         layer: encoder layer of which to keep a(m, j) of every pair of frames.
 
     Raises:
-        InputError: the checkpoint is no LSM of ours, has no such layer, or its attention cannot be measured exactly;
-            the line names the module. Or as [`as_waveform`].
+        InputError: the checkpoint is not an LSM of this package, has no such layer, or its attention cannot be measured
+            exactly; the line names the module. Or as [`as_waveform`].
     """
     lsm = require_lsm(checkpoint, "the attention of its speech side cannot be measured")
     model: Any = lsm.model

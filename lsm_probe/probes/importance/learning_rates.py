@@ -16,7 +16,7 @@ from lsm_probe.probes.importance.result import ImportanceResult
 def check_strength(strength: float) -> None:
     """Raises InputError unless the strength is from 0 to below 1."""
     if not 0 <= strength < 1:
-        raise InputError(f"a strength of {strength} makes no learning rates: give a number from 0 to below 1")
+        raise InputError(f"--strength {strength} is out of range: give a number from 0 to below 1")
 
 
 def layer_rates(result: ImportanceResult, strength: float) -> list[float]:

@@ -78,7 +78,7 @@ def importance(
     conventions = ImportanceConventions(mode, modality, responses.response)
     for option, share in (("--masks", masks), ("--ablate", ablate)):
         if share is not None and not 0 < share < 1:
-            raise InputError(f"{option} {share} is no share of weights: give a number between 0 and 1, such as 0.05")
+            raise InputError(f"{option} {share} is not a share of weights: give a number between 0 and 1, such as 0.05")
     if modality == "text":
         checkpoint = replace(checkpoint, source="text")
     single_weights = mode == "signed" or masks is not None or ablate is not None
@@ -125,7 +125,7 @@ def importance(
 
 def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
     """The parameters whose importance is measured: those of the LLM under their names there, and of the connector of an
-    LSM of ours that is given speech.
+    LSM of this package that is given speech.
 
     What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
 
@@ -137,8 +137,8 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
     check_dense(llm, checkpoint.name, remedy)
     if is_offloaded(checkpoint.model):
         raise InputError(
-            f"{checkpoint.name} does not fit on the GPUs, and weights that come there for their layer's run alone "
-            "get no gradients: give more GPUs, --dtype bfloat16 or --device cpu"
+            f"{checkpoint.name} does not fit on the GPUs, and weights that are moved there layer by layer get no "
+            "gradients: use more GPUs, --dtype bfloat16 or --device cpu"
         )
     prefix = layers_prefix(llm)
     decoder = find_decoder(llm)
@@ -155,7 +155,9 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
     if not trained:
         raise InputError(f"{checkpoint.name} has no layer that is trained (only adapters, or all frozen): merge them")
     if frozen:
-        raise InputError(f"{checkpoint.name}: layer {frozen[0]} is frozen, so it has no importance: let it learn")
+        raise InputError(
+            f"{checkpoint.name}: layer {frozen[0]} is frozen, so it has no gradient: set requires_grad on it"
+        )
     if checkpoint.source == "speech" and checkpoint.connector is not None:
         for name, tensor in checkpoint.connector.named_parameters(CONNECTOR):
             if tensor.requires_grad:
@@ -231,8 +233,8 @@ class _Scorer:
             if self.kept is None or not is_out_of_memory(error):
                 raise
             raise InputError(
-                f"sample {item.sample.id} alone does not fit into memory, and half of it is among the sums of "
-                "single weights now: leave it out, or shorten it"
+                f"sample {item.sample.id} alone does not fit into memory, and part of it is already in the sums of "
+                "single weights: leave it out, or shorten it"
             ) from error
 
     def add_up(self, samples: int) -> None:

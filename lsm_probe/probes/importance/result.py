@@ -254,7 +254,7 @@ class ImportanceResult(MeasurementResult):
         return self.mean(sums)
 
     def _layers(self) -> NDArray[np.int64]:
-        """The layer of each parameter, `[parameters]`; -1 for what is no weight matrix of a layer."""
+        """The layer of each parameter, `[parameters]`; -1 for what is not a weight matrix of a layer."""
         return np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
 
     def _layer_sums(self) -> Floats:

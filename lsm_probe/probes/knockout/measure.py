@@ -81,12 +81,12 @@ def knockout(
         options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
-        InputError: a sample cannot be used (under `on_error="fail"`), none is left, the window is no positive number,
-            `layers` names none of the model's or comes without `single_heads`, the response part is unknown, or the
-            model's attention cannot be captured and masked exactly.
+        InputError: a sample cannot be used (under `on_error="fail"`), none is left, the window is not a positive
+            number, `layers` names none of the model's or comes without `single_heads`, the response part is unknown, or
+            the model's attention cannot be captured and masked exactly.
     """
     if window < 1:
-        raise InputError(f"--window {window} is no number of layers: give 1 or more")
+        raise InputError(f"--window {window} is not a number of layers: give 1 or more")
     head_layers = _head_layers(checkpoint, single_heads, layers)
     responses, run = split_options(options)
     settings = {"window": window, "head_layers": head_layers}

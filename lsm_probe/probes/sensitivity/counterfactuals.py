@@ -40,7 +40,7 @@ def pool_of(samples: Sequence[Sample]) -> Pool:
     except ValidationError as error:
         reason = " ".join(error.errors(include_url=False)[0]["msg"].split())
         raise InputError(
-            f"the samples' own instructions make no pool ({reason}): give one to --instructions"
+            f"the samples' own instructions cannot be used as a pool ({reason}): give one to --instructions"
         ) from error
 
 
@@ -132,7 +132,7 @@ class OtherSources:
         found = list(islice(self._usable(sample, fits), number))
         if not found:
             raise InputError(
-                "no other sample speaks of another utterance, and sensitivity needs at least two: give more samples"
+                "sensitivity needs at least two different utterances, and the samples have one: give more samples"
             )
         return found
 

@@ -42,7 +42,7 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
     """
     waveform = as_waveform(waveform)
     if len(waveform) > PIECE_SECONDS * RATE:
-        raise InputError(f"words are placed in speech of at most {PIECE_SECONDS} s, and this is longer")
+        raise InputError(f"word times need speech of at most {PIECE_SECONDS} s, and this is longer")
     model, processor = _whisper()
     words = transcript.split()
     ids = [processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
@@ -50,7 +50,7 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
     tokens = torch.tensor([[*start, *(token for word in ids for token in word)]])
     limit = model.config.max_target_positions
     if tokens.shape[1] > limit:
-        raise InputError(f"words are placed in transcripts of at most {limit - len(start)} tokens, and this is longer")
+        raise InputError(f"word times need a transcript of at most {limit - len(start)} tokens, and this is longer")
     features = processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt").input_features
     # By itself: with the decoder it would hand out its own attention too, 200 MB.
     encoded = model.model.encoder(features).last_hidden_state

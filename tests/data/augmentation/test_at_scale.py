@@ -213,7 +213,7 @@ def test_what_a_kill_left_unfinished_is_made_again(here, kills, prompter, transc
     last = out / "shards" / "00000_chunk_2.parquet"
     last.write_bytes(last.read_bytes()[:-20])  # datatrove holds the rank for complete
     assert (out / "logs" / "completions" / "00000").exists()
-    with pytest.raises(InputError, match="delete it and go on with --resume"):
+    with pytest.raises(InputError, match="delete it and continue with --resume"):
         collect(out, [sample.id for sample in samples])
     _, prompts = run(kills, prompter, samples, out, resume=True)
     assert 0 < len(prompts) <= 4
@@ -232,7 +232,7 @@ def test_a_row_that_could_not_be_saved_is_made_in_the_next_run(
         return row_of(writer, document)
 
     monkeypatch.setattr(at_scale, "_row_of", full)  # datatrove says so in its log, and holds the rank for complete
-    with pytest.raises(InputError, match="does not hold each of the 20 samples once: go on with --resume"):
+    with pytest.raises(InputError, match="does not hold each of the 20 samples once: continue with --resume"):
         run(kills, prompter, samples, out)
     monkeypatch.setattr(at_scale, "_row_of", row_of)
     report, prompts = run(kills, prompter, samples, out, resume=True)
@@ -265,7 +265,7 @@ def test_a_server_that_fails_ends_the_run_in_one_line_and_the_next_goes_on(
             raise RuntimeError  # the connection closes without an answer
         return quick_answer(prompt, max_tokens)
 
-    with pytest.raises(InputError, match=r"generation stopped: .*run\.log tells more"):
+    with pytest.raises(InputError, match=r"generation stopped: .*see .*run\.log"):
         run(kills, prompter, samples, tmp_path / "out", failing)
     request.getfixturevalue("here")
     report, prompts = run(kills, prompter, samples, tmp_path / "out", resume=True)
@@ -279,7 +279,7 @@ def test_another_process_at_the_same_rank_is_refused(kills, prompter, transcript
     at_scale.write_samples(out, transcripts(4))
     first = at_scale.Transcripts(out, 8)
     assert [document.id for document in first(None, 1, 2)] == ["s1", "s3"]
-    with pytest.raises(InputError, match="another process is still at part 1"):
+    with pytest.raises(InputError, match="another process is still working on part 1"):
         at_scale.Transcripts(out, 8)(None, 1, 2)
 
 
@@ -295,7 +295,7 @@ def test_samples_without_transcript_fail_or_are_counted(kills, prompter, transcr
     [
         ("sglang", "neither `vllm` nor a URL"),
         ("localhost:8000", "neither `vllm` nor a URL"),
-        ("http://localhost:port", "is no URL"),
+        ("http://localhost:port", "is not a URL"),
         ("http://node7:8000", "ssh -N -L"),
         ("https://localhost:8000", "ssh -N -L"),
         ("http://localhost:8000/api", "leave out '/api'"),

@@ -189,7 +189,7 @@ def test_snips_names_bad_recordings(read, tmp_path):
     assert [utterance.id for utterance in utterances] == ["3"]
     metadata = root / "speech_corpus" / "metadata.json"
     assert [line.split(": ")[0] for line in problems] == [f"{metadata}, entry '{key}'" for key in range(3)]
-    assert "'lights up' is no utterance of" in problems[0]
+    assert "'lights up' is not an utterance of" in problems[0]
     assert "names no file inside" in problems[1]
     assert "'filename' is missing" in problems[2]
 

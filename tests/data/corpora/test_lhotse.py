@@ -116,7 +116,7 @@ def test_what_cannot_be_expressed_is_refused(read, tmp_path, sources, more, mess
     named = {line.split(": ")[0].rsplit("/", 1)[1]: line for line in problems}
     assert message in named["recordings.jsonl.gz, line 1"]
     assert message in named["cuts.jsonl.gz, line 1"]
-    assert "recording 'r' is refused or not in" in named["supervisions.jsonl.gz, line 1"]
+    assert "recording 'r' was left out or is not in" in named["supervisions.jsonl.gz, line 1"]
 
 
 def test_a_command_is_never_run_that_lhotse_runs(read, clip, tmp_path):
@@ -138,7 +138,7 @@ def test_a_supervision_of_another_channel_is_a_problem(read, tmp_path):
     utterances, problems = read("lhotse", tmp_path)
     assert utterances == []
     assert [line.split(": ", 1)[1] for line in problems] == [
-        "is of channel 1, its recording of channel 0; correct one of them"
+        "has channel 1, and its recording has channel 0; correct one of them"
     ] * 2
 
 

@@ -86,7 +86,7 @@ def test_common_voice_names_bad_rows(read, write, tmp_path):
 @pytest.mark.parametrize("folder", ["Common Voice", "clips_of_1999"])
 def test_common_voice_wants_the_folder_of_a_language(read, write, tmp_path, folder):
     write(tmp_path / folder / "test.tsv", "path\tsentence")
-    with pytest.raises(InputError, match="is not named by its language"):
+    with pytest.raises(InputError, match="does not have the name of a language"):
         read("common-voice", tmp_path / folder)
 
 
@@ -184,7 +184,7 @@ def test_a_damaged_gigaspeech_json_is_named(read, tmp_path, damage):
     text = (root / "GigaSpeech.json").read_text()
     half = len(text) // 2
     (root / "GigaSpeech.json").write_text(text[:half] if damage == "cut" else text[:half] + '"}}]' + text[half:])
-    with pytest.raises(InputError, match=r"GigaSpeech.json is not JSON .*; fetch the file again"):
+    with pytest.raises(InputError, match=r"GigaSpeech.json is not JSON .*; download the file again"):
         read("gigaspeech", root)
 
 

@@ -54,9 +54,9 @@ def test_covost_from_the_released_table_and_validated_tsv(read, write, tmp_path)
     ]
     places = {int(line.split(": ")[0].removeprefix(f"{released}, line ")): line for line in problems}
     assert sorted(places) == [6, 7, 8, 9, 10]
-    assert "translators' mark REMOVE" in places[6]
+    assert "the translation is REMOVE" in places[6]
     assert f"clip 'f.mp3' is not in {tmp_path}/validated.tsv" in places[7]
-    assert "clip 'c.mp3' is in the table before" in places[8]
+    assert "clip 'c.mp3' occurs twice in the table" in places[8]
     assert "split '../../evil' is none of" in places[9]
     assert "names no file inside" in places[10]
     assert [utterance.id for utterance in read("covost2", tmp_path, ["en_de.test"])[0]] == ["c"]
@@ -149,4 +149,4 @@ def test_a_language_without_a_name_is_a_problem(read, write, tmp_path):
         write(folder / f"dev.{ending}", "")
     utterances, problems = read("mustc", tmp_path)
     assert utterances == []
-    assert problems[0].startswith(f"{folder.parent}: 'xx' is no language; write ")
+    assert problems[0].startswith(f"{folder.parent}: 'xx' is not a language; write ")

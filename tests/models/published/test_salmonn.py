@@ -239,7 +239,9 @@ def test_settings_beside_it_name_parts_alpha_window_and_prompt(release, waveform
 
 def test_the_alpha_of_the_original_is_used_with_a_warning(release) -> None:
     path, parts = release()
-    with pytest.warns(UserWarning, match=r"salmonn\.pth: no settings say its lora_alpha; 32 is used.*decode_config"):
+    with pytest.warns(
+        UserWarning, match=r"salmonn\.pth: its settings do not name lora_alpha; 32 is used.*decode_config"
+    ):
         merged = load(path, parts).llm.model.layers[0].self_attn.q_proj
     read = torch.randn(3, LLM)
     expected = Original(path, **parts, alpha=32).llm.model.layers[0].self_attn.q_proj(read.double())
@@ -387,9 +389,9 @@ def test_parts_of_other_widths_are_refused(release, beats_file, tmp_path) -> Non
     torch.save(content | {"cfg": content["cfg"] | {"encoder_embed_dim": 16}}, tmp_path / "wide.pt")
     with pytest.raises(InputError, match=r"--beats .*wide.pt has hidden states 16 wide"):
         load(path, parts | {"beats": tmp_path / "wide.pt"})
-    with pytest.raises(InputError, match=r"salmonn\.pth is no BEATs: it lacks"):
+    with pytest.raises(InputError, match=r"salmonn\.pth is not a BEATs: it lacks"):
         load(path, parts | {"beats": path})
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         load(path, parts | {"beats": tmp_path})
 
 

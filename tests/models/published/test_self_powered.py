@@ -164,7 +164,7 @@ def test_heads_that_do_not_divide_the_width_are_refused(release: Release) -> Non
             if ".attention." in name or "crossattention" in name:
                 tensors[name] = torch.cat([tensor, tensor[:1]])
 
-    with pytest.raises(InputError, match="hidden_size 25 is no multiple of num_attention_heads 12"):
+    with pytest.raises(InputError, match="hidden_size 25 is not a multiple of num_attention_heads 12"):
         lsm_probe.load(release(widen), device="cpu")
 
 

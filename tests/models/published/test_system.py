@@ -27,7 +27,7 @@ def test_the_first_source_that_says_it_ends_a_response(tmp_path: Path, make_toke
 
 @pytest.mark.parametrize("value", ["x", ["x"], True, -1, 2.5, {"a": 1}])
 def test_what_is_no_token_id_ends_no_response(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(InputError, match=r"its eos_token_id is .*, which is no token id"):
+    with pytest.raises(InputError, match=r"its eos_token_id is .*, which is not a token id"):
         eos_token_ids(Release(tmp_path), {"eos_token_id": value})
 
 

@@ -241,7 +241,7 @@ def bad(sample, **changes):
         ("text", {}, {"responses": {f"s{i}": [10**6] for i in range(8)}}, "same tokenizer"),
         ("text", {"id": "s0"}, {}, "two samples have the same id s0"),
         ("text", {}, {"source_lengths": {"s0": 0}}, "gives no length for 8 samples"),
-        ("speech", {}, {"source_lengths": {}}, "only a text LLM's source"),
+        ("speech", {}, {"source_lengths": {}}, "can only be given for a text LLM"),
     ],
 )
 def test_bad_input_is_one_line(kind, change, options, message, tiny_lsm, tiny_llm, samples):

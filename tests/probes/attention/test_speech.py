@@ -244,7 +244,7 @@ def test_tokens_of_whispers_decoder_have_an_encoder_but_no_times(build, waveform
 
 
 def test_who_has_no_such_encoder_or_layer_is_refused(tiny_llm, build, waveform):
-    with pytest.raises(InputError, match="is no LSM of ours"):
+    with pytest.raises(InputError, match="is not an LSM of this package"):
         lsm_probe.speech_attention(tiny_llm, waveform(1.0))
     with pytest.raises(InputError, match="layer 2 is not one of the encoder's 2"):
         lsm_probe.speech_attention(build(), waveform(1.0), layer=2)

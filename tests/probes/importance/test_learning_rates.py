@@ -72,7 +72,7 @@ def test_a_strength_out_of_range_is_refused(strength, tmp_path):
         lambda: layer_rates(made([1, 2]), strength),
         lambda: write_rates(made([1, 2]), strength, tmp_path / "rates.yaml"),
     ):
-        with pytest.raises(InputError, match=rf"a strength of {strength} makes no learning rates"):
+        with pytest.raises(InputError, match=rf"--strength {strength} is out of range"):
             refused()
     assert not list(tmp_path.iterdir())
 

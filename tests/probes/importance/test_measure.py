@@ -479,7 +479,7 @@ def test_importance_that_is_not_finite_is_refused_in_one_line(tiny_llm, samples,
 @pytest.mark.parametrize("option", ["masks", "ablate"])
 def test_a_share_that_is_none_is_refused(tiny_llm, samples, option, share):
     message = refusal(tiny_llm, samples, **{option: share})
-    assert message.startswith(f"--{option} {share} is no share of weights")
+    assert message.startswith(f"--{option} {share} is not a share of weights")
 
 
 @pytest.mark.parametrize(
@@ -828,7 +828,7 @@ def test_signed_results_that_share_some_samples_are_read_alike():
 @pytest.mark.filterwarnings("ignore:An input array is constant")
 @pytest.mark.parametrize("make", [made, signed])
 def test_a_rank_correlation_that_is_undefined_is_none(make):
-    """Of a single layer; NaN is no JSON."""
+    """Of a single layer; NaN is not a JSON."""
     pair = differ(make(layers=1), make(layers=1))
     found = pair["shift"]["rank_correlation"]
     assert (found["mean"] if isinstance(found, dict) else found) is None

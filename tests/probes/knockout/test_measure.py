@@ -173,7 +173,7 @@ def test_a_pass_that_cuts_nothing_changes_no_bit(tiny_llm):
 
 
 def test_a_model_that_ignores_the_cut_is_refused(tiny_llm, samples, monkeypatch):
-    """The self-check: attention that does not use the edited mask is no knockout."""
+    """The self-check: attention that does not use the edited mask is not a knockout."""
     from lsm_probe.instruments import capture as module
 
     see = module.Capture.see

@@ -199,7 +199,7 @@ def test_another_recording_of_the_same_words_is_none_other(tiny_llm, samples):
     assert sorted(others.draw(mixed[0], 10)) == ["green", "the fox"]
     assert sorted(others.draw(mixed[1], 10)) == ["rain", "rain", "the fox"]
     alike = recordings(samples, "rain", "rain")
-    with pytest.raises(InputError, match="no other sample speaks of another utterance"):
+    with pytest.raises(InputError, match="at least two different utterances"):
         OtherSources(tiny_llm, alike, 0, "fail").draw(alike[0], 1)
 
 
@@ -207,13 +207,13 @@ def test_blanks_round_a_text_make_no_other_words(tiny_llm):
     """Prompts strip them: the two prompts are token for token the same."""
     alike = spoken(["rain", " rain "])
     assert tiny_llm.encode("Repeat it.", "rain") == tiny_llm.encode("Repeat it.", " rain ")
-    with pytest.raises(InputError, match="no other sample"):
+    with pytest.raises(InputError, match="at least two different utterances"):
         OtherSources(tiny_llm, alike, 0, "fail").draw(alike[0], 1)
 
 
 def test_a_single_utterance_is_refused_in_one_line(tiny_llm):
     samples = [ask(sample_id="a"), ask("Say it again.", sample_id="b")]
-    with pytest.raises(InputError, match="no other sample speaks of another utterance"):
+    with pytest.raises(InputError, match="at least two different utterances"):
         OtherSources(tiny_llm, samples, 0, "fail").draw(samples[0], 3)
 
 

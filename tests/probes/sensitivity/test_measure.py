@@ -939,13 +939,13 @@ def test_a_sample_without_paraphrases_can_be_skipped(tiny_llm, asked):
 
 def test_a_single_utterance_is_refused(checkpoint, asked):
     one = [asked[0], asked[0].model_copy(update={"id": "again", "instruction": ANSWER[0], "task": "answer"})]
-    assert "no other sample speaks of another utterance" in refusal(checkpoint, one)
-    assert "no other sample speaks of another utterance" in refusal(checkpoint, one[:1])
+    assert "at least two different utterances" in refusal(checkpoint, one)
+    assert "at least two different utterances" in refusal(checkpoint, one[:1])
 
 
 def test_another_recording_of_the_same_words_is_no_other_source(checkpoint, asked):
     alike = [asked[0], asked[1].model_copy(update={"text": asked[0].text})]
-    assert "no other sample speaks of another utterance" in refusal(checkpoint, alike)
+    assert "at least two different utterances" in refusal(checkpoint, alike)
 
 
 @pytest.mark.parametrize("sources", [0, 1, -1])
