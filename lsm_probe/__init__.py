@@ -11,6 +11,8 @@ result.plot()
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lsm_probe.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from lsm_probe.data.augmentation.recipe import Recipe as Recipe
     from lsm_probe.data.augmentation.run import augment as augment
@@ -121,7 +123,7 @@ _PROBES = (
 )
 """Public names that the registry of probes gives."""
 
-__all__ = sorted([*_MODULES, *_PROBES])
+__all__ = sorted(["__version__", *_MODULES, *_PROBES])
 
 
 def __dir__() -> list[str]:

@@ -224,7 +224,7 @@ class TestWriting:
 
 
 class TestEscapes:
-    """F11: a checkpoint that speaks of what lies outside of it."""
+    """A checkpoint whose files name paths outside its folder."""
 
     @pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "b/../../outside", "b/.."])
     def test_a_path_out_of_the_folder(self, folder: Path, name: str) -> None:
@@ -415,7 +415,7 @@ def room_for(size: int) -> Iterator[None]:
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(
     tiny_lsm: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, size: int
 ) -> None:
-    """F8: also where safetensors and tokenizers, written in Rust, have exceptions of their own for it."""
+    """Also where safetensors and tokenizers, written in Rust, raise exceptions of their own."""
     if part == "tokenizer":  # larger weights come first
         monkeypatch.setattr(tiny_lsm.model, "save_pretrained", lambda folder, **_: None)
     with room_for(size), pytest.raises(OSError) as error:

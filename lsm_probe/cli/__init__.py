@@ -33,6 +33,7 @@ from lsm_probe.errors import CommandError, InputError, Stopped, WorkFailed, one_
 from lsm_probe.files import disk_is_full
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner.measurement import Measurement
+from lsm_probe.version import __version__
 
 
 class Commands(Group):
@@ -95,9 +96,7 @@ def _command_of(probe: Measurement) -> Any:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(version("lsm-probe"))
+        print(__version__)
         raise typer.Exit
 
 

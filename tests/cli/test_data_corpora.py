@@ -174,7 +174,7 @@ def test_labels_and_what_is_not_of_the_task(data, clip, tmp_path, besides_progre
 
 
 def test_a_command_in_a_manifest_of_lhotse_is_refused(data, tmp_path):
-    """Fault test F11."""
+    """A manifest cannot run a command."""
     ran = tmp_path / "ran"
     recording = {"id": "r", "sources": [{"type": "command", "channels": [0], "source": f"touch {ran}"}]}
     supervision = {"id": "s", "recording_id": "r", "start": 0, "duration": 1, "channel": 0, "text": "T."}

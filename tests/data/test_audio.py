@@ -1,4 +1,4 @@
-"""Reading audio: conversion keeps the signal; damaged files and false headers are refused in one line (F12)."""
+"""Reading audio: conversion keeps the signal; damaged files and false headers are refused in one line."""
 
 import os
 import subprocess

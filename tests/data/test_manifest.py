@@ -1,4 +1,4 @@
-"""Manifests: what is read, and that every mistake is one line with file and line number (F11)."""
+"""Manifests: what is read, and that every mistake is one line with file and line number."""
 
 import gzip
 import json

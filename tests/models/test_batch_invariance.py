@@ -1,4 +1,4 @@
-"""The same utterance gives the same embeddings, logits and answer alone, in any batch, with any padding (F17)."""
+"""The same utterance gives the same embeddings, logits and answer alone, in any batch, with any padding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -488,7 +488,7 @@ class TestNothingIsExecuted:
         assert not marker.exists()
 
     def test_pickle_in_place_of_an_adapter(self, llm_copy: Path, marker: Path, bomb: Any) -> None:
-        """F10: transformers takes up an adapter that lies beside a whole model."""
+        """transformers applies an adapter that is in the folder of a whole model."""
         model = AutoModelForCausalLM.from_pretrained(llm_copy)
         config = peft.LoraConfig(r=2, target_modules=["q_proj"])
         peft.get_peft_model(model, config).save_pretrained(llm_copy)

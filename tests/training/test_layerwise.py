@@ -199,7 +199,10 @@ def test_a_run_with_rates_for_another_model_is_refused_in_one_line(
 ) -> None:
     code, stderr = train_command("strategy=layerwise_lr", "layer_rates=[0.5, 1.0]", "--out", tmp_path / "out")
     assert code == 2
-    assert stderr == ["error: layer_rates holds 2 rates, but the LLM has 3 layers: write them for this LLM, with importance --write-lr-schedule"]
+    assert stderr == [
+        "error: layer_rates holds 2 rates, but the LLM has 3 layers: write them for this LLM, with importance "
+        "--write-lr-schedule"
+    ]
 
 
 def test_a_run_without_rates_is_refused_in_one_line(

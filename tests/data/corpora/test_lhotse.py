@@ -120,7 +120,7 @@ def test_what_cannot_be_expressed_is_refused(read, tmp_path, sources, more, mess
 
 
 def test_a_command_is_never_run_that_lhotse_runs(read, clip, tmp_path):
-    """Fault test F11: the same manifest executes in lhotse."""
+    """A manifest cannot run a command; lhotse itself would run it."""
     wav, ran = clip(tmp_path / "a.wav"), tmp_path / "ran"
     command = AudioSource("command", [0], f"touch {ran}; cat {wav}")
     recording = Recording("r", [command], 16_000, 8_000, 0.5)

@@ -48,7 +48,7 @@ def source_of(checkpoint, sample):
 
 
 def test_eta_of_a_sample_alone_equals_eta_in_a_batch(checkpoint, samples):
-    """F17: with longer companions, whatever the batch size, the fixed response's eta is the same."""
+    """Eta of a fixed response does not depend on the batch size or on longer samples in the batch."""
     together = probe(checkpoint, samples, batch_size=8)
     for batch_size in (1, 3):
         again = probe(checkpoint, samples, batch_size=batch_size, responses=together.responses())
