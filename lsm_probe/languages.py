@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import langcodes
+from langcodes.tag_parser import LanguageTagError
 from language_data.names import TRIES, normalize_name
 
 from lsm_probe.errors import InputError
@@ -93,7 +94,7 @@ def _read(spelling: str) -> Language | None:
 def _by_tag(spelling: str) -> langcodes.Language | None:
     try:
         found = langcodes.Language.get(spelling)
-    except langcodes.LanguageTagError:
+    except LanguageTagError:
         return None
     # langcodes takes a private tag such as "x-foo" for a language.
     return found if found.is_valid() and not spelling.lower().startswith("x-") else None

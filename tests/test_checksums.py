@@ -230,7 +230,7 @@ class TestEscapes:
     def test_a_path_out_of_the_folder(self, folder: Path, name: str) -> None:
         (folder.parent / "outside").write_bytes(b"content")
         list_also(folder, name, b"content")
-        refusal(verify, folder, CHECKSUMS, name, "outside of the folder")
+        refusal(verify, folder, CHECKSUMS, name, "outside the folder")
 
     def test_a_linked_file(self, folder: Path) -> None:
         outside = folder.parent / "outside"

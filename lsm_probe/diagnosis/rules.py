@@ -41,7 +41,7 @@ NOTABLE = 0.02
 """Nats per token by which one utterance must move D_i or D_s to be named."""
 
 LIMITS = (
-    "The verdict speaks of the instructions in these data. It does not say what the checkpoint does with others.",
+    "The verdict holds for the instructions in these data, not for other instructions.",
     "D_i and D_s depend on the pool of instructions and of utterances that they are computed over.",
     "Intervals are over utterances. They do not say what another training seed would give.",
 )

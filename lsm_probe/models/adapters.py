@@ -265,7 +265,7 @@ def _check_kind(folder: Path, settings: dict[str, Any]) -> None:
     if config(peft_type=kind).is_prompt_learning or kind in ("ADAPTION_PROMPT", "CPT", "CARTRIDGE"):
         reason = "it puts learned vectors beside the prompt's, which are no change of weights"
     elif kind in ("XLORA", "POLY"):
-        reason = "it mixes several adapters anew for each input"
+        reason = "it combines several adapters differently for each input"
     elif settings.get("alora_invocation_tokens"):
         reason = "it (aLoRA) changes the weights for a part of the prompt only"
     elif settings.get("megatron_config"):

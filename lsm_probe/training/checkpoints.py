@@ -68,7 +68,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     complete = [checkpoint for checkpoint in _by_step(folder) if is_complete(checkpoint)]
     if not complete:
         return None
-    remedy = f"delete {complete[-1]}, and --resume goes on from the checkpoint before it"
+    remedy = f"delete {complete[-1]}, and --resume continues from the checkpoint before it"
     try:
         verify(complete[-1])
     except InputError as error:

@@ -76,7 +76,7 @@ def test_every_bad_line_is_named_with_its_cause(lsm_probe_command, folder):
         (4, "names neither 'audio' nor 'text'"),
         (5, "is empty or blank"),
         (6, "is a command (pipe), which is not run"),
-        (7, "is a URL, which is never fetched"),
+        (7, "is a URL, which is not fetched"),
         (8, "must be a plain path"),
         (9, "does not exist"),
     ]

@@ -416,7 +416,7 @@ class TestRefusals:
         weight_map = dict.fromkeys(load_file(copy.parent / "outside.safetensors"), file)
         index = copy / "model.safetensors.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-        refusal(str(index), file, "outside of the folder", name=copy)
+        refusal(str(index), file, "outside the folder", name=copy)
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', "\x00"])
     def test_a_damaged_index(self, copy: Path, content: str) -> None:

@@ -76,7 +76,7 @@ def test_a_damaged_file_is_named(cut_run, train_command, uninterrupted, model_sh
             assert (code, len(lines)) == (2, 1), lines
             assert "checkpoint-9/" in lines[0]
             assert lines[0].endswith(
-                f"delete {cut_run}/checkpoint-9, and --resume goes on from the checkpoint before it"
+                f"delete {cut_run}/checkpoint-9, and --resume continues from the checkpoint before it"
             )
             assert path.name in lines[0] or path.name == CHECKSUMS
         path.write_bytes(before)
