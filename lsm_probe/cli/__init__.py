@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -68,19 +69,22 @@ a YAML file or one of {", ".join(TEMPLATES)}. --instructions takes a YAML file o
     pretty_exceptions_enable=False,
 )
 MEASURE = "Measure"
-for command in (diagnose, demo, check):
-    app.command(cls=Command, rich_help_panel="Diagnose")(command)
-for probe in PROBES.built_in.values():
-    app.command(probe.name, cls=Command, rich_help_panel=MEASURE)(measurement_command(probe))
-app.command(cls=Command, rich_help_panel=MEASURE)(timeline)
-for command in (report, figure):
-    app.command(cls=Command, rich_help_panel="Report")(command)
+"""Panel of the probes."""
+PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Diagnose": {"diagnose": diagnose, "demo": demo, "check": check},
+    MEASURE: {
+        **{probe.name: measurement_command(probe) for probe in PROBES.built_in.values()},
+        "timeline": timeline,
+    },
+    "Report": {"report": report, "figure": figure},
+    "Make data": {"augment": augment},
+    "Train": {"train": train, "import": import_release},
+    "Evaluate": {"evaluate": evaluate, "score": score, "text-ability": text_ability},
+}
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        app.command(name, cls=Command, rich_help_panel=panel)(command)
 app.add_typer(data, name="data", rich_help_panel="Make data")
-app.command(cls=Command, rich_help_panel="Make data")(augment)
-app.command(cls=Command, rich_help_panel="Train")(train)
-app.command("import", cls=Command, rich_help_panel="Train")(import_release)
-for command in (evaluate, score, text_ability):
-    app.command(cls=Command, rich_help_panel="Evaluate")(command)
 
 
 def _command_of(probe: Measurement) -> Any:

@@ -39,7 +39,7 @@ class UnusableSpeech(InputError):
         super().__init__(message.splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
-class TrainingSet(Dataset):
+class TrainingSet(Dataset[dict[str, Any]]):
     """Samples as token ids and speech. An item depends on nothing but its index, so that a run can go on anywhere.
 
     Args:
