@@ -54,7 +54,7 @@ def report(
     save_report(found, out)
     print(f"written to {out}")
     if notebook is None and absent:
-        print_on_main(f"no notebook: {', '.join(absent)} is not installed; {install_command('notebooks')}")
+        print_on_main(f"no notebook, which needs {', '.join(absent)}: {install_command('notebooks')}")
     elif notebook is not False:
         save_notebook(found, page_and_notebook[1])
         print(f"written to {page_and_notebook[1]}")

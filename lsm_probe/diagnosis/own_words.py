@@ -79,7 +79,7 @@ def own_words(measured: MeasuredCheckpoint) -> OwnWords:
         reference, why_not = _reference(own, base, which)
         references.append(reference)
         if why_not:
-            notes.append(f"The base LLM's own {letter} {why_not}: compared with the ceiling instead.")
+            notes.append(f"The base LLM's own {letter} {why_not}. The checkpoint is compared with the ceiling instead.")
     if base is None and measured.source == "speech" and not notes:
         notes.append("There is no base LLM: D_i and D_s are compared with their ceilings, which says less.")
     instruction, source = (_distances(own, which, references[which]) for which in (0, 1))
@@ -115,7 +115,7 @@ def _reference(own: SensitivityResult, base: SensitivityResult | None, which: in
         found = base.mean(values)
         if found.ci_low > 0:
             return Reference(values, of_base, f"the base LLM's {as_text(float(found.mean))}"), ""
-        why_not = f"is {interval_text(found)}: it is not clearly above 0"
+        why_not = f"is {interval_text(found)}, so it may be 0"
     most = own.ceilings()[which]
     return Reference(np.full(len(own.samples), most), of_ceiling, f"the ceiling of {as_text(most)}"), why_not
 

@@ -179,8 +179,8 @@ class TextAbilityResult(MeasurementResult):
         if np.array_equal(self.counts[~self._questions, 1], other.counts[~other._questions, 1]):
             return None
         return (
-            f"{self.name} and {other.name} cut the texts into different tokens: nats per token and perplexities of two "
-            "tokenizers do not compare"
+            f"{self.name} and {other.name} cut the texts into different tokens: their nats per token and "
+            "perplexities cannot be compared"
         )
 
     @cached_property

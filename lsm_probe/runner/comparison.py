@@ -62,7 +62,7 @@ def _pair(first: MeasurementResult, second: MeasurementResult, controls: Sequenc
         warnings = filter(None, [first.warning(second, controls), _thinking(first, second)])
         return {**about, **first.differences(second), "warning": "; ".join(warnings) or None}
     except InputError as error:  # too few samples are shared: the results themselves stand
-        return {**about, "warning": f"no differences: {error}"}
+        return {**about, "warning": f"not compared: {error}"}
 
 
 def _thinking(first: MeasurementResult, second: MeasurementResult) -> str | None:

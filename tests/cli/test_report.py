@@ -34,7 +34,7 @@ def test_without_the_packages_the_page_stands_and_a_line_says_what_is_missing(
     code, _, stderr = lsm_probe_command("report", result, "--out", out)
     assert code == 0
     assert out.exists()
-    assert f"nbclient is not installed; {install_command('notebooks')}" in stderr
+    assert f"no notebook, which needs nbclient: {install_command('notebooks')}" in stderr
     assert lsm_probe_command("report", result, "--out", out, "--notebook")[0] == 2
 
 

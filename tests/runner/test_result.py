@@ -293,7 +293,7 @@ def test_other_source_lengths_are_warned_about():
     tokens = first.tokens.copy()
     tokens[:, TEMPLATE] += 1
     laid_out = replace(first, tokens=tokens, checkpoint=replace(first.checkpoint, name="other template"))
-    assert "lay their prompts out differently" in compare([first, laid_out])["pairs"][0]["warning"]
+    assert "have prompts of different layouts" in compare([first, laid_out])["pairs"][0]["warning"]
 
 
 def test_a_control_among_the_results_is_named_where_lengths_differ():

@@ -179,13 +179,13 @@ class AlignmentResult(MeasurementResult):
         warnings = []
         if self.layers != other.layers:
             warnings.append(
-                f"{self.name} has {len(self.layers)} states and {other.name} {len(other.layers)}, or others: no "
-                "differences by layer"
+                f"{self.name} has {len(self.layers)} states and {other.name} {len(other.layers)}, or of other "
+                "layers: they cannot be compared by layer"
             )
         if self.conventions.segment == "response" and self.responses() != other.responses():
             warnings.append(
-                f"{self.name} and {other.name} are measured on different responses, each its own: compare also on "
-                "one's (--responses), or on the reference"
+                f"{self.name} and {other.name} are measured on different responses: also compare them on the "
+                "same ones (--responses FOLDER, or --response reference)"
             )
         return "; ".join(warnings) or None
 

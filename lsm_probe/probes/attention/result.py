@@ -305,15 +305,17 @@ class AttentionResult(MeasurementResult):
             warnings.append(f"{self.name} was measured through {backends[0]} and {other.name} through {backends[1]}")
         if self.n_layers != other.n_layers:
             warnings.append(
-                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: they cannot be compared by layer"
             )
         source = SEGMENTS.index("source")
         if not np.array_equal(np.delete(self.tokens, source, 1), np.delete(other.tokens, source, 1)):
-            warnings.append(f"{self.name} and {other.name} lay their prompts out differently, which alone changes eta")
+            warnings.append(
+                f"{self.name} and {other.name} have prompts of different layouts, which by itself changes eta"
+            )
         elif not np.array_equal(self.tokens, other.tokens):
             means = [f"{r.name} {r.tokens[:, source].mean():.1f}" for r in (self, other)]
             warnings.append(
-                f"source lengths differ ({means[0]}, {means[1]} tokens on average), which alone changes eta: read "
+                f"source lengths differ ({means[0]}, {means[1]} tokens on average), which by itself changes eta: read "
                 f"`mean` and `sum` together{self._instead(other, controls)}"
             )
         return "; ".join(warnings) or None

@@ -194,7 +194,10 @@ class ImportanceResult(MeasurementResult):
         if self.n_layers == other.n_layers:
             if self.responses() == other.responses():
                 return None
-            return f"{self.name} and {other.name} are measured on different responses: compare on the reference"
+            return (
+                f"{self.name} and {other.name} are measured on different responses: compare them on the same ones "
+                "(--response reference)"
+            )
         return f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: the shift cannot be computed"
 
     def subset(self, ids: list[str]) -> ImportanceResult:

@@ -181,12 +181,12 @@ class KnockoutResult(MeasurementResult):
         warnings = []
         if self.n_layers != other.n_layers:
             warnings.append(
-                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: no differences by layer"
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: they cannot be compared by layer"
             )
         if self.responses() != other.responses():
             warnings.append(
-                f"{self.name} and {other.name} are measured on different responses: compare also on those of one "
-                "(--responses), or on the reference"
+                f"{self.name} and {other.name} are measured on different responses: also compare them on the "
+                "same ones (--responses FOLDER, or --response reference)"
             )
         return "; ".join(warnings) or None
 
