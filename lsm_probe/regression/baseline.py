@@ -148,7 +148,7 @@ def notes(baseline: Baseline, current: Baseline, *, paired: bool = False) -> Ite
         yield "the responses were given, and result.json does not tell which: --paired compares them too"
     source = [result.segments["source"].tokens.mean for result in (baseline, current) if "source" in result.segments]
     if len(set(source)) > 1:
-        yield f"source lengths differ ({source[0]:g}, {source[1]:g} tokens on average), which alone changes eta"
+        yield f"source lengths differ ({source[0]:g}, {source[1]:g} tokens on average), which by itself changes eta"
     if baseline.checkpoint.dtype != current.checkpoint.dtype:
         yield f"dtypes differ ({baseline.checkpoint.dtype}, {current.checkpoint.dtype})"
     if baseline.checkpoint.prompt_sha256 is None and current.checkpoint.date is not None:

@@ -305,7 +305,8 @@ class AttentionResult(MeasurementResult):
             warnings.append(f"{self.name} was measured through {backends[0]} and {other.name} through {backends[1]}")
         if self.n_layers != other.n_layers:
             warnings.append(
-                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: they cannot be compared by layer"
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: they cannot be "
+                "compared by layer"
             )
         source = SEGMENTS.index("source")
         if not np.array_equal(np.delete(self.tokens, source, 1), np.delete(other.tokens, source, 1)):

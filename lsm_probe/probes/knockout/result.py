@@ -181,7 +181,8 @@ class KnockoutResult(MeasurementResult):
         warnings = []
         if self.n_layers != other.n_layers:
             warnings.append(
-                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: they cannot be compared by layer"
+                f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: they cannot be "
+                "compared by layer"
             )
         if self.responses() != other.responses():
             warnings.append(
