@@ -124,7 +124,7 @@ def test_pools_that_disagree_are_not_joined(tmp_path: Path) -> None:
         ("tasks: [{task: a, instructions: [x], extra: 1}]", "task 'a', extra: Extra inputs"),
         ("tasks: [{task: a, instructions: ['in {language}']}]", "{language} and the list 'languages' go together"),
         ("tasks: [{task: a, instructions: [x], labels: [y]}]", "{labels} and the list 'labels' go together"),
-        ("tasks: [{task: a, instructions: [x]}, {task: a, instructions: [y]}]", "task 'a' is there twice"),
+        ("tasks: [{task: a, instructions: [x]}, {task: a, instructions: [y]}]", "task 'a' occurs twice"),
         ("tasks: [nonsense]", "task number 1"),
         ("tasks: {a: [", "cannot be read as YAML"),
         ("tasks: !!python/object/apply:os.system [touch x]", "cannot be read as YAML"),

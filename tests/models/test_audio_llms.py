@@ -917,7 +917,7 @@ def test_training_an_audio_llm_is_refused_by_name(qwen):
     from lsm_probe.training.config import ModelSettings
     from lsm_probe.training.start import start_model
 
-    with pytest.raises(InputError, match="no LSM of this package"):
+    with pytest.raises(InputError, match="not an LSM of this package"):
         start_model(ModelSettings(start=str(qwen)), None, 0)
 
 
