@@ -228,7 +228,7 @@ class Timeline:
         return folder
 
     def plot(self, layer: int | None = None) -> Figure:
-        """Draw it; see [`timeline_figure`][lsm_probe.probes.timeline.plot]."""
+        """Draw it; see [`timeline_figure`]."""
         figure: Figure = resolve_name("lsm_probe.probes.timeline.plot:timeline_figure")(self, layer)
         return figure
 
