@@ -32,6 +32,12 @@ _NEVER = -1e4
 """Log-probability of a column that is not there; it adds nothing, and unlike -inf makes no NaN in the gradient."""
 
 
+def spelling(tokenizer: Any, text: str) -> list[int]:
+    """The tokens that speech is to spell: those of the words in lower case, without punctuation."""
+    words = re.sub(r"[^\w']+", " ", text.lower().replace("_", " ")).split()
+    return tokenizer(" " + " ".join(words), add_special_tokens=False).input_ids if words else []
+
+
 class AlignmentSet(TrainingSet):
     """Samples whose `response` is the target spelled for CTC: in lower case, without punctuation.
 
@@ -40,15 +46,14 @@ class AlignmentSet(TrainingSet):
     """
 
     def _response(self, checkpoint: Lsm, sample: Sample, speech_tokens: int) -> list[int]:
-        words = re.sub(r"[^\w']+", " ", (sample.target or "").lower().replace("_", " ")).split()
-        tokens: list[int] = checkpoint.tokenizer(" " + " ".join(words), add_special_tokens=False).input_ids
+        tokens = spelling(checkpoint.tokenizer, sample.target or "")
         repeated = sum(first == second for first, second in pairwise(tokens))
-        if words and len(tokens) + repeated > speech_tokens:
+        if len(tokens) + repeated > speech_tokens:
             raise InputError(
                 f"the target has {len(tokens)} tokens, but the speech {speech_tokens}: it is not what is said, or "
                 "spoken too fast; leave it out"
             )
-        return tokens if words else []
+        return tokens
 
 
 class AlignmentLoss:
@@ -59,10 +64,10 @@ class AlignmentLoss:
 
     Args:
         checkpoint: the LSM whose connector is trained.
-        sets: the training and held-out samples.
+        sets: the training and held-out samples, each an [`AlignmentSet`].
     """
 
-    def __init__(self, checkpoint: Lsm, sets: Sequence[AlignmentSet]):
+    def __init__(self, checkpoint: Lsm, sets: Sequence[TrainingSet]):
         spelled = [torch.from_numpy(ids) for samples in sets for ids in samples.responses]
         self.vocabulary = torch.cat(spelled).long().unique()
         self.audio_token_id = checkpoint.model.config.audio_token_id
@@ -116,5 +121,5 @@ def _ctc(log_probs: Sequence[Tensor], transcripts: Sequence[Tensor], candidates:
         labels.append(label + 1)
     width = max(row.shape[1] for row in picked)
     padded = pad_sequence([torch.nn.functional.pad(row, (0, width - row.shape[1]), value=_NEVER) for row in picked])
-    lengths = [torch.tensor([len(part) for part in parts]) for parts in (picked, labels)]
-    return torch.nn.functional.ctc_loss(padded, torch.cat(labels).to(padded.device), *lengths, reduction="none")
+    spoken, spelled = (torch.tensor([len(part) for part in parts]) for parts in (picked, labels))
+    return torch.nn.functional.ctc_loss(padded, torch.cat(labels).to(padded.device), spoken, spelled, reduction="none")

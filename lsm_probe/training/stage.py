@@ -225,8 +225,10 @@ class StageRun:
             train, held_out = self._encode(states, checkpoint, train, held_out)
         if stage.strategy == "align":
             # No controls: an alignment does not read the instruction, and other speech may be shorter than the target.
-            held_out_sets = {"true": AlignmentSet(held_out, checkpoint, states)} if held_out else {}
-            return AlignmentSet(train, checkpoint, states), held_out_sets
+            aligned: dict[str, TrainingSet] = {}
+            if held_out:
+                aligned["true"] = AlignmentSet(held_out, checkpoint, states)
+            return AlignmentSet(train, checkpoint, states), aligned
         views = {
             "true": held_out,
             "speech": with_speech_shuffled(held_out, seed),
