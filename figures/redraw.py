@@ -203,7 +203,7 @@ def evaluation() -> Figure:
 
 
 def main() -> None:
-    for folder in ("first_answer", "beyond_attention", "miniature_training"):
+    for folder in ("beyond_attention", "miniature_training"):
         save(eta(folder), HERE / folder / "eta")
     save(heads(), HERE / "heads" / "eta_heads")
     save(knockout(), HERE / "beyond_attention" / "knockout")

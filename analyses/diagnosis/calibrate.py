@@ -6,7 +6,7 @@ python analyses/diagnosis/calibrate.py [runs/diagnosis [GROUP ...]]
 The folder holds what `measure.py` wrote; without it only the study's archive is read. Groups are those of
 `expected.csv`: archive, fresh, planted; by default all.
 
-Writes `calibration.csv` and `subsampling.csv`, and prints both as tables of `docs/diagnose.md`. Rows about checkpoints
+Writes `calibration.csv` and `subsampling.csv`, and prints both as tables of `docs/verdicts.md`. Rows about checkpoints
 that are not measured here stay as they are.
 """
 

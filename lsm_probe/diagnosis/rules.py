@@ -1,4 +1,4 @@
-"""The rules that turn the measurements of a checkpoint into a verdict; `docs/diagnose.md` explains and tests them.
+"""The rules that turn the measurements of a checkpoint into a verdict; `docs/verdicts.md` explains and tests them.
 
 Two questions decide, and each is answered by more than one measurement. Does the checkpoint use the speech (D_s and the
 word error rate)? Does it follow the instruction (D_i, the share of responses that repeat the speech, and the share in
