@@ -17,7 +17,15 @@ from typer.cli import get_docs_for_click
 from lsm_probe.cli import app
 
 ROOT = Path(__file__).parents[1]
-PATTERNS = ("figures/**/*.png", "figures/**/*.svg", "analyses/*/README.md", "analyses/notebooks/*.ipynb", "LICENSE")
+PATTERNS = (
+    "figures/**/*.png",
+    "figures/**/*.svg",
+    "analyses/*/README.md",
+    "analyses/notebooks/*.ipynb",
+    "LICENSE",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+)
 
 
 class Docstrings(griffe.Extension):

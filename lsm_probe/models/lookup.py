@@ -46,7 +46,7 @@ def look_up(name: str, *, base: str | None = None) -> Literal["speech", "text"] 
         name, base: as of [`lsm_probe.load`].
 
     Returns:
-        None where only loading tells: of a hub name, or of a kind that `load` refuses.
+        None if the name alone does not determine it: of a hub name, or of a kind that `load` refuses.
 
     Raises:
         InputError: there is no such built-in, no such folder, or no checkpoint in it.
