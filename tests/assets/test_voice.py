@@ -13,7 +13,7 @@ from lsm_probe.errors import InputError
 def test_absent_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hibari", None)
     voice._voice.cache_clear()
-    with pytest.raises(InputError, match=r"lsm-probe\[speech\]"):
+    with pytest.raises(InputError, match=r"pip install .*hibari-tts"):
         speak("Hello.")
 
 
