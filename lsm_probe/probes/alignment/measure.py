@@ -1,8 +1,8 @@
 """Alignment: does the LLM represent speech as it represents the words of that speech?
 
 Each sample goes through the LLM twice under the same instruction: once with its speech in the source slot, once with
-its transcript. The hidden states of a segment are averaged to one vector for each pass and layer. The result measures
-how similar the two sets of vectors are (arXiv 2410.03798, figure 6, shows them by t-SNE alone).
+its transcript. The hidden states of a segment are averaged to one vector per pass and layer. The result measures how
+similar the two sets of vectors are. Figure 6 of arXiv 2410.03798 compares such sets only visually, by t-SNE.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ def alignment(
     plot_layer: int = -1,
     **options: Unpack[MeasureKeywords],
 ) -> AlignmentResult:
-    """Measure how alike an LSM's states are for speech and for its transcript, by layer.
+    """Measure how similar an LSM's hidden states are for speech and for its transcript, by layer.
 
-    State 0 is what enters the first layer, state l what layer l puts out, and the last one comes after the final
-    norm (transformers' `hidden_states`). A vector is the mean over the segment's positions, in float32.
+    State 0 is the input of the first layer, state l the output of layer l. The last state is taken after the final norm
+    (transformers' `hidden_states`). A vector is the mean over the segment's positions, in float32.
 
     Args:
         checkpoint: an LSM, as [`lsm_probe.load`] returns it.
         samples: with `audio` and `text`; with `target` for `response="reference"`.
-        segment: which positions are averaged: the `source` (speech tokens, or the transcript's), the whole `prompt`,
-            most of which is the same in both passes, or those of the tokens of the `response`, the same token ids in
-            both passes. Tokens that both passes share are alike without any alignment: read `prompt` and `response`
-            against `builtin:untrained`.
-        instruction: replaces that of every sample. Different instructions make samples differ in both passes alike,
-            which raises all numbers but the distances: a miniature LSM had a standardised cosine of 0.10 after its
-            last layer with four wordings of one task, 0.005 with one wording.
-        layers: numbers of the states to keep, by default all. All states of 1,000 samples are 1 GB for a 7B model.
-        perplexity: of the t-SNE; changes no other number.
+        segment: which positions are averaged: the `source` (the speech tokens, or the transcript's tokens), the whole
+            `prompt`, most of which is the same in both passes, or the tokens of the `response`, which has the same
+            token ids in both passes. Tokens that both passes share are similar even without any alignment, so compare
+            `prompt` and `response` with those of `builtin:untrained`.
+        instruction: replaces the instruction of every sample. If samples have different instructions, they differ in
+            the same way in both passes, which raises all numbers except the distances: a miniature LSM had a
+            standardised cosine of 0.10 after its last layer with four wordings of one task, and 0.005 with one wording.
+        layers: numbers of the states to keep; all by default. All states of 1,000 samples take 1 GB for a 7B model.
+        perplexity: of the t-SNE; affects no other number.
         plot_layer: the state that the result plots by default.
-        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
+        options: options that all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
         InputError: the checkpoint is a text LLM, there are too few samples for `perplexity` or fewer than 5
@@ -86,7 +86,7 @@ def alignment(
             f"segment {segment!r} is not a response: leave out --response-part, or take --segment response"
         )
     kept = state_numbers(checkpoint, layers)
-    if plot_layer != -1:  # before the work, not when the figure is drawn
+    if plot_layer != -1:  # checked before the measurement, not when the figure is drawn
         state_numbers(checkpoint, [plot_layer])
     if instruction is not None:
         samples = with_instruction(samples, instruction)
@@ -145,10 +145,10 @@ def with_instruction(samples: Sequence[Sample], instruction: str) -> list[Sample
 
 
 def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """Number of the utterance of each sample, `[samples]`; recordings of the same words count as one.
+    """Index of the utterance of each sample, `[samples]`; recordings of the same words count as one utterance.
 
-    Their transcripts give the same vectors. As separate utterances, a match would count as a miss, and the intervals
-    would count one sentence as several.
+    Their transcripts give the same vectors. As separate utterances, a correct match would count as a miss, and the
+    intervals would count one sentence several times.
     """
     words: dict[str, str] = {}
     for sample in samples:
@@ -157,7 +157,7 @@ def utterances(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def _check_enough(samples: Sequence[Sample], perplexity: float, left_out: int = 0) -> None:
-    """Raises NotMeasurable where the samples are too few for a number or the picture."""
+    """Raises NotMeasurable if there are too few samples for a number or the figure."""
     after = f"{left_out} of {left_out + len(samples)} samples had to be left out, and " if left_out else ""
     different = len(set(utterances(samples).tolist()))
     if different < UTTERANCES:
@@ -173,7 +173,7 @@ def _check_enough(samples: Sequence[Sample], perplexity: float, left_out: int = 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Gives each item of a batch its vectors: `speech` and `text`, `[states, llm_dim]` float32."""
+    """Computes the vectors of each item in a batch: `speech` and `text`, `[states, llm_dim]` float32."""
 
     checkpoint: Checkpoint
     segment: str
@@ -195,7 +195,7 @@ class _Reader:
         return [measured[item.sample.id] for item in items]
 
     def _with_transcript(self, item: PreparedSample) -> Prompt:
-        """The item's prompt with its transcript in the place of the speech."""
+        """The item's prompt with its transcript in place of the speech."""
         assert item.sample.text is not None  # MeasurementRun has checked it
         prompt = self.checkpoint.encode(item.sample.instruction, item.sample.text)
         self.checkpoint.check_length(prompt, len(item.response))
@@ -216,7 +216,7 @@ class _Reader:
     def _means(
         self, items: Sequence[PreparedSample], embedded: Sequence[Tensor], prompts: Sequence[Prompt]
     ) -> list[NDArray[np.float32]]:
-        """One teacher-forced pass, right-padded: the mean over the segment, `[states, llm_dim]`, of each prompt."""
+        """One teacher-forced pass, right-padded: the mean over the segment for each prompt, `[states, llm_dim]`."""
         llm: Any = self.checkpoint.llm
         inputs, mask = teacher_forced_inputs(items, embedded)
         states = llm(
@@ -224,7 +224,7 @@ class _Reader:
         ).hidden_states
         chosen = [self._positions(item, prompt) for item, prompt in zip(items, prompts, strict=True)]
         means = _means_of_rows([states[layer] for layer in self.layers], chosen)
-        return list(means.cpu().numpy())  # once for the batch, as it waits for the device
+        return list(means.cpu().numpy())  # one copy per batch, because each copy waits for the device
 
     def _positions(self, item: PreparedSample, prompt: Prompt) -> list[int]:
         if self.segment == "source":
@@ -238,7 +238,7 @@ def _means_of_rows(states: Sequence[Tensor], chosen: Sequence[list[int]]) -> Ten
     """Means over the chosen positions of each row, `[rows, states, llm_dim]` float32, on the first state's device.
 
     Args:
-        states: `[rows, positions, llm_dim]` each; those of a model on several devices are on several, too.
+        states: `[rows, positions, llm_dim]` each; they may be on different devices if the model is on several.
         chosen: positions of each row.
     """
     flat = torch.tensor([position for positions in chosen for position in positions])

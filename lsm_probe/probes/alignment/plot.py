@@ -1,4 +1,4 @@
-"""Alignment: speech and transcript in one plane (arXiv 2410.03798, figure 6), and how alike they are by layer."""
+"""Alignment figures: speech and transcript in one plane (arXiv 2410.03798, figure 6), and similarity by layer."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def plot_points(
 ) -> Axes:
     """Draws speech and transcript of one state in one plane by joint t-SNE, with the density contours of each.
 
-    Contours enclose 20, 40, 60, 80 and 95 % of a set's density; a set that has no two dimensions has none. A sample's
-    two points are joined where there are at most 100 samples.
+    Contours enclose 20, 40, 60, 80 and 95 % of a set's density; a set whose points lie on one line has no contours. If
+    there are at most 100 samples, a line joins the two points of each sample.
 
     Args:
         result: what to draw.
-        layer: number of a state; a negative one counts the kept states from the end; by default the result's own
+        layer: number of a state; a negative number counts back from the last kept state; by default the result's own
             `plot_layer`.
         ax: axes to draw on; new ones if None.
-        color: of the speech; by default that of the checkpoint. Transcripts are grey.
+        color: colour of the speech points; by default the checkpoint's colour. Transcripts are grey.
     """
     import seaborn as sns
     from matplotlib.collections import LineCollection
@@ -75,7 +75,7 @@ def plot_points(
 
 
 def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashed: bool = False) -> None:
-    """Draws one of the result's curves for each result, with its 95 % interval as a band where it is not dashed."""
+    """Draws one of the result's curves for each result; a curve that is not dashed has its 95 % interval as a band."""
     for result, look in zip(results, _looks(results), strict=True):
         curve = result.curves()[name]
         if dashed:
@@ -86,7 +86,7 @@ def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashe
 
 @with_own_settings
 def alignment_figure(results: Sequence[AlignmentResult]) -> Figure:
-    """The plane of one state for each checkpoint, and beside them the numbers by state for all.
+    """One plane of a state for each checkpoint, and beside them the numbers by state for all checkpoints.
 
     Args:
         results: of one or several checkpoints; up to four are easy to read.
@@ -111,7 +111,7 @@ def save_alignment(results: Sequence[AlignmentResult], out: Path) -> None:
 
 
 def point_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
-    """Where the points of the planes lie: a row for each checkpoint, modality and sample."""
+    """Coordinates of the points in the planes: a row for each checkpoint, modality and sample."""
     frames = []
     for result in results:
         for (modality, _), points in zip(_MODALITIES, result.embed_2d(result.plot_layer), strict=True):
@@ -147,7 +147,7 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
 
     axes = figure.subplots(2, 2, sharex=True)
     cosines, cka, recall, distances = axes.ravel()
-    # Wide and pale, so that it stays visible under the other curve, on which it often lies.
+    # Wide and pale, so that it stays visible under the other curve, which often covers it.
     for result, look in zip(results, _looks(results), strict=True):
         cosines.plot(result.layers, result.curves()["unpaired_cosine"].mean, **look | _PALE)
     for name, ax in (("cosine", cosines), ("cka", cka), ("retrieval", recall)):
@@ -181,7 +181,7 @@ def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:
         ax.plot(np.array(result.layers)[alike], result.curves()["centroid_distance"].mean[alike], **look | _HOLLOW)
     floors = [result.centroid_floor() for result in results]
     _draw_levels(ax, floors)
-    # Logarithmic above what noise gives, linear below: 0 is possible.
+    # Logarithmic above the noise level, linear below it, because 0 is possible.
     ax.set_yscale("symlog", linthresh=min(floors), linscale=0.5)
     ax.set(title="distance of the centres", ylabel="distance / spread", ylim=(-0.1 * min(floors), None))
 
@@ -192,7 +192,7 @@ def _draw_levels(ax: Axes, levels: Sequence[float]) -> None:
 
 
 def modality_key(looks: Sequence[Look]) -> list[Line2D]:
-    """What the points of the planes are: speech has the colour of its checkpoint."""
+    """Legend for the points in the planes: speech has the colour of its checkpoint."""
     from matplotlib.lines import Line2D
 
     speech = looks[0].color if len(looks) == 1 else "0.25"
@@ -204,7 +204,7 @@ def modality_key(looks: Sequence[Look]) -> list[Line2D]:
 
 
 def _key() -> list[Line2D]:
-    """What the kinds of lines mean, whichever checkpoint's they are."""
+    """Legend for the line styles, which are the same for all checkpoints."""
     from matplotlib.lines import Line2D
 
     kinds = {

@@ -1,4 +1,4 @@
-"""The alignment probe's result: a speech and a text vector of each sample and state, and how alike the sets are."""
+"""The alignment probe's result: a speech and a text vector per sample and state, and how similar the sets are."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AlignmentConventions(Choices):
-    """What was averaged. The defaults come first; another choice needs another run.
+    """What was averaged. Defaults are listed first; another choice needs another run.
 
     Attributes:
-        segment: the positions behind a vector: those of the `source`, of the whole `prompt`, or of the tokens of the
+        segment: the positions that a vector averages: the `source`, the whole `prompt`, or the tokens of the
             `response`.
-        response: whose: the model's own `generated` answer or the `reference`; `none` where the segment needs none.
+        response: which response: the model's own `generated` one or the `reference`; `none` if the segment needs none.
     """
 
     segment: Literal["source", "prompt", "response"] = "source"
@@ -52,29 +52,29 @@ class AlignmentConventions(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentResult(MeasurementResult):
-    """An LSM's states for speech and for its transcript, and by state how similar the two sets are.
+    """An LSM's hidden states for speech and for its transcript, and how similar the two sets are in each state.
 
-    | in [`curves`] | says |
+    | name in [`curves`] | meaning |
     |---|---|
-    | `paired_cosine`, `unpaired_cosine` | cosine of speech with its own transcript, and with another's |
-    | `cosine_gap` | their difference: what is the sample's own |
-    | `cka` | debiased linear CKA: whether distances between utterances are like those between transcripts |
-    | `retrieval`, `retrieval_speech_to_text`, `..._text_to_speech` | how often the nearest by cosine is the own, R@1 |
-    | `standardised_cosine`, `..._cka`, `..._retrieval` | the same, each dimension of each set at mean 0, variance 1 |
-    | `centroid_distance` | distance of the centres in units of the spread within the sets |
+    | `paired_cosine`, `unpaired_cosine` | cosine of speech with its own transcript, and with other transcripts |
+    | `cosine_gap` | their difference: the similarity that is specific to the sample |
+    | `cka` | debiased linear CKA: whether distances between utterances match those between transcripts |
+    | `retrieval`, `retrieval_speech_to_text`, `..._text_to_speech` | how often the own pair is the nearest, R@1 |
+    | `standardised_cosine`, `..._cka`, `..._retrieval` | the same, every dimension of a set at mean 0, variance 1 |
+    | `centroid_distance` | distance of the two means, in units of the spread within the sets |
 
-    Where the standardised numbers are larger, an offset between the sets or a few large dimensions hide what they share
-    ([`standardised`]). CKA needs no common space: an untrained connector keeps enough of the encoder's geometry for a
-    CKA of 0.4 in state 0 (60 spoken commands, measured). So compare CKA with that of `builtin:untrained`.
+    If the standardised numbers are larger, an offset between the sets or a few large dimensions hide their similarity
+    ([`standardised`]). CKA needs no common space: an untrained connector preserves enough of the encoder's geometry for
+    a CKA of 0.4 in state 0 (measured on 60 spoken commands). So compare CKA with that of `builtin:untrained`.
 
-    Intervals are 95 % over utterances; means and variances of the standardised
-    numbers stay those of all samples. Recordings of the same words are one utterance (`clusters`).
+    Intervals are 95 % over utterances; the means and variances behind the standardised numbers always come from all
+    samples. Recordings of the same words count as one utterance (`clusters`).
 
     Attributes:
         speech: mean state of the segment under speech, `[samples, states, llm_dim]`, float32.
         text: the same with the transcript in the source slot.
-        layers: which states these are: 0 is what enters layer 0, l what layer l - 1 puts out (layers are counted from
-            0, as in the other probes' results).
+        layers: which states these are: 0 is the input of layer 0, l the output of layer l - 1 (layers are counted from
+            0, as in the results of the other probes).
         perplexity: of the t-SNE.
         plot_layer: the state that is plotted by default; not stored.
     """
@@ -96,30 +96,31 @@ class AlignmentResult(MeasurementResult):
         return len(np.unique(self.clusters))
 
     def curves(self) -> dict[str, Curve]:
-        """The numbers that have an interval, `[states]`, by the names in `CURVES`; NaN where one is undefined."""
+        """The numbers that have an interval, `[states]`, by the names in `CURVES`; NaN where a number is undefined."""
         return self._curves
 
     def chance(self) -> float:
-        """What retrieval gives by chance: the mean over samples of 1 / candidates."""
+        """Retrieval at chance level: the mean over samples of 1 / candidates."""
         own = np.bincount(self.clusters)[self.clusters]
         return float((1 / (len(self.clusters) - own + 1)).mean())
 
     def centroid_floor(self) -> float:
-        """`sqrt(2 / utterances)`: about what two unrelated sets of one distribution would have by noise alone."""
+        """`sqrt(2 / utterances)`: the distance that noise alone gives two unrelated sets of the same distribution."""
         return float(np.sqrt(2 / self.n_utterances))
 
     def mmd(self) -> dict[str, Doubles]:
-        """Squared MMD, its p-value by permutation, the kernel's width: `squared`, `p_value`, `sigma`, `[states]` each.
+        """Squared MMD, its permutation p-value and the kernel's width: `squared`, `p_value`, `sigma`, `[states]` each.
 
-        The p-value is of each state by itself: of 31 states of one distribution, one or two come below 0.05 on average.
+        The p-value is not corrected for the number of states: of 31 states without a difference, one or two fall below
+        0.05 on average.
         """
         return {name: np.array([getattr(mmd, name) for mmd in self._mmd]) for name in similarity.Mmd._fields}
 
     def embed_2d(self, layer: int = -1) -> tuple[Doubles, Doubles]:
-        """Joint t-SNE of one state: where speech and text lie, each `[samples, 2]`.
+        """Joint t-SNE of one state: the coordinates of speech and of text, each `[samples, 2]`.
 
         Args:
-            layer: number of a state; a negative one counts the kept states from the end.
+            layer: number of a state; a negative number counts back from the last kept state.
 
         Raises:
             InputError: that state was not kept, or the samples are too few for the perplexity.
@@ -131,7 +132,7 @@ class AlignmentResult(MeasurementResult):
         return self._planes[i]
 
     def state(self, layer: int = -1) -> int:
-        """The number of a state that a negative `layer` counts from the end.
+        """The number of a state; a negative `layer` counts back from the last kept state.
 
         Raises:
             InputError: that state was not kept.
@@ -142,7 +143,7 @@ class AlignmentResult(MeasurementResult):
         return f"retrieval in state {self.layers[-1]} {self.curves()['retrieval'].at(-1)} (chance {self.chance():.3g})"
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each state: all numbers, with `_low` and `_high` the ends of their intervals."""
+        """A row for each state: all numbers; `_low` and `_high` are the ends of their intervals."""
         columns: dict[str, Any] = {"checkpoint": self.name, "state": self.layers}
         for name, numbers in self.curves().items():
             columns |= numbers.columns(name)
@@ -169,7 +170,7 @@ class AlignmentResult(MeasurementResult):
         }
 
     def differences(self, other: AlignmentResult) -> dict[str, Any]:
-        """By state, on the same utterances in each draw; None where the results hold other states."""
+        """Differences by state, on the same utterances in each draw; None if the results hold different states."""
         if self.layers != other.layers:
             return {"states": None, **dict.fromkeys(f"{name}_difference" for name in CURVES)}
         differences = {f"{name}_difference": values.to_dict() for name, values in self._differences(other).items()}
@@ -203,7 +204,7 @@ class AlignmentResult(MeasurementResult):
         return {name: numbers[name] for name in CURVES}
 
     def _place(self, layer: int) -> int:
-        """Where a state is among those kept."""
+        """Index of a state among the kept states."""
         if -len(self.layers) <= layer < 0:
             return len(self.layers) + layer
         if layer not in self.layers:
@@ -214,7 +215,7 @@ class AlignmentResult(MeasurementResult):
         return self.layers.index(layer)
 
     def _by_state(self, function: Callable[[Floats, Floats], Any], *, standardised: bool = False) -> list[Any]:
-        """A function of the two sets, `[samples, llm_dim]` each, at every state."""
+        """Apply a function to the two sets, `[samples, llm_dim]` each, in every state."""
         states = [(self.speech[:, i], self.text[:, i]) for i in range(len(self.layers))]
         return [function(*map(similarity.standardised, both) if standardised else both) for both in states]
 
@@ -232,7 +233,7 @@ class AlignmentResult(MeasurementResult):
 
     @cached_property
     def _by_sample(self) -> dict[str, Doubles]:
-        """The numbers that each sample has of its own, `[samples, states]`, by name."""
+        """The numbers that each single sample has, `[samples, states]`, by name."""
 
         def unpaired_cosine(x: Floats, y: Floats) -> Doubles:
             return similarity.unpaired_cosine(x, y, self.clusters)
@@ -257,7 +258,7 @@ class AlignmentResult(MeasurementResult):
 
     @cached_property
     def _cka(self) -> dict[str, tuple[Doubles, Doubles]]:
-        """CKA `[states]`, and without one utterance each `[utterances, states]`, by name."""
+        """CKA `[states]`, and CKA without each utterance in turn `[utterances, states]`, by name."""
 
         def both(x: Floats, y: Floats) -> tuple[float, Doubles]:
             return similarity.debiased_cka(x, y, self.clusters), similarity.jackknife_cka(x, y, self.clusters)
@@ -270,7 +271,7 @@ class AlignmentResult(MeasurementResult):
 
     @cached_property
     def _centroids(self) -> tuple[Doubles, Doubles]:
-        """The distance `[states]`, and without one utterance each `[utterances, states]`."""
+        """The distance `[states]`, and the distance without each utterance in turn `[utterances, states]`."""
         weights = np.not_equal.outer(np.arange(self.n_utterances), self.clusters).astype(np.float64)
         left_out = self._by_state(lambda x, y: similarity.centroid_distance(x, y, weights))
         return np.array(self._by_state(similarity.centroid_distance)), np.stack(left_out, 1)
@@ -281,7 +282,7 @@ class AlignmentResult(MeasurementResult):
 
     @cached_property
     def _planes(self) -> dict[int, tuple[Doubles, Doubles]]:
-        """What [`embed_2d`] has computed, by place."""
+        """Results that [`embed_2d`] has already computed, by index of the state."""
         return {}
 
     def drift_from(self, reference: AlignmentResult) -> dict[str, Floats]:

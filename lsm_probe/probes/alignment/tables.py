@@ -1,4 +1,4 @@
-"""Alignment in a terminal, the table and the line about each result, and in a report."""
+"""Alignment's output: the terminal table, the line about each result, and the report section."""
 
 from __future__ import annotations
 

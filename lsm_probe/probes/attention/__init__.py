@@ -1,4 +1,4 @@
-"""Attention: how much of what each layer reads for the response comes from instruction and speech."""
+"""Attention: how much of what each layer reads for the response comes from the instruction and from the speech."""
 
 from __future__ import annotations
 

@@ -10,16 +10,16 @@ from lsm_probe.runner.conventions import Choices
 
 @dataclass(frozen=True)
 class Conventions(Choices):
-    """How norms become an eta. The defaults come first. All but `response` are made when a result is read.
+    """How norms become an eta. Defaults are listed first. All but `response` can be changed without another run.
 
     Attributes:
         heads: `sum_then_norm` takes the norm of the sum over heads (Kobayashi 2020, equation 3);
-            `mean_of_norms` the mean over heads of each head's norm.
+            `mean_of_norms` takes the mean over heads of each head's norm.
         segment: `mean` over a segment's tokens (arXiv 2410.03798, equation 2), or their `sum`.
-        aggregate: `mean_of_ratios` takes eta of each sample and then the mean; `ratio_of_means` the other way round.
-        span: what counts as instruction: `instruction` alone, or `instruction+template` (template tokens outside the
-            system text, position 0 left out).
-        response: what the generating rows predict: the model's own `generated` answer or the `reference`.
+        aggregate: `mean_of_ratios` averages the samples' etas; `ratio_of_means` averages the scores first.
+        span: what counts as instruction: `instruction` alone, or `instruction+template`, which adds the template tokens
+            (without the system text and position 0).
+        response: the response that the generating rows predict: the model's own `generated` one or the `reference`.
     """
 
     heads: Literal["sum_then_norm", "mean_of_norms"] = "sum_then_norm"

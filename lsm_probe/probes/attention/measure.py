@@ -1,7 +1,7 @@
-"""The attention probe: how much the generating rows attend to instruction and to source, layer by layer.
+"""The attention probe: how much the generating rows attend to the instruction and to the source, layer by layer.
 
-For each sample: answer (greedily, or take a given response), one teacher-forced pass over prompt and response, and
-the norm-based attention of the rows that predict the response's tokens, summed by segment.
+For each sample, the probe gets a response (greedy, or a given one) and runs one teacher-forced pass over prompt and
+response. It then sums, by segment, the norm-based attention of the rows that predict the response's tokens.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def attention(
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
-        heads, segment, aggregate, span: how the result reads itself; see [`Conventions`]. They can be changed later
-            without a forward pass with `result.with_conventions`.
+        heads, segment, aggregate, span: how the result computes eta; see [`Conventions`]. `result.with_conventions`
+            changes them later without a forward pass.
         tokens: keep the scores of single prompt tokens too.
-        backend: which library's activations are read: our own capture's (`native`), or for a second opinion
-            TransformerLens's or nnsight's (text LLMs and LSMs; the extra `interop`). All generate in the
-            same way. In float32 they agree to 1e-4 relative; in half precision eager attention rounds differently, by
-            several percent of a norm.
-        source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to it. With
-            another checkpoint's `result.source_lengths()` this is the length- and position-matched control.
+        backend: which library captures the activations: this package (`native`), or TransformerLens or nnsight as an
+            independent check (text LLMs and LSMs; the extra `interop`). All of them generate in the same way. In
+            float32 they agree to 1e-4 relative; in half precision eager attention rounds differently, by several
+            percent of a norm.
+        source_lengths: number of source tokens by sample id: a text LLM's transcript is repeated or cut to this length.
+            The lengths of another checkpoint, `result.source_lengths()`, give the length- and position-matched control.
         source_length_of: names of the checkpoints that have these source lengths.
-        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
+        options: options that all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Returns:
-        An [`AttentionResult`], accumulated in float32; every convention but `response` can be read from it.
+        An [`AttentionResult`], accumulated in float32; it can be read under every convention except `response`.
 
     Raises:
         InputError: a sample cannot be used (under `on_error="fail"`), none is left, the backend is not installed, a
@@ -108,7 +108,7 @@ def attention(
 def _measure(
     checkpoint: Checkpoint, run_pass: RunPass, items: Sequence[PreparedSample], keep_tokens: bool
 ) -> list[Measured]:
-    """One teacher-forced pass over prompts and responses, right-padded: the arrays of a [`Record`] for each."""
+    """One teacher-forced pass over prompts and responses, right-padded: the arrays of a [`Record`] for each sample."""
     inputs, mask = teacher_forced_inputs(items, [s.embedded for s in items])
     parts = [s.measured for s in items]
     rows, row_mask = generating_rows(
@@ -125,9 +125,9 @@ def _measure(
 
 
 def generating_rows(prompt_lengths: Sequence[int], response_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The positions whose logits predict the response's tokens: one before each.
+    """The positions whose logits predict the response's tokens: each is the position before such a token.
 
-    For a part of the response, what stands before it counts as prompt.
+    If only a part of the response is measured, the part before it counts as prompt.
 
     Returns:
         `(rows, row_mask)`, both `[batch, longest response]`. Padding repeats a sample's first row, so that it stays
@@ -140,14 +140,14 @@ def generating_rows(prompt_lengths: Sequence[int], response_lengths: Sequence[in
 
 
 class SegmentSums:
-    """Visitor of a captured pass: adds up each layer's norm-based attention by segment, on the layer's device.
+    """Visitor of a captured pass: sums each layer's norm-based attention by segment, on the layer's device.
 
     Args:
-        prompts: the batch's prompts; prompt tokens begin at position 0 (right padding).
+        prompts: the batch's prompts; prompt tokens start at position 0 (right padding).
         row_mask: `[batch, rows]`, on the CPU, the real generating rows.
-        keep_tokens: keep A_j of every prompt token as well.
-        thinking: how many of each sample's rows predict thinking; where any do, the sums over the others, which predict
-            the answer, are kept too.
+        keep_tokens: also keep A_j of every prompt token.
+        thinking: how many of each sample's rows predict thinking; if any do, the sums over the other rows, which
+            predict the answer, are kept too.
     """
 
     def __init__(self, prompts: Sequence[Prompt], row_mask: Tensor, keep_tokens: bool, thinking: Sequence[int] = ()):
@@ -158,7 +158,7 @@ class SegmentSums:
         if any(thinking):
             is_answer = torch.arange(row_mask.shape[1]) >= torch.tensor(thinking)[:, None]
             self.answer_mask = row_mask & is_answer
-            # 0 / 0, NaN, where no row predicts an answer.
+            # NaN (0 / 0) if no row predicts an answer.
             row_weights["answer_"] = self.answer_mask / self.answer_mask.sum(1, keepdim=True)
         segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True)
         keys = wanted_keys(segments != Segment.PADDING)
@@ -207,7 +207,7 @@ class SegmentSums:
 
 
 def _membership(segments: Tensor) -> Tensor:
-    """Which of the stored `SEGMENTS` each prompt token counts in: `[batch, keys, 5]`, integers 0 or 1."""
+    """Which of the stored `SEGMENTS` each prompt token belongs to: `[batch, keys, 5]`, integers 0 or 1."""
     columns = [segments == Segment[name.upper()] for name in SEGMENTS[:-1]]
     first = torch.zeros_like(columns[0])
     first[:, 0] = segments[:, 0] == Segment.TEMPLATE
@@ -221,7 +221,7 @@ def _has_norms(norms: np.ndarray) -> bool:
 
 
 def _answer_sums(records: Sequence[Record]) -> AnswerSums | None:
-    """None where no sample thinks. In batches without thinking all rows are the answer's."""
+    """None if no sample thinks. In batches without thinking all rows belong to the answer."""
     if not any("answer_norms" in record.arrays for record in records):
         return None
     arrays = [record.arrays for record in records]

@@ -34,7 +34,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
     Args:
         results: read under their own conventions.
         ax: axes to draw on; new ones if None.
-        style: passed on to every `Axes.plot`.
+        style: passed to every `Axes.plot`.
     """
     ax = axes_or_new(ax, 6, 4)
     for result, look, label in zip(results, curve_looks(results), _labels(results), strict=True):
@@ -52,7 +52,7 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
 
 @with_own_settings
 def eta_figure(results: Sequence[AttentionResult]) -> Figure:
-    """Eta under both `segment` conventions side by side, since source length moves them in opposite directions."""
+    """Eta under both `segment` conventions side by side, because source length moves them in opposite directions."""
     import seaborn as sns
 
     with sns.axes_style("ticks"):
@@ -69,10 +69,10 @@ def eta_figure(results: Sequence[AttentionResult]) -> Figure:
 
 @with_own_settings
 def eta_heads_figure(results: Sequence[AttentionResult]) -> Figure:
-    """Eta of single heads, a map for each result under its own conventions; a head's area is its share of its layer.
+    """Eta of single heads, one map per result under its own conventions; a head's area is its share of its layer.
 
-    Two results of the same samples and heads have the map of their difference below, with a frame round the heads
-    that have changed (p below 0.05, corrected for the number of heads), or round the others if these are fewer.
+    For two results with the same samples and heads, a map below shows their difference. It frames the heads that have
+    changed (p below 0.05, corrected for the number of heads), or the other heads if these are fewer.
     """
     maps = [
         HeadMap(label, result.head_eta().mean, range(result.n_layers), result.head_share())

@@ -1,7 +1,7 @@
-"""What eta of a checkpoint is compared with, and by how much the two differ.
+"""The reference that a checkpoint's eta is compared with, and how much the two differ.
 
-Speech is compared with the text LLM whose transcripts are as long as the speech: responses and positions are the same,
-only the kind of source differs.
+Speech is compared with a text LLM whose transcripts are made as long as the speech: responses and positions are the
+same, and only the kind of source differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lsm_probe.runner.result import Curve, curve, layer_groups
 
 
 def length_controls(results: Sequence[AttentionResult], samples: Sequence[Sample]) -> Iterator[ControlRun]:
-    """Measure each text LLM at the source lengths of each speech checkpoint, where it was not measured at these.
+    """Measure each text LLM at the source lengths of each speech checkpoint, unless this was already done.
 
     Speech checkpoints with the same source lengths share one control.
     """
@@ -47,7 +47,7 @@ def last_group_eta(result: AttentionResult) -> Curve:
 
 
 def last_layers(result: AttentionResult) -> tuple[int, int]:
-    """First and last layer of that group."""
+    """First and last layer of the last of the six groups."""
     group = layer_groups(result.n_layers)[-1]
     return int(group[0]), int(group[-1])
 
@@ -55,7 +55,8 @@ def last_layers(result: AttentionResult) -> tuple[int, int]:
 def text_at_length(
     attention: Sequence[AttentionResult], text: AttentionResult, speech: AttentionResult
 ) -> AttentionResult | None:
-    """The text LLM's control at a speech checkpoint's source lengths, itself where they are the same, or None."""
+    """The text LLM's control at a speech checkpoint's source lengths; the text LLM itself if these are the same; or
+    None."""
     control = speech.find_controls(attention).get(text.name)
     if control is None and has_same_source_lengths(text, speech):
         return text

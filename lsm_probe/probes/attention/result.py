@@ -22,13 +22,13 @@ SEGMENTS = ("system", "template", "instruction", "source", "first")
 
 @dataclass(frozen=True)
 class TokenScores:
-    """A_j of single prompt tokens, samples one after another.
+    """A_j of single prompt tokens; the samples are concatenated.
 
     Attributes:
         norms: `[layers, tokens]`, head form `sum_then_norm`.
         ids: token ids, `[tokens]`.
         segments: stored values of [`Segment`], `[tokens]`.
-        offsets: where each sample begins and the last one ends, `[samples + 1]`.
+        offsets: where each sample begins and where the last one ends, `[samples + 1]`.
     """
 
     norms: Floats
@@ -39,10 +39,10 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class AnswerSums:
-    """The same sums as those of all rows, over the rows after the thinking.
+    """The same sums as those of all rows, but only over the rows after the thinking.
 
     Attributes:
-        norms, head_norms: as in [`AttentionResult`]; NaN where a thought is unfinished.
+        norms, head_norms: as in [`AttentionResult`]; NaN where the thinking is unfinished.
         rows: generating rows of the answer, `[samples]`; all of them where there is no thinking.
     """
 
@@ -55,7 +55,7 @@ class AnswerSums:
 class AttentionResult(MeasurementResult):
     """Norm-based attention of one checkpoint on one set of samples.
 
-    Norms carry the unit of the model's residual stream; only their ratios mean something across models.
+    Norms have the unit of the model's residual stream; across models only their ratios can be compared.
 
     Attributes:
         norms: sums over a segment's tokens of A_j (the mean over generating rows of `|sum_h alpha v W_O|`),
@@ -63,11 +63,11 @@ class AttentionResult(MeasurementResult):
         head_norms: the same for the norm of each head, `[samples, layers, heads, segments]`.
         tokens: token counts, `[samples, segments]`.
         rows: generating rows (response tokens, EOS included where produced), `[samples]`.
-        conventions: how this object reads itself; see [`with_conventions`].
-        self_check: how well the same alpha, v and W_O reproduced the attention modules' own output, and whose
-            activations they were (`backend`).
-        token_scores: only when asked for.
-        answer: only where a response begins with thinking and all rows were measured; see [`of_part`].
+        conventions: how this object computes eta; see [`with_conventions`].
+        self_check: how well the same alpha, v and W_O reproduced the attention modules' own output, and which library
+            captured the activations (`backend`).
+        token_scores: only if requested.
+        answer: only if a response begins with thinking and all rows were measured; see [`of_part`].
     """
 
     NAME: ClassVar[str] = "attention"
@@ -102,10 +102,10 @@ class AttentionResult(MeasurementResult):
         return replace(self, conventions=replace(self.conventions, **changes))  # type: ignore[arg-type]
 
     def of_part(self, part: Literal["thinking", "answer"]) -> AttentionResult:
-        """The result over the rows of one part of the responses, of the samples that have it. Needs no forward pass.
+        """The result over the rows of one part of the responses, for the samples that have it. Needs no forward pass.
 
         Args:
-            part: of responses that begin with thinking; a response without thinking counts entirely as answer.
+            part: `thinking` or `answer`; a response without thinking counts entirely as answer.
 
         Raises:
             InputError: no measured response has that part, or only one part was measured.
@@ -156,7 +156,7 @@ class AttentionResult(MeasurementResult):
     def head_eta(self) -> Curve:
         """Eta of single heads with its interval, `[layers, heads]`, under `segment`, `aggregate` and `span`.
 
-        NaN for a head without attention to instruction and source in some sample.
+        NaN for a head that attends to neither instruction nor source in some sample.
         """
         return curve(self._aggregate(self.head_scores(), _of_all), self.left_out_head_eta()).clipped(0, 1)
 
@@ -165,10 +165,10 @@ class AttentionResult(MeasurementResult):
         return self._aggregate(self.head_scores(), self.leave_one_out)
 
     def head_share(self) -> Floats:
-        """Each head's part of what its layer takes from instruction and source, `[layers, heads]`.
+        """Each head's part of what its layer reads from instruction and source, `[layers, heads]`.
 
-        `(S_instruction + S_source)` of the head over the sum of its layer's heads: its weight in the layer's eta under
-        `mean_of_norms`. A head with a low eta and a share near 0 hardly reads the source.
+        `(S_instruction + S_source)` of the head, divided by the sum over its layer's heads: its weight in the layer's
+        eta under `mean_of_norms`. A head with a low eta and a share near 0 hardly reads the source.
         """
         both = np.add(*self.head_scores())
         if self.conventions.aggregate == "mean_of_ratios":
@@ -184,7 +184,7 @@ class AttentionResult(MeasurementResult):
     def find_controls(self, results: Sequence[MeasurementResult]) -> dict[str, AttentionResult]:
         """The controls at this checkpoint's source lengths, by the name of their text LLM.
 
-        Of several controls of one text LLM it is the one with most of this result's samples, then the one that names
+        If a text LLM has several controls, this is the one with most of this result's samples, then the one that names
         this checkpoint first.
         """
         found = [
@@ -198,7 +198,7 @@ class AttentionResult(MeasurementResult):
 
     @property
     def control(self) -> Control:
-        """What this result is a control of; only for a control."""
+        """What this result is a control for; defined only for controls."""
         assert self.checkpoint.control is not None
         return self.checkpoint.control
 
@@ -207,7 +207,7 @@ class AttentionResult(MeasurementResult):
         return dict(zip(self.ids, self.tokens[:, SEGMENTS.index("source")].tolist(), strict=True))
 
     def subset(self, ids: list[str]) -> AttentionResult:
-        """The result of these samples alone, in this order; single-token scores are left behind."""
+        """The result of these samples alone, in this order; scores of single tokens are dropped."""
         keep = self.positions(ids)
         answer = None if self.answer is None else AnswerSums(*(sums[keep] for sums in vars(self.answer).values()))
         return replace(super().subset(ids), token_scores=None, answer=answer)
@@ -261,7 +261,7 @@ class AttentionResult(MeasurementResult):
         }
 
     def _by_part(self, answer: AnswerSums) -> dict[str, Any]:
-        """Eta of thinking and of answers, each over the samples that have such rows."""
+        """Eta of the thinking and of the answers, each over the samples that have such rows."""
         found = []
         if (self.rows - answer.rows).any():
             found.append(self.of_part("thinking"))
@@ -297,8 +297,8 @@ class AttentionResult(MeasurementResult):
         return {"eta": own - exact}
 
     def warning(self, other: AttentionResult, controls: Sequence[str] = ()) -> str | None:
-        """Eta depends on the number of source tokens more than on what it is meant to show: `mean` rises and `sum`
-        falls as the source gets longer."""
+        """Eta depends more on the number of source tokens than on the quantity it should measure: `mean` rises and
+        `sum` falls as the source gets longer."""
         warnings = []
         backends = [result.self_check.get("backend", "native") for result in (self, other)]
         if backends[0] != backends[1]:
@@ -322,7 +322,7 @@ class AttentionResult(MeasurementResult):
         return "; ".join(warnings) or None
 
     def _instead(self, other: AttentionResult, controls: Sequence[str]) -> str:
-        """What to compare with where source lengths differ."""
+        """What to compare with if source lengths differ."""
         if controls:
             named = ", ".join(f"`{name}`" for name in controls)
             return f", and compare with the length-matched control{'s' if len(controls) > 1 else ''} {named}"
@@ -350,7 +350,7 @@ class AttentionResult(MeasurementResult):
         }
 
     def _instruction_and_source(self, norms: Floats) -> tuple[Floats, Floats]:
-        """Both scores from sums `[samples, x, segments]` under the conventions `span` and `segment`."""
+        """Both scores from the sums `[samples, x, segments]` under the conventions `span` and `segment`."""
         column = {name: norms[..., i] for i, name in enumerate(SEGMENTS)}
         count = {name: self.tokens[:, i, None].astype(np.float64) for i, name in enumerate(SEGMENTS)}
         instruction, n_instruction = column["instruction"], count["instruction"]
@@ -362,9 +362,9 @@ class AttentionResult(MeasurementResult):
         return instruction / n_instruction, column["source"] / count["source"]
 
     def _aggregate(self, scores: tuple[Floats, Floats], mean: Callable[[Floats], Floats]) -> Floats:
-        """Eta of S_instruction and S_source, `[samples, ...]` each, by a function that takes the mean over samples."""
+        """Eta from S_instruction and S_source, `[samples, ...]` each; the function `mean` averages over samples."""
         instruction, source = scores
-        # A head that takes nothing has no eta.
+        # A head that attends to neither segment has no eta.
         with np.errstate(invalid="ignore"):
             if self.conventions.aggregate == "mean_of_ratios":
                 return mean(instruction / (instruction + source))
@@ -391,7 +391,7 @@ def _of_all(values: Floats) -> Floats:
 
 
 def has_same_source_lengths(first: AttentionResult, second: AttentionResult) -> bool:
-    """Whether the source of every sample that both hold has the same number of tokens in both."""
+    """Whether every sample that is in both results has the same number of source tokens in both."""
     one, other = first.source_lengths(), second.source_lengths()
     shared = one.keys() & other.keys()
     return bool(shared) and all(one[i] == other[i] for i in shared)
@@ -406,9 +406,9 @@ def eta_difference(first: AttentionResult, second: AttentionResult) -> Curve:
 
 
 def head_eta_difference(first: AttentionResult, second: AttentionResult) -> Tested:
-    """Eta of `second` minus eta of `first` by head, `[layers, heads]`, p being of the samples' own ratios.
+    """Eta of `second` minus eta of `first` by head, `[layers, heads]`; p is computed from the samples' own ratios.
 
-    Both must hold the same samples in the same order, and as many heads.
+    Both must hold the same samples in the same order, and the same number of heads.
     """
     found = curve(
         second.head_eta().mean - first.head_eta().mean, second.left_out_head_eta() - first.left_out_head_eta()

@@ -1,4 +1,5 @@
-"""Attention of the speech side: between Whisper's frames, and from the connector's queries to the frames."""
+"""Attention in the speech encoder and connector: between Whisper's frames, and from the connector's
+queries to the frames."""
 
 from __future__ import annotations
 
@@ -32,10 +33,10 @@ class ConnectorAttention:
     """Cross-attention of a `window_qformer`'s queries to the frames of their windows.
 
     Attributes:
-        norms: a(m, j) = `|sum_h alpha v W_O|`, `[blocks, speech tokens, window]`; 0 for frames that the last window of
-            a piece lacks.
+        norms: a(m, j) = `|sum_h alpha v W_O|`, `[blocks, speech tokens, window]`; 0 for frames that are missing from
+            the last window of a piece.
         alpha: attention probabilities, `[blocks, heads, speech tokens, window]`.
-        first_frame: the frame that `window` begins with, `[speech tokens]`.
+        first_frame: the first frame of each token's window, `[speech tokens]`.
     """
 
     norms: Floats
@@ -44,29 +45,29 @@ class ConnectorAttention:
 
     def shares(self) -> Floats:
         """What part of a token comes from each frame of its window, `[speech tokens, window]`, each row summing to 1:
-        its norms over their sum, mean over the blocks."""
+        its norms divided by their sum, averaged over the blocks."""
         return (self.norms / self.norms.sum(-1, keepdims=True)).mean(0)
 
 
 @dataclass(frozen=True)
 class SpeechAttention:
-    """Attention of the speech side of an LSM for one utterance, all in float32.
+    """Attention in the encoder and connector of an LSM for one utterance, all in float32.
 
-    Frames are the encoder's, 20 ms each, those of several 30 s pieces one after another; a piece attends to itself
-    alone. Means are over the frames of a piece as queries. The silence that a piece is filled up with is never a query,
-    unless the encoder's context is `padded`: it then counts as speech, and its frames begin and end with the utterance.
-    Where BEATs is part of the audio tower, the encoder is Whisper's alone: the attention inside BEATs is not measured,
-    and its states are part of the frames that the connector attends to.
+    Frames are the encoder's, 20 ms each. Speech longer than 30 s is cut into pieces, whose frames are concatenated; a
+    piece attends only to itself. Means are over the frames of a piece as queries. The silence that pads a piece is
+    never a query, unless the encoder's context is `padded`: then it counts as speech, and frames begin and end with the
+    utterance. If BEATs is part of the audio tower, the encoder here is Whisper alone: the attention inside BEATs is not
+    measured, but its states are part of the frames that the connector attends to.
 
     Attributes:
         norms: A_j of the encoder, the mean over frames m of `|sum_h alpha v W_O|`, `[layers, frames]`.
         head_norms: the same for the norm of each head, `[layers, heads, frames]`.
         alpha: mean over frames m of the attention probability, `[layers, heads, frames]`.
-        padding: probability that goes to the silence a piece is filled up with, mean over heads and frames,
-            `[layers, pieces]`; 0 where the encoder's context is `trimmed` or `padded`.
-        maps: of the layer asked for, a(m, j) of all frames of each piece, `[frames, frames]` a piece; else empty.
+        padding: attention probability that goes to the silence that pads a piece, mean over heads and frames,
+            `[layers, pieces]`; 0 if the encoder's context is `trimmed` or `padded`.
+        maps: for the requested layer, a(m, j) of all frames of each piece, `[frames, frames]` per piece; else empty.
         frame_times: begin and end of each frame, seconds, `[frames, 2]`.
-        token_times: the same of each speech token, `[speech tokens, 2]`; None where tokens have no time.
+        token_times: begin and end of each speech token, seconds, `[speech tokens, 2]`; None if tokens have no time.
         connector: the cross-attention of a Q-Former to frames; None for other connectors.
         self_check: for `encoder` and `connector`, how well alpha, v and W_O reproduced the modules' own output.
     """
@@ -89,18 +90,18 @@ def speech_attention(
 ) -> SpeechAttention:
     """Measure norm-based attention (arXiv 2004.10102) inside the encoder and the connector of an LSM.
 
-    A layer of one piece is in memory at a time, and of it three arrays of heads x frames x 1,500 float32 numbers: for
-    30 s of speech 54 MB each in Whisper tiny, 180 MB in large. Kept are the means over frames, and every number
-    (`maps`, 9 MB for 30 s) of one layer if asked for.
+    Memory holds one layer of one piece at a time, as three float32 arrays of heads x frames x 1,500: for 30 s of speech
+    54 MB each in Whisper tiny, 180 MB in large. The result keeps only the means over frames, and the full array of one
+    layer (`maps`, 9 MB for 30 s) if requested.
 
     Args:
         checkpoint: an LSM.
         waveform: mono at 16 kHz, `[samples]`, as [`as_waveform`] takes it; any length.
-        layer: encoder layer of which to keep a(m, j) of every pair of frames.
+        layer: encoder layer for which a(m, j) of every pair of frames is kept.
 
     Raises:
         InputError: the checkpoint is not an LSM of this package, has no such layer, or its attention cannot be measured
-            exactly; the line names the module. Or as [`as_waveform`].
+            exactly; the message names the module. Also for the reasons that [`as_waveform`] gives.
     """
     lsm = require_lsm(checkpoint, "the attention of its speech side cannot be measured")
     model: Any = lsm.model
@@ -136,7 +137,7 @@ def speech_attention(
 
 
 class _PieceAttention:
-    """Visitor of [`capture`]: reduces each layer of a piece to its means over frames, and keeps the map of one."""
+    """Visitor of [`capture`]: averages each layer of a piece over frames, and keeps the full map of one layer."""
 
     def __init__(self, frames: int, mapped: int | None):
         self.frames, self.mapped = frames, mapped
@@ -154,14 +155,14 @@ class _PieceAttention:
             self.maps.append(row_norms(alpha, value, layer.metric)[0].float())
 
     def by_layer(self, name: str) -> Tensor:
-        """One of the means, layers first."""
+        """One of the means; layers are the first axis."""
         return torch.stack([layer[name] for layer in self.layers])
 
 
 def _connector_attention(
     model: LsmForConditionalGeneration, states: list[Tensor], frames: list[int]
 ) -> tuple[ConnectorAttention, dict[str, Any]]:
-    """The cross-attention of all pieces, `frames [pieces]` counting their valid states."""
+    """The cross-attention of all pieces; `frames [pieces]` is the number of valid states of each."""
     projector: Any = model.multi_modal_projector
     queries = projector.query.shape[1]
     dtype = projector.query.dtype
@@ -186,7 +187,7 @@ def _connector_attention(
 
 
 class _CrossAttention:
-    """Visitor of [`capture`]: the cross-attention of each Q-Former block, windows and their queries as tokens."""
+    """Visitor of [`capture`]: the cross-attention of each Q-Former block; windows form the batch."""
 
     def __init__(self, captured: Capture):
         self.names = {layer.index: layer.name for layer in captured.layers.values()}
@@ -201,6 +202,6 @@ class _CrossAttention:
 
 
 def _all_rows(batch: int, rows: int) -> tuple[Tensor, Tensor]:
-    """All query positions, and that all are real: both `[batch, rows]`."""
+    """All query positions, all marked as real: both `[batch, rows]`."""
     positions = torch.arange(rows).expand(batch, -1)
     return positions, torch.ones_like(positions, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Attention in a terminal, the table and the line about each result, and in a report."""
+"""Attention's output: the terminal table, the line about each result, and the report section."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def attention_note(result: AttentionResult) -> str:
 
 
 def _lowest_heads(result: AttentionResult) -> list[tuple[str, str, str]]:
-    """Name, eta and share of the heads with the lowest eta, of those with an even share of their layer or more."""
+    """Name, eta and share of the lowest-eta heads among those with at least an equal share of their layer."""
     frame = result.head_frame()
     found = frame[frame["share"] >= 1 / frame["head"].nunique()].nsmallest(_SHOWN, "eta")
     return [
@@ -81,7 +81,7 @@ def attention_section(measurement: Measurement, results: Sequence[AttentionResul
 
 
 def _tokens(attention: Sequence[AttentionResult]) -> Table:
-    """Token counts, eta under both segment conventions, and eta of what each checkpoint is compared with."""
+    """Token counts, eta under both segment conventions, and eta of the reference of each checkpoint."""
     measured = [result for result in attention if not result.is_control]
     rows = []
     for result in measured:

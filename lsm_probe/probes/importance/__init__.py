@@ -50,7 +50,7 @@ def importance_options(
         typer.Option(help="What an LSM gets: speech or text.", rich_help_panel=CONVENTIONS),
     ] = "own",
 ) -> CommandOptions:
-    """The keyword arguments of [`lsm_probe.importance`]; learning rates are written when the results are stored."""
+    """The keyword arguments of [`lsm_probe.importance`]; learning rates are written after the results are stored."""
     from lsm_probe.files import check_can_write
     from lsm_probe.probes.importance.learning_rates import check_strength, write_rates
 

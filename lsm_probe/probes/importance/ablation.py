@@ -22,11 +22,11 @@ def perplexities(
     share: float,
     seed: int,
 ) -> dict[str, float]:
-    """Perplexity of the model as it is, and with a share of each matrix set to 0.
+    """Perplexity of the unchanged model, and with a share of each matrix set to 0.
 
     Args:
         perplexity: measures the model.
-        weights: the matrices, which are changed for the time of a measurement and restored bit by bit.
+        weights: the matrices, which are changed during a measurement and restored bit by bit.
         scores: their importance, of the same shapes.
         share: of each matrix.
         seed: of the random weights.
@@ -44,13 +44,13 @@ def perplexities(
 
 @contextmanager
 def zeroed(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Sets the marked weights to 0 inside the block; after it, errors included, every bit is as it was."""
+    """Sets the marked weights to 0 inside the block; afterwards every bit is as before, also after an error."""
     saved: list[tuple[Tensor, tuple[Tensor, ...], Tensor]] = []
     try:
         with torch.no_grad():
             for name, mask in masks.items():
                 weight = weights[name]
-                # By number: to count the marks of a mask waits for the device.
+                # By index, because counting the marks of a boolean mask would wait for the device.
                 places = tuple(axis.to(weight.device) for axis in mask.nonzero(as_tuple=True))
                 saved.append((weight, places, weight[places]))
                 weight[places] = 0

@@ -22,7 +22,7 @@ def check_strength(strength: float) -> None:
 def layer_rates(result: ImportanceResult, strength: float) -> list[float]:
     """Rates as multiples of the base rate, by layer: `1 - strength * minmax(I_layer)`.
 
-    I_layer is the sum of importance over the layer's weight matrices; it should be textual importance of the base LLM.
+    I_layer is the sum of importance over the layer's weight matrices. Use the textual importance of the base LLM.
 
     Raises:
         InputError: the strength is not from 0 to below 1.
@@ -35,7 +35,7 @@ def layer_rates(result: ImportanceResult, strength: float) -> list[float]:
 
 
 def write_rates(result: ImportanceResult, strength: float, path: Path) -> None:
-    """Writes what the training strategy `layerwise_lr` reads: the rates, and what they were made from."""
+    """Writes the input of the training strategy `layerwise_lr`: the rates, and the results they come from."""
     content: dict[str, Any] = {
         "rates": layer_rates(result, strength),
         "strength": strength,

@@ -1,4 +1,4 @@
-"""Masks of the most important weights: the top share of each matrix, how they cluster, how two sets overlap."""
+"""Masks of the most important weights: the top share of each matrix, their clustering, the overlap of two sets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Masks:
     """The most important weights of each matrix.
 
     Attributes:
-        share: of the weights of a matrix that are marked.
-        packed: eight weights a byte (`numpy.packbits`), by name of the matrix.
+        share: the share of each matrix's weights that is marked.
+        packed: eight weights per byte (`numpy.packbits`), by name of the matrix.
         shapes: of the matrices.
     """
 
@@ -38,7 +38,7 @@ class Masks:
         return np.unpackbits(self.packed[name], count=int(np.prod(shape))).astype(bool).reshape(shape)
 
     def save(self, path: Path) -> None:
-        """Writes them as one `.npz`."""
+        """Writes the masks as one `.npz` file."""
         arrays: dict[str, Any] = {f"mask/{name}": bits for name, bits in self.packed.items()}
         arrays |= {f"shape/{name}": np.array(shape) for name, shape in self.shapes.items()}
         with replacing(path) as temporary:
@@ -61,7 +61,9 @@ class Masks:
 
 
 def top_masks(scores: Mapping[str, Tensor], share: float) -> Masks:
-    """Marks the top share of each matrix (not of all together: the matrices' scales differ, arXiv 2402.14700's code).
+    """Marks the top share of each matrix. Each matrix is ranked by itself, because their scales differ.
+
+    The code of arXiv 2402.14700 does the same.
 
     Args:
         scores: importance of each weight, by name of the matrix.
@@ -77,7 +79,7 @@ def top_masks(scores: Mapping[str, Tensor], share: float) -> Masks:
 
 def top_share(score: Tensor, share: float, *, largest: bool = True) -> Tensor:
     """Marks `round(share * numel)` weights, at least one, with the largest (or smallest) scores; boolean."""
-    import torch  # here, since saved masks are read without it
+    import torch  # imported here, because saved masks are read without torch
 
     flat = score.flatten()
     count = max(1, round(share * flat.numel()))
@@ -93,7 +95,7 @@ def jaccard(first: Masks, second: Masks) -> dict[str, float]:
     Two independent masks of share p overlap by about p / (2 - p).
 
     Raises:
-        InputError: they mark other shares, or matrices of other models.
+        InputError: the masks mark different shares, or belong to matrices of different models.
     """
     if first.share != second.share:
         raise InputError(f"the masks mark {first.share} and {second.share} of the weights: make them with one --masks")
@@ -107,15 +109,15 @@ def jaccard(first: Masks, second: Masks) -> dict[str, float]:
 
 
 def clustering(masks: Masks) -> dict[str, dict[str, float]]:
-    """How far a mask concentrates in rows and in columns ("rank clustering", arXiv 2509.23755).
+    """How much a mask concentrates in rows and in columns ("rank clustering", arXiv 2509.23755).
 
-    For each matrix and axis: the share of all marked weights that the fullest rows (columns) hold, taking the mask's
-    share of them. It is the mask's share if the mask is spread evenly, 1 if it fills whole rows.
+    For each matrix and axis, take the fullest rows (columns), as many as the mask's share of all rows. The number is
+    the share of all marked weights that they hold: the mask's share if it is spread evenly, 1 if it fills whole rows.
     """
     found = {}
     for name in masks.packed:
         mask = masks.mask(name)
-        matrices = mask.reshape(-1, *mask.shape[-2:])  # experts in one tensor are matrices of their own
+        matrices = mask.reshape(-1, *mask.shape[-2:])  # experts that share one tensor are separate matrices
         found[name] = {
             axis: float(np.mean([_concentration(m.sum(i), masks.share) for m in matrices if m.any()]))
             for axis, i in (("rows", 1), ("columns", 0))
