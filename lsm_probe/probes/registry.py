@@ -1,7 +1,7 @@
-"""The probes: those of this package, in the order of commands and reports, and those that other packages add.
+"""The probes of this package, in the order of commands and reports, and the probes that other packages add.
 
-Another package registers a probe through the entry-point group `lsm_probe.probes`: the name of the entry point is the
-probe's, its value is where the [`Measurement`] is.
+Another package registers a probe through the entry-point group `lsm_probe.probes`: the entry point's name is the name
+of the probe, and its value is the location of the [`Measurement`].
 """
 
 from lsm_probe.probes import alignment, attention, importance, knockout, sensitivity

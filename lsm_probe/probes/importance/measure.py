@@ -1,9 +1,9 @@
 """Parameter importance: how much the likelihood of the response depends on each weight.
 
-For each weight `|theta * dL/dtheta|`, to first order the change of the loss when the weight is set to 0 (Molchanov et
-al. 2017, arXiv 1611.06440, equation 7; for speech LLMs arXiv 2509.23755), where L is the mean negative log-likelihood
-of a sample's response tokens, in nats. `abs` is the mean over samples of the absolute value, one sample at a time;
-`signed` adds up the gradients first, so that samples can cancel each other out (arXiv 2402.14700's code).
+For each weight it computes `|theta * dL/dtheta|`, the first-order change of the loss when the weight is set to 0
+(Molchanov et al. 2017, arXiv 1611.06440, equation 7; for speech LLMs arXiv 2509.23755). L is the mean negative
+log-likelihood of a sample's response tokens, in nats. `abs` is the mean over samples of the absolute value. `signed`
+sums the gradients first, so that samples can cancel each other out (as in the code of arXiv 2402.14700).
 
 Sums need the weights and the gradients of about one layer at a time; single weights (`signed`, masks) one float32
 number for each weight besides; see [`SingleWeights`] for where these are.
@@ -60,14 +60,14 @@ def importance(
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM or `modality="text"`; with `target` for
             `response="reference"`.
-        mode: how the result reads itself: `abs`, or `signed`, which needs one float32 number for each weight.
-        modality: `own` is what the checkpoint reads (speech for an LSM); `text` gives an LSM's LLM the transcript
-            instead, which is *textual importance*.
+        mode: how the result computes importance: `abs`, or `signed`, which needs one float32 number for each weight.
+        modality: `own` is the checkpoint's own input (speech for an LSM); `text` gives an LSM's LLM the transcript
+            instead, which measures *textual importance*.
         masks: share of weights (0.05: the top 5 %) to mark in masks; needs one float32 number for each weight.
-        ablate: share of weights (0.03) to set to 0, the most important, the least important and random ones of each
-            matrix in turn, and measure the perplexity of the same responses; needs as much as `masks`.
-        scratch: a folder where the numbers for single weights are kept, memory-mapped, instead of in memory.
-        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
+        ablate: share of weights (0.03) to set to 0 in each matrix: in turn the most important, the least important and
+            random ones. Then measures the perplexity of the same responses; needs as much memory as `masks`.
+        scratch: a folder for the numbers of single weights, memory-mapped, instead of memory.
+        options: options that all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
         InputError: if a sample cannot be used (under `on_error="fail"`), none is left, the loss is not finite, the
@@ -89,8 +89,8 @@ def importance(
         )
     scorer = _Scorer(checkpoint, mode if single_weights else None, scratch)
     if single_weights:
-        # The sums of single weights cannot be undone, so a batch must not run again in halves; and they are not stored,
-        # so that an interrupted run begins afresh.
+        # The sums of single weights cannot be undone, so a batch must not run again in halves. They are not stored, so
+        # an interrupted run starts again from the beginning.
         run = replace(run, batch_size=1, progress_folder=None)
     measurement = MeasurementRun(
         checkpoint=checkpoint, samples=samples, responses=responses, options=run, settings={"modality": modality}
@@ -124,10 +124,10 @@ def importance(
 
 
 def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
-    """The parameters whose importance is measured: those of the LLM under their names there, and of the connector of an
-    LSM of this package that is given speech.
+    """The parameters whose importance is measured: those of the LLM, under their names in the LLM, and those of the
+    connector if an LSM of this package is given speech.
 
-    What does not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
+    Parameters that do not require a gradient (the base weights under adapters, the encoder) and adapters are left out.
 
     Raises:
         InputError: no layer is left, one of them has no matrix that is trained, or weights are offloaded or quantised.
@@ -166,7 +166,7 @@ def list_parameters(checkpoint: Checkpoint) -> list[Parameter]:
 
 
 def _count_not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) -> dict[str, int]:
-    """Number of weights that are not trained, so that their importance is not measured, by part of the model."""
+    """Number of weights whose importance is not measured because they are not trained, by part of the model."""
     known = {id(parameter.tensor) for parameter in measured}
     if checkpoint.connector is not None:
         known |= {id(tensor) for tensor in checkpoint.connector.parameters() if tensor.requires_grad}
@@ -178,10 +178,10 @@ def _count_not_trained(checkpoint: Checkpoint, measured: Sequence[Parameter]) ->
 
 
 class _Scorer:
-    """Scores the samples of a batch one after another; with `keep`, single weights are added up besides.
+    """Scores the samples of a batch one after another; with `keep`, also sums the numbers of single weights.
 
     Attributes:
-        parameters: those measured.
+        parameters: the measured parameters.
         kept: sums over samples of `theta * gradient`, or of its absolute value, for each weight.
     """
 
@@ -190,7 +190,7 @@ class _Scorer:
         self.parameters = list_parameters(checkpoint)
         self.kept = None if keep is None else SingleWeights(self.parameters, scratch)
         self.arrived: dict[str, Tensor] = {}  # the sum of each parameter for one sample, on the parameter's device
-        self.samples = 0  # in the sums of single weights
+        self.samples = 0  # number of samples in the sums of single weights
 
     def take(self, parameter: Parameter, gradient: Tensor) -> None:
         product = gradient.float().mul_(parameter.tensor.detach())  # in the gradient's own memory, which is freed next
@@ -199,7 +199,7 @@ class _Scorer:
             self.kept.add(parameter, product if self.keep == "signed" else product.abs_())
 
     def measure(self, items: Sequence[PreparedSample]) -> list[Measured]:
-        """The sums of each sample, `[parameters]` float64; copied to the CPU once, as that waits for the device."""
+        """The sums of each sample, `[parameters]` float64; one copy to the CPU, because a copy waits for the device."""
         scored = [self._score(item) for item in items]
         numbers = read_numbers([number for loss, sums in scored for number in (loss, *sums.values())])
         parts = numbers.split([1 + len(sums) for _, sums in scored])
@@ -207,11 +207,11 @@ class _Scorer:
         return [self._checked(*found) for found in zip(items, [float(part[0]) for part in parts], rows, strict=True)]
 
     def _score(self, item: PreparedSample) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and the sum of each parameter that the loss reaches, by name; on their devices."""
+        """Loss, and the sum of each parameter that affects the loss, by name; on their devices."""
         self.arrived = {}
         with torch.enable_grad():
             loss = response_loss(self.checkpoint, item)
-            if self.kept is None or loss.isfinite():  # else the sums of single weights would hold it
+            if self.kept is None or loss.isfinite():  # a non-finite loss would spoil the sums of single weights
                 self._backward(loss, item)
         return loss.detach(), self.arrived
 
@@ -220,10 +220,10 @@ class _Scorer:
             return Unusable(NOT_FINITE, fault=True)
         if not np.isfinite(list(sums.values())).all():
             reason = f"its importance is not finite: {_REMEDY}"
-            if self.kept is not None:  # the sums of single weights hold it now
+            if self.kept is not None:  # the sums of single weights already contain it
                 raise InputError(f"sample {item.sample.id}: {reason}")
             return Unusable(reason, fault=True)
-        # NaN stays for what the loss does not reach.
+        # NaN remains for parameters that do not affect the loss.
         return {"sums": np.array([sums.get(parameter.name, np.nan) for parameter in self.parameters])}
 
     def _backward(self, loss: Tensor, item: PreparedSample) -> None:
@@ -238,7 +238,7 @@ class _Scorer:
             ) from error
 
     def add_up(self, samples: int) -> None:
-        """Sums what each process has kept of its samples; from then on all hold the same."""
+        """Sums over processes what each has kept of its samples; afterwards all processes hold the same sums."""
         if self.kept is not None:
             self.kept.gather()
         self.samples = samples
@@ -250,7 +250,7 @@ class _Scorer:
             yield (self.kept.sums[parameter.name] / self.samples).abs_()
 
     def signed_sums(self) -> np.ndarray:
-        """The importance of each parameter, summed over its weights, samples added up first."""
+        """The importance of each parameter: sum over its weights of `|theta * mean gradient|`."""
         return np.array([float(score.sum(dtype=torch.float64)) for score in self.scores()])
 
     def layer_scores(self) -> dict[str, Tensor]:
@@ -278,13 +278,13 @@ class _Scorer:
 
 
 def response_loss(checkpoint: Checkpoint, item: PreparedSample) -> Tensor:
-    """Mean negative log-likelihood of the measured tokens, nats, with the graph to every parameter; float32."""
+    """Mean negative log-likelihood of the measured tokens, nats, float32, with the graph to every parameter."""
     llm: Any = checkpoint.llm
     embedded = checkpoint.embed_prompt(item.prompt)
     response = torch.tensor(item.response, device=embedded.device)
     inputs = torch.cat([embedded, llm.get_input_embeddings()(response[:-1])])[None]
-    with sequence_length(inputs.shape[1] + 1):  # the last token of the response too, which predicts nothing
+    with sequence_length(inputs.shape[1] + 1):  # including the last token of the response, which predicts nothing
         logits = llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(response)).logits[0]
-    logits = logits[-len(response) :]  # Qwen2-Audio keeps all
+    logits = logits[-len(response) :]  # Qwen2-Audio keeps the logits of all positions
     part = item.measured
     return nn.functional.cross_entropy(logits[part].float(), response[part].to(logits.device))

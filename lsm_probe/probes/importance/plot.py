@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> Axes:
     """Draws each layer's share of the importance of all layers, with the 95 % interval of I_layer as a band.
 
-    Shares, because a model that answers worse has larger gradients everywhere.
+    It draws shares because a model with worse responses has larger gradients everywhere.
     """
     ax = axes_or_new(ax, 6, 4)
     for result, look in zip(results, curve_looks(results), strict=True):
@@ -46,7 +46,8 @@ def plot_modules(result: ImportanceResult, ax: Axes | None = None, norm: LogNorm
     Args:
         result: what to draw.
         ax: axes to draw on; new ones if None.
-        norm: the scale of several maps, which then have one colour bar elsewhere; by default the map's own, with a bar.
+        norm: a scale that several maps share, with one colour bar elsewhere; by default the map gets its own scale and
+            bar.
     """
     import seaborn as sns
 
@@ -60,7 +61,7 @@ def plot_modules(result: ImportanceResult, ax: Axes | None = None, norm: LogNorm
 
 
 def _scale(results: Sequence[ImportanceResult]) -> LogNorm | None:
-    """From the least to the most important kind of weight of all results."""
+    """Scale from the smallest to the largest mean importance in all results."""
     from matplotlib.colors import LogNorm
 
     values = np.concatenate([result.by_module("mean").ravel() for result in results])
@@ -70,7 +71,7 @@ def _scale(results: Sequence[ImportanceResult]) -> LogNorm | None:
 
 @with_own_settings
 def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
-    """The layers of all results on top, below them heat maps on one scale, two in a row where there are more."""
+    """The curves by layer of all results on top, below them heat maps on one scale, at most two in a row."""
     import seaborn as sns
     from matplotlib.cm import ScalarMappable
 
@@ -98,6 +99,6 @@ def save_importance(results: Sequence[ImportanceResult], out: Path) -> None:
     """Write the figure, and a row for each checkpoint and parameter."""
     save_figure(importance_figure(results), out / "importance")
     frame = pd.concat([result.to_frame() for result in results], ignore_index=True)
-    # Importance of single weights is far below the six decimals of other tables.
+    # Importance of single weights is too small for the six decimals of other tables.
     frame["mean"] = [f"{value:.6e}" for value in frame["mean"]]
     save_frame(frame, out / "importance.csv")

@@ -1,4 +1,4 @@
-"""The importance probe's result: importance of every matrix by sample, read by layer, by module, as sum or mean."""
+"""The importance probe's result: importance of every matrix by sample, summed or averaged by layer or by module."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _COLUMNS = ("name", "layer", "module", "shape")
 
 @dataclass(frozen=True)
 class ImportanceConventions(Choices):
-    """How gradients become importance. The defaults come first.
+    """How gradients become importance. Defaults are listed first.
 
     Attributes:
         mode: `abs` is the mean over samples of `|theta * gradient|`; `signed` is `|theta * mean gradient|`, in which
             samples can cancel each other out.
-        modality: `own` is what the checkpoint reads, `text` its LLM on the transcript.
-        response: the `reference`, or the model's own `generated` answer.
+        modality: `own` is the checkpoint's own input; `text` gives its LLM the transcript.
+        response: the `reference`, or the model's own `generated` response.
     """
 
     mode: Literal["abs", "signed"] = "abs"
@@ -39,17 +39,17 @@ class ImportanceConventions(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceResult(MeasurementResult):
-    """Importance of one checkpoint's weights, in nats: the change of the loss if a weight were 0, to first order.
+    """Importance of one checkpoint's weights, in nats: the first-order change of the loss if a weight were 0.
 
     Attributes:
         sums: sum over each parameter's weights of `|theta * gradient|` for each sample, `[samples, parameters]`,
-            float64; NaN for what the loss does not reach (the connector, where the source is text).
+            float64; NaN for parameters that do not affect the loss (the connector, if the source is text).
         parameters: name, layer (None outside the layers), module and shape of each.
-        not_trained: parameters without importance (frozen ones, the encoder): their number, by part of the model.
+        not_trained: parameters without importance (frozen ones, the encoder): number of weights by part of the model.
         signed: sum over each parameter's weights of `|theta * mean gradient|`, `[parameters]`; with `mode="signed"`.
-        masks: the most important weights, where asked for.
-        ablation: perplexity with a share of each matrix set to 0, where asked for.
-        conventions: how this object reads itself.
+        masks: the most important weights, if requested.
+        ablation: perplexity with a share of each matrix set to 0, if requested.
+        conventions: how this object computes importance.
     """
 
     NAME: ClassVar[str] = "importance"
@@ -71,13 +71,13 @@ class ImportanceResult(MeasurementResult):
 
     @property
     def modules(self) -> list[str]:
-        """Modules of a layer that hold matrices, in the order of the first layer."""
+        """Modules of a layer that have weight matrices, in the order of the first layer."""
         return list(dict.fromkeys(p["module"] for p in self.parameters if _in_layer(p)))
 
     def by_layer(self, reduce: Literal["sum", "mean"] = "sum") -> Curve:
-        """I_layer: over the weight matrices of each layer (norms and biases apart), `[layers]`, with its interval.
+        """I_layer: importance of each layer's weight matrices (no norms, no biases), `[layers]`, with its interval.
 
-        `signed` importance has no interval: its samples are added up before the absolute value is taken.
+        `signed` importance has no interval, because samples are summed before the absolute value is taken.
         """
         members = (self._layers()[:, None] == np.arange(self.n_layers)).astype(np.float64)
         if reduce == "mean":
@@ -103,7 +103,7 @@ class ImportanceResult(MeasurementResult):
         return by_layer / by_layer.sum()
 
     def share_by_layer(self) -> Curve:
-        """The same with its interval; `signed` importance has none."""
+        """Each layer's share of the total, `[layers]`, with its interval; `signed` importance has no interval."""
         point = self.distribution()
         if self.signed is not None:
             return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
@@ -152,7 +152,7 @@ class ImportanceResult(MeasurementResult):
         return summary
 
     def _finite_ablation(self) -> dict[str, Any] | None:
-        """A perplexity out of the range of numbers is None."""
+        """The ablation's perplexities; None for one that is not finite."""
         if self.ablation is None:
             return None
         found = self.ablation["perplexity"].items()
@@ -201,19 +201,19 @@ class ImportanceResult(MeasurementResult):
         return f"{self.name} has {self.n_layers} layers and {other.name} {other.n_layers}: the shift cannot be computed"
 
     def subset(self, ids: list[str]) -> ImportanceResult:
-        """The result of these samples alone. What was added up over samples (`signed`, masks) must hold them all."""
+        """The result of these samples alone. Sums over samples (`signed`, masks) need all samples."""
         found = super().subset(ids)
         return found if len(ids) == len(self.samples) else replace(found.unsigned(), masks=None, ablation=None)
 
     def unsigned(self) -> ImportanceResult:
-        """The same read as `abs`, which is always stored."""
+        """The same result read as `abs`, which is always stored."""
         return replace(self, signed=None, conventions=replace(self.conventions, mode="abs"))
 
     def save(self, folder: str | Path) -> Path:
         """Writes `result.json`, `arrays.npz`, `samples.jsonl` and, where there are masks, `masks.npz`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "masks.npz"):  # gone first, result.json written last
+        for name in ("result.json", "masks.npz"):  # removed first; result.json is written last
             (folder / name).unlink(missing_ok=True)
         if self.masks is not None:
             self.masks.save(folder / "masks.npz")
@@ -249,7 +249,7 @@ class ImportanceResult(MeasurementResult):
         return np.array([np.prod(p["shape"]) for p in self.parameters], dtype=np.float64)
 
     def _curve(self, members: NDArray[np.float64]) -> Curve:
-        """Weighted sums over parameters, `members [parameters, x]`: `[x]` with intervals."""
+        """Weighted sums over parameters with intervals: `members [parameters, x]` -> `[x]`."""
         if self.signed is not None:
             point = np.where(members, self.signed[:, None] * members, 0).sum(0)
             return Curve(point, np.full_like(point, np.nan), np.full_like(point, np.nan))
@@ -257,7 +257,7 @@ class ImportanceResult(MeasurementResult):
         return self.mean(sums)
 
     def _layers(self) -> NDArray[np.int64]:
-        """The layer of each parameter, `[parameters]`; -1 for what is not a weight matrix of a layer."""
+        """The layer of each parameter, `[parameters]`; -1 for parameters that are not a weight matrix of a layer."""
         return np.array([p["layer"] if _in_layer(p) else -1 for p in self.parameters])
 
     def _layer_sums(self) -> Floats:
@@ -265,13 +265,13 @@ class ImportanceResult(MeasurementResult):
         return np.stack([self.sums[:, self._layers() == layer].sum(1) for layer in range(self.n_layers)], 1)
 
     def _left_out_distribution(self) -> Floats:
-        """Shares of layers without each utterance in turn, `[utterances, layers]`."""
+        """Each layer's share without each utterance in turn, `[utterances, layers]`."""
         left_out = self.leave_one_out(self._layer_sums())
         return left_out / left_out.sum(1, keepdims=True)
 
 
 def _in_layer(parameter: Mapping[str, Any]) -> bool:
-    """Whether it is a weight matrix of a decoder layer."""
+    """Whether the parameter is a weight matrix of a decoder layer."""
     return parameter["layer"] is not None and len(parameter["shape"]) >= 2
 
 

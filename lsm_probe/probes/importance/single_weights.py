@@ -1,7 +1,7 @@
-"""Sums over samples of one float32 number for each weight, kept on the weights' devices as far as they fit there.
+"""Sums over samples of one float32 number per weight, kept on the weights' own devices if they fit there.
 
-A sum on a device needs no copy for each sample: it comes to the CPU once, at the end of the run. What does not fit is
-added up on the CPU, or in files, which copies each sample's numbers.
+A sum on a device needs no copy for each sample: it is copied to the CPU once, at the end of the run. Sums that do not
+fit are kept on the CPU or in files, which needs a copy for each sample.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class SingleWeights:
     """The sums of single weights: `sums` maps the name of a parameter to a tensor of its shape.
 
     Args:
-        parameters: whose weights.
-        scratch: a folder in which the sums on the CPU are files, memory-mapped; None keeps them in memory.
+        parameters: the parameters whose weights are summed.
+        scratch: a folder for the CPU's sums as memory-mapped files; None keeps them in memory.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -30,7 +30,7 @@ class SingleWeights:
 
     def __init__(self, parameters: Sequence[Parameter], scratch: Path | None):
         self.parameters, self.scratch = parameters, scratch
-        # On each device one tensor for all sums there, which can be copied at once.
+        # One tensor per device for all its sums, which can be copied at once.
         self._on_devices = [(fitting, _zeros_together(fitting)) for fitting in _fitting(parameters).values()]
         self.sums = {p.name: part for fitting, flat in self._on_devices for p, part in _parts(fitting, flat)}
         for parameter in parameters:
@@ -38,12 +38,12 @@ class SingleWeights:
                 self.sums[parameter.name] = _zeros(parameter, scratch)
 
     def add(self, parameter: Parameter, values: Tensor) -> None:
-        """Adds one number for each weight of a parameter."""
+        """Adds one number to the sum of each weight of a parameter."""
         kept = self.sums[parameter.name]
         kept += values.to(kept.device)
 
     def gather(self) -> None:
-        """Copies all sums to the CPU and adds up those of all processes; to be called once, by each of them."""
+        """Copies all sums to the CPU and sums over processes; every process must call it once."""
         for fitting, flat in self._on_devices:
             if self.scratch is None:
                 self.sums |= {p.name: part for p, part in _parts(fitting, flat.cpu())}
@@ -55,13 +55,13 @@ class SingleWeights:
 
 
 def _fitting(parameters: Sequence[Parameter]) -> dict[torch.device, list[Parameter]]:
-    """The parameters whose sums fit on their device beside what a pass needs there; none of the CPU."""
+    """The parameters whose sums fit on their device together with a pass; CPU parameters are not included."""
     fitting: dict[torch.device, list[Parameter]] = {}
     room: dict[torch.device, int] = {}
     for parameter in parameters:
         device = parameter.tensor.device
         if device not in room:
-            # A pass and its gradients get the other half of what is free.
+            # The other half of the free memory is for a pass and its gradients.
             room[device] = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
         size = 4 * parameter.tensor.numel()
         if size <= room[device]:

@@ -1,4 +1,4 @@
-"""Importance in a terminal, the table and the line about each result, and in a report."""
+"""Importance's output: the terminal table, the line about each result, and the report section."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def importance_note(result: ImportanceResult) -> str:
 
 
 def _perplexity(value: float | None, broken: float) -> str:
-    """A perplexity as far as another machine reproduces it: of a model that lost more than guessing among all tokens
-    would cost, only the order of magnitude."""
+    """A perplexity as precise as other machines reproduce it. For a model that is worse than guessing among all tokens,
+    that is only the order of magnitude."""
     if value is None or not np.isfinite(value):
         return "out of range"
     return f"{value:.4g}" if value <= broken else f"about 1e{np.log10(value):.0f}"
 
 
 def importance_section(measurement: Measurement, results: Sequence[ImportanceResult], everything: Any) -> Section:
-    """Shares of the layers, and how they shift from the first checkpoint to the others."""
+    """Shares of the layers, and their shift from the first checkpoint to the others."""
     return Section(
         measurement.name,
         "Importance by layer",
@@ -92,7 +92,7 @@ def _percent(found: Any, place: int) -> str:
 
 
 def _curve(found: Any, digits: int) -> str:
-    """A stored number, with its interval where it has one."""
+    """A stored number, with its interval if it has one."""
     if not isinstance(found, dict):
         return f"{found:.{digits}f}"
     return shown(Curve(*(np.asarray(found[end], dtype=np.float64) for end in ("mean", "ci_low", "ci_high"))), digits)

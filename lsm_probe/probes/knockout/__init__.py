@@ -1,4 +1,4 @@
-"""Knockout: what the response loses when the instruction or the source is masked in some layers."""
+"""Knockout: the loss in log-probability when some layers cannot attend to the instruction or the source."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def knockout_options(
 
 def _parse_layers(part: str) -> range:
     """`12`, or `12-23` with both ends."""
-    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)  # four digits: a range is made before the model is known
+    found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part)  # four digits: the range is built before the model is known
     layers = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
     if not layers:
         raise InputError(f"--layers {part[:40]!r} is neither a layer nor a range of layers such as 12-23")

@@ -1,17 +1,17 @@
-"""Attention knockout: what the response loses when it may not attend to the instruction, or the source, in some layers.
+"""Attention knockout: how much less likely the response is if some layers cannot attend to a segment.
 
 In a window of layers the generating rows (those whose logits predict the response) do not attend to a segment, and
-attention is normalised over the other tokens. The fall of the response's mean log-probability per token is what the
-segment contributed through those layers (Geva et al. 2023, arXiv 2304.14767, section 4).
+attention is normalised over the other tokens. The fall in the response's mean log-probability per token is the
+segment's contribution through those layers (Geva et al. 2023, arXiv 2304.14767, section 4).
 
-The falls are not bounds. Later tokens have read the segment before and pass it on, even when it is masked in all layers
-(stored beside the windows). The masked model is out of distribution, which can make a fall larger, or negative. In
+The falls are not bounds. Later tokens have already read the segment and pass it on, even when it is masked in all
+layers (this fall is stored too). The masked model is out of distribution, which can make a fall larger, or negative. In
 bfloat16 a mean fall is off by about 0.01 nats (measured): curves should use float32, and single heads need it.
 
-On request one head of one layer is masked at a time. Heads replace each other, so falls of single heads are small and
-need not add up to their joint effect.
+On request, single heads of single layers are masked, one at a time. Heads can replace each other, so falls for single
+heads are small and need not add up to their joint effect.
 
-The prompt runs once; each knockout runs the response alone on its key-value cache.
+The prompt runs once; each knockout runs only the response, on the prompt's key-value cache.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Knockout:
     """One way to mask.
 
     Attributes:
-        segment: the segment that is masked from the response; None masks nothing.
-        layers: in which layers.
-        head: from which query head; None for all heads.
+        segment: the segment that the response cannot attend to; None masks nothing.
+        layers: the layers in which it is masked.
+        head: the query head that is masked; None for all heads.
     """
 
     segment: Segment | None
@@ -69,16 +69,16 @@ def knockout(
     layers: Sequence[int] | None = None,
     **options: Unpack[MeasureKeywords],
 ) -> KnockoutResult:
-    """Measure what the response loses without the instruction and without the source, layer by layer.
+    """Measure how much less likely the response is without the instruction and without the source, layer by layer.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
         window: layers masked together around each layer in turn (an even number has one more after it). At both ends
             the window holds fewer layers, which flattens the curves there.
-        single_heads: knock single heads out too: `2 * layers * heads` knockouts more for each sample.
-        layers: the layers whose heads are knocked out; all of them if None.
-        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
+        single_heads: also mask single heads, which takes `2 * layers * heads` further knockouts for each sample.
+        layers: the layers whose heads are masked one by one; all layers if None.
+        options: options that all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
         InputError: a sample cannot be used (under `on_error="fail"`), none is left, the window is not a positive
@@ -110,7 +110,7 @@ def knockout(
 
 
 def plan_knockouts(layers: int, window: int) -> list[Knockout]:
-    """Nothing cut; each segment in each window; each segment in all layers."""
+    """No masking; each segment in each window; each segment in all layers."""
     before = (window - 1) // 2
     windows = [range(max(0, i - before), min(layers, i - before + window)) for i in range(layers)]
     return [
@@ -121,7 +121,7 @@ def plan_knockouts(layers: int, window: int) -> list[Knockout]:
 
 
 def plan_heads(layers: Sequence[int], heads: int) -> list[Knockout]:
-    """Each segment hidden from each head of these layers alone."""
+    """Each segment masked for each single head of these layers."""
     return [
         Knockout(segment, range(layer, layer + 1), head)
         for segment in SEGMENTS
@@ -131,7 +131,7 @@ def plan_heads(layers: Sequence[int], heads: int) -> list[Knockout]:
 
 
 def _head_layers(checkpoint: Checkpoint, heads: bool, layers: Sequence[int] | None) -> list[int]:
-    """The layers whose heads are knocked out, in order."""
+    """The layers whose heads are masked one by one, in order."""
     if not heads:
         if layers is not None:
             raise InputError("--layers chooses the layers whose heads are knocked out: give --single-heads too")
@@ -150,13 +150,13 @@ def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, pl
     llm: Any = checkpoint.llm
     heads = llm.config.get_text_config().num_attention_heads
     ids = torch.tensor(item.response, device=item.embedded.device)
-    # The generating rows: the prompt's last token, then the response but for its last.
+    # The generating rows: the prompt's last token, then all response tokens except the last.
     rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
     length = len(item.prompt) + len(rows)
     with sequence_length(length):
         output = llm(inputs_embeds=item.embedded[None, :-1], use_cache=True, logits_to_keep=1)
         cache = getattr(output, CACHE)
-    errors: list[np.ndarray] = []  # of the self-check, for each knockout `[layers, rows]`
+    errors: list[np.ndarray] = []  # errors of the self-check, for each knockout `[layers, rows]`
 
     def run(part: Sequence[Knockout]) -> list[Tensor]:
         own_cache = deepcopy(cache)
@@ -184,13 +184,13 @@ def _measure(checkpoint: Checkpoint, captured: Capture, item: PreparedSample, pl
         "fall": windows.reshape(len(SEGMENTS), -1),
         "fall_all_layers": whole,
         "fall_heads": single.reshape(len(SEGMENTS), -1, heads),
-        "errors": errors[0],  # nothing cut
+        "errors": errors[0],  # without masking
         "worst": np.max([e.max() for e in errors]),
     }
 
 
 class _Blocking:
-    """What each knockout of a pass hides in a layer: see [`lsm_probe.instruments.capture.Block`]."""
+    """The mask that each knockout of a pass applies in a layer: see [`lsm_probe.instruments.capture.Block`]."""
 
     def __init__(self, item: PreparedSample, part: Sequence[Knockout], layers: int, heads: int):
         device = item.embedded.device
@@ -198,7 +198,7 @@ class _Blocking:
         segments = torch.zeros(keys, dtype=torch.long)
         segments[: len(item.prompt)] = torch.tensor(item.prompt.segments)
         self.hidden = torch.stack([segments == (cut.segment or -1) for cut in part]).to(device)
-        # Where every head is meant, one mask does for all of them.
+        # If all heads are masked, one mask serves all of them.
         columns = range(heads if any(cut.head is not None for cut in part) else 1)
         self.meant = torch.tensor([[cut.head in (None, head) for head in columns] for cut in part], device=device)
         self.cut_layers = {layer for cut in part for layer in cut.layers}

@@ -1,4 +1,4 @@
-"""Knockout: what the response loses without instruction or source, by layer and by head."""
+"""Knockout figures: falls in log-probability without instruction or source, by layer and by head."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 def plot_falls(
     results: Sequence[KnockoutResult], segment: Segment = Segment.INSTRUCTION, ax: Axes | None = None
 ) -> Axes:
-    """Draws the fall of the response's log-probability without a segment, by the window's middle layer.
+    """Draws the fall in the response's log-probability without a segment, by the window's middle layer.
 
     Args:
-        results: of one window.
+        results: all with the same window.
         segment: `INSTRUCTION` or `SOURCE`.
         ax: axes to draw on; new ones if None.
     """
@@ -47,7 +47,7 @@ def plot_falls(
 
 
 def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -> Axes:
-    """Draws causal eta by layer; it has gaps where a fall is not above 0."""
+    """Draws causal eta by layer, with gaps where a fall is not above 0."""
     ax = _plot_curves(results, [result.causal_eta() for result in results], ax)
     ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     ax.set(title="causal η", ylabel="instruction's share of both falls", ylim=(0, 1))
@@ -56,7 +56,7 @@ def plot_causal_eta(results: Sequence[KnockoutResult], ax: Axes | None = None) -
 
 @with_own_settings
 def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
-    """Both falls side by side. Causal eta has no value in many layers: it is in `knockout.csv`."""
+    """Both falls side by side. Causal eta is undefined in many layers, so it is only in `knockout.csv`."""
     import seaborn as sns
 
     with sns.axes_style("ticks"):
@@ -74,10 +74,10 @@ def knockout_figure(results: Sequence[KnockoutResult]) -> Figure:
 
 @with_own_settings
 def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
-    """Falls without one head's view of a segment: a row for each result, instruction left and source right.
+    """Falls with a segment masked for one head: a row for each result, instruction left and source right.
 
-    Framed are instruction heads on the left, source heads on the right (see [`KnockoutResult.head_kinds`]), and those
-    that are both on either side.
+    Frames mark instruction heads on the left, source heads on the right (see [`KnockoutResult.head_kinds`]), and heads
+    of kind `both` on either side.
     """
     rows = []
     for result, name in zip(results, result_labels(results), strict=True):
@@ -99,14 +99,14 @@ def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
 
 
 def knockout_figures(results: Sequence[KnockoutResult]) -> list[Figure]:
-    """Falls by layer, and maps of single heads where these were masked."""
+    """Falls by layer, and maps of single heads if these were masked."""
     heads = [knockout_heads_figure(results)] if all(result.head_layers for result in results) else []
     return [knockout_figure(results), *heads]
 
 
 def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
-    """Write the figure, and its numbers as a row for each checkpoint and layer; where single heads were
-    knocked out, also their figure and a row for each checkpoint, layer and head."""
+    """Write the figure, and its numbers as a row for each checkpoint and layer. If single heads were masked, also write
+    their figure and a row for each checkpoint, layer and head."""
     save_figure(knockout_figure(results), out / "knockout")
     save_frames(results, out / "knockout.csv")
     if all(result.head_layers for result in results):

@@ -1,4 +1,4 @@
-"""The knockout probe's result: the fall of the log-probability by segment and window of layers."""
+"""The knockout probe's result: the fall in log-probability by segment and window of layers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SEGMENTS = (Segment.INSTRUCTION, Segment.SOURCE)
 
 @dataclass(frozen=True)
 class KnockoutConventions(Choices):
-    """What was cut, and whose response it was.
+    """What was masked, and which response was measured.
 
     Attributes:
-        window: layers cut together.
-        response: the model's own `generated` answer or the `reference`.
+        window: number of layers masked together.
+        response: the model's own `generated` response or the `reference`.
     """
 
     window: int = 5
@@ -34,18 +34,18 @@ class KnockoutConventions(Choices):
 
 @dataclass(frozen=True, kw_only=True)
 class KnockoutResult(MeasurementResult):
-    """The fall of the response's log-probability without the instruction, and without the source.
+    """The fall in the response's log-probability without the instruction, and without the source.
 
     Attributes:
-        log_prob: mean log-probability of the response's tokens, nothing cut, `[samples]`, nats per token, float32.
-        fall: how much lower it is with a segment cut off in a window of layers, `[samples, segments, layers]`, by the
-            window's middle layer, segments as in `SEGMENTS`.
-        fall_all_layers: the same with the segment cut off in all layers, `[samples, segments]`.
-        fall_heads: the same with a segment hidden from one head of one layer, `[samples, segments, layers, heads]`,
+        log_prob: mean log-probability of the response's tokens without masking, `[samples]`, nats per token, float32.
+        fall: fall in it with a segment masked in a window of layers, `[samples, segments, layers]`, by the window's
+            middle layer, segments as in `SEGMENTS`.
+        fall_all_layers: the same with the segment masked in all layers, `[samples, segments]`.
+        fall_heads: the same with a segment masked for one head of one layer, `[samples, segments, layers, heads]`,
             layers as in `head_layers`.
-        head_layers: the layers whose heads were knocked out; none unless asked for.
-        conventions: what was cut.
-        self_check: how well alpha (with what was cut at 0), v and W_O reproduced the attention modules' own output.
+        head_layers: the layers whose heads were masked one by one; empty unless requested.
+        conventions: what was masked.
+        self_check: how well alpha (0 where masked), v and W_O reproduced the attention modules' own output.
     """
 
     NAME: ClassVar[str] = "knockout"
@@ -70,11 +70,11 @@ class KnockoutResult(MeasurementResult):
         return self.mean(self._falls()[:, SEGMENTS.index(segment)])
 
     def fall_in_all_layers(self, segment: Segment) -> Curve:
-        """Mean fall with the segment cut off in every layer, with its interval, nats per token."""
+        """Mean fall with the segment masked in every layer, with its interval, nats per token."""
         return self.mean(self.fall_all_layers[:, SEGMENTS.index(segment)].astype(np.float64))
 
     def influence_notes(self) -> list[str]:
-        """A sentence for each fall with a segment cut off in every layer that one utterance alone decides."""
+        """A sentence for each mean fall over all layers that is decided by a single outlying utterance."""
         notes = [
             self.influence_note(f"the fall without the {segment.name.lower()}", self.fall_all_layers[:, i])
             for i, segment in enumerate(SEGMENTS)
@@ -84,8 +84,8 @@ class KnockoutResult(MeasurementResult):
     def causal_eta(self) -> Curve:
         """`fall_i / (fall_i + fall_s)` of the means by layer, NaN where either is not above 0.
 
-        The interval stays between 0 and 1. Where a fall is below 0 without some utterance, it counts as 0 there; where
-        both are, the interval is NaN.
+        The interval stays between 0 and 1. If a fall is below 0 when some utterance is left out, it counts as 0 there.
+        If both falls are, the interval is NaN.
         """
         falls, left_out = self._falls(), self.leave_one_out(self._falls())
         defined = (falls.mean(0) > 0).all(0)
@@ -96,17 +96,17 @@ class KnockoutResult(MeasurementResult):
         return curve(eta, etas).clipped(0, 1)
 
     def head_falls(self, segment: Segment) -> Tested:
-        """Mean fall with the segment hidden from one head, `[layers, heads]`, layers as in `head_layers`, nats per
-        token; p is of a fall of at most 0."""
+        """Mean fall with the segment masked for one head, `[layers, heads]`, layers as in `head_layers`, nats per
+        token; p tests for a fall above 0."""
         return self._tested(self._head_falls()[:, SEGMENTS.index(segment)])
 
     def head_kinds(self) -> NDArray[np.str_]:
-        """What each head is to the response, `[layers, heads]`, layers as in `head_layers`.
+        """The kind of each head, `[layers, heads]`, layers as in `head_layers`.
 
-        `source`: the response loses log-probability when the source is hidden from the head, and more than when the
-        instruction is, which alone shows no effect. Where the source is speech this is a **speech-anchor head**.
-        `instruction`: the reverse. `both`: hiding either shows an effect. Empty: neither does. An effect is one with p
-        below 0.05, corrected for the number of heads (see [`corrected_p`]).
+        `source`: masking the source for this head lowers the log-probability of the response, by more than masking the
+        instruction, which has no effect. If the source is speech, this is a **speech-anchor head**. `instruction`: the
+        reverse. `both`: masking either has an effect. Empty: neither has an effect. An effect has p below 0.05,
+        corrected for the number of heads (see [`corrected_p`]).
         """
         instruction, source = np.moveaxis(self._head_falls(), 1, 0)
         i_hurts, s_hurts, i_more, s_more = (
@@ -211,7 +211,7 @@ class KnockoutResult(MeasurementResult):
         }
 
     def _head_differences(self, other: KnockoutResult) -> dict[str, Any] | None:
-        """By head, where both have the same ones."""
+        """Differences by head, if both results have the same heads."""
         mine, its = self._head_falls(), other._head_falls()
         if not self.head_layers or self.head_layers != other.head_layers or mine.shape != its.shape:
             return None
@@ -223,6 +223,6 @@ class KnockoutResult(MeasurementResult):
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        heads = summary.get("heads")  # results made before single heads were knocked out say nothing of them
+        heads = summary.get("heads")  # absent in results of versions that did not mask single heads
         arrays = {"fall_heads": np.zeros((*arrays["fall"].shape[:2], 0, 0), np.float32), **arrays}
         return super()._fields(arrays, summary) | {"head_layers": heads["layers"] if heads else []}

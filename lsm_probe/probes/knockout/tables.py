@@ -1,4 +1,4 @@
-"""Knockout in a terminal, the table and the line about each result, and in a report."""
+"""Knockout's output: the terminal table, the line about each result, and the report section."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN = 3
 
 
 def knockout_table(results: Sequence[KnockoutResult]) -> Table:
-    """Falls averaged over six groups of layers, and with a segment cut off in all: a row for each segment."""
+    """Falls averaged over six groups of layers, and with a segment masked in all layers: a row for each segment."""
     rows = []
     for result in results:
         for segment in SEGMENTS:
@@ -52,7 +52,7 @@ def knockout_note(result: KnockoutResult) -> str:
 
 
 def _heads(result: KnockoutResult) -> str:
-    """The heads that matter, those that cost most first."""
+    """The heads that matter, sorted by their fall, largest first."""
     frame = result.head_frame()
     speaks = result.checkpoint.source == "speech"
     names = {"source": "speech-anchor heads" if speaks else "source heads", "instruction": "instruction heads"}
@@ -70,7 +70,7 @@ def _heads(result: KnockoutResult) -> str:
 
 
 def knockout_section(measurement: Measurement, results: Sequence[KnockoutResult], everything: Any) -> Section:
-    """Figure and table of the falls, and maps of single heads where these were masked."""
+    """Figure and table of the falls, and maps of single heads if these were masked."""
     pictures = [picture(knockout_figure(results), "knockout", "What is lost without instruction and source, by layer")]
     if all(result.head_layers for result in results):
         figure = knockout_heads_figure(results)
