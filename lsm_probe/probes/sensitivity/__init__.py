@@ -1,4 +1,4 @@
-"""Sensitivity: how much likelier the response is under its own instruction and source than under others."""
+"""Sensitivity: how much more likely the response is with its own instruction and source than with others."""
 
 from __future__ import annotations
 

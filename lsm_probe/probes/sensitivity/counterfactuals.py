@@ -23,10 +23,10 @@ _SOURCES_KEPT = 512
 
 
 def pool_of(samples: Sequence[Sample]) -> Pool:
-    """The instructions the samples carry themselves, by task; each its own task where samples name none.
+    """The samples' own instructions, by task; if samples name no tasks, each instruction is a task.
 
     Raises:
-        InputError: they cannot be a pool: an instruction holds a placeholder, or a task's name is blank.
+        InputError: they cannot form a pool: an instruction has a placeholder, or a task's name is blank.
     """
     wordings: dict[str, dict[str, None]] = {}
     for sample in samples:
@@ -45,16 +45,16 @@ def pool_of(samples: Sequence[Sample]) -> Pool:
 
 
 def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "paraphrases"]) -> list[str]:
-    """What the pool holds beside the sample's own instruction.
+    """The instructions of the pool other than the sample's own.
 
     Args:
-        sample: it names its task, or is found in the pool by its words.
-        pool: tasks and their wordings; the first wording and the first language of each stand for a task.
-        kind: `tasks`, one instruction for each other task; `paraphrases`, the other wordings of the sample's own, in
-            the language it asks for.
+        sample: it names its task, or its instruction is one of the pool's wordings.
+        pool: tasks and their wordings; the first wording in the first language represents a task.
+        kind: `tasks` gives one instruction for each other task; `paraphrases` gives the other wordings of the sample's
+            own task, in the language it asks for.
 
     Raises:
-        InputError: nothing is left to compare with.
+        InputError: the pool has no other instruction for this sample.
     """
     own = sample.instruction.strip()
     mine = [task for task in pool.tasks if task.task == sample.task or _language_of(own, task) is not None]
@@ -73,12 +73,13 @@ def other_instructions(sample: Sample, pool: Pool, kind: Literal["tasks", "parap
 
 
 def _language_of(instruction: str, task: Task) -> str | None:
-    """The language in which the instruction is one of the task's wordings ("" for a task without); None if in none."""
+    """The language of the wording that equals the instruction ("" for a task without languages); None if none equals
+    it."""
     return next((x for x in task.languages or [""] if instruction in _wordings(task, x)), None)
 
 
 def _asked_for(instruction: str, task: Task) -> str | None:
-    """The language an instruction asks for, by the wording or by its name.
+    """The language that an instruction asks for: that of the equal wording, or the language it names.
 
     Raises:
         InputError: the task has languages and the instruction names none of them.
@@ -99,16 +100,16 @@ def _wordings(task: Task, language: str | None = None) -> list[str]:
 
 
 class OtherSources:
-    """Draws, for each sample, sources of other utterances; each is read and encoded once.
+    """Draws sources of other utterances for each sample; each source is read and encoded once.
 
-    Every sample gets the sources that follow its own utterance in one shuffled circle of all utterances, so that each
-    is drawn equally often. Utterances of the same words are skipped.
+    All utterances form one shuffled circle. A sample gets the sources that follow its own utterance there, so that each
+    source is drawn equally often. Utterances of the same words are skipped.
 
     Args:
         checkpoint: encodes the speech.
         samples: all samples.
         seed: of the shuffle.
-        on_error: `skip` passes over a source that cannot be used.
+        on_error: `skip` leaves out a source that cannot be used.
     """
 
     def __init__(self, checkpoint: Checkpoint, samples: Sequence[Sample], seed: int, on_error: str):
@@ -122,12 +123,12 @@ class OtherSources:
         """The sources of `number` other utterances, or of all if there are fewer: transcripts or speech tokens.
 
         Args:
-            sample: whose source they stand in for.
+            sample: the sample whose source they replace.
             number: how many.
             fits: raises InputError for a source that cannot be used for this sample.
 
         Raises:
-            InputError: there is no other utterance, or one cannot be used (unless such are skipped).
+            InputError: there is no other utterance, or a source cannot be used (unless `on_error` is `skip`).
         """
         found = list(islice(self._usable(sample, fits), number))
         if not found:
@@ -151,8 +152,8 @@ class OtherSources:
             yield source
 
     def read(self, sample: Sample) -> Any:
-        """A sample's source as prompts take it: the transcript, or the speech tokens `[tokens, llm_dim]`."""
-        kept = sample.utterance, self.checkpoint.llm.dtype  # a model may be run in float32 too
+        """A sample's source in the form that prompts take: the transcript, or the speech tokens `[tokens, llm_dim]`."""
+        kept = sample.utterance, self.checkpoint.llm.dtype  # the dtype too, because a model may also run in float32
         if kept not in self._kept:
             while len(self._kept) >= _SOURCES_KEPT:
                 del self._kept[next(iter(self._kept))]

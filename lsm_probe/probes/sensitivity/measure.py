@@ -1,16 +1,16 @@
 """Instruction sensitivity: does the response still depend on the instruction, or has `P(t|s,i)` become `P(t|s)`?
 
-Attention is not used. The response `t` of a sample (source `s`, instruction `i`) is scored after its own prompt,
-after the same source under the instructions of other tasks, and after other sources under its own instruction:
+The measure does not use attention. The response `t` of a sample (source `s`, instruction `i`) is scored after its own
+prompt, after the same source with instructions of other tasks, and after other sources with its own instruction:
 
     D_i = log P(t|s,i) - log mean_k P(t|s,i_k)        D_s = log P(t|s,i) - log mean_k P(t|s_k,i)
 
-in nats, both means over pools that include the sample's own instruction (source). A pool that changes nothing gives 0.
-A pool that changes the response at random gives less than 0, since the highest P dominates the mean. With `per="token"`
-(the default), P is that of a token after the earlier tokens of the response, and D the mean over tokens.
+in nats. Both means are over pools that include the sample's own instruction (source). If a pool changes nothing, D is
+0. If a pool changes the response at random, D is below 0, because the highest P dominates the mean. With `per="token"`
+(the default), P is that of a token given the earlier tokens of the response, and D is the mean over tokens.
 
-This tests the claim of arXiv 2410.03798, section 3.4. D of whole responses is their pointwise mutual information with
-the instruction (source) under a uniform pool; D of tokens does not add up to it.
+This tests the claim of arXiv 2410.03798, section 3.4. For whole responses, D is the pointwise mutual information of
+response and instruction (source) under a uniform pool. The D of single tokens do not add up to it.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ def sensitivity(
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `audio` for an LSM, `text` for a text LLM; with `target` for `response="reference"`.
-        per: how the result reads itself; see [`SensitivityConventions`].
-        pool: `tasks` holds the sample's own instruction and one for each other task; `paraphrases` its own and the
-            other wordings of its task, which should change nothing: the control.
-        instructions: the pool, as [`lsm_probe.read_pool`] gives it; by default the instructions of the samples.
-        sources: size of the pool of sources, the own included; by default that of the pool of instructions.
-        options: what all measurements share; see [`ResponseOptions`] and [`RunOptions`].
+        per: how the result computes D; see [`SensitivityConventions`].
+        pool: `tasks` holds the sample's own instruction and one for each other task; `paraphrases` is the control: it
+            holds the sample's own instruction and the other wordings of its task, which should change nothing.
+        instructions: the pool, as [`lsm_probe.read_pool`] returns it; by default the instructions of the samples.
+        sources: size of the pool of sources, including the own source; by default the size of the instruction pool.
+        options: options that all measurements share; see [`ResponseOptions`] and [`RunOptions`].
 
     Raises:
-        InputError: if a sample cannot be used (under `on_error="fail"`), none is left, a pool holds nothing but the
-            own, the response part is unknown, the model gives log-probabilities that are not finite, or its key-value
-            cache or batching changes its results.
+        InputError: a sample cannot be used (under `on_error="fail"`), none is left, a pool holds only the sample's own
+            instruction or source, the response part is unknown, the model gives log-probabilities that are not finite,
+            or its key-value cache or batching changes its results.
     """
     responses, run = split_options(options)
     if sources is not None and sources < 2:
@@ -96,13 +96,13 @@ def sensitivity(
 
 
 def _digest(pool: Pool, samples: Sequence[Sample]) -> str:
-    """Of all that decides which instructions a sample is compared with."""
+    """Hash of everything that decides which instructions a sample is compared with."""
     deciding = [task.model_dump() for task in pool.tasks], [(sample.id, sample.task) for sample in samples]
     return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
 
 
 def _check_pool(samples: Sequence[Sample], pool: Pool, kind: Literal["tasks", "paraphrases"]) -> None:
-    """Refuse, before the work, a pool that has no other instruction for a sample."""
+    """Refuse a pool without another instruction for a sample, before the measurement starts."""
     for sample in samples:
         try:
             other_instructions(sample, pool, kind)
@@ -111,10 +111,10 @@ def _check_pool(samples: Sequence[Sample], pool: Pool, kind: Literal["tasks", "p
 
 
 def _self_check(records: Sequence[Record], llm: PreTrainedModel) -> dict[str, Any]:
-    """How far scoring prompts together is from plain passes, nats per token: all samples, and the worst of them.
+    """Difference between scoring prompts together and in plain passes, nats per token: over all samples, and the worst.
 
     Raises:
-        NotMeasurable: further than rounding, in any sample.
+        NotMeasurable: the difference exceeds rounding in some sample.
     """
     errors = [float(record.arrays["errors"].mean()) for record in records]
     bound, worst_bound = BOUNDS if llm.dtype in (torch.float32, torch.float64) else BOUNDS_HALF
@@ -137,7 +137,7 @@ def _self_check(records: Sequence[Record], llm: PreTrainedModel) -> dict[str, An
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Scores a response after all the prompts of both pools."""
+    """Scores a response with all prompts of both pools."""
 
     checkpoint: Checkpoint
     others: OtherSources
@@ -151,13 +151,13 @@ class _Scorer:
         except InputError as error:
             return Unusable(str(error), fault=True)
         together = [[item.embedded, *self.checkpoint.embed(by_instruction)], self.checkpoint.embed(by_source)]
-        # The prompt with the most padding beside it, where what a pass does to its rows shows most.
+        # Batched with the prompt with the most padding, where an effect of the batch is largest.
         group, row = max(
             ((group, row) for group, embedded in enumerate(together) for row in range(len(embedded))),
             key=lambda place: max(map(len, together[place[0]])) - len(together[place[0]][place[1]]),
         )
         scored = torch.cat([self._score(embedded, item) for embedded in (*together, [together[group][row]])])
-        # Copied once for the sample, as that waits for the device.
+        # One copy for the sample, because each copy waits for the device.
         instruction, others, [alone] = np.split(scored.cpu().numpy(), np.cumsum(list(map(len, together))))
         if not (np.isfinite(instruction).all() and np.isfinite(others).all()):
             return Unusable(NOT_FINITE, fault=True)
@@ -186,7 +186,7 @@ class _Scorer:
         self.checkpoint.check_length(prompt, len(item.response))
 
     def _score(self, embedded: Sequence[Tensor], item: PreparedSample) -> Tensor:
-        """`[prompts, measured response tokens]`, in as many passes as memory asks for."""
+        """`[prompts, measured response tokens]`, in as many passes as memory requires."""
         scored = torch.stack(
             run_in_halves(lambda part: list(log_probabilities(self.checkpoint.llm, part, item.response)), embedded)
         )

@@ -34,7 +34,7 @@ _INSIDE: dict[str, Any] = {"ha": "right", "va": "bottom"}
 
 
 def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
-    """Draws D_i and D_s of each result as bars with their 95 % intervals, and the ceiling that the pools set.
+    """Draws D_i and D_s of each result as bars with 95 % intervals, and the ceiling that the pool sizes set.
 
     Args:
         results: read under their own conventions, which should be the same.
@@ -46,7 +46,7 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
     for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
         curves = [getattr(result, label)() for result in results]
         means = np.array([float(curve.mean) for curve in curves])
-        # Where all samples are alike, mean and interval differ by rounding.
+        # If all samples are equal, mean and interval still differ by rounding.
         errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0).tolist()
         places = np.arange(len(results)) + (i - 0.5) * 0.38
         ax.barh(places, means, 0.36, xerr=errors, capsize=3, **look)
@@ -62,7 +62,7 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
 
 
 def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
-    """Draws D_i (solid) and D_s (dashed) of each of the first tokens of the response, mean over samples."""
+    """Draws D_i (solid) and D_s (dashed) for the first tokens of the response, mean over samples."""
     ax = axes_or_new(ax, 5, 4)
     for result, look in zip(results, curve_looks(results), strict=True):
         frame = token_frame([result])
@@ -103,7 +103,7 @@ def token_frame(results: Sequence[SensitivityResult]) -> pd.DataFrame:
     for result in results:
         instruction, source = (values[:, :_TOKENS] for values in result.by_token())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # no sample has a response as long as this
+            warnings.simplefilter("ignore", RuntimeWarning)  # at a position where every response has ended
             columns = {"D_instruction": np.nanmean(instruction, 0), "D_source": np.nanmean(source, 0)}
         count = (~np.isnan(instruction)).sum(0)
         token = np.arange(instruction.shape[1])

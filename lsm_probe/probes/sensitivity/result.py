@@ -1,4 +1,4 @@
-"""The sensitivity probe's result: log-probabilities of the response by pool member and token, read either way."""
+"""The sensitivity probe's result: log-probabilities of the response by pool member and token."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rou
 
 @dataclass(frozen=True)
 class SensitivityConventions(Choices):
-    """How log-probabilities become a sensitivity. The defaults come first; `per` is chosen when a result is read.
+    """How log-probabilities become a sensitivity. Defaults are listed first; `per` can be changed without another run.
 
     Attributes:
-        per: `token` takes P of each token after those before it, and then the mean over tokens, in nats per token;
-            `response` takes P of the whole response, in nats per response. Both are at most the logarithm of the
-            pool's size; whole responses soon saturate there (1.606 of 1.609 nats, measured), which hides differences.
-        pool: the other instructions: one for each other `tasks`, or `paraphrases` of the sample's own.
-        response: whose: the model's own `generated` answer or the `reference`.
-        instructions: digest of the pool of instructions and of the samples' tasks.
-        sources: size of the pool of sources; None for that of the pool of instructions.
-        draw: seed of the draw of sources.
+        per: `token` takes P of each token given the tokens before it, and then the mean over tokens, in nats per token;
+            `response` takes P of the whole response, in nats per response. Both are at most the logarithm of the pool
+            size. Whole responses saturate there (1.606 of 1.609 nats, measured), which hides differences.
+        pool: the other instructions: one for each other task (`tasks`), or `paraphrases` of the sample's own.
+        response: which response: the model's own `generated` one or the `reference`.
+        instructions: hash of the pool of instructions and of the samples' tasks.
+        sources: size of the pool of sources; None if it equals the size of the instruction pool.
+        draw: seed for the draw of sources.
     """
 
     per: Literal["token", "response"] = "token"
@@ -44,11 +44,12 @@ class SensitivityResult(MeasurementResult):
     """Log-probabilities of each sample's response under its own and under other instructions and sources.
 
     Attributes:
-        instruction_log_probs: `log P(t_m | t_<m, s, i_k)` in nats, `[samples, pool, tokens]`, float32; the own
-            instruction first; NaN beyond a sample's pool and response.
-        source_log_probs: the same for `P(t_m | t_<m, s_k, i)`, the own source first.
-        conventions: how this object reads itself; see [`with_conventions`].
-        self_check: how far scoring prompts together is from plain passes, over all samples and in the worst one.
+        instruction_log_probs: `log P(t_m | t_<m, s, i_k)` in nats, `[samples, pool, tokens]`, float32; the sample's own
+            instruction is first; NaN beyond a sample's pool and response.
+        source_log_probs: the same for `P(t_m | t_<m, s_k, i)`; the sample's own source is first.
+        conventions: how this object computes D; see [`with_conventions`].
+        self_check: difference between scoring prompts together and in plain passes, over all samples and in the worst
+            one.
     """
 
     NAME: ClassVar[str] = "sensitivity"
@@ -62,10 +63,10 @@ class SensitivityResult(MeasurementResult):
     self_check: dict[str, Any]
 
     def with_conventions(self, **changes: str) -> SensitivityResult:
-        """The same log-probabilities read another way (`per`).
+        """The same log-probabilities under another convention (`per`).
 
         Raises:
-            InputError: for an unknown value, or for what needs another run.
+            InputError: a value is unknown, or the convention needs another run.
         """
         for key in ("pool", "response", "instructions", "sources", "draw"):
             own = getattr(self.conventions, key)
@@ -75,7 +76,7 @@ class SensitivityResult(MeasurementResult):
 
     @property
     def of_own_words(self) -> bool:
-        """Whether the responses are the checkpoint's own, not the reference and not given ones."""
+        """Whether the checkpoint generated the responses itself (they are neither references nor given)."""
         return self.conventions.response == "generated" and self.checkpoint.responses != "given"
 
     def by_sample(self) -> tuple[Floats, Floats]:
@@ -83,7 +84,7 @@ class SensitivityResult(MeasurementResult):
         return self._sensitivity(self.instruction_log_probs), self._sensitivity(self.source_log_probs)
 
     def by_token(self) -> tuple[Floats, Floats]:
-        """D_i and D_s of each token after the true ones before it, each `[samples, tokens]`; NaN after the end."""
+        """D_i and D_s of each token given the true tokens before it, each `[samples, tokens]`; NaN after the end."""
         return _against_pool(self.instruction_log_probs), _against_pool(self.source_log_probs)
 
     def instruction(self) -> Curve:
@@ -95,20 +96,21 @@ class SensitivityResult(MeasurementResult):
         return self.mean(self.by_sample()[1])
 
     def info_eta(self) -> Curve | None:
-        """`D_i / (D_i + D_s)` of the means, with its interval; None where an interval of either touches 0 or
-        is unknown."""
+        """`D_i / (D_i + D_s)` of the means, with its interval; None if the interval of either includes 0 or is
+        unknown."""
         if not (self.instruction().ci_low > 0 and self.source().ci_low > 0):
             return None
         instruction, source = (values.mean() for values in self.by_sample())
         return curve(instruction / (instruction + source), self._left_out_eta()).clipped(0, 1)
 
     def influence_notes(self) -> list[str]:
-        """A sentence for each of D_i and D_s that one utterance alone decides."""
+        """A sentence for each of D_i and D_s that is decided by a single outlying utterance."""
         notes = [self.influence_note(*named) for named in zip(("D_i", "D_s"), self.by_sample(), strict=True)]
         return [note for note in notes if note]
 
     def ceilings(self) -> tuple[float, float]:
-        """The largest D_i and D_s that the pools allow: the mean of the logarithm of their sizes, nats."""
+        """The largest D_i and D_s that the pool sizes allow: the mean over samples of the logarithm of the size,
+        nats."""
         sizes = [(~np.isnan(p[:, :, 0])).sum(1) for p in (self.instruction_log_probs, self.source_log_probs)]
         return float(np.log(sizes[0]).mean()), float(np.log(sizes[1]).mean())
 

@@ -1,4 +1,4 @@
-"""Sensitivity in a terminal, the table and the line about each result, and in a report."""
+"""Sensitivity's output: the terminal table, the line about each result, and the report section."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sensitivity_note(result: SensitivityResult) -> str:
 
 
 def sensitivity_section(measurement: Measurement, results: Sequence[SensitivityResult], everything: Any) -> Section:
-    """Figure and table of the responses that all checkpoints share, and of each checkpoint's own."""
+    """Figure and table of responses that all checkpoints share, and of each checkpoint's own responses."""
     groups = [list(results), *([everything.own_words] if everything.own_words else [])]
     pictures = []
     for i, group in enumerate(groups):
@@ -63,7 +63,7 @@ def sensitivity_section(measurement: Measurement, results: Sequence[SensitivityR
 
 
 def describe_responses(results: Sequence[SensitivityResult]) -> str:
-    """Which response a group of results is measured on."""
+    """Names the responses that a group of results is measured on."""
     if all(result.of_own_words for result in results):
         return "each checkpoint's own response"
     alike = all(result.responses() == results[0].responses() for result in results)

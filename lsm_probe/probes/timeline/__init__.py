@@ -1,1 +1,1 @@
-"""Timeline: what the response takes from one utterance, over time."""
+"""Timeline: which moments of one utterance the response attends to."""

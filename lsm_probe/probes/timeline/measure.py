@@ -1,7 +1,7 @@
 """The timeline of one utterance: how much each layer attends to each moment of the speech, for each response token.
 
-The attention probe gives eta and the response. One more pass over that response keeps a(m, j) of every generating row m
-and speech token j. The connector decides which time each speech token covers.
+The attention probe gives eta and the response. One more pass over that response keeps a(m, j) for every generating row
+m and speech token j. The connector determines the time that each speech token covers.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ def timeline(
 ) -> Timeline:
     """Measure the response's attention to the speech over time.
 
-    In memory are layers x response tokens x speech tokens numbers, and of one layer at a time that many for each head.
+    Memory holds layers x response tokens x speech tokens numbers, plus heads x response tokens x speech tokens numbers
+    for one layer at a time.
 
     Args:
-        checkpoint: an LSM, or another audio LLM whose speech tokens are taken to be spread evenly over its input:
-            the utterance, or with the silence after it up to 30 s.
-        sample: with `audio`; with `text` too (English, at most 30 s of speech) its words are placed.
-        response: `generated` answers greedily; `reference` takes the sample's target.
+        checkpoint: an LSM, or another audio LLM. For the latter, speech tokens are assumed to be spread evenly over its
+            input: the utterance, or the utterance padded with silence up to 30 s.
+        sample: with `audio`; if it also has `text` (English, at most 30 s of speech), the timeline shows its words.
+        response: `generated` decodes greedily; `reference` takes the sample's target.
         max_new_tokens: longest generated response.
 
     Raises:
@@ -61,7 +62,7 @@ def timeline(
     if checkpoint.source != "speech":
         raise InputError(f"{checkpoint.name} is a text LLM: give a model that takes speech")
     waveform = read_audio(sample)
-    times = checkpoint.speech_token_times(len(waveform))  # refused before the model runs
+    times = checkpoint.speech_token_times(len(waveform))  # raises before the model runs
     ours = times is not None
     result = attention(checkpoint, [sample], response=response, max_new_tokens=max_new_tokens)
     ids = result.responses()[sample.id]
@@ -69,7 +70,7 @@ def timeline(
     if times is None:
         times = even_times(norms.shape[2], _covered_samples(checkpoint, sample, waveform, norms.shape[2]))
     end = len(waveform) / RATE
-    spoken = times[:, 0] < end  # some models make tokens of the silence after the speech too
+    spoken = times[:, 0] < end  # some models also make tokens of the silence after the speech
     times, norms = np.minimum(times[spoken], end), norms[..., spoken]
     frames = frame_times(len(waveform))
     shares, check = spread_evenly(times, frames), {"llm": result.self_check}
@@ -112,7 +113,7 @@ def choose_sample(samples: Sequence[Sample], name: str | None = None) -> Sample:
 
 
 def spread_evenly(token_times: Times, frames: Times) -> csr_array:
-    """What part of each token lies in each frame by time alone, `[tokens, frames]`, rows summing to 1."""
+    """What part of each token lies in each frame, by time alone: `[tokens, frames]`, rows summing to 1."""
     first = np.searchsorted(frames[:, 1], token_times[:, 0], side="right")
     past = np.searchsorted(frames[:, 0], token_times[:, 1], side="left")
     rows = np.repeat(np.arange(len(token_times)), past - first)
@@ -126,17 +127,18 @@ def spread_evenly(token_times: Times, frames: Times) -> csr_array:
 def _own_shares(connector: ConnectorAttention, spoken: NDArray[np.bool_], frames: int) -> csr_array:
     """What part of each spoken token its connector takes from each frame, `[tokens, frames]`, rows summing to 1.
 
-    A last token may come from the silence after the speech too, which is left out.
+    The last token may also come from the silence after the speech; that part is left out.
     """
     shares, first = connector.shares()[spoken], connector.first_frame[spoken]
     shares = shares * (first[:, None] + np.arange(shares.shape[1]) < frames)
     shares /= shares.sum(1, keepdims=True)
-    rows, within = shares.nonzero()  # frames that a last window lacks have none
+    rows, within = shares.nonzero()  # frames that the last window lacks have no share
     return csr_array((shares[rows, within], (rows, first[rows] + within)), shape=(len(shares), frames))
 
 
 def _covered_samples(checkpoint: Checkpoint, sample: Sample, waveform: NDArray[np.float32], tokens: int) -> int:
-    """Samples that the speech tokens of another audio LLM cover; some models pad with silence to pieces of 30 s."""
+    """Number of audio samples that another audio LLM's speech tokens cover; some models pad with silence to 30 s
+    pieces."""
     whole = np.pad(waveform, (0, -len(waveform) % (PIECE_SECONDS * RATE)))
     same = checkpoint.encode(sample.instruction, whole).count(Segment.SOURCE) == tokens
     return len(whole) if same else len(waveform)
@@ -162,14 +164,14 @@ def _norms_by_row(checkpoint: Checkpoint, sample: Sample, response: list[int]) -
 
 
 def _place_words(sample: Sample, waveform: NDArray[np.float32]) -> tuple[list[Word] | None, str | None]:
-    """The words at their times, or why there are none."""
+    """The words with their times, or why they have none."""
     if sample.text is None:
         return None, "the transcript is not known"
     language = find_language(sample.language)
     if language is not None and language.code != "en":
         return None, f"words are placed in English speech alone, and this is {sample.language!r}"
     letters = [character for character in sample.text if character.isalpha()]
-    if 2 * sum(letter.isascii() for letter in letters) < len(letters):  # where `language` says nothing
+    if 2 * sum(letter.isascii() for letter in letters) < len(letters):  # if `language` is not set
         return None, "words are placed in English speech alone, and the transcript is in another script"
     try:
         return word_times(waveform, sample.text), None

@@ -26,11 +26,11 @@ _WAVE_COLUMNS = 1_500
 
 @own_settings()
 def timeline_page(timeline: Timeline, layer: int | None = None) -> str:
-    """The page: self-contained, no scripts or pictures from elsewhere, and readable without JavaScript.
+    """The page: self-contained, without external scripts or images, and readable without JavaScript.
 
     Args:
         timeline: what to show.
-        layer: which one is shown first; see [`Timeline.choose_layer`].
+        layer: the layer that is shown first; see [`Timeline.choose_layer`].
 
     Raises:
         InputError: there is no such layer.
@@ -67,13 +67,13 @@ def save_page(timeline: Timeline, out: Path, layer: int | None = None) -> None:
 
 
 def _layout(timeline: Timeline) -> dict[str, Any]:
-    """Where things lie in the picture, in its own units: room for words above, left edge and width of the axis of time,
-    heights, ticks."""
+    """Positions in the picture, in its own units: room for words above, left edge and width of the time axis, heights,
+    ticks."""
     width = round(max(840, 110 * timeline.seconds))
     step = next(s for s in (0.5, 1, 2, 5, 10, 30, 60, 300) if timeline.seconds / s <= width / 60)
     scale = width / timeline.seconds
     words = timeline.words or []
-    # Slanted lines of 11 units lie below each other where they begin 11 / sin 48 apart.
+    # Slanted lines of 11 units do not overlap if they begin 11 / sin 48 apart.
     places = spaced([word.begin * scale for word in words], 15)
     longest = max((len(word.text) for word in words), default=0)
     ticks = np.arange(0, timeline.seconds, step).tolist()
@@ -90,7 +90,7 @@ def _layout(timeline: Timeline) -> dict[str, Any]:
 
 
 def _table(timeline: Timeline) -> dict[str, list[float | None]]:
-    """The numbers of each layer, top row the first layer; None where undefined."""
+    """The numbers of each layer, first layer in the top row; None where undefined."""
     titles = {"eta": "η", "advance": "advance", "advance_standing_out": "advance, over the mean"}
     if timeline.words_to_silence() is not None:
         titles["words_to_silence"] = "words : silence"
@@ -99,7 +99,7 @@ def _table(timeline: Timeline) -> dict[str, list[float | None]]:
 
 
 def _picture(values: NDArray[np.floating[Any]]) -> str:
-    """A heatmap `[rows, columns]` as a PNG of as many pixels."""
+    """A heatmap `[rows, columns]` as a PNG with one pixel per value."""
     from matplotlib import colormaps
     from matplotlib.image import imsave
 
@@ -111,7 +111,8 @@ def _picture(values: NDArray[np.floating[Any]]) -> str:
 
 
 def _wave_path(waveform: NDArray[np.float32]) -> Sequence[tuple[float, float]]:
-    """The outline of the waveform, points in 0 to 1 by -1 to 1: its highest values, and back along its lowest."""
+    """The outline of the waveform as points, x in 0 to 1 and y in -1 to 1: first the maxima, then back along the
+    minima."""
     parts = np.array_split(waveform / max(float(np.abs(waveform).max()), 1e-9), min(_WAVE_COLUMNS, len(waveform)))
     x = (np.arange(len(parts)) + 0.5) / len(parts)
     upper = list(zip(x, (-part.max() for part in parts), strict=True))

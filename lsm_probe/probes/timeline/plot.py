@@ -1,4 +1,4 @@
-"""The timeline of one utterance: waveform, words and spectrogram over what each layer and each response token takes."""
+"""Timeline figure: waveform, words and spectrogram above the attention of each layer and each response token."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def log_mel(timeline: Timeline) -> NDArray[np.float32]:
 
     extractor = WhisperFeatureExtractor()
     samples = len(timeline.waveform)
-    # Its windows reach half their length into what comes before and after, mirrored: less than that cannot be.
+    # Its windows extend half their length beyond both ends, filled by mirroring, so the input must be longer than that.
     wave = np.pad(timeline.waveform, (0, max(extractor.n_fft - samples, 0)))
     whole: dict[str, Any] = {"truncation": False, "padding": "longest", "return_tensors": "np"}
     mel: NDArray[np.float32] = extractor(wave, sampling_rate=RATE, **whole).input_features[0]
@@ -47,30 +47,30 @@ def log_mel(timeline: Timeline) -> NDArray[np.float32]:
 
 
 def layer_picture(timeline: Timeline) -> NDArray[np.floating[Any]]:
-    """A_j by layer and frame over the layer's mean, `[layers, frames]`: 1 is what even attention would give.
+    """A_j by layer and frame divided by the layer's mean, `[layers, frames]`: 1 means even attention.
 
-    Norms grow through the layers, so bare ones would show the last layer alone.
+    Norms grow through the layers, so raw norms would show only the last layer.
     """
     over_time = timeline.over_time()
     return over_time / over_time.mean(1, keepdims=True)
 
 
 def tone(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Numbers from 0 as 0 to 1 for a colour map: square roots up to the 99.5th percentile, so that a few tokens that
-    receive very much do not blacken the others."""
+    """Maps numbers from 0 up to 0 to 1 for a colour map: square roots up to the 99.5th percentile, so that a few very
+    large values do not hide the others."""
     most = np.percentile(values, 99.5)
     return np.sqrt(np.clip(values / max(most, np.finfo(np.float32).tiny), 0, 1))
 
 
 def row_picture(timeline: Timeline, layer: int, *, standing_out: bool = False) -> NDArray[np.floating[Any]]:
-    """What each response token takes from each frame in one layer, `[rows, frames]`: a(m, j), or that over A_j."""
+    """Attention of each response token to each frame in one layer, `[rows, frames]`: a(m, j), or a(m, j) / A_j."""
     if standing_out:
         return timeline.at_frame(timeline.standing_out()[layer])
     return timeline.by_frame(timeline.norms[layer])
 
 
 def spaced(positions: Sequence[float], gap: float) -> list[float]:
-    """Places for labels: their positions, moved right where they would lie on the one before."""
+    """Positions for labels: their own positions, moved right where labels would overlap."""
     places: list[float] = []
     for position in positions:
         places.append(max(position, places[-1] + gap) if places else position)
@@ -78,19 +78,19 @@ def spaced(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def readable(token: str) -> str:
-    """A response token as a label, line breaks spelled out."""
+    """A response token as a label, with visible line breaks."""
     return repr(token)[1:-1].strip() or "␣"
 
 
 def _scale(values: NDArray[np.floating[Any]]) -> PowerNorm:
-    """The colours of [`tone`], as a scale that a colour bar can show."""
+    """The colours of [`tone`] as a scale for a colour bar."""
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.5, 0, max(float(np.percentile(values, 99.5)), float(np.finfo(np.float32).tiny)), clip=True)
 
 
 def _add_bar(ax: Axes, label: str) -> None:
-    """A colour bar right of the axes that takes nothing of their width, so that all times stay in line."""
+    """A colour bar to the right that does not shrink the axes, so that all time axes stay aligned."""
     place = ax.inset_axes((1.012, 0, 0.012, 1))
     assert ax.figure is not None
     bar = ax.figure.colorbar(ax.collections[0], cax=place, extend="max")
@@ -109,7 +109,7 @@ def plot_layers(timeline: Timeline, ax: Axes) -> None:
 
 
 def plot_rows(timeline: Timeline, layer: int, ax: Axes, *, standing_out: bool = False) -> None:
-    """Draws what each response token (top to bottom) takes from each time in one layer."""
+    """Draws the attention of each response token (top to bottom) to each moment in one layer."""
     picture = row_picture(timeline, layer, standing_out=standing_out)
     edges = np.append(timeline.frame_times[:, 0], timeline.seconds)
     ax.pcolormesh(edges, np.arange(len(picture) + 1) - 0.5, picture, norm=_scale(picture), **_HEATMAP)
@@ -121,11 +121,11 @@ def plot_rows(timeline: Timeline, layer: int, ax: Axes, *, standing_out: bool = 
 
 @with_own_settings
 def timeline_figure(timeline: Timeline, layer: int | None = None) -> Figure:
-    """All of it over one axis of time.
+    """The whole figure over one time axis.
 
     Args:
         timeline: what to draw.
-        layer: whose attention is drawn for each response token; see [`Timeline.choose_layer`].
+        layer: the layer whose attention is drawn for each response token; see [`Timeline.choose_layer`].
 
     Raises:
         InputError: there is no such layer.
@@ -186,7 +186,7 @@ def _draw_waveform(timeline: Timeline, ax: Axes) -> None:
     ax.fill_between(seconds, shape.min(1), shape.max(1), color="0.35", linewidth=0.3)
     words = timeline.words or []
     look: dict[str, Any] = {"fontsize": 7, "rotation": 40, "ha": "left", "va": "bottom"}
-    # Slanted lines of text are 10 points apart where they begin 10 / sin 40 apart; the axis takes 0.75 of the width.
+    # Slanted lines of text are 10 points apart if they begin 10 / sin 40 apart; the axis takes 0.75 of the width.
     points = 0.75 * 72 * _inches(timeline)
     places = spaced([word.begin for word in words], 16 * timeline.seconds / points)
     for word, place in zip(words, places, strict=True):
@@ -202,7 +202,7 @@ def _draw_spectrogram(timeline: Timeline, ax: Axes) -> None:
 
 
 def _draw_curves(timeline: Timeline, layer: int, ax: Axes) -> None:
-    """Eta by layer, and how far attention advances with the response, beside the layers."""
+    """Eta by layer, and the advance of attention through the speech, beside the layers."""
     layers = np.arange(timeline.n_layers)
     ax.plot(timeline.eta, layers, color="0.2", label="η")
     ax.plot(timeline.advance(timeline.standing_out()), layers, color="C1", linewidth=1, label="follows ρ")

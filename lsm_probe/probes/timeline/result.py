@@ -1,4 +1,4 @@
-"""The timeline of one utterance as a result: numbers by layer, response token and time, and what is read from them."""
+"""The timeline of one utterance as a result: numbers by layer, response token and time, and statistics of them."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ class Timeline:
     Norms are those of the attention probe in head form `sum_then_norm`, in the unit of the model's residual stream.
 
     Attributes:
-        sample: id, task, instruction, transcript (`text`, None if unknown), response and its token ids.
+        sample: its id, task, instruction, transcript (`text`, None if unknown), response and response token ids.
         tokens: the response's tokens as text, one for each generating row.
         checkpoint, data: identity and hashes.
         conventions: of eta.
-        versions: of what the numbers depend on.
+        versions: of the packages that the numbers depend on.
         eta: instruction proportion, `[layers]`.
         norms: a(m, j) of generating row m and speech token j, `[layers, rows, speech tokens]`; its mean over rows is
             A_j.
-        token_times: begin and end of what each speech token covers, seconds, `[speech tokens, 2]`.
-        times_from: where those come from: `connector`, or `even` for a model of which it is not known, whose tokens
-            are spread evenly over the utterance.
-        shares: what part of each speech token comes from each frame, `[speech tokens, frames]`, rows summing to 1: of
-            a `window_qformer` the shares of its own norm-based cross-attention, else of the token's time.
+        token_times: begin and end of the speech that each speech token covers, seconds, `[speech tokens, 2]`.
+        times_from: how these times were found: `connector`, or `even` if the model's token times are unknown, so that
+            tokens are spread evenly over the utterance.
+        shares: what part of each speech token comes from each frame, `[speech tokens, frames]`, rows summing to 1: for
+            a `window_qformer` the shares of its own norm-based cross-attention, otherwise the overlap in time.
         frame_times: begin and end of each frame of 20 ms, seconds, `[frames, 2]`.
-        words: the transcript's words at their times; None where they could not be placed.
-        words_missing: why not.
-        self_check: of the LLM's attention, and of the encoder's and the connector's where they were measured.
+        words: the transcript's words with their times; None if times could not be found.
+        words_missing: why words have no times.
+        self_check: of the LLM's attention, and of the encoder's and connector's if these were measured.
         waveform: mono at 16 kHz, `[samples]`; not stored in `timeline.json`.
     """
 
@@ -86,7 +86,7 @@ class Timeline:
         return html
 
     def precision_note(self) -> str | None:
-        """One line on how exact the numbers are: half precision, quantised weights; None for neither."""
+        """One line on the numerical precision: half precision or quantised weights; None for neither."""
         verify = "lsm-probe attention --verify-precision"
         return describe(self.checkpoint.dtype, self.checkpoint.quantised, None, {}, verify)
 
@@ -99,12 +99,13 @@ class Timeline:
         return len(self.norms)
 
     def by_frame(self, norms: Floats) -> Floats:
-        """Distribute amounts `[..., speech tokens]` among frames, `[..., frames]`; sums do not change."""
+        """Distribute amounts `[..., speech tokens]` over frames, `[..., frames]`; the sums stay the same."""
         flat: Floats = norms.reshape(-1, norms.shape[-1]) @ self.shares
         return flat.reshape(*norms.shape[:-1], -1)
 
     def at_frame(self, values: Floats) -> Floats:
-        """Ratios `[..., speech tokens]` as frames see them, `[..., frames]`: means over their tokens, by shares."""
+        """Ratios `[..., speech tokens]` by frame, `[..., frames]`: means over the frame's tokens, weighted by
+        shares."""
         total = self.shares.sum(0)
         return self.by_frame(values) / np.maximum(total, np.finfo(total.dtype).tiny)
 
@@ -113,9 +114,10 @@ class Timeline:
         return self.by_frame(self.norms.mean(1))
 
     def standing_out(self) -> Floats:
-        """a(m, j) over its mean over rows, A_j, `[layers, rows, speech tokens]`.
+        """a(m, j) divided by A_j, its mean over rows: `[layers, rows, speech tokens]`.
 
-        Every row attends strongly to some speech tokens, whatever it predicts; the ratio removes that.
+        Every row attends strongly to certain speech tokens, whatever token it predicts; the division removes this
+        effect.
         """
         mean = self.norms.mean(1, keepdims=True)
         return self.norms / np.maximum(mean, np.finfo(mean.dtype).tiny)
@@ -127,15 +129,15 @@ class Timeline:
         return middles[norms.argmax(-1)]
 
     def advance(self, norms: Floats) -> NDArray[np.float64]:
-        """Spearman's rank correlation of a row's number with the time of its peak, `[layers]`.
+        """Spearman's rank correlation of the row number with the time of the row's peak, `[layers]`.
 
         It is 1 if attention follows the speech in order, NaN if all peaks are at one time.
 
-        It does not prove that attention follows words: positions alone let later rows attend to later speech, so an
-        untrained connector advances too in some layers. Compare with one.
+        It does not prove that attention follows words. Positions alone can make later rows attend to later speech, so
+        an untrained connector also has a high value in some layers. Compare with an untrained connector.
 
         Args:
-            norms: `self.norms`, or what stands out of them.
+            norms: `self.norms`, or [`standing_out`].
         """
         peaks = self.peak_times(norms)
         rows = np.arange(peaks.shape[1])
@@ -143,13 +145,14 @@ class Timeline:
         return np.array([spearmanr(rows, p).statistic if m else np.nan for p, m in zip(peaks, moving, strict=True)])
 
     def chance(self) -> float:
-        """How far from 0 [`advance`] is in 1 of 20 layers where rows and times are independent; at most 1."""
+        """The absolute value that [`advance`] exceeds in 1 of 20 layers if rows and times are independent; at most
+        1."""
         return min(1.0, float(1.96 / np.sqrt(max(len(self.tokens) - 1, 1))))
 
     def choose_layer(self, layer: int | None = None) -> int:
-        """The given layer, or by default the one with the largest [`advance`] of [`standing_out`].
+        """The given layer, or by default the layer with the largest [`advance`] of [`standing_out`].
 
-        The largest of many layers is high by chance alone where the response is short: see [`chance`].
+        If the response is short, the largest of many layers is high by chance alone: see [`chance`].
 
         Raises:
             InputError: there is no such layer.
@@ -166,8 +169,8 @@ class Timeline:
         return np.any([(word.begin <= middles) & (middles < word.end) for word in self.words], axis=0)
 
     def words_to_silence(self) -> NDArray[np.float64] | None:
-        """A_j a frame inside words over A_j a frame outside of them, means, `[layers]`; None where words are not known
-        or leave no frame on one side."""
+        """Mean A_j per frame inside words divided by that outside words, `[layers]`; None if word times are unknown, or
+        if there are no frames inside or outside words."""
         inside = self.in_words()
         if inside is None or inside.all() or not inside.any():
             return None
@@ -176,7 +179,7 @@ class Timeline:
         return ratio
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each layer: eta, how attention (and what stands out of it) advances, words against silence."""
+        """A row for each layer: eta, the advance of attention (plain and standing out), words against silence."""
         ratio = self.words_to_silence()
         return pd.DataFrame(
             {
@@ -191,8 +194,8 @@ class Timeline:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What `timeline.json` holds: all numbers behind the pictures, the spectrogram and the samples of the waveform
-        apart; norms to five significant digits."""
+        """The content of `timeline.json`: all numbers behind the pictures, except the spectrogram and the waveform;
+        norms to five significant digits."""
         ratio = self.words_to_silence()
         return {
             "schema": self.SCHEMA,
@@ -228,13 +231,13 @@ class Timeline:
         return folder
 
     def plot(self, layer: int | None = None) -> Figure:
-        """Draw it; see [`timeline_figure`]."""
+        """Draw the timeline; see [`timeline_figure`]."""
         figure: Figure = resolve_name("lsm_probe.probes.timeline.plot:timeline_figure")(self, layer)
         return figure
 
 
 def check_layer(layer: int, layers: int) -> int:
-    """The layer, where the LLM has so many `layers`.
+    """Return the layer if the LLM has it.
 
     Raises:
         InputError: there is no such layer.
@@ -245,7 +248,7 @@ def check_layer(layer: int, layers: int) -> int:
 
 
 def _significant(values: Floats) -> Any:
-    """Lists of numbers of five significant digits; NaN, undefined, becomes None."""
+    """Lists of numbers with five significant digits; NaN (undefined) becomes None."""
     if np.ndim(values):
         return [_significant(value) for value in values]
     return None if np.isnan(values) else float(f"{values:.5g}")

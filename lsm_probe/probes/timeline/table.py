@@ -1,4 +1,4 @@
-"""A timeline, as `lsm-probe timeline` prints it."""
+"""The terminal output of `lsm-probe timeline`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a timeline shows itself in a notebook."""
+"""The notebook view of a timeline."""
 
 from __future__ import annotations
 

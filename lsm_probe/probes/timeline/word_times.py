@@ -24,21 +24,21 @@ _PAUSE = 7
 
 @torch.no_grad()
 def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
-    """Places the words of an English transcript in its speech.
+    """Finds the times of the words of an English transcript in its speech.
 
-    Whisper's decoder reads the transcript; some heads of its cross-attention ("alignment heads", found by OpenAI for
-    each model) follow the speech, and dynamic time warping through their mean gives each token its first frame, 20 ms
-    exact at best. Both steps are transformers' own, as `generate(return_token_timestamps=True)` takes them. A word ends
-    where its punctuation or the next word begins; silence that this leaves at its ends, and what lies beyond a pause,
-    is taken off. About one word in thirty gets no time of its own: it begins and ends where the next one begins.
+    Whisper's decoder reads the transcript. Some heads of its cross-attention ("alignment heads", which OpenAI lists for
+    each model) follow the speech. Dynamic time warping through their mean gives each token its first frame, with a
+    precision of 20 ms at best. Both steps are transformers' own, as in `generate(return_token_timestamps=True)`. A word
+    ends where its punctuation or the next word begins. Silence at the ends of a word, and sound beyond a pause in it,
+    is then removed. About one word in thirty gets no time of its own: it begins and ends where the next word begins.
 
     Args:
         waveform: mono at 16 kHz, `[samples]`, as [`as_waveform`] takes it, at most 30 s.
-        transcript: what is said, all of it.
+        transcript: the complete transcript of the speech.
 
     Raises:
-        InputError: the speech is longer than 30 s, or the transcript than Whisper's context; or the embedded Whisper
-            cannot be had. Or as [`as_waveform`].
+        InputError: the speech is longer than 30 s, the transcript is longer than Whisper's context, or the embedded
+            Whisper is not available. Also for the reasons that [`as_waveform`] gives.
     """
     waveform = as_waveform(waveform)
     if len(waveform) > PIECE_SECONDS * RATE:
@@ -52,7 +52,7 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
     if tokens.shape[1] > limit:
         raise InputError(f"word times need a transcript of at most {limit - len(start)} tokens, and this is longer")
     features = processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt").input_features
-    # By itself: with the decoder it would hand out its own attention too, 200 MB.
+    # Run separately: together with the decoder it would also return its own attention, 200 MB.
     encoded = model.model.encoder(features).last_hidden_state
     output: Seq2SeqLMOutput = model(
         encoder_outputs=BaseModelOutput(encoded), decoder_input_ids=tokens, output_attentions=True, use_cache=False
@@ -61,7 +61,8 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
         _Generated(sequences=tokens, cross_attentions=(output.cross_attentions,)),
         model.generation_config.alignment_heads,
         num_frames=len(waveform) // processor.feature_extractor.hop_length,
-        # The row of a token tells where the next one begins, so that of the second start token is the first word's.
+        # The row of a token gives the start of the next one, so the second start token gives the start of the first
+        # word.
         num_input_ids=1,
     )[0, 1:]
     sound = loudness(waveform) > SILENCE_DB
@@ -69,7 +70,7 @@ def word_times(waveform: NDArray[np.float32], transcript: str) -> list[Word]:
 
 
 class _Generated(dict[str, Any]):
-    """What `generate` would have returned, as far as the timestamps are read from it."""
+    """The part of `generate`'s return value that the timestamps are computed from."""
 
     __getattr__ = dict.__getitem__
 
@@ -87,7 +88,7 @@ def _words(words: list[str], ids: list[list[int]], starts: list[float], tokenize
 
 
 def _trimmed(word: Word, sound: NDArray[np.bool_]) -> Word:
-    """The word from its first to its last frame of sound, where it has any; the longest part, if a pause parts it."""
+    """The word from its first to its last frame with sound, if it has any; the longest part if a pause divides it."""
     first, past = (round(time / FRAME_SECONDS) for time in (word.begin, word.end))
     found = first + sound[first:past].nonzero()[0]
     if not len(found):
@@ -98,7 +99,7 @@ def _trimmed(word: Word, sound: NDArray[np.bool_]) -> Word:
 
 @lru_cache(maxsize=1)
 def _whisper() -> tuple[Any, Any]:
-    """The embedded Whisper with its decoder. Eager: no other attention hands out its probabilities."""
+    """The embedded Whisper with its decoder. Eager, because no other attention returns its probabilities."""
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     folder = assets.speech_encoder()

@@ -1,4 +1,4 @@
-"""What is known of the speech itself: its words with their times, and its loudness."""
+"""Properties of the speech itself: its words with their times, and its loudness."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lsm_probe.models.speech_times import FRAME_SECONDS, RATE
 
 @dataclass(frozen=True)
 class Word:
-    """A word as the transcript writes it, and when it is spoken, seconds."""
+    """A word in the spelling of the transcript, with the begin and end of its speech in seconds."""
 
     text: str
     begin: float
