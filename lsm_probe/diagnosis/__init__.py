@@ -1,4 +1,4 @@
-"""What several measurements together say about a checkpoint: a verdict, its evidence and what speaks against it."""
+"""Combines the measurements of a checkpoint into a verdict, with evidence for it and against it."""
 
 FILE = "diagnosis.json"
 SCHEMA = "lsm-probe/diagnosis/1"

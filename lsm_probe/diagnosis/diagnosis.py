@@ -29,11 +29,10 @@ class Diagnosis:
         verdicts: one for each checkpoint, in the order given.
         base: name of the base LLM, or None.
         data: identity of the samples.
-        settings: how it was measured: the utterances of each measurement, the longest response, the
-            batch size, the seed.
-        names: short name of a checkpoint -> the name or path it was given as.
+        settings: how it was measured: utterances of each measurement, maximum response length, batch size and seed.
+        names: short name of a checkpoint -> the name or path that the user gave.
         left_out: name of a measurement -> why the data do not allow it.
-        precision: how exact the numbers are in half precision or with quantised weights, one line each.
+        precision: one line for each checkpoint in half precision or with quantised weights, on its numerical precision.
         versions: of the packages that the numbers depend on.
     """
 
@@ -47,10 +46,10 @@ class Diagnosis:
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
     def __getitem__(self, checkpoint: str) -> Verdict:
-        """The verdict about a checkpoint, by its short name or by the name it was given as.
+        """The verdict about a checkpoint, by its short name or by the name that the user gave.
 
         Raises:
-            KeyError: it is not in this diagnosis.
+            KeyError: the checkpoint is not in this diagnosis.
         """
         by_name = {self.names.get(each.checkpoint, each.checkpoint): each for each in self.verdicts}
         by_name |= {each.checkpoint: each for each in self.verdicts}
@@ -71,22 +70,22 @@ class Diagnosis:
         return one_line(f"Diagnosis({self.data.name}, {self.data.n_samples} samples): {verdicts}")
 
     def _repr_html_(self) -> str:
-        """The diagnosis in a notebook: a small table of the verdicts, and a small picture of their numbers."""
+        """The notebook view: a small table of the verdicts, and a small figure of their numbers."""
         html: str = resolve_name("lsm_probe.diagnosis.verdict_html:diagnosis_html")(self)
         return html
 
     @property
     def _short_base(self) -> str | None:
-        """The base LLM's name among the verdicts."""
+        """The short name of the base LLM, as the verdicts use it."""
         return next((short for short, full in self.names.items() if full == self.base), self.base)
 
     def plot(self) -> Figure:
-        """Draws the numbers that decide about each checkpoint, with their intervals."""
+        """Draws the decisive numbers of each checkpoint, with their intervals."""
         figure: Figure = resolve_name("lsm_probe.diagnosis.plot:verdict_figure")(self.verdicts, self._short_base)
         return figure
 
     def to_dict(self) -> dict[str, Any]:
-        """What `diagnosis.json` holds."""
+        """The content of `diagnosis.json`."""
         return {
             "schema": SCHEMA,
             "base": self.base,
@@ -100,7 +99,7 @@ class Diagnosis:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `diagnosis.json`, whole or not at all."""
+        """Writes `diagnosis.json`; the file appears only when it is complete."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, self.to_dict())
@@ -108,10 +107,10 @@ class Diagnosis:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a `diagnosis.json`, or the one in a folder.
+        """Reads a `diagnosis.json`, given its path or its folder.
 
         Raises:
-            InputError: there is none, or it cannot be read.
+            InputError: the file does not exist or cannot be read.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:

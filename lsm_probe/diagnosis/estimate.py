@@ -1,4 +1,4 @@
-"""How long a diagnosis will take, from a short trial on the first model that is loaded."""
+"""Estimates the duration of a diagnosis from a short trial on the first model that is loaded."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _CAPTURE_SLOWDOWN = 1.6
 
 @dataclass(frozen=True)
 class Speed:
-    """What a trial measured.
+    """Results of a trial.
 
     Attributes:
-        prompt_tokens: of the longest prompt.
-        seconds_per_token: of a pass over prompts, in a batch.
-        seconds_per_new_token: of generation, for each sample of a batch.
-        layers: of the LLM.
+        prompt_tokens: length of the longest prompt.
+        seconds_per_token: time for a pass over prompts, in a batch.
+        seconds_per_new_token: time to generate a token, for each sample of a batch.
+        layers: number of layers of the LLM.
     """
 
     prompt_tokens: float
@@ -35,7 +35,7 @@ class Speed:
     layers: int
 
     def seconds(self, part: Part) -> float:
-        """About how long a part takes."""
+        """Estimated duration of a part, seconds."""
         response = part.options.get("max_new_tokens", 0)
         whole = self.prompt_tokens + response
         generating = response * self.seconds_per_new_token
@@ -50,7 +50,7 @@ class Speed:
         return len(part.samples) * (own + passes.get(part.name, 0.0) * self.seconds_per_token)
 
     def _prompts(self, part: Part) -> int:
-        """Prompts that a response is scored under: a pool of instructions and one of sources."""
+        """Number of prompts that each response is scored with: a pool of instructions and a pool of sources."""
         pool = part.options.get("instructions")
         return len(pool.tasks) + part.options["sources"] if pool else 0
 
@@ -63,7 +63,7 @@ def measure_speed(checkpoint: Checkpoint, part: Part, batch_size: int) -> Speed 
         None if none of these samples can be used.
     """
     samples = part.samples[:batch_size]
-    prepare(checkpoint, samples[:1], ResponseOptions(max_new_tokens=1), "skip")  # what is done once, at the first pass
+    prepare(checkpoint, samples[:1], ResponseOptions(max_new_tokens=1), "skip")  # one-time setup
     items, _ = prepare(checkpoint, samples, None, "skip")
     if not items:
         return None
@@ -79,7 +79,7 @@ def measure_speed(checkpoint: Checkpoint, part: Part, batch_size: int) -> Speed 
     _wait(inputs)
     one_pass = perf_counter() - begun
     made = max(1, max(map(len, found)))
-    # Generation begins with a pass over the prompts.
+    # Generation starts with a pass over the prompts.
     each = max(0.0, generating - one_pass) / (made * len(items))
     layers = checkpoint.llm.config.get_text_config().num_hidden_layers
     return Speed(inputs.shape[1], one_pass / (len(items) * inputs.shape[1]), each, layers)

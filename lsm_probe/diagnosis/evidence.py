@@ -1,4 +1,4 @@
-"""What evidence is made of: a number with its interval, its distance from a threshold, the verdicts it speaks for."""
+"""The parts of evidence: a number with its interval, its distance from a threshold, and the verdicts it supports."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Distance:
     """How far a mean lies above a threshold, with its interval.
 
     Attributes:
-        mean, low, high: above 0 where the number exceeds the threshold.
-        n: independent utterances.
-        carrier: a sample of the one utterance without which the mean would lie on the other side, or None.
+        mean, low, high: above 0 if the number exceeds the threshold.
+        n: number of independent utterances.
+        carrier: a sample of the one utterance without which the mean would be on the other side of the threshold, or
+            None.
     """
 
     mean: float
@@ -47,12 +48,12 @@ class Distance:
 
     @property
     def above(self) -> bool:
-        """Whether the whole interval lies above the threshold, and the utterances are enough for it to mean that."""
+        """Whether the whole interval is above the threshold, with enough utterances to rely on it."""
         return self.low > 0 and self.n >= FEWEST_UTTERANCES
 
     @property
     def below(self) -> bool:
-        """The same below it."""
+        """Whether the whole interval is below the threshold, with enough utterances to rely on it."""
         return self.high < 0 and self.n >= FEWEST_UTTERANCES
 
     @property
@@ -61,22 +62,23 @@ class Distance:
         return not self.above and not self.below
 
     def more_utterances(self) -> str:
-        """About how many more utterances would move the interval off the threshold, if the mean stayed as it is."""
+        """Estimated number of further utterances that would move the interval off the threshold, if the mean stays the
+        same."""
         reach = self.mean - self.low if self.mean > 0 else self.high - self.mean
         needed = math.inf if self.mean == 0 else self.n * (reach / abs(self.mean)) ** 2
-        if not needed - self.n <= MOST_REQUESTED:  # also where there is no interval
+        if not needed - self.n <= MOST_REQUESTED:  # also true for NaN, without an interval
             return f"more than {MOST_REQUESTED}"
         return str(max(1, math.ceil(needed - self.n)))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A number and what it says.
+    """A number and the verdicts it supports or contradicts.
 
     Attributes:
-        evidence: the number, whose side is filled in when the verdict is known.
-        supports, contradicts: verdicts that it speaks for and against.
-        distances: how far it lies above its thresholds, by name.
+        evidence: the number; its side is filled in once the verdict is known.
+        supports, contradicts: the verdicts it speaks for and against.
+        distances: its distances above its thresholds, by name of the threshold.
     """
 
     evidence: Evidence
@@ -93,7 +95,7 @@ def n_utterances(result: MeasurementResult) -> int:
 
 
 def as_text(value: float | None) -> str:
-    """Two decimals, three for small numbers."""
+    """The value with two decimals, or three if it is small."""
     if value is None or math.isnan(value):
         return "undefined"
     digits = 2 if abs(value) >= 0.1 or abs(value) < 0.0005 else 3

@@ -1,4 +1,4 @@
-"""All measurements of one checkpoint that a verdict is made from."""
+"""All measurements of one checkpoint that its verdict is based on."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lsm_probe.probes.sensitivity.result import SensitivityResult
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCheckpoint:
-    """What was measured of one checkpoint on the same samples; None for what was not.
+    """The measurements of one checkpoint on the same samples; None for those that were not made.
 
     Attributes:
         name: of the checkpoint.
-        source: what it reads: speech, or transcripts in the speech slot (a text LLM).
-        attention: on its own responses.
-        control: attention of the base LLM with its transcripts at this checkpoint's source lengths.
-        own: sensitivity on its own responses.
+        source: the checkpoint's input: speech, or transcripts in the speech slot (a text LLM).
+        attention: on the checkpoint's own responses.
+        control: attention of the base LLM, with its transcripts repeated or cut to this checkpoint's source lengths.
+        own: sensitivity on the checkpoint's own responses.
         base_words: sensitivity on the responses of the base LLM.
-        base_own: sensitivity of the base LLM on the base LLM's own responses: the reference for both.
-        knockout: on its own responses.
-        alignment: speech against transcripts.
-        transcription: answers to a transcription instruction, with the word error rate.
-        tasks: name -> task, for the samples whose task asks for a form that can be checked.
+        base_own: sensitivity of the base LLM on its own responses: the reference for `own` and `base_words`.
+        knockout: on the checkpoint's own responses.
+        alignment: speech compared with transcripts.
+        transcription: responses to a transcription instruction, with the word error rate.
+        tasks: name -> task, for the samples whose task asks for a format that can be checked.
     """
 
     name: str

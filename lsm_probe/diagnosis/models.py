@@ -1,4 +1,4 @@
-"""The models of a diagnosis: each is loaded when it is first needed, and only once."""
+"""The models of a diagnosis: each is loaded only once, when it is first needed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class LazyModel:
     """A checkpoint that is loaded when it is first needed.
 
     Attributes:
-        to_measure: its name, and how it is loaded.
-        on_load: called with the checkpoint when it is loaded.
+        to_measure: the checkpoint's name and how to load it.
+        on_load: called with the checkpoint after it is loaded.
     """
 
     to_measure: ToMeasure
@@ -35,7 +35,7 @@ class LazyModel:
 
     @property
     def source(self) -> Literal["speech", "text"]:
-        """What it reads; it is loaded if its name does not determine this."""
+        """The checkpoint's input; this loads the checkpoint if its name does not determine the input."""
         return self.to_measure.look_up() or self.get().source
 
     def get(self) -> Checkpoint:
@@ -48,7 +48,7 @@ class LazyModel:
         return checkpoint
 
     def peek(self) -> Checkpoint:
-        """The checkpoint, which may be parked: for its tokenizer."""
+        """The checkpoint, possibly on the CPU (see [`park`]): for its tokenizer."""
         if self._loaded is None:
             self._loaded = self.to_measure.load()
             self.on_load(self._loaded)
@@ -57,7 +57,7 @@ class LazyModel:
     def park(self) -> None:
         """Move the model to the CPU's memory, so that another model can use the device, until [`get`] is called.
 
-        A model that Accelerate or a quantiser has placed cannot be moved, and stays where it is.
+        A model that Accelerate or a quantiser has placed on devices cannot be moved, so it stays there.
         """
         model = None if self._loaded is None else self._loaded.model
         placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
@@ -68,9 +68,9 @@ class LazyModel:
         clear_device_cache()
 
     def free(self) -> None:
-        """Forget the model, so that its memory can be used again. One that the caller gave stays where it was."""
+        """Drop the model to free its memory. A model that the caller passed in returns to its original device."""
         if self._loaded is not None:
-            self.get()  # it may be parked
+            self.get()  # it may be on the CPU
         self._loaded = self._device = None
         gc.collect()
         clear_device_cache()

@@ -1,4 +1,4 @@
-"""D_i and D_s on a checkpoint's own responses, compared with the base LLM's or with the ceiling."""
+"""D_i and D_s on a checkpoint's own responses, compared with the base LLM or with the ceiling."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ USED, USED_OF_CEILING = 0.3, 0.05
 
 @dataclass(frozen=True)
 class Reference:
-    """What D_i or D_s is compared with.
+    """The reference that D_i or D_s is compared with.
 
     Attributes:
-        values: the base LLM's of the same samples, or the ceiling, `[samples]`, nats per token.
+        values: the base LLM's value for the same samples, or the ceiling: `[samples]`, nats per token.
         shares: the thresholds, as shares of `values`, by name.
-        name: in words, such as `the base LLM's 0.45`.
+        name: a description such as `the base LLM's 0.45`.
     """
 
     values: Values
@@ -51,13 +51,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class OwnWords:
-    """D_i and D_s on the checkpoint's own responses, compared with the base LLM's or with the ceiling.
+    """D_i and D_s on the checkpoint's own responses, compared with the base LLM or with the ceiling.
 
     Attributes:
-        own: the measurement; with a base LLM of the samples that both have.
-        instruction, source: what the numbers say.
-        base: the base LLM's own measurement of the same samples, or None.
-        warnings: why a comparison is weaker than it looks.
+        own: the measurement; with a base LLM, only the samples that both have.
+        instruction, source: the findings about D_i and D_s.
+        base: the base LLM's own measurement on the same samples, or None.
+        warnings: limitations of the comparison.
     """
 
     own: SensitivityResult
@@ -68,7 +68,7 @@ class OwnWords:
 
 
 def own_words(measured: MeasuredCheckpoint) -> OwnWords:
-    """Reads the sensitivity on the checkpoint's own responses; `measured.own` must be there."""
+    """Evaluates the sensitivity on the checkpoint's own responses; `measured.own` must not be None."""
     assert measured.own is not None
     own, base = _paired(measured.own.with_conventions(per="token"), measured.base_own)
     notes = []
@@ -95,7 +95,7 @@ def own_words(measured: MeasuredCheckpoint) -> OwnWords:
 def _paired(
     own: SensitivityResult, base: SensitivityResult | None
 ) -> tuple[SensitivityResult, SensitivityResult | None]:
-    """Both on the samples that both have; without the base if it is the same model or was asked other things."""
+    """Both results on the samples that both have; no base if it is the same model or had other instructions."""
     if base is None or base.name == own.name or base.conventions.instructions != own.conventions.instructions:
         return own, None
     if not set(own.ids) & set(base.ids):
@@ -105,7 +105,7 @@ def _paired(
 
 
 def _reference(own: SensitivityResult, base: SensitivityResult | None, which: int) -> tuple[Reference, str]:
-    """The reference, and why it is not the base LLM where there is one."""
+    """The reference, and, if it is not the base LLM although there is one, the reason."""
     of_base = {"ignored": IGNORED, "half": HALF, "followed": FOLLOWED} if which == 0 else {"used": USED}
     ceiling = {"ignored": IGNORED_OF_CEILING, "half": HALF_OF_CEILING, "followed": FOLLOWED_OF_CEILING}
     of_ceiling = ceiling if which == 0 else {"used": USED_OF_CEILING}

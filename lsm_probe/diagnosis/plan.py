@@ -1,4 +1,4 @@
-"""Which measurements a diagnosis makes, and on which samples."""
+"""Decides which measurements a diagnosis makes, and on which samples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Part:
 
     Attributes:
         name: one of [`SETS`].
-        measurement: what measures it.
+        measurement: the measurement.
         samples: the samples it is measured on.
         options: keyword arguments of the measurement.
         whose: which responses are measured: the checkpoint's `own`, those of the `base` LLM, or none.
@@ -66,12 +66,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a diagnosis measures of each checkpoint.
+    """The measurements that a diagnosis makes for each checkpoint.
 
     Attributes:
         parts: the measurements, in the order in which they are made.
-        instructions: the pool of instructions of sensitivity.
-        left_out: name of a measurement -> why it is not made, a clause.
+        instructions: the pool of instructions for sensitivity.
+        left_out: name of a measurement -> why it is not made, as a clause.
     """
 
     parts: Sequence[Part]
@@ -79,11 +79,11 @@ class Plan:
     left_out: dict[str, str]
 
     def for_source(self, source: Literal["speech", "text"]) -> list[Part]:
-        """The parts that can be measured of a checkpoint that reads this source."""
+        """The parts that can be measured for a checkpoint with this input."""
         return [part for part in self.parts if source == "speech" or part.name not in _OF_SPEECH]
 
     def for_base(self) -> list[Part]:
-        """The parts that are measured of the base LLM."""
+        """The parts that are measured for the base LLM."""
         return [part for part in self.parts if part.name in _OF_BASE]
 
 
@@ -96,21 +96,21 @@ def make_plan(
     max_new_tokens: int = MAX_NEW_TOKENS,
     utterances: int = UTTERANCES,
 ) -> Plan:
-    """Choose the measurements that the samples allow, and the samples of each.
+    """Choose the measurements that the samples allow, and the samples for each.
 
-    All measurements take one sample of each utterance: intervals depend on the number of utterances, and hardly on
-    further samples of the same one. The samples of an utterance are taken in turn, so that all tasks appear.
+    Each measurement takes one sample per utterance, because intervals depend on the number of utterances and hardly
+    on further samples of the same utterance. The samples are chosen in rotation, so that all tasks appear.
 
     Args:
         samples: all samples.
-        quick: leave out base words, knockout and alignment.
+        quick: leave out sensitivity on the base LLM's responses, knockout and alignment.
         with_base: whether there is a base LLM.
         instructions: the pool of instructions for sensitivity. By default it holds one instruction for each of the
             first eight tasks of the samples; samples without `task` count each instruction as a task. The pool
             `probing` is used if there is only one task, if there are more than 32, or if an instruction has a
             placeholder.
-        max_new_tokens: longest response.
-        utterances: most utterances that are measured, the first ones of the data; see also [`SHARES`].
+        max_new_tokens: maximum length of a response.
+        utterances: maximum number of utterances that are measured, the first ones of the data; see also [`SHARES`].
     """
     pool = instructions or _pool(samples)
     samples = one_sample_an_utterance(samples, utterances)
@@ -123,7 +123,7 @@ def make_plan(
     few = "" if wordings >= needed else f"it needs transcripts (`text`) of {needed} utterances, got {wordings}"
     longest: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     scored = longest | {"instructions": pool, "sources": SOURCES}
-    # t-SNE's perplexity must be lower for few samples, also when some of them are left out later.
+    # t-SNE's perplexity must be lower for few samples, even if some of them are left out later.
     perplexity = {"perplexity": min(PERPLEXITY, max(1.0, wordings / 2))}
     candidates = [
         (_part("attention", "attention", samples, longest, whose="own"), ""),
@@ -152,12 +152,12 @@ def _part(
 
 
 def _share(name: str, samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The first samples, as many as a part takes."""
+    """The first samples, as many as the part uses."""
     return samples[: max(FEWEST, ceil(len(samples) * SHARES.get(name, 1)))]
 
 
 def _transcription(samples: Sequence[Sample]) -> Part:
-    """A transcription instruction, with the transcripts as right answers."""
+    """The measurement of a transcription instruction, with the transcripts as references."""
     instruction = read_pool("transcription").tasks[0].instructions[0]
     changes = {"instruction": instruction, "alternatives": (), "context": None, "task": "transcription"}
     asked = [
@@ -171,7 +171,7 @@ def _transcription(samples: Sequence[Sample]) -> Part:
 
 
 def _pool(samples: Sequence[Sample]) -> Pool:
-    """The samples' own instructions, where they make a pool."""
+    """The samples' own instructions, if they can form a pool."""
     try:
         own = pool_of(samples)
     except InputError:  # too many tasks, or a placeholder in an instruction

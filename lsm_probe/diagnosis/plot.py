@@ -1,4 +1,4 @@
-"""The numbers that decide about checkpoints, with their intervals, side by side."""
+"""The decisive numbers of checkpoints, with their intervals, side by side."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PANELS = 4
 
 @with_own_settings
 def verdict_figure(verdicts: Sequence[Verdict], base: str | None = None) -> Figure:
-    """A row for each checkpoint with its verdict, a panel for each number that decides; up to four are drawn.
+    """A row for each checkpoint with its verdict, and a panel for each decisive number (at most four).
 
     Args:
         verdicts: in the order of the rows.
-        base: the checkpoint among them that is the base LLM. Checkpoints look as in the other figures of a report.
+        base: the checkpoint that is the base LLM. Checkpoints have the same colours as in a report's other figures.
 
     Example:
         ```python
@@ -71,7 +71,7 @@ def _looks(verdicts: Sequence[Verdict], base: str | None) -> list[Look]:
 
 
 def _widen(ax: Axes, unit: str) -> None:
-    """Lets the axis span at least what the number ranges over as a rule: an interval near 0 must look narrow."""
+    """Makes the axis span at least the usual range of the number, so that a narrow interval near 0 looks narrow."""
     low, high = {"": (0.0, 1.0), "%": (0.0, 100.0)}.get(unit, (0.0, 0.5))
     own_low, own_high = ax.get_xlim()
     low, high = min(low, own_low), max(high, own_high)
@@ -82,7 +82,7 @@ def _draw(ax: Axes, row: int, evidence: Evidence, look: Look) -> None:
     """A number as a point, with its interval as a line."""
     value, low, high = evidence.value, evidence.ci_low, evidence.ci_high
     assert value is not None
-    # The interval of another method than the point's need not hold it.
+    # The interval comes from another method than the point and may not contain it.
     reach = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
     style: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 5, "capsize": 2}
     ax.errorbar([value], [row], xerr=reach, linestyle="none", **style)

@@ -1,4 +1,4 @@
-"""What responses are: empty, repetitions of the speech, or answers in the asked-for form."""
+"""Checks of responses: empty ones, repetitions of the speech, and the requested format."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _TO_REPEAT = re.compile(r"transcri|word for word|\brepeat\b|write down (what|the
 
 
 def answer_of(row: Mapping[str, Any]) -> str:
-    """What a response says after its thinking, if there is any; an unfinished thought counts as empty."""
+    """The part of a response after its thinking, if there is any; empty if the thinking is unfinished."""
     return str(row.get("answer", row.get("response", "")) or "").strip()
 
 
 def empty_responses(result: MeasurementResult) -> list[str]:
-    """Ids of the samples whose response is empty, also of those that the measurement left out."""
+    """Ids of the samples with an empty response, including those that the measurement left out."""
     measured = [row["id"] for row in result.samples if not answer_of(row)]
     return measured + [each for reason in (EMPTY, UNFINISHED) for each in result.excluded.get(reason, [])]
 
@@ -53,8 +53,8 @@ def empty_responses(result: MeasurementResult) -> list[str]:
 def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     """The share of responses that repeat the speech; None without transcripts.
 
-    Left out are samples where repeating is right: their task says so, the response has the asked-for form, or the base
-    LLM's answer to the transcript repeats it too.
+    It leaves out samples for which repeating is right: the task says so, the response has the requested format, or the
+    base LLM also repeats the transcript.
     """
     rows = [row for row in own.own.samples if row.get("text") and not _asks_to_repeat(row)]
     if own.base is not None:
@@ -81,7 +81,8 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
 
 
 def _asks_to_repeat(row: Mapping[str, Any]) -> bool:
-    """Whether the right response repeats the speech, by the task, or by the words of an English instruction."""
+    """Whether the right response repeats the speech, according to the task or to the words of an English
+    instruction."""
     return row.get("task") in _REPETITIONS or _TO_REPEAT.search(row.get("instruction", "")) is not None
 
 
@@ -95,16 +96,16 @@ def _repeat(rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list
 
 
 def _has_form(row: Mapping[str, Any], tasks: Mapping[str, Task]) -> bool | None:
-    """Whether the response has the asked-for form; None if none is asked for or it cannot be told."""
+    """Whether the response has the requested format; None if no format is requested or it cannot be checked."""
     task = tasks.get(row.get("task") or "")
     return task.parser()(answer_of(row)).follows if task is not None and task.has_form else None
 
 
 def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
-    """The share of responses in the asked-for form; None where no task asks for one that can be checked."""
+    """The share of responses in the requested format; None if no task asks for a format that can be checked."""
     follows = _follows(own.own, tasks)
     theirs = _follows(own.base, tasks) if own.base is not None else {}
-    if own.base is not None:  # where both can be told
+    if own.base is not None:  # samples that can be checked for both
         follows = {key: value for key, value in follows.items() if key in theirs}
     if not follows:
         return None
@@ -112,7 +113,7 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     shares = np.array(list(follows.values()), dtype=np.float64)
     label, text = "share in the asked-for form", f"{shares.sum():.0f} of {len(shares)} responses have the form"
     if own.base is None:
-        # Perhaps no model can follow these instructions, so a low share is no evidence.
+        # Perhaps no model can follow these instructions, so a low share is not evidence.
         half = share_distance(result, shares, IN_FORM)
         evidence = number(
             result, result.share(shares), "form_share", label, "", "nothing: there is no base LLM",
@@ -125,7 +126,7 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
         result, result.share(shares), "form_share", label, "", f"the base LLM's {as_text(float(base_shares.mean()))}",
         f"{text} that the instruction asks for; of the base LLM's responses {base_shares.sum():.0f} have it.",
     )  # fmt: skip
-    if base_shares.mean() < MOST:  # the base LLM does not follow it either: no evidence
+    if base_shares.mean() < MOST:  # the base LLM does not follow the format either, so this is not evidence
         return Finding(evidence)
     half = share_distance(result, shares, IN_FORM * float(base_shares.mean()))
     supports: Verdicts = frozenset({FOLLOWS} if half.above else {IGNORES} if half.below else ())

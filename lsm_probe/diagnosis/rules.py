@@ -1,8 +1,8 @@
 """The rules that turn the measurements of a checkpoint into a verdict; `docs/verdicts.md` explains and tests them.
 
-Two questions decide, and each is answered by more than one measurement. Does the checkpoint use the speech (D_s and the
-word error rate)? Does it follow the instruction (D_i, the share of responses that repeat the speech, and the share in
-the asked-for form)? Eta never decides.
+Two questions decide, and each is answered by several measurements. Does the checkpoint use the speech (D_s and the word
+error rate)? Does it follow the instruction (D_i, the share of responses that repeat the speech, and the share in the
+requested format)? Eta is never decisive.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def judge(measured: MeasuredCheckpoint) -> Verdict:
 
 @dataclass(frozen=True)
 class _Case:
-    """What decides about one checkpoint; None for what was not measured or does not apply."""
+    """The decisive findings about one checkpoint; None for those that were not measured or do not apply."""
 
     source: Literal["speech", "text"]
     own: OwnWords
@@ -94,7 +94,7 @@ class _Case:
 
     @property
     def speech(self) -> str:
-        """What stands in the source slot, in words."""
+        """What is in the source slot, in words."""
         return "speech" if self.source == "speech" else "transcript"
 
     @property
@@ -107,17 +107,20 @@ class _Case:
 
     @property
     def in_form(self) -> bool:
-        """Whether more than half as many responses have the asked-for form as of the base LLM's."""
+        """Whether the share of responses in the requested format is more than half of the base LLM's share."""
         return self.form is not None and "half" in self.form.distances and self.form["half"].above
 
     @property
     def out_of_form(self) -> bool:
-        """Whether less than half as many have it."""
+        """Whether the share of responses in the requested format is less than half of the base LLM's share."""
         return self.form is not None and "half" in self.form.distances and self.form["half"].below
 
     def uses_speech(self) -> Answer:
-        """Yes or no where the interval of D_s lies on one side of its threshold, or the mean does and the word error
-        rate agrees; `both` where D_s says no and the word error rate yes."""
+        """Whether the checkpoint uses the speech.
+
+        `yes` or `no` if the interval of D_s is on one side of its threshold, or if its mean is and the word error rate
+        agrees; `both` if D_s says no and the word error rate says yes.
+        """
         used = self.own.source["used"]
         understood = self.transcription is not None and self.transcription["understood"].below
         not_understood = self.transcription is not None and self.transcription["understood"].above
@@ -128,24 +131,28 @@ class _Case:
         return "no" if not_understood and used.mean < 0 else "open"
 
     def follows(self) -> bool:
-        """D_i lies above its upper threshold, or its mean does, its interval lies above the middle one, and a second
-        measurement agrees: the share in the asked-for form, or a share of repetitions clearly below half."""
+        """Whether the checkpoint follows the instruction.
+
+        It does if the interval of D_i is above its upper threshold. It also does if the mean is above the upper
+        threshold, the interval is above the middle one, and a second measurement agrees: the share in the requested
+        format, or a share of repetitions clearly below half.
+        """
         instruction = self.own.instruction
         agreed = instruction["followed"].mean > 0 and instruction["half"].above
         agreed = agreed and (self.in_form or self.rarely_repeats)
         return (instruction["followed"].above or agreed) and not self.may_not_follow()
 
     def may_not_follow(self) -> bool:
-        """Whether a measurement rules out that it follows the instruction."""
+        """Whether some measurement rules out that the checkpoint follows the instruction."""
         return self.own.instruction["followed"].below or self.mostly_repeats or self.out_of_form
 
     def ignores(self) -> bool:
-        """D_i lies below its lower threshold, or its mean does and most responses repeat the speech."""
+        """Whether D_i is below its lower threshold, or its mean is and most responses repeat the speech."""
         ignored = self.own.instruction["ignored"]
         return (ignored.below or (ignored.mean < 0 and self.mostly_repeats)) and not self.may_not_ignore()
 
     def may_not_ignore(self) -> bool:
-        """Whether a measurement rules out that it ignores the instruction."""
+        """Whether some measurement rules out that the checkpoint ignores the instruction."""
         return self.own.instruction["ignored"].above or self.in_form
 
 
@@ -220,11 +227,11 @@ def _more(distance: Distance) -> str:
     return f"{'About ' if more.isdigit() else ''}{more} more utterance{'' if more == '1' else 's'}".capitalize()
 
 
-# What no rule can be applied to
+# Cases that no rule can decide
 
 
 def _not_measured(measured: MeasuredCheckpoint) -> Verdict | None:
-    """`cannot tell` where the decisive measurement is missing."""
+    """`cannot tell` if the decisive measurement is missing."""
     if measured.own is not None:
         return None
     reason = "The sensitivity of its own responses was not measured, and no other number decides."
@@ -240,7 +247,7 @@ def _not_measured(measured: MeasuredCheckpoint) -> Verdict | None:
 
 
 def _enough(measured: MeasuredCheckpoint, case: _Case) -> Verdict | None:
-    """`cannot tell` where responses or utterances are too few for any rule."""
+    """`cannot tell` if there are too few responses or utterances for any rule."""
     assert measured.own is not None
     empty, n_responses = _empty_share(measured)
     if empty >= MOSTLY_EMPTY * n_responses:
@@ -260,7 +267,7 @@ def _enough(measured: MeasuredCheckpoint, case: _Case) -> Verdict | None:
 
 
 def _empty_share(measured: MeasuredCheckpoint) -> tuple[int, int]:
-    """Number of empty responses, and of all."""
+    """Number of empty responses, and number of all responses."""
     assert measured.own is not None
     empty = empty_responses(measured.own)
     measured_ids = set(measured.own.ids)
@@ -271,7 +278,7 @@ def _empty_share(measured: MeasuredCheckpoint) -> tuple[int, int]:
 
 
 def _numbers(case: _Case) -> str:
-    """The decisive numbers without their intervals, which the evidence has."""
+    """The decisive numbers without their intervals, which are in the evidence."""
     instruction, source = case.own.instruction.evidence, case.own.source.evidence
     parts = [
         f"D_i is {as_text(instruction.value)} nats per token, compared with {instruction.compared_with}",
@@ -319,7 +326,7 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
 
 
 def _carried_by_one(case: _Case, verdict: VerdictName) -> Iterable[str]:
-    """Warns where the mean that decides lies on the other side of its threshold without one utterance."""
+    """Warns if the decisive mean would be on the other side of its threshold without one utterance."""
     decisive = {
         FOLLOWS: [(case.own.instruction, "followed", "D_i")],
         IGNORES: [(case.own.instruction, "ignored", "D_i")],

@@ -30,15 +30,15 @@ OnProgress = Callable[..., None]
 
 @dataclass(frozen=True)
 class _Job:
-    """One part of one checkpoint, or the base LLM at the source lengths of a checkpoint.
+    """One part for one checkpoint, or the attention of the base LLM at the source lengths of a checkpoint.
 
     Attributes:
-        model: what is measured.
-        part: how.
-        folder: where the result goes.
+        model: the model to measure.
+        part: the measurement.
+        folder: the output folder of the result.
         samples, options: of the measurement.
-        needed_for: name of the checkpoint whose verdict needs it.
-        what: how messages call it.
+        needed_for: name of the checkpoint whose verdict needs the result.
+        what: the job's name in messages.
     """
 
     model: LazyModel
@@ -52,20 +52,20 @@ class _Job:
 
 @dataclass
 class DiagnosisRun:
-    """The measurements of a diagnosis, written into a folder for each part and a folder below it for each checkpoint.
+    """The measurements of a diagnosis, written into a folder for each part with a subfolder for each checkpoint.
 
-    Finished results are read instead of being measured again, so that an interrupted run continues.
+    Finished results are read instead of measured again, so that an interrupted run continues.
 
     Attributes:
-        plan: what is measured.
-        checkpoints: of what.
+        plan: the measurements to make.
+        checkpoints: the checkpoints to measure.
         base: the text LLM inside the checkpoints, or None.
         samples: all samples.
-        out: the folder.
+        out: the output folder.
         options: keyword arguments of all measurements, such as the batch size.
-        data_name: how results call the data.
-        on_progress: called with (name, done, total, note): samples that are measured, over all parts and checkpoints.
-        on_load: called with each checkpoint when it is loaded.
+        data_name: name of the data in results.
+        on_progress: called with (name, done, total, note); counts samples over all parts and checkpoints.
+        on_load: called with each checkpoint after it is loaded.
         not_measured: name of a checkpoint -> name of a part -> why it could not be measured; filled by [`measure`].
     """
 
@@ -116,12 +116,12 @@ class DiagnosisRun:
             shutil.rmtree(self.out / PROGRESS, ignore_errors=True)
 
     def _find_finished(self) -> set[Path]:
-        """Folders of results that an interrupted run has finished; the same in all processes."""
+        """Folders of results that an interrupted run has finished; the same list in all processes."""
         found = {path.parent for path in self.out.glob("*/*/result.json")} if is_main_rank() else set()
         return all_gather_or_raise(found)[0]
 
     def _count_samples(self) -> int:
-        """Samples over all parts and checkpoints, for the progress bar."""
+        """Number of samples over all parts and checkpoints, for the progress bar."""
         return sum(len(part.samples) for part, _ in self._all_parts())
 
     def _all_parts(self) -> Iterator[tuple[Part, Path]]:
@@ -137,11 +137,11 @@ class DiagnosisRun:
             yield attention, controls[0] if controls else self.out / attention.name
 
     def unfinished(self) -> list[Part]:
-        """The parts that are still to be measured, of all checkpoints; known once [`measure`] has begun."""
+        """The parts that remain to be measured, for all checkpoints; known once [`measure`] has started."""
         return [part for part, folder in self._all_parts() if folder not in self._finished]
 
     def _measure_parts(self, model: LazyModel, parts: Sequence[Part]) -> None:
-        """The parts of one checkpoint. The first generates responses, which the others use again."""
+        """Measures the parts of one checkpoint. The first part generates responses, which the others reuse."""
         generated: dict[str, list[int]] = {}
         for part in parts:
             folder = self.out / part.name / self._folders[model.name]
@@ -156,10 +156,10 @@ class DiagnosisRun:
                 generated |= result.responses()
 
     def _measure_controls(self, base: LazyModel) -> None:
-        """Attention of the base LLM at the source lengths of the checkpoints."""
+        """Measures the attention of the base LLM at the source lengths of the checkpoints."""
         part = next(part for part in self.plan.parts if part.name == "attention")
         results = list(self._results.get(part.name, []))
-        # A list first: results are added below.
+        # Copied to a list, because results are added below.
         for run in list(PROBES["attention"].make_controls(results, self.samples)):
             if run.checkpoint == base.name:
                 control = Control(base.name, tuple(run.options["source_length_of"]))
@@ -168,7 +168,7 @@ class DiagnosisRun:
                 self._measure(_Job(base, part, folder, run.samples, options, control.source_length_of[0], what))
 
     def _measure(self, job: _Job) -> MeasurementResult | None:
-        """The result of a job, measured or read; None if it cannot be measured."""
+        """The result of a job, measured or read from its folder; None if it cannot be measured."""
         done, note = self._done, f"{job.part.name}: {job.folder.name}"
         self._show(done, note)
         result: MeasurementResult | None = None
@@ -206,7 +206,7 @@ class DiagnosisRun:
         return result
 
     def _refuse_same_weights(self, checkpoint: Checkpoint) -> None:
-        """Two names of the same weights would be one checkpoint in the report.
+        """Refuse a second name for the same weights, which would look like two checkpoints in the report.
 
         Raises:
             InputError: another checkpoint of this diagnosis has the same weights.
@@ -219,7 +219,7 @@ class DiagnosisRun:
     def _base_responses(self, model: LazyModel) -> dict[str, list[int]]:
         """The base LLM's responses, as token ids of another model."""
         base = self._base
-        assert base is not None  # or the plan would have no part on its responses
+        assert base is not None  # otherwise the plan has no part on its responses
         measured = [each for part in ("attention", "sensitivity") for each in self._results.get(part, [])]
         found = next((each for each in measured if each.name == base.name), None)
         if found is None:
@@ -239,7 +239,7 @@ class DiagnosisRun:
             if len(results) > 1:
                 try:
                     write_json(self.out / part / "comparison.json", compare(results))
-                except InputError as error:  # for example, no sample was measured of both
+                except InputError as error:  # for example, no sample was measured for both
                     warnings.warn(f"{part} of the checkpoints is not compared: {error}", stacklevel=2)
 
     def _loaded(self, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,7 @@
-"""Numbers that support a verdict and never decide: base words, knockout, eta and alignment."""
+"""Numbers that support a verdict but never decide it.
+
+They are sensitivity on the base LLM's responses, knockout, eta and alignment.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from lsm_probe.runner.result import layer_groups
 
 
 def supporting(measured: MeasuredCheckpoint) -> list[Finding]:
-    """Numbers that never decide: the base LLM's words, knockout, eta and alignment."""
+    """Findings that are never decisive: sensitivity on the base LLM's responses, knockout, eta, alignment."""
     found = [*_base_words(measured.base_words), *_knockout(measured), _eta(measured), _alignment(measured)]
     return [each for each in found if each is not None]
 

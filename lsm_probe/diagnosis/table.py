@@ -23,8 +23,8 @@ def verdict_table(verdicts: Sequence[Verdict], keys: Sequence[str] = tuple(COLUM
     """A row for each checkpoint: the verdict and numbers with their intervals.
 
     Args:
-        verdicts: of the checkpoints.
-        keys: which numbers, of [`COLUMNS`].
+        verdicts: the checkpoints' verdicts.
+        keys: the numbers to show, from [`COLUMNS`].
     """
     found = [{each.key: each for each in verdict.evidence} for verdict in verdicts]
     keys = [key for key in keys if any(key in evidence for evidence in found)]

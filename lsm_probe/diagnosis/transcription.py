@@ -1,4 +1,4 @@
-"""Does a checkpoint understand the speech? The word error rate of a transcription instruction, against chance."""
+"""Whether a checkpoint understands the speech: its word error rate when asked to transcribe, against chance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ PARTNERS = 5
 
 
 def transcription(result: EvaluationResult | None) -> Finding | None:
-    """The word error rate of a transcription instruction, compared with that of other utterances' transcripts."""
+    """The word error rate for a transcription instruction, compared with that against transcripts of other
+    utterances."""
     if result is None:
         return None
     tasks = [task for task in result.tasks if "word_error_rate" in task.metrics]
@@ -67,7 +68,8 @@ def _errors_by_chance(
 ) -> Values | None:
     """Mean number of word errors of each response against the transcripts of other utterances, `[samples]`.
 
-    The number of words is not needed: over all pairs it is that of the own transcripts. None if all say the same.
+    None if all transcripts are equal. The number of words is not needed: summed over all pairs, it equals that of the
+    own transcripts.
     """
     n = len(references)
     pairs: list[tuple[int, int]] = []

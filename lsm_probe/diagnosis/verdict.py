@@ -31,15 +31,15 @@ class Evidence:
     """One number about a checkpoint.
 
     Attributes:
-        key: its name in `diagnosis.json`, such as `instruction_sensitivity`; the same in every version.
-        label: how tables and sentences call it.
-        value: the number; None if it is not defined.
+        key: name in `diagnosis.json`, such as `instruction_sensitivity`; the same in all versions.
+        label: name in tables and sentences.
+        value: the number; None if it is undefined.
         ci_low, ci_high: its 95 % interval over utterances; None if there is none.
-        unit: of the number, such as `nats per token`; empty for shares.
-        n_utterances: independent utterances behind it.
-        compared_with: what the number is compared with, in words.
-        side: whether it speaks for the verdict, against it, or leaves it open.
-        text: one sentence that says what the number shows.
+        unit: unit of the number, such as `nats per token`; empty for shares.
+        n_utterances: number of independent utterances.
+        compared_with: the reference, in words.
+        side: whether the number speaks for the verdict, against it, or neither.
+        text: one sentence about what the number shows.
     """
 
     key: str
@@ -55,8 +55,8 @@ class Evidence:
 
     @property
     def shown(self) -> str:
-        """The value with its interval, such as `0.45 [0.28, 0.74]`; three decimals where two would show a 0; empty if
-        the value is not defined."""
+        """The value with its interval, such as `0.45 [0.28, 0.74]`; with three decimals if two would show 0; empty if
+        the value is undefined."""
         if self.value is None:
             return ""
         numbers = [each for each in (self.value, self.ci_low, self.ci_high) if each is not None]
@@ -69,15 +69,15 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the measurements of one checkpoint show together.
+    """The conclusion from all measurements of one checkpoint.
 
     Attributes:
-        checkpoint: its name.
+        checkpoint: name of the checkpoint.
         verdict: one of five.
-        reason: one sentence that says which rule led to it, with the numbers.
-        evidence: the numbers, the decisive ones first.
-        missing: for `cannot tell`, what would settle it, one sentence each.
-        warnings: what may mislead, such as one sample that carries a mean, one sentence each.
+        reason: one sentence with the rule that led to the verdict and the numbers.
+        evidence: the numbers, decisive ones first.
+        missing: for `cannot tell`, what would lead to a verdict, one sentence each.
+        warnings: possible pitfalls, such as one sample that determines a mean, one sentence each.
     """
 
     checkpoint: str
@@ -97,12 +97,12 @@ class Verdict:
         return one_line("; ".join([f"Verdict({self.checkpoint}): {self.verdict}", *numbers]))
 
     def _repr_html_(self) -> str:
-        """The verdict in a notebook: its reason, the evidence, and a small picture."""
+        """The notebook view: reason, evidence, and a small figure."""
         html: str = resolve_name("lsm_probe.diagnosis.verdict_html:verdict_html")(self)
         return html
 
     def plot(self) -> Figure:
-        """Draws the numbers that decide, with their intervals."""
+        """Draws the decisive numbers, with their intervals."""
         figure: Figure = resolve_name("lsm_probe.diagnosis.plot:verdict_figure")([self])
         return figure
 
@@ -114,7 +114,7 @@ class Verdict:
         return pd.DataFrame(rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `diagnosis.json` holds of it; numbers to six decimals."""
+        """The verdict's entry in `diagnosis.json`; numbers are rounded to six decimals."""
         evidence = [{name: _rounded(value) for name, value in vars(each).items()} for each in self.evidence]
         return {**vars(self), "evidence": evidence, "missing": list(self.missing), "warnings": list(self.warnings)}
 

@@ -1,4 +1,4 @@
-"""How a verdict and a diagnosis show themselves in a notebook."""
+"""Notebook views of a verdict and a diagnosis."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lsm_probe.runner.tables import NONE, Table
 
 
 def diagnosis_html(diagnosis: Diagnosis) -> str:
-    """A row for each checkpoint with its verdict and the numbers that decide, and these as a picture."""
+    """A table with the verdict and the decisive numbers of each checkpoint, and a figure of the numbers."""
     return object_html(repr(diagnosis), lambda: verdict_table(diagnosis.verdicts), diagnosis.plot)
 
 
 def verdict_html(verdict: Verdict) -> str:
-    """The verdict with its reason, all its evidence, and what is missing or may mislead."""
+    """The verdict with its reason, all its evidence, missing information and warnings."""
     return object_html(
         repr(verdict),
         lambda: _evidence_table(verdict),
