@@ -1,4 +1,4 @@
-"""Comparing checkpoints on the same samples: paired differences, and warnings where they mislead."""
+"""Comparison of checkpoints on the same samples: paired differences, and warnings if they are misleading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA = "lsm-probe/comparison/1"
 
 
 def compare(results: Sequence[MeasurementResult]) -> dict[str, Any]:
-    """Compare each pair of results: second minus first, on the samples that both have.
+    """Compare each pair of results: second minus first, on their common samples.
 
     Args:
         results: of one measurement, on the same data, under the same conventions.
@@ -35,8 +35,8 @@ def compare(results: Sequence[MeasurementResult]) -> dict[str, Any]:
 
 
 def _controls(first: MeasurementResult, second: MeasurementResult, results: Sequence[MeasurementResult]) -> list[str]:
-    """Names of the controls with the source lengths of either result; those made from one of the two LLMs if there are
-    any, else all."""
+    """Names of the controls with the source lengths of either result. If some of them come from one of the two LLMs,
+    only these are named."""
     others = [result for result in results if result.name not in (first.name, second.name)]
     found = {control.name: llm for result in (first, second) for llm, control in result.find_controls(others).items()}
     own = [name for name, llm in found.items() if llm in (first.name, second.name)]
@@ -61,12 +61,12 @@ def _pair(first: MeasurementResult, second: MeasurementResult, controls: Sequenc
     try:
         warnings = filter(None, [first.warning(second, controls), _thinking(first, second)])
         return {**about, **first.differences(second), "warning": "; ".join(warnings) or None}
-    except InputError as error:  # too few samples are shared: the results themselves stand
+    except InputError as error:  # too few common samples; the results themselves are valid
         return {**about, "warning": f"not compared: {error}"}
 
 
 def _thinking(first: MeasurementResult, second: MeasurementResult) -> str | None:
-    """That only one of two models thinks before it answers, and that this is measured too."""
+    """A warning that only one of two models thinks before it answers, because thinking tokens are measured too."""
     thinks = [thinking_summary(result.samples) is not None for result in (first, second)]
     if thinks[0] == thinks[1] or first.NAME == "evaluate" or first.checkpoint.response_part is not None:
         return None

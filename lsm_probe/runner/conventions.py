@@ -1,4 +1,4 @@
-"""Conventions: the choices behind a number, by name, stored with every result."""
+"""Conventions: the named choices behind a number, stored with every result."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lsm_probe.errors import InputError
 
 @dataclass(frozen=True)
 class Choices:
-    """Named choices: fields of type `Literal[...]` take the values named there alone.
+    """Named choices: fields of type `Literal[...]` accept only the listed values.
 
     Raises:
-        InputError: a value is none of those named.
+        InputError: a value is not listed.
     """
 
     def __post_init__(self) -> None:

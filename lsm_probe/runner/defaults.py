@@ -1,4 +1,4 @@
-"""Table, figure and report section of a measurement without its own."""
+"""Default table, figure and report section for a measurement that defines none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST = 40
 
 
 def frame_table(results: Sequence[MeasurementResult]) -> Table:
-    """The frames of results as a table, for a measurement without a table of its own."""
+    """The frames of results as one table, for a measurement that defines no table."""
     frame = pd.concat([result.to_frame() for result in results], ignore_index=True)
     cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.to_numpy()]
     left_out = len(cells) - _LONGEST
@@ -45,7 +45,7 @@ def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **
     Args:
         results: of one measurement.
         ax: axes to draw on; new ones if None.
-        style: goes to matplotlib.
+        style: passed to matplotlib.
     """
     import matplotlib.pyplot as plt
 
@@ -69,7 +69,7 @@ def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **
 
 @with_own_settings
 def results_figure(results: Sequence[MeasurementResult]) -> Figure:
-    """All results on one pair of axes, as [`MeasurementResult.plot`] draws each."""
+    """All results on one pair of axes, drawn as in [`MeasurementResult.plot`]."""
     figure = new_figure(6, legend_height(4.0, results))
     ax = figure.subplots()
     if results[0].PLOT is None:

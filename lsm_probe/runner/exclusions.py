@@ -1,3 +1,3 @@
-"""Why a sample is left out of a result without anything being broken."""
+"""Reasons to leave a sample out of a result that are not errors."""
 
 EMPTY, NO_THINKING = "empty response", "no thinking"

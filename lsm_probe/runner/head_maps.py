@@ -1,4 +1,4 @@
-"""Maps of single heads: a layer a column, a head a row, all maps of a figure on one colour scale."""
+"""Maps of single heads: a column per layer, a row per head, all maps of a figure on one colour scale."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Scale:
     """Colours of the numbers: red, white, blue.
 
     Attributes:
-        label: what the numbers are.
+        label: name of the numbers.
         middle: the number that is white.
-        reach: how far from it the colours differ; beyond, they stay.
+        reach: distance from the middle at which the colours saturate.
         reverse: blue below the middle and red above.
     """
 
@@ -41,13 +41,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class HeadMap:
-    """What one map shows.
+    """The content of one map.
 
     Attributes:
-        title: above it.
+        title: text above the map.
         values: `[layers, heads]`; NaN stays empty.
-        layers: which layers these are.
-        share: area of each head's square, the largest of its layer filling the cell, `[layers, heads]`; None: all do.
+        layers: numbers of these layers.
+        share: area of each head's square, `[layers, heads]`, relative to the largest in its layer; None: all full size.
         outlined: heads with a frame, `[layers, heads]`.
     """
 
@@ -59,7 +59,7 @@ class HeadMap:
 
 
 def plot_head_map(shown: HeadMap, scale: Scale, ax: Axes) -> PatchCollection:
-    """Draws a map and returns its squares, for a colour bar."""
+    """Draws a map and returns its squares, which a colour bar needs."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -87,7 +87,7 @@ def plot_head_map(shown: HeadMap, scale: Scale, ax: Axes) -> PatchCollection:
 
 
 def _width(depth: int) -> float:
-    """Width of a map of so many layers, inches."""
+    """Width of a map with this number of layers, inches."""
     return max(_CELL * depth, 3)
 
 
@@ -95,9 +95,9 @@ def head_figure(rows: Sequence[Sequence[HeadMap]], scales: Sequence[Scale], xlab
     """Maps in rows below each other; each row has a scale, and equal scales share one colour bar.
 
     Args:
-        rows: the maps, as many in each row.
+        rows: the maps; all rows have the same number of maps.
         scales: one for each row.
-        xlabel: below the last row.
+        xlabel: label below the last row.
     """
     depth = max(len(shown.layers) for row in rows for shown in row)
     heads = [max(shown.values.shape[1] for shown in row) for row in rows]

@@ -1,4 +1,4 @@
-"""What a stored result says of its checkpoint, its prompts and its responses, now and in earlier versions."""
+"""What a stored result records about its checkpoint, prompts and responses, in this and earlier versions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class Control:
-    """Says that a text LLM was measured once more, with its transcripts repeated or cut to given numbers of tokens.
+    """Marks a control: a text LLM measured again with its transcripts repeated or cut to given numbers of tokens.
 
     Attributes:
         control_of: name of the text LLM.
-        source_length_of: names of the checkpoints whose source lengths it was given; empty where a user gave lengths.
+        source_length_of: names of the checkpoints whose source lengths were used; empty if the user gave lengths.
     """
 
     control_of: str
@@ -27,11 +27,11 @@ class Control:
 
     @property
     def name(self) -> str:
-        """How the control is called in tables and figures."""
+        """Name of the control in tables and figures."""
         return " at length of ".join([self.control_of, *self.source_length_of[:1]])
 
     def rank_for(self, checkpoint: str) -> int:
-        """2 for the checkpoint it was made for, 1 for others that it serves, else 0."""
+        """2 for the first checkpoint it was made for, 1 for the other checkpoints with the same lengths, else 0."""
         return (checkpoint in self.source_length_of) + (checkpoint in self.source_length_of[:1])
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,16 +43,16 @@ class CheckpointIdentity:
     """What a result stores about its checkpoint and the responses it was measured on.
 
     Attributes:
-        name: what the user called the checkpoint; of a control, [`Control.name`].
-        source: what stands in the source slot of its prompts.
+        name: the user's name for the checkpoint; for a control, [`Control.name`].
+        source: the content of the source slot in its prompts.
         template: name of the prompt template.
-        dtype: of the weights, as torch calls it.
-        quantised: how weights are packed, such as `Linear4bit, uint8`; None if none is quantised.
-        max_new_tokens: longest generated response; None for a measurement of prompts alone.
-        responses: `given` where token ids were given instead of generated.
-        response_part: which part of the responses was measured, where it is not the whole.
-        control: says that this is a length-matched control, and of what.
-        cascade_of: names of the recogniser and the text LLM, where the checkpoint is a cascade of both.
+        dtype: of the weights, as torch names it.
+        quantised: how weights are quantised, such as `Linear4bit, uint8`; None if none is quantised.
+        max_new_tokens: maximum length of a generated response; None for a measurement of prompts alone.
+        responses: `given` if token ids were given instead of generated.
+        response_part: which part of the responses was measured, if not the whole response.
+        control: set if this is a length-matched control.
+        cascade_of: names of the recogniser and the text LLM, if the checkpoint is a cascade of both.
         model: kind, revision and hashes of the weights.
     """
 
@@ -70,16 +70,16 @@ class CheckpointIdentity:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the checkpoints that it was put together from; its own where it was not."""
+        """Names of the checkpoints that it is composed of; its own name if it is not composed."""
         return self.cascade_of or (self.name,)
 
     @property
     def weights_sha256(self) -> Mapping[str, str] | None:
-        """Hashes of the weights by file, where they are known."""
+        """Hashes of the weights by file, if known."""
         return self.model.weights_sha256
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are set, those of `model` among them."""
+        """All fields that are set, including those of `model`."""
         stored = {name: value for name in _own_fields() if (value := getattr(self, name)) is not None}
         if self.control is not None:
             stored["control"] = self.control.to_dict()
@@ -107,7 +107,7 @@ class CheckpointIdentity:
 
 
 def cascade_name(transcriber: str, llm: str) -> str:
-    """How a cascade is called in tables and figures."""
+    """Name of a cascade in tables and figures."""
     return f"{transcriber} + {llm}"
 
 
@@ -119,7 +119,7 @@ def read_schema(schema: str) -> tuple[str, int]:
     """Measurement and version of a schema such as `lsm-probe/attention/2`.
 
     Raises:
-        InputError: it is not a schema of lsm-probe, or a later one.
+        InputError: the schema is not one of lsm-probe, or is from a later version.
     """
     program, _, rest = schema.partition("/")
     name, _, version = rest.rpartition("/")
@@ -129,7 +129,7 @@ def read_schema(schema: str) -> tuple[str, int]:
 
 
 def upgrade_identity(checkpoint: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """A checkpoint's identity as the present schema stores it."""
+    """A checkpoint's identity in the current schema."""
     upgraded = dict(checkpoint)
     if version == 1 and "control" in checkpoint:
         llm, _, speech = checkpoint["name"].partition(" at length of ")

@@ -1,4 +1,4 @@
-"""Labels in figures from text of users and models, drawn as it is written: names, instructions, tokens."""
+"""Labels in figures from users' and models' text (names, instructions, tokens), drawn literally."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _NO_FONTS = ("Last Resort", "Color")
 
 
 def plain(text: str) -> str:
-    r"""Text in the form in which matplotlib draws every character.
+    r"""Text in a form in which matplotlib draws every character.
 
-    Without it `$` begins a formula, and a leading underscore keeps a text out of legends. A character that no installed
-    font has is written as its code, such as `\u6a21`, with a warning. So is a control character, which SVG must not
-    hold, without a warning. Line breaks stay.
+    Without this, `$` starts a formula, and a leading underscore hides a text from legends. A character that is in no
+    installed font is replaced by its code, such as `\u6a21`, with a warning. A control character, which SVG does not
+    allow, is replaced without a warning. Line breaks are kept.
     """
     written = "".join(
         c if c == "\n" or _can_be_drawn(c) else c.encode("unicode_escape").decode() for c in text
@@ -37,12 +37,12 @@ def plain(text: str) -> str:
 
 
 def wrapped(text: str, inches: float, points: float) -> str:
-    """Text on as many lines as it needs to stay within a width at a font size. Words that are longer are cut."""
+    """Text broken into lines that fit a width at a font size. Words that are too long are cut."""
     return textwrap.fill(text, max(8, int(72 * inches / (_WIDTH_OF_CHARACTER * points))))
 
 
 def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str]:
-    """Names of checkpoints for legends and titles, no two alike; longer ones lose their beginning to a `…`."""
+    """Names of checkpoints for legends and titles, all different; long names lose their beginning to a `…`."""
     cut = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
     labels = [plain(name).replace("\n", r"\n") for name in cut]
     looks = [unicodedata.normalize("NFC", label) for label in labels]
@@ -53,7 +53,7 @@ def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str
 
 
 def path_tails(names: Sequence[str]) -> dict[str, str]:
-    """The shortest end of each path that no other one has; the last `/model`, which training writes, is left out."""
+    """The shortest unique end of each path; a final `/model`, which training writes, is removed."""
     parts = {}
     for name in names:
         own = [name] if name.startswith("builtin:") else [part for part in name.split("/") if part] or [name]
@@ -68,14 +68,14 @@ def path_tails(names: Sequence[str]) -> dict[str, str]:
 
 
 def use_fonts_with_all_glyphs(figure: Figure) -> None:
-    """Adds to each text of a figure the fonts that have what matplotlib's own lacks."""
+    """Adds to each text of a figure the fonts for characters that matplotlib's own font lacks."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         if fonts := _further_fonts(text.get_text()):
             text.set_fontfamily([*text.get_fontfamily(), *fonts])
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-        # Ticks are made anew when they are drawn.
+        # Ticks are recreated when they are drawn.
         labels = axis.get_ticklabels()
         if fonts := _further_fonts("".join(label.get_text() for label in labels)):
             axis.set_tick_params(labelfontfamily=[*labels[0].get_fontfamily(), *fonts])
@@ -106,7 +106,7 @@ def _warn_of_codes() -> None:
 
 @cache
 def _font_of(character: str) -> str | None:
-    """Name of the first font that has the character, matplotlib's own before all others; None if there is none."""
+    """Name of the first font that has the character, with matplotlib's own font tried first; None if there is none."""
     from matplotlib.font_manager import findfont, fontManager, get_font
 
     code = ord(character)
@@ -116,7 +116,7 @@ def _font_of(character: str) -> str | None:
     for entry in sorted(entries, key=lambda e: (abs(int(e.weight) - 400), e.name, e.fname)):
         try:
             font = get_font(entry.fname)
-        except (OSError, RuntimeError):  # it is gone, or FreeType cannot read it
+        except (OSError, RuntimeError):  # the file is missing, or FreeType cannot read it
             continue
         if font.scalable and font.get_char_index(code):
             return str(entry.name)

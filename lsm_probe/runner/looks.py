@@ -1,4 +1,4 @@
-"""How checkpoints look: each has one colour, marker and short label in all figures that are shown together."""
+"""The look of checkpoints: each has one colour, marker and short label in all figures that are shown together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Look:
 
     @classmethod
     def of_number(cls, number: int) -> Look:
-        """The look of this number; after all colours they come again with other markers."""
+        """The look with this number; when the colours run out, they repeat with other markers."""
         return cls(COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)])
 
 
@@ -47,9 +47,9 @@ _fixed: ContextVar[Mapping[str, Look]] = ContextVar("fixed", default=MappingProx
 def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
     """The look of each checkpoint, by name.
 
-    The first text LLM is grey. The built-in checkpoints have colours of their own, so that they are the same in every
-    report; the others take what is left, in the order given. A length-matched control has the look of the checkpoint
-    whose source lengths it was given.
+    The first text LLM is grey. The built-in checkpoints have fixed colours, so that they are the same in every report;
+    the other checkpoints take the remaining colours in the order given. A length-matched control looks like the
+    checkpoint whose source lengths it uses.
     """
     found: dict[str, Look] = {}
     checkpoints = list(checkpoints)
@@ -74,7 +74,7 @@ def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
 
 @contextmanager
 def same_looks(checkpoints: Iterable[CheckpointIdentity]) -> Iterator[Mapping[str, Look]]:
-    """Draw all figures of the block with one look for each of these checkpoints, and with their names as they are."""
+    """In this block, draw all figures with one look for each of these checkpoints, and with their names unchanged."""
     looks = looks_of(checkpoints)
     token = _fixed.set(looks)
     try:
@@ -84,12 +84,12 @@ def same_looks(checkpoints: Iterable[CheckpointIdentity]) -> Iterator[Mapping[st
 
 
 def keep_looks(checkpoints: Iterable[CheckpointIdentity]) -> None:
-    """Draw all further figures with one look for each of these checkpoints: [`same_looks`] without an end."""
+    """From now on, draw all figures with one look for each of these checkpoints: [`same_looks`] without an end."""
     _fixed.set(looks_of(checkpoints))
 
 
 def checkpoint_looks(results: Sequence[MeasurementResult]) -> list[Look]:
-    """The look of each result's checkpoint: that of the enclosing [`same_looks`], else by their order."""
+    """The look of each result's checkpoint: the one from the enclosing [`same_looks`], else chosen by order."""
     looks = looks_of(result.checkpoint for result in results)
     if _are_known(results):
         looks |= _fixed.get()
@@ -97,16 +97,16 @@ def checkpoint_looks(results: Sequence[MeasurementResult]) -> list[Look]:
 
 
 def result_labels(results: Sequence[MeasurementResult], longest: int = 60) -> list[str]:
-    """Short names of the results' checkpoints for legends and titles, no two alike.
+    """Short names of the results' checkpoints for legends and titles, all different.
 
-    A path is cut to the end that no other one has. Within [`same_looks`] the names are short already.
+    A path is cut to its shortest unique end. Within [`same_looks`] the names are already short.
     """
     names = [result.name for result in results] if _are_known(results) else short_names(r.checkpoint for r in results)
     return checkpoint_labels(names, longest)
 
 
 def short_names(checkpoints: Iterable[CheckpointIdentity]) -> list[str]:
-    """The name of each checkpoint, with paths cut to the end that no other one has."""
+    """The name of each checkpoint, with paths cut to their shortest unique ends."""
     checkpoints = list(checkpoints)
     tails = path_tails(list(dict.fromkeys(part for each in checkpoints for part in _parts(each))))
     names = []
@@ -117,14 +117,14 @@ def short_names(checkpoints: Iterable[CheckpointIdentity]) -> list[str]:
 
 
 def _parts(checkpoint: CheckpointIdentity) -> Sequence[str]:
-    """The names that a checkpoint's own is made of."""
+    """The names that a checkpoint's own name is composed of."""
     if (control := checkpoint.control) is not None:
         return control.control_of, *control.source_length_of
     return checkpoint.parts
 
 
 def _arm(name: str) -> str:
-    """The arm of the study that a name stands for: without `builtin:` and without the number of the seed."""
+    """The study arm that a name refers to: the name without `builtin:` and without the number of the seed."""
     return re.sub(r"-\d+$", "", name.removeprefix("builtin:").removesuffix("/model").rpartition("/")[2])
 
 

@@ -1,7 +1,7 @@
-"""What a measurement is: one object that the command line, the report and `lsm_probe` read.
+"""Definition of a measurement: one object that the command line, the report and `lsm_probe` use.
 
 A probe is a measurement that `lsm_probe.probes.registry` lists. Fields that hold code may be objects, or names such as
-`"package.module:function"`, which are imported when they are first needed: `lsm-probe --help` does not wait for torch.
+`"package.module:function"`, which are imported when first needed, so that `lsm-probe --help` does not load torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ControlRun:
         checkpoint: name of the checkpoint, as `load` takes it.
         name: name of its result.
         samples: the samples it is measured on.
-        options: keyword arguments of the measurement that differ.
+        options: keyword arguments of the measurement that differ from the run's.
     """
 
     checkpoint: str
@@ -45,12 +45,12 @@ class ControlRun:
 
 @dataclass(frozen=True)
 class CommandOptions:
-    """What the options of a command ask for.
+    """The values of a command's options.
 
     Attributes:
         measure: keyword arguments of the measurement.
-        source: what the samples must have for every checkpoint, where the measurement itself gives it to all of them.
-        finish: called with the results when they are stored.
+        source: key that all samples must have, if the measurement gives every checkpoint this source.
+        finish: called with the results after they are stored.
     """
 
     measure: dict[str, Any]
@@ -62,8 +62,8 @@ class CommandOptions:
 class Measurement:
     """A measurement of checkpoints on samples.
 
-    Only `name`, `help`, `measure` and `result` are required. By default it is displayed with the result's `to_frame`,
-    `plot` and `summary`.
+    Only `name`, `help`, `measure` and `result` are required. By default, results are shown by their `to_frame`, `plot`
+    and `summary`.
 
     Attributes:
         name: of the command and of the function in `lsm_probe`.
@@ -71,17 +71,17 @@ class Measurement:
         help: what it measures, for `--help`; the first line has at most 80 characters and stands alone.
         measure: `measure(checkpoint, samples, **options) -> result`.
         result: the class of its results, a [`MeasurementResult`].
-        options: a function whose parameters, annotated with `typer.Option`, become options of the command, and which
-            returns the [`CommandOptions`] for their values; by default the keyword-only parameters of `measure`.
-        response: of a measurement of responses, the default of `--response`; None for one of prompts alone.
+        options: a function that returns [`CommandOptions`]. Its parameters, annotated with `typer.Option`, become
+            options of the command; by default the keyword-only parameters of `measure`.
+        response: the default of `--response` for a measurement of responses; None for a measurement of prompts alone.
         table: `table(results) -> Table`, what the command prints.
         note: `note(result) -> str`, one line about each result.
         figures: `figures(results) -> Figure | list[Figure]`, for reports and notebooks; None if there are none.
         save_figures: `save_figures(results, folder)`, writes the files named in `pictures`.
         pictures: names of those files.
-        section: `section(results, everything) -> Section | list[Section]`, its part of the report; `everything` are all
-            results of the report.
-        controls: `controls(results, samples)`, gives a [`ControlRun`] for each further measurement that comparisons
+        section: `section(results, everything) -> Section | list[Section]`, its part of the report; `everything` holds
+            all results of the report.
+        controls: `controls(results, samples)`, yields a [`ControlRun`] for each further measurement that comparisons
             need.
     """
 
@@ -102,15 +102,15 @@ class Measurement:
 
     @classmethod
     def in_package(cls, package: str, **fields: Any) -> Self:
-        """A measurement whose code is in a package, under names that follow from the package's.
+        """A measurement with its code in a package, under names that follow from the package's name.
 
-        The package `importance`, for example, holds `measure.importance`, `result.ImportanceResult`,
+        For example, the package `importance` holds `measure.importance`, `result.ImportanceResult`,
         `plot.importance_figure`, `plot.save_importance`, `tables.importance_table`, `tables.importance_note` and
-        `tables.importance_section`. They are imported when they are first needed.
+        `tables.importance_section`. They are imported when first needed.
 
         Args:
             package: its full name.
-            fields: fields that have no such name, or another one.
+            fields: fields without such a name, or with another name.
         """
         name = package.rpartition(".")[2]
         by_convention = {
@@ -130,29 +130,29 @@ class Measurement:
         return resolve_name(value) if isinstance(value, str) else value
 
     def own_parameters(self) -> list[Parameter]:
-        """The parameters that become options of the command, beside those that all measurements share."""
+        """The parameters that become options of the command, in addition to those that all measurements share."""
         function = self.get("options") or self.get("measure")
         kinds = (Parameter.KEYWORD_ONLY,) if self.options is None else (Parameter.POSITIONAL_OR_KEYWORD,)
         found = signature(function, eval_str=True).parameters.values()
         return [p for p in found if p.kind in kinds and p.name not in MeasureKeywords.__annotations__]
 
     def parse_options(self, values: dict[str, Any]) -> CommandOptions:
-        """What the values of those parameters ask for."""
+        """The options that the values of those parameters define."""
         parsed = CommandOptions(values) if self.options is None else self.get("options")(**values)
         if not isinstance(parsed, CommandOptions):
             raise TypeError(f"options of the measurement {self.name!r} must return CommandOptions, not {parsed!r}")
         return parsed
 
     def make_table(self, results: Sequence[Any]) -> Table:
-        """The numbers of all results, as the command prints them."""
+        """The numbers of all results, as printed by the command."""
         return cast("Table", self.get("table")(results))
 
     def make_note(self, result: Any) -> str:
-        """One line about a result, after a semicolon; empty where there is nothing to say."""
+        """One line about a result, following a semicolon; may be empty."""
         return "" if self.note is None else f"; {self.get('note')(result)}"
 
     def make_figures(self, results: Sequence[Any]) -> list[Figure]:
-        """All results in the measurement's figures."""
+        """The measurement's figures, each with all results."""
         return [] if self.figures is None else _as_list(self.get("figures")(results))
 
     def make_sections(self, results: Sequence[Any], everything: Any) -> list[Section]:

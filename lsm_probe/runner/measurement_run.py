@@ -1,4 +1,4 @@
-"""The loop over batches that every measurement shares: progress, memory, samples that cannot be used."""
+"""The loop over batches that every measurement shares: progress, memory, and samples that cannot be used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NOTHING_WRONG = (EMPTY, NO_THINKING, UNFINISHED, "zero norms")
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why a sample gave no numbers; a `fault` stops the run unless faulty samples are to be skipped."""
+    """Why a sample gave no numbers; a `fault` stops the run unless `on_error` is `skip`."""
 
     reason: str
     fault: bool = False
@@ -58,17 +58,17 @@ class MeasurementRun:
     Attributes:
         checkpoint: the checkpoint, in evaluation mode.
         samples: the samples it is measured on.
-        responses: which responses; None for a measurement of prompts alone.
-        options: how it runs.
-        settings: everything else that decides the stored numbers, such as the options of the measurement itself; an
-            interrupted run continues only under the same settings.
-        source_lengths: source tokens by sample id, for a length-matched control.
-        control: what that control is of.
-        needs: keys that samples must have beside those that prompt and response come from.
+        responses: options of the responses; None for a measurement of prompts alone.
+        options: options of the run.
+        settings: everything else that affects the stored numbers, such as the measurement's own options. An interrupted
+            run continues only with the same settings.
+        source_lengths: number of source tokens by sample id, for a length-matched control.
+        control: the description of that control.
+        needs: keys that samples must have in addition to those for prompt and response.
 
     Raises:
-        InputError: the checkpoint is in training mode, samples lack what is needed, or the checkpoint has nothing that
-            could be verified in float32.
+        InputError: the checkpoint is in training mode, samples lack what is needed, or the precision check does not
+            apply to the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -93,17 +93,18 @@ class MeasurementRun:
     def run(self, measure: MeasureBatch) -> tuple[list[Record], dict[str, Any]]:
         """Measure all samples. Under `torchrun` every process must call it: each measures its share of the batches.
 
-        Batches are the same as in a single process, and all processes return the same, in the samples' order.
+        Batches are the same as in a single process, and all processes return the same records, in the order of the
+        samples.
 
         Args:
-            measure: gives the arrays of each prepared sample of a batch.
+            measure: computes the arrays of each prepared sample of a batch.
 
         Returns:
-            The records of the samples that were measured, and what every result holds beside its own arrays:
-            `clusters`, `samples`, `checkpoint`, `data`, `excluded`, `seed` and `precision`.
+            The records of the measured samples, and the part of the result that all measurements share: `clusters`,
+            `samples`, `checkpoint`, `data`, `excluded`, `seed` and `precision`.
 
         Raises:
-            InputError: a sample cannot be used, under `on_error="fail"`, or none is left; in all processes.
+            InputError: a sample cannot be used, under `on_error="fail"`, or none is left. Raised in all processes.
         """
         with self._progress() as on_progress, exact_float32():
             return self._measure_all(measure, on_progress)
@@ -124,7 +125,7 @@ class MeasurementRun:
         data = self.options.data or describe_data(self.samples)
         if self.options.verify_precision:
             with in_float32(self.checkpoint.model, self.checkpoint.name):
-                pass  # where it does not fit into memory, that is found before the work
+                pass  # checks before the measurement that it fits into memory
         records = self._measure_batches(measure, on_progress, self._stamp(identity, data))
         used = [record for record in records if record.excluded is None]
         return used, {
@@ -140,7 +141,7 @@ class MeasurementRun:
     def _measure_batches(
         self, measure: MeasureBatch, on_progress: Callable[[int], None], stamp: dict[str, Any]
     ) -> list[Record]:
-        """The records of all samples, those left out included."""
+        """The records of all samples, including those that were left out."""
         size = self.options.batch_size
         progress = Progress(self.options.progress_folder, stamp)
         share = RankShare(range(0, len(self.samples), size))
@@ -159,7 +160,7 @@ class MeasurementRun:
         return records
 
     def _verify(self, chosen: Sequence[Record], data: DataIdentity, measure: MeasureBatch) -> PrecisionCheck | None:
-        """What some samples give with the same weights in float32."""
+        """The numbers of some samples with the same weights in float32."""
         if not chosen:
             return None
         ids, responses = [record.sample["id"] for record in chosen], self.responses
@@ -184,7 +185,7 @@ class MeasurementRun:
         return replace(check, changed=[sample for sample in ids if float32[sample] != given[sample]])
 
     def _stamp(self, identity: CheckpointIdentity, data: DataIdentity) -> dict[str, Any]:
-        """Everything that decides the numbers of a batch."""
+        """Everything that affects the numbers of a batch."""
         return {
             "checkpoint": identity.to_dict(),
             "data": data.to_dict(),
@@ -204,7 +205,7 @@ class MeasurementRun:
         try:
             return run_in_halves(lambda part: self._run_batch(part, measure), batch, does_not_fit)
         except SampleFault as fault:
-            if len(batch) > 1:  # find the sample
+            if len(batch) > 1:  # find out which sample it is
                 half = len(batch) // 2
                 return [*self._run(batch[:half], measure), *self._run(batch[half:], measure)]
             if self.options.on_error == "fail":
@@ -212,7 +213,7 @@ class MeasurementRun:
             return [Record({"id": batch[0].id}, batch[0].utterance, {}, str(fault))]
 
     def _stops_at(self, records: Sequence[Record]) -> bool:
-        """Whether an earlier run skipped faulty samples among these, and this one must stop at them."""
+        """Whether an earlier run skipped faulty samples among these, but this run must stop at them."""
         left_out = {record.excluded for record in records} - {None, *_NOTHING_WRONG}
         return self.options.on_error == "fail" and bool(left_out)
 
@@ -244,7 +245,8 @@ class MeasurementRun:
 
 
 def stack(records: Sequence[Record], *names: str) -> dict[str, Any]:
-    """The arrays of these names, samples as first axis. Shorter ones are filled up with NaN (floating point alone)."""
+    """The arrays with these names, with samples as first axis. Shorter ones are padded with NaN (only floating
+    point)."""
     return {name: _stack([record.arrays[name] for record in records]) for name in names}
 
 
@@ -259,7 +261,7 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _check(records: Sequence[Record]) -> PrecisionCheck:
-    """The arrays of floating point that float32 gave; counts are the same as before."""
+    """The floating-point arrays from float32; counts do not change."""
     measured = [record for record in records if record.excluded is None]
     arrays = measured[0].arrays if measured else {}
     names = [name for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)]

@@ -18,10 +18,10 @@ _DRAWS = 1_000
 
 @dataclass(frozen=True)
 class Tested(Curve):
-    """A number by layer and head with the 95 % interval of each head by itself, all `[layers, heads]`.
+    """A number by layer and head, with the uncorrected 95 % interval of each head, all `[layers, heads]`.
 
     Attributes:
-        p: of the number being 0, corrected for how many heads there are; see [`corrected_p`].
+        p: p-value of the number being 0, corrected for the number of heads; see [`corrected_p`].
     """
 
     p: Floats
@@ -39,38 +39,39 @@ def corrected_p(
     together, which keeps their correlation. p is the share of draws in which the *largest* statistic of all
     heads reaches the head's own (Nichols & Holmes 2002, "Nonparametric permutation tests for functional neuroimaging",
     section "Single threshold test"). The chance that any head is wrongly below 0.05 is then at most 0.05, for values
-    with a symmetric distribution. With n utterances no p is below `2**-n`, twice that for `both`: four find nothing.
+    with a symmetric distribution. With n utterances p is at least `2**-n`, or twice that for `both`, so four utterances
+    cannot give a p below 0.05.
 
     Args:
         values: `[samples, ...]`, one number for each sample and head; NaN makes a head's p 1.
-        clusters: number of the utterance each sample speaks of, `[samples]`.
+        clusters: index of the utterance of each sample, `[samples]`.
         seed: of the draws.
-        side: `greater` asks whether means are above 0, `both` whether they are other than 0.
+        side: `greater` tests whether means are above 0, `both` whether they differ from 0.
 
     Returns:
-        `[...]`: of all changes of signs where they are 1,000 at most (nine utterances), else in steps of 1 / 1001:
-        1,000 draws and the signs as they are.
+        `[...]`. Up to 1,000 sign changes (nine utterances), p comes from all of them. Otherwise it comes from 1,000
+        draws and the unchanged signs, in steps of 1 / 1001.
     """
     flat = values.reshape(len(values), -1).astype(np.float64)
     sums = np.zeros((int(clusters.max()) + 1, flat.shape[1]))
     np.add.at(sums, clusters, flat)
     signs = _signs(len(sums), seed)
-    # Student's t rises with the sum over its root mean square, which no change of signs changes.
+    # Student's t rises with the sum divided by its root mean square, and sign changes leave the latter unchanged.
     length = np.sqrt((sums**2).sum(0))
     known = length > 0
     statistics = signs @ sums[:, known] / length[known]
     if side == "both":
         statistics = np.abs(statistics)
     p = np.ones(flat.shape[1])
-    # Draws that repeat the signs as they are count as reaching them, whatever rounding does to them.
+    # Draws that equal the unchanged signs count as reaching them, despite rounding.
     p[known] = (statistics.max(1, initial=-np.inf)[:, None] >= statistics[0] - 1e-9).mean(0)
     return p.reshape(values.shape[1:])
 
 
 def _signs(count: int, seed: int) -> NDArray[np.float64]:
-    """Signs of `count` utterances, `[draws, count]`, the first draw the signs as they are."""
+    """Signs of `count` utterances, `[draws, count]`; the first draw is the unchanged signs."""
     if 2**count <= _DRAWS:
-        # All there are: draws could miss by chance how few they are, and find something where nothing can be found.
+        # All sign changes: random draws might miss how few there are, and give a false significance.
         return np.array(list(product([1.0, -1.0], repeat=count)))
     drawn = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_DRAWS, count))
     return np.vstack([np.ones(count), drawn])

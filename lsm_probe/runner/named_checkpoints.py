@@ -1,4 +1,4 @@
-"""Checkpoints by their names, as a run measures them."""
+"""Checkpoints given by name, in the form that a run measures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lsm_probe.runner.run import Source, ToMeasure
 
 
 def loading_for(name: str, loading: Mapping[str, Any]) -> dict[str, Any]:
-    """Of keyword arguments of [`load`] that are for several checkpoints, those for one: parts only if it lacks them."""
+    """Selects, from keyword arguments of [`load`] for several checkpoints, those for one: parts only if it lacks
+    them."""
     used = used_parts(name, _parts(loading), loading.get("base"))
     return {key: value for key, value in loading.items() if key not in PARTS or getattr(used, key) is not None}
 
@@ -28,14 +29,14 @@ def _parts(loading: Mapping[str, Any]) -> Parts:
 def named_checkpoints(
     names: Sequence[str], loading: dict[str, Any], *, base: str | None = None, source: Source | None = None
 ) -> list[ToMeasure]:
-    """Checkpoints by their names.
+    """Checkpoints given by name.
 
     Args:
-        names, loading, source: as of [`named_checkpoint`].
-        base: the model that the adapters among them were trained on; None: the one that each names.
+        names, loading, source: as in [`named_checkpoint`].
+        base: the model that the adapters among them were trained on; None: the model that each adapter names.
 
     Raises:
-        InputError: a base is given and none of them is an adapter, or a part and none of them leaves it out.
+        InputError: a base is given but no checkpoint is an adapter, or a part is given but no checkpoint lacks it.
     """
     adapters = [name for name in names if is_adapter(name)] or [name for name in names if may_be_on_hub(name)]
     if base is not None and not adapters:
@@ -46,16 +47,16 @@ def named_checkpoints(
 
 
 def named_checkpoint(name: str, loading: dict[str, Any], *, source: Source | None = None) -> ToMeasure:
-    """A checkpoint by its name.
+    """A checkpoint given by name.
 
     Args:
         name: as [`load`] takes it.
         loading: keyword arguments of [`load`], for several checkpoints.
-        source: what it is given, where that is not what it reads by itself.
+        source: its input, if it differs from the checkpoint's own.
     """
 
     def find_source() -> Source | None:
-        found = look_up(name, base=loading.get("base"))  # refuses an unknown name, whatever the source
+        found = look_up(name, base=loading.get("base"))  # raises for an unknown name, whatever the source
         return source or found
 
     return ToMeasure(name, lambda: load(name, **loading_for(name, loading)), find_source)
