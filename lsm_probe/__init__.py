@@ -115,13 +115,13 @@ _MODULES = {
     "unchanged": "models.live",
     "write_manifest": "data.manifest",
 }
-"""Public name -> the module it is imported from when first used, so that `lsm-probe --help` need not wait for torch."""
+"""Public name -> its module, which is imported at first use, so that `lsm-probe --help` does not load torch."""
 
 _PROBES = (
     *("alignment", "attention", "importance", "knockout", "sensitivity"),
     *("AlignmentResult", "AttentionResult", "ImportanceResult", "KnockoutResult", "SensitivityResult"),
 )
-"""Public names that the registry of probes gives."""
+"""Public names that come from the registry of probes."""
 
 __all__ = sorted(["__version__", *_MODULES, *_PROBES])
 

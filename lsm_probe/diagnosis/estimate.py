@@ -15,7 +15,7 @@ from lsm_probe.runner.prepared_samples import prepare, teacher_forced_inputs
 
 _TRIAL_TOKENS = 8
 _CAPTURE_SLOWDOWN = 1.6
-"""How many times as long a pass takes in which attention is captured."""
+"""A pass that captures attention takes this many times as long."""
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ CANNOT_TELL: VerdictName = "cannot tell"
 
 NO_VERDICT: Verdicts = frozenset()
 FEWEST_UTTERANCES = 6
-"""With fewer, not even a sign test can reach a level of 5 %, and no interval decides."""
+"""With fewer utterances, not even a sign test can reach a level of 5 %, so no interval is decisive."""
 MOST_REQUESTED = 500
-"""More utterances than this are not asked for by number."""
+"""A larger number of further utterances is not suggested."""
 
 
 @dataclass(frozen=True)

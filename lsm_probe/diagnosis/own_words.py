@@ -26,12 +26,12 @@ from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 
 IGNORED, HALF, FOLLOWED = 0.25, 0.5, 0.75
-"""D_i below the first and above the last of these shares of the base LLM's: the instruction is ignored, or followed.
-Above the middle one: a second measurement may confirm that it is followed."""
+"""Thresholds for D_i as shares of the base LLM's. Below the first, the instruction is ignored. Above the last, it is
+followed. Above the middle one, it is followed if a second measurement agrees."""
 IGNORED_OF_CEILING, HALF_OF_CEILING, FOLLOWED_OF_CEILING = 0.05, 0.10, 0.15
-"""The same as shares of the ceiling, where there is no base LLM."""
+"""The same thresholds as shares of the ceiling, if there is no base LLM."""
 USED, USED_OF_CEILING = 0.3, 0.05
-"""D_s below and above this share of the base LLM's, or of the ceiling: the speech is not used, or used."""
+"""Threshold for D_s as a share of the base LLM's, or of the ceiling: below it the speech is not used, above it is."""
 
 
 @dataclass(frozen=True)

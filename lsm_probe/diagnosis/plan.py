@@ -25,20 +25,20 @@ SETS = {
 }
 """Names of the measurements of each set. They are also the names of the folders that hold the results."""
 _OF_BASE = ("attention", "sensitivity")
-"""What is measured of the base LLM, as a reference."""
+"""Measurements that are also made for the base LLM, as a reference."""
 _OF_SPEECH = ("base-words", "alignment", "transcription")
-"""What is not measured of a text LLM."""
+"""Measurements that are not made for a text LLM."""
 UTTERANCES = 48
-"""Utterances that are measured, by default."""
+"""Default number of utterances."""
 SHARES = {"base-words": 1 / 4, "knockout": 1 / 6, "transcription": 1 / 2}
-"""Part of the utterances that slow measurements, and those that need fewer, take; the others take all."""
+"""Share of the utterances that slow or less demanding measurements use; other measurements use all utterances."""
 FEWEST = 6
-"""Utterances that every measurement takes, where there are as many."""
+"""Minimum number of utterances of every measurement, if the data has that many."""
 MAX_NEW_TOKENS = 24
 INSTRUCTIONS, SOURCES = 8, 4
-"""Sizes of the pools of sensitivity: tasks, where the samples give the pool, and sources. Each response is scored under
-both pools, which takes longer than all other measurements together. D_i needs the larger pool: it is what separates a
-checkpoint that follows the instruction from one that does so in part."""
+"""Sizes of sensitivity's pools: instructions (if the samples give the pool) and sources. Each response is scored with
+both pools, which takes longer than all other measurements together. D_i needs the larger pool, because it separates a
+checkpoint that follows the instruction from one that follows it partly."""
 _TRANSCRIPTION_TOKENS_PER_WORD = 3
 _LONGEST_TRANSCRIPTION = 256
 _DEFAULT_POOL = "probing"

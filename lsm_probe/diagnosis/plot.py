@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST = 30
-"""Characters of a checkpoint's name."""
+"""Maximum number of characters of a checkpoint's name."""
 _PANELS = 4
 
 

@@ -28,11 +28,12 @@ from lsm_probe.runner.exclusions import EMPTY
 from lsm_probe.runner.result import MeasurementResult
 
 REPEATED = 50.0
-"""A response with at most this word error rate against the transcript repeats the speech, per cent."""
+"""A response repeats the speech if its word error rate against the transcript is at most this, per cent."""
 MOST = 0.5
-"""More than this share of the responses repeats the speech: most of them do."""
+"""Most responses repeat the speech if their share is above this."""
 IN_FORM = 0.5
-"""Share of responses in the asked-for form, above and below this part of the base LLM's (without one: this share)."""
+"""Threshold for the share of responses in the requested format, relative to the base LLM's (or absolute, without
+one)."""
 _REPETITIONS = frozenset({"transcription", "transcribe", "asr", "repetition", "repeat"})
 """Tasks whose right answer repeats the speech."""
 _TO_REPEAT = re.compile(r"transcri|word for word|\brepeat\b|write down (what|the words|the speech|every word)", re.I)

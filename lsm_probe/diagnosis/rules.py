@@ -33,12 +33,12 @@ from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
 from lsm_probe.intervals import most_influential
 
 MOSTLY_EMPTY, SOME_EMPTY = 0.5, 0.1
-"""Shares of empty responses from which no verdict is given, and from which there is a warning."""
+"""Shares of empty responses: at the first no verdict is given, at the second there is a warning."""
 SAME = 1e-6
-"""D_s below this in every sample, in nats per token: the source makes no difference at all."""
+"""D_s below this in every sample, in nats per token, means that the source makes no difference."""
 
 NOTABLE = 0.02
-"""Nats per token by which one utterance must move D_i or D_s to be named."""
+"""An utterance is named if it moves D_i or D_s by at least this, in nats per token."""
 
 LIMITS = (
     "The verdict holds for the instructions in these data, not for other instructions.",

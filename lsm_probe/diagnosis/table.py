@@ -14,9 +14,9 @@ COLUMNS = {
     "repeat_share": "repeats the speech",
     "form_share": "in the asked-for form",
 }
-"""The numbers that decide, by their key in `diagnosis.json`."""
+"""The decisive numbers, by their key in `diagnosis.json`."""
 MAIN = ("instruction_sensitivity", "source_sensitivity", "transcription_error")
-"""Those of a narrow table."""
+"""The numbers of a narrow table."""
 
 
 def verdict_table(verdicts: Sequence[Verdict], keys: Sequence[str] = tuple(COLUMNS)) -> Table:

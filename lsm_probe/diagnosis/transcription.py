@@ -25,9 +25,9 @@ from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import Predictions
 
 UNDERSTOOD = 0.5
-"""Word error rate below this share of what chance gives: the speech is understood."""
+"""The speech counts as understood if the word error rate is below this share of the chance level."""
 PARTNERS = 5
-"""Other utterances that a transcription is compared with, to find the word error rate that chance gives."""
+"""Number of other utterances that a response is compared with, to find the word error rate at chance level."""
 
 
 def transcription(result: EvaluationResult | None) -> Finding | None:

@@ -23,7 +23,7 @@ VerdictName = Literal[
 Side = Literal["for", "against", "open"]
 
 _SMALL, _LARGE = 0.02, 20
-"""Numbers below and above which more or fewer decimals than two are shown."""
+"""Smaller numbers are shown with more decimals than two, larger ones with fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST = 40
-"""Rows of a frame that are shown."""
+"""Maximum number of rows of a frame that are shown."""
 
 
 def frame_table(results: Sequence[MeasurementResult]) -> Table:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OWN_FONT = "DejaVu Sans"
-"""Comes with matplotlib and is its default."""
+"""matplotlib's default font, which it includes."""
 _LONGEST = 60
 _WIDTH_OF_CHARACTER = 0.62
-"""Of an average character of [`OWN_FONT`], as a share of the font size."""
+"""Width of an average character of [`OWN_FONT`], as a share of the font size."""
 _INVISIBLE = "\N{ZERO WIDTH SPACE}"
 _NO_FONTS = ("Last Resort", "Color")
-"""Parts of the names of fonts that have every character as a box, or pictures that matplotlib cannot draw."""
+"""Parts of the names of fonts that draw every character as a box, or as pictures that matplotlib cannot draw."""
 
 
 def plain(text: str) -> str:

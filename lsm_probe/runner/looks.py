@@ -18,9 +18,9 @@ COLORS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56
 MARKERS = "osD^vPX<>"
 """One for each colour, so that curves can be distinguished without their colours."""
 _RESERVED = {"untrained": 0, "vanilla_asr": 1, "true_answers": 2, "self_powered_one": 3, "self_powered": 4}
-"""Numbers of the colours of the built-in checkpoints and of the other arms of their study."""
+"""Colour numbers of the built-in checkpoints and of the other study arms."""
 _RESERVED |= {"vanilla": 1, "four_tasks": 2}
-"""The same arms under the names of earlier studies."""
+"""The same study arms under earlier names."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Look:
 
 
 NEUTRAL = Look("#4d4d4d", "*")
-"""Of the base LLM. A dark grey, which a page shows in the colour of its text."""
+"""The look of the base LLM: dark grey, which a page shows in its text colour."""
 
 
 _fixed: ContextVar[Mapping[str, Look]] = ContextVar("fixed", default=MappingProxyType({}))
-"""The looks while several figures are drawn that are shown together."""
+"""The looks of figures that are shown together, while they are drawn."""
 
 
 def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:

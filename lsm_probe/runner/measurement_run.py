@@ -35,7 +35,7 @@ from lsm_probe.runner.progress import Progress, Record
 from lsm_probe.runner.result import package_versions
 
 _NOTHING_WRONG = (EMPTY, NO_THINKING, UNFINISHED, "zero norms")
-"""Why a sample can be left out without anything being broken."""
+"""Reasons to leave out a sample that are not errors."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Unusable:
 
 Measured = dict[str, np.ndarray] | Unusable
 MeasureBatch = Callable[[Sequence[PreparedSample]], Sequence[Measured]]
-"""What a measurement does with a batch: gives the arrays of each prepared sample."""
+"""A function that computes the arrays of each prepared sample of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How objects show themselves in a notebook: one line, a small table and a small picture, as HTML without scripts."""
+"""Notebook views of objects: one line, a small table and a small figure, as HTML without scripts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS = 12
-"""Of a table."""
+"""Maximum number of rows of a table."""
 MOST_BYTES = 50_000
-"""Of a picture; a larger one is drawn with fewer dots."""
+"""Maximum size of a picture; a larger one is drawn with fewer dots."""
 _DOTS_PER_INCH = (96, 72, 48)
 _COLORS = 128
 _MOST_CHARACTERS = 300
-"""Of a cell."""
+"""Maximum length of a cell."""
 
 
 def result_line(result: MeasurementResult) -> str:
-    """Class, checkpoint, samples, and the number to look at first: what `repr` gives. It never fails."""
+    """Class, checkpoint, number of samples and the headline number: the text of `repr`. It never fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -41,7 +41,7 @@ def result_line(result: MeasurementResult) -> str:
 
 
 def result_html(result: MeasurementResult) -> str:
-    """The result as a notebook shows it."""
+    """The notebook view of the result."""
     return object_html(
         result_line(result),
         lambda: resolve_name(result.TABLE)([result]),
@@ -52,7 +52,7 @@ def result_html(result: MeasurementResult) -> str:
 
 
 def result_figure(result: MeasurementResult) -> Figure:
-    """What `plot` draws, on a small figure of its own."""
+    """The result's `plot`, on a small figure of its own."""
     figure = new_figure(5.5, 3.2)
     ax = figure.subplots()
     result.plot(ax=ax)
@@ -63,14 +63,14 @@ def result_figure(result: MeasurementResult) -> Figure:
 def object_html(
     line: str, make_table: Callable[[], Table], make_figure: Callable[[], Figure], *, text: str = "", more: str = ""
 ) -> str:
-    """A line, a table and a picture as HTML that follows a light or a dark theme. What cannot be made is left out.
+    """A line, a table and a picture as HTML that fits light and dark themes. A part that cannot be made is left out.
 
     Args:
-        line: what the object is.
-        make_table: gives the table.
-        make_figure: gives the figure.
-        text: a paragraph below it.
-        more: where rows that are not shown can be found.
+        line: a description of the object.
+        make_table: returns the table.
+        make_figure: returns the figure.
+        text: a paragraph below the line.
+        more: where the rows that are not shown can be found.
     """
     paragraph = f"<p>{_escaped(text)}</p>" if text else ""
     parts = [_attempt(lambda: table_html(make_table(), more)), _attempt(lambda: _picture(own_figure(make_figure)))]
@@ -78,7 +78,7 @@ def object_html(
 
 
 def own_figure(make_figure: Callable[[], Figure]) -> Figure:
-    """The figure, made under our settings and with fonts for all its characters."""
+    """The figure, made with our settings and with fonts for all its characters."""
     with own_settings():
         figure = make_figure()
         use_fonts_with_all_glyphs(figure)
@@ -103,7 +103,7 @@ def _cells(row: Any, text_columns: int) -> str:
 
 
 def _picture(figure: Figure) -> str:
-    """An `img` on white, which reads well under either theme; notebooks' viewers keep it where they remove SVG."""
+    """An `img` on white, which is readable in either theme; notebook viewers keep it but may remove SVG."""
     from PIL import Image
 
     for dots in _DOTS_PER_INCH:
@@ -118,7 +118,7 @@ def _picture(figure: Figure) -> str:
 
 
 def _attempt(make: Callable[[], str]) -> str:
-    """What `make` gives; nothing where it fails, since an object must always be shown."""
+    """The return value of `make`, or nothing if it fails, because an object must always be shown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

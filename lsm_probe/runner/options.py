@@ -1,7 +1,7 @@
 """Options that all measurements share, declared, documented and checked once.
 
-A measurement takes them as keyword arguments (`**options: Unpack[MeasureKeywords]`); the command line makes its options
-from the fields that carry a `typer.Option`.
+A measurement takes them as keyword arguments (`**options: Unpack[MeasureKeywords]`). The command line makes its options
+from the fields with a `typer.Option`.
 """
 
 from __future__ import annotations
@@ -75,17 +75,16 @@ class RunOptions(Choices):
     """How a measurement runs.
 
     Attributes:
-        batch_size: samples run together; halved where memory runs out. For given responses it changes the numbers by
-            rounding alone: 1e-5 relative in float32.
+        batch_size: samples run together; halved if memory runs out. For given responses it changes the numbers only by
+            rounding: 1e-5 relative in float32.
         seed: of every random draw of the measurement.
         on_error: `fail` stops at a sample that cannot be used, `skip` leaves it out and counts it.
         verify_precision: how many samples, from the first, are run again with the same weights in float32, on the same
-            responses. The result then says how far half precision is from float32, and how many greedy responses
-            differ. The weights take twice their memory meanwhile.
-        data: identity of the data as stored with the result; by default what [`describe_data`] says of the samples.
+            responses. The result then reports the difference between half precision and float32, and how many greedy
+            responses differ. During this check, the weights take twice the memory.
+        data: identity of the data as stored with the result; by default that of [`describe_data`].
         progress_folder: where finished batches are kept, so that an interrupted run continues from there.
-        on_progress: called with the number of finished samples; by default a notebook shows a bar, and nothing else
-            does.
+        on_progress: called with the number of finished samples; by default only notebooks show a bar.
 
     Raises:
         InputError: `batch_size` is below 1, `verify_precision` below 0, or `on_error` is unknown.
@@ -112,15 +111,15 @@ class ResponseOptions(Choices):
     """Which responses are measured.
 
     Attributes:
-        response: `generated` is the checkpoint's own response, decoded greedily (an EOS alone is a response of one
-            token); `reference` is the sample's target, closed with EOS.
+        response: `generated` is the checkpoint's own response, decoded greedily (a single EOS is a response of one
+            token); `reference` is the sample's target, followed by EOS.
         max_new_tokens: longest generated response, in tokens.
         response_part: which tokens of a reasoning model's responses are measured: `all`, the `thinking`, or the
-            `answer` after it. A response without thinking is all answer. Samples that lack the part are left out and
+            `answer` after it. A response without thinking is all answer. Samples without the part are left out and
             counted. The model always reads the whole response.
         responses: response token ids by sample id, used instead of generating (`result.responses()` of another run).
-        generated: responses that this checkpoint generated before under the same options, by sample id. They are not
-            generated again; those of other samples are. Unlike `responses`, they count as the checkpoint's own.
+        generated: responses that this checkpoint generated earlier with the same options, by sample id. Only the other
+            samples get new responses. Unlike `responses`, these count as the checkpoint's own.
 
     Raises:
         InputError: `max_new_tokens` is below 1, or a value is unknown.
@@ -139,7 +138,7 @@ class ResponseOptions(Choices):
 
 
 class RunKeywords(TypedDict, total=False):
-    """Keyword arguments of every measurement; [`RunOptions`] says what they mean."""
+    """Keyword arguments of every measurement; [`RunOptions`] explains them."""
 
     batch_size: BatchSize
     seed: Seed
@@ -151,7 +150,7 @@ class RunKeywords(TypedDict, total=False):
 
 
 class MeasureKeywords(RunKeywords, total=False):
-    """Keyword arguments of every measurement of responses; [`ResponseOptions`] says what the first five mean."""
+    """Keyword arguments of every measurement of responses; [`ResponseOptions`] explains the first five."""
 
     response: Response
     max_new_tokens: MaxNewTokens
@@ -163,14 +162,14 @@ class MeasureKeywords(RunKeywords, total=False):
 def split_options(
     keywords: Mapping[str, Any], *, response: Literal["generated", "reference"] = "generated"
 ) -> tuple[ResponseOptions, RunOptions]:
-    """Sort keyword arguments into both kinds of options.
+    """Split keyword arguments into the two kinds of options.
 
     Args:
         keywords: a measurement's `**options`.
-        response: what `response` is where `keywords` do not name it.
+        response: the default of `response` if `keywords` has none.
 
     Raises:
-        TypeError: a keyword is none of the shared options.
+        TypeError: a keyword is not a shared option.
         InputError: a value cannot be used.
     """
     given = {"response": response, **keywords}

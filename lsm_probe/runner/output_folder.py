@@ -1,4 +1,4 @@
-"""Output folders of a run: what is written, what an earlier run left there, and how folders are named."""
+"""Output folders of a run: their files, results of an earlier run, and folder names."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lsm_probe.runner.identity import CheckpointIdentity, Control
 from lsm_probe.runner.result import write_json
 
 OUTPUTS = ("result.json", "arrays.npz", "samples.jsonl", "masks.npz")
-"""What a result leaves in its folder, pictures apart."""
+"""The files of a result in its folder, except pictures."""
 RECORD = ".run.json"
-"""Says which measurement wrote to a folder, and into which folders below: what the next run may set aside."""
+"""Records which measurement wrote to a folder, and into which subfolders: the next run may move these away."""
 PREVIOUS = ".previous"
-"""Keeps the results of the run before this one."""
+"""Contains the results of the previous run."""
 PROGRESS = "progress"
-"""Holds the finished batches of a run that goes on."""
+"""Contains the finished batches of an unfinished run."""
 
 
 @contextmanager
 def output_folder(
     out: Path, measurement: str, pictures: Sequence[str], *, resume: bool
 ) -> Iterator[OutputFolder | None]:
-    """Hold the folder in the main process; in the others give None.
+    """Lock the folder in the main process and yield it there; yield None in the other processes.
 
-    The other processes begin when the main one has the folder. All of them keep their finished batches in it.
+    The other processes start when the main process has the folder. All of them keep their finished batches in it.
     """
     if not is_main_rank():
         all_gather_or_raise(None)
@@ -49,8 +49,8 @@ def output_folder(
 
 @contextmanager
 def _progress(out: Path, resume: bool) -> Iterator[Path]:
-    """The folder of finished batches. Without `resume` those of an earlier run are deleted, but not by a run that is
-    refused before it has finished a batch itself."""
+    """The folder of finished batches. Without `resume`, batches of an earlier run are deleted once this run has
+    finished a batch itself; a run that is refused before that deletes nothing."""
     progress, before = out / PROGRESS, out / ".progress-before"
     if progress.exists() and not resume:
         shutil.rmtree(before, ignore_errors=True)
@@ -66,16 +66,16 @@ def _progress(out: Path, resume: bool) -> Iterator[Path]:
 
 
 class OutputFolder:
-    """The output folder of a run. What an earlier run left there is set aside when the first new result is there.
+    """The output folder of a run. Results of an earlier run are moved away when the first new result is ready.
 
     Args:
         out: the folder.
         measurement: name of the measurement that now writes to it.
-        pictures: names of the pictures it draws.
-        of_this_run: whether the earlier run was this one, interrupted.
+        pictures: file names of its pictures.
+        of_this_run: whether the earlier run was the same run, interrupted.
 
     Raises:
-        InputError: the folder holds files of another measurement, or of none.
+        InputError: the folder holds files that are not results of this measurement.
     """
 
     def __init__(self, out: Path, measurement: str, pictures: Sequence[str], *, of_this_run: bool):
@@ -91,7 +91,7 @@ class OutputFolder:
         self.stale = [out / folder / name for folder in (".", *folders) for name in self.names]
 
     def set_aside(self) -> None:
-        """Move what an earlier run left to `PREVIOUS`, once, with a warning."""
+        """Move the results of an earlier run to `PREVIOUS`, once, with a warning."""
         found = [path for path in self.stale if path.exists()]
         if found and not self.of_this_run:
             previous = self.out / PREVIOUS
@@ -104,17 +104,17 @@ class OutputFolder:
         for path in self.stale:
             path.unlink(missing_ok=True)
         for folder in {path.parent for path in self.stale} - {self.out}:
-            with suppress(OSError):  # not there, or something else is in it
+            with suppress(OSError):  # the folder does not exist, or has other content
                 folder.rmdir()
         self.stale = []
 
     def record(self, folder: str) -> None:
-        """Note that a result is about to be written into a folder below."""
+        """Record that a result is about to be written into a subfolder."""
         self.folders.append(folder)
         write_json(self.out / RECORD, {"probe": self.measurement, "folders": self.folders})
 
     def _read(self) -> tuple[str | None, list[str]]:
-        """Which measurement wrote last, and into which folders; `(None, [])` if none did."""
+        """Which measurement wrote last, and into which subfolders; `(None, [])` if none did."""
         for path in (self.out / RECORD, self.out / "result.json", self.out / "comparison.json"):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
@@ -126,15 +126,15 @@ class OutputFolder:
 
 
 class FolderNames:
-    """Gives each result a folder name of its own, also where two checkpoints have the same."""
+    """Gives each result its own folder name, even if two checkpoints have the same name."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def take(self, plain: str) -> str:
-        """The name itself, or with a number after it where it is taken."""
+        """The name itself, or the name with a number if it is already taken."""
         candidates = (plain if i == 1 else f"{plain}-{i}" for i in count(1))
-        # Some file systems take a and A for one name.
+        # Some file systems do not distinguish a and A.
         chosen = next(c for c in candidates if c.casefold() not in self._taken)
         self._taken.add(chosen.casefold())
         return chosen
@@ -143,17 +143,18 @@ class FolderNames:
 def folder_name(*checkpoints: str) -> str:
     """A folder name for checkpoints, with `+` between them, of at most 200 bytes.
 
-    Of a path it is the last part, without characters that file systems dislike; letters of all scripts stay. For
-    `runs/vanilla/model`, as training writes it, it is `vanilla-model`.
+    For a path, it is the last part, without characters that file systems reject; letters of all scripts are kept.
+    `runs/vanilla/model`, a path that training writes, becomes `vanilla-model`.
 
     Args:
-        checkpoints: names as given on the command line.
+        checkpoints: names from the command line.
     """
     return short_enough("+".join(map(_plain, checkpoints)))
 
 
 def result_folder(checkpoint: CheckpointIdentity) -> str:
-    """The folder name of a result; a control's names the text LLM and the checkpoint whose source lengths it has."""
+    """The folder name of a result; for a control it names the text LLM and the checkpoint whose source lengths it
+    uses."""
     control = checkpoint.control
     return folder_name(*checkpoint.parts) if control is None else control_folder(control)
 

@@ -1,4 +1,4 @@
-"""What a measurement contributes to a report: sections, and figures as SVG in the colours of the page."""
+"""A measurement's part of a report: sections, and figures as SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LARGEST_SVG = 300_000
-"""Characters; a figure with more (many heads, many samples) becomes a PNG."""
+"""In characters; a larger figure (many heads, many samples) becomes a PNG."""
 _DARKEST_INK = 0x60
 
 
@@ -25,9 +25,9 @@ class Picture:
     """A figure as HTML.
 
     Attributes:
-        description: for those who cannot see it.
-        html: an `svg` element, or an `img` of a PNG.
-        width: as drawn, CSS pixels.
+        description: alternative text.
+        html: an `svg` element, or an `img` with a PNG.
+        width: width of the drawing, CSS pixels.
     """
 
     description: str
@@ -40,12 +40,12 @@ class Section:
     """A part of the page.
 
     Attributes:
-        anchor: its id.
-        title: its heading.
-        intro: how to read it.
+        anchor: the `id` of the heading.
+        title: the heading.
+        intro: how to read the section.
         pictures: figures.
         tables: numbers.
-        notes: what to know about the numbers, one line each.
+        notes: remarks about the numbers, one line each.
     """
 
     anchor: str
@@ -57,12 +57,12 @@ class Section:
 
 
 def picture(figure: Figure, name: str, description: str) -> Picture:
-    """A figure for a page: dark greys follow the page's text, white its background.
+    """A figure for a page: dark greys become the page's text colour, white its background.
 
     Args:
-        figure: what to show.
-        name: tells its ids from those of the page's other figures.
-        description: for those who cannot see it.
+        figure: the figure to show.
+        name: makes its ids different from those of the page's other figures.
+        description: alternative text.
     """
     width = round(96 * figure.get_figwidth())
     svg, png = io.StringIO(), io.BytesIO()
@@ -78,24 +78,24 @@ def picture(figure: Figure, name: str, description: str) -> Picture:
 
 
 def _inline(svg: str, name: str, description: str) -> str:
-    """The `svg` element alone, as a part of a page."""
+    """Only the `svg` element, as a part of a page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r" <metadata>.*?</metadata>\n| <defs>\n  <style.*?</style>\n </defs>\n", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{_escaped(description)}" ', 1)
     svg = re.sub(r"\s*\n\s*", " ", svg)
-    # Ids that nothing points to would stand twice on a page of several figures, and others may point elsewhere there.
+    # Ids without references could occur in several figures of a page, where references of other figures would match.
     used = set(re.findall(r'(?:url\(#|href="#)([\w.-]+)', svg))
 
     def adapted(tag: re.Match[str]) -> str:
-        # Numbers to a hundredth of a point.
+        # Round numbers to a hundredth of a point.
         text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag[0])
         text = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
         text = re.sub(r'(url\(#|href="#)', rf"\1{name}-", text)
         text = re.sub(r"font(-family)?: ([^;\"]*?)'DejaVu Sans'[^;\"]*", _font, text)
         return re.sub(r"#([0-9a-f]{2})\1\1\b", _ink, text)
 
-    # In the tags alone: what stands between them are names and words.
+    # Only inside tags: the text between them contains names and words.
     return re.sub(r"<[^>]+>", adapted, svg)
 
 

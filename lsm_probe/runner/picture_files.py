@@ -1,4 +1,4 @@
-"""Pictures and their numbers as files: whole or not at all, and the same bytes for the same numbers."""
+"""Files of pictures and their numbers: written atomically, and identical for identical numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure beside `path` (which has no suffix) as PNG and as SVG."""
+    """Writes a figure as PNG and SVG to `path`, which has no suffix."""
     with own_settings():
         _settle(figure)
         for suffix in (".png", ".svg"):
@@ -29,18 +29,18 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def save_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Writes the numbers behind a picture as CSV, six decimals."""
+    """Writes the numbers behind a picture as CSV with six decimals."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, float_format="%.6f")
 
 
 def save_frames(results: Sequence[MeasurementResult], path: Path) -> None:
-    """Write the frames of all results, one below the other."""
+    """Write the frames of all results as one table."""
     save_frame(pd.concat([result.to_frame() for result in results], ignore_index=True), path)
 
 
 def _settle(figure: Figure) -> None:
-    """Fix the layout in rounded numbers: the solver may differ in a last digit, and an SVG's ids hash all digits."""
+    """Fix the layout in rounded numbers: the solver may differ in the last digit, and SVG ids hash all digits."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for half in figure.subfigs:
@@ -51,10 +51,10 @@ def _settle(figure: Figure) -> None:
 
 @contextmanager
 def report_drawing_failure(out: Path) -> Iterator[None]:
-    """Ends a command with one line if the block, which draws the results stored in `out`, fails.
+    """Ends a command with one line if the block fails; the block draws the results stored in `out`.
 
     Raises:
-        WorkFailed: whatever matplotlib raised.
+        WorkFailed: matplotlib raised any error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""How far half precision moved the numbers of a result, measured on some samples, and the line that says so."""
+"""The effect of half precision on a result, measured on some samples, and a one-line description of it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STORED = "float32/"
-"""What the names of stored arrays begin with."""
+"""Prefix of the names of stored arrays."""
 
 Drift = Mapping[str, Mapping[str, float]]
-"""How far half precision is from float32, by the name of a number: `mean` is the largest change of its mean over the
-verified samples, over all layers where it has several; `sample` is the largest change in a single sample."""
+"""Difference between half precision and float32, by name of a number. `mean` is the largest change of its mean over the
+verified samples (over all layers, if it has layers); `sample` is the largest change in a single sample."""
 
 
 @dataclass(frozen=True)
 class PrecisionCheck:
-    """What some samples of a result gave with the same weights in float32.
+    """The numbers of some samples of a result, with the same weights in float32.
 
     Attributes:
         ids: of these samples.
         arrays: the result's arrays of these samples, by name, on the same responses as in half precision.
-        changed: ids of the samples whose greedy response is another one in float32; None where none was generated.
+        changed: ids of samples with a different greedy response in float32; None if no response was generated.
     """
 
     ids: list[str]
@@ -32,12 +32,13 @@ class PrecisionCheck:
     changed: list[str] | None = None
 
     def to_arrays(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `arrays.npz` holds of it, of the result's arrays of these names."""
+        """The arrays of the check for `arrays.npz`, for the result's arrays of these names."""
         return {_STORED + name: self.arrays[name] for name in names if name in self.arrays}
 
     @classmethod
     def from_stored(cls, summary: Mapping[str, Any] | None, arrays: dict[str, np.ndarray]) -> Self | None:
-        """Takes out of the stored arrays what [`to_arrays`] gave; None if precision was not verified."""
+        """Removes the arrays of [`to_arrays`] from the stored arrays and reads them; None if precision was not
+        verified."""
         names = [name for name in arrays if name.startswith(_STORED)]
         own = {name.removeprefix(_STORED): arrays.pop(name) for name in names}
         if summary is None or not summary["verified"]:
@@ -51,14 +52,15 @@ def is_half(dtype: str) -> bool:
 
 
 def largest_change(change: NDArray[Any]) -> dict[str, float]:
-    """The entry of a [`Drift`] for the changes in single samples, `[samples, ...]`; NaN stands for no number."""
+    """The entry of a [`Drift`] for the changes in single samples, `[samples, ...]`; NaN means that there is no
+    number."""
     known = np.isfinite(change)
     means = np.where(known, change, 0).sum(0, dtype=np.float64) / known.sum(0).clip(1)
     return {"mean": float(np.abs(means).max()), "sample": float(np.abs(change[known]).max(initial=0))}
 
 
 def summarise(dtype: str, check: PrecisionCheck | None, drift: Drift) -> dict[str, Any] | None:
-    """What `result.json` holds under `precision`; None for a result in float32."""
+    """The content of `result.json` under `precision`; None for a result in float32."""
     if not is_half(dtype):
         return None
     rounded = {name: {key: float(f"{value:.3g}") for key, value in changes.items()} for name, changes in drift.items()}
@@ -69,13 +71,13 @@ def summarise(dtype: str, check: PrecisionCheck | None, drift: Drift) -> dict[st
 def describe(
     dtype: str, quantised: str | None, check: PrecisionCheck | None, drift: Drift, verify: str = "--verify-precision"
 ) -> str | None:
-    """One line on how exact the numbers of a result are; None for dense weights in float32.
+    """One line on the numerical precision of a result; None for unquantised weights in float32.
 
     Args:
         dtype, quantised: of the checkpoint.
-        check: what was verified; None if nothing was.
-        drift: what it found.
-        verify: the option that verifies this number, with the command if it is another one.
+        check: the check of the precision; None if there was none.
+        drift: the differences that it found.
+        verify: the option that verifies this number, with its command if that is a different one.
     """
     parts = []
     if quantised is not None:

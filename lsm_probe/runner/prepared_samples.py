@@ -1,4 +1,4 @@
-"""Prepared samples: what a measurement is given of each sample, its prompt and the response that is measured."""
+"""Prepared samples: the input of a measurement for each sample, with its prompt and the measured response."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class PreparedSample:
     """A sample ready to be measured.
 
     Attributes:
-        sample: where it comes from.
+        sample: the original sample.
         prompt: its tokens and their segments.
-        checkpoint: whose prompt it is.
+        checkpoint: the checkpoint that the prompt is for.
         response: token ids of the response; empty for a measurement of prompts alone.
-        source: what stands in its source slot: a waveform `[samples]` at 16 kHz, or a transcript.
-        seconds: wall time from reading the source to the end of the response; an equal part of its batch's.
+        source: the content of its source slot: a waveform `[samples]` at 16 kHz, or a transcript.
+        seconds: wall time from reading the source to the end of the response; the batch's time divided by its size.
         part: which tokens of the response are measured.
     """
 
@@ -52,7 +52,7 @@ class PreparedSample:
 
     @cached_property
     def thought(self) -> Thought | None:
-        """The thinking that the response begins with; asked for once the response is there."""
+        """The thinking at the start of the response; available once the response is set."""
         return self.checkpoint.find_thought(self.prompt, self.response)
 
     @property
@@ -73,7 +73,7 @@ class PreparedSample:
 
     @cached_property
     def embedded(self) -> Tensor:
-        """The prompt as the LLM reads it, `[tokens, llm_dim]`; made when first asked for, without gradients."""
+        """The prompt as input embeddings, `[tokens, llm_dim]`; computed at first use, without gradients."""
         return self.checkpoint.embed([self.prompt])[0]
 
 
@@ -81,7 +81,7 @@ def read_responses(folder: Path) -> dict[str, list[int]]:
     """The responses that a result of any probe was measured on: token ids by sample id.
 
     Raises:
-        InputError: if the folder holds no result with responses.
+        InputError: the folder holds no result with responses.
     """
     try:
         lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
@@ -98,9 +98,9 @@ def describe_checkpoint(
     """What a result stores about its checkpoint and the responses it was measured on.
 
     Args:
-        checkpoint: what is measured.
-        responses: which responses; None for a measurement of prompts alone.
-        control: says that the checkpoint is measured as a length-matched control.
+        checkpoint: the measured checkpoint.
+        responses: options of the responses; None for a measurement of prompts alone.
+        control: set if the checkpoint is measured as a length-matched control.
     """
     return CheckpointIdentity(
         name=checkpoint.name if control is None else control.name,
@@ -125,17 +125,17 @@ def check_samples(
     source_lengths: Mapping[str, int] | None = None,
     needs: Sequence[str] = (),
 ) -> None:
-    """Refuse at the start what would otherwise fail hours into a run.
+    """Refuse problems at the start that would otherwise stop a run after hours.
 
     Args:
         checkpoint: the checkpoint to measure.
         samples: the samples to measure it on.
-        responses: which responses; None for prompts alone.
-        source_lengths: source tokens by sample id, for a length-matched control.
-        needs: keys that samples must have beside those that prompt and response come from.
+        responses: options of the responses; None for prompts alone.
+        source_lengths: number of source tokens by sample id, for a length-matched control.
+        needs: keys that samples must have in addition to those for prompt and response.
 
     Raises:
-        InputError: there are no samples, two of one id, some lack a key, what was given by id does not fit, or the
+        InputError: there are no samples, two have the same id, some lack a key, values given by id do not fit, or the
             checkpoint's template has no instruction.
     """
     require_instruction(checkpoint.template)
@@ -188,14 +188,14 @@ def prepare(
     """Encode the prompts of a batch and get its responses.
 
     Args:
-        checkpoint: whose prompts and responses.
+        checkpoint: encodes the prompts and generates the responses.
         batch: samples.
-        responses: which responses; None for prompts alone.
+        responses: options of the responses; None for prompts alone.
         on_error: `skip` leaves out samples that cannot be used.
-        source_lengths: source tokens by sample id, for a length-matched control.
+        source_lengths: number of source tokens by sample id, for a length-matched control.
 
     Returns:
-        The prepared samples, those with an empty response included, and the reason of each sample id that was left out.
+        The prepared samples, including those with an empty response, and the reason for each omitted sample id.
 
     Raises:
         InputError: a sample cannot be used, under `on_error="fail"`.
@@ -240,11 +240,11 @@ def prepare(
 
 
 def teacher_forced_inputs(items: Sequence[PreparedSample], embedded: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What the LLM reads when prompts are followed by their responses, right-padded.
+    """The LLM's input for prompts followed by their responses, right-padded.
 
     Args:
-        items: whose responses.
-        embedded: the prompts as the LLM reads them, `[tokens, llm_dim]` each.
+        items: the samples with their responses.
+        embedded: the prompts as input embeddings, `[tokens, llm_dim]` each.
 
     Returns:
         `(inputs, mask)`: `[batch, longest, llm_dim]`, and 1 where a token is real, `[batch, longest]`, int64.
@@ -262,7 +262,7 @@ def read_source(checkpoint: Checkpoint, sample: Sample) -> Any:
 
 
 def _known_response(checkpoint: Checkpoint, sample: Sample, responses: ResponseOptions | None) -> list[int] | None:
-    """A response that need not be generated, else None."""
+    """A response that is already known, else None."""
     if responses is None:
         return []
     if responses.responses is not None:

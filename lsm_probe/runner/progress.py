@@ -1,4 +1,4 @@
-"""Progress of an interrupted run: finished batches on disk, resumed only under the same settings."""
+"""Saved progress of a run: finished batches on disk, which an interrupted run reuses only with the same settings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lsm_probe.files import replacing
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured of one sample.
+    """The measurement of one sample.
 
     Attributes:
         sample: its row of `samples.jsonl`.
-        utterance: key of the utterance it speaks of.
-        arrays: what the probe measured, by name. Empty if the sample was left out.
+        utterance: key of its utterance.
+        arrays: the probe's arrays, by name. Empty if the sample was left out.
         excluded: why it was left out, or None.
     """
 
@@ -33,14 +33,14 @@ class Record:
 
 
 class Progress:
-    """Keep the records of finished batches in a folder; without one do nothing.
+    """Keep the records of finished batches in a folder; do nothing without a folder.
 
     Args:
-        folder: where to keep them; created when the first batch is put.
-        settings: everything that decides the numbers.
+        folder: where to keep them; created with the first batch.
+        settings: everything that affects the numbers.
 
     Raises:
-        InputError: if the folder holds the progress of a run with other settings.
+        InputError: the folder holds the progress of a run with other settings.
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]):
@@ -68,10 +68,10 @@ class Progress:
                     for i, (about, names) in enumerate(described)
                 ]
         except (OSError, ValueError, KeyError, BadZipFile):
-            return None  # damaged, by a crash of the machine say: run the batch again
+            return None  # damaged, for example by a system crash: run the batch again
 
     def put(self, batch: int, records: list[Record]) -> list[Record]:
-        """Keeps the records of a batch; they appear whole or not at all. Returns them."""
+        """Saves the records of a batch atomically, and returns them."""
         path = self._path(batch)
         if path is None or self.folder is None:
             return records

@@ -37,29 +37,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GROUPS = 6
-"""The paper's figures average the layers into six groups."""
+"""Number of groups of layers; the paper's figures average the layers into six groups."""
 
 Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A number (by layer, or alone) with its 95 % interval: three arrays of one shape. NaN stands for no interval."""
+    """A number (by layer, or single) with its 95 % interval: three arrays of one shape. NaN means no interval."""
 
     mean: Floats
     ci_low: Floats
     ci_high: Floats
 
     def at(self, place: int) -> Curve:
-        """The number at one place of the first axis."""
+        """The number at one index of the first axis."""
         return Curve(self.mean[place], self.ci_low[place], self.ci_high[place])
 
     def clipped(self, least: float, most: float) -> Curve:
-        """The same with an interval that stays within the range of the number."""
+        """The same curve with its interval limited to the range of the number."""
         return Curve(self.mean, np.clip(self.ci_low, least, most), np.clip(self.ci_high, least, most))
 
     def __str__(self) -> str:
-        """A single number with its interval: `0.31 [0.28, 0.34]`; the number alone where it has no interval."""
+        """A single number with its interval: `0.31 [0.28, 0.34]`; only the number if there is no interval."""
         if np.ndim(self.mean):
             return repr(self)
         numbers = [float(end) for end in (self.mean, self.ci_low, self.ci_high)]
@@ -77,7 +77,7 @@ class Curve:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, as far as it is installed: results are read without torch too."""
+    """Versions of the packages that the numbers depend on, if installed: results can be read without torch."""
     versions = {"python": platform.python_version()}
     for package in ("lsm-probe", "torch", "transformers", "numpy"):
         with suppress(PackageNotFoundError):
@@ -89,31 +89,31 @@ def package_versions() -> dict[str, str]:
 class MeasurementResult:
     """What was measured of one checkpoint on one set of samples.
 
-    The class of a measurement adds the arrays it stores and names in `BY_SAMPLE` those with samples as first axis.
-    If that is all it does, each of them is a value (or a curve over layers) of each sample: the class then has a
+    A measurement's class adds the arrays it stores, and lists in `BY_SAMPLE` those with samples as first axis. If it
+    does nothing else, each of these arrays is a value (or a curve over layers) of each sample. The class then has a
     summary, paired differences, a frame and a plot of their means. Other classes override these methods.
 
     Attributes:
-        clusters: number of the utterance of each sample, `[samples]`.
-        samples: a dictionary for each sample: id, task, instruction, and the transcript (`text`) and the response where
-            there is one. Where a response begins with thinking, also `thinking_tokens` and the `answer` after it (None
-            for an unfinished thought).
+        clusters: index of the utterance of each sample, `[samples]`.
+        samples: a dictionary for each sample: id, task, instruction, and the transcript (`text`) and the response if
+            there are any. If a response starts with thinking, also `thinking_tokens` and the `answer` after it (None if
+            the thinking is unfinished).
         checkpoint, data: identity and hashes.
         conventions: the choices behind the numbers, by name.
-        excluded: ids left out, by reason.
+        excluded: ids of the samples left out, by reason.
         seed: of random draws, such as the signs of permutation tests.
         versions: of the packages that the numbers depend on.
-        precision: of a result in half precision, what some samples gave in float32, where this was measured.
+        precision: for a result in half precision, the numbers of some samples in float32, if these were measured.
     """
 
     NAME: ClassVar[str]
     """The measurement's name, as on the command line."""
     BY_SAMPLE: ClassVar[tuple[str, ...]]
     PLOT: ClassVar[str | None] = None
-    """`module:function` that draws results on axes: `function([result], ax=None, **style)`. It is named, not imported,
-    so that results can be read without matplotlib."""
+    """`module:function` that draws results on axes: `function([result], ax=None, **style)`. It is a name, so that
+    results can be read without matplotlib."""
     TABLE: ClassVar[str] = "lsm_probe.runner.defaults:frame_table"
-    """`module:function` that makes the table a notebook shows: `function([result])`."""
+    """`module:function` that makes the table for notebooks: `function([result])`."""
 
     clusters: NDArray[np.int64]
     samples: list[dict[str, Any]]
@@ -131,7 +131,7 @@ class MeasurementResult:
             cls.__repr__ = MeasurementResult.__repr__  # type: ignore[method-assign]
 
     def headline(self) -> str:
-        """The number to look at first, with its 95 % interval: what `repr` ends with. Empty where there is none.
+        """The most important number, with its 95 % interval: the end of `repr`. Empty if there is none.
 
         By default the mean of the first value in `BY_SAMPLE`, if it is one number for each sample.
         """
@@ -145,7 +145,7 @@ class MeasurementResult:
         return line
 
     def _repr_html_(self) -> str:
-        """The result in a notebook: its `repr`, a small table and a small picture."""
+        """The notebook view: its `repr`, a small table and a small figure."""
         html: str = resolve_name("lsm_probe.runner.notebook_view:result_html")(self)
         return html
 
@@ -164,18 +164,18 @@ class MeasurementResult:
 
     @property
     def counted(self) -> str:
-        """How many samples, and of how many utterances: those decide how wide intervals are."""
+        """Number of samples and of utterances; the latter determines how wide intervals are."""
         n_samples, n_utterances = len(self.samples), len(np.unique(self.clusters))
         return f"{n_samples} samples" + (f" of {n_utterances} utterances" if n_utterances < n_samples else "")
 
     def responses(self) -> dict[str, list[int]]:
-        """Response token ids by sample id, to be used again in another run."""
+        """Response token ids by sample id, for use in another run."""
         return {sample["id"]: sample["response_ids"] for sample in self.samples}
 
     def leave_one_out(self, values: Floats) -> Floats:
         """The mean over samples without each utterance in turn: `[samples, ...]` -> `[utterances, ...]`, float64."""
         counts = leave_one_out(np.ones(len(values)), self.clusters)
-        # With one utterance there is nothing left.
+        # With one utterance, no samples are left.
         with np.errstate(invalid="ignore", divide="ignore"):
             return leave_one_out(values, self.clusters) / counts.reshape(-1, *[1] * (values.ndim - 1))
 
@@ -195,10 +195,10 @@ class MeasurementResult:
         return Curve(change, *share_difference_interval(change, self.leave_one_out(values), squares, len(values)))
 
     def influence_note(self, label: str, values: Floats) -> str | None:
-        """A sentence that names the samples of the utterance that alone decides a mean, or None if none does.
+        """A sentence that names the samples of an outlying utterance that alone decides a mean, or None.
 
         Args:
-            label: how the sentence calls the mean, such as `D_i`.
+            label: name of the mean in the sentence, such as `D_i`.
             values: `[samples]`.
         """
         found = most_influential(values.astype(np.float64), self.clusters)
@@ -206,12 +206,12 @@ class MeasurementResult:
         return influence_sentence(label, found, ids)
 
     def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Where the samples of these ids stand."""
+        """Indices of the samples with these ids."""
         position = {sample: i for i, sample in enumerate(self.ids)}
         return np.array([position[i] for i in ids], dtype=np.int64)
 
     def paired_with(self, other: Self) -> tuple[Self, Self]:
-        """Both results on the samples that both have."""
+        """Both results on their common samples."""
         theirs = set(other.ids)
         shared = [sample for sample in self.ids if sample in theirs]
         return self.subset(shared), replace(other.subset(shared), seed=self.seed)
@@ -239,7 +239,7 @@ class MeasurementResult:
         }
 
     def drift_from(self, reference: Self) -> dict[str, Floats]:
-        """This result minus `reference`, the same samples in float32: by name and unit, `[samples, ...]`.
+        """This result minus `reference` (the same samples in float32), by name and unit, `[samples, ...]`.
 
         By default the difference of each value in `BY_SAMPLE` that is not a count.
         """
@@ -251,7 +251,8 @@ class MeasurementResult:
         }
 
     def precision_drift(self) -> Drift:
-        """How far half precision is from float32 in the verified samples of this result; empty if there are none."""
+        """Differences between half precision and float32 in the verified samples of this result; empty if there are
+        none."""
         check, known = self.precision, set(self.ids)
         if check is None or not (ids := [sample for sample in check.ids if sample in known]):
             return {}
@@ -261,14 +262,14 @@ class MeasurementResult:
         return {name: largest_change(change) for name, change in changes.items()}
 
     def precision_note(self) -> str | None:
-        """One line on how exact the numbers are: half precision, quantised weights; None for neither."""
+        """One line on the numerical precision: half precision or quantised weights; None for neither."""
         return describe(self.checkpoint.dtype, self.checkpoint.quantised, self.precision, self.precision_drift())
 
     def _precision(self) -> dict[str, Any] | None:
         return summarise(self.checkpoint.dtype, self.precision, self.precision_drift())
 
     def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
-        """Why the two must not be compared without more, or None.
+        """Why the two results should not be compared directly, or None.
 
         Args:
             other: a result of the same measurement on the same samples in the same order.
@@ -277,16 +278,16 @@ class MeasurementResult:
         return None
 
     def find_controls(self, results: Sequence[MeasurementResult]) -> Mapping[str, MeasurementResult]:
-        """The length-matched controls for this result among others, by the name of their text LLM."""
+        """The length-matched controls of this result among `results`, by the name of their text LLM."""
         return {}
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each layer (one row for numbers without layers): the mean of each value with its interval."""
+        """A row for each layer (one row if there are no layers): the mean of each value with its interval."""
         columns: dict[str, Floats] = {}
         for name in self.BY_SAMPLE:
             found = self.mean(getattr(self, name))
             ends = {"": found.mean, "_ci_low": found.ci_low, "_ci_high": found.ci_high}
-            if np.ndim(found.mean) < 2:  # others, by head for example, are in result.json
+            if np.ndim(found.mean) < 2:  # other shapes, for example by head, are in result.json
                 columns |= {f"{name}{end}": np.asarray(values) for end, values in ends.items()}
         rows = max((values.size for values in columns.values()), default=1)
         # A number without layers is repeated in each row.
@@ -301,11 +302,11 @@ class MeasurementResult:
 
     @classmethod
     def schema(cls) -> str:
-        """What `result.json` names as its schema."""
+        """The schema name in `result.json`."""
         return f"lsm-probe/{cls.NAME}/{SCHEMA_VERSION}"
 
     def to_dict(self) -> dict[str, Any]:
-        """What `result.json` holds."""
+        """The content of `result.json`."""
         return {
             "schema": self.schema(),
             "checkpoint": self.checkpoint.to_dict(),
@@ -324,7 +325,7 @@ class MeasurementResult:
     def save(self, folder: str | Path) -> Path:
         """Writes `result.json`, `arrays.npz` and `samples.jsonl`; each appears whole or not at all."""
         folder = Path(folder)
-        # A folder with a result.json has everything that belongs to it: gone first, written last.
+        # A folder with a result.json must be complete, so it is removed first and written last.
         (folder / "result.json").unlink(missing_ok=True)
         with replacing(folder / "arrays.npz") as path:
             verified = {} if self.precision is None else self.precision.to_arrays(self.BY_SAMPLE)
@@ -337,10 +338,10 @@ class MeasurementResult:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what [`save`] wrote, or what an earlier version of it wrote.
+        """Read a folder that [`save`] wrote, in this or an earlier version.
 
         Raises:
-            InputError: the folder holds no result of this measurement, or one of a schema that is not known.
+            InputError: the folder holds no result of this measurement, or one with an unknown schema.
         """
         folder = Path(folder)
         try:
@@ -366,14 +367,14 @@ class MeasurementResult:
             raise InputError(f"{folder} holds no readable result of {cls.NAME}: {reason}") from error
 
     def _arrays(self) -> dict[str, Any]:
-        """What `arrays.npz` holds."""
+        """The content of `arrays.npz`."""
         return {"clusters": self.clusters, **{name: getattr(self, name) for name in self.BY_SAMPLE}}
 
     @classmethod
     def _fields(cls, arrays: dict[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of the class from stored arrays and the content of `result.json`.
+        """Keyword arguments of the class, from the stored arrays and the content of `result.json`.
 
-        Fields that the class adds are read from the array of the same name, else from the summary's entry.
+        Fields that the class adds come from the array of the same name, or else from the entry in the summary.
         """
         added = {field.name for field in fields(cls)} - {field.name for field in fields(MeasurementResult)}
         stored = {name: summary[name] for name in added if name in summary}
@@ -383,8 +384,8 @@ class MeasurementResult:
 
 
 def thinking_summary(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How many of the responses begin with thinking, how many of these do not get to an answer, and the mean number of
-    tokens of both parts over the responses that think; None where none does."""
+    """How many responses begin with thinking, how many of these do not reach an answer, and the mean number of tokens
+    of both parts over the responses with thinking; None if no response has thinking."""
     thinking = [sample for sample in samples if "thinking_tokens" in sample]
     if not thinking:
         return None
@@ -398,23 +399,23 @@ def thinking_summary(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
 
 
 def layer_groups(layers: int) -> list[NDArray[np.int64]]:
-    """Numbers of the layers in each of the [`GROUPS`]; fewer groups where there are fewer layers."""
+    """Numbers of the layers in each of the [`GROUPS`]; fewer groups if there are fewer layers."""
     return [group for group in np.array_split(np.arange(layers), GROUPS) if len(group)]
 
 
 def curve(point: Floats, left_out: Floats) -> Curve:
-    """A statistic with its interval, from the statistic without each utterance in turn, `[utterances, ...]`."""
+    """A statistic with its interval; `left_out` is the statistic without each utterance, `[utterances, ...]`."""
     return Curve(point, *interval(point, left_out))
 
 
 def influence_sentence(label: str, influence: Influence, ids: Sequence[str], digits: int = 2) -> str | None:
-    """A sentence that says that one utterance alone decides a number, or None if it does not.
+    """A sentence that a number is decided by a single outlying utterance, or None if it is not.
 
     Args:
-        label: how the sentence calls the number.
+        label: name of the number in the sentence.
         influence: of the utterance.
         ids: of the utterance's samples.
-        digits: of the number.
+        digits: number of decimals.
     """
     if not influence.carries:
         return None
@@ -424,7 +425,7 @@ def influence_sentence(label: str, influence: Influence, ids: Sequence[str], dig
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that diffs well: indented, lists of numbers on one line."""
+    """Writes JSON that is easy to diff: indented, with lists of numbers on one line."""
     with replacing(path) as temporary:
         temporary.write_text(_dumps(content) + "\n", encoding="utf-8")
 
@@ -438,7 +439,7 @@ def _dumps(content: Any, indent: str = "") -> str:
 
 
 def rounded(values: Floats) -> Any:
-    """Six decimals: well below the float32 noise across machines, and short to read. NaN, undefined, becomes None."""
+    """Six decimals: well below the float32 noise across machines, and easy to read. NaN (undefined) becomes None."""
     if np.ndim(values):
         return [rounded(value) for value in values]
     return None if np.isnan(values) else round(float(values), 6)

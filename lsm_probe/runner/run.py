@@ -1,4 +1,4 @@
-"""A measurement of one or several checkpoints, written into a folder: resuming, controls, comparison."""
+"""Runs a measurement of checkpoints and writes it into a folder: resuming, controls, comparison."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ToMeasure:
     """A checkpoint that a run will load.
 
     Attributes:
-        name: what the user called it.
-        load: gives what the measurement takes, a [`Checkpoint`] as a rule.
-        look_up: returns its source without loading it, None if the name alone does not determine it, or raises.
-        made_of: names of the checkpoints that it is put together from.
+        name: the user's name for it.
+        load: returns the measurement's input, usually a [`Checkpoint`].
+        look_up: returns its source without loading it, or None if the name alone does not determine it; it may raise.
+        made_of: names of the checkpoints that it is composed of.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ToMeasure:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the checkpoints that it is put together from; its own where it is not."""
+        """Names of the checkpoints that it is composed of; its own name if it is not composed."""
         return self.made_of or (self.name,)
 
 
@@ -56,9 +56,9 @@ def run_measurement(
 ) -> tuple[list[MeasurementResult], dict[str, Any] | None]:
     """Measure checkpoints one after another on the same samples, and write everything into a folder.
 
-    One checkpoint writes `result.json`, `arrays.npz` and `samples.jsonl` into `out`; several write them into a folder
-    each and `comparison.json` beside these. What an earlier run left there is moved to `.previous`, with a warning.
-    Under `torchrun` every process must call it; the main one writes.
+    One checkpoint writes `result.json`, `arrays.npz` and `samples.jsonl` into `out`. Several checkpoints write them
+    into a folder each, with `comparison.json` beside these folders. Results of an earlier run are moved to `.previous`,
+    with a warning. Under `torchrun` every process must call this function; only the main process writes.
 
     Args:
         measurement: the measurement.
@@ -67,19 +67,19 @@ def run_measurement(
         out: output folder.
         options: keyword arguments of the measurement.
         resume: continue an interrupted run in the same folder.
-        on_progress: called with the checkpoint's name, samples done and samples in all; by default a notebook shows
-            bars, and nothing else does.
+        on_progress: called with the checkpoint's name, samples done and samples in all; by default only notebooks show
+            bars.
 
     Returns:
-        The results, controls last, and what `comparison.json` holds (None for a single result).
+        The results, controls last, and the content of `comparison.json` (None for a single result).
 
     Raises:
-        InputError: a checkpoint or sample cannot be used, another process writes to `out`, or it holds the results of
-            another measurement.
+        InputError: a checkpoint or sample cannot be used, another process writes to `out`, or `out` holds the results
+            of another measurement.
     """
     names = [checkpoint.name for checkpoint in checkpoints]
     check_names(names)
-    # What is wrong with the last checkpoint should not wait until the others are measured.
+    # Check all checkpoints first, so that a problem with the last one appears before the others are measured.
     for name, source in [(checkpoint.name, checkpoint.look_up()) for checkpoint in checkpoints]:
         if source is not None:
             check_key(SOURCE_KEYS[source], name, samples)
@@ -107,7 +107,7 @@ def run_measurement(
             return result
 
         results = [measured(name, name, samples) for name in names]
-        # A list first: the controls are of the checkpoints alone, not of each other.
+        # Copied to a list, because controls are made only for the checkpoints, not for other controls.
         for control in list(measurement.make_controls(results, samples)):
             results.append(measured(control.checkpoint, control.name, control.samples, **control.options))
         comparison = compare(results) if several else None
@@ -117,10 +117,10 @@ def run_measurement(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that results could not be distinguished by, or could not store.
+    """Refuse names that cannot distinguish results, or that cannot be stored.
 
     Raises:
-        InputError: a name is given twice, or is not Unicode text (a folder's may be any bytes).
+        InputError: a name is given twice, or is not Unicode text (a folder name may be any bytes).
     """
     if len(set(names)) < len(names):
         raise InputError(f"--ckpt names a checkpoint twice ({', '.join(names)}): name each once")

@@ -1,4 +1,4 @@
-"""Which keys of a sample a checkpoint needs."""
+"""The keys that a checkpoint needs in each sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_key(key: str, name: str, samples: Sequence[Sample]) -> None:
     """Refuse samples without a key that the checkpoint of this name needs.
 
     Raises:
-        InputError: samples lack it.
+        InputError: samples lack the key.
     """
     without = [sample.id for sample in samples if getattr(sample, key) is None]
     if without:

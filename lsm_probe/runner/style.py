@@ -22,18 +22,18 @@ Arguments = ParamSpec("Arguments")
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """matplotlib's defaults, whatever the user's matplotlibrc says: `text.usetex` there needs a LaTeX, for example."""
+    """matplotlib's defaults instead of the user's matplotlibrc, where `text.usetex`, for example, would need LaTeX."""
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        # In SVG text stays text, and ids are no random numbers: the same numbers give the same bytes.
+        # In SVG, keep text as text and make ids deterministic, so that the same numbers give the same bytes.
         matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lsm-probe"})
         yield
 
 
 def with_own_settings(make: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """A function that makes a whole figure, under our settings and with fonts for all its characters."""
+    """Wraps a function that makes a whole figure: it runs with our settings and adds fonts for all characters."""
 
     @wraps(make)
     def made(*args: Arguments.args, **options: Arguments.kwargs) -> Figure:
@@ -47,21 +47,21 @@ def with_own_settings(make: Callable[Arguments, Figure]) -> Callable[Arguments, 
 
 
 def _let_figures_show_themselves() -> None:
-    """In a notebook whose figures are inline: IPython shows those that are not pyplot's only once this is imported."""
+    """IPython shows inline figures that are not pyplot's only after this import."""
     if in_notebook():
         with suppress(ImportError):
             import_module("matplotlib_inline.backend_inline")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches. It is not pyplot's, so that a notebook's backend stays what it is."""
+    """A figure of this size in inches. It does not use pyplot, so the notebook's backend does not change."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
-    """The axes; without any, those of a new pyplot figure of this size in inches."""
+    """The given axes, or those of a new pyplot figure of this size in inches."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
 
 NONE = "–"
-"""Stands where there is no number."""
+"""Shown in place of a missing number."""
 UNKNOWN = "interval unknown"
-"""Stands where a number has no interval: fewer than three utterances are too few."""
+"""Shown if a number has no interval, because there are fewer than three utterances."""
 
 
 @dataclass(frozen=True)

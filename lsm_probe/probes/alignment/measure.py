@@ -32,7 +32,7 @@ from lsm_probe.runner.prepared_samples import PreparedSample, teacher_forced_inp
 
 PERPLEXITY = 30.0
 UTTERANCES = 5
-"""Fewest utterances: the interval of CKA leaves out one, and CKA needs four."""
+"""Minimum number of utterances: the interval of CKA leaves out one, and CKA needs four."""
 
 
 def alignment(

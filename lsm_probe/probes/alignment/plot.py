@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _MODALITIES = (("speech", "o"), ("transcript", "^"))
 _TRANSCRIPT = "#808080"
 _JOINED = 100
-"""Most samples whose two points are joined by a line: more would hide the points."""
+"""Maximum number of samples whose two points are joined by a line; more lines would hide the points."""
 _LONGEST_NAME = 28
 _TWO_COLUMNS = 38
-"""Longest label of a legend in two columns."""
+"""Maximum label length for a legend in two columns."""
 _PALE: dict[str, Any] = {"linewidth": 5, "alpha": 0.3, "marker": "", "solid_capstyle": "round"}
 _DASHED: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "marker": ""}
 _DOTTED: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8, "marker": ""}

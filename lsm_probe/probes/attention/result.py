@@ -17,7 +17,7 @@ from lsm_probe.runner.multiple_testing import Tested, corrected_p
 from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, layer_groups, rounded
 
 SEGMENTS = ("system", "template", "instruction", "source", "first")
-"""Last axis of the stored sums. `first` is position 0 where it is template, and is counted in `template` too."""
+"""Last axis of the stored sums. `first` is position 0 if it is a template token; it is also part of `template`."""
 
 
 @dataclass(frozen=True)

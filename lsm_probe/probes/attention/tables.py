@@ -16,7 +16,7 @@ from lsm_probe.runner.result import Curve
 from lsm_probe.runner.tables import NONE, Table, attention_check, layer_group_names, shown
 
 _SHOWN = 3
-"""Heads of each checkpoint that are named."""
+"""Number of heads that are named for each checkpoint."""
 
 
 def attention_table(results: Sequence[AttentionResult]) -> Table:

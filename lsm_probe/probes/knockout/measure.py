@@ -41,8 +41,8 @@ from lsm_probe.runner.options import MeasureKeywords, split_options
 from lsm_probe.runner.prepared_samples import PreparedSample
 
 _TOKENS, _CACHED = 2048, 16384
-"""Generating rows run together, over as many knockouts as that makes (their logits are a large tensor), and cached
-tokens, since each knockout has a copy of the prompt's."""
+"""Maximum number of generating rows that run together, over all their knockouts (their logits are a large tensor), and
+of cached tokens, because each knockout has its own copy of the prompt's cache."""
 
 
 @dataclass(frozen=True)

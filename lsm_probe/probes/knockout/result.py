@@ -16,7 +16,7 @@ from lsm_probe.runner.multiple_testing import SIGNIFICANT, Tested, corrected_p
 from lsm_probe.runner.result import Curve, Floats, MeasurementResult, curve, rounded
 
 SEGMENTS = (Segment.INSTRUCTION, Segment.SOURCE)
-"""The segments that are cut off, in the order of the stored arrays."""
+"""The segments that are masked, in the order of the stored arrays."""
 
 
 @dataclass(frozen=True)

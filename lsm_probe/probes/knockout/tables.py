@@ -24,7 +24,7 @@ from lsm_probe.runner.tables import (
 )
 
 _SHOWN = 3
-"""Heads of a kind that the note names."""
+"""Number of heads of each kind that the note names."""
 
 
 def knockout_table(results: Sequence[KnockoutResult]) -> Table:

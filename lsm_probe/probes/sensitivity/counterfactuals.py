@@ -17,7 +17,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.runner.prepared_samples import read_source
 
 _LARGEST_POOL = 32
-"""Of instructions taken from the samples: every prompt of a pool is scored for every sample."""
+"""Maximum size of a pool from the samples' instructions, because each sample is scored with every prompt of it."""
 _SOURCES_KEPT = 512
 """Encoded sources kept in memory: 30 speech tokens of 4,096 numbers each are 0.5 MB."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TOKENS = 32
-"""Tokens of the response that are drawn."""
+"""Maximum number of response tokens that are drawn."""
 _LONGEST_TICK = 28
 _MOST = "most the pools allow"
 _INSIDE: dict[str, Any] = {"ha": "right", "va": "bottom"}

@@ -20,7 +20,7 @@ from lsm_probe.probes.timeline.result import Timeline
 from lsm_probe.runner.style import own_settings
 
 PAGE = "timeline.html"
-"""What [`save_page`] writes."""
+"""The file that [`save_page`] writes."""
 _WAVE_COLUMNS = 1_500
 
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = ("timeline.png", "timeline.svg")
-"""What [`save_timeline`] writes."""
+"""The files that [`save_timeline`] writes."""
 COLORS = "magma"
 PLACED = {
     "connector": "speech tokens lie where the connector reads them",
     "even": "speech tokens are spread evenly over the utterance, since it is not known what each covers",
 }
 _LABELLED = 48
-"""Most response tokens that are all written out."""
+"""Maximum number of response tokens with labels for all."""
 _HEATMAP: dict[str, Any] = {"cmap": COLORS, "shading": "flat", "rasterized": True}
 
 

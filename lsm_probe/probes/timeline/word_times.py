@@ -17,9 +17,9 @@ from lsm_probe.probes.timeline.words import Word, loudness
 from lsm_probe.waveform import as_waveform
 
 SILENCE_DB = -35
-"""A frame of 20 ms this much below the loudest of its utterance is silence."""
+"""A 20 ms frame counts as silence if it is this much below the loudest frame of the utterance."""
 _PAUSE = 7
-"""Most frames of silence within a word: stops close the mouth for some 0.1 s."""
+"""Maximum number of silent frames within a word: stop consonants close the mouth for about 0.1 s."""
 
 
 @torch.no_grad()
