@@ -1,8 +1,9 @@
-"""Capture: the one place that looks inside attention modules.
+"""Capture: the only module that looks inside attention modules.
 
-A function in the place of the stock attention calls it for the output, so the model's numbers do not change by a bit,
-and shows query, key and value to whoever is capturing. Every captured layer checks itself (`self_check.py`). Nothing in
-a pass makes the CPU wait for the device: rows are prepared before it, errors judged after it.
+A wrapper replaces the stock attention function. It calls that function for the output, so the model's numbers stay
+bitwise the same, and shows query, key and value to the active capture. Every captured layer checks itself
+(`self_check.py`). Nothing in a pass makes the CPU wait for the device: rows are prepared before the pass, and errors
+are checked after it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, is_d
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
 NOT_ATTENTION = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
-"""Layers, by their `layer_types`, whose tokens reach each other past attention, or besides it."""
+"""Layers, by their `layer_types`, in which tokens interact by other means than attention alone."""
 
 Part = Literal["llm", "encoder", "connector"]
 """What can be captured: a causal LM's decoder; the speech encoder of an LSM; the Q-Former between the two."""
@@ -43,11 +44,11 @@ class AttentionLayer:
 
     Attributes:
         index: number of the layer.
-        name: of the module in the model.
-        module: what calls the attention interface.
-        projection: W_O.
-        output: name of the module whose output is `sum_h alpha v W_O` and the bias: `module` itself where it projects,
-            else the projection.
+        name: name of the module in the model.
+        module: the module that calls the attention interface.
+        projection: the output projection, W_O.
+        output: name of the module whose output is `sum_h alpha v W_O` plus the bias: `module` itself if it includes the
+            projection, else the projection.
     """
 
     index: int
@@ -58,15 +59,15 @@ class AttentionLayer:
 
     @property
     def is_plain(self) -> bool:
-        """Whether W_O is the projection's own `.weight`, dense and here."""
+        """Whether W_O is the projection's own `.weight`, unquantised and on the device."""
         projection = self.projection
         return type(projection) is nn.Linear and is_dense(projection.weight) and not is_offloaded(projection)
 
     def output_weight(self, heads: int, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """The effective W_O `[heads, head_dim, d]` and output bias `[d]`, for values `[..., head_dim]`.
 
-        Read as `projection(I) - projection(0)` unless the projection is a plain linear layer: adapters, quantised
-        and offloaded layers are then what they really do, not what their `.weight` says.
+        Computed as `projection(I) - projection(0)` unless the projection is a plain linear layer. So adapters,
+        quantised and offloaded layers are measured as they compute, which may differ from their `.weight`.
         """
         projection: Any = self.projection
         if self.is_plain:
@@ -78,7 +79,7 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one layer's attention did at the probed rows.
+    """One layer's attention at the measured rows.
 
     Attributes:
         layer: index of the layer.
@@ -96,11 +97,11 @@ class LayerAttention:
 Visit = Callable[[LayerAttention], None]
 """Called once for each layer of a captured forward pass."""
 Block = Callable[[int], Tensor | None]
-"""The keys that no query may see in a layer, True in `[batch, 1 or heads, keys]` (query heads); None where all may."""
+"""The keys that no query may attend to in a layer, True in `[batch, 1 or heads, keys]` (query heads); None: no keys."""
 
 
 class Capture:
-    """Shows each layer's attention at given rows to a visitor, and checks it. Made by [`capture`]."""
+    """Shows each layer's attention at given rows to a visitor, and checks it. Created by [`capture`]."""
 
     def __init__(self, layers: list[AttentionLayer]):
         self.layers = {id(layer.module): layer for layer in layers}
@@ -122,14 +123,14 @@ class Capture:
         """Captures the one forward pass inside the block.
 
         Args:
-            rows: query positions to look at, `[batch, rows]`; on the CPU they cost no wait.
-            row_mask: `[batch, rows]`, False for padding among them; a padded row must name a real position.
-            visit: shown every layer, before the self-check at the end of the pass: numbers are sound if that passes.
-            block: keys taken out of a layer's attention, for every query of the pass: what remains is normalised
-                again. Where it blocks nothing, the model's numbers do not change by a bit.
+            rows: query positions to measure, `[batch, rows]`; on the CPU they cost no wait.
+            row_mask: `[batch, rows]`, False for padding; a padded row must still be a valid position.
+            visit: called with every layer. The self-check at the end of the pass decides whether its numbers are valid.
+            block: keys to mask in a layer's attention, for every query of the pass; attention is normalised over the
+                others. If nothing is masked, the model's numbers stay bitwise the same.
 
         Raises:
-            InputError: if a layer's attention cannot be measured exactly; the line names the module.
+            InputError: a layer's attention cannot be measured exactly; the message names the module.
         """
         rows, row_mask = rows.cpu(), row_mask.cpu()
         self._rows_on, self._first_row = cache(rows.to), int(rows.min())
@@ -158,7 +159,7 @@ class Capture:
     def see(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> Tensor | None:
-        """Called for every attention module of the model; returns the mask to attend with, less what is blocked."""
+        """Called for every attention module of the model; returns the attention mask without the blocked keys."""
         layer = self.layers.get(id(module))
         if layer is None:
             return mask
@@ -186,7 +187,7 @@ class Capture:
         w_o, bias = layer.output_weight(query.shape[1], value)
         self._expected[layer.index] = recompose(alpha, value, w_o, bias)
         if self._visit is not None:
-            kept = layer.index, value.dtype  # a model may be run in float32 too, to verify half precision
+            kept = layer.index, value.dtype  # the dtype too, because precision checks also run the model in float32
             metric = self._metrics.get(kept)
             if metric is None:
                 metric = output_metric(w_o, value.shape[1])
@@ -197,7 +198,8 @@ class Capture:
 
     @torch.no_grad()
     def compare(self, layer: AttentionLayer, output: Tensor) -> None:
-        """Adds how far the module's own output `[batch, tokens, d]` is from what was recomposed to the self-check."""
+        """Adds the difference between the module's own output `[batch, tokens, d]` and the recomputed one to the
+        self-check."""
         expected = self._expected.pop(layer.index, None)
         if expected is None:
             return
@@ -208,27 +210,27 @@ class Capture:
         self._check.add(_place(layer), expected, actual, error_bounds(output.dtype))
 
     def watch_sibling(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Refuses a layer whose attention output goes through another module before it joins the residual stream."""
+        """Refuses a layer whose attention output passes through another module before it joins the residual stream."""
         if self._last_output is not None and args and args[0] is self._last_output[1]:
             raise _refusal(self._last_output[0], f"its output passes through {name} before the residual stream")
 
 
 @contextmanager
 def capture(model: PreTrainedModel, part: Part = "llm") -> Iterator[Capture]:
-    """Prepares a model for capturing one part of it, and puts everything back after, errors included.
+    """Prepares a model for capturing one part of it, and restores everything afterwards, also after an error.
 
     Inside the block, `with captured.at_rows(rows, row_mask, visit): model(...)` shows every layer to `visit`; other
-    passes run as they always do. The weights must not change inside the block: products of them are kept.
+    passes run as usual. The weights must not change inside the block, because products of them are stored.
 
     Args:
-        model: in evaluation mode, running `sdpa` attention, or `eager` where its class has no other (attention sinks):
-            a causal LM for `llm`, an LSM for the other parts.
-        part: which one; its layers are numbered from 0, and those of a Q-Former block are two: self-attention of the
-            queries, then cross-attention to the states.
+        model: in evaluation mode, with `sdpa` attention, or `eager` if its class has no other (attention sinks): a
+            causal LM for `llm`, an LSM for the other parts.
+        part: the part to capture. Its layers are numbered from 0. A Q-Former block counts as two layers: self-attention
+            of the queries, then cross-attention to the states.
 
     Raises:
-        InputError: if the model has no such part, runs another attention implementation, is in training mode, or has
-            attention this capture does not support exactly; the line names the module.
+        InputError: the model has no such part, runs another attention implementation, is in training mode, or has
+            attention that this capture does not support exactly; the message names the module.
     """
     inner = _find_part(model, part)
     stock = "sdpa" if inner._supports_sdpa else "eager"
@@ -252,7 +254,7 @@ def capture(model: PreTrainedModel, part: Part = "llm") -> Iterator[Capture]:
 
 
 def _check_linear(layer: AttentionLayer, dtype: torch.dtype) -> None:
-    """Refuses a projection that has no W_O because it rounds its inputs, as int8 layers with dynamic activations do.
+    """Refuses a projection without a W_O: one that rounds its inputs, as int8 layers with dynamic activations do.
 
     Raises:
         NotMeasurable: it is not linear.
@@ -271,7 +273,7 @@ def find_attention_layers(model: PreTrainedModel, part: Part = "llm") -> list[At
     """The attention modules of a part in layer order, by their names in the model.
 
     Raises:
-        InputError: if there are not as many as the part has layers (two for each block of a Q-Former).
+        InputError: their number is not the part's number of layers (two for each block of a Q-Former).
     """
     inner = _find_part(model, part)
     inside = set(inner.modules())
@@ -320,7 +322,7 @@ def _self_projecting_layer(index: Any, name: str, module: nn.Module) -> Iterator
 
 
 def _qformer_layer(index: int, name: str, module: nn.Module) -> Iterator[AttentionLayer]:
-    """As BERT has it: one module attends, and its sibling `output` projects, adds and normalises."""
+    """BERT's layout: one module attends, and its sibling `output` projects, adds and normalises."""
     attention, output = getattr(module, "attention", None), getattr(module, "output", None)
     if isinstance(attention, nn.Module) and isinstance(output, nn.Module):
         projection = output.get_submodule("dense")
@@ -335,13 +337,13 @@ def _hooks(model: PreTrainedModel, layer: AttentionLayer, captured: Capture) -> 
     yield putting_out.register_forward_hook(compare)
     parent = layer.output.rpartition(".")[0]
     for name, sibling in model.get_submodule(parent).named_children():
-        # Dropout does nothing in evaluation mode.
+        # Dropout has no effect in evaluation mode.
         if sibling is not putting_out and not isinstance(sibling, nn.Dropout | nn.Identity):
             yield sibling.register_forward_pre_hook(partial(captured.watch_sibling, f"{parent}.{name}"))
 
 
 def _without(mask: Tensor | None, blocked: Tensor, queries: int, keys: int, causal: bool) -> Tensor:
-    """The mask `[batch, 1 or heads, queries, keys]` less the blocked keys, `[batch, 1 or heads, all keys]`."""
+    """The mask `[batch, 1 or heads, queries, keys]` without the blocked keys, `[batch, 1 or heads, all keys]`."""
     hidden = blocked[:, :, None, -keys:]  # sliding layers keep only the last keys of a cache
     if mask is None:
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=blocked.device)
@@ -358,8 +360,8 @@ def _place(layer: AttentionLayer) -> str:
 
 
 def _show_attention(stock: str, layers: Sequence[AttentionLayer], stack: ExitStack) -> None:
-    """Puts [`_attend`] in the place of the stock attention until the stack closes."""
-    # Under the stock one's own name: models with sparse attention make no sparse mask for a name they do not know.
+    """Replaces the stock attention by [`_attend`] until the stack closes."""
+    # Under the name of the stock attention: models with sparse attention make no sparse mask for unknown names.
     if stock == "sdpa":
         stack.callback(AttentionInterface.register, stock, AttentionInterface()[stock])
         AttentionInterface.register(stock, partial(_attend, sdpa_attention_forward))

@@ -1,4 +1,4 @@
-"""First-order importance of parameters, taken as the gradients arrive: no two layers' gradients are held at once."""
+"""First-order importance of parameters, computed as gradients arrive, so that memory holds one gradient at a time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lsm_probe.models.quantisation import is_packed
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a model and where it stands.
+    """One parameter of a model and its location.
 
     Attributes:
         name: as in the model.
-        layer: number of its decoder layer; None outside of them.
-        module: what it belongs to within its layer (`self_attn.q_proj`), or its whole module name outside.
+        layer: number of its decoder layer; None outside the layers.
+        module: its module within the layer (`self_attn.q_proj`), or the whole module name outside the layers.
         tensor: the parameter.
     """
 
@@ -42,11 +42,11 @@ Take = Callable[[Parameter, Tensor], None]
 
 @contextmanager
 def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Take) -> Iterator[None]:
-    """Inside, `loss.backward()` hands each gradient to `take` as soon as it is whole, and frees it.
+    """Inside the block, `loss.backward()` passes each gradient to `take` as soon as it is complete, and frees it.
 
-    A tied parameter (embedding and head) arrives once, with both its parts. Other parameters get no gradient. The
-    embedding of the padding token learns as any other: the same token may end a turn. On leaving, `requires_grad` and
-    what `.grad` held are as they were.
+    A tied parameter (embedding and head) arrives once, with both contributions. Other parameters get no gradient. The
+    embedding of the padding token gets a gradient like any other, because the same token may end a turn. On exit,
+    `requires_grad` and `.grad` are restored.
 
     Raises:
         InputError: a parameter is quantised, so that it has no gradient.
@@ -60,13 +60,13 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
         for tensor in model.parameters():
             stack.callback(tensor.requires_grad_, tensor.requires_grad)
             stack.callback(setattr, tensor, "grad", tensor.grad)
-            tensor.grad = None  # what a user left there would be added in
+            tensor.grad = None  # a gradient that a user left there would be added
             tensor.requires_grad_(id(tensor) in wanted)
 
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 stack.callback(setattr, module, "padding_idx", module.padding_idx)
-                module.padding_idx = None  # torch leaves its row out of the gradient
+                module.padding_idx = None  # else torch excludes its row from the gradient
 
         def arrived(tensor: nn.Parameter) -> None:
             gradient, tensor.grad = tensor.grad, None
@@ -79,6 +79,7 @@ def gradients_taken(model: nn.Module, parameters: Sequence[Parameter], take: Tak
 
 
 def absolute_sum(values: Tensor) -> Tensor:
-    """Sum of absolute values: each row in float32 (a whole matrix would lose whole per cents), rows in `sum_dtype`."""
+    """Sum of absolute values: float32 within rows (float32 over a whole matrix is off by percents), then
+    `sum_dtype`."""
     rows = values.reshape(-1, values.shape[-1] if values.dim() else 1)
     return torch.linalg.vector_norm(rows, 1, dim=-1, dtype=torch.float32).sum(dtype=sum_dtype(rows.device))

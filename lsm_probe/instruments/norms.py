@@ -2,12 +2,12 @@
 
 Definition (Kobayashi et al., EMNLP 2020, arXiv 2004.10102, section 3; arXiv 2410.03798, equation 6): what key `j`
 sends to row `m` is the vector `sum_h alpha^h_mj f^h(x_j)` with `f^h(x_j) = v^h(x_j) W_O^h`, the value bias inside `v`
-and the output bias left out. `a(m, j)` is its Euclidean norm.
+and the output bias excluded. `a(m, j)` is its Euclidean norm.
 
 Building the vectors would take `[heads, rows, keys, d]`. But `a(m, j)^2 = alpha_mj^T G_j alpha_mj` with the small
 Gram matrix `G_j[h, i] = f^h(x_j) f^i(x_j)^T = v^h(x_j) (W_O^h W_O^i^T) v^i(x_j)^T`, exactly, and the square roots of
-`G_j`'s diagonal are the norms of the single heads. The products of the weights are made once. `G_j` being symmetric,
-half of it does: every pair of heads is computed once and counted twice.
+`G_j`'s diagonal are the norms of the single heads. The products of the weights are computed once. `G_j` is symmetric,
+so half of it is enough: every pair of heads is computed once and counted twice.
 
 Axis names: B batch, H query heads, G groups of query heads that share a value, q query heads of a group, R rows (query
 positions), K keys (key positions), N keys of all samples, P pairs of heads, e head width, d model width.
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 _NUMBERS_ON_CPU, _NUMBERS_ON_DEVICE = 2**22, 2**27
-"""Numbers computed at a time. On the CPU 16 MiB of float32, near what caches hold: more was slower at the size of 7B
-models. Elsewhere 512 MiB, so that there are few launches."""
+"""Numbers computed at a time. On the CPU 16 MiB of float32, about the size of caches: larger chunks were slower at the
+size of 7B models. On other devices 512 MiB, so that there are few kernel launches."""
 
 
 def attention_weights(
@@ -44,13 +44,13 @@ def attention_weights(
     Args:
         query: `[B, H, T, e]`, after the position encoding.
         key: `[B, H_kv, K, e]`, one for each group of query heads.
-        rows: `[B, R]`, the query positions wanted.
+        rows: `[B, R]`, the query positions to compute.
         scaling: factor on the scores.
-        mask: what transformers hands to its sdpa attention: None, boolean (True = may attend) or additive,
+        mask: the mask that transformers gives its sdpa attention: None, boolean (True = may attend) or additive,
             `[B or 1, H or 1, T, K]`.
-        causal: whether a row sees only keys at or before it; used where there is no mask.
-        first_row: no row is before this position. A causal row sees all keys up to here, which saves masking them.
-        sinks: `[H]`, a score of each head that takes its share of the probability and has no value (gpt-oss).
+        causal: whether a row attends only to keys at or before it; used if there is no mask.
+        first_row: no row is before this position. A causal row attends to all keys up to here, so these need no mask.
+        sinks: `[H]`, a score for each head that takes part of the probability but has no value (gpt-oss).
 
     Returns:
         alpha, `[B, H, R, K]`, float32 (float64 for float64 input). In memory keys are the outermost axis, as
@@ -95,13 +95,13 @@ def _softmax_over_keys(scores: Tensor, sink: Tensor | None) -> Tensor:
 class OutputMetric:
     """Products `W_O^h W_O^i^T` of the output projection, as [`output_metric`] makes them: about `d^2 / 2` numbers.
 
-    The groups form a ring, and each is paired with itself and with the next `G // 2`. This covers all pairs of groups,
-    and every group has equally many, so that batched products do without a loop over groups.
+    The groups form a ring, and each is paired with itself and with the next `G // 2`. This covers all pairs of groups.
+    Every group has equally many pairs, so batched products need no loop over groups.
 
     Attributes:
         own: pairs of heads inside each group, `[G, e, 1, q * (q + 1) / 2, e]`.
         others: pairs with the heads of the next groups, `[G, e, G // 2, q * q, e]`.
-        places: where the pairs of each group, `own` and then `others`, stand in a flattened `[H, H]`, `[G, P]`.
+        places: positions of each group's pairs, `own` and then `others`, in a flattened `[H, H]`, `[G, P]`.
     """
 
     own: Tensor
@@ -110,7 +110,7 @@ class OutputMetric:
 
 
 def output_metric(w_o: Tensor, kv_heads: int) -> OutputMetric:
-    """Multiplies the output projections of heads with each other; worth keeping, for it depends on weights alone.
+    """Multiplies the output projections of heads with each other. Reuse it, because it depends only on weights.
 
     Args:
         w_o: output projection, `[H, e, d]`, one matrix for each *query* head.
@@ -142,7 +142,7 @@ def output_metric(w_o: Tensor, kv_heads: int) -> OutputMetric:
 
 
 def wanted_keys(key_mask: Tensor) -> Tensor | None:
-    """Which keys a mask `[B, K]` on the host wants, in the form [`norm_attention`] takes: None if all.
+    """The keys that a mask `[B, K]` on the host selects, in the form that [`norm_attention`] takes: None if all.
 
     Returns:
         Positions in the flattened `[K, B]`, `[N]`.
@@ -169,8 +169,8 @@ def norm_attention(
         value: `[B, H_kv, K, e]`, before it is repeated over the query heads of a group.
         metric: [`output_metric`] of the output projection.
         row_weight: `[B, R]`, weights of the rows, summing to 1 over the real rows of a sample, 0 for padding.
-        keys: [`wanted_keys`], on the device of alpha; the others come back as 0 and cost nothing.
-        chunk: keys worked on at a time; by default as many as suit the device.
+        keys: [`wanted_keys`], on the device of alpha; the other keys are returned as 0 at no cost.
+        chunk: number of keys processed at a time; by default chosen for the device.
 
     Returns:
         `(a, a_heads)`: `[B, K]`, the norm of the sum over heads; and `[B, H, K]`, the norm of each head.
@@ -193,7 +193,7 @@ def norm_attention(
 
 
 def row_norms(alpha: Tensor, value: Tensor, metric: OutputMetric, *, chunk: int | None = None) -> Tensor:
-    """a(m, j) itself, of every row and key: what [`norm_attention`] averages over rows.
+    """a(m, j) for every row and key; [`norm_attention`] gives its mean over rows.
 
     Args:
         alpha: `[B, H, R, K]`.
@@ -212,7 +212,7 @@ def row_norms(alpha: Tensor, value: Tensor, metric: OutputMetric, *, chunk: int 
 
 
 def recompose(alpha: Tensor, value: Tensor, w_o: Tensor, bias: Tensor | None) -> Tensor:
-    """What the attention module must have put out at the rows, from the same alpha, v and W_O: the self-check.
+    """The attention module's output at the rows, recomputed from alpha, v and W_O for the self-check.
 
     Args:
         alpha: `[B, H, R, K]` over *all* keys.
@@ -236,13 +236,13 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _keys_at_once(alpha: Tensor, metric: OutputMetric) -> int:
-    """How many keys of `alpha [N, H, R]` to work on at a time, so that what is computed of them is of a good size."""
+    """Number of keys of `alpha [N, H, R]` to process at a time, so that intermediate tensors have a suitable size."""
     numbers = (metric.own.numel() + metric.others.numel()) // metric.own.shape[1] + alpha.shape[1:].numel()
     return max(1, (_NUMBERS_ON_CPU if alpha.device.type == "cpu" else _NUMBERS_ON_DEVICE) // numbers)
 
 
 def _parts(keys: Tensor | None, total: int, chunk: int) -> Sequence[slice | Tensor]:
-    """The keys wanted, some at a time: as slices, which copy nothing, where all of them are."""
+    """The selected keys in chunks: as slices, which need no copy, if all keys are selected."""
     if keys is not None:
         return keys.split(chunk)
     return [slice(first, first + chunk) for first in range(0, total, chunk)]

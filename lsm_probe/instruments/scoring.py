@@ -1,4 +1,4 @@
-"""What a response is worth to the LLM after several prompts, what the prompts share computed once."""
+"""Log-probabilities of a response after several prompts; the beginning that prompts share is computed once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NOT_FINITE = (
 def log_probabilities(llm: PreTrainedModel, embedded: Sequence[Tensor], response: Sequence[int]) -> Tensor:
     """`log P(t_m | prompt, t_<m)` of the same response after each prompt, in nats.
 
-    The longest beginning that all prompts share runs once; its key-value cache is repeated for the rest, padded on the
-    right: padding before or inside a prompt would count towards the window of a model with local attention. Prompts
-    whose rotary frequencies differ, because these depend on the length of prompt and response, run apart.
+    The longest beginning that all prompts share runs once. Its key-value cache is repeated for the rest of each prompt,
+    padded on the right, because padding before or inside a prompt would count towards the window of local attention.
+    Prompts run separately if their rotary frequencies differ, which depend on the length of prompt and response.
 
     Args:
         llm: a causal LM.
@@ -65,7 +65,7 @@ def _score_together(llm: PreTrainedModel, embedded: Sequence[Tensor], response: 
         logits_to_keep=max(lengths) - min(lengths) + len(ids),
         **{CACHE: cache},
     ).logits
-    first = max(lengths) - logits.shape[1] + len(ids)  # a row of this length has its response in the first columns
+    first = max(lengths) - logits.shape[1] + len(ids)  # the response of a row with this length is in the first columns
     chosen = [line[n - first : n - first + len(ids)] for line, n in zip(logits, lengths, strict=True)]
     return gathered_log_probabilities(chosen, ids)
 
@@ -73,12 +73,12 @@ def _score_together(llm: PreTrainedModel, embedded: Sequence[Tensor], response: 
 def gathered_log_probabilities(logits: Tensor | Sequence[Tensor], ids: Tensor) -> Tensor:
     """`log softmax(logits)[ids]`, float32: logits `[rows, tokens, vocabulary]`, ids `[tokens]` -> `[rows, tokens]`."""
     # Row by row: a float32 copy of all logits would be the largest tensor of the run.
-    ids = ids.to(logits[0].device)  # which a model over several devices may put elsewhere than its inputs
+    ids = ids.to(logits[0].device)  # a model on several devices may place logits elsewhere than its inputs
     return torch.stack([-torch.nn.functional.cross_entropy(row.float(), ids, reduction="none") for row in logits])
 
 
 def _shared_tokens(embedded: Sequence[Tensor]) -> int:
-    """Length of the beginning that all prompts share; a prompt's last token, whose logits are wanted, is none of it."""
+    """Length of the beginning that all prompts share, without a prompt's last token, whose logits are needed."""
     shortest = min(map(len, embedded)) - 1
     if len(embedded) < 2 or shortest < 1:
         return 0
@@ -88,7 +88,7 @@ def _shared_tokens(embedded: Sequence[Tensor]) -> int:
 
 
 def _run_shared(llm: Any, embedded: Sequence[Tensor], shared: int) -> Any | None:
-    """The key-value cache of the shared beginning, repeated for each prompt; None where the model's cannot be."""
+    """The key-value cache of the shared beginning, repeated for each prompt; None if the cache cannot be repeated."""
     output = llm(inputs_embeds=embedded[0][None, :shared], use_cache=True, logits_to_keep=1)
     cache: Any = getattr(output, CACHE, None)
     if not keeps_rows_apart(cache):

@@ -1,6 +1,6 @@
-"""The self-check: alpha, v and W_O must reproduce what the attention put out, or its numbers are refused.
+"""The self-check: if alpha, v and W_O do not reproduce the attention's output, its numbers are refused.
 
-Errors stay on the device during a pass and are judged once at its end, so that no layer waits for them.
+Errors stay on the device during a pass and are checked once at its end, so that no layer waits for the device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lsm_probe.errors import InputError, SampleFault
 
 
 def error_bounds(dtype: torch.dtype) -> tuple[float, float]:
-    """Largest median and largest worst-row relative error of the self-check accepted.
+    """Largest median and largest single-row relative error that the self-check accepts.
 
-    In half precision the bounds are the attention module's own rounding, measured.
+    In half precision the bounds follow the measured rounding of attention modules.
     """
     return (1e-5, 1e-5) if dtype in (torch.float32, torch.float64) else (5e-3, 2e-2)
 
@@ -32,7 +32,7 @@ def error_summary(errors: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Any
 
 
 class SelfCheck:
-    """The relative errors of the layers of one pass: added layer by layer on the device, judged together on the host.
+    """The relative errors of the layers of one pass: collected on the device, checked together on the host.
 
     Args:
         row_mask: `[batch, rows]`, on the CPU, False for padding.
@@ -47,13 +47,13 @@ class SelfCheck:
         """Adds a layer's relative errors `|expected - actual| / |actual|`, one for each row.
 
         Args:
-            place: whose attention this is; begins the line of an error.
-            expected: what alpha, v and W_O give, `[batch, rows, d]`.
-            actual: what the attention put out at these rows, `[batch, rows, d]`.
+            place: name of the attention; the start of an error message.
+            expected: the output from alpha, v and W_O, `[batch, rows, d]`.
+            actual: the attention's own output at these rows, `[batch, rows, d]`.
             bounds: as in [`error_bounds`].
         """
         actual = actual.to(expected.dtype)
-        # An attention that puts out nothing at all is reproduced by nothing, not by 0 / 0.
+        # An all-zero output must not give 0 / 0: the error is 0 if zeros were expected, and very large otherwise.
         errors = (expected - actual).norm(dim=-1) / actual.norm(dim=-1).clamp_min(torch.finfo(expected.dtype).tiny)
         self._layers.append((place, bounds))
         self._found.append(torch.cat([errors.flatten(), actual.abs().amax()[None]]))
@@ -63,7 +63,7 @@ class SelfCheck:
 
         Raises:
             InputError: alpha, v and W_O do not reproduce the output of a layer; the first such layer is named.
-            SampleFault: its output is not finite, or half precision may be what rounds too coarsely.
+            SampleFault: the output is not finite, or half precision may round too coarsely for this sample.
         """
         if not self._found:
             return torch.empty(0, *self.row_mask.shape)
@@ -79,7 +79,7 @@ def _judge_layer(place: str, errors: Tensor, largest: float, bounds: tuple[float
     if not math.isfinite(largest):
         raise SampleFault(f"{place}: its output is not finite (NaN in the weights, or float16 overflows)")
     median_bound, worst_bound = bounds
-    # Written so that NaN is refused too.
+    # Written so that NaN is also refused.
     if not (errors.median() <= median_bound and errors.max() <= worst_bound):
         # In half precision a single sample may round too coarsely.
         half = median_bound > error_bounds(torch.float32)[0]

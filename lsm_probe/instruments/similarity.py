@@ -1,23 +1,22 @@
-"""How alike two sets of paired vectors are: pure maths over numpy arrays, no model and no I/O.
+"""Similarity of two sets of paired vectors: pure maths over numpy arrays, no model and no I/O.
 
-The sets are representations of the same samples, row i of `x` (speech, say) paired with row i of `y` (transcript):
-`[samples, d]`. `clusters`, `[samples]`, says which utterance a row speaks of. Rows of one utterance, under several
-instructions, are not independent of each other and never count as "other" rows.
+The sets represent the same samples: row i of `x` (for example speech) is paired with row i of `y` (transcript), both
+`[samples, d]`. `clusters`, `[samples]`, gives the utterance of each row. Rows of one utterance, with different
+instructions, are not independent and never count as "other" rows.
 
-| function | says | unalike to alike |
+| function | measures | dissimilar to similar |
 |---|---|---|
-| [`paired_cosine`], [`unpaired_cosine`] | how small the angle is, within pairs and between utterances | -1 to 1 |
+| [`paired_cosine`], [`unpaired_cosine`] | the cosine, within pairs and between utterances | -1 to 1 |
 | [`retrieval`] | how often a row's nearest neighbour in the other set is its own partner | 0 to 1 |
-| [`debiased_cka`] | how alike the geometry is, whatever the rotation, the scale and the place | about 0 to 1 |
-| [`mmd`] | how far apart the distributions are, and whether by more than chance | 1 to 0 |
-| [`centroid_distance`] | how far apart the centres are | large to 0 |
+| [`debiased_cka`] | similarity of the geometry, invariant to rotation, scale and offset | about 0 to 1 |
+| [`mmd`] | distance of the distributions, and whether it exceeds chance | 1 to 0 |
+| [`centroid_distance`] | distance of the centres | large to 0 |
 | [`joint_tsne`] | a picture of both sets in one plane | |
 
-[`standardised`] rows show what an offset between the sets or a few large dimensions hide from cosines and CKA.
+[`standardised`] rows reveal similarity that an offset or a few large dimensions hide from cosines and CKA.
 
-Everything is accumulated in float64, whatever the input. Every function raises InputError, in one line, where a value
-is NaN or infinite. The cosine of a zero vector with anything is taken as 0. Differences of the order of float64
-rounding count as none: see `ROUNDING`.
+All sums are in float64, whatever the input's dtype. Every function raises InputError if a value is NaN or infinite. The
+cosine with a zero vector counts as 0. Differences on the order of float64 rounding count as none: see `ROUNDING`.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ CANCELLED = 1e-12
 
 
 class Mmd(NamedTuple):
-    """What [`mmd`] finds."""
+    """Result of [`mmd`]."""
 
-    squared: float  # unbiased estimate of the squared MMD; negative by chance where the distributions are alike
+    squared: float  # unbiased estimate of the squared MMD; may be negative by chance if the distributions are equal
     p_value: float
     sigma: float  # width of the kernel
 
@@ -86,17 +85,17 @@ def unpaired_cosine(x: Rows, y: Rows, clusters: Clusters) -> Floats:
 def retrieval(x: Rows, y: Rows, clusters: Clusters) -> tuple[Floats, Floats]:
     """Recall at 1 by cosine, both ways: whether the nearest row of the other set is the row's own partner.
 
-    Candidates are the own partner and the rows of all other clusters: the same utterance under another instruction is
-    neither a hit nor a miss. Where the own partner is among t candidates tied at the top (within `ROUNDING`), the hit
-    counts 1 / t, what drawing one of them by lot would give on average. So sets that are constant, or zero, score the
-    level of chance, 1 / candidates, with `candidates = samples - (rows of the own cluster) + 1`.
+    Candidates are the own partner and the rows of all other clusters. Other rows of the same utterance count neither as
+    hit nor as miss. If t candidates tie at the top (within `ROUNDING`) and the own partner is one of them, the hit
+    counts 1 / t, the average of a random choice. So constant or zero sets score at chance level, 1 / candidates, with
+    `candidates = samples - (rows of the own cluster) + 1`.
 
     Args:
         x, y: `[samples, d]`.
         clusters: the utterance of each row, `[samples]`.
 
     Returns:
-        `(hits_xy, hits_yx)`, each `[samples]`, in [0, 1]: x_i looking for its y_i, and y_i looking for its x_i.
+        `(hits_xy, hits_yx)`, each `[samples]`, in [0, 1]: searching y_i for x_i, and x_i for y_i.
 
     Raises:
         InputError: a value is NaN or infinite, or there is only one utterance.
@@ -117,17 +116,17 @@ def debiased_cka(x: Rows, y: Rows, clusters: Clusters | None = None) -> float:
     set to 0. With the biased estimate of HSIC, CKA is near 1 even for unrelated sets where d is much larger than the
     number of samples (Murphy et al., 2024, arXiv 2405.01012); this one is then near 0, and may be negative.
 
-    The estimate takes its rows for independent. Rows of one utterance are not: they bring back the bias that leaving
-    out the diagonal removes. Give `clusters` where an utterance has several rows: its rows are then averaged first,
-    and the number speaks of the geometry of the utterances' means. With one row an utterance it changes nothing.
+    The estimate assumes independent rows. Rows of one utterance are not independent: they bring back the bias that the
+    zero diagonal removes. Give `clusters` if an utterance has several rows: these are then averaged first, and the
+    number describes the geometry of the utterances' means. With one row per utterance, `clusters` changes nothing.
 
     Args:
         x, y: `[samples, d]`; each may have its own d.
-        clusters: the utterance of each row, `[samples]`; None takes each row as an utterance of its own.
+        clusters: the utterance of each row, `[samples]`; None treats each row as its own utterance.
 
     Returns:
-        CKA, at most 1; NaN where a set has no geometry to compare, its HSIC with itself being 0: it is constant, or
-        constant but for one row, or all its rows are orthogonal to each other.
+        CKA, at most 1; NaN if a set has no geometry (its HSIC with itself is 0): it is constant, constant except for
+        one row, or all its rows are orthogonal to each other.
 
     Raises:
         InputError: a value is NaN or infinite, or there are fewer than 4 utterances (samples, without clusters).
@@ -137,9 +136,9 @@ def debiased_cka(x: Rows, y: Rows, clusters: Clusters | None = None) -> float:
 
 
 def jackknife_cka(x: Rows, y: Rows, clusters: Clusters) -> Floats:
-    """[`debiased_cka`] of the utterances without one of them, `[clusters]`, by ascending cluster number.
+    """[`debiased_cka`] without each utterance in turn, `[clusters]`, by ascending cluster number.
 
-    The Gram matrices are made once: HSIC does not depend on where the rows are centred.
+    The Gram matrices are computed once, because HSIC does not depend on how rows are centred.
 
     Args:
         x, y: `[samples, d]`; each may have its own d.
@@ -153,25 +152,24 @@ def jackknife_cka(x: Rows, y: Rows, clusters: Clusters) -> Floats:
 
 
 def mmd(x: Rows, y: Rows, clusters: Clusters, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Mmd:
-    """Unbiased squared maximum mean discrepancy, and whether it is more than chance (Gretton et al., JMLR 2012).
+    """Unbiased squared maximum mean discrepancy, and whether it exceeds chance (Gretton et al., JMLR 2012).
 
     The estimate is the mean of `h_ij = k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)` over the ordered pairs
-    i, j of different clusters. With one row a cluster that is the U-statistic of Lemma 6 for sets of equal size
-    (equation 4), without the cross terms `k(x_i, y_i)`, and not the general equation 3, which has them: x_i and y_i
-    are of one sample, closer (or farther) than independent draws would be, and equation 3 would be biased by that.
-    Pairs of rows of one utterance are left out for the same reason.
+    i, j of different clusters. With one row per cluster, that is the U-statistic of Lemma 6 for sets of equal size
+    (equation 4), without the cross terms `k(x_i, y_i)`. The general equation 3 has these terms and would be biased: x_i
+    and y_i come from one sample, so they are closer (or farther apart) than independent draws. Pairs of rows of one
+    utterance are excluded for the same reason.
 
-    The kernel is `k(a, b) = exp(-|a - b|^2 / (2 sigma^2))`, sigma the median distance between the rows of both sets
-    pooled (section 8 there). Where more than half of the pairs coincide, so that the median is 0, sigma is the median
-    of the distances that are not 0; where all do, sigma is 0, the estimate 0 and the p-value 1.
+    The kernel is `k(a, b) = exp(-|a - b|^2 / (2 sigma^2))`, with sigma the median distance between the pooled rows of
+    both sets (section 8 there). If more than half of the pairs coincide, the median is 0, and sigma is the median of
+    the non-zero distances. If all pairs coincide, sigma is 0, the estimate 0 and the p-value 1.
 
-    The p-value asks how often the estimate would be as large had it been chance which of an utterance's two sets is
-    called x and which y. Each permutation swaps x and y for some utterances, all rows of an utterance together. Free
-    relabelling of the pooled rows would be wrong: it splits pairs and utterances, whose rows are alike, and so puts
-    the estimate in a distribution that it could not come from. A swap of i turns h_ij into -h_ij, so that the
-    estimate under signs s is the mean of `s_i s_j h_ij`, exactly; sigma does not change. The p-value is
-    `(1 + #{swapped >= observed}) / (1 + permutations)`. As swapping all utterances changes nothing, it cannot be much
-    below `2 ** (1 - utterances)`: it takes 6 utterances to come below 0.05.
+    The null hypothesis is that x and y are exchangeable within each utterance. Each permutation swaps x and y for some
+    utterances, all rows of an utterance together. Free relabelling of the pooled rows would be wrong: it splits pairs
+    and utterances, whose rows are similar, and gives a distribution that the estimate could not come from. A swap of i
+    turns h_ij into -h_ij, so the estimate under signs s is exactly the mean of `s_i s_j h_ij`; sigma does not change.
+    The p-value is `(1 + #{swapped >= observed}) / (1 + permutations)`. Swapping all utterances changes nothing, so it
+    cannot be much below `2 ** (1 - utterances)`: a value below 0.05 needs 6 utterances.
 
     Args:
         x, y: `[samples, d]`.
@@ -200,27 +198,27 @@ def mmd(x: Rows, y: Rows, clusters: Clusters, *, seed: int = 0, permutations: in
 
 
 def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> Any:
-    """Distance of the two means over the spread within the sets: unit-free, so that layers can be compared.
+    """Distance of the two means divided by the spread within the sets: unit-free, comparable between layers.
 
     `|m_x - m_y| / sqrt((sum_i w_i |x_i - m_x|^2 + sum_i w_i |y_i - m_y|^2) / (2 sum_i w_i))` with the weighted means
-    m_x, m_y. At 1, the means are as far apart as a row typically is from its own mean.
+    m_x, m_y. At 1, the means are as far apart as a row typically is from the mean of its set.
 
-    A distance is never negative, so noise adds to it: two sets of n independent rows of one distribution have about
+    A distance is never negative, so noise increases it: two sets of n independent rows of one distribution have about
     `sqrt(2 / n)`.
 
     Args:
         x, y: `[samples, d]`.
-        weights: how often each sample counts, `[draws, samples]`; None takes each once.
+        weights: how often each sample counts, `[draws, samples]`; None counts each sample once.
 
     Returns:
-        One number, or `[draws]` with weights; NaN where both sets are constant, there being nothing to measure by.
+        One number, or `[draws]` with weights; NaN if both sets are constant, because there is no spread.
 
     Raises:
         InputError: a value is NaN or infinite.
     """
     x, y = _finite(x, y)
     shares = np.full((1, len(x)), 1 / len(x)) if weights is None else weights / weights.sum(1, keepdims=True)
-    # Taken from the plain means, the squares below are of the order of the spread and cancel little.
+    # Relative to the plain means, the squares below have the order of the spread, so little precision is lost.
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
     second = shares @ (np.square(x).sum(1) + np.square(y).sum(1))
@@ -232,12 +230,12 @@ def centroid_distance(x: Rows, y: Rows, weights: Floats | None = None) -> Any:
 
 
 def standardised(rows: Rows) -> Floats:
-    """Each dimension with mean 0 and variance 1 over the rows, `[samples, d]`; a constant one is 0.
+    """Each dimension with mean 0 and variance 1 over the rows, `[samples, d]`; a constant dimension becomes 0.
 
-    Two things hide what speech and transcript share, and this takes both away. The offset between the sets: where it is
-    large against the spread within them, one and the same row is the nearest to all, and retrieval is at chance
-    whatever the rest looks like. And single dimensions with "massive activations" (Sun et al., 2024, arXiv
-    2402.17762): one that holds most of a set's variance decides its cosines and its CKA alone.
+    This removes two effects that hide the similarity of speech and transcript. One is an offset between the sets: if it
+    is large compared with the spread within the sets, the same row is nearest to all others, and retrieval is at
+    chance. The other is single dimensions with "massive activations" (Sun et al., 2024, arXiv 2402.17762): a dimension
+    with most of a set's variance alone determines its cosines and its CKA.
 
     Raises:
         InputError: a value is NaN or infinite.
@@ -254,21 +252,21 @@ def joint_tsne(x: Rows, y: Rows, *, perplexity: float = 30.0, seed: int = 0) -> 
 
     Args:
         x, y: `[samples, d]`.
-        perplexity: about how many neighbours a row is placed by; above 0 and below 2 * samples.
-        seed: seeds the principal components that the fit starts from; the same seed and rows give the same picture.
+        perplexity: roughly the number of neighbours that place a row; above 0 and below 2 * samples.
+        seed: for the principal components that the fit starts from; the same seed and rows give the same picture.
 
     Returns:
-        Where the rows of x and those of y lie, each `[samples, 2]`. All at 0 where the pooled rows are all the same.
+        Coordinates of the rows of x and of y, each `[samples, 2]`. All 0 if the pooled rows are all the same.
 
     Raises:
         InputError: a value is NaN or infinite, or perplexity is out of range.
     """
-    from sklearn.manifold import TSNE  # takes a second, which the other functions need not wait for
+    from sklearn.manifold import TSNE  # takes a second, and the other functions do not need it
 
     x, y = _finite(x, y)
     check_perplexity(perplexity, len(x))
     pooled = np.concatenate([x, y])
-    if (pooled == pooled[0]).all():  # the start by principal components divides by their spread
+    if (pooled == pooled[0]).all():  # the initialisation by principal components divides by their spread
         return np.zeros((len(x), 2)), np.zeros((len(y), 2))
     places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(pooled).astype(np.float64)
     return places[: len(x)], places[len(x) :]
@@ -286,7 +284,7 @@ def check_perplexity(perplexity: float, samples: int) -> None:
 
 
 def _finite(x: Rows, y: Rows) -> tuple[Floats, Floats]:
-    """Both sets in float64; raises InputError where a value is NaN or infinite."""
+    """Both sets in float64; raises InputError if a value is NaN or infinite."""
     for name, rows in (("first", x), ("second", y)):
         bad = np.flatnonzero(~np.isfinite(rows).all(1))
         if len(bad):
@@ -336,7 +334,7 @@ def _grams(x: Rows, y: Rows, clusters: Clusters, least: int) -> tuple[Floats, Fl
     grams = []
     for rows in (x, y):
         means = _cluster_sums(rows, number) / np.bincount(number)[:, None]
-        means -= means.mean(0)  # changes no HSIC, but keeps a large common part of the rows from costing digits
+        means -= means.mean(0)  # does not change HSIC, but keeps precision if the rows have a large common part
         gram = means @ means.T
         np.fill_diagonal(gram, 0)
         grams.append(gram)
@@ -381,7 +379,7 @@ def _row_sums(gram: Floats, leave_out: bool) -> Floats:
 
 def _squared_distances(rows: Floats) -> Floats:
     """Squared Euclidean distances of all pairs of rows, `[n, n]`; exactly 0 for rows that are the same."""
-    rows = rows - rows.mean(0)  # keeps a large common part from costing digits
+    rows = rows - rows.mean(0)  # keeps precision if the rows have a large common part
     products = rows @ rows.T
     lengths = products.diagonal()
     sums = lengths[:, None] + lengths
@@ -391,7 +389,7 @@ def _squared_distances(rows: Floats) -> Floats:
 
 
 def _median_distance(squares: Floats) -> float:
-    """The median distance between different rows; of those that are not 0 where it is 0; 0 where all are."""
+    """The median distance between different rows; if it is 0, the median of the non-zero distances; 0 if all are 0."""
     distances = np.sqrt(squares[np.triu_indices(len(squares), 1)])
     median = float(np.median(distances))
     if median == 0 and distances.any():

@@ -1,4 +1,4 @@
-"""Models: the large speech-text model, its processor, and loading of whatever the probes look into."""
+"""Models: the large speech-text model, its processor, and loading of all models that the probes measure."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["LsmConfig", "LsmForConditionalGeneration", "LsmProcessor", "LsmProje
 
 
 def __getattr__(name: str) -> Any:
-    """Imports these classes at their first use: what reads results needs small parts of this folder, and no torch."""
+    """Imports these classes at first use: code that reads results needs small parts of this package, without torch."""
     if name in __all__:
         return getattr(import_module("lsm_probe.models.auto_classes"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

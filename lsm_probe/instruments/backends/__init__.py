@@ -1,9 +1,9 @@
-"""Whose activations the attention probe reads: our own capture's, TransformerLens's or nnsight's.
+"""Backends of the attention probe: activations come from our own capture, from TransformerLens or from nnsight.
 
 A backend is one function, a [`RunPass`], that runs a teacher-forced pass and shows each layer's attention to a visitor.
-All three answer the same question by independent means, so that each is a second opinion on the others: only the norms
-([`norm_attention`]) and the sums by segment are the same code. The libraries run eager attention on a twin of the LLM;
-the LLM itself is left alone.
+The three backends obtain the activations independently, so that each can check the others. Only the norms
+([`norm_attention`]) and the sums by segment are the same code. The libraries run eager attention on a second model
+with the same weights, so the LLM itself does not change.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ BACKENDS = ("native", "transformer-lens", "nnsight")
 
 @contextmanager
 def open_backend(backend: str, llm: PreTrainedModel) -> Iterator[RunPass]:
-    """Prepares a causal LM for passes through a backend; the LLM is as before afterwards.
+    """Prepares a causal LM for passes through a backend; afterwards the LLM is as before.
 
-    The weights must not change inside the block: products of them are kept.
+    The weights must not change inside the block, because products of them are stored.
 
     Args:
         backend: one of `BACKENDS`.
         llm: a causal LM in evaluation mode that runs `sdpa` attention.
 
     Raises:
-        InputError: if the backend is unknown or not installed, or if it, or our own capture, cannot measure the model.
+        InputError: the backend is unknown or not installed, or it, or our own capture, cannot measure the model.
     """
     if backend == "native":
         with capture(llm) as captured:

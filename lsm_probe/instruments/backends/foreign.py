@@ -1,4 +1,4 @@
-"""What a backend is, and what those share that read another library's activations."""
+"""The backend interface, and the code that backends for other libraries share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lsm_probe.models.devices import has_room
 
 
 class RunPass(Protocol):
-    """What a backend is: a function that runs one pass of an LLM and shows its attention layer by layer."""
+    """The interface of a backend: a function that runs one pass of an LLM and shows its attention layer by layer."""
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit, /) -> list[Tensor]:
         """Runs the LLM and shows every layer to `visit`, in order.
@@ -27,27 +27,27 @@ class RunPass(Protocol):
         Args:
             inputs: embedded prompts and responses, `[batch, tokens, d]`, right-padded.
             mask: `[batch, tokens]`, 1 for real tokens.
-            rows: query positions to look at, `[batch, rows]`, on the CPU.
-            row_mask: `[batch, rows]`, on the CPU, False for padding among them; a padded row names a real position.
+            rows: query positions to measure, `[batch, rows]`, on the CPU.
+            row_mask: `[batch, rows]`, on the CPU, False for padding; a padded row must still be a valid position.
             visit: shown a [`LayerAttention`] for each layer.
 
         Returns:
-            The self-check's relative errors, `[layers, rows]` for each sample: how far what was shown (alpha, v and
-            W_O) is from reproducing the attention output that the same library reported.
+            The self-check's relative errors, `[layers, rows]` for each sample: the difference between the output
+            computed from alpha, v and W_O and the attention output that the same library reported.
 
         Raises:
-            InputError: if an error exceeds [`error_bounds`].
+            InputError: an error exceeds [`error_bounds`].
         """
 
 
 def twin(llm: PreTrainedModel, library: str) -> PreTrainedModel:
-    """A second model over the same weights, for a library to rebuild as it likes.
+    """A second model with the same weights, which a library may modify.
 
-    Modules and configuration are copies, parameters and buffers the very same tensors. So it costs no memory, and the
-    LLM keeps its own modules and attention; both libraries need eager attention to see probabilities.
+    Modules and configuration are copies; parameters and buffers are the same tensors. So it needs no extra memory, and
+    the LLM keeps its own modules and attention. Both libraries need eager attention to see probabilities.
 
     Raises:
-        InputError: if the model is more than a text LLM.
+        InputError: the model is more than a text LLM.
     """
     if llm.config.sub_configs:
         raise InputError(
@@ -66,13 +66,13 @@ def missing(library: str, error: ImportError) -> InputError:
 
 @torch.no_grad()
 def try_out(run_pass: RunPass, llm: PreTrainedModel, library: str) -> None:
-    """Runs a pass over a few tokens, so that a model that cannot be measured is refused before the work begins.
+    """Runs a pass over a few tokens, so that an unsupported model is refused before the measurement begins.
 
-    Our own capture goes first: attention that is more than alpha v W_O added to the residual stream (gates, sinks, a
-    norm behind it) has no norm to compare, whoever shows it.
+    Our own capture runs first. If attention is more than alpha v W_O added to the residual stream (gates, sinks, a norm
+    after it), the norms are not defined in any library.
 
     Raises:
-        InputError: from our own capture, or with what the library stumbled over.
+        InputError: our own capture or the library cannot measure the model.
     """
     tokens = torch.arange(4, device=llm.device)[None]
     inputs, mask, rows = llm.get_input_embeddings()(tokens), torch.ones_like(tokens), torch.arange(1, 4)[None]
@@ -81,25 +81,25 @@ def try_out(run_pass: RunPass, llm: PreTrainedModel, library: str) -> None:
             llm(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
         run_pass(inputs, mask, rows, rows > 0, lambda layer: None)
     except SampleFault:
-        pass  # says something of these tokens alone
+        pass  # this says only something about these tokens
     except InputError:
         raise
-    except Exception as error:  # whatever another library raises for a model it was not made for
+    except Exception as error:  # other libraries raise any exception for a model they do not support
         raise InputError(f"{library} cannot read the attention of {type(llm).__name__}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class CheckedLayers:
-    """The layers of one pass as a library shows them: each is checked and handed to the visitor.
+    """The layers of one pass as a library returns them: each is checked and passed to the visitor.
 
     Args:
         library: its name, for errors.
         rows, row_mask, visit: as in [`RunPass`].
-        metrics: [`output_metric`] by layer, kept from pass to pass.
+        metrics: [`output_metric`] by layer, reused in later passes.
     """
 
     def __init__(self, library: str, rows: Tensor, row_mask: Tensor, visit: Visit, metrics: dict[int, OutputMetric]):
@@ -110,7 +110,7 @@ class CheckedLayers:
     def show(
         self, layer: int, pattern: Tensor, value: Tensor, w_o: Tensor, bias: Tensor | None, output: Tensor
     ) -> None:
-        """Takes what the library shows of a layer; layers come in order.
+        """Takes a layer's activations from the library; layers must come in order.
 
         Args:
             layer: index of the layer.
@@ -118,7 +118,7 @@ class CheckedLayers:
             value: `[batch, kv_heads, keys, head_dim]`.
             w_o: output projection, `[heads, head_dim, d]`, one for each query head.
             bias: output bias `[d]`, or None.
-            output: what the attention put out, `[batch, queries, d]`.
+            output: the output of the attention, `[batch, queries, d]`.
         """
         rows = self._rows_on(output.device)
         heads, keys = pattern.shape[1], pattern.shape[3]
@@ -139,6 +139,6 @@ class CheckedLayers:
         """The self-check's relative errors: `[layers, rows]` for each sample.
 
         Raises:
-            InputError: if alpha, v and W_O do not reproduce the output of a layer.
+            InputError: alpha, v and W_O do not reproduce the output of a layer.
         """
         return [e[:, m] for e, m in zip(self._check.judge().transpose(0, 1), self._check.row_mask, strict=True)]

@@ -1,4 +1,4 @@
-"""The attention probe through nnsight: probabilities and values as a trace sees them in the attention call."""
+"""The attention probe with nnsight: probabilities and values from a trace of the attention call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARY = "nnsight"
 
 
 def wrap(llm: PreTrainedModel) -> NNsight:
-    """A twin of a loaded causal LM, wrapped for tracing: same weights, the LLM left alone.
+    """A second model with the weights of a causal LM, wrapped for tracing; the LLM itself does not change.
 
     Raises:
         InputError: if nnsight is not installed.
@@ -31,9 +31,9 @@ def wrap(llm: PreTrainedModel) -> NNsight:
 
 
 class NNsightPass:
-    """A [`RunPass`] that reads what goes into transformers' attention interface and what comes out, in a trace.
+    """A [`RunPass`] that traces the inputs and outputs of transformers' attention interface.
 
-    nnsight knows no W_O: the effective one of the traced output projection is taken.
+    nnsight does not provide W_O, so the effective W_O of the traced output projection is used.
 
     Args:
         llm: a causal LM in evaluation mode.
@@ -47,12 +47,12 @@ class NNsightPass:
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:
         checked = CheckedLayers(LIBRARY, rows, row_mask, visit, self.metrics)
-        # nnsight reads this block's source and runs it alongside the forward pass: what it asks for must come in the
-        # order in which the model computes it.
+        # nnsight reads this block's source and runs it alongside the forward pass: requests must be in
+        # the order in which the model computes the values.
         with self.model.trace(inputs_embeds=inputs, attention_mask=mask, use_cache=False, logits_to_keep=1):
             for layer in self.layers:
                 attention = self.model.get(layer.name)
-                call = attention.source.attention_interface_1  # _0 is the line that looks the function up
+                call = attention.source.attention_interface_1  # _0 is the line that looks up the function
                 _, _, _, value, *_ = call.inputs[0]
                 _, pattern = call.output
                 output = attention.output

@@ -1,4 +1,4 @@
-"""The attention probe through TransformerLens: alpha, v and W_O as a TransformerBridge shows them."""
+"""The attention probe with TransformerLens: alpha, v and W_O from a TransformerBridge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIBRARY = "TransformerLens"
 
 
 def bridge_over(llm: PreTrainedModel) -> TransformerBridge:
-    """A TransformerBridge over a twin of a loaded causal LM: same weights, nothing downloaded, the LLM left alone.
+    """A TransformerBridge with the weights of a causal LM; it downloads nothing, and the LLM itself does not change.
 
     Raises:
         InputError: if TransformerLens is not installed, or has no adapter for the model.
@@ -33,7 +33,7 @@ def bridge_over(llm: PreTrainedModel) -> TransformerBridge:
     try:
         # Not `boot_transformers`, which looks for the tokenizer on the hub and may install packages.
         return build_bridge_from_module(copied, type(llm).__name__, hf_config=copied.config)
-    except Exception as error:  # its adapters raise all kinds
+    except Exception as error:  # its adapters raise many kinds of exceptions
         raise InputError(f"{LIBRARY} cannot take {type(llm).__name__}: {first_line(error)}") from error
 
 
@@ -51,11 +51,11 @@ class TransformerLensPass:
 
     def __call__(self, inputs: Tensor, mask: Tensor, rows: Tensor, row_mask: Tensor, visit: Visit) -> list[Tensor]:
         checked = CheckedLayers(LIBRARY, rows, row_mask, visit, self.metrics)
-        seen: dict[str, Tensor] = {}  # of the layer that is running; no layer's outlives it
+        seen: dict[str, Tensor] = {}  # activations of the running layer only
 
         def see(part: str, tensor: Tensor, hook: Any) -> None:
             seen[part] = tensor
-            if len(seen) == 3:  # adapters differ in the order
+            if len(seen) == 3:  # the order differs between adapters
                 layer = int(hook.name.split(".")[1])
                 attention: Any = self.bridge.blocks[layer].attn
                 value = seen["hook_v"].transpose(1, 2)
