@@ -42,12 +42,12 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as it is stored.
+    """An adapter in its stored form.
 
     Attributes:
-        folder: where it is.
+        folder: the adapter's folder.
         weights: the file of its tensors.
-        settings: what its `adapter_config.json` holds.
+        settings: the content of its `adapter_config.json`.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Adapter:
         return named is not None and Path(named).is_dir()
 
     def read_tokenizer(self) -> Any:
-        """The tokenizer in its folder, which may have another chat template than the base's; None if there is none."""
+        """The tokenizer in its folder, whose chat template may differ from the base's; None if there is none."""
         there = (self.folder / "tokenizer_config.json").is_file()
         return as_released(from_files(AutoTokenizer, self.folder), self.folder) if there else None
 
@@ -74,7 +74,7 @@ class Adapter:
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
     def find_base(self, given: str | None = None) -> str:
-        """The name of the base: the one given, else the one in `adapter_config.json`, which may lie in the folder.
+        """The name of the base: the given one, else the one in `adapter_config.json`, which may be inside the folder.
 
         Raises:
             InputError: none is known, or it is an adapter itself.
@@ -93,7 +93,7 @@ class Adapter:
 
 
 def is_adapter(name: str | Path) -> bool:
-    """Whether a name is a folder that holds an adapter, and no whole weights beside it.
+    """Whether a name is a folder that holds an adapter without full weights beside it.
 
     Raises:
         InputError: the name is not a path that can be looked up, or the folder may not be read.
@@ -106,11 +106,11 @@ def is_adapter(name: str | Path) -> bool:
 
 
 def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
-    """The folder of an adapter: the name itself, or where the hub's files are kept here; None if it is not an adapter.
+    """The folder of an adapter: the name itself, or the local copy of hub files; None if it is not an adapter.
 
     Args:
         name: folder or hub name.
-        on_hub: whether to ask the hub for what is not kept here.
+        on_hub: whether to query the hub for files without a local copy.
     """
     if is_adapter(name):
         return Path(name)
@@ -120,19 +120,19 @@ def find_adapter(name: str | Path, *, on_hub: bool = False) -> Path | None:
     if config is None or _from_hub(name, CONFIG_NAME, ask=on_hub) is not None:
         return None
     weights = (_from_hub(name, file) for file in _WEIGHTS)
-    next((file for file in weights if file), None)  # the second only if there is no first
+    next((file for file in weights if file), None)  # the second file only if the first does not exist
     for file in _TOKENIZER:
         _from_hub(name, file)
     return config.parent
 
 
 def is_missing_config(error: InputError) -> bool:
-    """Whether a name could not be loaded because the hub has no `config.json` under it, as it is with adapters."""
+    """Whether a name could not be loaded because the hub has no `config.json` for it, as is the case for adapters."""
     return f"does not appear to have a file named {CONFIG_NAME}" in str(error.__cause__)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Reads what an adapter is, its tensors left where they are.
+    """Reads the description of an adapter, without its tensors.
 
     Raises:
         InputError: a file is missing or damaged, the folder holds other weights too, or the adapter is of a kind that
@@ -190,9 +190,9 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
     names = [name.removeprefix(_PREFIX) for name in weights]
     root: Any = base.model
     if isinstance(base, Lsm) and not _fits(names, root) and _fits(names, base.llm):
-        root = base.llm  # it was trained on the LLM alone
+        root = base.llm  # it was trained only on the LLM
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of peft: what they are about is checked here
+        warnings.simplefilter("ignore")  # peft's warnings: their causes are checked here
         unmerged, merged = _merge(adapter, weights, root, base)
     if (unmerged - merged).abs().max() > (0.01 if base.model.dtype == torch.float32 else 0.1) * unmerged.abs().max():
         raise InputError(
@@ -216,12 +216,12 @@ def merge_adapter(adapter: Adapter, base: Checkpoint, checksums: Checksums | Non
 
 
 def _from_hub(name: str | Path, file: str, *, ask: bool = True) -> Path | None:
-    """Where a file of the hub is kept here, once it is there; None if the hub does not have it, or not within reach."""
+    """The local path of a hub file, once it is downloaded; None if the hub does not have it or cannot be reached."""
     try:
         kept = try_to_load_from_cache(str(name), file)
-    except ValueError:  # no name that the hub allows
+    except ValueError:  # not a valid hub name
         return None
-    if kept is not None or not ask:  # it may also be kept that the hub does not have the file
+    if kept is not None or not ask:  # the cache may also record that the hub does not have the file
         return Path(kept) if isinstance(kept, str) else None
     return find_file(name, file)
 
@@ -232,7 +232,7 @@ def _check_tokenizer(adapter: Adapter, base: Checkpoint) -> None:
     The placeholder for speech, which processors add, makes no difference.
     """
     own, used = adapter.read_tokenizer(), base.tokenizer
-    if own is None or isinstance(base, TextLlm):  # a text LLM was loaded with it
+    if own is None or isinstance(base, TextLlm):  # a text LLM was loaded with this tokenizer
         return
     vocabularies = [{token: at for token, at in t.get_vocab().items() if token != AUDIO_TOKEN} for t in (own, used)]
     templates = [None, used.chat_template, getattr(base.processor, "chat_template", None)]
@@ -245,7 +245,7 @@ def _check_tokenizer(adapter: Adapter, base: Checkpoint) -> None:
 
 
 def _find_named(folder: Path, named: object) -> str | None:
-    """The base that an adapter names: a folder from here, one from the adapter's, or a name on the hub."""
+    """The base that an adapter names: a folder relative to here, one relative to the adapter, or a hub name."""
     if not isinstance(named, str) or not named:
         return None
     for place in (Path(named), folder / named):
@@ -300,7 +300,7 @@ def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkp
     wrong = "give with --base the model that it was trained on"
     try:
         config = PeftConfig.from_pretrained(str(adapter.folder))
-        config.inference_mode = False  # peft then marks what belongs to the adapter
+        config.inference_mode = False  # peft then marks the adapter's parameters
         adapted = PeftModel(root, config).eval()
         own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         result: Any = set_peft_model_state_dict(adapted, weights)
@@ -330,7 +330,7 @@ def _merge(adapter: Adapter, weights: dict[str, Tensor], root: Any, base: Checkp
 
 
 def _untie_if_changed(model: Any) -> None:
-    """Says in the configuration that input and output embeddings differ, if the adapter made them differ."""
+    """Records in the configuration that input and output embeddings differ, if the adapter made them differ."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if inputs is not None and outputs is not None and inputs.weight is not outputs.weight:
         for config in (model.config, model.config.get_text_config()):

@@ -1,4 +1,4 @@
-"""Audio LLMs as transformers ships them: which classes they are, and what they hand to the LLM inside them."""
+"""Audio LLMs that ship in transformers: their classes, and the embeddings that they pass to their inner LLM."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _HARMLESS = ("attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cach
 
 
 def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class of an audio LLM of this configuration; None if it is none that transformers ships, or one without a
-    placeholder for its speech.
+    """The class of an audio LLM with this configuration; None if transformers ships no such class, or if it has no
+    placeholder for speech.
 
     Raises:
         InputError: it is of a type that cannot be measured.
@@ -68,15 +68,15 @@ def find_audio_token_id(config: PreTrainedConfig) -> int | None:
 
 @torch.no_grad()
 def check_reads_embeddings(model: PreTrainedModel, name: str) -> None:
-    """Makes sure that a model given a text's embeddings does what it does with the text.
+    """Checks that a model computes the same from a text's embeddings as from the text.
 
     Raises:
-        InputError: it does something else (as models that keep embeddings for each layer).
+        InputError: it does not (for example models with extra embeddings for each layer).
     """
     llm: Any = model
     ids = torch.tensor([[1, 2, 3, 2]], device=input_device(model))
     embedded = llm.get_input_embeddings()(ids).clone()
-    embedded[:, -1] /= 2  # no token's, as a speech token's: some models look up the ids of those that are
+    embedded[:, -1] /= 2  # no token has this embedding, like a speech token: some models look up the ids of embeddings
     from_ids = llm(input_ids=ids, use_cache=False).logits[:, :-1].float()
     try:
         from_embeddings = llm(inputs_embeds=embedded, use_cache=False).logits[:, :-1].float()
@@ -94,7 +94,7 @@ def check_reads_embeddings(model: PreTrainedModel, name: str) -> None:
 
 @torch.no_grad()
 def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[str, Tensor]) -> Tensor:
-    """The embedded text and speech, `[tokens, llm_dim]`, that an audio LLM hands to the LLM inside it.
+    """The embedded text and speech, `[tokens, llm_dim]`, that an audio LLM passes to its inner LLM.
 
     Args:
         model: the audio LLM.
@@ -103,7 +103,7 @@ def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[
             every class does so itself.
 
     Raises:
-        InputError: the LLM is given more than these embeddings at these positions.
+        InputError: the inner LLM gets more than these embeddings at these positions.
     """
     whole: Any = model
     features = {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in features.items()}
@@ -131,9 +131,9 @@ def merged_embeddings(model: PreTrainedModel, input_ids: Tensor, features: dict[
 
 
 def forget_positions(model: nn.Module) -> None:
-    """Resets the positions that Qwen's omni models keep from the pictures of their last prompt.
+    """Resets the positions that Qwen's omni models store from the pictures of their last prompt.
 
-    They would apply them to the next batch that is given as embeddings.
+    The models would apply these positions to the next batch of embeddings.
     """
     for module in model.modules():
         if getattr(module, "rope_deltas", None) is not None:
@@ -141,7 +141,7 @@ def forget_positions(model: nn.Module) -> None:
 
 
 class _Reached(Exception):
-    """The LLM inside was reached; carries what it was given."""
+    """Raised when the inner LLM is called; carries its inputs."""
 
     def __init__(self, kwargs: dict[str, Any]):
         super().__init__()
@@ -163,6 +163,6 @@ def _check_handed_over(name: str, input_ids: Tensor, kwargs: dict[str, Any]) -> 
             f"{name} gives its LLM {others[0]} in addition to embeddings: it cannot be measured from embeddings alone"
         )
     count = torch.arange(input_ids.shape[1], device=input_ids.device)
-    # Several rows (time, height, width) say where pictures lie; for speech all count on.
+    # Several rows (time, height, width) locate pictures; for speech all of them simply increase.
     if positions is not None and not (positions == count).all():
         raise InputError(f"{name} does not number its positions consecutively, which is not supported")

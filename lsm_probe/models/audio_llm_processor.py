@@ -1,4 +1,4 @@
-"""Prompts of transformers' own audio LLMs, written by their own processors, each token with its segment."""
+"""Prompts of audio LLMs in transformers, made with their own processors, with a segment for each token."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _ADVICE = "an audio LLM is asked through its own template alone, so it cannot be
 class AudioLlmProcessor:
     """Wraps the processor of an audio LLM.
 
-    The user's turn is the instruction and then the speech, or the other way round (`chat_source_first`); the system
-    text is what the chat template puts there by itself. Features and the number of speech tokens are what the
-    processor makes; the token ids of a prompt are held against the processor's own.
+    The user's turn is the instruction and then the speech, or the reverse (`chat_source_first`). The system text is the
+    chat template's default. Features and the number of speech tokens come from the processor; the token ids of a prompt
+    are compared with the processor's own.
 
     Args:
         processor: of the checkpoint, as transformers loads it.
@@ -84,7 +84,7 @@ class AudioLlmProcessor:
         ids, features = self._preprocess(instruction, self._resampled(audio))
         if self.audio_token_id not in ids:
             raise NoTokens("speech", f"of {len(audio) / RATE:.3f} s is too short for a single speech token")
-        if len(audio) > PIECE_SECONDS * RATE:  # processors that cannot take more cut it off without a word
+        if len(audio) > PIECE_SECONDS * RATE:  # processors with this limit cut off longer speech silently
             self._check_whole(instruction, audio, features)
         prompt = resize_source(written, ids.count(self.audio_token_id), self.audio_token_id)
         if ids != prompt.input_ids:
@@ -116,7 +116,7 @@ class AudioLlmProcessor:
         return audio if self.rate == RATE else soxr.resample(audio, RATE, self.rate)
 
     def _check_whole(self, instruction: str, audio: NDArray[np.float32], features: dict[str, Tensor]) -> None:
-        other = audio.copy()  # ends in a loud 2 kHz, whatever the speech ends in
+        other = audio.copy()  # ends in a loud 2 kHz tone, whatever the speech ends in
         other[-_LAST:] = np.where(np.arange(_LAST) % 8 < 4, 1, -1)
         _, otherwise = self._preprocess(instruction, self._resampled(other))
         if all(a.shape == otherwise[name].shape and bool((a == otherwise[name]).all()) for name, a in features.items()):
@@ -133,7 +133,7 @@ class AudioLlmProcessor:
         return Prompt([*first, *prompt.input_ids], [*[Segment.TEMPLATE] * len(first), *prompt.segments])
 
     def _put_first(self, text: str, ids: list[int]) -> list[int]:
-        """What the tokenizer puts before a prompt by itself: a BOS, unless the chat template has written one."""
+        """Tokens that the tokenizer itself puts before a prompt: a BOS, unless the chat template has written one."""
         if self._has_bos(text):
             return []
         own = list(self.tokenizer(text)["input_ids"])
@@ -153,7 +153,7 @@ class AudioLlmProcessor:
         }
         try:
             inputs = dict(self.processor(text=[text], audio=[audio], return_tensors="pt", **options))
-        except (ValueError, RuntimeError) as error:  # some for speech shorter than one of their windows
+        except (ValueError, RuntimeError) as error:  # some raise for speech shorter than one of their windows
             reason, seconds = " ".join(str(error).split())[:200], len(audio) / self.rate
             raise InputError(f"{type(self.processor).__name__} takes no {seconds:.3f} s of speech: {reason}") from error
         features = {name: value for name, value in inputs.items() if name not in _TEXT_INPUTS}

@@ -1,4 +1,4 @@
-"""The trained miniatures that come with the package: what training changed in the embedded models, and no more.
+"""The trained miniatures in the package, stored as differences from the embedded models.
 
 They are two arms of `analyses/speech_anchor_bias`: SmolLM2-135M-Instruct behind Whisper tiny.en, trained through
 adapters on spoken commands. Each is one file: the connector, and the LLM's changes as products of two thin matrices.
@@ -27,13 +27,13 @@ TALL, WIDE = ".tall", ".wide"
 
 @dataclass(frozen=True)
 class Training:
-    """What training made of the embedded models.
+    """The changes that training made to the embedded models.
 
     Attributes:
         projector: the connector's configuration.
         encoder_context: what the encoder sees, `full` or `trimmed`.
         tensors: the connector's weights, by name, and for each changed matrix of the LLM its factors.
-        arm: where it comes from: study, arm, seed.
+        arm: its origin: study, arm, seed.
     """
 
     projector: LsmProjectorConfig

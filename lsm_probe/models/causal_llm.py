@@ -1,4 +1,4 @@
-"""Causal text LLMs: which models are, and loading one."""
+"""Causal text LLMs: recognising and loading them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def load_causal_llm(label: str, name: str | Path, dtype: torch.dtype) -> PreTrai
 
 
 def check_causal(model: Any, label: str) -> None:
-    """Makes sure that a model is a causal LM that reads embeddings.
+    """Checks that a model is a causal LM that accepts embeddings.
 
     Raises:
         InputError: its attention is not causal, or it needs more than embeddings as its input.
     """
-    # transformers lists BERT and its kin as causal LMs too; no field of their configurations tells them reliably.
+    # transformers also lists models such as BERT as causal LMs; no field of their configurations marks them reliably.
     ids = torch.tensor([[1, 1], [1, 2]], device=input_device(model))
     with torch.no_grad():
         first = model(input_ids=ids, use_cache=False).logits[:, 0].float()

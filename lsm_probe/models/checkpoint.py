@@ -1,4 +1,4 @@
-"""A loaded model with what is needed to put prompts to it, whatever kind of model it is."""
+"""A loaded model with everything that is needed to prompt it, whatever its kind."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class ReadableSample(Protocol):
 
 @dataclass
 class Checkpoint(ABC):
-    """What all kinds of checkpoints share; [`load`] says which kinds there are.
+    """The interface that all kinds of checkpoints share; [`load`] lists the kinds.
 
     Attributes:
-        name: how the user called it.
+        name: the user's name for it.
         model: the LSM, the audio LLM, or the text LLM itself.
         tokenizer: the LLM's fast tokenizer.
-        template: the prompt template; its name is taken too.
+        template: the prompt template; its name is also accepted.
         processor: writes the prompts of a model that takes speech; None for a text LLM.
-        identity: where the weights came from and their hashes; stored with every result.
-        source: what stands in the source slot of its prompts. A model that takes speech reads transcripts under `text`.
-        cascade_of: names of the recogniser and the text LLM, of a cascade of both.
+        identity: origin of the weights and their hashes; stored with every result.
+        source: the content of the source slot in its prompts. A model that takes speech reads transcripts under `text`.
+        cascade_of: names of the recogniser and the text LLM, for a cascade of both.
         resizes_source: whether [`encode`] can repeat or cut the source to a given number of tokens.
     """
 
@@ -81,35 +81,35 @@ class Checkpoint(ABC):
         """Tokenises one prompt, each token with its segment.
 
         Args:
-            instruction: what the model is told to do.
-            source: the transcript; for a model that takes speech also the waveform (mono, 16 kHz), or what
-                [`encode_speech`] made of it.
+            instruction: the instruction for the model.
+            source: the transcript; for a model that takes speech also the waveform (mono, 16 kHz), or the output of
+                [`encode_speech`].
             source_length: for a text LLM, repeat or cut the transcript to this many tokens (length-matched control).
 
         Raises:
-            InputError: if instruction or source tokenise to nothing, or hold a control token.
+            InputError: instruction or source tokenise to nothing, or contain a control token.
         """
 
     @abstractmethod
     def example_prompt(self) -> Sequence[tuple[int, object]]:
-        """A prompt with fixed words in the place of instruction and source, cut into segments."""
+        """A prompt with fixed words in place of instruction and source, cut into segments."""
 
     @property
     def llm(self) -> PreTrainedModel:
-        """What reads embeddings and answers: the causal LM inside an LSM, or the model itself.
+        """The model that reads embeddings and responds: the causal LM inside an LSM, or the model itself.
 
-        An audio LLM of another kind is not taken apart: given embeddings, it is the LLM inside it, with whatever the
-        model does to its logits.
+        An audio LLM of another kind is not taken apart. Given embeddings, it acts as its inner LLM, including its own
+        changes to the logits.
         """
         return self.model
 
     @property
     def connector(self) -> nn.Module | None:
-        """What turns encoder states into speech tokens, in an LSM of this package."""
+        """The module that turns encoder states into speech tokens, in an LSM of this package."""
         return None
 
     def speech_token_times(self, num_samples: int) -> Times | None:
-        """Begin and end of what each speech token stands for, `[speech tokens, 2]`, seconds; None if it is not known.
+        """Begin and end of the speech that each speech token covers, `[speech tokens, 2]`, seconds; None if unknown.
 
         Args:
             num_samples: of the utterance at 16 kHz.
@@ -121,12 +121,12 @@ class Checkpoint(ABC):
 
     @property
     def date(self) -> str | None:
-        """What its chat template writes as today's date; None if its prompts have none."""
+        """The date that its chat template writes as today's date; None if its prompts have none."""
         return written_date(self.template, self.tokenizer)
 
     @property
     def context_length(self) -> int | None:
-        """Most tokens of prompt and response together, where the LLM's configuration names a limit."""
+        """Maximum number of tokens of prompt and response together, if the LLM's configuration names a limit."""
         return getattr(self.llm.config.get_text_config(), "max_position_embeddings", None)
 
     @property
@@ -137,23 +137,23 @@ class Checkpoint(ABC):
         return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
     def preprocess_audio(self, sources: list[Any], languages: list[str | None]) -> list[Any]:
-        """What goes into the prompts of a batch: its sources as they are, or what a cascade transcribes of them.
+        """The sources of a batch as prompts take them: unchanged, or a cascade's transcripts of them.
 
         Args:
             sources: waveforms (mono, 16 kHz) or transcripts.
-            languages: of the speech, ISO 639-1, where known.
+            languages: of the speech, ISO 639-1, if known.
         """
         return sources
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a reference response, closed with EOS as in training; `[]` for an empty text.
+        """Token ids of a reference response, followed by EOS as in training; `[]` for an empty text.
 
         Raises:
             InputError: the text contains a special token, such as EOS.
         """
         ids = encode_target(self.tokenizer, text)
         eos, own = self.eos_token_ids, self.tokenizer.eos_token_id
-        # Where there are several, the tokenizer's is the one that ends a turn (Llama 3's <|eot_id|>).
+        # If there are several, the tokenizer's EOS is the one that ends a turn (Llama 3's <|eot_id|>).
         end = [own] if own in eos else eos[:1]
         return [*ids, *end] if ids else []
 
@@ -161,16 +161,17 @@ class Checkpoint(ABC):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def find_thought(self, prompt: Prompt, response: list[int]) -> Thought | None:
-        """The thinking that a response (token ids) to a prompt begins with; None where it holds none."""
+        """The thinking at the start of a response (token ids) to a prompt; None if there is none."""
         ended = bool(response) and response[-1] in self.eos_token_ids
         return find_thought(self.tokenizer, response, text_after_user(self.tokenizer, prompt), ended=ended)
 
     def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Saves model and processor (or tokenizer) so that [`load`] takes the folder; all of it appears or nothing.
+        """Saves model and processor (or tokenizer) in a form that [`load`] reads; the folder appears only when
+        complete.
 
         Args:
-            folder: empty, or not there yet.
-            state_dict: the weights, where the model itself holds only a share of them; its own if None.
+            folder: empty or not existing.
+            state_dict: the weights, if the model itself holds only a part of them; its own if None.
 
         Raises:
             InputError: the folder is not empty.
@@ -185,23 +186,23 @@ class Checkpoint(ABC):
 
     def encode_speech(self, waveform: NDArray[np.float32]) -> Tensor:
         """The speech tokens of an utterance, `[speech tokens, llm_dim]`, for any number of prompts about it."""
-        # The instruction does not matter: the LLM has not read anything yet.
+        # Any instruction works, because the LLM is not run here.
         prompt = self.encode(self._said("Listen."), waveform)
         return self.embed([prompt])[0][prompt.positions(Segment.SOURCE)]
 
     @torch.no_grad()
     @exact_float32()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:
-        """Embeds prompts for the LLM: one `[tokens, llm_dim]` for each prompt."""
+        """Embeds prompts for the LLM: one tensor `[tokens, llm_dim]` for each prompt."""
         return [self.embed_prompt(prompt) for prompt in prompts]
 
     def embed_prompt(self, prompt: Prompt) -> Tensor:
-        """Embeds a prompt for the LLM, `[tokens, llm_dim]`, with the graph to the embeddings of its words and to what
-        an LSM's connector learns.
+        """Embeds a prompt for the LLM, `[tokens, llm_dim]`, with the graph to the word embeddings and to an LSM's
+        trainable connector weights.
 
         Raises:
-            InputError: the model, one of transformers' audio LLMs, hands more to its LLM than embeddings; or the
-                tokenizer has a token in the prompt that the LLM has not.
+            InputError: the model, an audio LLM of transformers, passes more to its LLM than embeddings; or the
+                tokenizer has a token in the prompt that the LLM does not have.
         """
         self._check_ids(prompt)
         device = input_device(self.model)
@@ -219,7 +220,7 @@ class Checkpoint(ABC):
     def _check_ids(self, prompt: Prompt) -> None:
         embeddings: Any = self.llm.get_input_embeddings()
         rows = embeddings.weight.shape[0]
-        # The placeholder of the speech may be outside the vocabulary.
+        # The placeholder for speech may be outside the vocabulary.
         speech = set(prompt.positions(Segment.SOURCE)) if self.source == "speech" else set()
         beyond = [token for i, token in enumerate(prompt.input_ids) if token >= rows and i not in speech]
         if beyond:
@@ -231,7 +232,7 @@ class Checkpoint(ABC):
     def _insert_speech(self, prompt: Prompt, speech: Tensor) -> Tensor:
         """The embedded prompt with speech tokens in their places."""
         positions = prompt.positions(Segment.SOURCE)
-        # The placeholder may be outside the vocabulary: any token stands in for it before it is overwritten.
+        # The placeholder may be outside the vocabulary, so another token replaces it until it is overwritten.
         ids = torch.tensor(prompt.input_ids, device=speech.device)
         ids[positions] = 0
         embedded: Tensor = self.llm.get_input_embeddings()(ids)
@@ -239,19 +240,19 @@ class Checkpoint(ABC):
 
     @exact_float32()
     def generate(self, embedded: list[Tensor], *, max_new_tokens: int) -> list[list[int]]:
-        """Answers embedded prompts greedily: the new token ids of each, EOS included where it was produced."""
+        """Generates greedy responses to embedded prompts: the new token ids of each, including EOS if generated."""
         return generate_greedily(self.llm, embedded, max_new_tokens=max_new_tokens, eos_token_ids=self.eos_token_ids)
 
     def prompt_ids(self, sample: ReadableSample) -> list[int]:
         """Token ids of the prompt about a sample, `[positions]`; each speech token has the id of the placeholder.
 
-        Under a template without an instruction (`llasm_released`), the sample's has no effect.
+        Under a template without an instruction (`llasm_released`), the sample's instruction has no effect.
 
         Args:
             sample: a [`Sample`](lsm_probe.Sample).
 
         Raises:
-            InputError: the sample lacks what the checkpoint reads, or as [`encode`].
+            InputError: the sample lacks the checkpoint's input; also for the reasons that [`encode`] gives.
 
         Example:
             >>> checkpoint = lsm_probe.load("builtin:untrained", device="cpu")
@@ -273,7 +274,7 @@ class Checkpoint(ABC):
             sample: a [`Sample`](lsm_probe.Sample).
 
         Raises:
-            InputError: as [`prompt_ids`].
+            InputError: for the reasons that [`prompt_ids`] gives.
         """
         embedded = self.embed_prompt(self._prompt_of(sample))
         logits: Tensor = self.llm(inputs_embeds=embedded[None], use_cache=False).logits[0]
@@ -283,11 +284,12 @@ class Checkpoint(ABC):
         return self.encode(self._said(sample.instruction), sample.read_source(self.source))
 
     def _said(self, instruction: str) -> str:
-        """The instruction as far as the template has a place for one."""
+        """The instruction, or an empty text if the template has no place for one."""
         return instruction if self.template.has_instruction else ""
 
     def check_length(self, prompt: Prompt, response_tokens: int) -> None:
-        """Raises InputError if prompt and response exceed the context, or what sparse attention sees in full."""
+        """Raises InputError if prompt and response exceed the context, or the length at which sparse attention is
+        full."""
         length, limit = len(prompt) + response_tokens, self.context_length
         both = f"a prompt of {len(prompt)} tokens and a response of up to {response_tokens}"
         remedy = "shorten the source or lower --max-new-tokens"

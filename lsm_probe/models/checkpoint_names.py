@@ -1,4 +1,4 @@
-"""Whether the name of a checkpoint is a folder, and what is wrong with it if not; the model hub would not say."""
+"""Checks whether a checkpoint's name is a folder, and explains errors that the model hub would not explain."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def require_folder(name: str | Path) -> None:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether a name is looked up on the model hub: it is not a folder, and could be a name there."""
+    """Whether a name is looked up on the model hub: it is not a folder, and is a possible hub name."""
     return not (name.startswith("builtin:") or " + " in name or _is_path(name) or Path(name).exists())
 
 
 def explain_missing_folder(name: str | Path) -> str:
-    """The beginning of an error about a name that the hub does not give: no such folder exists. Empty if one does."""
+    """The start of an error about a name that is not on the hub: no such folder exists. Empty if the folder exists."""
     if Path(name).is_dir():
         return ""
     missing, near = _find_missing_part(str(name))
@@ -48,7 +48,7 @@ def _is_path(name: str) -> bool:
 
 
 def _find_missing_part(name: str) -> tuple[str, Path | None]:
-    """Says which part of a path is missing, and which folder may have been meant."""
+    """Returns which part of a path is missing, and which folder may have been meant."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own fails where there is no such user
     if path.is_dir():
         return NOT_HOME, path

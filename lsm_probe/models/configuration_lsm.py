@@ -22,27 +22,26 @@ class LsmConfig(PreTrainedConfig):
         audio_config: a `WhisperConfig`.
         projector_config: an [`LsmProjectorConfig`].
         text_config: the configuration of any decoder-only causal LM in transformers.
-        audio_token_id: id that stands for one speech token in `input_ids`. It defaults to the LLM's vocabulary
-            size, an id no text token has, and is replaced before the embedding: the LLM's weights and the width
-            of its logits never change.
-        decoder_states: None: the audio tower is Whisper's encoder, and its states go to the connector. A number: it
-            is the whole of Whisper. Its decoder reads this number of vectors, and the connector reads the decoder's
-            last hidden states, the same number for any length of speech (LLaSM: 64, DiVA: 448).
-        decoder_input: the vectors that Whisper's decoder reads, where there are `decoder_states`. `start_tokens`: the
+        audio_token_id: id of one speech token in `input_ids`. It defaults to the LLM's vocabulary size, an id that no
+            text token has, and is replaced before the embedding. So the LLM's weights and logits keep their size.
+        decoder_states: None: the audio tower is Whisper's encoder, and its states go to the connector. A number: the
+            audio tower is the whole Whisper. Its decoder reads this number of vectors, and the connector reads the
+            decoder's last hidden states, the same number for any length of speech (LLaSM: 64, DiVA: 448).
+        decoder_input: the vectors that Whisper's decoder reads, if there are `decoder_states`. `start_tokens`: the
             embedding of its start token, every time (LLaSM). `learned`: a parameter of the audio tower, a vector for
             each state (DiVA). Positions are added to both.
-        encoder_context: what the encoder sees of a piece of speech, and which of its states the connector reads.
-            `full`: the encoder sees 30 s, filled up with silence, as Whisper was trained; the connector reads the
-            states of the speech. `padded`: the same, and the silence counts as speech (LLaMA-Omni, SALMONN).
-            `trimmed`: the encoder sees the speech alone, which is faster on a CPU. `clip`: as `trimmed`, with mel
-            features of the speech alone too (Ultravox); those of 30 s differ at its end.
-        beats_config: a `BeatsConfig`: BEATs encodes the speech too, and the connector reads its states, after a layer
-            norm, beside those of Whisper's encoder (SALMONN). None: Whisper alone.
+        encoder_context: the part of a piece of speech that the encoder sees, and the states that the connector reads.
+            `full`: the encoder sees 30 s, padded with silence, as in Whisper's training; the connector reads the states
+            of the speech. `padded`: the same, but silence counts as speech (LLaMA-Omni, SALMONN). `trimmed`: the
+            encoder sees only the speech, which is faster on a CPU. `clip`: as `trimmed`, with mel features also
+            computed only from the speech (Ultravox); they differ at the end of the speech.
+        beats_config: a `BeatsConfig`: BEATs also encodes the speech, and the connector reads its states, after a layer
+            norm, beside those of Whisper's encoder (SALMONN). None: only Whisper.
 
     Raises:
-        UnusableConfig: an unknown context or decoder input, a number of states the decoder has no positions for,
-            learned input without that number, a start token that Whisper does not have, or a decoder after an encoder
-            that sees the speech alone or beside BEATs.
+        UnusableConfig: an unknown context or decoder input, more states than the decoder has positions, learned input
+            without a number of states, a start token that Whisper does not have, or a decoder with an encoder that sees
+            only the speech or that has BEATs beside it.
     """
 
     model_type = "lsm"
@@ -75,7 +74,7 @@ class LsmConfig(PreTrainedConfig):
         if self.audio_token_id is None:
             self.audio_token_id = self.text_config.get_text_config().vocab_size
         self._check_audio_tower()
-        self.tie_word_embeddings = False  # the LLM ties its own embeddings, or does not
+        self.tie_word_embeddings = False  # whether embeddings are tied is up to the LLM
         super().__post_init__(**kwargs)
 
     @property

@@ -1,4 +1,4 @@
-"""The date that a chat template writes: a fixed one, whatever day it is, or numbers would change with the day."""
+"""The date that a chat template writes: a fixed one, so that numbers do not change from day to day."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def with_date(part: Any, date: str | None) -> Any:
 
     Args:
         part: changed in place; a template that writes no date stays as it is.
-        date: `--date`. None: the date with which the template was saved, so that a model goes on reading the prompts it
-            was trained on, or else [`DATE`].
+        date: `--date`. None: the date with which the template was saved, so that a model still reads the prompts it was
+            trained on, or else [`DATE`].
 
     Returns:
         `part`.
@@ -59,14 +59,14 @@ def written_date(template: PromptTemplate, *parts: Any) -> str | None:
 
 
 def _pinned(template: str, date: datetime.date | None) -> str:
-    """The template with a function of its own in place of the one that transformers gives it."""
+    """The template with our own date function in place of the one that transformers provides."""
     if date is None and _PINNED.match(template):
         return template
     date = date or datetime.date.fromisoformat(DATE)
     template = _PINNED.sub("", template)
     if _ASKS not in template:
         return template
-    # A macro, since transformers gives no function of ours to a template. Its last piece keeps the spaces after it.
+    # A macro, because transformers passes no function of ours to a template. Its last piece keeps the spaces after it.
     return (
         f"{{#- lsm-probe: it is {date} #}}{{%- macro {_ASKS}(format) -%}}{{%- set written = namespace(text=format) -%}}"
         f"{{%- for code, value in {json.dumps(_codes(date))} -%}}"

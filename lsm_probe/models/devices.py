@@ -1,8 +1,8 @@
-"""Where a model runs and in which dtype, on one device or several.
+"""Devices and dtype of a model, on one device or several.
 
-Over several devices, layers are on the GPUs as they fit and the rest in the CPU's memory. Accelerate's hooks move the
-inputs of a layer to the layer's device. The weights of a layer that does not fit are on the first GPU only while it
-runs, and otherwise on the meta device: shapes without numbers.
+On several devices, as many layers as fit are on the GPUs and the rest is in the CPU's memory. Accelerate's hooks move
+the inputs of a layer to the layer's device. The weights of a layer that does not fit are on the first GPU only while it
+runs; otherwise they are on the meta device, which has shapes but no numbers.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def dispatch_over_gpus(model: PreTrainedModel) -> None:
     """Distributes the layers of a model on the CPU evenly over all GPUs; those that do not fit stay there.
 
-    Beside the weights, each GPU has room for what attention keeps of its layers, and a tenth of its memory for a pass.
+    Each GPU keeps room for the attention products of its layers, and a tenth of its memory for a pass.
 
     Raises:
-        InputError: this process is one of several, which would use the same GPUs.
+        InputError: this process is one of several, which would all use the same GPUs.
     """
     if is_distributed():
         raise InputError(
@@ -96,14 +96,14 @@ def dispatch_over_gpus(model: PreTrainedModel) -> None:
     share = (1 - _FREE_FOR_A_PASS) / (1 + _kept_bytes(model) / sum(p.nbytes for p in model.parameters()))
     free = {gpu: int(free * share) for gpu, free in get_max_memory().items() if isinstance(gpu, int)}
     memory = get_balanced_memory(model, max_memory=free, no_split_module_classes=whole)
-    memory |= {"cpu": sys.maxsize}  # all of the model is there now
+    memory |= {"cpu": sys.maxsize}  # the whole model is on the CPU at this point
     device_map = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
     dispatch_model(model, device_map, skip_keys=model._skip_keys_device_placement)
 
 
 def _with_own_parameters(model: nn.Module) -> set[str]:
-    """Classes of the modules with parameters beside submodules, such as a Q-Former's queries: accelerate moves modules
-    alone, so that it would leave these parameters behind where it splits their module."""
+    """Classes of modules with both parameters and submodules, such as a Q-Former with its queries. Accelerate moves
+    modules only, so it would leave these parameters behind if it split such a module."""
 
     def has_both(module: nn.Module) -> bool:
         own = next(module.parameters(recurse=False), None)
@@ -113,13 +113,14 @@ def _with_own_parameters(model: nn.Module) -> set[str]:
 
 
 def _kept_bytes(model: PreTrainedModel) -> int:
-    """Bytes of what norm-based attention keeps: the products of all heads' output projections with each other, float32.
+    """Bytes that norm-based attention stores: the products of all heads' output projections with each other, float32.
 
-    The products are symmetric: of those inside a group of heads half do, and each group is paired with half the others.
+    The products are symmetric: half of those inside a group of heads are needed, and each group is paired with half of
+    the other groups.
     """
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(heads, int):  # no attention, or another number of heads in each layer, which is not measured
+    if not isinstance(heads, int):  # no attention, or different numbers of heads per layer, which cannot be measured
         return 0
     groups = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -129,11 +130,11 @@ def _kept_bytes(model: PreTrainedModel) -> int:
 
 
 def has_room(device: torch.device) -> bool:
-    """Whether something may stay in a device's memory from pass to pass: whether a tenth of it is free beside that."""
+    """Whether results may stay in a device's memory between passes: at least a tenth of the memory is free."""
     if device.type != "cuda":
         return True
     free, total = torch.cuda.mem_get_info(device)
-    # torch keeps what it has freed.
+    # torch keeps freed memory.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + unused > _FREE_FOR_A_PASS * total
 
@@ -152,9 +153,9 @@ def is_offloaded(module: nn.Module) -> bool:
 
 
 def read_numbers(numbers: Sequence[Tensor]) -> Tensor:
-    """Tensors of one number each, on whatever devices, as `[numbers]` float64 on the CPU.
+    """Converts tensors of one number each, on any devices, to `[numbers]` float64 on the CPU.
 
-    To read a number waits for its device: here once for each device, however many numbers there are.
+    Reading a number waits for its device; this function waits only once per device.
     """
     found = torch.empty(len(numbers), dtype=torch.float64)
     for device in {number.device for number in numbers}:

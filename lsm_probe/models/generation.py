@@ -1,4 +1,4 @@
-"""Greedy answers of a batch, from which rows are taken out when they have ended."""
+"""Greedy generation for a batch; rows leave the batch when they have ended."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _STAGE_TOKENS = 8
 def generate_greedily(
     llm: PreTrainedModel, embedded: list[Tensor], *, max_new_tokens: int, eos_token_ids: list[int]
 ) -> list[list[int]]:
-    """Answers embedded prompts greedily, left-padded.
+    """Generates greedy responses to embedded prompts, left-padded.
 
-    In a plain batch every row computes until the longest answer ends. Here `llm.generate` runs a few tokens at a time
-    and rows that have ended are taken out of the key-value cache: the same answers, in half the time of a plain batch
-    of 48 whose answers differ much in length.
+    In a plain batch every row computes until the longest response ends. Here `llm.generate` runs a few tokens at a
+    time, and rows that have ended are removed from the key-value cache. The responses are the same, in half the time
+    for a batch of 48 whose responses differ much in length.
 
-    If rotary frequencies depend on the length, the cached keys become invalid when they change; the sequence is then
-    run again without the cache. The answer equals that of `generate(use_cache=False)` for one prompt.
+    If rotary frequencies depend on the length, cached keys become invalid when the frequencies change. The sequence
+    then runs again without the cache. The response equals that of `generate(use_cache=False)` for one prompt.
 
     Args:
         llm: the causal LM.
         embedded: one `[tokens, llm_dim]` for each prompt.
-        max_new_tokens: longest answer.
-        eos_token_ids: what ends an answer.
+        max_new_tokens: maximum length of a response.
+        eos_token_ids: tokens that end a response.
 
     Returns:
         The new token ids of each prompt, EOS included where it was produced.
 
     Raises:
-        InputError: the model cannot generate from embeddings, or is of a kind (linear attention, state space) whose
-            cache does not keep rows apart.
-        SampleFault: a logit is NaN, of which no token would be the largest.
+        InputError: the model cannot generate from embeddings, or its cache does not keep rows apart (linear attention,
+            state space).
+        SampleFault: a logit is NaN, so no token is the largest.
     """
     model: Any = llm
     if "inputs_embeds" not in signature(model.prepare_inputs_for_generation).parameters:
@@ -53,17 +53,17 @@ def generate_greedily(
     inputs = torch.stack([torch.nn.functional.pad(e, (0, 0, longest - len(e), 0)) for e in embedded])
     mask = torch.tensor([[0] * (longest - len(e)) + [1] * len(e) for e in embedded], device=inputs.device)
     answers: list[list[int]] = [[] for _ in embedded]
-    rows, lengths = list(range(len(embedded))), [len(e) for e in embedded]  # of those in the batch still
+    rows, lengths = list(range(len(embedded))), [len(e) for e in embedded]  # of the rows still in the batch
     cache: Any = None
     made = 0
     seen_nan = _SeenNan()
-    # A checkpoint's own settings (repetition penalties, ...) would make a text LLM and the LSM round it answer by
-    # different rules; generate() takes from them whatever it is not given.
+    # A checkpoint's own settings (such as repetition penalties) would give a text LLM and its LSM different decoding
+    # rules; generate() uses these settings unless they are overridden.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         while True:
-            # Not the model's own generate(): Granite-Speech's takes its adapter off where it is given no audio.
-            # Always the whole sequence as embeddings, also beside a cache: Phi-3's class may drop the cache.
+            # Not the model's own generate(): Granite-Speech's disables its adapter if there is no audio.
+            # Always pass the whole sequence as embeddings, even with a cache: Phi-3's class may drop the cache.
             output: Any = GenerationMixin.generate(
                 model,
                 inputs_embeds=inputs,
@@ -77,7 +77,7 @@ def generate_greedily(
                 **{CACHE: cache},
             )
             new = output.sequences
-            # Tokens and NaN together: to read them waits for the device.
+            # Tokens and NaN flags together, because reading them waits for the device.
             *tokens, has_nan = torch.cat([new.flatten(), seen_nan.found.to(new).view(1)]).tolist()
             if has_nan:
                 raise SampleFault(
@@ -108,7 +108,7 @@ def generate_greedily(
 
 
 class _SeenNan(LogitsProcessor):
-    """Notices NaN on the device. Look at `found` only once for each stage: it waits for the device."""
+    """Detects NaN on the device. Read `found` only once per stage, because this waits for the device."""
 
     found = torch.tensor(False)
 
@@ -118,7 +118,7 @@ class _SeenNan(LogitsProcessor):
 
 
 def _select_rows(cache: Any, rows: list[int], device: torch.device) -> Tensor:
-    """Takes all other rows out of a cache; returns the numbers of the rows on a device. Each device gets them once."""
+    """Removes all other rows from a cache; returns the row numbers on a device. Each device gets them once."""
     on: dict[torch.device, Tensor] = {device: torch.tensor(rows, device=device)}
     for layer in getattr(cache, "layers", [cache]):
         place = getattr(getattr(layer, "keys", None), "device", device)
@@ -129,13 +129,13 @@ def _select_rows(cache: Any, rows: list[int], device: torch.device) -> Tensor:
 
 
 def _stage_tokens(llm: PreTrainedModel, lengths: list[int], left: int) -> int:
-    """How many tokens can be made on one cache: those before any row's rotary frequencies change."""
+    """Number of tokens that one cache allows: until any row's rotary frequencies change."""
     stages = range(min(_STAGE_TOKENS, left), 1, -1)
     return next((tokens for tokens in stages if frequencies_unchanged(llm, lengths, tokens - 1)), 1)
 
 
 def keeps_rows_apart(cache: Any) -> bool:
-    """Whether the rows of a batch can be chosen and repeated in a cache; not where a layer keeps a state besides."""
+    """Whether rows of a batch can be selected and repeated in a cache; False if a layer also keeps a state."""
     layers = getattr(cache, "layers", [cache])
     methods = ("batch_select_indices", "batch_repeat_interleave")
     return all(

@@ -25,7 +25,7 @@ _ADVICE = "Give the model in transformers' own format (safetensors)"
 
 
 def find_gguf(name: str | Path) -> Path | None:
-    """The GGUF file that a name stands for: the file itself, or the only one in a folder without other weights.
+    """The GGUF file of a name: the file itself, or the only GGUF file in a folder without other weights.
 
     Raises:
         InputError: the folder has several.
@@ -57,8 +57,8 @@ def load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
         dtype: of all weights, once they are dequantised.
 
     Raises:
-        InputError: the file is damaged or a part of a model, transformers reads no such model from GGUF, or does not
-            use all of its tensors.
+        InputError: the file is damaged or only a part of a model, transformers cannot read this model from GGUF, or it
+            does not use all tensors of the file.
 
     Warns:
         UserWarning: always: the weights are dequantised.
@@ -111,7 +111,7 @@ def _read(auto_class: Any, path: Path, **options: Any) -> Any:
 
 
 def _describe(path: Path) -> tuple[dict[str, int], str]:
-    """The tensors in a file by name, with how many weights each has; and how it scales rotary positions."""
+    """The tensors in a file, name -> number of weights; and the file's rotary scaling."""
     from gguf import GGUFReader
 
     try:
@@ -123,7 +123,7 @@ def _describe(path: Path) -> tuple[dict[str, int], str]:
 
 
 def _without_quantisation(read: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """The same model, not marked as quantised, which transformers would refuse to move and to save."""
+    """The same model without its mark as quantised, because transformers would refuse to move or save it."""
     fields = read.config.to_dict()
     for name in ("quantization_config", "_model_name_or_path"):
         fields.pop(name, None)

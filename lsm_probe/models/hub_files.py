@@ -1,4 +1,4 @@
-"""Single files of a checkpoint's folder, or of its name on the model hub."""
+"""Single files from a checkpoint's folder or from the model hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NO_ERRORS: dict[str, Any] = {
 
 
 def find_file(name: str | Path, file: str) -> Path | None:
-    """Where a file of a folder or hub name is, downloaded if need be; None if there is none, or not within reach.
+    """The path of a file in a folder or of a hub name, downloaded if necessary; None if it is missing or unreachable.
 
     Args:
-        name: folder or hub name; one that does not exist is refused where the model is loaded.
+        name: folder or hub name; a missing one is refused later, when the model is loaded.
         file: name of the file.
     """
     try:

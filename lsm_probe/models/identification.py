@@ -16,14 +16,14 @@ from lsm_probe.models.weight_files import find_weights
 
 
 def check_folder(folder: str | Path) -> Checksums | None:
-    """Verifies a local folder before anything of it is read.
+    """Verifies a local folder before any of its content is read.
 
     Returns:
-        `verified`, or `unverified` for a folder without checksums; None where something else vouches for the files: a
-        hub name's revision, a built-in checkpoint's pin.
+        `verified`, or `unverified` for a folder without checksums; None if something else verifies the files: the
+        revision of a hub name, or the pinned hash of a built-in checkpoint.
 
     Raises:
-        InputError: the checksums do not hold, or there is no such folder and the name is none of the hub's.
+        InputError: the checksums do not match, or there is no such folder and the name is not on the hub.
     """
     require_folder(folder)
     path = Path(folder)
@@ -57,6 +57,6 @@ def _find_revision(name: str | Path) -> str | None:
 
 def identify_files(files: Sequence[Path], folder: str | Path, checksums: Checksums | None) -> dict[str, str] | None:
     """sha256 (hexadecimal) of files of a folder by their names; None of no files."""
-    known = read_checksums(Path(folder)) if checksums == "verified" else {}  # saves reading the weights again
+    known = read_checksums(Path(folder)) if checksums == "verified" else {}  # avoids reading the weights again
     hashes = {path.name: known[path.name]["sha256"] if path.name in known else sha256(path) for path in files}
     return hashes or None

@@ -1,4 +1,4 @@
-"""What distinguishes one checkpoint from another: its kind, and hashes of its weights and of its prompts."""
+"""The identity of a checkpoint: its kind, and hashes of its weights and prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Identity:
         """Reads what [`to_dict`] wrote.
 
         Raises:
-            InputError: it has a key that is not known, or lacks one.
+            InputError: a key is unknown or missing.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"{cls.__name__} is {values!r}: it must be a JSON object")
@@ -42,7 +42,8 @@ class WeightsIdentity(_Identity):
     Attributes:
         model_type: as in `config.json`.
         revision: commit on the model hub.
-        checksums: whether the folder's `checksums.json` was there and held; None where something else vouches for it.
+        checksums: whether the folder's `checksums.json` was found and matched; None if something else verifies the
+            files.
         weights_sha256: sha256 (hexadecimal) of each file of weights.
     """
 
@@ -85,7 +86,7 @@ class ConnectorIdentity(_Identity):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingIdentity(_Identity):
-    """Identity of what training changed in a built-in checkpoint.
+    """Identity of the changes that training made to a built-in checkpoint.
 
     Attributes:
         study: folder of `analyses/` that trained it.
@@ -104,16 +105,16 @@ class ModelIdentity(WeightsIdentity):
     """Identity of a checkpoint's weights and prompts; stored with every result.
 
     Attributes:
-        encoder, llm, connector: of an LSM that was built from parts and is in no folder.
-        beats: of the BEATs encoder that a published checkpoint was put together with.
-        published: name of the published system as which it was read.
-        settings: of a published checkpoint, what changes its weights or responses and stands in none of its weights:
+        encoder, llm, connector: for an LSM that was built from parts and has no folder.
+        beats: the BEATs encoder that was added to a published checkpoint.
+        published: name of the published system, if the checkpoint was read as one.
+        settings: for a published checkpoint, settings that affect weights or responses but are not part of the weights:
             `lora_alpha`, `eos_token_ids`.
         prompt_sha256: sha256 (hexadecimal) of an example prompt.
-        date: what a chat template writes as today's date.
-        training: of a built-in arm.
-        transcriber: of a cascade.
-        adapter: of an adapter (PEFT) that was merged into its base; `weights_sha256` then holds the files of both.
+        date: the date that a chat template writes as today's date.
+        training: for a built-in arm.
+        transcriber: for a cascade.
+        adapter: for an adapter (PEFT) that was merged into its base; `weights_sha256` then lists the files of both.
     """
 
     encoder: EncoderIdentity | None = None

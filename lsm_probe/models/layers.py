@@ -1,4 +1,4 @@
-"""Where an LLM keeps its decoder layers."""
+"""Locates the decoder layers of an LLM."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lsm_probe.errors import InputError
 
 
 def find_decoder(llm: Any) -> PreTrainedModel:
-    """What holds the decoder layers: of an audio LLM, the part that reads its encoder's and its tokenizer's work."""
+    """The module with the decoder layers; in an audio LLM, the part that reads the embedded speech and text."""
     decoder = llm.get_decoder()
     return decoder if isinstance(decoder, PreTrainedModel) else llm.base_model  # ModernBERT's `decoder` is its head
 
 
 def find_speech_part(decoder: nn.Module) -> nn.Module | None:
-    """The encoder within a decoder, which puts speech among the embedded text; Phi-4-multimodal has one."""
+    """The encoder inside a decoder that inserts speech into the embedded text, as in Phi-4-multimodal; or None."""
     return getattr(decoder, "embed_tokens_extend", None)
 
 
 def layers_prefix(llm: Any) -> str:
-    """What the names of the parameters of all decoder layers begin with, such as `model.layers.`; a number follows.
+    """The common prefix of the parameter names of all decoder layers, such as `model.layers.`.
 
     Raises:
         InputError: the model has no such list.
@@ -39,8 +39,8 @@ def layer_of(name: str, prefix: str) -> tuple[int | None, str]:
     """The layer of a parameter and its name within the layer; None and the whole name outside of the layers.
 
     Args:
-        name: of the parameter; a wrapper's prefix may stand before it.
-        prefix: of [`layers_prefix`].
+        name: of the parameter; it may start with a wrapper's prefix.
+        prefix: from [`layers_prefix`].
     """
     _, found, rest = name.partition(prefix)
     number, _, within = rest.partition(".")

@@ -1,4 +1,4 @@
-"""A model in memory as a [`Checkpoint`], such as one that is being trained, and measuring it without changing it."""
+"""Checkpoints from models in memory, such as models in training, and measuring them without changing them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from lsm_probe.models.templates import default_template, find_template
 def from_model(
     model: nn.Module, processing_class: Any, *, name: str = "model", template: str | None = None
 ) -> Checkpoint:
-    """Makes a checkpoint of a model that is in memory; nothing is loaded or copied.
+    """Makes a checkpoint from a model in memory; nothing is loaded or copied.
 
-    The identity that is stored with results has no hash of the weights. Measure a model that is being trained inside
+    The identity stored with results has no hash of the weights. If the model is being trained, measure it inside
     [`unchanged`].
 
     Args:
         model: an LSM of this package, an audio LLM that ships in transformers, or a causal text LLM; also wrapped by
             DDP or `torch.compile`, or with adapters of PEFT.
-        processing_class: its processor; the tokenizer of a text LLM.
-        name: how results call it.
-        template: prompt template, as of [`load`].
+        processing_class: its processor, or the tokenizer of a text LLM.
+        name: its name in results.
+        template: prompt template, as in [`load`].
 
     Raises:
-        InputError: the model is sharded, of a kind that cannot be probed, or has prompts as adapters; the processor
-            is not one for it; or the template is unknown.
+        InputError: the model is sharded, of a kind that cannot be measured, or has prompts as adapters; the processor
+            does not fit it; or the template is unknown.
 
     Example:
         >>> import lsm_probe
@@ -68,7 +68,7 @@ def from_model(
         if getattr(processing_class, "tokenizer", None) is None:
             raise _wrong_processor(inner, processing_class, "its processor (AutoProcessor.from_pretrained)")
         audio_token_id = find_audio_token_id(config)
-        assert audio_token_id is not None  # or its class would not have been found
+        assert audio_token_id is not None  # otherwise its class would not have been found
         check_reads_embeddings(inner, name)
         checkpoint = AudioLlm(name, inner, audio_llm_processor(processing_class, audio_token_id, template))
     elif is_causal(config):
@@ -88,10 +88,10 @@ def from_model(
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside wrappers; adapters stay at work in it.
+    """The transformers model inside wrappers; its adapters stay active.
 
     Raises:
-        InputError: the model is sharded, or has prompts as adapters, which work outside of the model that they adapt.
+        InputError: the model is sharded, or has prompts as adapters, which act outside the adapted model.
     """
     if any(isinstance(m, FSDPModule | FullyShardedDataParallel) for m in model.modules()) or any(
         hasattr(p, "ds_id") for p in model.parameters()
@@ -101,7 +101,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             "probe saved checkpoints"
         )
     inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    if hasattr(inner, "get_base_model"):  # of PEFT, which need not be installed
+    if hasattr(inner, "get_base_model"):  # a PEFT model; PEFT may not be installed
         if inner.active_peft_config.is_prompt_learning:
             raise InputError("a model with prompt tuning cannot be probed: its prompts are not in its layers")
         inner = inner.get_base_model()
@@ -112,12 +112,12 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode without gradients, and puts back afterwards whatever the block changed.
+    """Puts a model in evaluation mode without gradients, and restores afterwards whatever the block changed.
 
-    These are as before: training mode, hooks, buffers, attributes and attention implementation of all modules, the
-    random generators of torch (CPU and CUDA), numpy and Python. Parameters are not copied: the block must not change
-    them. In the block the model computes in the dtype of its weights, without accelerate's mixed precision, and its
-    attention runs as `sdpa` where it has that, which is what can be captured.
+    It restores training mode, hooks, buffers, attributes and attention implementation of all modules, and the random
+    generators of torch (CPU and CUDA), numpy and Python. Parameters are not copied, so the block must not change them.
+    In the block the model computes in the dtype of its weights, without accelerate's mixed precision. Its attention
+    runs as `sdpa` if available, because only this can be captured.
 
     Example:
         >>> import lsm_probe
@@ -141,7 +141,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             model.eval()
-            if "_original_forward" in vars(mixed):  # where accelerate keeps what it has wrapped in autocast
+            if "_original_forward" in vars(mixed):  # accelerate stores the function here that it wraps in autocast
                 mixed.forward = mixed._original_forward
             for module, implementation in attention:
                 if implementation != "sdpa" and module._supports_sdpa:
@@ -150,7 +150,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         np.random.set_state(of_numpy)  # noqa: NPY002
         random.setstate(of_python)
-        for module, implementation in attention:  # from the whole to its parts, as they are listed
+        for module, implementation in attention:  # outer modules first, in the order of the list
             if module.config._attn_implementation != implementation:
                 module.set_attn_implementation(implementation)
         for each, kept in zip(modules, attributes, strict=True):
@@ -169,7 +169,7 @@ def _copy_attributes(module: nn.Module) -> Attributes:
 
 
 def _restore_attributes(module: nn.Module, kept: Attributes) -> None:
-    """In place: a hook's handle refers to the dictionary that it is in."""
+    """In place, because a hook's handle refers to the dictionary that contains it."""
     vars(module).clear()
     vars(module).update({key: value for key, (value, _) in kept.items()})
     for value, items in kept.values():

@@ -30,8 +30,8 @@ def load_llm_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 def as_released(loaded: PreTrainedTokenizerBase, name: str | Path) -> PreTrainedTokenizerBase:
     """What [`read_tokenizer`] makes of a Llama's tokenizer; others are returned as they are.
 
-    transformers 5 makes a LlamaTokenizer anew from the vocabulary alone: `legacy` then decides about the space after
-    special tokens, whatever `tokenizer.json` says.
+    transformers 5 rebuilds a LlamaTokenizer from the vocabulary alone: `legacy` then determines the space after special
+    tokens, regardless of `tokenizer.json`.
 
     Args:
         loaded: by `AutoTokenizer`.
@@ -65,11 +65,11 @@ def read_tokenizer(name: str | Path, byte_pairs: type | None = None) -> PreTrain
 
 
 def _as_generic(loaded: Any) -> PreTrainedTokenizerFast:
-    """The same tokenizer in transformers' generic class, which reads spaces as a Llama's `tokenizer.json` does.
+    """The same tokenizer in transformers' generic class, which treats spaces as a Llama's `tokenizer.json` does.
 
-    A text, and what follows a special token, gets a space before it, also where it begins with one: transformers 5
-    leaves that out if it makes the tokenizer from `tokenizer.model`. Saved and loaded again, its LlamaTokenizer puts
-    none at all after a special token.
+    Each text, also after a special token, gets a space before it, even if it already begins with one. transformers 5
+    omits this space when it builds the tokenizer from `tokenizer.model`. When saved and loaded again, its
+    LlamaTokenizer adds no space after a special token.
     """
     content = json.loads(loaded.backend_tokenizer.to_str())
     metaspace = content.pop("pre_tokenizer")

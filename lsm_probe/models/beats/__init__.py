@@ -1,4 +1,4 @@
-"""BEATs, an audio encoder that SALMONN reads beside Whisper's: waveform to features, features to states."""
+"""BEATs, an audio encoder that SALMONN uses beside Whisper's: waveform to features, features to states."""
 
 from lsm_probe.models.beats.checkpoint import convert_beats, convert_beats_config
 from lsm_probe.models.beats.configuration import BeatsConfig

@@ -1,4 +1,4 @@
-"""What BEATs reads of a waveform: a Kaldi filter bank with a fixed normalisation, and how many states come of it."""
+"""BEATs' input for a waveform: a Kaldi filter bank with fixed normalisation, and the number of resulting states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The BEATs encoder, made of transformers' WavLM layers where both compute the same."""
+"""The BEATs encoder, built from transformers' WavLM layers where both compute the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Beats(nn.Module):
         self.encoder = BeatsEncoder(wavlm)
 
     def forward(self, features: Tensor, num_frames: Tensor) -> Tensor:
-        """Encodes the clips of a batch, each by itself: padding would change its states.
+        """Encodes the clips of a batch one by one, because padding would change their states.
 
         Args:
             features: what [`beats_features`] gives, padded, `[clips, max_frames, 128]`, in any floating-point type.

@@ -1,4 +1,4 @@
-"""What a connector is, how it is configured, and the registry in which it is found by name."""
+"""The connector interface, its configuration, and the registry of connectors by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lsm_probe.registry import Registry
 
 
 class UnusableConfig(InputError, ValueError):
-    """A configuration no model can be made of. A ValueError too: who reads it from a folder can name the folder."""
+    """A configuration that no model can be built from. A ValueError too, so that readers of a folder can name the
+    folder."""
 
 
 class Connector(nn.Module, ABC):
@@ -36,14 +37,14 @@ class Connector(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
-        """Which states of a piece each of its speech tokens stands for: the first, and the one after the last.
+        """The states of a piece that each of its speech tokens stands for: the first, and the one after the last.
 
-        Tokens come in order; only tokens of one window share their states. They leave out no state, except those of a
-        last partial window that is dropped. Empty for no states.
+        Tokens come in order. Only tokens of the same window share states. All states are covered, except those of a
+        last partial window that is dropped. Empty if there are no states.
         """
 
     def init_own_parameters(self, config: LsmProjectorConfig) -> None:
-        """Draws the weights that no module inside it holds; those of its modules are drawn as transformers does."""
+        """Initialises the module's own weights; weights of its submodules are initialised as in transformers."""
 
     @abstractmethod
     def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ CONNECTORS: Registry[type[Connector]] = Registry(
 class LsmProjectorConfig(PreTrainedConfig):
     """The connector between encoder and LLM.
 
-    A connector of another package may have sizes of its own besides these; see [`Connector.sizes`].
+    A connector of another package may have further sizes; see [`Connector.sizes`].
 
     Args:
         connector: its name. `window_qformer` is the one of arXiv 2410.03798, `frame_stack` LLaMA-Omni's, `conv`
@@ -90,7 +91,7 @@ class LsmProjectorConfig(PreTrainedConfig):
     model_type = "lsm_projector"
 
     connector: str = "window_qformer"
-    # None takes the connector's own; it stays where the connector has no such size.
+    # None takes the connector's own value; it remains None if the connector has no such size.
     window: int | Literal["length"] = None  # type: ignore[assignment]
     window_seconds: float = 0.33333
     drop_partial_window: bool = False
@@ -114,7 +115,7 @@ class LsmProjectorConfig(PreTrainedConfig):
                 setattr(self, name, size)
         for name in dict.fromkeys(("window", "hidden_size", "num_queries", "layer_norm_dim", *sizes)):
             if name == "window" and self.window == "length" and self.connector == "window_qformer":
-                continue  # of a Q-Former alone: other connectors' weights are as wide as the window
+                continue  # only for a Q-Former: other connectors' weights depend on the window
             check_count(f"connector {self.connector!r}: {name}", getattr(self, name))
 
 
@@ -124,6 +125,6 @@ def num_speech_tokens(config: LsmProjectorConfig, num_states: int) -> int:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raises UnusableConfig for what is neither None nor a whole number of at least 1."""
+    """Raises UnusableConfig unless the value is None or a whole number of at least 1."""
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UnusableConfig(f"{name} is {value!r}: give a whole number of at least 1")

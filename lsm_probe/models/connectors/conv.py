@@ -13,12 +13,12 @@ from lsm_probe.models.connectors.windows import blank_padding, valid_states
 
 @CONNECTORS.register("conv")
 class Conv(Connector):
-    """Three convolutions that halve the rate, a bottleneck and a layer norm: eight states a token (BLSP).
+    """Three convolutions that halve the rate, a bottleneck and a layer norm: eight states per token (BLSP).
 
-    Each convolution (kernel 5, stride 2, padding 2) makes twice the channels, which a gated linear unit halves; the
-    last ends at the LLM's width. The bottleneck (`hidden_size` wide, GELU, no biases) adds to what it reads.
+    Each convolution (kernel 5, stride 2, padding 2) doubles the channels, and a gated linear unit halves them. The last
+    one has the LLM's width. The bottleneck (`hidden_size` wide, GELU, no biases) has a residual connection.
 
-    Every convolution sees zeros beyond the valid states, as it would at the end of the piece alone.
+    Every convolution sees zeros beyond the valid states, as it would at the end of a single piece.
     """
 
     sizes: ClassVar[dict[str, int]] = {"hidden_size": 512}
@@ -35,7 +35,7 @@ class Conv(Connector):
 
     @staticmethod
     def token_states(config: LsmProjectorConfig, num_states: int) -> list[tuple[int, int]]:
-        """Token i sees states 8 i - 14 to 8 i + 14, so each state goes to the token in whose middle it lies nearest."""
+        """Token i sees states 8 i - 14 to 8 i + 14, so each state is assigned to the token with the nearest centre."""
         borders = [0, *range(4, num_states - 4, 8), num_states]
         return list(pairwise(borders)) if num_states else []
 

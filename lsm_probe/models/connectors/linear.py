@@ -1,4 +1,4 @@
-"""LLaSM's connector: a token a state."""
+"""LLaSM's connector: one token per state."""
 
 from __future__ import annotations
 

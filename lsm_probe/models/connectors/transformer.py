@@ -19,10 +19,10 @@ _POSITION_KERNEL = 7
 class Transformer(Connector):
     """`window` states stacked into one vector, then `num_hidden_layers` transformer layers over all windows of a piece.
 
-    Of the other connectors a token sees one window (0.1 to 0.34 s) or, in `conv`, 0.6 s. Here it sees the whole piece,
-    so it can stand for a word that is longer than its window. The encoder's states carry their position in 30 s; a
+    In the other connectors a token sees one window (0.1 to 0.34 s) or, in `conv`, 0.6 s. Here it sees the whole piece,
+    so it can represent a word that is longer than its window. The encoder's states carry their position in 30 s; a
     depthwise convolution over 7 windows adds the order of neighbours. Layers normalise before attention (bidirectional)
-    and feed-forward (GELU); a layer norm and a linear layer end at the LLM's width.
+    and feed-forward (GELU); a layer norm and a linear layer map to the LLM's width.
     """
 
     sizes: ClassVar[dict[str, int]] = {"window": 8, "hidden_size": 384}

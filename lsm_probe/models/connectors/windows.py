@@ -1,4 +1,4 @@
-"""Windows of states, and how the valid states of a piece are distinguished from its padding."""
+"""Windows of states, and masks that separate the valid states of a piece from its padding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def valid_states(states: Tensor, lengths: Tensor) -> Tensor:
 
 
 def blank_padding(states: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros in place of whatever stands beyond the valid states; not a product, which would keep NaN."""
+    """Replaces everything beyond the valid states by zeros; not by multiplication, which would keep NaN."""
     return states.masked_fill(~valid_states(states, lengths).unsqueeze(-1), 0)
 
 
@@ -48,7 +48,7 @@ def cut_windows(states: Tensor, lengths: Tensor, config: LsmProjectorConfig) -> 
         The windows, `[windows, window, dim]`, zeros in place of states that one lacks; and which states are valid,
         `[windows, window]`.
     """
-    lengths = lengths.cpu()  # once for the batch, as it waits for the device
+    lengths = lengths.cpu()  # one copy for the batch, because a copy waits for the device
     if config.window != "length":
         return _cut(states, lengths, config.window, config.drop_partial_window)
     cut = []
@@ -61,7 +61,7 @@ def cut_windows(states: Tensor, lengths: Tensor, config: LsmProjectorConfig) -> 
 
 
 def _cut(states: Tensor, lengths: Tensor, window: int, drop_partial: bool) -> tuple[Tensor, Tensor]:
-    """As [`cut_windows`]; `lengths` are on the CPU, so that which windows are used is known without a wait."""
+    """As [`cut_windows`]; `lengths` are on the CPU, so that selecting windows does not wait for the device."""
     padding = -states.shape[1] % window
     states = nn.functional.pad(states, (0, 0, 0, padding))
     windows = blank_padding(states, lengths.to(states.device)).unflatten(1, (-1, window))
