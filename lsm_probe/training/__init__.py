@@ -9,7 +9,7 @@ __all__ = ["BiasCallback"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "BiasCallback":  # imported when first used: the command line need not wait for torch
+    if name == "BiasCallback":  # imported at first use, so that the command line does not load torch
         from lsm_probe.training.bias_callback import BiasCallback
 
         return BiasCallback

@@ -1,8 +1,8 @@
-"""Strategy `align`: the connector alone learns to spell the transcript in the LLM's token embeddings.
+"""Strategy `align`: trains only the connector, to match the transcript in the LLM's token embeddings.
 
-A connector with random weights gives the LLM noise, and the LLM's loss teaches it slowly. Here it learns first without
-the LLM, which makes a step much cheaper. By CTC (Graves et al. 2006) each speech token is drawn to the embedding of a
-token of the transcript, or to the origin, which stands for CTC's blank.
+A connector with random weights gives the LLM noise, and the LLM's loss teaches it slowly. This strategy first trains
+the connector without the LLM, which makes a step much cheaper. With CTC (Graves et al. 2006), each speech token moves
+towards the embedding of a transcript token, or towards the origin, which represents CTC's blank.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ CANDIDATES = 4000
 """Tokens that a speech token is compared with in a training step, besides those of the batch's transcripts."""
 
 _SHARPNESS = 5.0
-"""The logit of a token whose embedding has the mean norm, for a speech token that lies on it; 0 is the blank's."""
+"""Logit of a token whose embedding has the mean norm, for a speech token at the same point; the blank's logit is 0."""
 
 _NEVER = -1e4
-"""Log-probability of a column that is not there; it adds nothing, and unlike -inf makes no NaN in the gradient."""
+"""Log-probability of a missing column; it contributes nothing, and unlike -inf gives no NaN in the gradient."""
 
 
 def spelling(tokenizer: Any, text: str) -> list[int]:
-    """The tokens that speech is to spell: those of the words in lower case, without punctuation."""
+    """The target tokens for CTC: those of the words in lower case, without punctuation."""
     words = re.sub(r"[^\w']+", " ", text.lower().replace("_", " ")).split()
     return tokenizer(" " + " ".join(words), add_special_tokens=False).input_ids if words else []
 
 
 class AlignmentSet(TrainingSet):
-    """Samples whose `response` is the target spelled for CTC: in lower case, without punctuation.
+    """Samples whose `response` is the CTC target: in lower case, without punctuation.
 
     Raises:
-        InputError: as [`TrainingSet`], or a target has more tokens than its speech.
+        InputError: for the reasons that [`TrainingSet`] gives, or a target has more tokens than its speech.
     """
 
     def _response(self, checkpoint: Lsm, sample: Sample, speech_tokens: int) -> list[int]:
@@ -75,8 +75,8 @@ class AlignmentLoss:
     def __call__(self, lsm: Any, inputs: dict[str, Any]) -> Tensor:
         """Nats and tokens of each transcript, `[batch, 2]`, in float32.
 
-        In evaluation a speech token is compared with the whole vocabulary, in training with the batch's transcripts and
-        [`CANDIDATES`] others, drawn with PyTorch's generator.
+        In evaluation each speech token is compared with the whole vocabulary. In training it is compared with the
+        tokens of the batch's transcripts and [`CANDIDATES`] others, drawn with PyTorch's generator.
 
         Args:
             lsm: the LSM.
@@ -92,7 +92,7 @@ class AlignmentLoss:
         return torch.stack([nats, nats.new_tensor([len(transcript) for transcript in transcripts])], dim=-1)
 
     def _candidates(self, transcripts: Sequence[Tensor]) -> Tensor:
-        """Ids of the tokens that are compared in a step, in ascending order."""
+        """Ids of the tokens that a step compares with, in ascending order."""
         if len(self.vocabulary) <= CANDIDATES:
             return self.vocabulary
         drawn = self.vocabulary[torch.randperm(len(self.vocabulary))[:CANDIDATES]]
@@ -110,8 +110,8 @@ class AlignmentLoss:
 def _ctc(log_probs: Sequence[Tensor], transcripts: Sequence[Tensor], candidates: Tensor) -> Tensor:
     """The nats of each transcript, `[batch]`.
 
-    PyTorch's loss wants every column in every row. A transcript needs those of the blank and of its own tokens alone,
-    so these are picked first: a few dozen columns instead of thousands.
+    PyTorch's loss needs every column in every row. A transcript needs only the columns of the blank and its own tokens,
+    so these are selected first: a few dozen columns instead of thousands.
     """
     picked, labels = [], []
     for row, transcript in zip(log_probs, transcripts, strict=True):

@@ -1,4 +1,4 @@
-"""The Trainer of a stage, with its arguments and what watches it."""
+"""Builds the Trainer of a stage, with its arguments and callbacks."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ SHARDING_DEVICES = {"cuda"}
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Where and how a stage is trained."""
+    """Settings of one stage's training."""
 
-    config: TrainConfig  # of the run, its precision resolved
+    config: TrainConfig  # of the run, with its precision resolved
     stage: Stage  # of this stage
-    machine: Machine  # of this stage; its passes may be smaller than the config's
+    machine: Machine  # of this stage; its passes may be smaller than in the config
     folder: Path  # of the stage's checkpoints and logs
-    state: PartialState  # this process, of how many, and its device
+    state: PartialState  # this process, the number of processes, and its device
 
 
 def is_sharded(machine: Machine, state: PartialState) -> bool:
-    """Whether each process holds a part of the model (FSDP2), which accelerate has for GPUs alone."""
+    """Whether each process holds a part of the model (FSDP2), which accelerate supports only on GPUs."""
     return state.num_processes > 1 and state.device.type in SHARDING_DEVICES and machine.sharding == "fsdp"
 
 
@@ -60,13 +60,13 @@ def make_trainer(
 ) -> LsmTrainer:
     """Builds the trainer of a stage, which saves the processor of `checkpoint` with the model.
 
-    `held_out` has the held-out samples under `true`, and under `speech` and `instruction` the controls.
+    `held_out` has the held-out samples under `true`, and the controls under `speech` and `instruction`.
     """
     arguments = _arguments(run, checkpoint, evaluates=bool(held_out), resumed=resumed)
-    # One process, one device: the Trainer would spread a process over all GPUs it sees in the slow old way.
+    # One process, one device: otherwise the Trainer would use DataParallel over all visible GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if arguments.fsdp and run.config.precision == "bf16":
-        # accelerate would also add up gradients in bfloat16, over passes and processes.
+        # accelerate would also sum gradients in bfloat16, over passes and processes.
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
@@ -117,7 +117,7 @@ def _arguments(run: StageSettings, checkpoint: Lsm, *, evaluates: bool, resumed:
         save_steps=machine.save_steps,
         logging_steps=machine.log_steps,
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # it would log a diverged run as one that learns
+        logging_nan_inf_filter=False,  # filtering would hide that a run has diverged
         include_num_input_tokens_seen="non_padding",
         report_to=[name for name in machine.report_to if name != "tensorboard"],
         dataloader_num_workers=machine.workers,
@@ -131,12 +131,12 @@ def _arguments(run: StageSettings, checkpoint: Lsm, *, evaluates: bool, resumed:
 
 
 def _sharding(run: StageSettings, checkpoint: Lsm) -> dict[str, Any]:
-    """FSDP2, each decoder layer a unit of its own."""
+    """FSDP2 settings with each decoder layer as a unit."""
     if not is_sharded(run.machine, run.state):
         return {}
     context = checkpoint.model.config.encoder_context
     if context in SPEECH_ALONE and not run.config.cache_features:
-        # The encoder runs once for each length in a pass, which differ between processes: they would wait for ever.
+        # The encoder runs once for each length in a pass. Lengths differ between processes, which would deadlock.
         raise InputError(
             f"a sharded encoder cannot run with encoder_context={context}: add cache_features=true, or "
             "machine.sharding=ddp"
@@ -149,7 +149,7 @@ def _sharding(run: StageSettings, checkpoint: Lsm) -> dict[str, Any]:
             "transformer_layer_cls_to_wrap": layers,
             "state_dict_type": "SHARDED_STATE_DICT",
         },
-        # Else every device would hold the whole gradient from one pass to the next.
+        # Otherwise every device would hold the whole gradient between passes.
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
 

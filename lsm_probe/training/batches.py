@@ -1,4 +1,4 @@
-"""How samples make optimizer steps."""
+"""Division of samples into optimizer steps and forward passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def accumulation(stage: Stage, machine: Machine, world: int) -> int:
     """Forward passes that each of `world` processes makes for one optimizer step.
 
     Raises:
-        InputError: the stage's batch is not a whole number of such passes.
+        InputError: the stage's batch size is not a multiple of the samples in one pass of all processes.
     """
     in_one_pass = machine.per_device_batch_size * world
     if stage.batch_size % in_one_pass == 0:
@@ -26,7 +26,7 @@ def accumulation(stage: Stage, machine: Machine, world: int) -> int:
 
 
 def optimizer_steps(stage: Stage, samples: int) -> int:
-    """Optimizer steps of a stage on so many samples, as transformers' Trainer counts them.
+    """Number of optimizer steps of a stage on this many samples, as transformers' Trainer counts them.
 
     The last batch of an epoch may be smaller than the others.
     """
@@ -36,12 +36,12 @@ def optimizer_steps(stage: Stage, samples: int) -> int:
 
 
 def warmup_steps(stage: Stage, steps: int) -> int:
-    """Steps of `steps` in which the learning rate rises."""
+    """Number of warm-up steps among `steps`."""
     return math.ceil(stage.warmup * steps) if stage.warmup < 1 else int(stage.warmup)
 
 
 def smaller_pass(stage: Stage, machine: Machine, world: int) -> int:
-    """The largest pass of at most half the size that divides a step of each of `world` processes."""
+    """The largest pass of at most half the size that still divides a step of each of `world` processes."""
     return _largest_divisor(stage.batch_size // world, machine.per_device_batch_size // 2)
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARE = 0.05
-"""Of the time of the steps: what the probings may take where `every` is not given."""
+"""Maximum time for probings, as a share of the time for steps, if `every` is not given."""
 STOPPABLE = ("eta", *(f"eta_{i}" for i in range(1, 7)), "D_i", "D_s")
 """The numbers that a bound can be set for."""
 
@@ -54,7 +54,7 @@ class BiasCallback(TrainerCallback):
     at each probing. They change as it learns, so compare such steps with care. `bias_responses` in the log's history
     says which responses were measured.
 
-    Training goes on as if nothing had been measured: the same seed gives the same weights, bit for bit.
+    Measuring does not change the training: the same seed gives bitwise the same weights.
 
     Args:
         samples: `Sample`s or a manifest, such as `builtin:commands`; with at least two utterances, and two instructions
@@ -62,28 +62,30 @@ class BiasCallback(TrainerCallback):
         every: optimizer steps between two probings; one is also made before the first step and one after the last. None
             measures the first probing and the first steps, and then probes as often as 5 % of the time allows. In a
             run that is too short for a second probing, a warning says so.
-        base: the text LLM that the model was built from, whose own responses to the transcripts are measured: a name,
-            as [`load`] takes it, or a checkpoint. It answers once, when training begins, and is then released.
-        response: `reference` measures the samples' targets, `generated` what the model answers at each probing. By
-            default `reference` where all samples have targets.
-        limit: samples that are measured; they are spread over the utterances.
-        instructions: the pool of instructions that D_i compares with, as [`read_pool`] gives it; by default those of
-            the samples that are measured.
-        sources: size of the pool of sources that D_s compares with, the own included.
-        max_new_tokens: longest generated response.
+        base: the text LLM that the model was built from: a name, as [`load`] takes it, or a checkpoint. Its own
+            responses to the transcripts are measured. It generates them once, when training begins, and is then
+            released.
+        response: `reference` measures the samples' targets, `generated` the model's own responses at each probing. By
+            default `reference` if all samples have targets.
+        limit: number of measured samples, spread over the utterances.
+        instructions: the pool of instructions that D_i compares with, as [`read_pool`] returns it; by default those of
+            the measured samples.
+        sources: size of the pool of sources that D_s compares with, including the own source.
+        max_new_tokens: maximum length of a generated response.
         batch_size: samples measured together.
-        stop_below: bounds by name (`eta`, `eta_1` to `eta_6`, `D_i`, `D_s`), such as `{"D_i": 0.1}`. Training stops
-            when a number that was at its bound or above it falls below it.
+        stop_below: bounds by name (`eta`, `eta_1` to `eta_6`, `D_i`, `D_s`), such as `{"D_i": 0.1}`. Training stops if
+            a number falls below its bound after it was at or above it.
         processing_class: processor or tokenizer; by default the Trainer's.
         template: prompt template, as of [`load`].
         seed: of the draw of sources.
 
     Raises:
-        InputError: the samples or an option cannot be used. When training begins: also the model or the base, or a
-            bound is set for a number that the model does not have, such as `eta_6` with fewer than 6 layers.
+        InputError: the samples or an option cannot be used. Also at the start of training, if the model or the base
+            cannot be used, or a bound is set for a number that the model does not have, such as `eta_6` with fewer than
+            6 layers.
 
     Warns:
-        UserWarning: a later probing failed, after which training goes on; or training was stopped, and why.
+        UserWarning: a later probing failed, and training continues; or training was stopped, with the reason.
 
     Example:
         >>> from lsm_probe.training import BiasCallback
@@ -140,12 +142,12 @@ class BiasCallback(TrainerCallback):
             seed=seed,
         )
         self.history = BiasHistory()
-        self.stopped: str | None = None  # why training was stopped
+        self.stopped: str | None = None  # the reason if training was stopped
         self._timer = StepTimer()
         self._setup_seconds = 0.0
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each probing; [`BiasHistory`] says which columns there are."""
+        """A row for each probing; [`BiasHistory`] lists the columns."""
         return self.history.to_frame()
 
     def plot(self) -> Figure:
@@ -157,12 +159,12 @@ class BiasCallback(TrainerCallback):
     ) -> None:
         if self.processing_class is None:
             self.processing_class = kwargs.get("processing_class")
-        _calling_handler()  # or this is not a Trainer's
+        _calling_handler()  # raises if this is not a Trainer's callback
         self._timer, self.stopped = StepTimer(), None
         begun = perf_counter()
         self._begin_history(args, state, model)
         self._setup_seconds = perf_counter() - begun
-        # Also after a resume: of the step that the run was interrupted at, while it was probed.
+        # Also after resuming: the run may have been interrupted while this step was probed.
         if state.global_step not in self.history.rows and self._is_due(state):
             self._probe(args, state, control, model)
         self._check_bounds()
@@ -189,11 +191,12 @@ class BiasCallback(TrainerCallback):
         if state.is_world_process_zero:
             try:
                 self.history.save_pictures(args.output_dir or ".")
-            except Exception as error:  # whatever matplotlib raises: the trained model is worth more
+            except Exception as error:  # any error of matplotlib, so that the trained model is not lost
                 warnings.warn(f"the curves could not be drawn ({type(error).__name__}: {error})", stacklevel=2)
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """The block that measures; for a subclass that ends it at a signal. What it changed is put back after it."""
+        """Context of a measurement. A subclass can override it to end the measurement at a signal; changes are
+        restored."""
         return nullcontext()
 
     def _is_due(self, state: TrainerState) -> bool:
@@ -203,10 +206,10 @@ class BiasCallback(TrainerCallback):
         return bool(every and (step % every == 0 or step == state.max_steps))
 
     def _begin_history(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        """Goes on with the probings of the run that is resumed, or begins anew."""
+        """Continues the history of the resumed run, or starts a new one."""
         folder, setup = Path(args.output_dir or "."), self.probing.describe()
         earlier = BiasHistory.load(folder) if state.global_step and (folder / FILE).exists() else None
-        [earlier, *_] = all_gather_or_raise(earlier)  # of rank 0, should the others not see its disk
+        [earlier, *_] = all_gather_or_raise(earlier)  # from rank 0, because other ranks may not see its disk
         if earlier is not None and earlier.setup == setup:
             kept = {step: row for step, row in earlier.rows.items() if step <= state.global_step}
             self.history = replace(earlier, rows=kept, every=self.every or earlier.every)
@@ -221,7 +224,7 @@ class BiasCallback(TrainerCallback):
         return from_model(model, self.processing_class, name="the model in training", template=self.template)
 
     def _choose_every(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Decides how often to probe, once it is known how long a step and a probing take; rank 0 for all."""
+        """Decides how often to probe, once the time of a step and of a probing is known; rank 0 decides for all."""
         step_seconds = self._timer.step_seconds
         if step_seconds is None or not self.history.rows:
             return
@@ -259,22 +262,23 @@ class BiasCallback(TrainerCallback):
         self._stop_if_fallen(state, control)
 
     def _log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, row: dict[str, Any]) -> None:
-        """What `Trainer.log` does, which no callback is given: the numbers go to its history and to all callbacks."""
+        """Does what `Trainer.log` does, which callbacks cannot call: writes to the history and notifies all
+        callbacks."""
         logs: dict[str, Any] = {f"bias_{key}": row[key] for key in (*STOPPABLE, "seconds") if key in row}
         if state.epoch is not None:
             logs["epoch"] = state.epoch
         words = " of ".join(filter(None, [self.probing.response, self.probing.base_name]))
         entry: Any = {**logs, "bias_responses": words, "step": state.global_step}
         state.log_history.append(entry)
-        pending = control.should_log  # the loss of this step, which on_log would call off
+        pending = control.should_log  # the loss of this step, which on_log would cancel
         _calling_handler().on_log(args, state, control, logs)
         control.should_log = pending
 
     def _check_bounds(self) -> None:
-        """Refuses bounds for numbers that were not measured: training would never stop at them.
+        """Refuses bounds for numbers that were not measured, because training would never stop at them.
 
         Raises:
-            InputError: names the number, and those that were measured.
+            InputError: names the number, and the numbers that were measured.
         """
         for row in list(self.history.rows.values())[:1]:
             measured = [name for name in STOPPABLE if name in row]
@@ -297,10 +301,10 @@ class BiasCallback(TrainerCallback):
 
 
 def _calling_handler() -> CallbackHandler:
-    """The Trainer's handler that calls this callback; a callback is given neither the Trainer nor this.
+    """The Trainer's handler that calls this callback; callbacks get no reference to the Trainer or its handler.
 
     Raises:
-        InputError: none calls it.
+        InputError: no handler calls it.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -26,16 +26,17 @@ _SENSITIVITIES = {"D_i": ("instruction (D_i)", 0, "o"), "D_s": ("speech (D_s)", 
 
 @dataclass
 class BiasHistory:
-    """What a model in training was found to be, probing by probing.
+    """The bias measurements of a model in training, one row per probing.
 
     Attributes:
-        setup: what decides the numbers: samples, responses, settings. Probings under another setup are not comparable.
+        setup: everything that affects the numbers: samples, responses, settings. Probings with different setups are not
+            comparable.
         rows: one for each probing, by its step: `epoch`, `eta` (mean over layers), `eta_1` to `eta_6` (groups of
             layers), `D_i` and `D_s` (nats per token), each of the last two with `_low` and `_high` (95 % interval over
             utterances; missing with fewer than three utterances), `n_samples`, `n_utterances`, `seconds`.
         groups: first and last layer of each group.
-        responses: token ids of the fixed responses by sample id; None where each probing generates its own.
-        every: steps between two probings; None until it is decided, 0 for no more of them.
+        responses: token ids of the fixed responses by sample id; None if each probing generates its own.
+        every: steps between two probings; None until it is decided, 0 if there are no more probings.
     """
 
     setup: Mapping[str, Any] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class BiasHistory:
             temporary.write_text(text, encoding="utf-8")
 
     def save_pictures(self, folder: str | Path) -> None:
-        """Writes `bias.png`, `bias.svg` and `bias.csv`; nothing where nothing was measured yet."""
+        """Writes `bias.png`, `bias.svg` and `bias.csv`; nothing if there are no measurements yet."""
         if self.rows:
             save_frame(self.to_frame(), Path(folder) / "bias.csv")
             save_figure(self.plot(), Path(folder) / "bias")
@@ -110,12 +111,12 @@ class BiasHistory:
         """Reads the `bias.jsonl` in a folder.
 
         Raises:
-            InputError: there is none, or it cannot be read.
+            InputError: the file does not exist or cannot be read.
         """
         path = Path(folder) / FILE
         try:
             head, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            # Earlier versions wrote NaN for numbers that are not defined.
+            # Earlier versions wrote NaN for undefined numbers.
             known = [{key: value for key, value in row.items() if value == value} for row in rows]
             return cls(**head, rows={row.pop("step"): row for row in known})
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The bias measured in our own training runs: interruptible, and shown in the progress."""
+"""The bias callback of our own training runs: interruptible, and shown in the progress."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lsm_probe.training.stopping import StopOnSignal
 
 
 def bias_callback(config: TrainConfig, stop: StopOnSignal, progress: ShowProgress) -> BiasCallback | None:
-    """What a config asks for; None where nothing is probed.
+    """The callback that a config asks for; None if the config asks for no probing.
 
     Raises:
-        InputError: the samples to probe cannot be used, or a bound has no such name.
+        InputError: the samples to probe cannot be used, or a bound has an unknown name.
     """
     if config.probe_every is None:
         return None

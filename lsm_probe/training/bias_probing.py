@@ -31,19 +31,19 @@ Responses = dict[str, list[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class BiasProbing:
-    """What is measured at each probing.
+    """Settings of the probings.
 
     Attributes:
         samples: the fixed samples.
         data: their identity.
-        response: which responses are measured: the `base` LLM's, the samples' targets (`reference`), or what the model
-            itself answers at each probing (`generated`).
+        response: which responses are measured: the `base` LLM's, the samples' targets (`reference`), or the model's own
+            responses at each probing (`generated`).
         base: the text LLM, for `base`.
-        instructions: the pool of instructions; None for those of the samples.
-        sources: size of the pool of sources, the own included.
-        max_new_tokens: longest generated response.
+        instructions: the pool of instructions; None for the samples' own.
+        sources: size of the pool of sources, including the own source.
+        max_new_tokens: maximum length of a generated response.
         batch_size: samples run together.
-        seed: of the draw of sources.
+        seed: for the draw of sources.
     """
 
     samples: Sequence[Sample]
@@ -58,12 +58,12 @@ class BiasProbing:
 
     @property
     def base_name(self) -> str | None:
-        """How the base LLM is called."""
+        """Name of the base LLM."""
         base = self.base.name if isinstance(self.base, Checkpoint) else self.base
         return None if base is None else str(base)
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides the numbers, of plain values."""
+        """Everything that affects the numbers, as plain values."""
         pool = None if self.instructions is None else [task.model_dump(mode="json") for task in self.instructions.tasks]
         return {
             "data": self.data.to_dict(),
@@ -77,12 +77,12 @@ class BiasProbing:
 
     @on_all_ranks()
     def fixed_responses(self, checkpoint: Checkpoint) -> Responses | None:
-        """The responses that all probings share; None where each generates its own.
+        """The responses that all probings share; None if each probing generates its own.
 
         Under `torchrun` every process must call it; rank 0 generates.
 
         Raises:
-            InputError: the base LLM cannot be loaded or answers nothing, or samples lack a transcript or target.
+            InputError: the base LLM cannot be loaded or gives no responses, or samples lack a transcript or target.
         """
         if self.response == "reference":
             return {sample.id: checkpoint.encode_response(sample.target or "") for sample in self.samples}
@@ -93,15 +93,15 @@ class BiasProbing:
         return found
 
     def measure(self, checkpoint: Checkpoint, responses: Responses | None) -> tuple[dict[str, Any], list[list[int]]]:
-        """One row of a [`BiasHistory`] but for `epoch` and `seconds`, and the first and last layer of each group.
+        """One row of a [`BiasHistory`] without `epoch` and `seconds`, and the first and last layer of each group.
 
-        Numbers that are not defined are left out of the row.
+        The row omits undefined numbers.
 
         Under `torchrun` every process must call it: each measures its share of the batches.
 
         Args:
             checkpoint: the model, inside [`unchanged`].
-            responses: what [`fixed_responses`] gave.
+            responses: the return value of [`fixed_responses`].
 
         Raises:
             InputError: a sample or the model cannot be measured.
@@ -128,11 +128,11 @@ class BiasProbing:
             "n_samples": len(changed.ids),
             "n_utterances": len({sample.utterance for sample in answers}),
         }
-        # JSON has no NaN, which stands for the interval of fewer than three utterances.
+        # JSON has no NaN, which marks an interval from fewer than three utterances.
         return {key: value for key, value in row.items() if np.isfinite(value)}, [group["layers"] for group in groups]
 
     def _base_responses(self, checkpoint: Checkpoint) -> Responses:
-        """What the base LLM answers to the transcripts, in the tokens of the model in training."""
+        """The base LLM's responses to the transcripts, as token ids of the model in training."""
         base = self.base if isinstance(self.base, Checkpoint) else load(str(self.base), device=_device(checkpoint))
         if base.source != "text":
             raise InputError(f"base {base.name} reads speech: give the text LLM that the model was built from")
@@ -142,7 +142,7 @@ class BiasProbing:
         for first in range(0, len(self.samples), self.batch_size):
             items, _ = prepare(base, self.samples[first : first + self.batch_size], options, "fail")
             answers |= {item.sample.id: item.response for item in items}
-        # A sample whose answer has no text gets an empty response, which is not measured.
+        # A sample whose response has no text gets an empty response, which is not measured.
         return {sample: [] for sample in answers} | in_tokens_of(checkpoint, base, answers)
 
 

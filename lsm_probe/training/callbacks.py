@@ -13,7 +13,7 @@ from lsm_probe.progress import OnProgress
 class ShowProgress(TrainerCallback):
     """Reports the step, the loss and the speed.
 
-    On a slow machine a step or an evaluation takes minutes, so the progress within it is reported too.
+    On a slow machine a step or an evaluation takes minutes, so progress within it is reported too.
     """
 
     def __init__(self, name: str, on_progress: OnProgress):
@@ -25,11 +25,11 @@ class ShowProgress(TrainerCallback):
         self._first_tokens = 0
         self._passes = 0
         self._evaluated = 0
-        # Of prompts and responses over all processes, without padding, nor the time of evaluating and saving.
+        # Tokens of prompts and responses over all processes, without padding; time without evaluating and saving.
         self.tokens_per_second = 0.0
 
     def show_preparing(self, what: str, step: int = 0) -> None:
-        """Shows what is done before the first step, which may take minutes; on rank 0 alone."""
+        """Shows the current preparation before the first step, which may take minutes; only on rank 0."""
         self.on_progress(self.name, step, None, what)
 
     def show_probing(self, state: TrainerState) -> None:

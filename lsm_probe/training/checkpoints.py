@@ -1,4 +1,4 @@
-"""A run's checkpoints: a run continues only from a complete one."""
+"""Checkpoints of a run, and resuming from the last complete one."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write f
 
 
 class ChecksumCallback(TrainerCallback):
-    """Writes `checksums.json` into a checkpoint as its last file: one without it was never finished.
+    """Writes `checksums.json` as the last file of a checkpoint: a checkpoint without it is incomplete.
 
-    Only then are checkpoints older than the last two removed, by their steps. The Trainer would go by the times of
-    folders: after a copy, or with a clock that was set back, it may remove the checkpoint it has just written.
+    Only then are checkpoints older than the last two removed, ordered by their steps. The Trainer orders by the times
+    of folders, so after a copy or a clock change it may remove the checkpoint that it has just written.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
-        # The Trainer would log and save as often as the resumed run did, whatever is asked for now.
+        # Otherwise the Trainer would log and save as often as the interrupted run did, ignoring new settings.
         state.compute_steps(args, state.max_steps)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
@@ -48,7 +48,7 @@ class ChecksumCallback(TrainerCallback):
         if state.is_world_process_zero:
             run = Path(args.output_dir or ".")
             folder = run / f"{_PREFIX}{state.global_step}"
-            # A pickle that nothing needs: config.yaml says it all.
+            # An unneeded pickle: config.yaml has all settings.
             (folder / "training_args.bin").unlink(missing_ok=True)
             write_checksums(folder)
             for old in _by_step(run)[:-_KEPT]:
@@ -57,13 +57,13 @@ class ChecksumCallback(TrainerCallback):
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest finished checkpoint of a run; None where there is none.
+    """The newest complete checkpoint of a run; None if there is none.
 
-    No code in its files is run, but for those of a sharded run: torch reads the `.metadata` of such a checkpoint as a
-    pickle. Checksums tell damage, not intent: go on only from sharded checkpoints of your own.
+    No code in its files is run, except for sharded runs: torch reads the `.metadata` of such a checkpoint as a pickle.
+    Checksums detect damage but not malicious changes, so resume only from sharded checkpoints of your own.
 
     Raises:
-        InputError: a file of it is not as it was written, or not what a run writes; names the file.
+        InputError: a file differs from what the run wrote, or is not a run's file; names the file.
     """
     complete = [checkpoint for checkpoint in _by_step(folder) if is_complete(checkpoint)]
     if not complete:
@@ -72,7 +72,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     try:
         verify(complete[-1])
     except InputError as error:
-        what, _, _ = str(error).rpartition(": ")  # what it advises is for a model, not for a run
+        what, _, _ = str(error).rpartition(": ")  # its advice is about models, not about runs
         raise InputError(f"{what}: {remedy}") from error
     for path in sorted(complete[-1].rglob("*")):
         try:
@@ -83,12 +83,12 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def is_saved(folder: Path, step: int) -> bool:
-    """Whether a run's checkpoint of this step is finished."""
+    """Whether a run's checkpoint of this step is complete."""
     return is_complete(folder / f"{_PREFIX}{step}")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what a killed or failed save left."""
+    """Deletes the incomplete checkpoint of a killed or failed save."""
     for checkpoint in _by_step(folder):
         if not is_complete(checkpoint):
             shutil.rmtree(checkpoint)
@@ -96,11 +96,11 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def disk_full_as_oserror(folder: Path) -> Iterator[None]:
-    """Raises `OSError(ENOSPC)` where safetensors or torch find the disk full, and removes the unfinished checkpoint."""
+    """Raises `OSError(ENOSPC)` if safetensors or torch find the disk full, and removes the incomplete checkpoint."""
     try:
         yield
     except (SafetensorError, RuntimeError, OSError) as error:
-        # torch says only that its writer is not where it should be in the file.
+        # torch only reports an unexpected position in the file.
         torch_failed = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER)
         full = "No space left" in str(error) or disk_is_full(error)
         if not full and not (torch_failed and shutil.disk_usage(folder).free < _FULL):
@@ -110,7 +110,7 @@ def disk_full_as_oserror(folder: Path) -> Iterator[None]:
 
 
 def restore(trainer: Any, checkpoint: Path) -> None:
-    """Gives the trainer's model and state what they had at a checkpoint of a run that is not sharded."""
+    """Restores the trainer's model and state from a checkpoint of a run that is not sharded."""
     adapter, single = checkpoint / "adapter_model.safetensors", checkpoint / "model.safetensors"
     if adapter.exists():
         from peft import set_peft_model_state_dict
@@ -128,10 +128,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def check_same_data(folder: Path, samples: Sequence[Sample], *, resumed: bool) -> None:
-    """Writes down what a run is trained on, or sees to it that a resumed one is trained on the same.
+    """Records the data that a run is trained on; for a resumed run, checks that the data is the same.
 
     Raises:
-        InputError: the samples are others than those the run was begun with.
+        InputError: the samples differ from those that the run was started with.
     """
     digest = hashlib.sha256()
     for sample in samples:
@@ -154,12 +154,12 @@ def check_same_data(folder: Path, samples: Sequence[Sample], *, resumed: bool) -
 
 
 def _check_readable(path: Path) -> None:
-    """Fails where a file of a checkpoint would not load. Its tensors stay on the disk, and no code in it is run."""
+    """Raises if a file of a checkpoint would not load. Tensors are not read into memory, and no code in it is run."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt"):
             pass
     elif path.suffix in (".pt", ".pth"):
-        with safe_globals():  # numpy's arrays, in the state of its generator
+        with safe_globals():  # numpy arrays in the state of its generator
             torch.load(path, map_location="meta", weights_only=True, mmap=True)
     elif path.suffix in (".bin", ".pkl"):
         raise ValueError("a pickle")

@@ -1,4 +1,4 @@
-"""The settings of a training run: YAML, presets and `key=value`, resolved into one typed object."""
+"""The settings of a training run: YAML, presets and `key=value`, merged into one typed object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _read_rates(value: Any) -> Any:
-    """A file of `lsm-probe importance --write-lr-schedule` as the rates it holds, so that these decide the run."""
+    """Replaces a file of `lsm-probe importance --write-lr-schedule` by its rates, so that the config stores them."""
     if not isinstance(value, str | Path):
         return value
     try:
@@ -47,17 +47,17 @@ class _Settings(BaseModel):
 
 
 class ModelSettings(_Settings):
-    """Which model is trained.
+    """The model to train.
 
     Args:
-        start: an LSM to go on from (a folder or hub name); encoder, llm and what follows are then left alone.
+        start: an LSM to continue training (a folder or hub name); the settings below are then ignored.
         encoder: a Whisper of any size: folder, hub name, or `builtin:encoder` (tiny.en).
         llm: a decoder-only causal LM: folder, hub name, or `builtin:llm` (SmolLM2-135M-Instruct).
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.
         connector: settings of [`LsmProjectorConfig`], its `connector` the kind.
         encoder_context: `full` (Whisper reads 30 s, padded with silence), `padded` (the silence counts as speech),
-            `trimmed` (the utterance alone) or `clip` (its mel features too are of the utterance alone).
-        decoder_states: LLaSM's tower: states of Whisper's decoder over this many start tokens.
+            `trimmed` (only the utterance) or `clip` (the mel features, too, come only from the utterance).
+        decoder_states: LLaSM's audio tower: states of Whisper's decoder over this many start tokens.
     """
 
     start: str | None = None
@@ -78,7 +78,7 @@ class ModelSettings(_Settings):
         if unknown := sorted(connector.keys() - known.keys()):
             raise ValueError(f"has no setting {unknown[0]!r}; its settings are: {', '.join(known)}")
         for key, value in connector.items():
-            # The names of the types, as LsmProjectorConfig writes them; `window` is a number or a word.
+            # The type names that LsmProjectorConfig writes; `window` is a number or a word.
             kinds: dict[str, Any] = {"int": int, "float": int | float, "str": str, "bool": bool}
             fits = [kinds[name] for name in known[key].replace("Literal['length']", "str").split(" | ")]
             is_bool = isinstance(value, bool)
@@ -106,28 +106,28 @@ class LoraSettings(_Settings):
 
 
 class Stage(_Settings):
-    """One stage: what is trained, on what, how fast.
+    """One stage: the trained parts, the data and the learning rates.
 
     Args:
-        name: of the stage's folder, where there are several.
+        name: name of the stage's folder, if there are several stages.
         train: manifests whose samples have `audio` and `target`.
         eval: manifests of held-out samples.
         tasks: use only samples of these tasks.
         limit: use only the first samples of each set.
-        strategy: `full` (connector and LLM), `layerwise_lr` (the same, each layer of the LLM at its own rate),
-            `frozen_llm` (connector alone), `lora` (connector, and adapters in the LLM) or `align` (connector alone,
-            without the LLM: each speech token is drawn to the embedding of a token of the target, by CTC; a start for
-            the others, on transcripts). The encoder is frozen in all of them.
+        strategy: `full` (connector and LLM), `layerwise_lr` (the same, with a learning rate for each layer of the LLM),
+            `frozen_llm` (only the connector), `lora` (connector, and adapters in the LLM) or `align` (only the
+            connector, without the LLM: CTC moves each speech token towards the embedding of a target token; a first
+            stage before the others, on transcripts). The encoder is frozen in all of them.
         layer_rates: for `layerwise_lr`: what `lsm-probe importance --write-lr-schedule` wrote, or the list of rates
             itself, as multiples of `learning_rate`; for the layers' weight matrices alone.
-        epochs: passes over the training set, unless `max_steps` says when to end.
+        epochs: passes over the training set, unless `max_steps` is given.
         max_steps: optimizer steps.
         batch_size: samples in one optimizer step, over all processes and accumulation.
-        learning_rate: peak; of the LLM, and of the connector unless `connector_learning_rate` is given.
-        weight_decay: of weight matrices; biases and norms have none.
-        warmup: linear warm-up: steps, or below 1 the share of all steps.
+        learning_rate: peak, for the LLM, and for the connector unless `connector_learning_rate` is given.
+        weight_decay: for weight matrices; biases and norms have none.
+        warmup: linear warm-up: number of steps, or, if below 1, the share of all steps.
         schedule: after warm-up: `linear` or `cosine` to 0, or `constant`.
-        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
+        max_grad_norm: gradients are scaled down to this norm; 0 disables this.
     """
 
     name: str = Field("train", pattern=r"^[\w-]+$")
@@ -157,17 +157,17 @@ class Stage(_Settings):
 
 
 class Machine(_Settings):
-    """What changes how fast a run goes but not what it computes (up to rounding); it may differ when a run goes on.
+    """Settings that change the speed of a run but not its results (up to rounding); they may differ when resuming.
 
     Args:
-        device: `auto` takes CUDA where there is one, `cpu` never.
-        devices: processes the launch line of `--dry-run` starts and its memory is estimated for.
+        device: `auto` uses CUDA if available, `cpu` never does.
+        devices: number of processes in the launch line of `--dry-run`, which its memory estimate assumes.
         sharding: with several GPUs `fsdp` shards weights, gradients and optimizer, `ddp` copies them.
-        per_device_batch_size: samples in one forward pass; halved where memory runs out.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        per_device_batch_size: samples in one forward pass; halved if memory runs out.
+        gradient_checkpointing: recompute activations in the backward pass instead of storing them.
         workers: processes that read data; 0 reads in the training process.
         log_steps, save_steps: optimizer steps between two log lines and between two checkpoints.
-        report_to: where losses are sent beside `history.json`.
+        report_to: where losses are reported besides `history.json`.
     """
 
     device: Literal["auto", "cpu"] = "auto"
@@ -182,24 +182,24 @@ class Machine(_Settings):
 
 
 class TrainConfig(Stage):
-    """A whole run. The settings of a stage hold for all `stages`, each of which may change some.
+    """A whole run. The settings of a stage apply to all `stages`, and each of these may override some.
 
     Args:
         precision: `bf16` computes in bfloat16 and keeps weights, gradients and optimizer in float32 (autocast; with
-            sharding the weights are cast, so that norms too compute in bfloat16); `float32` computes in it too. `auto`:
-            bf16 on a CUDA device or CPU that has instructions for it, float32 elsewhere. A run is resumed only
-            in the precision it was started with.
+            sharding the weights are cast, so that norms also compute in bfloat16); `float32` also computes in float32.
+            `auto`: bf16 on a CUDA device or CPU with bfloat16 instructions, float32 elsewhere. A run is resumed only
+            with the precision it was started with.
         cache_features: encode each utterance once and keep the frozen encoder's states on disk.
         eval_steps: optimizer steps between two evaluations; one is made before the first step and one after the last.
         seed: of the connector's first weights, the order of the data, and dropout.
-        expected_samples: size of the training set, for `--dry-run` where it is not at hand.
+        expected_samples: size of the training set, for `--dry-run` if the set is not available.
         probe_every: optimizer steps between two probings of eta, D_i and D_s (see [`BiasCallback`]); `auto` probes as
-            often as 5 % of the time allows. By default none is made: each takes the time of several steps.
+            often as 5 % of the time allows. By default there are no probings: each takes the time of several steps.
         probe_samples: manifest of the samples that are probed, such as `builtin:commands`.
-        probe_limit: how many of them, spread over the utterances.
-        probe_base: the text LLM whose own responses are measured, such as `model.llm`'s; by default the targets of the
-            samples are.
-        probe_stop_below: training stops when one of these numbers falls below its bound, such as `{D_i: 0.1}`.
+        probe_limit: number of these samples, spread over the utterances.
+        probe_base: the text LLM whose own responses are measured, such as `model.llm`'s; by default the samples'
+            targets are measured.
+        probe_stop_below: training stops if one of these numbers falls below its bound, such as `{D_i: 0.1}`.
     """
 
     model: ModelSettings = ModelSettings()
@@ -229,7 +229,7 @@ class TrainConfig(Stage):
         return self
 
     def resolved_stages(self) -> list[Stage]:
-        """The stages in order, each with all its settings; one where none are listed."""
+        """The stages in order, each with all its settings; a single one if none are listed."""
         common = {key: getattr(self, key) for key in Stage.model_fields}
         stages = []
         for changed in self.stages or [{}]:
@@ -240,16 +240,16 @@ class TrainConfig(Stage):
         return stages
 
     def with_precision_for(self, device: torch.device) -> TrainConfig:
-        """This config with `auto` resolved for the device that the run computes on."""
+        """This config with `auto` precision resolved for the run's device."""
         if self.precision != "auto":
             return self
         bf16 = device.type in ("cuda", "cpu") and computes_natively(torch.bfloat16, device)
         return self.model_copy(update={"precision": "bf16" if bf16 else "float32"})
 
     def deciding(self) -> dict[str, Any]:
-        """Everything that decides what comes out, of plain values: what a run that goes on must not change."""
+        """Everything that affects the result, as plain values: settings that must not change when a run is resumed."""
         watching = {key for key in type(self).model_fields if key.startswith("probe_")}
-        decides = bool(self.probe_every and self.probe_stop_below)  # else probing changes no weight
+        decides = bool(self.probe_every and self.probe_stop_below)  # otherwise probing does not change the weights
         return self.model_dump(mode="json", exclude={"machine", "expected_samples"} | (set() if decides else watching))
 
 
@@ -262,11 +262,11 @@ def presets() -> list[str]:
 def read_config(name: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a config: a preset or a YAML file, then `key=value` on top.
 
-    A file may name a preset or another file, relative to its own folder, in `base` and hold only what differs. Keys of
-    nested settings are joined with dots (`machine.workers=2`, `stages.align.epochs=3`), values are YAML.
+    A file may name a preset or another file, relative to its own folder, in `base`, and hold only the differences.
+    Keys of nested settings are joined with dots (`machine.workers=2`, `stages.align.epochs=3`), values are YAML.
 
     Raises:
-        InputError: no such preset or file, it is not YAML, or a setting is unknown or out of range.
+        InputError: the preset or file does not exist, it is not YAML, or a setting is unknown or out of range.
     """
     values = _read(str(name), seen=())
     for override in overrides:

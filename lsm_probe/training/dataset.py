@@ -1,4 +1,4 @@
-"""From samples to batches: prompts padded left, responses right, labels on the response alone."""
+"""From samples to batches: prompts padded left, responses right, labels only on the response."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ IGNORED = -100
 
 
 class UnusableSpeech(InputError):
-    """Speech that only its reading showed to be unusable.
+    """An utterance that turns out to be unusable only when it is read.
 
-    A loader's worker process raises its errors anew, with the traceback as the message: the last line is ours.
+    A data loader re-raises errors of its worker processes with the traceback as message; the last line is ours.
     """
 
     def __init__(self, message: str):
@@ -40,12 +40,12 @@ class UnusableSpeech(InputError):
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
-    """Samples as token ids and speech. An item depends on nothing but its index, so that a run can go on anywhere.
+    """Samples as token ids and speech. An item depends only on its index, so that a run can resume anywhere.
 
     Args:
         samples: with `audio` and `target` each.
-        checkpoint: the LSM, for its processor and what ends an answer.
-        states: the frozen encoder's states; None encodes in the model, at every step.
+        checkpoint: the LSM, for its processor and its end-of-response token.
+        states: the frozen encoder's states; None encodes in the model at every step.
 
     Raises:
         InputError: there are no samples, a text holds a control token, a target has no tokens, a sound file's header is
@@ -101,11 +101,11 @@ class TrainingSet(Dataset[dict[str, Any]]):
         ).input_ids
 
     def _response(self, checkpoint: Lsm, sample: Sample, speech_tokens: int) -> list[int]:
-        """The tokens that are learned for a sample, whose speech becomes `speech_tokens`."""
+        """The training target for a sample, as token ids; its speech becomes `speech_tokens` tokens."""
         return checkpoint.encode_response(sample.target or "")
 
     def _lengths(self, checkpoint: Lsm) -> NDArray[np.int32]:
-        """Tokens of each sample, known from its text and the length of its speech."""
+        """Number of tokens of each sample, computed from its text and the length of its speech."""
         prompt_length = cache(lambda instruction: len(self._prompt_ids(instruction, 0)))  # the same for many samples
         rate = self.processor.feature_extractor.sampling_rate
         limit = checkpoint.context_length
@@ -129,14 +129,14 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
 
 def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
-    """Makes a batch whose padding nothing can see.
+    """Makes a batch in which padding has no influence.
 
-    Prompts are padded left and responses right, so that in every row the response begins in the same column and the
-    LLM's head runs on those columns alone (`logits_to_keep`).
+    Prompts are padded left and responses right, so that in every row the response begins in the same column. The LLM's
+    head runs only on those columns (`logits_to_keep`).
 
     Returns:
         `input_ids` and `attention_mask` `[batch, prompt + response]`; `labels` of the same shape and `shift_labels`
-        `[batch, response]`, the labels of the columns that predict them, both -100 wherever nothing is learned;
+        `[batch, response]`, the labels of the columns that predict them, both -100 where there is no label;
         `logits_to_keep` `[response]`, those columns; `index`, a list, which stays on the CPU; and the speech.
     """
     prompts, responses = [item["prompt"] for item in items], [item["response"] for item in items]

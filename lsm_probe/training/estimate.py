@@ -1,4 +1,4 @@
-"""What a run will be, before it is started: parameters, optimizer steps, memory. Nothing is loaded."""
+"""Estimates a run before it starts: parameters, optimizer steps, memory. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lsm_probe.training.shapes import model_config
 
 GIB = 2**30
 SPEECH_MEL_FRAMES = 3000
-"""Speech of a sample that memory is estimated for: 30 s, the longest piece."""
+"""Length of the speech that memory is estimated for: 30 s, the longest piece."""
 PROMPT_TOKENS = 60
 RESPONSE_TOKENS = 60
 
@@ -33,7 +33,7 @@ ENCODER, CONNECTOR_PART, EMBEDDINGS, LAYERS, ADAPTERS = "encoder", "connector", 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model: its parameters, and how many of them are trained."""
+    """A part of the model: its number of parameters, and how many of them are trained."""
 
     name: str
     parameters: int
@@ -42,20 +42,20 @@ class Part:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What a stage will be."""
+    """The estimate for one stage."""
 
     name: str
-    strategy: str  # what it trains
-    # `encoder`, `connector`, `LLM embeddings` (with the head, where it has weights of its own), `LLM layers`, and under
+    strategy: str  # the training strategy
+    # `encoder`, `connector`, `LLM embeddings` (with the head, if it has its own weights), `LLM layers`, and under
     # `lora` the adapters.
     parts: tuple[Part, ...]
     samples: int | None  # in its training set; None if unknown
-    samples_from: str  # where the number comes from, or what is missing
+    samples_from: str  # the origin of this number, or what is missing
     batch_size: int  # samples in an optimizer step
     accumulation: int  # forward passes of each process in an optimizer step
-    steps: int | None  # optimizer steps; None where both samples and `max_steps` are unknown
-    warmup_steps: int | None  # the first of them, in which the learning rate rises
-    memory: dict[str, int]  # bytes on each device by what they hold. An estimate: see [`memory`]
+    steps: int | None  # optimizer steps; None if both samples and `max_steps` are unknown
+    warmup_steps: int | None  # the first steps, in which the learning rate rises
+    memory: dict[str, int]  # estimated bytes on each device, by content; see [`memory`]
 
     @property
     def parameters(self) -> int:
@@ -68,7 +68,7 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will be: its stages, what their memory assumes, and the line that starts it."""
+    """The estimate for a run: its stages, the assumptions about memory, and the launch line."""
 
     stages: tuple[StageEstimate, ...]
     assumptions: str
@@ -89,8 +89,8 @@ def estimate(config: TrainConfig, arguments: Sequence[str] = ("CONFIG",)) -> Est
     """Estimates a run; `arguments` are config, overrides and options as the user gave them, for the launch line.
 
     Raises:
-        InputError: a model of the config is unknown, of the wrong kind or fits no other; a manifest is not JSON; or a
-            batch cannot be made of whole forward passes.
+        InputError: a model of the config is unknown, of the wrong kind or does not fit the others; a manifest is not
+            JSON; or the batch size does not divide into whole forward passes.
     """
     lsm_config = _lsm_config(config)
     stages = tuple(_estimate_stage(config, lsm_config, stage) for stage in config.resolved_stages())
@@ -140,7 +140,7 @@ def _lsm_config(config: TrainConfig) -> LsmConfig:
 
 
 def count_parameters(config: LsmConfig, stage: Stage) -> tuple[Part, ...]:
-    """The parts of a model of this configuration, frozen or trained as the stage has it."""
+    """The parts of a model with this configuration, frozen or trained as the stage defines."""
     with torch.device("meta"):
         model = LsmForConditionalGeneration(config)
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -164,9 +164,9 @@ def _part(name: str, is_embedding: bool) -> str:
 
 
 def count_samples(stage: Stage, expected: int | None) -> tuple[int | None, str]:
-    """Samples a stage trains on, and where the number comes from.
+    """Number of samples that a stage trains on, and the origin of that number.
 
-    Counted are lines of the stage's tasks, in each manifest up to its limit; what is in them is not checked.
+    It counts lines of the stage's tasks, up to the limit of each manifest; the content of lines is not checked.
     """
     missing = [path for path in stage.train if not path.is_file()]
     if stage.train and not missing:
@@ -186,20 +186,20 @@ def _count_lines(path: Path, stage: Stage) -> int:
 def _task(path: Path, number: int, line: bytes) -> Any:
     try:
         return json.loads(line)["task"]
-    except (KeyError, TypeError):  # no task, or no object: the latter is for `lsm-probe data validate` to tell
+    except (KeyError, TypeError):  # no task, or not an object, which `lsm-probe data validate` reports
         return None
     except (ValueError, RecursionError):
         raise InputError(f"{path}, line {number}: is not JSON; write one JSON object a line") from None
 
 
 def memory(config: TrainConfig, lsm_config: LsmConfig, stage: Stage, parts: Sequence[Part]) -> dict[str, int]:
-    """Bytes on each device at the end of a forward pass, when most is held.
+    """Bytes on each device at the end of a forward pass, when memory use is highest.
 
     - `weights`: 4 for each parameter, and `gradients` 4 and `AdamW` 8 for each trained one; all divided by the number
       of devices under FSDP, and the gradients twice under DDP, whose buckets are a copy.
-    - `gathered` (FSDP) or `bfloat16 copy` (else, under bf16): what is computed with; see [`_compute_copies`].
-    - `activations`: of the LLM; see [`_activations`]. The connector's are left out, some per cent of them, and the
-      frozen encoder keeps none.
+    - `gathered` (FSDP) or `bfloat16 copy` (else, under bf16): weights in the form used to compute; [`_compute_copies`].
+    - `activations`: of the LLM; see [`_activations`]. Those of the connector, some percent of the LLM's, are left out,
+      and the frozen encoder stores none.
     - `logits`: three float32 of the vocabulary's size for each response token (logits, log-probabilities, gradient).
     """
     machine = config.machine
@@ -218,10 +218,10 @@ def memory(config: TrainConfig, lsm_config: LsmConfig, stage: Stage, parts: Sequ
 
 
 def _compute_copies(config: TrainConfig, lsm_config: LsmConfig, parts: Sequence[Part], shards: int) -> dict[str, int]:
-    """Bytes of the weights that a pass computes with, where these are not the ones that are kept.
+    """Bytes of the weights used to compute, if these differ from the stored ones.
 
     Autocast casts connector and LLM and keeps the casts until the backward pass. FSDP gathers two layers at a time, and
-    what is in no layer for the whole of the pass; the gradients of what is trained take the same room once more.
+    everything outside the layers for the whole pass; gradients of trained weights take the same memory again.
     """
     width = _width(config)
     sizes = {part.name: part for part in parts}
@@ -236,15 +236,16 @@ def _compute_copies(config: TrainConfig, lsm_config: LsmConfig, parts: Sequence[
 
 
 def _activations(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> int:
-    """Bytes that the LLM's layers keep for the backward pass.
+    """Bytes that the LLM's layers store for the backward pass.
 
-    A layer as Llama's keeps for each token, in numbers of `hidden` (h), `keys and values` (k) and `MLP` (m) width:
+    For each token, a layer like Llama's stores these numbers, with widths `hidden` (h), `keys and values` (k), `MLP`
+    (m):
 
     - weights trained or adapted: 4 h in float32 (norms), and in the dtype of computation 7 h (float32: 4 h) + 2 k + 4 m
-      (what enters the linear layers, which autocast casts once for each, queries, keys, values, what the MLP makes);
+      (inputs of the linear layers, which autocast casts once for each, queries, keys, values, MLP activations);
     - weights frozen: 2 h in float32, and 2 h + 2 k + 3 m.
 
-    Checkpointed, a layer keeps what it reads, h in float32, and one layer at a time is made again.
+    With checkpointing, a layer stores its input, h in float32, and one layer at a time is recomputed.
     """
     text, width = lsm_config.text_config, _width(config)
     hidden, heads = text.hidden_size, text.num_attention_heads
@@ -252,7 +253,7 @@ def _activations(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> in
     head_width = getattr(text, "head_dim", None) or hidden // heads
     keys = head_width * (getattr(text, "num_key_value_heads", None) or heads)
     if stage.strategy == "align":
-        return 0  # the LLM is not run
+        return 0  # the LLM does not run
     if stage.strategy == "frozen_llm":
         layer = 4 * 2 * hidden + width * (2 * hidden + 2 * keys + 3 * mlp)
     else:
@@ -270,14 +271,14 @@ def _speech_tokens(lsm_config: LsmConfig) -> int:
 
 
 def _width(config: TrainConfig) -> int:
-    """Bytes of a number that is computed with: on GPUs if the run wants several, or else on this machine's device."""
+    """Bytes per number in computation: for GPUs if the run uses several, else for this machine's device."""
     machine = config.machine
     gpu = machine.device == "auto" and (machine.devices > 1 or torch.cuda.is_available())
     return 2 if config.with_precision_for(torch.device("cuda" if gpu else "cpu")).precision == "bf16" else 4
 
 
 def _sharding(machine: Machine) -> str:
-    """On CPU accelerate has no FSDP and copies the model."""
+    """The kind of sharding; on CPU accelerate has no FSDP and copies the model."""
     return "ddp" if machine.device == "cpu" else machine.sharding
 
 

@@ -1,4 +1,4 @@
-"""The held-out loss, and how much it rises when the speech or the instruction is another sample's."""
+"""The held-out loss, and its increase when the speech or the instruction comes from another sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lsm_probe.intervals import interval, leave_one_out, number_clusters
 from lsm_probe.training.dataset import IGNORED
 
 CONTROLS = ("speech", "instruction")
-"""What is shuffled between samples."""
+"""The inputs that are shuffled between samples."""
 
 
 def sample_losses(logits: Tensor, shift_labels: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ def summarise(losses: dict[str, NDArray[Any]], samples: Sequence[Sample]) -> dic
         samples: the held-out samples, in the same order.
 
     Returns:
-        `eval_loss`; for each control `eval_loss_{control}_shuffled` and `eval_{control}_gain`, how much the loss
-        rises when that input is another's, with `_low` and `_high` where there are at
-        least three utterances; and where there are several tasks `eval_loss_task_{task}`.
+        `eval_loss`; for each control `eval_loss_{control}_shuffled` and `eval_{control}_gain`, the increase in loss
+        when that input comes from another sample, with `_low` and `_high` if there are at least three utterances; and
+        `eval_loss_task_{task}` if there are several tasks.
     """
     clusters = number_clusters([sample.utterance for sample in samples])
     true = losses["true"].astype(np.float64)
@@ -69,6 +69,6 @@ def _per_token(losses: NDArray[np.float64]) -> float:
 def _left_out(losses: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
     """Nats per token without each utterance in turn, `[utterances]`."""
     nats, tokens = leave_one_out(losses, clusters).T
-    # With one utterance there is nothing left.
+    # With one utterance, no samples are left.
     with np.errstate(invalid="ignore"):
         return nats / tokens

@@ -1,4 +1,4 @@
-"""The order of the training data: a function of seed and epoch alone, alike lengths in one pass."""
+"""The order of the training data: a function of seed and epoch only, with similar lengths in one pass."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from transformers import TrainerCallback, TrainerState
 
 
 class LengthGrouped(Sampler[int], TrainerCallback):
-    """Draws every sample once an epoch: random optimizer steps, each sorted by length. What the last step of an epoch
-    lacks is taken from its first once more, so that every step is whole.
+    """Draws every sample once per epoch: random optimizer steps, each sorted by length. The last step of an epoch is
+    filled up with samples of the first step, so that every step is whole.
 
-    The passes that a step is divided into, and the processes that share them, so get samples of about one length and
+    Each step is divided into passes, which processes share. Sorting gives these passes samples of similar length and
     little padding, while every step stays a random draw. (Grouping whole steps by length, as the Trainer does, would
-    make steps of one task each: the length of an answer tells its task.)
+    make steps of one task each, because the length of a response depends on its task.)
 
-    The order does not depend on how steps are divided, nor on any state: a run goes on in the middle of an epoch with
-    exactly what it had not seen. As a callback it learns which epoch begins, since not every way in which the Trainer
-    wraps a loader hands that on. `lengths` are in tokens; `batch_size` is in samples of one optimizer step.
+    The order does not depend on how steps are divided, nor on any state: a run resumes in the middle of an epoch with
+    exactly the samples it had not seen. It is also a callback, to get the number of the epoch, which not every loader
+    wrapper of the Trainer passes on. `lengths` are in tokens; `batch_size` is the number of samples in one optimizer
+    step.
     """
 
     def __init__(self, lengths: NDArray[Any], batch_size: int, seed: int):

@@ -1,4 +1,4 @@
-"""What a strategy trains, and how fast each part learns."""
+"""The trained parameters of each strategy, and their learning rates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prepare_model(model: PreTrainedModel, stage: Stage) -> Any:
 
 
 def lora_targets(language_model: PreTrainedModel) -> list[str]:
-    """Names of all linear layers of attention and MLP: every one but the head."""
+    """Names of all linear layers of attention and MLP: all linear layers except the head."""
     head = language_model.get_output_embeddings()
     return [
         name
@@ -51,21 +51,22 @@ def _with_lora(model: PreTrainedModel, settings: LoraSettings) -> Any:
         modules_to_save=[CONNECTOR],
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers, at what peft calls
+        warnings.simplefilter("ignore", FutureWarning)  # warnings of transformers about functions that peft calls
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # GPT-2's layers: peft then sets it itself
         return get_peft_model(model, config)
 
 
 def used_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """All parameters once, by name; peft keeps the connector it has trained a copy of, which never runs."""
+    """All parameters once, by name. peft also stores an unused copy of a trained connector, which is left out."""
     return [(name, parameter) for name, parameter in model.named_parameters() if ".original_module." not in name]
 
 
 def parameter_groups(model: nn.Module, decayed: Collection[str], stage: Stage) -> list[dict[str, Any]]:
-    """Trained parameters in groups of one learning rate and one weight decay; `decayed` names those with weight decay.
+    """Trained parameters in groups with the same learning rate and weight decay; `decayed` names those with weight
+    decay.
 
     Raises:
-        InputError: the stage gives rates for another number of layers.
+        InputError: the stage gives rates for a different number of layers.
     """
     factor_of = _layer_rates(model, stage)
     groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
@@ -83,7 +84,7 @@ def parameter_groups(model: nn.Module, decayed: Collection[str], stage: Stage) -
 
 
 def _layer_rates(model: nn.Module, stage: Stage) -> Callable[[str, nn.Parameter], float]:
-    """The rate of a parameter as a multiple of the stage's: of weight matrices of the LLM's layers; 1 for the rest."""
+    """A parameter's rate relative to the stage's: for weight matrices of the LLM's layers; 1 for all others."""
     if stage.strategy != "layerwise_lr" or stage.layer_rates is None:
         return lambda name, parameter: 1.0
     llm = next(module for name, module in model.named_modules() if name.split(".")[-1] == "language_model")

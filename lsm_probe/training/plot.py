@@ -40,7 +40,7 @@ def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if ax is None:
         ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
     blue, _, green, red = sns.color_palette("colorblind", 4)
-    # A control that changes nothing lies on the true curve: both stay visible.
+    # A control without effect coincides with the true curve, so both must stay visible.
     looks: dict[str, dict[str, Any]] = {
         "loss": {"color": "0.75", "linewidth": 1},
         "eval_loss": {"color": blue, "linewidth": 3, "marker": "o"},

@@ -1,4 +1,4 @@
-"""At which steps a run is probed: every so many, or as often as a share of its time allows."""
+"""The steps at which a run is probed: at fixed intervals, or as often as a share of its time allows."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 MEASURED_STEPS = 3
-"""Steps after which it is known how long a step takes. The first, which warms up, is not counted."""
+"""Number of steps that measure the time per step. The first step, a warm-up, is not counted."""
 
 
 def steps_between(
     *, share: float, total_steps: int, step_seconds: float, probe_seconds: float, setup_seconds: float
 ) -> int:
-    """Steps between two probings that together take at most a share of a run's time; 0 where there is none.
+    """Steps between two probings that together take at most a share of a run's time; 0 for no further probing.
 
-    A probing before the first step and the setup count too.
+    A probing before the first step and the setup also count.
 
     Args:
         share: of the time that the steps take, such as 0.05.
-        total_steps: of the whole run.
-        step_seconds: of one step.
-        probe_seconds: of one probing.
-        setup_seconds: what came before the first probing, such as generating the responses.
+        total_steps: number of steps of the whole run.
+        step_seconds: time of one step.
+        probe_seconds: time of one probing.
+        setup_seconds: time before the first probing, such as for generating the responses.
     """
     budget = share * total_steps * step_seconds - setup_seconds
     affordable = math.floor(budget / probe_seconds) - 1
@@ -31,7 +31,7 @@ def steps_between(
 
 @dataclass
 class StepTimer:
-    """Measures the steps of this process, from the begin of each to its end."""
+    """Measures the duration of each step in this process."""
 
     seconds: list[float] = field(default_factory=list)
     _begun: float | None = None
@@ -46,6 +46,6 @@ class StepTimer:
 
     @property
     def step_seconds(self) -> float | None:
-        """The mean of the steps after the first; None until there are enough."""
+        """The mean over steps after the first; None until there are enough."""
         counted = self.seconds[1:]
         return sum(counted) / len(counted) if len(self.seconds) >= MEASURED_STEPS else None

@@ -1,4 +1,4 @@
-"""A training run: stage after stage, from a config to a checkpoint that the probes take."""
+"""A training run: all stages, from a config to a checkpoint that the probes can load."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def train(
     on_error: OnError = "fail",
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Trains as `config` says; under `torchrun` in several processes, each of which calls this.
+    """Trains as `config` defines; under `torchrun` every process must call this function.
 
-    `out/model` is the trained checkpoint; `checkpoint-*` are what an interrupted run goes on from, `history.json` the
-    losses, `report.json` what is returned, `data.json` a digest of the samples, `tensorboard/` the log, `bias.*` what
-    probings found. With several stages, each has a folder of its own.
+    `out/model` is the trained checkpoint. An interrupted run resumes from `checkpoint-*`. `history.json` has the
+    losses, `report.json` the return value, `data.json` a hash of the samples, `tensorboard/` the log, and `bias.*` the
+    probings. With several stages, each has its own folder.
 
     Args:
         config: see [`read_config`].
         out: the folder; empty, unless `resume`.
-        resume: go on in a folder that was begun with the same config. On CPU the weights come out as if nothing had
-            happened, bit for bit.
-        on_error: at samples that cannot be used: "fail", or "skip" and count them. Without `cache_features` only the
-            headers of sound files are read beforehand: one that is damaged further on ends the run when it is met.
-        on_progress: called with (name, done, total, note); by default a notebook shows bars, and nothing else does.
+        resume: continue in a folder that was started with the same config. On CPU the weights are bitwise the same as
+            without the interruption.
+        on_error: for samples that cannot be used: "fail", or "skip" and count them. Without `cache_features` only the
+            headers of sound files are read beforehand; damage after the header stops the run when the file is read.
+        on_progress: called with (name, done, total, note); by default only notebooks show bars.
 
     Returns:
         For each stage: steps, samples, trained and all parameters, seconds, tokens per second, the last evaluation.
 
     Raises:
         InputError: config, data, model or folder cannot be used.
-        WorkFailed: loss or gradient is not finite, or memory does not do for one sample.
-        Terminated: SIGTERM came; everything is saved.
+        WorkFailed: loss or gradient is not finite, or memory is too small for one sample.
+        Terminated: the process got SIGTERM; everything is saved.
     """
     out = Path(out)
     state = init_distributed(cpu=config.machine.device == "cpu")
@@ -69,7 +69,7 @@ def train(
     report: dict[str, Any] = {"model": str(out / "model"), "stages": []}
     own_folder = work_folder(out, config.deciding(), resume=resume) if state.is_main_process else nullcontext()
     with own_folder, notebook_progress(on_progress) as show:
-        state.wait_for_everyone()  # the others begin when the main process has the folder
+        state.wait_for_everyone()  # the other processes start when the main process has the folder
         start: Path | None = None
         for number, stage in enumerate(stages, start=1):
             folder = out if len(stages) == 1 else out / f"{number}-{stage.name}"

@@ -19,10 +19,11 @@ from lsm_probe.errors import InputError
 def read_samples(
     manifests: Sequence[Path], *, tasks: Sequence[str] | None, limit: int | None, on_error: OnError
 ) -> list[Sample]:
-    """Reads the samples of all manifests in their order. The same id may stand in several.
+    """Reads the samples of all manifests in their order. The same id may occur in several.
 
     Raises:
-        InputError: a manifest cannot be read, a line or a sample is unusable (with `on_error` "fail"), or none is left.
+        InputError: a manifest cannot be read, a line or a sample is unusable (with `on_error` "fail"), or no sample is
+            left.
     """
     problems = Problems()
     found: list[Sample] = []
@@ -50,14 +51,14 @@ def _trainable(sample: Sample) -> Sample:
 
 
 def seconds(audio: Path | AudioBytes, start: float, duration: float | None) -> float:
-    """Length of a section of a sound file, by its header.
+    """Length of a section of a sound file, from its header.
 
-    Samples of several tasks share their speech: a header is read once, and again when the file has changed.
+    Samples of several tasks share their speech, so each header is read only once, and again if the file changes.
 
     Raises:
         InputError: the file or the section cannot be used.
     """
-    if isinstance(audio, AudioBytes):  # not kept alive by the cache
+    if isinstance(audio, AudioBytes):  # not cached, so that the cache does not keep the bytes in memory
         return check_audio_file(audio, start, duration)
     return _seconds(audio, start, duration, file_state(audio))
 
@@ -68,7 +69,7 @@ def _seconds(audio: Path, start: float, duration: float | None, _: object) -> fl
 
 
 def file_state(path: Path) -> tuple[int, int] | None:
-    """What differs when a file has changed: its time and its size; None where there is no such file."""
+    """Time and size of a file, to detect changes; None if the file does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -77,22 +78,22 @@ def file_state(path: Path) -> tuple[int, int] | None:
 
 
 def with_speech_shuffled(samples: Sequence[Sample], seed: int) -> list[Sample] | None:
-    """Each sample with the speech of another utterance; None where there is but one utterance.
+    """Each sample with the speech of another utterance; None if there is only one utterance.
 
-    A model that ignores the speech has as low a loss on these as on the true ones.
+    If a model ignores the speech, its loss on these equals that on the true samples.
     """
     return _with_others(samples, seed, lambda sample: sample.utterance, ("audio", "start", "duration", "text"))
 
 
 def with_instructions_shuffled(samples: Sequence[Sample], seed: int) -> list[Sample] | None:
-    """Each sample with the instruction of another task (of another wording where there is one task, or tasks share
-    wordings); None where all have the same.
+    """Each sample with the instruction of another task (of another wording if there is one task, or if tasks share
+    wordings); None if all have the same instruction.
 
-    A model that ignores the instruction has as low a loss on these as on the true ones.
+    If a model ignores the instruction, its loss on these equals that on the true samples.
     """
     wordings = {sample.instruction for sample in samples}
     tasks = {sample.task for sample in samples}
-    # Another task's instruction may be the sample's own where tasks share wordings.
+    # If tasks share wordings, another task's instruction may be the sample's own.
     by_task = len(tasks) > 1 and len({(sample.task, sample.instruction) for sample in samples}) == len(wordings)
     key = (lambda sample: sample.task) if by_task else (lambda sample: sample.instruction)
     return _with_others(samples, seed, key, ("instruction",))
@@ -101,14 +102,14 @@ def with_instructions_shuffled(samples: Sequence[Sample], seed: int) -> list[Sam
 def _with_others(
     samples: Sequence[Sample], seed: int, key: Callable[[Sample], Hashable], fields: Sequence[str]
 ) -> list[Sample] | None:
-    """Each sample with the `fields` of one with another `key`, each chosen about once; None where all have one key."""
+    """Each sample with the `fields` of one with another `key`, each used about once; None if all have the same key."""
     groups: dict[Hashable, list[int]] = {}
     for i in random.Random(seed).sample(range(len(samples)), len(samples)):
         groups.setdefault(key(samples[i]), []).append(i)
     if len(groups) < 2:
         return None
-    # Grouped by key, the list turned by the size of the largest group brings every sample to another group, unless
-    # that group is more than half of all; what it leaves in place takes from the rest in turn.
+    # With samples grouped by key, rotating the list by the largest group's size gives every sample one from another
+    # group. If that group has more than half of all samples, those left in it take from the other groups in turn.
     order = [i for group in sorted(groups.values(), key=len, reverse=True) for i in group]
     largest = max(map(len, groups.values()))
     partner = {order[k]: order[(k + largest) % len(order)] for k in range(len(order))}

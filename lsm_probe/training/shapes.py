@@ -1,4 +1,4 @@
-"""The shapes of the models that presets name, so that a run can be planned with neither network nor weights."""
+"""The shapes of the presets' models, so that a run can be planned without network and weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LLAMA_3_8B = _llama(4096, 32, 32, 8, 14336, 128256)
 _SHAPES: dict[str, dict[str, Any]] = {
     "lmsys/vicuna-7b-v1.5": _LLAMA_2_7B,
     "meta-llama/Llama-2-7b-hf": _LLAMA_2_7B,
-    "LinkSoul/Chinese-Llama-2-7b": _LLAMA_2_7B,  # its config.json was not at hand; its training code adds no tokens
+    "LinkSoul/Chinese-Llama-2-7b": _LLAMA_2_7B,  # its config.json was not available; its training code adds no tokens
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_3_8B,
     "meta-llama/Llama-3.2-1B-Instruct": _llama(2048, 16, 32, 8, 8192, 128256) | {"tie_word_embeddings": True},
@@ -63,12 +63,12 @@ def model_config(name: str) -> PreTrainedConfig:
 
     Args:
         name: a folder, whose `config.json` is read; `builtin:encoder`, `builtin:llm`, `builtin:untrained` or a hub name
-            that a preset uses, whose shape is known; or another hub name, whose `config.json` is asked of the hub.
+            from a preset, whose shape is known; or another hub name, whose `config.json` comes from the hub.
 
     Raises:
         InputError: there is no such model, or its configuration cannot be read.
     """
-    if name in _SHAPES and not Path(name).is_dir():  # a folder comes first, as in transformers
+    if name in _SHAPES and not Path(name).is_dir():  # a folder takes precedence, as in transformers
         shape = dict(_SHAPES[name])
         return CONFIG_MAPPING[shape.pop("model_type")](**shape)
     if name == "builtin:untrained":

@@ -1,4 +1,4 @@
-"""One stage of a run: from data and a model to a trained model, through whatever stops it on the way."""
+"""One stage of a run: from data and a model to a trained model, including out-of-memory errors and interruptions."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ from lsm_probe.training.states import SpeechStates
 from lsm_probe.training.stopping import StepInterrupted, StopOnSignal, notice_signals_in_backward
 
 _TRAIN_ALL = ("full", "layerwise_lr")
-"""Strategies that keep a gradient and the optimizer's state of every weight of the LLM."""
+"""Strategies that store a gradient and optimizer state for every weight of the LLM."""
 
 
 @dataclass
 class StageRun:
-    """One stage of a run, which begins with the LSM in `start` (None: as `config` says) and writes one to `target`.
+    """One stage of a run. It starts with the LSM in `start` (None: as `config` defines) and writes an LSM to `target`.
 
     The `config` has its precision resolved; `folder` gets the stage's checkpoints and logs.
     """
@@ -74,8 +74,8 @@ class StageRun:
         self.bias = bias_callback(self.config, self.stop, self.progress)
 
     def train(self) -> None:
-        """Trains and saves. Where memory runs out, goes on from the last checkpoint with smaller passes and more of
-        them in a step, so that what is computed stays the same."""
+        """Trains and saves. If memory runs out, it continues from the last checkpoint with smaller passes and more of
+        them per step, so that the result stays the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -85,13 +85,13 @@ class StageRun:
                 if not is_out_of_memory(error):
                     raise
                 release_memory(error)
-                # Other processes wait for this one's part of the step: together they cannot go back.
+                # Other processes wait for this one's part of the step, so they cannot go back together.
                 if self.state.num_processes > 1 or self.machine.per_device_batch_size == 1:
                     raise WorkFailed(self._out_of_memory()) from error
             self._halve()
 
     def _out_of_memory(self) -> str:
-        """What helps: first what this run can go on with, then what takes a new one."""
+        """Advice: first options for resuming this run, then options that need a new run."""
         size = self.machine.per_device_batch_size
         on_resume = []
         if size > 1:
@@ -107,7 +107,7 @@ class StageRun:
         return f"{what}: {', or '.join(advice) or 'take a smaller model'}"
 
     def _sharding_that_helps(self) -> list[str]:
-        """How the devices can share weights, gradients and optimizer, or share them more."""
+        """Sharding settings that would reduce the memory per device."""
         if self.state.device.type not in SHARDING_DEVICES:
             return []
         copies = self.state.num_processes > 1 and self.machine.sharding != "fsdp"
@@ -136,13 +136,13 @@ class StageRun:
         self._place(checkpoint)
         if self.machine.gradient_checkpointing:
             model = checkpoint.model
-            # The second is the name before transformers 5.23; version 6 will not have it.
+            # The second is the name before transformers 5.23; version 6 will remove it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self._show_preparing("reading the data", last)
         train_set, held_out = self._data(checkpoint)
         self._show_preparing("setting up", last)
-        set_seed(self.config.seed)  # for the first weights of adapters
+        set_seed(self.config.seed)  # for the initial weights of adapters
         model = prepare_model(checkpoint.model, self.stage)
         if self.state.device.type == "cpu":
             notice_signals_in_backward(model)
@@ -168,7 +168,7 @@ class StageRun:
             )
         began = time.monotonic()
         if last is not None and step_of(last) >= total:
-            # Trained to the end, but killed before the model was written. The Trainer would make a step too many.
+            # Trained to the end, but killed before the model was written. The Trainer would take one step too many.
             if trainer.is_fsdp_enabled:
                 raise InputError(
                     f"{last} is trained to the end, but a sharded run can only continue from an unfinished "
@@ -181,7 +181,7 @@ class StageRun:
                     trainer.train(resume_from_checkpoint=None if last is None else str(last))
                 except StepInterrupted:
                     self.stop.save_last_step(trainer, lambda: is_saved(self.folder, trainer.state.global_step))
-        # A sharded run cannot be resumed after its last step: it is finished instead.
+        # A sharded run cannot be resumed after its last step, so it is finished instead.
         resumable = trainer.state.global_step < total or not trainer.is_fsdp_enabled
         if self.stop.signal is not None and resumable:
             raise self.stop.stopped_at(trainer.state.global_step, total)
@@ -191,10 +191,10 @@ class StageRun:
             _write_json(self.folder / "history.json", trainer.state.log_history)
             _write_json(self.folder / "report.json", report)
         _save_model(trainer, checkpoint, self.target)
-        self.state.wait_for_everyone()  # the others read what the main process has written
+        self.state.wait_for_everyone()  # the other processes read files that the main process has written
 
     def _place(self, checkpoint: Lsm) -> None:
-        """Moves the model to this process's device. One that is sharded stays on the CPU: accelerate moves a layer at a
+        """Moves the model to this process's device. A sharded model stays on the CPU: accelerate moves one layer at a
         time and keeps a part of it, so that no device ever holds the whole model."""
         if is_sharded(self.machine, self.state):
             return
@@ -238,13 +238,13 @@ class StageRun:
         return TrainingSet(train, checkpoint, states), sets
 
     def _encode(self, states: SpeechStates, checkpoint: Lsm, *sets: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """Fills the cache, every process its share, and leaves out what could not be encoded."""
+        """Fills the cache, with a share for each process, and leaves out samples that could not be encoded."""
         problems = Problems()
         missing = states.missing([sample for samples in sets for sample in samples])
-        self.state.wait_for_everyone()  # none may add to the cache before all have listed what it lacks
+        self.state.wait_for_everyone()  # no process may add to the cache before all have listed what is missing
         share = missing[self.state.process_index :: self.state.num_processes]
         encoder: Any = checkpoint.model.audio_tower
-        before = next(encoder.parameters()).device  # the CPU, of a model that is sharded later
+        before = next(encoder.parameters()).device  # the CPU, for a model that is sharded later
         encoder.to(self.state.device)
         states.fill(checkpoint, share, problems, on_progress=self.on_progress)
         encoder.to(before)
@@ -283,7 +283,7 @@ class StageRun:
 
 
 def _last_evaluation(trainer: Any) -> dict[str, float]:
-    """The evaluation of the trained model, made now unless the last step ended with one."""
+    """The evaluation of the trained model; it is reused if the last step ended with one."""
     if not trainer.held_out:
         return {}
     done = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -297,12 +297,12 @@ def _save_model(trainer: Any, checkpoint: Lsm, folder: Path) -> None:
     """Writes the LSM in float32, adapters merged and shards joined. All processes call it; the main one writes."""
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()  # in every process: of shards each has a part
+        model = model.merge_and_unload()  # in every process, because each has a part of the shards
     state = trainer.accelerator.get_state_dict(model)
     if not trainer.is_world_process_zero():
         return
     for tied in getattr(model, "all_tied_weights_keys", {}):
-        state.pop(tied, None)  # gathered from shards it is a copy, which safetensors would write a second time
+        state.pop(tied, None)  # gathered from shards it is a copy, which safetensors would write twice
     checkpoint.model = model
     checkpoint.save(folder, state_dict=state)
 

@@ -1,4 +1,4 @@
-"""The model a stage begins with."""
+"""The initial model of a stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lsm_probe.training.config import ModelSettings
 
 
 def start_model(settings: ModelSettings, start: Path | None, seed: int) -> Lsm:
-    """The LSM a stage begins with, on CPU in float32: the stage before's, one given, or a new one from parts.
+    """The LSM that a stage starts with, on CPU in float32: from the stage before, from a name, or newly built from
+    parts.
 
     Raises:
         InputError: it cannot be loaded or built, or its weights are quantised.

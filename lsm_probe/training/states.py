@@ -1,4 +1,4 @@
-"""The frozen encoder's states on disk: an utterance is encoded once, for all epochs and all runs with that encoder."""
+"""Cache of the frozen encoder's states on disk: each utterance is encoded once for all epochs and runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BATCH_SIZE = 8
 
 
 class SpeechStates:
-    """Encoder states by utterance, in a folder named by everything they depend on but the utterance itself.
+    """Encoder states by utterance, in a folder whose name depends on everything else that affects them.
 
     A file holds one utterance's pieces (`0`, `1`, ...), `[states, encoder_dim]` each, without padding. They are
     computed and stored in `dtype`, bfloat16 under autocast.
@@ -51,7 +51,7 @@ class SpeechStates:
         return self._path(sample).exists()
 
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
-        """One sample for each utterance that is not encoded yet."""
+        """One sample for each utterance that is not yet encoded."""
         return [sample for path, sample in {self._path(s): s for s in samples}.items() if not path.exists()]
 
     def fill(
@@ -63,7 +63,7 @@ class SpeechStates:
         on_progress: Callable[[str, int, int | None], None],
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        """Encodes the speech of `samples`; sound that cannot be used goes into `problems`."""
+        """Encodes the speech of `samples`; unusable audio is recorded in `problems`."""
         batch: list[tuple[Sample, dict[str, Tensor]]] = []
         for done, sample in enumerate(samples, start=1):
             with problems.catching(""):
@@ -81,7 +81,7 @@ class SpeechStates:
         inputs = {name: torch.cat([features[name] for _, features in batch]).to(device) for name in batch[0][1]}
         with torch.no_grad(), torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             states, lengths = lsm.encode_speech(**inputs)
-        made = states.to(self.dtype).cpu()  # once for the batch, as it waits for the device
+        made = states.to(self.dtype).cpu()  # one copy for the batch, because a copy waits for the device
         pieces = [piece[:length] for piece, length in zip(made, lengths.tolist(), strict=True)]
         for sample, features in batch:
             count = len(features["input_features"])

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training: the run ends within seconds, with a checkpoint of its last whole step."""
+"""SIGTERM and Ctrl-C during training: the run ends within seconds, with a checkpoint of its last whole step."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class StepInterrupted(BaseException):
 class StopOnSignal(TrainerCallback):
     """Ends training at SIGTERM (a scheduler's notice, `kill`) or Ctrl-C.
 
-    A single process leaves the step or evaluation that is running: on a slow machine one takes minutes. The weights are
-    then those after the last whole step, and that step is what is saved. Several processes must stop at the same step,
-    so they finish it; they take SIGTERM alone.
+    A single process leaves the running step or evaluation, which can take minutes on a slow machine. The weights are
+    then those after the last whole step, and this step is saved. Several processes must stop at the same step, so they
+    finish it; they only handle SIGTERM.
 
-    It handles signals within its `with` block. Only a program's main thread can: in another, signals do what they did
-    before.
+    It handles signals within its `with` block, and only in a program's main thread. In other threads, signals keep
+    their previous handlers.
 
     """
 
     def __init__(self, *, distributed: bool) -> None:
-        self.signal: int | None = None  # the one that came
+        self.signal: int | None = None  # the signal that was received
         self.is_stopping = False  # whether all processes end the run with this step
         self._distributed = distributed
         self._may_interrupt = False
@@ -53,9 +53,9 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In the block a signal raises [`StepInterrupted`] at once, in a single process.
+        """Inside the block, a signal raises [`StepInterrupted`] at once, if there is a single process.
 
-        Outside of such blocks, where the optimizer writes to the weights or a checkpoint is saved, it waits for the end
+        Outside such blocks, where the optimizer updates weights or a checkpoint is saved, the signal waits for the end
         of the step.
         """
         self._may_interrupt = not self._distributed
@@ -76,15 +76,15 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False  # it may take longer than the time that is left
 
     def save_last_step(self, trainer: Any, is_saved: Callable[[], bool]) -> None:
-        """After a step was left, saves the state at the end of the last whole step, unless that `is_saved` already."""
+        """After an interrupted step, saves the state at the end of the last whole step, unless `is_saved` already."""
         self._restore_state()
         if trainer.state.global_step and not is_saved():
-            # The Trainer has no public name for it; its own callback for SIGTERM calls it too.
+            # The Trainer has no public name for this; its own callback for SIGTERM calls it too.
             trainer._save_checkpoint(trainer.model, trial=None)
             trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
     def stopped_at(self, step: int, total: int) -> BaseException:
-        """What ends the run, for the caller to raise."""
+        """The exception that ends the run, for the caller to raise."""
         by, kind = (
             ("stopped by SIGTERM", Terminated) if self.signal == signal.SIGTERM else ("interrupted", KeyboardInterrupt)
         )
@@ -104,7 +104,7 @@ class StopOnSignal(TrainerCallback):
             raise StepInterrupted
 
     def _keep_state(self, state: TrainerState) -> None:
-        """Keeps what a step changes before it ends, for a step that does not end."""
+        """Stores what a step changes before it ends, in case the step is interrupted."""
         tokens, cpu_generator = state.num_input_tokens_seen, torch.get_rng_state()
         gpu_generator = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
@@ -117,7 +117,7 @@ class StopOnSignal(TrainerCallback):
         self._restore_state = restore
 
     def _any_rank_signalled(self) -> bool:
-        """The signal reaches processes at different steps; all must stop at the same one."""
+        """Whether any process got the signal: it arrives at different steps, but all must stop at the same one."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.signal is not None
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -128,7 +128,8 @@ class StopOnSignal(TrainerCallback):
 
 
 def notice_signals_in_backward(model: nn.Module) -> None:
-    """Lets Python look for signals between the layers of a backward pass, which else is one call of compiled code."""
+    """Lets Python handle signals between the layers of a backward pass, which is otherwise one call of compiled
+    code."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
