@@ -1,4 +1,4 @@
-"""Evaluation: tasks, responses and metrics, and what is left of text ability."""
+"""Evaluation: tasks, responses and metrics, and the text ability that remains after training."""
 
 from lsm_probe.runner.measurement import Measurement
 

@@ -1,7 +1,7 @@
-"""Reads a model's response: what it says, and whether it has the form that the instruction asked for.
+"""Parses a model's response: its content, and whether it has the requested format.
 
-The instructions are those of the paper's Table 10; how the paper reads the responses to them is not published.
-References go through the same parser as responses, so that both are written alike.
+The instructions are those of the paper's Table 10; how the paper parses responses to them is not published. References
+go through the same parser as responses, so that both have the same form.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from lsm_probe.languages import CHINESE_SCRIPTS, Language, require_language
 
 @dataclass(frozen=True)
 class Answer:
-    """What a response says.
+    """The content of a response.
 
     Attributes:
         value: a text, a label, a set of keywords or a truth value; None if nothing can be read.
-        follows: the response has the asked-for form; None if that cannot be told.
+        follows: whether the response has the requested format; None if that cannot be determined.
     """
 
     value: str | bool | frozenset[str] | None
@@ -40,7 +40,7 @@ _LIST = re.compile(r"\[([^\[\]]*)\]")
 _LIST_ALONE = re.compile(r"\[([^\[\]]*)\] ?[.!]?")
 
 _OFTEN_ASKED_FOR = ("de", "en", "es", "fr", "zh")
-"""Languages that the identifier chooses among, beside the target: the source and the targets of the paper's tasks."""
+"""Languages that the identifier chooses from, besides the target: the source and targets of the paper's tasks."""
 
 
 def text(response: str) -> Answer:
@@ -50,8 +50,8 @@ def text(response: str) -> Answer:
 
 
 def capitals(response: str) -> Answer:
-    """Words in capital letters. The value are the words as they are, without punctuation; it follows if none of its
-    letters is a small one."""
+    """Words in capital letters. The value is the words as they are, without punctuation. The response follows if none
+    of its letters is lower case."""
     response = unicodedata.normalize("NFKC", response)
     return Answer(" ".join(words(response)) or None, response.upper() == response and response.lower() != response)
 
@@ -59,16 +59,16 @@ def capitals(response: str) -> Answer:
 def label(labels: Sequence[str]) -> Parser:
     """One label of a list (Table 10: emotion and intent, "answer strictly as {'label'}").
 
-    The response follows if it is one label in braces and quotes, or bare. Quotes of any kind, capitals, underscores for
+    The response follows if it is one label in braces and quotes, or bare. The kind of quotes, case, underscores for
     spaces and a final full stop or exclamation mark do not matter; any other word does.
 
-    The value is the one label that stands in the response as whole words, however often; None if there are none or
-    several. Part of a word (`surprised`, `un-joy`, `joy's`) is not a label, nor is one right after "not" or "n't". Of
-    overlapping labels the longest counts. In scripts without spaces between words, such as Chinese, a label counts
-    wherever it stands.
+    The value is the one label that occurs in the response as whole words, however often; None if there is no label or
+    more than one. Part of a word (`surprised`, `un-joy`, `joy's`) is not a label, and neither is a label directly after
+    "not" or "n't". Among overlapping labels the longest counts. In scripts without spaces between words, such as
+    Chinese, a label may occur anywhere.
 
     Raises:
-        InputError: the labels are none, blank or twice the same.
+        InputError: there are no labels, or a label is blank or given twice.
     """
     names = _names(labels)
     anywhere = _anywhere(names)
@@ -87,13 +87,13 @@ def keywords(labels: Sequence[str], number: int) -> Parser:
     """Several labels of a list (Table 10: keywords, "strictly a bracketed list of quoted keywords").
 
     The response follows if it is a list in square brackets of exactly `number` different labels, in any order. Quotes,
-    capitals and final punctuation matter as little as in [`label`].
+    case and final punctuation are treated as in [`label`].
 
-    The value is the set of the items of the first bracketed list, also those that are no labels (such an answer is
-    wrong); without such a list, the labels that stand in the response as whole words; None if there are none.
+    The value is the set of items of the first bracketed list, including items that are not labels (such a response is
+    wrong). Without such a list it is the set of labels that occur as whole words; None if there are none.
 
     Raises:
-        InputError: the labels are none, blank or twice the same.
+        InputError: there are no labels, or a label is blank or given twice.
     """
     names = _names(labels)
     anywhere = _anywhere(names)
@@ -112,7 +112,7 @@ def keywords(labels: Sequence[str], number: int) -> Parser:
 def true_false(response: str) -> Answer:
     """True or false (Table 10: BoolQ, "only true or false"), read as [`label`] reads.
 
-    "yes" and "no" were not asked for and are no values; both words, or "not true", give None.
+    "yes" and "no" were not requested and are not values; both words, or "not true", give None.
     """
     answer = _TRUE_FALSE(response)
     return Answer(None if answer.value is None else answer.value == "true", answer.follows)
@@ -122,11 +122,11 @@ def language(target: str) -> Parser:
     """A translation (Table 10: "translate from {source} to {target} and add nothing").
 
     The value is the response. It follows if it is in the language `target`. Whether it is a translation, and whether
-    something was added, is not checked.
+    anything was added, is not checked.
 
     - Chinese, Cantonese: at least half of the letters are Chinese characters.
     - Other targets: py3langid, choosing among German, English, Spanish, French, Chinese and `target`, names `target`.
-      None if it does not know `target`, or if nothing in the response tells languages apart, as in "12:30".
+      None if it does not know `target`, or if nothing in the response identifies a language, as in "12:30".
 
     A blank response does not follow.
 
@@ -161,7 +161,7 @@ def _is_in(wanted: Language, response: str) -> bool | None:
 
 @cache
 def _identifier(target: str) -> LanguageIdentifier | None:
-    """Chooses among the target and the languages often asked for; None if it does not know the target."""
+    """Chooses among the target and frequently requested languages; None if it does not know the target."""
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     if target not in identifier.labels:
         return None
@@ -175,7 +175,7 @@ def _plain(response: str) -> str:
 
 
 def _names(labels: Sequence[str]) -> dict[str, str]:
-    """Label as it is read -> label as it is written."""
+    """Normalised label -> label as given."""
     names = {_plain(name): name for name in labels}
     if not names or "" in names or len(names) != len(labels):
         raise InputError(f"labels {list(labels)} are empty, blank or repeated; name each label once")
@@ -183,7 +183,7 @@ def _names(labels: Sequence[str]) -> dict[str, str]:
 
 
 def _either(names: dict[str, str]) -> str:
-    # Longest first: of "living room" and "living" the first.
+    # Longest first, so that "living room" is tried before "living".
     return f"({'|'.join(re.escape(name) for name in sorted(names, key=len, reverse=True))})"
 
 

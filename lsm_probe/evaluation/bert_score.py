@@ -1,8 +1,8 @@
-"""BERTScore: how alike a response and its reference are to a BERT (Zhang et al. 2020, arXiv 1904.09675).
+"""BERTScore: similarity of a response and its reference by a BERT model (Zhang et al. 2020, arXiv 1904.09675).
 
-The arithmetic is that of the library bert-score. The models are loaded here: the library's own loader takes a path that
-holds "t5" for a T5, ends in a traceback where a model cannot be had, and under transformers 5 reads the first word of a
-text otherwise than the published scores did.
+The arithmetic is that of the library bert-score, but models are loaded here. The library's own loader treats any path
+with "t5" in it as a T5, ends in a traceback if a model is not available, and under transformers 5 tokenises the first
+word of a text differently than for the published scores.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from lsm_probe.models.pretrained import pretrained, pretrained_model
 
 NAME = "bert_score"
 _MOST_TOKENS = 4096
-"""Of a text, for models without a longest one: attention takes memory that grows with the square of the length."""
+"""Maximum number of tokens for models without a limit, because attention memory grows with the square of the length."""
 
 _HEAD = re.compile(r"(cls|\w*lm_head|classifier|score|qa_outputs|(lm|mask)_predictions\w*|vocab_\w+|\w*generator\w*)\.")
-"""Modules on top of a BERT, for tasks that it was trained on; not every `config.json` names a class that has them."""
+"""Task heads on top of a BERT model; not every `config.json` names a class that has them."""
 
 
 @dataclass(frozen=True, eq=False)  # a model is its own key
 class BertScorer:
-    """A loaded model that texts are compared by.
+    """A loaded model for comparing texts.
 
     Attributes:
         model: its first `layer` layers, in float32.
-        tokenizer: puts two special tokens around a text, and cuts what is too long for the model.
+        tokenizer: adds two special tokens around a text, and cuts texts that are too long for the model.
         identity: model, hashes of its weights, layer and conventions; the details of each score hold them.
     """
 
@@ -51,20 +51,20 @@ class BertScorer:
     identity: dict[str, Any]
 
     def length(self, text: str) -> int:
-        """Tokens of a text, uncut, without the two special ones."""
-        # The library strips texts too.
+        """Number of tokens of a text, before cutting, without the two special tokens."""
+        # The library also strips texts.
         return len(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False)["input_ids"])
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """Precision, recall and F1 of pairs of a reference and a response, both of which say something.
+        """Precision, recall and F1 of pairs of a reference and a response, both of them not empty.
 
-        Each text is encoded in a batch with the others, and each pair is matched by itself: in a batch of pairs the
-        library takes padding for tokens at right angles to all others.
+        Texts are encoded in batches, but each pair is matched separately: in a batch of pairs, the library treats
+        padding as tokens orthogonal to all others.
         """
         from bert_score.utils import get_bert_embedding, greedy_cos_idf
 
         texts = [text for pair in pairs for text in pair]
-        # Weights of tokens: a special token may be what another one matches, but has no part in the mean.
+        # Token weights: a special token may be matched by another token, but does not count in the mean.
         weight = defaultdict(lambda: 1.0, {self.tokenizer.cls_token_id: 0.0, self.tokenizer.sep_token_id: 0.0})
         embedded, mask, weights = get_bert_embedding(
             texts, self.model, self.tokenizer, weight, device=self.model.device
@@ -86,22 +86,22 @@ def bert_score(
 ) -> Metric:
     """BERTScore's F1: the mean over samples; without idf weights, not rescaled.
 
-    Each token of the response is matched with the token of the reference whose embedding has the nearest direction, and
-    the mean cosine is the precision; the other way round it is the recall. A response, or a reference, that says
-    nothing scores 0. Texts are cut at the model's longest; details tell how many samples that concerns. Model in
-    float32, mean in float64; neither order nor batch size matters.
+    Each token of the response is matched with the reference token of the nearest embedding by cosine. The mean cosine
+    is the precision; the reverse direction gives the recall. An empty response or reference scores 0. Texts are cut to
+    the model's maximum length; details report how many samples this affects. The model runs in float32 and the mean in
+    float64. Neither order nor batch size matters.
 
     Args:
         scorer: what [`load_bert_scorer`] returns.
-        batch_size: samples compared together; halved where memory runs out.
+        batch_size: samples compared together; halved if memory runs out.
 
     Raises:
-        InputError: no samples, not one response for each reference, or the model gives scores that are not finite.
+        InputError: there are no samples, the numbers of responses and references differ, or scores are not finite.
     """
     same_length(references=references, responses=responses)
     pairs = list(zip(references, responses, strict=True))
     lengths = np.array([[scorer.length(text) for text in pair] for pair in pairs])
-    # Those of a length together, for little padding.
+    # Texts of similar length together, for little padding.
     rows = [row for row in lengths.max(1).argsort(kind="stable").tolist() if lengths[row].all()]
     scores: Floats = np.zeros((len(pairs), 3))
     for first in range(0, len(rows), batch_size):
@@ -123,18 +123,18 @@ def bert_score(
 
 
 def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "auto") -> BertScorer:
-    """Loads a model to compare texts by.
+    """Loads a model for comparing texts.
 
     Args:
-        model: folder or hub name of a model that reads text both ways. For English the library takes `roberta-large`,
-            for Chinese `bert-base-chinese`, for all else `bert-base-multilingual-cased`.
-        layer: whose output is compared, from 1 on; 0 is the embeddings. By default the one that the library's authors
-            found nearest to human judgement, which they did for about 130 hub names. Other models have no default:
-            the last layer is the best of hardly any, and scores of different layers are not comparable.
+        model: folder or hub name of a bidirectional text model. The library uses `roberta-large` for English,
+            `bert-base-chinese` for Chinese, and `bert-base-multilingual-cased` for all other languages.
+        layer: number of the layer whose output is compared, from 1; 0 is the embeddings. By default the layer that the
+            library's authors found closest to human judgement, known for about 130 hub names. Other models have no
+            default: the last layer is rarely the best, and scores of different layers are not comparable.
         device: as in [`lsm_probe.load`].
 
     Raises:
-        InputError: bert-score is not installed; there is no such model or layer; or the model is not a BERT.
+        InputError: bert-score is not installed; the model or layer does not exist; or the model is not a BERT.
     """
     try:
         from bert_score.utils import get_hash, model2layers
@@ -151,16 +151,16 @@ def load_bert_scorer(model: str, layer: int | None = None, *, device: str = "aut
         raise InputError(f"bert-score recommends no layer of {model}: give one of its {layers} layers")
     if not 0 <= layer <= layers:
         raise InputError(f"{model} has {layers} layers, and no layer {layer}: give one of them")
-    # transformers 5 no longer heeds it where the library says it.
+    # transformers 5 ignores this setting where the library gives it.
     options = {"add_prefix_space": True} if config.model_type == "roberta" else {}
     tokenizer = pretrained(AutoTokenizer, model, **options)
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    # The library gives these two no weight, and takes a text of two tokens for an empty one.
+    # The library gives these two tokens no weight, and treats a text of two tokens as empty.
     if None in (*special, tokenizer.pad_token_id) or sorted(tokenizer("")["input_ids"]) != sorted(special):
         raise InputError(
             f"{model} cannot be used for BERTScore: its tokenizer does not put [CLS] and [SEP] around a text"
         )
-    with quiet_log():  # of the layers and heads that are left out
+    with quiet_log():  # messages about the layers and heads that are left out
         bert: Any = pretrained_model(
             AutoModel,
             model,
@@ -190,11 +190,11 @@ def _is_unneeded(layer: int, tensor: str) -> bool:
 
 
 def _most_tokens(bert: Any) -> int:
-    """The longest text that a model has positions for."""
+    """Maximum text length that a model has positions for."""
     positions = getattr(bert.config, "max_position_embeddings", None) or -1
-    if positions < 0:  # they are relative
+    if positions < 0:  # relative positions
         return _MOST_TOKENS
-    # RoBERTa and its kin count from the token after the padding.
+    # In RoBERTa and similar models, positions start after the padding token's index.
     table = getattr(getattr(bert, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return int(positions if padding is None else positions - padding - 1)

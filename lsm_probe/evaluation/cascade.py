@@ -1,4 +1,4 @@
-"""The cascade: a recogniser transcribes, and a text LLM answers to the transcript (Table 7 of arXiv:2410.03798)."""
+"""The cascade: a recogniser transcribes, and a text LLM responds to the transcript (Table 7 of arXiv:2410.03798)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lsm_probe.runner.named_checkpoints import loading_for
 from lsm_probe.runner.run import ToMeasure
 
 NO_WORDS = "[inaudible]"
-"""What the LLM reads where the recogniser transcribes no word."""
+"""The LLM's input if the recogniser transcribes no word."""
 
 
 @dataclass(kw_only=True)
 class Cascade(TextLlm):
-    """A text LLM that is given speech, and what transcribes it."""
+    """A text LLM that gets speech, with the recogniser that transcribes it."""
 
     transcriber: Transcriber
 
@@ -31,10 +31,10 @@ class Cascade(TextLlm):
 
 
 def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
-    """Puts a recogniser before a text LLM.
+    """Combines a recogniser and a text LLM.
 
     Raises:
-        InputError: the LLM is not a text LLM, but a model that takes speech itself.
+        InputError: the LLM is not a text LLM but takes speech itself.
     """
     if not isinstance(llm, TextLlm):
         raise InputError(f"{llm.name} takes speech itself: a cascade consists of a speech recogniser and a text LLM")
@@ -51,7 +51,7 @@ def cascade(llm: Checkpoint, transcriber: Transcriber) -> Cascade:
 
 
 def named_cascade(transcriber: str, llm: str, loading: dict[str, Any]) -> ToMeasure:
-    """A cascade for a run, by the names of its parts; the recogniser takes device and dtype of `loading` too."""
+    """A cascade for a run, by the names of its parts; device and dtype of `loading` also apply to the recogniser."""
     running = {key: loading[key] for key in ("device", "dtype") if key in loading}
 
     def look_up_parts() -> Literal["speech"]:

@@ -1,4 +1,4 @@
-"""Evaluation: puts tasks to a checkpoint, keeps what it answers, and scores it."""
+"""Evaluation: prompts a checkpoint with tasks, stores its responses, and scores them."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def evaluate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     **options: Unpack[RunKeywords],
 ) -> EvaluationResult:
-    """Answer the samples of tasks greedily (as the paper, with at most 128 tokens) and score the responses.
+    """Generate greedy responses to the samples of tasks (up to 128 tokens, as in the paper) and score them.
 
-    The samples are put to the checkpoint from the longest to the shortest, so that those of a batch are of a length.
+    Samples run from the longest to the shortest, so that samples in a batch have similar lengths.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns, or a [`lsm_probe.evaluation.cascade.Cascade`].
         samples: with `target`, and `task` the name of one of `tasks`: as [`lsm_probe.read_tasks`] gives them.
-        tasks: how their responses are read and scored.
-        max_new_tokens: longest response, in tokens.
-        options: what all measurements share; see [`RunOptions`].
+        tasks: how their responses are parsed and scored.
+        max_new_tokens: maximum length of a response, in tokens.
+        options: options that all measurements share; see [`RunOptions`].
 
     Raises:
-        InputError: a sample cannot be used (under `on_error="fail"`), has no target or one that its task cannot read,
-            or is of no task.
+        InputError: a sample cannot be used (under `on_error="fail"`), has no target or one that its task cannot parse,
+            or belongs to no task.
     """
     check(tasks, samples)
     ordered = _longest_first(samples, checkpoint)
@@ -60,7 +60,7 @@ def evaluate(
         settings={"probe": EvaluationResult.NAME},
         needs=("target",),
     )
-    # What a device does once, at its first pass, is not a part of the speed.
+    # One-time work of a device at its first pass should not count in the speed.
     prepare(checkpoint, ordered[-1:], replace(responses, max_new_tokens=1), "skip")
     records, common = measurement.run(_measure)
     record_of = {record.sample["id"]: record for record in records}
@@ -78,12 +78,12 @@ def evaluate(
 
 
 def _longest_first(samples: Sequence[Sample], checkpoint: Checkpoint) -> list[Sample]:
-    """By the rough number of tokens of their prompts."""
+    """Sorted by the approximate number of tokens of their prompts."""
 
     def tokens(sample: Sample) -> float:
         source = len(sample.text or "") / 4
         if checkpoint.source == "speech" and sample.audio is not None:
-            with suppress(InputError):  # it is told where the sample is read
+            with suppress(InputError):  # the error is reported when the sample is read
                 source = 10 * check_audio_file(sample.audio, sample.start, sample.duration)
         return len(sample.instruction) / 4 + source
 
@@ -95,12 +95,12 @@ def _measure(items: Sequence[PreparedSample]) -> list[Measured]:
 
 
 def _transcript(item: PreparedSample) -> str:
-    """What a cascade's recogniser wrote; a text LLM's source is the sample's own text."""
+    """The recogniser's transcript in a cascade; for a text LLM, the sample's own text."""
     return item.source if item.checkpoint.source != "text" and isinstance(item.source, str) else ""
 
 
 def _row(record: Record, sample: Sample) -> dict[str, Any]:
-    """A line of the predictions file: all that scoring needs."""
+    """A line of the predictions file: everything that scoring needs."""
     optional = {
         "alternatives": list(sample.alternatives),
         "transcript": str(record.arrays["transcript"]),

@@ -1,4 +1,4 @@
-"""What an evaluation found: the predictions of one checkpoint, and the metrics they amount to."""
+"""An evaluation's result: the predictions of one checkpoint and their metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lsm_probe.runner.result import (
 
 @dataclass(frozen=True)
 class EvaluationConventions:
-    """The choices behind the numbers: the longest response (decoding is greedy), and how tasks read and score."""
+    """Choices behind the numbers: maximum response length (decoding is greedy), and how tasks parse and score."""
 
     max_new_tokens: int
     tasks: tuple[Task, ...]
@@ -42,7 +42,7 @@ class EvaluationConventions:
 
 
 _PACKAGES = ("jiwer", "sacrebleu", "whisper-normalizer", "langcodes", "language-data")
-"""That scores depend on."""
+"""Packages that scores depend on."""
 
 
 def _versions() -> dict[str, str]:
@@ -51,13 +51,13 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(MeasurementResult):
-    """The predictions of one checkpoint, and what they amount to.
+    """The predictions of one checkpoint and their metrics.
 
-    `samples` holds a row for each: id, task, instruction, `reference`, `response` and its ids; of a cascade the
-    `transcript` too.
+    `samples` holds a row for each sample: id, task, instruction, `reference`, `response` and its ids; for a cascade
+    also the `transcript`.
 
     Attributes:
-        seconds: wall time of each sample, reading and answering; an equal part of its batch's, `[samples]`.
+        seconds: wall time of each sample for reading and generating, `[samples]`; the batch's time divided by its size.
     """
 
     NAME: ClassVar[str] = "evaluate"
@@ -74,14 +74,15 @@ class EvaluationResult(MeasurementResult):
         return self.conventions.tasks
 
     def rescored(self, tasks: Sequence[Task], read: str | None = None) -> Self:
-        """The same predictions read by other definitions of the same tasks; those of which none is given stay.
+        """The same predictions under other definitions of the same tasks; tasks without a new definition stay the same.
 
         Args:
-            tasks: the other definitions.
-            read: what of reasoning models' responses is read in all tasks; see [`Task`]; by default as each task says.
+            tasks: the new definitions.
+            read: which part of reasoning models' responses is scored, in all tasks; see [`Task`]. By default each
+                task's own setting.
 
         Raises:
-            InputError: a task is none of this result's, or `read` is unknown.
+            InputError: a task is not in this result, or `read` is unknown.
         """
         new = {task.name: task for task in tasks}
         known = [task.name for task in self.tasks]
@@ -120,14 +121,14 @@ class EvaluationResult(MeasurementResult):
         return found
 
     def following(self) -> Score | None:
-        """The mean over tasks of the share of responses that have the asked-for form; None if no task asks for one.
+        """The mean over tasks of the share of responses in the requested format; None if no task requests a format.
 
-        Tasks whose responses cannot be checked for form are left out; `details['tasks']` names the rest.
+        Tasks whose responses cannot be checked are left out; `details['tasks']` lists the others.
         """
         rates = {name: found[FOLLOWING] for name, found in self.metrics().items() if FOLLOWING in found}
         if not rates:
             return None
-        # Each task's counts in columns of their own, so that an utterance is left out of all tasks at once.
+        # Counts of each task in separate columns, so that an utterance is left out of all tasks at once.
         counts = np.zeros((len(self.samples), len(rates), 2))
         for i, (name, rate) in enumerate(rates.items()):
             counts[self._own(name), i] = rate.counts
@@ -141,7 +142,7 @@ class EvaluationResult(MeasurementResult):
         return estimated(first, value, left_out, sum(rate.n for rate in rates.values()), details)
 
     def influence_notes(self) -> list[str]:
-        """A sentence for each score that one utterance alone decides; shares of samples have none."""
+        """A sentence for each score that is decided by a single outlying utterance; shares of samples have none."""
         notes = []
         for task, rows, keys in self._by_task():
             for name, metric in self.metrics()[task.name].items():
@@ -176,7 +177,7 @@ class EvaluationResult(MeasurementResult):
                     "title": task.title,
                     "metrics": {name: found.to_dict() for name, found in self.scores()[task.name].items()},
                     "empty_responses": sum(not row["response"] for row in rows),
-                    # A response that ended by itself exactly at the greatest length counts too.
+                    # A response that ended by itself exactly at the maximum length also counts.
                     "cut_responses": sum(len(row["response_ids"]) >= self.conventions.max_new_tokens for row in rows),
                     "scored_in_part": Predictions(task, rows).truncated_ids,
                     **({"thinking": thinking} if (thinking := thinking_summary(rows)) else {}),
@@ -189,7 +190,7 @@ class EvaluationResult(MeasurementResult):
         }
 
     def differences(self, other: Self) -> dict[str, Any]:
-        """`other` minus this one, in percentage points; how often they agree; how many times as fast `other` is."""
+        """`other` minus this one, in percentage points; agreement of responses; relative speed of `other`."""
         theirs = other.metrics()
         pairs = {
             task.name: {
@@ -205,7 +206,7 @@ class EvaluationResult(MeasurementResult):
         }
 
     def agreement(self, other: Self) -> dict[str, Score]:
-        """Task -> share of responses that both gave alike; `other` holds the same samples in order."""
+        """Task -> share of responses that are equal in both; `other` holds the same samples in order."""
         return {
             task.name: agreement(Predictions(other_task, theirs).responses, Predictions(task, rows).responses).estimate(
                 keys
@@ -214,32 +215,32 @@ class EvaluationResult(MeasurementResult):
         }
 
     def drift_from(self, reference: Self) -> dict[str, Any]:
-        """Nothing: scores follow from the responses, which are the same."""
+        """Nothing: scores are determined by the responses, which are the same."""
         return {}
 
     def warning(self, other: Self, controls: Sequence[str] = ()) -> str | None:
         return None
 
     def speed_ratio(self, other: Self) -> Curve:
-        """How many times as fast `other` is, which holds the same samples in order; measured on one machine only.
+        """Speed of `other` relative to this result; both hold the same samples in order, measured on one machine.
 
-        The interval is over utterances: it knows nothing of what else the machine did meanwhile.
+        The interval is over utterances; it does not include variation from other load on the machine.
         """
         left_out = self.leave_one_out(self.seconds) / self.leave_one_out(other.seconds)
         return curve(np.array(self.seconds.sum() / other.seconds.sum()), left_out).clipped(0, np.inf)
 
     def _by_task(self) -> Iterator[tuple[Task, list[dict[str, Any]], list[str]]]:
-        """Each task with its rows, and the utterance that each row speaks of."""
+        """Each task with its rows, and the utterance of each row."""
         for task in self.tasks:
             own = self._own(task.name)
-            if own:  # all may have been left out
+            if own:  # all of them may have been left out
                 yield task, [self.samples[i] for i in own], [str(self.clusters[i]) for i in own]
 
     def _own(self, task: str) -> list[int]:
         return [i for i, row in enumerate(self.samples) if row["task"] == task]
 
     def _transcript_errors(self, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-        """The word error rate of a cascade's transcripts, where it is known what was said."""
+        """The word error rate of a cascade's transcripts, if the true transcripts are known."""
         known = [i for i, row in enumerate(rows) if "transcript" in row and "text" in row]
         if not known:
             return {}
@@ -256,7 +257,7 @@ class EvaluationResult(MeasurementResult):
 
 
 def _mean_of_known(values: Floats) -> Floats:
-    """Over the first axis, without NaN; NaN where there is nothing else."""
+    """The mean over the first axis without NaN; NaN if there are no other values."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(0) / known.sum(0)

@@ -1,4 +1,4 @@
-"""A loaded checkpoint in lm-evaluation-harness: what its LLM answers to the questions of a task."""
+"""Runs a loaded checkpoint in lm-evaluation-harness: its LLM's answers to the questions of a task."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from lsm_probe.models.sparse_attention import find_exact_length
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Refuses at once what would otherwise fail after the texts.
+    """Refuses an unsupported tokenizer before the texts are measured.
 
     Raises:
-        InputError: the harness takes transformers' own tokenizers alone, not mistral-common's of Voxtral.
+        InputError: the harness supports only transformers' own tokenizers, not mistral-common's (Voxtral).
     """
     if not isinstance(checkpoint.tokenizer, PreTrainedTokenizer | PreTrainedTokenizerFast):
         raise InputError(
@@ -36,15 +36,15 @@ def check_tokenizer(checkpoint: Checkpoint) -> None:
 
 
 class Harness:
-    """Puts multiple-choice tasks to the LLM of a checkpoint, read as text: what the harness's own command does with
-    `--model hf` and its defaults.
+    """Gives multiple-choice tasks to the LLM of a checkpoint, as the harness's own command does with `--model hf` and
+    its defaults.
 
     Args:
-        checkpoint: whose LLM. That of an LSM is taken out; an audio LLM of another kind answers as a whole.
-        folder: where the tasks are; the harness's own are not looked at.
+        checkpoint: the checkpoint. An LSM's LLM is taken out; an audio LLM of another kind is used as a whole.
+        folder: the folder of the tasks; the harness's own tasks are not used.
         shots: examples before each question.
-        batch_size: questions run together; fewer where memory runs out, and one where positions or sparse attention
-            depend on the batch.
+        batch_size: questions run together; fewer if memory runs out, and one if positions or sparse attention depend on
+            the batch.
 
     Raises:
         InputError: the harness is not installed.
@@ -57,17 +57,17 @@ class Harness:
         except ImportError as error:
             raise not_installed() from error
         self.name, self.shots = checkpoint.name, shots
-        # The harness pads questions without saying where. Models whose numbers would change run each by itself.
+        # The harness pads questions without giving positions. For models affected by this, questions run one by one.
         alone = depends_on_length(checkpoint.llm) or find_exact_length(checkpoint.llm.config.get_text_config())
         self.batch_size = 1 if alone else batch_size
         with _quiet():
-            # A tokenizer of its own: it is given a padding token where it has none.
+            # A separate tokenizer, because the harness adds a padding token if there is none.
             self.lm = HFLM(pretrained=checkpoint.llm, tokenizer=deepcopy(checkpoint.tokenizer), backend="causal")
             self.tasks = TaskManager(include_path=str(folder), include_defaults=False)
 
     def run(self, task: str) -> list[dict[str, Any]]:
-        """What the harness noted of each question of a task, in their order (its `samples`), with `chosen`, the number
-        of the likeliest answer, and `cut`, whether the beginning of its prompt was cut off to fit the context.
+        """The harness's record of each question of a task, in order (its `samples`), with `chosen`, the number of the
+        most likely answer, and `cut`, whether the beginning of its prompt was cut off to fit the context.
 
         Raises:
             InputError: log-probabilities are not finite, or a question does not fit into memory.
@@ -78,8 +78,8 @@ class Harness:
             self.lm.batch_size_per_gpu = batch_size
             loaded = self.tasks.load([task])
             loaded["tasks"][task].set_config("num_fewshot", self.shots)
-            # Not `simple_evaluate`: it seeds everything, lists the machine's packages for each task, and returns
-            # nothing to the second process of a machine.
+            # Not `simple_evaluate`: it seeds all random generators, lists the machine's packages for each task, and
+            # returns nothing to the second process of a machine.
             return dict(evaluate(self.lm, loaded, bootstrap_iters=0))
 
         with _quiet():
@@ -96,7 +96,7 @@ class Harness:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the harness's own bars and remarks from stderr, where ours are."""
+    """Hides the harness's own progress bars and messages from stderr, where ours are shown."""
     import datasets
     from tqdm import tqdm
 
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with ExitStack() as patches:
-            for module in modules:  # some of these bars cannot be asked away
+            for module in modules:  # some of these bars have no option to disable them
                 patches.enter_context(patch(f"{module}.tqdm", no_bar))
             yield
     finally:

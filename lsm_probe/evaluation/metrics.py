@@ -1,8 +1,8 @@
 """Metrics of responses: counts for each sample, and a score that is a function of their sums.
 
 All scores are in per cent, as in the paper's tables: WER (may exceed 100), BLEU, accuracy, F1, rates. A score needs
-only sums, so that the scores without each utterance, which its interval is made from, cost little. Neither depends on
-the order of the samples. A share of nothing is NaN; its details then say why.
+only sums, so the scores without each utterance, which give its interval, are cheap. The order of the samples has no
+influence. A share of nothing is NaN; its details then give the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lsm_probe.languages import CHINESE_SCRIPTS, find_language, require_language
 Floats = NDArray[np.float64]
 _EDITS = ("substitute", "delete", "insert")
 _ALIKE = 1e-9
-"""Scores, in per cent, that differ by less differ by rounding alone."""
+"""Scores, in per cent, that differ by less than this differ only by rounding."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Score:
     """A score, or a difference of two, in per cent, with its 95 % interval over utterances.
 
     Attributes:
-        ci_low, ci_high: ends of the interval; NaN where there is none, as with fewer than three utterances.
-        n: the samples it speaks of.
-        details: counts and conventions behind it, ready for JSON; `undefined` says why there is no value.
+        ci_low, ci_high: ends of the interval; NaN if there is none, as with fewer than three utterances.
+        n: number of samples that count.
+        details: counts and conventions behind the score, ready for JSON; `undefined` is the reason for a missing value.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Score:
 
     @property
     def convention(self) -> str:
-        """What was counted and after which normaliser, or BLEU's tokenizer; empty for metrics that have no choice."""
+        """The counted unit and its normaliser, or BLEU's tokenizer; empty for metrics without such a choice."""
         units = [unit for unit in ("words", "characters") if unit in self.details]
         if normalisers := self.details.get("normalisers"):
             return f"{' and '.join(units)}, {' and '.join(normalisers)}"
@@ -64,7 +64,7 @@ class Score:
 
     @property
     def shown(self) -> str:
-        """The value as tables show it."""
+        """The value in the form that tables show."""
         return "undefined" if math.isnan(self.value) else f"{self.value:.1f}"
 
     def __str__(self) -> str:
@@ -74,19 +74,19 @@ class Score:
         return f"{self.name} {self.shown}{ends} %"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: six decimals; NaN, undefined, becomes None."""
+        """The score for JSON: six decimals; NaN (undefined) becomes None."""
         found = asdict(self)
         return found | {key: _or_none(round(found[key], 6)) for key in ("value", "ci_low", "ci_high")}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What one checkpoint's responses amount to under one metric.
+    """One metric of one checkpoint's responses.
 
     Attributes:
         counts: sufficient statistics, `[samples, k]`, float64.
         score: sums over samples, `[..., k]` -> per cent, `[...]`.
-        n: the samples the score speaks of; at most all.
+        n: number of samples that count; at most all.
         is_share: whether the score is a share of samples (or a mean over labels or tasks of such shares).
         highest: the largest possible score.
         details: see [`Score`].
@@ -108,14 +108,14 @@ class Metric:
         return float(self.score(self.counts.sum(0)))
 
     def leave_one_out(self, utterances: Sequence[str], counting: NDArray[np.bool_] | None = None) -> Floats:
-        """The score without each utterance in turn, `[utterances]`; without those of which no sample counts.
+        """The score without each utterance in turn, `[utterances]`; utterances without a counting sample are omitted.
 
         Args:
-            utterances: the utterance each sample speaks of (`Sample.utterance`).
-            counting: which samples count, `[samples]`; by default those with a count other than 0.
+            utterances: the utterance of each sample (`Sample.utterance`).
+            counting: which samples count, `[samples]`; by default those with a non-zero count.
 
         Raises:
-            InputError: not one utterance for each sample.
+            InputError: the number of utterances is not the number of samples.
         """
         same_length(utterances=utterances, samples=self.counts)
         counting = self.counting if counting is None else counting
@@ -126,7 +126,7 @@ class Metric:
 
     @property
     def counting(self) -> NDArray[np.bool_]:
-        """Which samples have a count other than 0, `[samples]`: the others change no score."""
+        """Which samples have a non-zero count, `[samples]`; the others do not change the score."""
         return np.asarray(self.counts.any(1))
 
     def estimate(self, utterances: Sequence[str]) -> Score:
@@ -137,10 +137,10 @@ class Metric:
 def difference(first: Metric, second: Metric, utterances: Sequence[str]) -> Score:
     """`second` minus `first`, of two checkpoints on the same samples in the same order, with its paired interval.
 
-    Percentage points. The same utterance is left out of both, so that what is hard in a sample cancels.
+    Percentage points. The same utterance is left out of both, so that the difficulty of a sample cancels out.
 
     Raises:
-        InputError: they are different metrics, or not of as many samples.
+        InputError: the metrics or their numbers of samples differ.
     """
     if first.name != second.name:
         raise InputError(f"{first.name} and {second.name} are different metrics: they cannot be compared")
@@ -170,26 +170,27 @@ def word_error_rate(
 ) -> Metric:
     """Word error rate after Whisper's normalisers (Radford et al. 2022, appendix C), by the language of each sample.
 
-    Of the corpus: sum of errors / sum of words of the references. A reference without words (also "um" or "[noise]",
-    which the English normaliser drops) adds the words of the response as insertions, as in jiwer; details tell how many
-    there are. In languages without spaces between words (Chinese, Japanese, Thai, ...) characters (grapheme clusters)
-    are counted instead of words, as Whisper's authors do. Details hold the normalisers and the units.
+    Over the corpus: sum of errors / sum of words of the references. For a reference without words (also "um" or
+    "[noise]", which the English normaliser drops), all words of the response are insertions, as in jiwer; details give
+    the number of such references. In languages without spaces between words (Chinese, Japanese, Thai, ...), characters
+    (grapheme clusters) are counted instead of words, as Whisper's authors do. Details hold normalisers and units.
 
-    The English normaliser makes "Smith is" of "Smith's" and one word of "one two three" (123); the basic one, for all
-    other languages, keeps all marks, save the vowel points of Arabic and Hebrew. Both drop what stands in brackets.
+    The English normaliser turns "Smith's" into "Smith is", and "one two three" into one word (123). The basic one, for
+    all other languages, keeps all marks except the vowel points of Arabic and Hebrew. Both drop text in brackets.
 
     Args:
-        languages: of each reference, in any spelling that [`lsm_probe.languages.find_language`] knows. Texts of None
-            are taken for English if most letters are Latin ones, and else go through the basic normaliser.
+        languages: of each reference, in any spelling that [`lsm_probe.languages.find_language`] knows. For None, texts
+            with mostly Latin letters are treated as English, and others go through the basic normaliser.
         macro: the mean of the samples' own rates instead; references without words are left out.
-        ids: how warnings name the samples; by default by number, from 0.
+        ids: names of the samples in warnings; by default their numbers, from 0.
 
     Raises:
-        InputError: no samples, not one response or language for each reference, or a language that does not exist.
+        InputError: there are no samples, the numbers of references, responses and languages differ, or a language is
+            unknown.
 
     Warns:
-        UserWarning: references that are not in Latin script have no language, or English; references with letters
-            that English lacks have no language; or the English normaliser failed and the basic one took its place.
+        UserWarning: references in a non-Latin script have no language, or English; references with letters that English
+            does not have have no language; or the English normaliser failed and the basic one was used.
     """
     same_length(references=references, responses=responses)
     languages = [None] * len(references) if languages is None else languages
@@ -225,15 +226,15 @@ def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> 
     """BLEU of the corpus (Papineni et al. 2002), exactly `sacrebleu.corpus_bleu`; one reference a sample.
 
     The paper does not name its tokenizer. Here it is "zh" for Chinese and Cantonese, "char" (each character is a token)
-    for other languages without spaces between words, such as Japanese and Thai, and "13a" for all else. Tokenizer and
-    signature are among the details. Published scores of Japanese and Korean mostly use "ja-mecab" and "ko-mecab", which
-    need dictionaries that are not installed here: they do not compare.
+    for other languages without spaces between words, such as Japanese and Thai, and "13a" for all others. Details give
+    tokenizer and signature. Published scores for Japanese and Korean mostly use "ja-mecab" and "ko-mecab", whose
+    dictionaries are not installed here, so the scores are not comparable.
 
     Args:
         language: of the references, in any spelling that [`lsm_probe.languages.find_language`] knows.
 
     Raises:
-        InputError: no samples, not one response for each reference, or a language that does not exist.
+        InputError: there are no samples, the numbers of responses and references differ, or the language is unknown.
     """
     same_length(references=references, responses=responses)
     found_language = require_language(language)
@@ -265,8 +266,8 @@ def bleu(references: Sequence[str], responses: Sequence[str], language: str) -> 
 def accuracy(references: Sequence[Any], values: Sequence[Any]) -> Metric:
     """Share of values equal to their references, both as `answers` reads them; None (nothing read) is wrong.
 
-    A model that only transcribes names the label wherever the speech does: to count such responses as wrong, give None
-    for those that do not follow (the paper's 0.0 for Vanilla IT suggests it does so).
+    A model that only transcribes gives the right label if the speech contains it. To count such responses as wrong,
+    give None for those that do not follow (the paper's 0.0 for Vanilla IT suggests that it does so).
 
     Raises:
         InputError: no samples, not one value for each reference, or a reference that is None.
@@ -281,18 +282,18 @@ def accuracy(references: Sequence[Any], values: Sequence[Any]) -> Metric:
 def f1(
     references: Sequence[str], values: Sequence[str | None], labels: Sequence[str], *, average: str = "macro"
 ) -> Metric:
-    """F1 over labels, one label a sample; that of each label is among the details.
+    """F1 over labels, one label per sample; details give the F1 of each label.
 
-    A value of None (nothing read) misses its reference and accuses no other label. "micro", as the paper reports for
-    MELD, equals accuracy where every response has a label. "macro" is the mean over the labels that references or
-    values hold (scikit-learn's `zero_division=nan`).
+    A value of None (nothing read) is a miss for its reference and not a false positive of another label. "micro", which
+    the paper reports for MELD, equals accuracy if every response has a label. "macro" is the mean over the labels that
+    occur in references or values (scikit-learn's `zero_division=nan`).
 
     Args:
         average: "macro" or "micro".
 
     Raises:
-        InputError: no samples, not one value for each reference, another average, or a reference or value that is no
-            label.
+        InputError: there are no samples, the numbers of values and references differ, `average` is unknown, or a
+            reference or value is not a label.
     """
     same_length(references=references, values=values)
     if average not in ("macro", "micro"):
@@ -324,16 +325,16 @@ def f1(
 
 
 def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[str]) -> Metric:
-    """Share of responses that hold any of their reference answers as whole words in a row (LLaMA-Omni2's accuracy).
+    """Share of responses that contain any of their reference answers as a sequence of whole words (as LLaMA-Omni2).
 
-    Compared without case, punctuation and articles (a, an, the), as SQuAD does. Of scripts without spaces each
-    character is a word. An answer without words is in no response.
+    Compared without case, punctuation and articles (a, an, the), as in SQuAD. In scripts without spaces each character
+    is a word. An answer without words never counts as contained.
 
     Args:
-        references: for each sample, its right answers.
+        references: the right answers of each sample.
 
     Raises:
-        InputError: no samples, not one response for each sample, or a sample whose answers are a string or none.
+        InputError: there are no samples, the numbers differ, or a sample's answers are a string or empty.
     """
     same_length(references=references, responses=responses)
     for i, answers in enumerate(references):
@@ -347,7 +348,7 @@ def answer_contained(references: Sequence[Sequence[str]], responses: Sequence[st
 
 
 def following_rate(follows: Sequence[bool | None]) -> Metric:
-    """Share of responses in the asked-for form (`Answer.follows`), of those where that can be told.
+    """Share of responses in the requested format (`Answer.follows`), among those where that can be determined.
 
     Raises:
         InputError: no samples.
@@ -361,13 +362,13 @@ def following_rate(follows: Sequence[bool | None]) -> Metric:
 
 
 def agreement(others: Sequence[str], responses: Sequence[str]) -> Metric:
-    """Share of responses equal to another model's, without case and punctuation; two that say nothing agree.
+    """Share of responses equal to another model's, without case and punctuation; two empty responses agree.
 
-    Among the details the word error rate against the other model's responses, over the same words. Not Whisper's
-    normaliser: that drops brackets and what they hold, and with them all lists of keywords.
+    Details give the word error rate against the other model's responses, over the same words. Whisper's normaliser is
+    not used, because it drops brackets with their content, and so all lists of keywords.
 
     Raises:
-        InputError: no samples, or not one response for each of the others.
+        InputError: there are no samples, or the numbers of responses differ.
     """
     same_length(others=others, responses=responses)
     theirs, ours = ([" ".join(words(text)).casefold() for text in texts] for texts in (others, responses))
@@ -409,7 +410,7 @@ def _word_errors(
 
 
 def _length(chunks: Sequence[jiwer.AlignmentChunk], kind: str) -> int:
-    """How many words an alignment substitutes, deletes or inserts."""
+    """Number of words that an alignment substitutes, deletes or inserts."""
     spans = [(c.ref_end_idx - c.ref_start_idx, c.hyp_end_idx - c.hyp_start_idx) for c in chunks if c.type == kind]
     return sum(max(span) for span in spans)
 
@@ -424,16 +425,16 @@ def _share_of_sums(sums: Floats) -> Floats:
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Per cent; of nothing, NaN."""
+    """The ratio in per cent; NaN if the whole is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole > 0, 100 * part / whole, np.nan)
 
 
 def estimated(metric: Metric, value: float, left_out: Floats, n: int, details: dict[str, Any]) -> Score:
-    """A value of a metric, with the interval from its values without each utterance."""
+    """A value of a metric, with the interval from the values without each utterance."""
     if math.isnan(value):
         return Score(metric.name, value, math.nan, math.nan, n, {**details, "undefined": metric.undefined_if})
-    # Without any error in 8 utterances, a word error rate is not known to be 0.
+    # With no error in 8 utterances, the true word error rate may still be above 0.
     at_end = min(abs(value), abs(100 - value)) < _ALIKE and _is_constant(left_out)
     if metric.is_share or at_end:
         share = np.clip(value / 100, 0, 1)
@@ -444,17 +445,17 @@ def estimated(metric: Metric, value: float, left_out: Floats, n: int, details: d
 
 
 def _is_constant(left_out: Floats) -> bool:
-    """Whether all utterances contribute alike."""
+    """Whether leaving out any utterance gives the same value."""
     return bool(left_out.size and np.ptp(left_out) < _ALIKE)
 
 
 def _or_none(value: float) -> float | None:
-    """For JSON, which has no NaN."""
+    """The value for JSON, which has no NaN."""
     return None if math.isnan(value) else value
 
 
 def _content(text: str) -> str:
-    """The words, each between spaces."""
+    """The words of a text, separated by spaces."""
     return "".join(f" {word} " for word in map(str.casefold, words(text)) if word not in ("a", "an", "the"))
 
 

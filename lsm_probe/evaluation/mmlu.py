@@ -1,8 +1,8 @@
 """MMLU (Hendrycks et al. 2021) from a folder of CSV files, as tasks of lm-evaluation-harness.
 
-The prompts are the harness's own: each task is its `mmlu_<subject>`, as the installed version has it, with the hub's
-data set replaced by local files. So are the groups of the subjects, which differ from the original's in one: anatomy
-stands under STEM, not under "other".
+The prompts are the harness's own: each task is its `mmlu_<subject>` from the installed version, with the hub's data set
+replaced by local files. The groups of subjects are the harness's too; they differ from the original in one subject:
+anatomy is in STEM, not in "other".
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lsm_probe.files import replacing
 
 GROUPS = ("stem", "humanities", "social_sciences", "other")
 SUBJECTS = 57
-"""All there are."""
+"""Number of subjects of MMLU."""
 CHANCE = 25.0
-"""Accuracy of guessing, per cent."""
+"""Accuracy of random guessing, per cent."""
 LETTERS = "ABCD"
 _COLUMNS = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
 _ANSWERS = {name: i for i in range(4) for name in (LETTERS[i], str(i))}
@@ -61,24 +61,24 @@ class Mmlu:
         return sum(len(subject.test) for subject in self.subjects.values())
 
     def describe(self) -> DataIdentity:
-        """The identity of the questions and examples as a result stores it."""
+        """The identity of the questions and examples, as stored in results."""
         content = {name: vars(subject) for name, subject in self.subjects.items()}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return DataIdentity(self.name, digest, self.questions)
 
 
 def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
-    """Reads `dev/<subject>_dev.csv` and `test/<subject>_test.csv`; not all subjects need be there.
+    """Reads `dev/<subject>_dev.csv` and `test/<subject>_test.csv`; subjects may be missing.
 
-    Both forms are taken: the original release (no header, the answer a letter) and the one with a header
-    `question,choice0,...,choice3,answer` and answers from 0.
+    It reads two formats: the original release (no header, the answer a letter), and one with the header
+    `question,choice0,...,choice3,answer` and answers numbered from 0.
 
     Args:
-        questions: only the first of each subject, as the harness's `--limit` has it.
+        questions: use only the first questions of each subject, as the harness's `--limit` does.
 
     Raises:
-        InputError: the harness is not installed, or the folder holds no such files, only one of the two of a subject, a
-            subject that MMLU does not have, or a line that is not a question.
+        InputError: the harness is not installed, or the folder has no such files, only one file of a subject, a subject
+            that MMLU does not have, or a line that is not a question.
     """
     folder = Path(folder)
     files = {split: _files(folder / split, split) for split in ("dev", "test")}
@@ -103,12 +103,12 @@ def read_mmlu(folder: str | Path, *, questions: int | None = None) -> Mmlu:
 
 
 def write_mmlu_tasks(mmlu: Mmlu, folder: str | Path) -> list[str]:
-    """Writes the questions and a task file for each subject, for the harness's own command as well as for us.
+    """Writes the questions and a task file for each subject, for this package and for the harness's own command:
 
         lm_eval --model hf --model_args pretrained=MODEL --include_path FOLDER --tasks mmlu_anatomy --num_fewshot 5
 
-    The task files name the data by absolute paths: write them anew where the folder is to lie elsewhere. What the
-    harness makes of the data stays in the folder too.
+    The task files refer to the data by absolute paths, so write them again if the folder moves. The harness also
+    stores its converted data in this folder.
 
     Returns:
         The names of the tasks, in the order of the subjects.
@@ -147,7 +147,7 @@ def _read(path: Path) -> list[Question]:
     if not rows:
         raise InputError(f"{path} holds no questions: unpack it again")
     questions: list[Question] = []
-    for line, row in rows:  # the line that the row ends on
+    for line, row in rows:  # number of the row's last line
         if len(row) != len(_COLUMNS) or row[-1].strip() not in _ANSWERS:
             raise InputError(
                 f"{path}, line {line}: not a question, four choices and an answer (A to D, or 0 to 3): correct the line"

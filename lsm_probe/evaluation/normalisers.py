@@ -1,7 +1,7 @@
-"""What texts are made alike by before words or characters are counted: Whisper's normalisers, by language.
+"""Normalisation of texts before words or characters are counted: Whisper's normalisers, by language.
 
-Whisper's English normaliser spoils other languages: it deletes the vowel signs of Hindi, umlauts and tildes. Its basic
-one, for all else, takes out combining marks unless it is told to keep them, as here.
+Whisper's English normaliser damages other languages: it deletes the vowel signs of Hindi, umlauts and tildes. Its basic
+normaliser, for other languages, removes combining marks unless told to keep them, as here.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lsm_probe.languages import Language
 ENGLISH, BASIC, WITHOUT_POINTS = "whisper-english", "basic-with-marks", "basic-without-vowel-points"
 
 _LOWER_CASE = str.maketrans({"İ": "i", "I": "ı"})
-"""Of Turkish and Azerbaijani; Python lowers both letters as English does."""
+"""Lower case for Turkish and Azerbaijani; Python converts both letters as in English."""
 _TURKISH_CASE = ("tr", "az")
 _VOWEL_POINTS = {"Arab": r"[\u064B-\u0652\u0670\u0640]", "Hebr": r"[\u05B0-\u05BC\u05BF\u05C1\u05C2\u05C7]"}
-"""Signs that most writers of Arabic and Hebrew script leave out, and the line that stretches Arabic words."""
+"""Optional vowel signs of Arabic and Hebrew script, and the line that stretches Arabic words."""
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """How texts are normalised (`apply` separates their units by spaces), and the unit that is then counted."""
+    """How texts are normalised (`apply` separates the units by spaces), and the unit that is counted."""
 
     name: str
     unit: Literal["word", "character"]
@@ -38,11 +38,11 @@ class Normaliser:
 
 
 class NormalisedPair(NamedTuple):
-    """A reference and a response, made alike.
+    """A normalised reference and response.
 
     Attributes:
-        unexpected_script: the language is English or not known, and the reference is not in Latin script.
-        failed: the English normaliser failed, as it does at numbers of more than 4,300 digits; the basic one was taken.
+        unexpected_script: the language is English or unknown, and the reference is not in Latin script.
+        failed: the English normaliser failed, as for numbers of more than 4,300 digits, and the basic one was used.
     """
 
     reference: str
@@ -53,9 +53,9 @@ class NormalisedPair(NamedTuple):
 
 
 def normalise_pair(reference: str, response: str, language: Language | None) -> NormalisedPair:
-    """Makes a reference and a response alike: English, and text of an unknown language in Latin script, as English.
+    """Normalises a reference and a response; text of unknown language in Latin script is treated as English.
 
-    Reference and language decide how both are normalised. Characters are counted where the language, or more than half
+    Reference and language determine how both are normalised. Characters are counted if the language, or more than half
     of the reference, is written without spaces.
     """
     unspaced = is_unspaced(reference) or (language is not None and not language.is_spaced)
@@ -86,7 +86,8 @@ def _basic(language: Language | None, unspaced: bool) -> Normaliser:
     def apply(text: str) -> str:
         if is_turkish:
             text = text.translate(_LOWER_CASE)
-        # Invisible characters: the zero-width space parts words, others (joiners, directions) are not part of the text.
+        # Invisible characters: the zero-width space separates words, others (joiners, directions) are not part of the
+        # text.
         text = regex.sub(r"\p{Cf}", "", text.replace("\u200b", " "))
         return points.sub("", normalise(_quick_to_read(text))).strip()
 
@@ -94,11 +95,11 @@ def _basic(language: Language | None, unspaced: bool) -> Normaliser:
 
 
 def _quick_to_read(text: str) -> str:
-    """A text that Whisper's normalisers make the same of in linear time.
+    """A text with the same result in Whisper's normalisers, but in linear time.
 
-    They look for the end of every bracket and of every run of spaces again at each of its characters: 50,000 open
-    brackets take 51 s. So what stands in brackets is taken out here, as they do, and brackets that nothing closes,
-    which they take for punctuation, become other punctuation.
+    These normalisers search for the end of every bracket and every run of spaces again at each character: 50,000 open
+    brackets take 51 s. So text in brackets is removed here, as they do, and unclosed brackets, which they treat as
+    punctuation, become other punctuation.
     """
     for pattern, opening, closing in ((r"[<\[][^>\]]*[>\]]", r"[<\[]", r"[>\]]"), (r"\(([^)]+?)\)", r"\(", r"\)")):
         end = max((found.end() for found in re.finditer(closing, text)), default=0)

@@ -1,4 +1,4 @@
-"""Evaluation: what responses are worth in each task, and beside it whether they have the asked-for form."""
+"""Evaluation figure: the scores of each task, and beside them the shares of responses in the requested format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SPREAD = 0.6
-"""Of the height of a task, the part that its checkpoints take."""
+"""Part of a task's height that its checkpoints use."""
 
 
 def _plot_scores(results: Sequence[EvaluationResult], ax: Axes, **style: Any) -> None:
@@ -44,7 +44,7 @@ def plot_scores(results: Sequence[EvaluationResult], ax: Axes | None = None, **s
     Args:
         results: of the same tasks.
         ax: axes to draw on; new ones if None.
-        style: goes to matplotlib.
+        style: passed to matplotlib.
     """
     ax = axes_or_new(ax, 6, 1.6 + 0.5 * len(results[0].tasks))
     _plot_scores(results, ax, **style)
@@ -57,7 +57,7 @@ def plot_text_ability(results: Sequence[TextAbilityResult], ax: Axes | None = No
     Args:
         results: of the same questions and texts.
         ax: axes to draw on; new ones if None.
-        style: goes to matplotlib.
+        style: passed to matplotlib.
     """
     ax = axes_or_new(ax, 6, 3)
     numbers = [result.accuracies for result in results]
@@ -72,7 +72,7 @@ def plot_text_ability(results: Sequence[TextAbilityResult], ax: Axes | None = No
 
 
 def _plot_following(results: Sequence[EvaluationResult], ax: Axes) -> None:
-    """Draw the share of responses that have the asked-for form; tasks that ask for none are left blank."""
+    """Draw the share of responses in the requested format; tasks that request none are left blank."""
     titles = [plain(task.title) for task in results[0].tasks]
     _plot(results, titles, _curves([_scores(result, [FOLLOWING] * len(titles)) for result in results]), ax)
     ax.set(title="responses in the asked-for form", xlabel="per cent", xlim=(-3, 103))
@@ -80,7 +80,7 @@ def _plot_following(results: Sequence[EvaluationResult], ax: Axes) -> None:
 
 @with_own_settings
 def evaluation_figure(results: Sequence[EvaluationResult]) -> Figure:
-    """Both pictures side by side."""
+    """Both plots side by side."""
     import seaborn as sns
     from matplotlib.figure import Figure
 
@@ -109,7 +109,7 @@ def save_evaluation(results: Sequence[EvaluationResult], out: Path) -> None:
 
 
 def _cut_at_100(ax: Axes) -> None:
-    """End the axis at 100 %, and write what lies beyond at its end: a word error rate can be a multiple of it."""
+    """End the axis at 100 %, and write larger values at its end: a word error rate can be much larger."""
     if ax.get_xlim()[1] <= 110:
         return
     for line in ax.lines:
@@ -129,7 +129,7 @@ def _described(metric: str, score: Score | None) -> str:
 
 
 def _scores(result: EvaluationResult, names: Sequence[str]) -> list[Score | None]:
-    """Of each task the metric of this name, None where there is none."""
+    """The metric of this name in each task; None if a task does not have it."""
     found = result.scores()
     return [found.get(task.name, {}).get(name) for task, name in zip(result.tasks, names, strict=True)]
 

@@ -11,7 +11,7 @@ from lsm_probe.evaluation.tables import agreements, convention_of, reference_llm
 from lsm_probe.runner.tables import NONE, UNKNOWN, Table
 
 _BESIDE = 3
-"""Most checkpoints whose intervals stand beside the values, not below."""
+"""Maximum number of checkpoints with intervals beside the values instead of below."""
 
 
 def evaluation_table(results: Sequence[EvaluationResult]) -> Table:

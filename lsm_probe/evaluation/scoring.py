@@ -1,4 +1,4 @@
-"""From predictions to metrics: reads each response as its task says, and counts."""
+"""From predictions to metrics: parses each response as its task defines, and counts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 FOLLOWING = "following_rate"
 MOST_CHARACTERS = 100_000
-"""Of a text that is scored; two hours of speech. Ten times as many would take minutes in some metrics."""
+"""Maximum length of a scored text: two hours of speech. Ten times as many would take minutes in some metrics."""
 _MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 """More combining marks than any letter of a text has (Unicode Standard Annex 15); sorting them takes quadratic time."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one checkpoint answered in one task.
+    """One checkpoint's responses in one task.
 
     Rows are those of `samples.jsonl`: `id`, `reference` (and perhaps `alternatives` and `language`) and `response` of
     each sample; where the response begins with thinking also the `answer`.
@@ -48,42 +48,42 @@ class Predictions:
 
     @cached_property
     def _read(self) -> list[str]:
-        """What is read of the responses; an unfinished thought holds no answer, and reads as an empty response does."""
+        """The scored part of the responses; a response with unfinished thinking counts as empty."""
         if self.task.read == "all":
             return [row["response"] for row in self.rows]
         return [row.get("answer", row["response"]) or "" for row in self.rows]
 
     @cached_property
     def languages(self) -> list[str | None]:
-        """Of references and responses: the task's language, or else that of each sample's speech."""
+        """Languages of references and responses: the task's language, or else that of each sample's speech."""
         return [self.task.language or row.get("language") for row in self.rows]
 
     @cached_property
     def ids(self) -> list[str]:
-        """How warnings name the samples: by id, else by number."""
+        """Names of the samples in warnings: ids, or else numbers."""
         return [row.get("id", f"number {i} (from 0)") for i, row in enumerate(self.rows)]
 
     @cached_property
     def truncated_ids(self) -> list[str]:
-        """Ids of the samples whose reference or response is only scored in part; see [`truncate`]."""
+        """Ids of the samples whose reference or response is scored only in part; see [`truncate`]."""
         scored = zip(self.ids, self.rows, self._read, self.references, self.responses, strict=True)
         return [name for name, row, read, *texts in scored if texts != [row["reference"], read]]
 
     @cached_property
     def answers(self) -> list[Answer]:
-        """The responses as they are read."""
+        """The parsed responses."""
         return [self.task.parser()(response) for response in self.responses]
 
     @cached_property
     def meant(self) -> list[Any]:
-        """The references as they are read."""
+        """The parsed references."""
         parse = self.task.parser()
         return [parse(reference).value for reference in self.references]
 
     @property
     def strict(self) -> list[Any]:
-        """What the responses say, if they have the asked-for form: a model that only repeats the speech names the
-        right label often enough, and has not done what it was told."""
+        """Values of the responses in the requested format, else None: a model that only repeats the speech often gives
+        the right label without following the instruction."""
         return [answer.value if answer.follows else None for answer in self.answers]
 
 
@@ -93,11 +93,11 @@ def truncate(text: str) -> str:
 
 
 def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
-    """Refuses at once what could not be scored after hours of answering.
+    """Refuses problems at the start that would otherwise appear only after hours of generating.
 
     Raises:
-        InputError: a sample is of none of the tasks, a task has no samples, a target says nothing its task can read, or
-            the model of a metric cannot be had.
+        InputError: a sample belongs to none of the tasks, a task has no samples, its task cannot parse a target, or the
+            model of a metric is not available.
     """
     task_of = {task.name: task for task in tasks}
     for sample in samples:
@@ -115,18 +115,18 @@ def check(tasks: Sequence[Task], samples: Sequence[Sample]) -> None:
                 )
         target = own[0].target or ""
         row = {"id": own[0].id, "language": own[0].language, "reference": target, "response": target}
-        with warnings.catch_warnings(action="ignore"):  # warnings come when all samples are scored
-            score(Predictions(task, [row]))  # do its metrics work at all?
+        with warnings.catch_warnings(action="ignore"):  # warnings come later, when all samples are scored
+            score(Predictions(task, [row]))  # checks that the metrics work
 
 
 def score(predictions: Predictions) -> dict[str, Metric]:
-    """All metrics of a task by name, in its order, and the share of responses that have the asked-for form.
+    """All metrics of a task by name, in its order, and the share of responses in the requested format.
 
     Raises:
-        InputError: the model of a metric cannot be had, or a sample's language does not exist.
+        InputError: the model of a metric is not available, or a sample's language is unknown.
 
     Warns:
-        UserWarning: texts are so long that only a part of them is scored; and as the metrics warn.
+        UserWarning: texts are so long that only a part is scored; also the warnings of the metrics.
     """
     task = predictions.task
     if names := predictions.truncated_ids:
@@ -168,7 +168,7 @@ def _bert_scorer(model: str, layer: int | None) -> BertScorer:
 
 @lru_cache(maxsize=64)
 def _bert_score(references: tuple[str, ...], responses: tuple[str, ...], scorer: BertScorer) -> Metric:
-    """Kept, as results ask for it again when they are compared and written."""
+    """Cached, because results request it again for comparing and writing."""
     from lsm_probe.evaluation.bert_score import bert_score
 
     return bert_score(references, responses, scorer)

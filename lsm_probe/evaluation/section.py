@@ -13,7 +13,7 @@ from lsm_probe.runner.page import Section, picture
 
 
 def evaluation_section(measurement: Measurement, results: Sequence[EvaluationResult], everything: Any) -> Section:
-    """Scores by task, and the share of responses in the asked-for form."""
+    """Scores by task, and the share of responses in the requested format."""
     figure = evaluation_figure(results)
     return Section(
         "evaluation",

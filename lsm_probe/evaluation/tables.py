@@ -1,4 +1,4 @@
-"""Several checkpoints side by side: `metrics.json`, `metrics.csv`, and `table.md` as the paper lays its tables out."""
+"""Tables of several checkpoints: `metrics.json`, `metrics.csv`, and `table.md` in the layout of the paper's tables."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def save_tables(results: Sequence[EvaluationResult], out: Path) -> None:
 
 
 def reference_llm(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
-    """The first text LLM that read the transcripts: what it answers is what self-powered training asks for."""
+    """The first text LLM that read the transcripts; self-powered training aims at its responses."""
     return next((result for result in results if result.checkpoint.source == "text"), None)
 
 
 def agreements(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Score]]:
-    """Checkpoint -> task -> share of the responses that are the text LLM's own; empty where there is no text LLM."""
+    """Checkpoint -> task -> share of responses equal to the text LLM's; empty if there is no text LLM."""
     llm = reference_llm(results)
     if llm is None:
         return {}
@@ -39,12 +39,12 @@ def agreements(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Score
 
 
 def cascade_of(results: Sequence[EvaluationResult]) -> EvaluationResult | None:
-    """The first cascade, which the others' speed is compared with."""
+    """The first cascade, which is the reference for the speed of the others."""
     return next((result for result in results if result.checkpoint.cascade_of is not None), None)
 
 
 def speeds(results: Sequence[EvaluationResult]) -> dict[str, Curve]:
-    """Checkpoint -> how many times as fast as the cascade it is; empty where there is no cascade."""
+    """Checkpoint -> its speed relative to the cascade; empty if there is no cascade."""
     cascade = cascade_of(results)
     if cascade is None:
         return {}
@@ -52,7 +52,7 @@ def speeds(results: Sequence[EvaluationResult]) -> dict[str, Curve]:
 
 
 def metrics_summary(results: Sequence[EvaluationResult]) -> dict[str, Any]:
-    """What `metrics.json` holds."""
+    """The content of `metrics.json`."""
     alike, llm, speed, cascade = agreements(results), reference_llm(results), speeds(results), cascade_of(results)
     return {
         "schema": "lsm-probe/metrics/1",
@@ -91,6 +91,6 @@ def _markdown(results: Sequence[EvaluationResult]) -> str:
 
 
 def convention_of(results: Sequence[EvaluationResult], task: str, metric: str) -> str:
-    """What was counted and how texts were normalised or split; see [`Score`]."""
+    """The counted unit, and how texts were normalised or tokenised; see [`Score`]."""
     scores = [result.scores().get(task, {}).get(metric) for result in results]
     return next((score.convention for score in scores if score is not None), "")

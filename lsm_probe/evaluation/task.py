@@ -1,4 +1,4 @@
-"""Evaluation tasks: a small YAML file each, that says which samples, how a response is read and how it is scored."""
+"""Evaluation tasks: small YAML files that define the samples, how a response is parsed, and how it is scored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MetricName = Literal[
 ]
 
 _NAMED = re.compile(r"(.*\.ya?ml|[^=]*)(?:=(.+))?.*", re.DOTALL)
-"""A task, perhaps with its manifest; a path of a task file may hold `=` itself."""
+"""A task, optionally with its manifest; the path of a task file may contain `=`."""
 
 
 class Task(BaseModel):
@@ -44,20 +44,21 @@ class Task(BaseModel):
 
     Attributes:
         name: the name of its file; a column of the table.
-        title: how the table calls it.
-        manifest: where its samples are, where nothing else is said: relative to the folder of the manifests, or to that
-            of the task's own file.
-        instruction: put to every sample instead of the manifest's own; `{labels}` in it stands for the labels.
-        answer: the form of the answer that is asked for; the functions of `evaluation.answers` say what follows it.
-        labels: those that may be answered; `pool/task` in the file takes them from an instruction pool.
-        number: how many keywords are asked for.
-        language: of references and responses; what to translate into. Without it that of each sample's speech.
-        metrics: the first is the one that the table shows. The share of responses that have the asked-for form comes
-            by itself, unless any text will do.
-        read: what of a reasoning model's response is read: `after_thinking`, the answer alone, or `all` of it. Under
-            `after_thinking` a response that ends before its thinking does is not an answer.
+        title: its name in tables.
+        manifest: default location of its samples: relative to the folder of the manifests, or to that of the task's
+            file.
+        instruction: replaces the manifest's own instruction in every sample; `{labels}` in it stands for the labels.
+        answer: the requested format of the response; the functions of `evaluation.answers` define when a response
+            follows.
+        labels: the allowed labels; `pool/task` in the file takes them from an instruction pool.
+        number: the requested number of keywords.
+        language: of references and responses; the target of a translation. By default that of each sample's speech.
+        metrics: the first is the one that the table shows. The share of responses in the requested format is added
+            automatically, unless any text follows.
+        read: the scored part of a reasoning model's response: `after_thinking`, only the answer, or `all` of it. Under
+            `after_thinking`, a response that ends before its thinking does counts as no answer.
         bert_model: model of `bert_score`, a hub name or a folder.
-        bert_layer: the layer of it that is compared; by default the one that the library recommends.
+        bert_layer: the layer that is compared; by default the one that the library recommends.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,11 +120,11 @@ class Task(BaseModel):
 
     @property
     def has_form(self) -> bool:
-        """Whether the instruction asks for a form that a response can miss."""
+        """Whether the instruction requests a format that a response can miss."""
         return self.answer != "text"
 
     def parser(self) -> Parser:
-        """Reads responses and references alike."""
+        """The parser of both responses and references."""
         if self.answer == "label":
             return answers.label(self.labels)
         if self.answer == "keywords":
@@ -136,7 +137,7 @@ class Task(BaseModel):
         return plain[self.answer]
 
     def prepare(self, sample: Sample) -> Sample:
-        """The sample as it is put to a checkpoint: its context after the instruction, id and task of this task."""
+        """The sample as used in a prompt: its context after the instruction, id and task of this task."""
         instruction = sample.instruction
         if self.instruction is not None:
             instruction = self.instruction.replace("{labels}", ", ".join(repr(label) for label in self.labels))
@@ -172,7 +173,8 @@ def read_tasks(
         The tasks, and the samples of all of them, ready to be put to a checkpoint.
 
     Raises:
-        InputError: a task does not exist (tells the nearest), is given twice or cannot be read, or its manifest cannot.
+        InputError: a task does not exist (the message names the nearest), is given twice or cannot be read, or its
+            manifest cannot be read.
     """
     tasks: list[Task] = []
     samples: list[Sample] = []
@@ -195,10 +197,10 @@ def read_tasks(
 
 
 def with_read(tasks: Sequence[Task], read: str | None) -> list[Task]:
-    """The tasks, all with this setting of `read`; as they are if it is None.
+    """The tasks, all with this setting of `read`; unchanged if it is None.
 
     Raises:
-        InputError: there is no such setting.
+        InputError: the setting is unknown.
     """
     if read is None:
         return list(tasks)
@@ -211,13 +213,13 @@ def read_task(name: str) -> Task:
     """Reads the task of this name or file; see [`read_tasks`].
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: the task does not exist or cannot be read.
     """
     return _read(name)[0]
 
 
 def _read(name: str) -> tuple[Task, Path]:
-    """The task, and the folder that its manifest is looked for in."""
+    """The task, and the folder in which its manifest is searched."""
     if name in builtin_tasks():
         return _parse(_folder() / f"{name}.yaml"), Path()
     path = Path(name)

@@ -1,12 +1,12 @@
-"""Text ability: MMLU and perplexity of text, for an LLM and for the LLM inside an LSM alike.
+"""Text ability: MMLU and perplexity of text, for a text LLM and for the LLM inside an LSM.
 
-What speech training cost the LLM is the difference between two checkpoints, before and after. No speech is involved:
-models that take speech are given transcripts. MMLU goes through lm-evaluation-harness; perplexity is that of the
-`target` of each sample, given its instruction and its transcript:
+The cost of speech training is the difference between two checkpoints, before and after. No speech is involved: models
+that take speech get transcripts. MMLU runs in lm-evaluation-harness; perplexity is that of the `target` of each
+sample, given its instruction and its transcript:
 
     exp(- sum over samples and tokens of log P(t_m | t_<m, s, i) / number of tokens)
 
-without the end of the response, which is not a text.
+without the end-of-response token, which is not text.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ def text_ability(
     on_progress: Callable[[int, int], None] | None = None,
     **options: Unpack[_Keywords],
 ) -> TextAbilityResult:
-    """Measure MMLU accuracy (per cent) and perplexity of text (nats per token); of samples, questions or both.
+    """Measure MMLU accuracy (per cent) and perplexity of text (nats per token), from questions, samples or both.
 
     Args:
         checkpoint: what [`lsm_probe.load`] returns.
         samples: with `text` and `target`.
-        mmlu: what [`lsm_probe.read_mmlu`] returns.
+        mmlu: questions from [`lsm_probe.read_mmlu`].
         shots: examples before each question of MMLU.
-        on_progress: called with the number of finished samples and questions, and of all; by default a notebook shows
-            a bar, and nothing else does.
-        options: what all measurements share; see [`RunOptions`].
+        on_progress: called with the number of finished samples and questions, and with the total; by default only
+            notebooks show a bar.
+        options: options that all measurements share; see [`RunOptions`].
 
     Raises:
         InputError: there is nothing to measure, a sample cannot be used (under `on_error="fail"`) or none is left, a
@@ -133,7 +133,7 @@ def text_ability(
 
 
 def _responses(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseOptions:
-    """The targets as responses, without their end."""
+    """The targets as responses, without the end-of-response token."""
     without = [sample.id for sample in samples if sample.target is None]
     if without:
         raise InputError(
@@ -150,7 +150,7 @@ def _responses(checkpoint: Checkpoint, samples: Sequence[Sample]) -> ResponseOpt
 def _measure(items: Sequence[PreparedSample]) -> list[Measured]:
     """Nats and tokens of each sample's target; summed over tokens in float64."""
     found = [log_probabilities(item.checkpoint.llm, [item.embedded], item.response)[0] for item in items]
-    on_cpu = torch.cat(found).cpu().double()  # once for the batch, as it waits for the device
+    on_cpu = torch.cat(found).cpu().double()  # one copy for the batch, because a copy waits for the device
     return [_counts(own) for own in on_cpu.split(list(map(len, found)))]
 
 
@@ -161,7 +161,7 @@ def _counts(log_probs: Tensor) -> Measured:
 
 
 def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a target without what is noted of responses that think: a target is scored as it stands."""
+    """The row of a target without the fields for responses with thinking, because a target is scored as a whole."""
     if "thinking_tokens" not in row:
         return row
     return {key: value for key, value in row.items() if key not in ("thinking_tokens", "answer")}
@@ -171,7 +171,7 @@ def _without_thinking(row: dict[str, Any]) -> dict[str, Any]:
 def _answer_mmlu(
     checkpoint: Checkpoint, mmlu: Mmlu, shots: int, run: RunOptions, on_progress: Callable[[int], None]
 ) -> list[Record]:
-    """A record for each question, in order; each process answers its share of the subjects, and returns all."""
+    """A record for each question, in order. Each process answers a share of the subjects and returns all records."""
     progress = Progress(
         run.progress_folder,
         {
@@ -195,7 +195,7 @@ def _answer_mmlu(
         found = {i: records for part in all_gather_or_raise(own) for i, records in part.items()}
     records = [record for i in sorted(found) for record in found[i]]
     if is_distributed():
-        on_progress(len(records))  # this process does not know yet of the others' last subjects
+        on_progress(len(records))  # this process does not yet know of the others' last subjects
     return records
 
 
@@ -217,7 +217,7 @@ def _records(subject: str, group: str, answered: Sequence[dict[str, Any]]) -> li
 
 
 def _joined(parts: Sequence[DataIdentity]) -> DataIdentity:
-    """The identity of all that was measured, from those of the samples and of the questions."""
+    """The combined identity of the samples and the questions."""
     if len(parts) == 1:
         return parts[0]
     return DataIdentity(

@@ -1,4 +1,4 @@
-"""Text ability: MMLU accuracy and perplexity of one checkpoint, and what the next one has forgotten of it."""
+"""Text ability results: MMLU accuracy and perplexity of one checkpoint, and forgetting rates between two."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AVERAGE, AVERAGE_OF_GROUPS = "average", "average_of_groups"
 
 @dataclass(frozen=True)
 class TextAbilityConventions(Choices):
-    """What the numbers depend on: examples before each question of MMLU (None without MMLU)."""
+    """The choice that the numbers depend on: examples before each question of MMLU (None without MMLU)."""
 
     shots: int | None = None
 
@@ -36,7 +36,7 @@ class Estimate:
     Attributes:
         curve: the number and its interval.
         left_out: the number without each question or text in turn, `[questions]`.
-        n: how many questions or texts it is of.
+        n: number of questions or texts.
     """
 
     curve: Curve
@@ -53,13 +53,13 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class TextAbilityResult(MeasurementResult):
-    """What the LLM of a checkpoint still knows of text.
+    """MMLU accuracy and perplexity of text of a checkpoint's LLM.
 
-    Each number has an interval over its own questions or texts alone, and does not depend on what else was measured.
+    Each number has an interval over its own questions or texts only, and does not depend on other measurements.
 
     Attributes:
-        counts: `[samples, 2]`, float64: of a text the negative log-likelihood of its target in nats and its tokens, of
-            a question of MMLU whether the answer was right, and 1. Questions are the samples with a `subject`.
+        counts: `[samples, 2]`, float64: for a text the negative log-likelihood of its target in nats and its number of
+            tokens; for a question of MMLU 1 or 0 (right or wrong), and 1. Questions are the samples with a `subject`.
     """
 
     NAME: ClassVar[str] = "text_ability"
@@ -79,8 +79,8 @@ class TextAbilityResult(MeasurementResult):
         """MMLU accuracy in per cent by name: `average` over all questions, that of each group and of each subject, and
         `average_of_groups`; empty without MMLU.
 
-        The average of Table 6 of arXiv 2410.03798 seems to be the former: its groups, weighted by their questions (with
-        anatomy under "other", as in the original), give its 49.8 and 49.4 per cent; unweighted they give 50.2 and 49.7.
+        Table 6 of arXiv 2410.03798 seems to average over all questions: its groups, weighted by their questions (with
+        anatomy in "other", as in the original), give its 49.8 and 49.4 per cent; unweighted they give 50.2 and 49.7.
         """
         if not self._questions.any():
             return {}
@@ -100,7 +100,7 @@ class TextAbilityResult(MeasurementResult):
 
     @cached_property
     def perplexity(self) -> Estimate | None:
-        """`exp` of nats per token; NaN, with a warning, where that is too large for a float."""
+        """`exp` of nats per token; NaN, with a warning, if that is too large for a float."""
         nats = self.nats
         if nats is None:
             return None
@@ -163,7 +163,7 @@ class TextAbilityResult(MeasurementResult):
         return found
 
     def differences(self, other: TextAbilityResult) -> dict[str, Any]:
-        """`other` minus this one with paired intervals, and forgetting rates, this one taken for before."""
+        """`other` minus this one with paired intervals, and forgetting rates relative to this one."""
         mine, theirs = self.accuracies, other.accuracies
         accuracies = {name: _forgotten(mine[name], theirs[name]) for name in mine}
         found: dict[str, Any] = {"mmlu": _arranged(accuracies, self.subjects) or None, "perplexity": None}
@@ -203,8 +203,8 @@ class TextAbilityResult(MeasurementResult):
 
 
 def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
-    """Percentage points of difference, and the forgetting rate (before - after) / before in per cent (Speech-IFEval,
-    arXiv 2505.19037): bare, and of what was known beyond guessing; None where there was nothing to forget."""
+    """Difference in percentage points, and the forgetting rate (before - after) / before in per cent (Speech-IFEval,
+    arXiv 2505.19037): plain, and relative to the knowledge above chance; None if there was nothing to forget."""
     change, changes = after.value - before.value, after.left_out - before.left_out
     ends = (100 * end for end in share_difference_interval(change / 100, changes / 100))
     found: dict[str, Any] = {"difference": Curve(np.asarray(change), *ends).to_dict()}
@@ -226,14 +226,14 @@ def _forgotten(before: Estimate, after: Estimate) -> dict[str, Any]:
 
 
 def _arranged(numbers: dict[str, Any], subjects: list[str]) -> dict[str, Any]:
-    """Averages and groups first, subjects in a dictionary of their own."""
+    """Averages and groups first, subjects in a separate dictionary."""
     whole = {name: number for name, number in numbers.items() if name not in subjects}
     own = {name: numbers[name] for name in subjects if name in numbers}
     return {**whole, "subjects": own} if numbers else {}
 
 
 def _exp(what: str, nats: Curve) -> Curve:
-    """`exp` of a number of nats per token and of its interval; NaN, with a warning, where these overflow."""
+    """`exp` of a number of nats per token and of its interval; NaN, with a warning, if these overflow."""
     with np.errstate(over="ignore"):
         ends = {name: np.exp(end) for name, end in vars(nats).items()}
     if any(np.isinf(end) for end in ends.values()):

@@ -17,8 +17,8 @@ _MMLU = (*GROUPS, AVERAGE)
 
 
 def text_ability_table(results: Sequence[TextAbilityResult], *, forgetting: bool = True) -> Table:
-    """A row for each checkpoint, columns as in Table 6 of arXiv 2410.03798; below, what the others have forgotten of
-    the first."""
+    """A row for each checkpoint, columns as in Table 6 of arXiv 2410.03798; below, the forgetting rates relative to the
+    first checkpoint."""
     mmlu, texts = any(result.accuracies for result in results), any(result.nats for result in results)
     rows = []
     for result in results:
@@ -40,7 +40,7 @@ def text_ability_table(results: Sequence[TextAbilityResult], *, forgetting: bool
 
 
 def text_ability_section(measurement: Measurement, results: Sequence[TextAbilityResult], everything: Any) -> Section:
-    """MMLU and perplexity by checkpoint; a report does not know which checkpoint the others were trained from."""
+    """MMLU and perplexity by checkpoint. A report does not know which checkpoint the others were trained from."""
     intro = "What speech training cost the LLM on text alone."
     return Section("text-ability", measurement.title, intro, tables=[text_ability_table(results, forgetting=False)])
 
@@ -60,7 +60,7 @@ def text_ability_note(result: TextAbilityResult) -> str:
 
 
 def _forgotten(before: TextAbilityResult, after: TextAbilityResult, mmlu: bool, texts: bool) -> list[str]:
-    """Forgetting rates of what MMLU tells from guessing, what nats per token rose by, ratio of the perplexities."""
+    """Forgetting rates of MMLU above chance, increase of nats per token, ratio of the perplexities."""
     pair = compare([before, after])["pairs"][0]
     rates, perplexity = pair.get("mmlu") or {}, pair.get("perplexity") or {}
     told = {name for name, rate in rates.items() if rate.get("forgetting_rate_above_chance")}
@@ -75,7 +75,7 @@ def _cell(number: Estimate | None, digits: int = 1) -> str:
 
 
 def _interval(curve: dict[str, Any] | None, digits: int, sign: str = "", *, before: str = "") -> str:
-    """On two lines: seven columns of numbers with their intervals are too wide for a terminal."""
+    """On two lines, because seven columns of numbers with intervals are too wide for a terminal."""
     if curve is None:
         return NONE
     numbers = [curve[end] for end in ("mean", "ci_low", "ci_high")]

@@ -1,4 +1,4 @@
-"""The speech recogniser of a cascade: a Whisper of any size writes down what the LLM then reads."""
+"""The speech recogniser of a cascade: a Whisper of any size, whose transcript the LLM reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lsm_probe.waveform import as_waveform
 
 BUILTIN = "builtin:whisper"
 _SAME_LANGUAGE = 1
-"""The distance of two codes in CLDR's table that name one language, as `nb` and `no` do; others are further apart."""
+"""Distance in CLDR's table of two codes for the same language, such as `nb` and `no`; others are further apart."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Transcriber:
     """A loaded Whisper.
 
     Attributes:
-        name: how the user called it.
+        name: the user's name for it.
         model: a `WhisperForConditionalGeneration`.
         processor: its `WhisperProcessor`.
-        identity: where the weights came from and their hashes; stored with every result.
+        identity: origin of the weights and their hashes; stored with every result.
     """
 
     name: str
@@ -52,22 +52,22 @@ class Transcriber:
     @torch.no_grad()
     @exact_float32()
     def transcribe(self, waveforms: Sequence[NDArray[np.float32]], languages: Sequence[str | None]) -> list[str]:
-        """Transcribes a batch greedily; in float32 each clip as it would be alone.
+        """Transcribes a batch greedily; in float32 each clip gives the same text as alone.
 
-        Speech of more than 30 s goes through Whisper's own long-form decoding (Radford et al. 2022, section 3.8) as
-        transformers has it: windows of 30 s, each of which begins where the last one's timestamps end, so that no word
-        is cut. Beam search, the fallback to higher temperatures and the text before a window are left out.
+        Speech longer than 30 s uses Whisper's long-form decoding (Radford et al. 2022, section 3.8) in transformers:
+        windows of 30 s, each of which begins at the end of the last one's timestamps, so that no word is cut. Beam
+        search, the fallback to higher temperatures and conditioning on previous text are not used.
 
         Args:
             waveforms: mono at 16 kHz, `[samples]` each, as [`as_waveform`] takes them, of any length.
-            languages: of each, in any spelling that [`lsm_probe.languages.find_language`] knows. Of None a multilingual
-                Whisper finds the language itself in the first 30 s, unless its checkpoint is set to one.
+            languages: of each, in any spelling that [`lsm_probe.languages.find_language`] knows. For None, a
+                multilingual Whisper detects the language in the first 30 s, unless its checkpoint is set to one.
 
         Returns:
             A text for each, without timestamps.
 
         Raises:
-            InputError: the model does not know a language, or as [`as_waveform`].
+            InputError: the model does not know a language; also for the reasons that [`as_waveform`] gives.
         """
         codes = [self._code(language) for language in languages]
         features = [self._features(as_waveform(waveform)) for waveform in waveforms]
@@ -86,7 +86,7 @@ class Transcriber:
         return int(self.processor.feature_extractor.nb_max_frames)
 
     def _code(self, language: str | None) -> str | None:
-        """What `generate` is told of a language; None where it is told nothing."""
+        """The language argument for `generate`; None to omit it."""
         found = find_language(language)
         if found is None:
             return None
@@ -95,7 +95,7 @@ class Transcriber:
             if found.code != "en":
                 raise InputError(f"{self.name} transcribes only English, not {language!r}: give a multilingual Whisper")
             return None
-        # Some of Whisper's codes are old or wide ones: "jw" for "jv", "no" also for "nb".
+        # Some of Whisper's codes are outdated or broad: "jw" for "jv", "no" also for "nb".
         codes = [token.strip("<|>") for token in settings.lang_to_id]
         code = closest_supported_match(found.code, codes, max_distance=_SAME_LANGUAGE)
         if code is None:
@@ -105,7 +105,7 @@ class Transcriber:
     def _features(self, waveform: NDArray[np.float32]) -> Tensor:
         """Log-mel features, `[mel_bins, frames]`, padded to 30 s where shorter.
 
-        Computed for each clip alone: in a batch its last frame would depend on the padding.
+        Computed for each clip alone, because in a batch its last frame would depend on the padding.
         """
         extract = self.processor.feature_extractor
         is_long = len(waveform) // extract.hop_length > self._window
@@ -114,13 +114,13 @@ class Transcriber:
         return features
 
     def _generate(self, features: list[Tensor], code: str | None) -> list[str]:
-        """Transcripts of clips of one language that are all longer than 30 s, or none of them."""
+        """Transcripts of clips of one language, either all longer than 30 s or all shorter."""
         lengths = torch.tensor([feature.shape[1] for feature in features])
         longest = int(lengths.max())
         inputs = torch.stack([pad(feature, (0, longest - feature.shape[1])) for feature in features])
         mask = (torch.arange(longest) < lengths[:, None]).long()
         multilingual = {"task": "transcribe", "language": code} if self.model.generation_config.is_multilingual else {}
-        with quiet_log():  # transformers warns of what it hands to itself
+        with quiet_log():  # hides transformers' warnings about its own internal arguments
             ids = self.model.generate(
                 inputs.to(self.model.device, self.model.dtype),
                 attention_mask=mask.to(self.model.device),
@@ -141,8 +141,8 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
         dtype: as in [`lsm_probe.load`].
 
     Raises:
-        InputError: there is no such model, its checksums do not hold, it is not a Whisper, or it does not say how it is
-            to be prompted.
+        InputError: the model does not exist, its checksums do not match, it is not a Whisper, or it has no information
+            on how to prompt it.
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
@@ -162,7 +162,7 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
             f"{name} lacks {', '.join(missing)} in its generation_config.json: take that file from OpenAI's Whisper of "
             "the same size"
         )
-    # Old ways to say what the arguments of `generate` say, and what would make it try again.
+    # Old settings that duplicate arguments of `generate`, and settings that would make it retry.
     model.config.forced_decoder_ids = None
     thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
     settings.update(forced_decoder_ids=None, **dict.fromkeys(thresholds))
@@ -172,7 +172,7 @@ def load_transcriber(name: str, *, device: str = "auto", dtype: str = "auto") ->
 
 
 def check_transcriber(name: str) -> None:
-    """Refuses, without loading anything, what can be no recogniser's name.
+    """Refuses, without loading anything, names that no recogniser can have.
 
     Raises:
         InputError: there is no such built-in, or no such folder.
