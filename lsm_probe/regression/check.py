@@ -1,4 +1,4 @@
-"""The check: has eta fallen in any layer by more than it may? On two stored results, without a model."""
+"""The check of an eta curve: whether eta fell in any layer by more than allowed. It reads two stored results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class CurveCheck:
-    """What a check found. All sequences are `[layers]`.
+    """Result of a check. All sequences are `[layers]`.
 
     Attributes:
         layers: numbers of the layers.
         before, now: eta in the baseline and in the current result.
-        tolerance: how far eta may fall.
+        tolerance: the allowed fall of eta.
         two_sided: whether a rise counts as much as a fall.
-        p: of a paired check, of the layer having moved by the tolerance at most, corrected for all layers; else None.
-        n_utterances: of a paired check, how many utterances it speaks of.
-        would_find: of a paired check, in how many layers it would have found a move of twice the tolerance.
-        notes: what may have moved a curve beside the model, a line each.
+        p: for a paired check, p-values of the layer's change not exceeding the tolerance, corrected for all layers;
+            else None.
+        n_utterances: for a paired check, the number of utterances.
+        would_find: for a paired check, the number of layers where it would have found a change of twice the tolerance.
+        notes: other possible causes of a change than the model, one line each.
     """
 
     ALIGN: ClassVar[str] = "---:"
@@ -48,20 +49,20 @@ class CurveCheck:
 
     @property
     def moved(self) -> list[float]:
-        """How far eta fell in each layer (two-sided: moved)."""
-        # Six decimals are stored: 0.52 - 0.5 is 0.02, not the float above it.
+        """The fall of eta in each layer (the absolute change, if two-sided)."""
+        # Six decimals are stored: 0.52 - 0.5 should be 0.02, not the float above it.
         falls = [round(before - now, 9) for before, now in zip(self.before, self.now, strict=True)]
         return [abs(fall) for fall in falls] if self.two_sided else falls
 
     @property
     def ranked(self) -> list[int]:
-        """Positions of the layers: those that regressed first, then by how far they moved."""
+        """Indices of the layers: those that regressed first, then by the size of their change."""
         moved = self.moved
         return sorted(range(len(moved)), key=lambda i: (not self._has_regressed(i), -moved[i]))
 
     @property
     def regressed(self) -> list[int]:
-        """Positions of the layers that regressed, worst first; empty if the curve holds."""
+        """Indices of the layers that regressed, worst first; empty if there is no regression."""
         return [i for i in self.ranked if self._has_regressed(i)]
 
     @property
@@ -83,7 +84,7 @@ class CurveCheck:
 
     @property
     def power(self) -> str | None:
-        """Of a paired check, what it could have seen at all."""
+        """For a paired check, the changes that it could have detected."""
         if self.would_find is None or not self.tolerance:
             return None
         return (
@@ -92,7 +93,7 @@ class CurveCheck:
         )
 
     def rows(self) -> list[list[str]]:
-        """A table of the layers that moved most, its head first."""
+        """A table of the layers with the largest changes, starting with the header row."""
         head = ["layer", "baseline", "current", "change", *(["p"] if self.p is not None else []), ""]
         table = [head]
         for i in self.ranked[:_SHOWN]:
@@ -142,17 +143,17 @@ def check(
     two_sided: bool = False,
     paired: bool = False,
 ) -> CurveCheck:
-    """Holds a current eta curve against a baseline.
+    """Compares a current eta curve with a baseline.
 
     By default a layer has regressed if its eta, baseline minus current, fell by more than `tolerance` *on these
-    samples*. With reference responses the probe is deterministic but for rounding: only the model can have moved the
-    curve, and the same model probed again holds. `paired` asks more: whether the fall would show on other utterances
-    too (see [`lsm_probe.regression.paired`]).
+    samples*. With reference responses the probe is deterministic up to rounding, so only a changed model changes the
+    curve. `paired` tests more: whether the fall would also be found on other utterances (see
+    [`lsm_probe.regression.paired`]).
 
     Args:
         baseline, current: a `result.json` each, or its folder; with `paired` the folder, with its arrays.
-        tolerance: how far eta may fall, in units of eta (0 ... 1).
-        two_sided: a rise counts as much.
+        tolerance: the allowed fall of eta, in units of eta (0 ... 1).
+        two_sided: a rise counts as much as a fall.
         paired: a layer has regressed only if its fall would be above `tolerance` on other utterances as well.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The check of a diagnosis: has a verdict become worse, or D_i or the share in the asked-for form fallen?
+"""The check of a diagnosis: whether a verdict, D_i or the share in the requested format became worse.
 
-Like the check of a curve it reads two small JSON files, without a model and without numpy.
+Like the check of a curve, it reads two small JSON files and needs neither a model nor numpy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Data(_Part):
 
 
 class StoredDiagnosis(_Part):
-    """What a check reads of a `diagnosis.json`; everything else in the file is left alone."""
+    """The part of a `diagnosis.json` that a check reads; other content of the file is ignored."""
 
     schema_: Literal["lsm-probe/diagnosis/1"] = Field(alias="schema")
     base: str | None
@@ -78,8 +78,8 @@ class Change:
     Attributes:
         checkpoint: its name in the baseline.
         what: `verdict`, or the number.
-        before, now: None where a number was not measured.
-        regressed: whether it became worse by more than it may.
+        before, now: None if a number was not measured.
+        regressed: whether it became worse by more than allowed.
     """
 
     checkpoint: str
@@ -94,13 +94,13 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisCheck:
-    """What a check of a diagnosis found.
+    """Result of a check of a diagnosis.
 
     Attributes:
-        changes: the verdict and the guarded numbers of each checkpoint.
-        tolerance: how far a number may fall.
+        changes: the verdict and the checked numbers of each checkpoint.
+        tolerance: the allowed fall of a number.
         two_sided: whether a rise, or a better verdict, counts as much.
-        notes: what may have changed a number besides the model, one line each.
+        notes: other possible causes of a change than the model, one line each.
     """
 
     ALIGN: ClassVar[str] = "---"
@@ -114,7 +114,7 @@ class DiagnosisCheck:
 
     @property
     def regressed(self) -> list[Change]:
-        """What became worse; empty if the diagnosis holds."""
+        """The changes for the worse; empty if there is no regression."""
         return [change for change in self.changes if change.regressed]
 
     @property
@@ -130,7 +130,7 @@ class DiagnosisCheck:
         return f"regressed: {first.what} of {first.checkpoint} went from {before} to {now}{more}"
 
     def rows(self) -> list[list[str]]:
-        """A table of all changes, its head first."""
+        """A table of all changes, starting with the header row."""
         head = ["checkpoint", "number", "baseline", "current", ""]
         return [
             head,
@@ -165,17 +165,16 @@ def check_diagnosis(
     """Compare a diagnosis with a baseline.
 
     A checkpoint has regressed if its verdict changed to one that is not better, or if its D_i (nats per token) or its
-    share of responses in the asked-for form is lower than in the baseline by more than `tolerance`. Checkpoints are
+    share of responses in the requested format is lower than in the baseline by more than `tolerance`. Checkpoints are
     compared by name. If exactly one name differs, those two are compared, with a note.
 
     Args:
         baseline, current: a `diagnosis.json` each, or its folder.
-        tolerance: how far D_i and the share may fall.
+        tolerance: the allowed fall of D_i and of the share.
         two_sided: a rise, and a better verdict, count as much.
 
     Raises:
-        InputError: a diagnosis cannot be read, or the two are on different data, with different settings or of
-            different checkpoints.
+        InputError: a diagnosis cannot be read, or the two have different data, settings or checkpoints.
 
     Example:
         ```python
@@ -197,12 +196,12 @@ def check_diagnosis(
 
 
 def diagnosis_file(path: str | Path) -> Path:
-    """The `diagnosis.json` that a path means: itself, or the one in a folder, be it there or not."""
+    """The `diagnosis.json` for a path: the path itself, or the file in that folder; it may not exist."""
     return result_file(path, FILE)
 
 
 def holds_diagnosis(path: str | Path) -> bool:
-    """Whether a path is that of a diagnosis: a folder with a `diagnosis.json`, or a file of its schema."""
+    """Whether a path belongs to a diagnosis: a folder with a `diagnosis.json`, or a file with its schema."""
     file = diagnosis_file(path)
     if Path(path) != file:
         return file.is_file()
@@ -216,7 +215,7 @@ def read_diagnosis(path: str | Path) -> StoredDiagnosis:
     """Reads a `diagnosis.json`: the file, or the folder that holds it.
 
     Raises:
-        InputError: there is none, it is of another schema, or a value is missing, of another type or not finite.
+        InputError: it does not exist, has another schema, or a value is missing, of another type or not finite.
     """
     file = diagnosis_file(path)
     try:
@@ -247,7 +246,7 @@ def _require_comparable(before: StoredDiagnosis, now: StoredDiagnosis) -> None:
 
 
 def _pairs(before: StoredDiagnosis, now: StoredDiagnosis) -> Iterator[tuple[_Judged, _Judged]]:
-    """Each checkpoint of the baseline with the one that it is compared with."""
+    """Each checkpoint of the baseline with its counterpart."""
     by_name = {each.checkpoint: each for each in now.checkpoints}
     missing = [each for each in before.checkpoints if each.checkpoint not in by_name]
     others = [each for each in now.checkpoints if each.checkpoint not in {one.checkpoint for one in before.checkpoints}]
@@ -274,7 +273,7 @@ def _changes(before: _Judged, now: _Judged, tolerance: float, two_sided: bool) -
         first, second = before.number(key), now.number(key)
         if first is None and second is None:
             continue
-        # Six decimals are stored: 0.52 - 0.5 is 0.02, not the float above it.
+        # Six decimals are stored: 0.52 - 0.5 should be 0.02, not the float above it.
         fall = None if first is None or second is None else round(first - second, 9)
         moved = first is not None if fall is None else (abs(fall) if two_sided else fall) > tolerance
         yield Change(checkpoint=before.checkpoint, what=what, before=first, now=second, regressed=moved)

@@ -20,13 +20,13 @@ class EtaRegression:
     """Compares eta curves and diagnoses with baselines, as the fixtures of pytest-regressions compare their data.
 
     A baseline is `<test file>/<test>.json` beside the test file, a plain `result.json` or `diagnosis.json`. The first
-    run writes it and fails, so that no baseline is accepted without being looked at; `--eta-regen` rewrites those that
-    do not hold, and fails as well.
+    run writes it and fails, so that a person must look at the baseline. `--eta-regen` rewrites baselines that no longer
+    match, and also fails.
 
     Attributes:
         folder: where the baselines are.
         test: name of the test.
-        scratch: where the current one is kept, to be inspected after a failure.
+        scratch: folder where the current result is kept, to be inspected after a failure.
         regenerate: `--eta-regen`.
     """
 
@@ -42,10 +42,10 @@ class EtaRegression:
         tolerance: float | None = None,
         two_sided: bool = False,
     ) -> None:
-        """Fails the test if something regressed, or the two cannot be compared.
+        """Fails the test if there is a regression, or if the two cannot be compared.
 
-        Eta may not fall by more than `tolerance` in any layer. Of a diagnosis no verdict may become worse, and D_i and
-        the share of responses in the asked-for form may not fall by more than `tolerance`.
+        Eta must not fall by more than `tolerance` in any layer. In a diagnosis, no verdict must become worse, and D_i
+        and the share of responses in the requested format must not fall by more than `tolerance`.
 
         Args:
             result: a result of the attention probe or a diagnosis, or the folder or JSON file it was saved to.

@@ -1,4 +1,4 @@
-"""What GitHub Actions shows of a check: annotations on the run, a table in the job's summary."""
+"""Output of a check for GitHub Actions: annotations on the run, a table in the job's summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lsm_probe.regression.kinds import Check
 
 @contextmanager
 def annotating(baseline: Path) -> Iterator[None]:
-    """Annotates the baseline's file with the error that ends the block, if any; for GitHub Actions alone."""
+    """Annotates the baseline's file with the error that ends the block, if any; only in GitHub Actions."""
     try:
         yield
     except InputError as error:
@@ -36,13 +36,13 @@ def publish(found: Check, baseline: Path) -> None:
     try:
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(markdown(found, baseline))
-    except OSError as error:  # the result stands without it
+    except OSError as error:  # the result is valid without it
         warnings.warn(f"the job's summary was not written: {error.strerror}", stacklevel=2)
 
 
 def annotate(level: str, message: str, *, title: str, file: Path) -> None:
-    """Prints a workflow command where GitHub Actions runs; on stderr, which it reads as well, so that stdout stays
-    the result's."""
+    """Prints a workflow command in GitHub Actions, on stderr, which it also reads, so that stdout has only the
+    result."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         place = _property(_in_workspace(result_file(file)))
         print(f"::{level} file={place},title={_property(title)}::{_data(message)}", file=sys.stderr)
@@ -68,7 +68,7 @@ def _in_workspace(file: Path) -> str:
 
 
 def _data(text: str) -> str:
-    """A message as the runner decodes it (actions/runner, ActionCommand.cs); `%` first, or it is escaped twice."""
+    """A message in the encoding of the runner (actions/runner, ActionCommand.cs); `%` first, or it is escaped twice."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

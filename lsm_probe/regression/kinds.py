@@ -1,4 +1,4 @@
-"""Checks of an eta curve and of a diagnosis, chosen by the kind of the current file."""
+"""Checks of eta curves and diagnoses, selected by the kind of the current file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check(
         baseline, current: the JSON file, or its folder; `current` decides which kind it is.
         tolerance: see [`check`][lsm_probe.regression.check.check] and [`check_diagnosis`]; None for its default.
         two_sided: a rise counts as much as a fall.
-        paired: of curves alone.
+        paired: only for curves.
 
     Raises:
         InputError: the two cannot be read or compared.
@@ -41,12 +41,12 @@ def check(
 
 
 def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -> Path:
-    """Make the current result or diagnosis the baseline, if it is one that a check can use.
+    """Make the current result or diagnosis the baseline, if a check can use it.
 
     Args:
         current: the JSON file, or its folder.
-        baseline: where it goes: a folder, or a file whose name ends in `.json`.
-        arrays: of a curve, take along what a paired check needs.
+        baseline: the destination: a folder, or a file whose name ends in `.json`.
+        arrays: for a curve, also copy the files that a paired check needs.
 
     Returns:
         The baseline's file.

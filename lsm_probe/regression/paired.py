@@ -1,17 +1,17 @@
-"""The paired check: would a fall of eta show on other utterances too, in any of all layers at once?
+"""The paired check: would a fall of eta also be found on other utterances, tested in all layers together?
 
-Eta of each utterance is taken from both results. A layer has regressed if its mean fall is above the tolerance by more
-than chance: were it the tolerance and no more, what the utterances fall beyond it could as well have the other sign.
-The p-value is the share of random signs in which the *largest* Student's t among all layers reaches the layer's own
-([`corrected_p`]; Nichols & Holmes 2002), so that thirty layers together raise a false alarm in
-about 5 % of draws of utterances at most, however they hang together.
+Both results give eta of each utterance. The null hypothesis is that a layer's mean fall equals the tolerance: then the
+excess of each utterance's fall over the tolerance could as well have the opposite sign. The p-value is the share of
+random signs for which the *largest* Student's t of all layers reaches the layer's own ([`corrected_p`]; Nichols &
+Holmes 2002). So all layers together give a false alarm in at most about 5 % of draws of utterances, whatever their
+correlation.
 
-Why against the tolerance and not against 0: a gate asks whether eta fell by more than it may; with enough utterances
-any fall differs from 0. Why t and not the fall itself: layers scatter by factors of fifty, and the loudest would set
-the bar for all. Why signs and not a bootstrap: a single odd utterance, or layers that differ by rounding alone, make
-the t of resamples as large as you like, and blind the check to every other layer; the t of signs cannot exceed the
-root of the number of utterances. Their price is that differences far from symmetric raise more false alarms on few
-utterances. `analyses/regression` counts them.
+The test is against the tolerance, not against 0, because with enough utterances any fall differs from 0. It uses t and
+not the fall itself, because the spread differs between layers by factors of fifty, and the noisiest would set the
+threshold for all. It uses signs and not a bootstrap: with a single outlying utterance, or layers that differ only by
+rounding, the t of resamples becomes arbitrarily large and hides every other layer. The t of signs cannot exceed the
+root of the number of utterances. A disadvantage of signs: strongly asymmetric differences give more false alarms with
+few utterances. `analyses/regression` counts them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FEWEST = 20
 def paired_moves(
     baseline: tuple[Path, Baseline], current: tuple[Path, Baseline], tolerance: float, *, two_sided: bool
 ) -> dict[str, Any]:
-    """What [`CurveCheck`] says of two results (folder and `result.json` each) on the samples that both measured.
+    """Compares two results (folder and `result.json` each) on their common samples; see [`CurveCheck`].
 
     Returns:
         `before`, `now` and `p` (each `[layers]`), `n_utterances`, `would_find` and `notes`.
 
     Raises:
-        InputError: a folder lacks its arrays, they are not those of its `result.json`, too few utterances are shared,
-            or responses that were given differ.
+        InputError: a folder lacks its arrays, they do not belong to its `result.json`, the results share too few
+            utterances, or given responses differ.
     """
     first, second = load_arrays(*baseline), load_arrays(*current)
     ids = [sample for sample in first.ids if sample in set(second.ids)]
@@ -76,8 +76,8 @@ def paired_moves(
 def eta_by_sample(result: AttentionResult) -> Floats:
     """Eta of each sample under the result's conventions, `[samples, layers]`; the mean is the curve.
 
-    Under `ratio_of_means` a sample has no eta of its own: this is then the mean and its influence on it (the first
-    order of the jackknife), whose scatter is that of the curve.
+    Under `ratio_of_means` a single sample has no eta. The value is then the mean plus the sample's influence on it (the
+    first order of the jackknife), which has the same spread as the curve.
     """
     instruction, source = result.scores()
     both = instruction + source
@@ -90,11 +90,11 @@ def eta_by_sample(result: AttentionResult) -> Floats:
 def p_values(
     falls: Floats, *, clusters: NDArray[np.int64], tolerance: float, seed: int, two_sided: bool = False
 ) -> Floats:
-    """P-values of "the mean fall is the tolerance at most", corrected for the number of layers; `[layers]`, float64.
+    """P-values for "the mean fall is at most the tolerance", corrected for the number of layers; `[layers]`, float64.
 
     Args:
         falls: of eta in each sample, `[samples, layers]`.
-        clusters: number of the utterance of each sample, `[samples]`.
+        clusters: index of the utterance of each sample, `[samples]`.
         tolerance: in units of eta.
         seed: of the random signs.
         two_sided: test "neither fall nor rise is above the tolerance" instead, corrected for both.
@@ -107,10 +107,10 @@ def p_values(
 
 
 def load_arrays(folder: Path, baseline: Baseline) -> AttentionResult:
-    """The result with its arrays, held against the curve beside them.
+    """The result with its arrays, checked against the curve stored beside them.
 
     Raises:
-        InputError: `folder` is none, lacks its arrays, or they do not give the curve of its `result.json`.
+        InputError: `folder` has no result, lacks its arrays, or they do not give the curve of its `result.json`.
     """
     if not folder.is_dir():
         raise InputError(f"--paired needs a folder with arrays.npz, which {folder} is not")

@@ -1,4 +1,4 @@
-"""The pytest plugin. Every pytest run of an environment imports it: whatever is heavy waits for the fixture."""
+"""The pytest plugin. Every pytest run of an environment imports it, so slow imports wait until a fixture is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    # Not pytest-regressions' --force-regen: whichever of the two plugins comes second would end pytest.
+    # Not pytest-regressions' --force-regen: two plugins that define the same option would stop pytest.
     parser.getgroup("lsm-probe").addoption(
         "--eta-regen",
         action="store_true",

@@ -1,4 +1,4 @@
-"""Accepting a new baseline: a result's files take the place of the old ones, each whole or not at all."""
+"""Accepting a new baseline: a result's files replace the old ones, each of them atomically."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ ARRAYS = ("arrays.npz", "samples.jsonl")
 
 
 def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -> Path:
-    """Makes the current result the baseline, if it is one that a check can use.
+    """Makes the current result the baseline, if a check can use it.
 
     Args:
         current: file or folder of a result.
-        baseline: where its `result.json` goes: a folder, or a file if the name ends in `.json` or is one already.
-        arrays: take `arrays.npz` and `samples.jsonl` along, for a paired check; both paths are then folders. Without,
-            those of an older baseline go.
+        baseline: destination of its `result.json`: a folder, or a file if the name ends in `.json` or is a file
+            already.
+        arrays: also copy `arrays.npz` and `samples.jsonl`, for a paired check; both paths are then folders. Without it,
+            those of an older baseline are deleted.
 
     Returns:
         The baseline's `result.json`.
@@ -46,7 +47,7 @@ def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -
             raise InputError(f"--paired needs a folder for its baseline, which {baseline} is not")
     with _writing(target):
         with ExitStack() as stack:
-            # Renamed in reverse order: what belongs to a result.json is there before it.
+            # Renamed in reverse order, so that a result.json appears after its other files.
             for name in (source.name, *(ARRAYS if arrays else ())):
                 to = target if name == source.name else target.with_name(name)
                 shutil.copyfile(source.with_name(name), stack.enter_context(replacing(to)))
@@ -57,17 +58,18 @@ def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -
 
 
 def accept_diagnosis(current: str | Path, baseline: str | Path) -> Path:
-    """Makes the current diagnosis the baseline, if it is one that a check can use.
+    """Makes the current diagnosis the baseline, if a check can use it.
 
     Args:
         current: file or folder of a diagnosis.
-        baseline: where its `diagnosis.json` goes: a folder, or a file if the name ends in `.json` or is one already.
+        baseline: destination of its `diagnosis.json`: a folder, or a file if the name ends in `.json` or is a file
+            already.
 
     Returns:
         The baseline's file.
 
     Raises:
-        InputError: as of [`accept`].
+        InputError: for the reasons that [`accept`] gives.
     """
     source, target = diagnosis_file(current), diagnosis_file(baseline).resolve()
     require_two_files(source, target)
@@ -79,7 +81,7 @@ def accept_diagnosis(current: str | Path, baseline: str | Path) -> Path:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """One line for a place that cannot be written to; a full disk is told by the command."""
+    """One line about a place that cannot be written to; the command itself reports a full disk."""
     try:
         yield
     except OSError as error:

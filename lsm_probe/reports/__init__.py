@@ -1,1 +1,1 @@
-"""Reports: pages that people keep."""
+"""Reports: HTML pages, notebooks and figures made from results."""

@@ -1,4 +1,4 @@
-"""Result folders, read and grouped by measurement: what a report is made of."""
+"""Reads result folders and groups the results by measurement, as the input of a report."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class StoredTimeline:
 class Results:
     """Results by measurement; checkpoints in the order of the first measurement, controls last.
 
-    Checkpoints carry short names, one for each, whatever paths they were measured under. The results of a measurement
-    are an attribute of its name: `results.attention`, `results.text_ability`.
+    Each checkpoint has one short name, whatever paths it was measured under. The results of a measurement are an
+    attribute with its name: `results.attention`, `results.text_ability`.
 
     Attributes:
         groups: name of a measurement -> its results.
-        own_words: sensitivity on each checkpoint's own response, where `sensitivity` holds that on shared ones.
+        own_words: sensitivity on each checkpoint's own responses, if `sensitivity` holds that on shared responses.
         timelines: pages of single utterances.
         full_names: short name -> the names that its results were stored under.
-        folders: where everything was read, in the order given.
+        folders: the folders that were read, in the order given.
     """
 
     groups: dict[str, list[Any]]
@@ -81,21 +81,21 @@ class Results:
         return sorted(known.values(), key=lambda each: each.control is not None)
 
     def measured(self) -> Iterator[tuple[Measurement, list[Any]]]:
-        """Each measurement that has results, with these."""
+        """Each measurement that has results, together with these."""
         for name, results in self.groups.items():
             if results:
                 yield measurements()[name], results
 
 
 def read_results(paths: Iterable[str | Path]) -> Results:
-    """Reads what probes, evaluations and timelines wrote.
+    """Reads the output of probes, evaluations and timelines.
 
     Args:
-        paths: folders of results, or folders that hold them, up to two levels below.
+        paths: folders of results, or folders that contain them up to two levels below.
 
     Raises:
-        InputError: a folder holds none, one cannot be read, two are of one checkpoint and probe, results of a probe
-            were measured on different data or under different conventions, or one name stands for different weights.
+        InputError: a folder holds no result, a result cannot be read, two results are of the same checkpoint and probe,
+            results of a probe have different data or conventions, or one name is used for different weights.
     """
     given = [Path(path) for path in paths]
     folders = list(dict.fromkeys(folder for path in given for folder in _folders(path)))
@@ -111,7 +111,7 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     groups["sensitivity"], groups["own words"] = _split_own_words(groups["sensitivity"], own)
     for name, group in groups.items():
         _check(name, group)
-    # Checkpoints come in one order everywhere, so that each has one colour, controls last.
+    # Checkpoints have one order everywhere, controls last, so that each has one colour.
     order = list(dict.fromkeys(item.result.name for group in groups.values() for item in group))
     for group in groups.values():
         group.sort(key=lambda item: (item.result.is_control, order.index(item.result.name)))
@@ -137,7 +137,7 @@ def _folders(path: Path) -> Iterator[Path]:
         for level in _DEPTH
         for name in ("result.json", "timeline.json")
         for file in sorted(path.glob(f"{level}/{name}" if level else name))
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)  # what a later run took the place of
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)  # results that a later run replaced
     }
     if not found:
         raise InputError(
@@ -148,7 +148,7 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _place(folder: Path) -> int:
-    """Where a result comes among those beside it, as `comparison.json` tells."""
+    """Position of a result among those beside it, from `comparison.json`."""
     try:
         content = json.loads((folder.parent / "comparison.json").read_text(encoding="utf-8"))
         name = json.loads((folder / "result.json").read_text(encoding="utf-8"))["checkpoint"]["name"]
@@ -202,7 +202,7 @@ def own_responses(groups: Mapping[str, Sequence[Any]]) -> dict[str, Responses]:
 
 
 def is_measured_on(result: Any, responses: Responses | None) -> bool:
-    """Whether every response that was measured is among these."""
+    """Whether all measured responses are among these."""
     return responses is not None and all(ids in responses.get(i, ()) for i, ids in result.responses().items())
 
 
@@ -214,9 +214,9 @@ def _generated(result: Any) -> bool:
 def _split_own_words(
     sensitivity: list[Stored], own_words: Mapping[str, Responses]
 ) -> tuple[list[Stored], list[Stored]]:
-    """Results on shared responses and on own ones, if a checkpoint has both; else all are of the first kind.
+    """Separates results on shared responses from results on own ones, if a checkpoint has both; else all are shared.
 
-    Responses that were stored and given again are the checkpoint's own if they are those that it generated elsewhere.
+    Responses that were stored and given again count as the checkpoint's own if it generated them in another result.
     """
     generated = {item.result.name for item in sensitivity if _generated(item.result)}
 
@@ -228,7 +228,7 @@ def _split_own_words(
     own = [item for item in sensitivity if is_own(item.result)]
     shared = [item for item in sensitivity if not is_own(item.result)]
     twice = {item.result.name for item in own} & {item.result.name for item in shared}
-    # On different data they cannot stand side by side.
+    # Results on different data cannot be shown side by side.
     differ = any(not item.result.data.is_same_as(sensitivity[0].result.data) for item in sensitivity)
     return (shared, own) if twice or (own and shared and differ) else (sensitivity, [])
 
@@ -257,12 +257,12 @@ def _check(name: str, group: Sequence[Stored]) -> None:
 
 
 def _short_names(checkpoints: Sequence[CheckpointIdentity]) -> Callable[[CheckpointIdentity], CheckpointIdentity]:
-    """A function that gives a checkpoint its short name: the end of its path that no other checkpoint has.
+    """A function that maps a checkpoint to its short name: the shortest unique end of its path.
 
     Checkpoints with the same weights have one name.
 
     Raises:
-        InputError: one name stands for different weights.
+        InputError: one name is used for different weights.
     """
     weights: dict[str, str | None] = {}
     for checkpoint in checkpoints:

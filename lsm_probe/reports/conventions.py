@@ -1,6 +1,6 @@
-"""Eta under all conventions: by how much each checkpoint differs from what it is compared with.
+"""Eta under all conventions: the difference between each checkpoint and its reference.
 
-It speaks of eta averaged over the last of the six groups of layers, where the paper finds the bias.
+Eta is averaged over the last of the six groups of layers, where the paper finds the bias.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def choices(name: str) -> tuple[str, ...]:
 
 
 def all_conventions(attention: Sequence[AttentionResult]) -> list[dict[str, str]]:
-    """Every choice of the conventions in [`READ`], that of the results first."""
+    """All combinations of the conventions in [`READ`], with that of the results first."""
     # The last convention changes slowest, so that a table shows the effect of each in blocks.
     values = product(*(choices(name) for name in reversed(READ)))
     chosen = [dict(zip(READ, reversed(value), strict=True)) for value in values]
@@ -60,8 +60,8 @@ def all_conventions(attention: Sequence[AttentionResult]) -> list[dict[str, str]
 
 
 def comparisons(attention: Sequence[AttentionResult]) -> list[Comparison]:
-    """Each speech checkpoint with its reference: the text LLM at the same source length, without a text LLM the first
-    speech checkpoint. Results that have no reference, alone, are compared with 0.5."""
+    """Each speech checkpoint with its reference: the text LLM at the same source length, or, without a text LLM, the
+    first speech checkpoint. If there is only one result, it is compared with 0.5."""
     measured = [result for result in attention if not result.is_control]
     pairs = [(result, reference_of(attention, result)) for result in measured]
     known = [
@@ -71,14 +71,14 @@ def comparisons(attention: Sequence[AttentionResult]) -> list[Comparison]:
 
 
 def sides(change: Curve) -> Side:
-    """On which side of 0 the interval lies."""
+    """The side of 0 on which the interval lies."""
     if change.ci_high < 0:
         return "below"
     return "above" if change.ci_low > 0 else "open"
 
 
 def length_warnings(attention: Sequence[AttentionResult]) -> list[str]:
-    """Why eta of some checkpoints may not be compared directly: source length changes eta by itself."""
+    """Why eta of some checkpoints cannot be compared directly: source length alone changes eta."""
     measured = [result for result in attention if not result.is_control]
     speech = [result for result in measured if result.checkpoint.source == "speech"]
     text = next((result for result in measured if result.checkpoint.source == "text"), None)

@@ -1,4 +1,4 @@
-"""The chart of eta by layer: its lines, bands and marks as SVG paths, under every convention."""
+"""The chart of eta by layer: its lines, bands and marks as SVG paths, for every convention."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TRIANGLES = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
 
 @dataclass(frozen=True)
 class Key:
-    """How a checkpoint is drawn on the page.
+    """The look of a checkpoint on the page.
 
     Attributes:
         color: for CSS.
@@ -55,7 +55,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Line(Key):
-    """A checkpoint in the chart; a control has the colour of the checkpoint whose source lengths it has.
+    """A checkpoint in the chart; a control has the colour of the checkpoint whose source lengths it uses.
 
     Attributes:
         name: its name.
@@ -69,7 +69,7 @@ class Line(Key):
 
 
 def key(look: Look) -> Key:
-    """How the page draws a checkpoint of this look. The base LLM has the colour of the page's text."""
+    """The page's style for a checkpoint of this look. The base LLM has the page's text colour."""
     return Key("var(--text)" if look == NEUTRAL else look.color, SHAPES[look.marker])
 
 
@@ -77,7 +77,7 @@ def chart(attention: Sequence[AttentionResult]) -> dict[str, Any]:
     """Everything that the page's chart shows, ready for JSON.
 
     `readings` holds, by the values of `READ` joined with `|`, for each line: `line`, `band` and `marks` (SVG paths),
-    and `read`: by layer eta with its interval, and ▼ or ▲ where it is below or above what it is compared with.
+    and `read`: by layer eta with its interval, and ▼ or ▲ if it is below or above its reference.
     """
     layers = max(result.n_layers for result in attention)
     lines = _lines(attention)
@@ -97,13 +97,13 @@ def chart(attention: Sequence[AttentionResult]) -> dict[str, Any]:
 
 
 def sample_paths(result: AttentionResult, layers: int) -> list[str]:
-    """The line of each sample's own eta under the result's conventions."""
+    """The line of eta for each single sample, under the result's conventions."""
     instruction, source = result.scores()
     return [_path(values, layers) for values in instruction / (instruction + source)]
 
 
 def height(marked: int) -> int:
-    """Of the whole chart with so many strips of marks."""
+    """Height of the whole chart with this number of strips of marks."""
     return TOP + HEIGHT + 34 + STRIP * marked + (8 if marked else 0)
 
 

@@ -25,7 +25,8 @@ _RESUMABLE = ("diagnose", "data", "augment", "train")
 
 @dataclass(frozen=True)
 class Step:
-    """One step: `OUT` in its command is the output folder; `makes` is a path below it that exists when it is done."""
+    """One step: `OUT` in its command is the output folder; `makes` is a path below it that exists when the step is
+    done."""
 
     why: str
     command: str
@@ -64,7 +65,7 @@ def diagnosis_steps(utterances: int) -> list[Step]:
 
 
 def repair_steps(size: TrainingSize, utterances: int) -> list[Step]:
-    """The steps that train the biased model on self-powered data, and look at it again."""
+    """The steps that train the biased model on self-powered data, and measure it again."""
     rates = f"warmup={max(1, size.steps // 8)} learning_rate=5e-4 connector_learning_rate=2e-4 max_grad_norm=1"
     sizes = f"max_steps={size.steps} batch_size={size.batch} machine.per_device_batch_size={size.batch}"
     saved = f"machine.save_steps={size.steps} machine.log_steps=1"
@@ -103,11 +104,11 @@ def run_demo(
     """Run the steps one after another.
 
     Args:
-        run_command: runs a command line of this package; an exception says that it failed.
+        run_command: runs a command line of this package, and raises if it fails.
         out: the output folder.
-        size: of the training; None chooses what fits into [`PLANNED_SECONDS`] on this machine. A resumed demo keeps the
-            size it was started with.
-        utterances: how many are measured.
+        size: size of the training; None chooses what fits into [`PLANNED_SECONDS`] on this machine. A resumed demo
+            keeps the size it was started with.
+        utterances: number of utterances that are measured.
         resume: continue where an earlier demo stopped.
 
     Raises:
@@ -140,7 +141,7 @@ def _diagnosed(utterances: int) -> str:
 def _run_steps(
     run_command: Callable[[list[str]], object], steps: Sequence[Step], out: Path, *, number: int, total: int
 ) -> list[float]:
-    """Runs the steps; the seconds that each took."""
+    """Runs the steps, and returns the seconds that each took."""
     seconds = []
     for i, step in enumerate(steps, start=number):
         command = step.command.replace("OUT", shlex.quote(str(out)))
@@ -170,13 +171,13 @@ def _earlier_size(out: Path) -> TrainingSize | None:
 
 
 def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[float]) -> TrainingSize:
-    """The training that fits into the time left, less what comes after it; never below the smallest that shows much."""
+    """The training that fits into the remaining time, minus later steps; never below the smallest useful one."""
     print("\nTiming two training passes, to choose a size that fits this machine", flush=True)
     data = out / "commands" / "train.transcription.jsonl"
     each = seconds_per_sample(
         read_config("mini/lora", ["model.start=builtin:vanilla_asr", f"train={shlex.quote(str(data))}"])
     )
-    # After the training as many models are diagnosed as before it.
+    # After the training, as many models are diagnosed as before it.
     after = diagnosis_seconds[0]
     size = largest_training(seconds_left - after, each)
     print(

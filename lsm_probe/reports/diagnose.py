@@ -63,32 +63,32 @@ def diagnose(
     """Measure checkpoints in several ways on the same samples, and give a verdict about each.
 
     Each model is loaded once and generates its responses once. All measurements take one sample of each utterance,
-    since intervals depend on the number of utterances. Measurements that the samples do not allow are left out, and
-    [`Diagnosis.left_out`] says why. Under `torchrun` every process must call this function.
+    because intervals depend on the number of utterances. Measurements that the samples do not allow are left out;
+    [`Diagnosis.left_out`] gives the reasons. Under `torchrun` every process must call this function.
 
     Args:
         checkpoints: names as [`lsm_probe.load`] takes them, or loaded checkpoints.
         samples: with `audio`; with `text` (transcripts) for the base LLM, alignment and the word error rate.
-        base: the text LLM inside the checkpoints: the reference for D_i and D_s, and at the same number of source
-            tokens for eta. By default the first text LLM among the checkpoints, if there is one. Adapters among the
-            checkpoints that name no folder as their base are merged into it.
-        out: folder for the results of all measurements, `diagnosis.json` and `report.html`. Without it nothing is kept
-            but what is returned.
+        base: the text LLM inside the checkpoints. It is the reference for D_i and D_s, and, at the same number of
+            source tokens, for eta. By default the first text LLM among the checkpoints, if there is one. Adapters among
+            the checkpoints whose own base is not a folder are merged into it.
+        out: folder for the results of all measurements, `diagnosis.json` and `report.html`. Without it nothing is
+            saved.
         quick: only attention, sensitivity and transcription.
-        utterances: most utterances that are measured, the first ones of the data. Base words take a quarter of them,
-            knockout a sixth, transcription half (at least six each).
-        max_new_tokens: longest response, in tokens.
+        utterances: maximum number of utterances, the first ones of the data. Sensitivity on the base LLM's responses
+            uses a quarter of them, knockout a sixth, transcription half (at least six each).
+        max_new_tokens: maximum length of a response, in tokens.
         instructions: the pool of instructions for sensitivity. By default it holds one instruction for each of the
             first eight tasks of the samples; samples without `task` count each instruction as a task. The pool
             `probing` is used if there is only one task, if there are more than 32, or if an instruction has a
             placeholder.
         batch_size, seed, on_error, verify_precision: as in [`lsm_probe.runner.options.RunOptions`].
-        data_name: how results call the data.
+        data_name: name of the data in results.
         loading: keyword arguments of [`lsm_probe.load`].
         resume: continue an interrupted diagnosis in `out`.
-        on_progress: called with (name, samples done, samples in all, what is measured); by default a notebook shows
-            bars, and nothing else does.
-        on_estimate: called with the seconds that all is expected to take, once the first model is loaded.
+        on_progress: called with (name, samples done, samples in all, current measurement); by default only notebooks
+            show bars.
+        on_estimate: called with the expected total seconds, after the first model is loaded.
 
     Raises:
         InputError: a checkpoint or sample cannot be used, the base is not a text LLM, or `out` holds other files.
@@ -174,7 +174,7 @@ def diagnose(
 
 
 def _precision(results: Results) -> list[str]:
-    """How exact the numbers of all measurements are; one line where it is the same for all."""
+    """The numerical precision of all measurements; one line if it is the same for all."""
     measured = [(name, result) for name, group in results.groups.items() for result in group]
     alike = precision_notes([result for _, result in measured])
     if len(alike) < 2:
@@ -184,7 +184,7 @@ def _precision(results: Results) -> list[str]:
 
 
 def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None) -> ToMeasure:
-    """A checkpoint by its name, or one that is loaded; `base` is the base of an adapter whose own is not here."""
+    """A checkpoint by name, or a loaded one; `base` is used for adapters whose own base is not a local folder."""
     if isinstance(given, Checkpoint):
         source = given.source
         return ToMeasure(given.name, lambda: given, lambda: source)
@@ -194,19 +194,19 @@ def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None
 
 
 def _base_of_adapter(given: str | Path, base: Named | None) -> str | None:
-    """The base LLM of the diagnosis as that of an adapter whose own is not here; None of any other checkpoint."""
+    """The diagnosis's base LLM, for an adapter whose own base is not a local folder; None for other checkpoints."""
     is_needed = isinstance(base, str | Path) and is_adapter(given) and not read_adapter(given).has_base_here()
     return str(base) if is_needed else None
 
 
 def _text_llm_among(checkpoints: Sequence[ToMeasure]) -> ToMeasure | None:
-    """The first text LLM, where there are models that take speech too: it then is the base LLM."""
+    """The first text LLM, if there are also models that take speech: it is then the base LLM."""
     sources = [each.look_up() for each in checkpoints]
     return checkpoints[sources.index("text")] if {"text", "speech"} <= set(sources) else None
 
 
 def _check(checkpoints: Sequence[ToMeasure], base: ToMeasure | None, samples: Sequence[Sample]) -> None:
-    """Refuse before any model is loaded what can be refused.
+    """Refuse problems that can be found before any model is loaded.
 
     Raises:
         InputError: there are no checkpoints or samples, a name is given twice, the base reads speech, or samples lack
@@ -228,7 +228,7 @@ def _check(checkpoints: Sequence[ToMeasure], base: ToMeasure | None, samples: Se
 
 @contextmanager
 def _folder(out: str | Path | None, deciding: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """The folder that all processes write their results to; a temporary one without `out`."""
+    """The output folder of all processes; a temporary one without `out`."""
     with ExitStack() as stack:
         folder = None if out is None else Path(out)
         if is_main_rank():
@@ -236,7 +236,7 @@ def _folder(out: str | Path | None, deciding: dict[str, Any], resume: bool) -> I
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsm-probe-")))
             else:
                 stack.enter_context(work_folder(folder, deciding, resume=resume))
-        found = all_gather_or_raise(folder)[0]  # the others begin when the main process has the folder
+        found = all_gather_or_raise(folder)[0]  # the other processes start when the main process has the folder
         assert found is not None
         yield found
         all_gather_or_raise(None)  # no process reads from it any more
@@ -244,7 +244,7 @@ def _folder(out: str | Path | None, deciding: dict[str, Any], resume: bool) -> I
 
 @dataclass
 class _Estimating:
-    """Estimates the time of a diagnosis when its first model is loaded."""
+    """Estimates the duration of a diagnosis after its first model is loaded."""
 
     run: DiagnosisRun
     on_estimate: Callable[[float], None]
@@ -260,12 +260,12 @@ class _Estimating:
 
 
 def _verdicts(results: Results | None, run: DiagnosisRun, short: Mapping[str, str], base: str | None) -> list[Verdict]:
-    """The verdicts in the order of the checkpoints, the base LLM last, with what could not be measured.
+    """The verdicts in the order of the checkpoints, the base LLM last, with the measurements that were not possible.
 
     Args:
-        results: of all measurements; None if none was possible.
-        run: what was measured.
-        short: name of a checkpoint as given -> its name in the results.
+        results: of all measurements; None if no measurement was possible.
+        run: the measurements that were made.
+        short: given name of a checkpoint -> its name in the results.
         base: the base LLM's name in the results.
     """
     found = {} if results is None else {each.checkpoint: each for each in find_verdicts(results, base)}

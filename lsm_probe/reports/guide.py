@@ -1,4 +1,4 @@
-"""What to look at in a report, and why: links to its sections, chosen by the verdicts."""
+"""Recommended sections of a report, with reasons: links chosen by the verdicts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Link:
 
     Attributes:
         anchor: id of the section.
-        title: what the link says.
-        reason: why to look there, one sentence.
+        title: text of the link.
+        reason: one sentence on why this section matters.
     """
 
     anchor: str
@@ -28,7 +28,7 @@ class Link:
 
 
 def what_to_look_at(verdicts: Sequence[Verdict], anchors: Collection[str]) -> list[Link]:
-    """The links that the verdicts call for, the most important first.
+    """The links that follow from the verdicts, the most important first.
 
     Args:
         verdicts: of all checkpoints; the evidence of number i has the anchor `verdict-i`.

@@ -1,4 +1,4 @@
-"""The report as an executed notebook, to carry on from: it reads the same folders through the public API."""
+"""The report as an executed notebook, for further analysis; it reads the same folders with the public API."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def missing() -> list[str]:
 
 
 def notebook_source(results: Results, folder: Path) -> str:
-    """The notebook in jupytext's percent format; paths are relative to `folder`, which it will lie in."""
+    """The notebook in jupytext's percent format; paths are relative to `folder`, its own folder."""
     environment = Environment(
         loader=PackageLoader("lsm_probe", "reports"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -61,7 +61,7 @@ def save_notebook(results: Results, path: Path) -> None:
     )
     with TemporaryDirectory() as sockets:
         manager = client.create_kernel_manager()
-        # Files of this user's own instead of ports, which others on this machine could reach.
+        # Sockets as files of this user, because other users of this machine could connect to ports.
         manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
         try:
             client.execute()

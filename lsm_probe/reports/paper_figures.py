@@ -1,4 +1,4 @@
-"""Figures and tables in the form of arXiv:2410.03798, at the size a paper prints them, with the numbers behind them."""
+"""Figures and tables in the form and print size of arXiv:2410.03798, with the numbers behind them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LONGEST_NAME = 48
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """A figure of the paper, or a table (`figure` is None), made of `least` or more results of one class."""
+    """A figure of the paper, or a table (`figure` is None), made from at least `least` results of one class."""
 
     result: type[MeasurementResult]
     frame: Callable[[Sequence[Any]], pd.DataFrame]
@@ -49,7 +49,7 @@ def save_paper_figure(name: str, results: Sequence[MeasurementResult], out: Path
     Results of other measurements are ignored.
 
     Raises:
-        InputError: too few of the results are of its probe, or they do not hold what it shows.
+        InputError: there are too few results of its probe, or they lack numbers that it shows.
     """
     kind = PAPER_FIGURES[name]
     results = [result for result in results if isinstance(result, kind.result)]
@@ -88,9 +88,9 @@ def group_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 
 
 def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
-    """[`group_frame`], and the last LSM minus each of the others, paired on the samples both have.
+    """[`group_frame`], and the last LSM minus each of the others, paired on their common samples.
 
-    Of the controls its own alone: the text LLM at the length of another's speech is not a match for it.
+    An LSM is compared only with its own control, because controls at other lengths do not match it.
     """
     last, gains = _gains(results)
     rows = [_rows(f"{last.name} − {name}", last, gain) for name, gain in gains]
@@ -98,7 +98,7 @@ def gain_frame(results: Sequence[AttentionResult]) -> pd.DataFrame:
 
 
 def plot_groups(results: Sequence[AttentionResult], ax: Axes) -> None:
-    """Draws eta by group, 0.5 dotted."""
+    """Draws eta by group, with a dotted line at 0.5."""
     curves = [(label, eta_by_group(result)) for label, result in zip(_labels(results), results, strict=True)]
     _plot_curves(curves, ax, _styles(results))
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
@@ -180,7 +180,7 @@ def mmlu_table(results: Sequence[TextAbilityResult]) -> pd.DataFrame:
 
 
 def speed_table(results: Sequence[EvaluationResult]) -> pd.DataFrame:
-    """Table 7: [`task_table`] with seconds per sample, and how many times as fast as the cascade each is."""
+    """Table 7: [`task_table`] with seconds per sample, and the speed of each relative to the cascade."""
     found = speeds(results)
     if not found:
         raise InputError(
@@ -210,7 +210,7 @@ def _grouped(values: Floats) -> Floats:
 
 
 def _gains(results: Sequence[AttentionResult]) -> tuple[AttentionResult, list[tuple[str, Curve]]]:
-    """The last LSM (of text LLMs the last), and what it adds to each of the others, by their names."""
+    """The last LSM (or the last text LLM), and its difference from each of the others, by their names."""
     own = [result for result in results if not result.is_control] or results
     last = ([result for result in own if result.checkpoint.source == "speech"] or own)[-1]
     controls = [control.name for control in last.find_controls(results).values()]
@@ -252,7 +252,7 @@ def _rows(name: str, result: AttentionResult, numbers: Curve) -> pd.DataFrame:
 
 
 def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[Look, str]]) -> None:
-    """Each with its look and its kind of line."""
+    """Each result with its look and its line style."""
     for (name, numbers), (look, line) in zip(curves, styles, strict=True):
         x = np.arange(1, len(numbers.mean) + 1)
         drawn: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linewidth": 1.2}
@@ -262,7 +262,7 @@ def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence
 
 
 def _figure(width: float, height: float) -> Figure:
-    # Not pyplot's figure: a notebook's backend stays what it is.
+    # Not a pyplot figure, so that a notebook's backend does not change.
     return Figure(figsize=(width, height), layout="constrained")
 
 
