@@ -30,28 +30,28 @@ RATE = 16_000
 # more. Opus (120 ms in 2 bytes), Vorbis and MP3 stay below; uncompressed files cannot claim more than they hold.
 _MOST_FRAMES, _IN_BYTES = 65_535, 10
 
-# Values decoded at a time, over all channels: 4 MiB of float32.
+# Number of values decoded at a time, over all channels: 4 MiB of float32.
 _BLOCK_VALUES = 2**20
 
-# Manifests give seconds to the millisecond, so a section may seem to end this much after its file.
+# Manifests give seconds to the millisecond, so a section may end this much after its file.
 _ROUNDING_SECONDS = 1e-3
 
-# What libsndfile reads of which the length can be checked against the bytes.
+# Formats of libsndfile whose length can be checked against the bytes.
 _FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 _UNCHECKED = re.compile("ALAC|DWVW|AIFF GSM")
 
-# libsndfile's number of frames where a header gives none.
+# libsndfile's number of frames if the header gives none.
 _UNKNOWN = 2**63 - 1
 
-# Frames that are decoded at most to find a length: a day at 16 kHz.
+# Maximum number of frames that are decoded to find a length: a day at 16 kHz.
 _MOST_COUNTED = MAX_SECONDS * HIGHEST_RATE
 
-# What an MP3 without a length is said to be longer than it is, in bytes: more than any section needs.
+# Bytes added to the claimed length of an MP3 without a length: more than any section needs.
 _SURPLUS = 2**31
 
 
 class HasAudio(Protocol):
-    """A sample, as far as its audio is concerned."""
+    """The fields of a sample that describe its audio."""
 
     id: str
     audio: Path | AudioBytes | None
@@ -78,7 +78,7 @@ def read_audio_file(path: str | Path | AudioBytes, start: float = 0.0, duration:
 
     Args:
         path: WAV, RF64, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, Ogg (Vorbis, Opus) or MP3; 1 to 384 kHz, any number of
-            channels. Of several streams in one file, one begins where the last one ends. It may be in memory.
+            channels. Several streams in one file are read one after another. The file may be in memory.
         start: Where the section begins, seconds.
         duration: Its length, seconds; None reads to the end.
 
@@ -94,16 +94,16 @@ def read_audio_file(path: str | Path | AudioBytes, start: float = 0.0, duration:
             cut short is refused whole; of a FLAC or MP3 the part before the cut can be read.
 
     Warns:
-        UserWarning: The peak lies below `SILENCE_PEAK`; or the header and the content disagree about the length, and
-            what is there is read.
+        UserWarning: The peak lies below `SILENCE_PEAK`; or header and content disagree about the length, in which case
+            the available content is read.
     """
     return _read(_source(path), start, duration, "")
 
 
 def check_audio_file(path: str | Path | AudioBytes, start: float = 0.0, duration: float | None = None) -> float:
-    """Checks a section of a sound file as `read_audio_file` does, all but the samples themselves.
+    """Checks a section of a sound file as `read_audio_file` does, except for the samples themselves.
 
-    Nothing is decoded, but for a FLAC whose header gives no length or a wrong one.
+    Nothing is decoded, except for a FLAC whose header gives no length or a wrong one.
 
     Returns:
         Length of the section, seconds.
@@ -123,7 +123,7 @@ def _source(audio: str | Path | AudioBytes) -> Path | AudioBytes:
 
 
 class _Sequential(soundfile.SoundFile):
-    """Reads on without the seek that soundfile adds after each read: in MP3 it alters the samples."""
+    """Continues reading without soundfile's seek after each read, which alters samples in MP3."""
 
     def seekable(self) -> bool:
         return False
@@ -135,13 +135,13 @@ class _Part:
 
     stream: Stream
     rate: int  # Hz
-    frames: int  # by the header, where that may be true
-    held: int  # how many of these are there
+    frames: int  # according to the header, if plausible
+    held: int  # how many of these exist
     can_seek: bool  # whether a seek leads to the same samples as reading from the start
 
     @property
     def conflict(self) -> str:
-        """What the header says against the content; empty if they agree."""
+        """The disagreement between header and content; empty if they agree."""
         if self.held < self.frames:
             return f"its header claims {self.frames} frames, and {self.held} are there"
         return self.stream.conflict
@@ -180,9 +180,9 @@ def _read(source: Path | AudioBytes, start: float, duration: float | None, who: 
 def _section(
     source: Path | AudioBytes, start: float, duration: float | None, who: str
 ) -> Iterator[tuple[_Sound, int, int]]:
-    """The file, looked at, with the section's first frame and the one after its last.
+    """The opened file, with the section's first frame and the one after its last.
 
-    What goes wrong with the file in the block becomes one line that names it.
+    Errors of the file inside the block become one line that names it.
     """
     where = f"{who}{source}"
     try:
@@ -218,16 +218,16 @@ def _opened(source: Path | AudioBytes) -> Iterator[mmap | bytes]:
 
 
 def _state(source: Path | AudioBytes) -> object:
-    """What differs once a file has changed."""
+    """Values that change when a file changes."""
     if isinstance(source, AudioBytes):
         return None
     status = source.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@lru_cache(16)  # since manifests name many sections of one file
+@lru_cache(16)  # because manifests name many sections of one file
 def _find_parts(source: Path | AudioBytes, _state: object) -> tuple[_Part, ...]:
-    """The streams of a file, their headers checked. They are found anew once the file's state has changed."""
+    """The streams of a file, with checked headers. They are read again when the file's state changes."""
     with _opened(source) as raw:
         parts = tuple(_look_at(source, raw, stream) for stream in find_streams(raw))
     rates = sorted({part.rate for part in parts})
@@ -246,7 +246,7 @@ def _look_at(source: Path | AudioBytes, raw: mmap | bytes, stream: Stream) -> _P
         if file.format == "MP3" and stream.frames == 0:
             raise InputError("holds no MPEG frames that can be counted (free format?); re-encode it")
         _check_header(file, frames, sum(len(piece) for piece in stream.pieces))
-        # After a seek MP3 and Opus give other samples for a while, and GSM and the like cannot seek at all.
+        # After a seek, MP3 and Opus give other samples for a while, and formats such as GSM cannot seek at all.
         can_seek = file.format != "MP3" and file.subtype != "OPUS" and soundfile.SoundFile.seekable(file)
     held = frames if stream.frames is None else stream.frames
     whole = replace(stream, pieces=stream.without_length)
@@ -263,15 +263,15 @@ def _look_at(source: Path | AudioBytes, raw: mmap | bytes, stream: Stream) -> _P
 def _open(source: Path | AudioBytes, raw: mmap | bytes, stream: Stream) -> _Sequential:
     try:
         if isinstance(source, Path) and stream.pieces == (range(len(raw)),) and not stream.is_untagged_mp3:
-            # Absolute, since libsndfile takes the name "-" for standard input.
+            # Absolute, because libsndfile treats the name "-" as standard input.
             return _Sequential(str(source.absolute()))
         return _Sequential(View(raw, stream.pieces, _SURPLUS if stream.is_untagged_mp3 else 0))
-    except (TypeError, ValueError):  # soundfile asks for rate and channels where the name ends in ".raw"
+    except (TypeError, ValueError):  # soundfile asks for rate and channels if the name ends in ".raw"
         raise InputError("has no header with its format; convert it to WAV or FLAC") from None
 
 
 def _check_header(file: _Sequential, frames: int, size: int) -> None:
-    """Refuses, before anything is decoded, a header that cannot be true, and one that cannot be checked."""
+    """Refuses, before decoding, a header that cannot be true or cannot be checked."""
     kind = f"{file.format} {file.subtype}"
     if file.format not in _FORMATS or _UNCHECKED.search(kind):
         raise InputError(f"is of a kind ({kind}) whose length cannot be checked; convert it to WAV or FLAC")
@@ -284,7 +284,7 @@ def _check_header(file: _Sequential, frames: int, size: int) -> None:
 
 
 def _ends_after(source: Path | AudioBytes, raw: mmap | bytes, whole: Stream, frames: int) -> bool:
-    """Whether a FLAC, read without the length in its header, ends after this many frames."""
+    """Whether a FLAC ends after this many frames, when read without the length in its header."""
     if frames == _UNKNOWN:
         return False
     with _open(source, raw, whole) as file, suppress(soundfile.LibsndfileError):
@@ -335,7 +335,7 @@ def _bounds(sound: _Sound, start: float, duration: float | None) -> tuple[int, i
 
 
 def _shares(sound: _Sound, first: int, stop: int) -> Iterator[tuple[_Part, int, int]]:
-    """The streams that frames [first, stop) of the file lie in, each with its own frames of these."""
+    """The streams that contain frames [first, stop) of the file, each with its own part of these frames."""
     begin = 0
     for part in sound.parts:
         share = max(first - begin, 0), min(stop - begin, part.frames)
@@ -354,8 +354,8 @@ def _mono_blocks(sound: _Sound, first: int, stop: int) -> Iterator[np.ndarray]:
 
 
 def _blocks(file: _Sequential, part: _Part, first: int, stop: int) -> Iterator[np.ndarray]:
-    """Frames [first, stop) of a stream. Where no seek is exact, all before them are decoded too, so that a section is
-    always the slice of the whole."""
+    """Frames [first, stop) of a stream. If seeking is not exact, all frames before them are decoded too, so that a
+    section always equals the slice of the whole."""
     position = file.seek(first) if part.can_seek else 0
     block_frames = max(1, _BLOCK_VALUES // file.channels)
     while position < stop:

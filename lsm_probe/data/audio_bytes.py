@@ -1,4 +1,4 @@
-"""Audio in memory: the bytes of a sound file, so that everything that holds for sound files holds for it too."""
+"""Audio in memory: the bytes of a sound file, treated like a sound file on disk."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SUFFIXES = {b"RIFF": ".wav", b"RF64": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"
 class AudioBytes:
     """The bytes of a sound file in memory. Immutable, equal if the bytes are equal.
 
-    They are read by the code that reads files, with the same checks ([`lsm_probe.data.audio.read_audio`]). Results on
-    them have the same fingerprint of the data as results on a manifest that names files of the same bytes.
+    The code that reads files also reads these bytes, with the same checks ([`lsm_probe.data.audio.read_audio`]).
+    Results have the same data hash as results on a manifest that names files with the same bytes.
 
     Args:
         content: anything with the buffer protocol. A `pyarrow.Buffer` into a memory-mapped table stays on the disk
             until it is read.
-        name: how messages call it.
+        name: its name in messages.
 
     Example:
         >>> AudioBytes.from_waveform(np.zeros(16_000, np.float32), 16_000)
@@ -44,11 +44,11 @@ class AudioBytes:
             waveform: `[samples]`, `[1, samples]` or `[samples, 1]`; an array, a tensor or a list. Floating-point
                 numbers within -1 and 1 are stored as float32, integers of 8, 16 or 32 bits as they are.
             rate: sampling rate, Hz.
-            name: how messages call it.
+            name: its name in messages.
 
         Raises:
-            InputError: there is more than one channel, no sample, a type that does not tell its scale, or the rate is
-                no whole number above 0. NaN and a wrong scale are found when it is read, as in files.
+            InputError: there is more than one channel, no sample, a type without a known scale, or a rate that is not a
+                whole number above 0. NaN and a wrong scale are found when it is read, as in files.
         """
         import numpy as np
         from scipy.io import wavfile
@@ -65,12 +65,12 @@ class AudioBytes:
         file = io.BytesIO()
         try:
             wavfile.write(file, int(rate), samples)
-        except (ValueError, OverflowError) as error:  # what a WAV file cannot hold
+        except (ValueError, OverflowError) as error:  # values that a WAV file cannot hold
             raise InputError(f"{len(samples)} samples at {rate} Hz cannot be kept in memory ({error})") from None
         return cls(file.getvalue(), name)
 
     def read(self) -> bytes:
-        """The bytes, copied out of a buffer of another kind."""
+        """The bytes, copied from a buffer of another kind."""
         return self.content if isinstance(self.content, bytes) else bytes(self.content)
 
     @cached_property

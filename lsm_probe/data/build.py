@@ -1,4 +1,4 @@
-"""From utterances to manifests: for each task its instruction and the right answer, every clip's header checked."""
+"""From utterances to manifests: an instruction and the right answer for each task, with every clip's header checked."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def build_manifests(
 ) -> dict[str, int]:
     """Writes `{split}.{task}.jsonl` into a folder for every split and task, all of them or none.
 
-    A sample is left out, with a line in `problems`, where its clip's header cannot be right, its transcript or answer
-    is missing or empty, or its id is taken.
+    A sample is left out, with a line in `problems`, if its clip's header cannot be right, its transcript or answer is
+    missing or empty, or its id is already used.
 
     Args:
         tasks: names of tasks in `pool`, from which instructions are drawn.
-        splits: those that were asked for, which must then be there.
-        problems: what the reader of `utterances` has met goes here too.
+        splits: the requested splits, which must exist.
+        problems: also contains the problems that the reader of `utterances` has found.
         on_error: "fail" writes nothing if there is any problem.
         on_progress: called with the number of utterances done.
 
@@ -114,7 +114,7 @@ def to_sample(
 def _playable(
     utterances: Iterable[Utterance], problems: Problems, on_progress: Callable[[int], None]
 ) -> Iterator[Utterance]:
-    """Those whose clip's header can be right."""
+    """The utterances whose clip's header can be right."""
     source, done = iter(utterances), 0
     with ThreadPoolExecutor() as threads:
         while chunk := list(islice(source, _AT_ONCE)):

@@ -1,4 +1,4 @@
-"""A small closed world of spoken commands: switch, turn up and open eight devices in eight rooms, politely or not.
+"""A small closed domain of spoken commands: switch, turn up and open eight devices in eight rooms, politely or not.
 
 The meaning of each sentence is known, so every answer can be checked. The vocabulary is small, so a small model can
 learn to recognise it.
@@ -54,7 +54,7 @@ _IN_TEN = 10
 
 @dataclass(frozen=True)
 class Command:
-    """A sentence of this world and its meaning."""
+    """A sentence of this domain and its meaning."""
 
     text: str
     action: str  # what is to be done, for example "activate"
@@ -67,7 +67,7 @@ class Command:
         return f"{self.action} {self.device}"
 
     def answers(self) -> dict[str, str]:
-        """Task -> right answer, transcription aside."""
+        """Task -> right answer, except transcription."""
         return {
             "intent": label_answer(self.intent),
             "keywords": keywords_answer([self.verb, self.device, self.place]),
@@ -78,7 +78,7 @@ class Command:
 
 
 def all_commands() -> list[Command]:
-    """Every sentence of the world, each once."""
+    """Every sentence of the domain, each once."""
     return [command for action, device in _intents() for place in PLACES for command in _cell(action, device, place)]
 
 
@@ -116,7 +116,7 @@ def _intents() -> list[tuple[str, str]]:
 
 
 def _cell(action: str, device: str, place: str) -> Iterator[Command]:
-    """All ways to say one thing."""
+    """All ways to express one command."""
     for verb, frame in product(_ACTIONS[action][0], _FRAMES):
         for wording in _wordings(verb, device, place):
             sentence = frame.format(wording)
@@ -124,7 +124,7 @@ def _cell(action: str, device: str, place: str) -> Iterator[Command]:
 
 
 def _wordings(verb: str, device: str, place: str) -> Iterator[str]:
-    """ "turn on the kitchen lamp", and with "on" or the place elsewhere."""
+    """Yield "turn on the kitchen lamp", and variants with other positions of "on" and the room."""
     first, _, particle = verb.partition(" ")
     yield f"{verb} the {device} in the {place}"
     yield f"{verb} the {place} {device}"
@@ -155,7 +155,7 @@ def _shuffled(values: Iterable[T], seed: int, purpose: str) -> list[T]:
 
 
 def _split(turn: int, seed: int) -> str:
-    """Drawn for each ten rounds anew, so that no split sees the same places with the same intents again and again."""
+    """Drawn again for every ten rounds, so that splits do not repeat the same combinations of rooms and intents."""
     ten, one = divmod(turn, _IN_TEN)
     test = seeded_hash(seed, "test", str(ten)) % _IN_TEN
     validation = (test + 1 + seeded_hash(seed, "validation", str(ten)) % (_IN_TEN - 1)) % _IN_TEN

@@ -1,7 +1,7 @@
-"""The streams of a sound file, and how much audio each holds whatever its header says.
+"""The streams of a sound file, and the amount of audio in each, independent of its header.
 
-libsndfile stops at the length that a header gives, and at the end of the first of several streams. Here the bytes are
-looked at instead: chunks, Ogg pages and MPEG frames are followed to the end of the file. Nothing is decoded.
+libsndfile stops at the length that a header gives, and at the end of the first of several streams. This module reads
+the bytes instead: it follows chunks, Ogg pages and MPEG frames to the end of the file. Nothing is decoded.
 """
 
 import io
@@ -36,18 +36,18 @@ _BEGINNINGS = {
 class Stream:
     """One logical stream of a file."""
 
-    # What libsndfile is to read, one after another: ranges of the file, and bytes in place of a wrong header.
+    # The parts that libsndfile reads, in order: ranges of the file, and bytes that replace a wrong header.
     pieces: tuple[range | bytes, ...]
-    # How many the stream holds, where its bytes tell; None if libsndfile's own number can be trusted.
+    # Number of frames in the stream, if its bytes tell; None if libsndfile's own number can be trusted.
     frames: int | None = None
-    # Of a FLAC, the pieces with no length in the header, to read to the end; else empty.
+    # For a FLAC, the pieces without a length in the header, to read to the end; else empty.
     without_length: tuple[range | bytes, ...] = ()
-    is_untagged_mp3: bool = False  # libsndfile estimates the length from the number of bytes, so it is told of too many
-    conflict: str = ""  # what the header says against the content; empty if they agree
+    is_untagged_mp3: bool = False  # libsndfile estimates the length from the number of bytes, so that is set too large
+    conflict: str = ""  # disagreement of header and content; empty if they agree
 
 
 class View(io.RawIOBase):
-    """Pieces of a file as one file, which claims to be longer than it is by `surplus` bytes."""
+    """Pieces of a file as one file, which claims to be `surplus` bytes longer than it is."""
 
     def __init__(self, raw: mmap | bytes, pieces: tuple[range | bytes, ...], surplus: int = 0):
         self._raw, self._pieces = raw, pieces
@@ -68,7 +68,7 @@ class View(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        filled = 0  # whole, across the pieces: libsndfile takes a short read for the end
+        filled = 0  # filled across the pieces, because libsndfile treats a short read as the end
         while filled < len(buffer) and (found := self._at(self._position, len(buffer) - filled)):
             buffer[filled : filled + len(found)] = found
             filled += len(found)
@@ -81,7 +81,7 @@ class View(io.RawIOBase):
                 part = piece[position : position + count]
                 return self._raw[part.start : part.stop] if isinstance(part, range) else part
             position -= len(piece)
-        # mpg123 does not open a file before it has looked for an ID3v1 tag in the last 128 bytes.
+        # mpg123 first looks for an ID3v1 tag in the last 128 bytes.
         return bytes(min(count, self._surplus - position)) if self._surplus - 128 <= position < self._surplus else b""
 
 
@@ -106,9 +106,9 @@ def find_streams(raw: mmap | bytes) -> list[Stream]:
 
 
 def _refuse_other_kinds(raw: mmap | bytes, begin: int) -> None:
-    """Refuses a file with the beginning of a file of another kind in it, which would be left out or read as noise.
+    """Refuses a file that contains the start of another file, which would be left out or read as noise.
 
-    A second NIST file is refused too, because the reader of NIST files does not look for one.
+    A second NIST file is also refused, because the reader of NIST files does not look for one.
     """
     for magic, rest in _BEGINNINGS.items():
         if raw[begin : begin + len(magic)] == magic and magic != _NIST:
@@ -124,7 +124,7 @@ def _refuse_other_kinds(raw: mmap | bytes, begin: int) -> None:
 
 
 def _after_id3(raw: mmap | bytes, start: int) -> int:
-    """Where an ID3v2 tag at `start` ends; `start` itself if there is none."""
+    """The end of an ID3v2 tag at `start`; `start` itself if there is none."""
     while raw[start : start + 3] == b"ID3" and start + 10 <= len(raw):
         a, b, c, d = (byte & 0x7F for byte in raw[start + 6 : start + 10])
         start += 10 + (a << 21 | b << 14 | c << 7 | d)
@@ -135,18 +135,18 @@ def _after_id3(raw: mmap | bytes, start: int) -> int:
 
 
 class _Data(NamedTuple):
-    """The audio of a file that holds it as one run of bytes, and the size field that tells its length."""
+    """The audio of a file that stores it in one piece, and the size field with its length."""
 
     start: int
     claimed: int
     size_at: int
     size_format: str
-    extra: int = 0  # what the size counts besides the audio
+    extra: int = 0  # bytes other than audio that the size includes
 
 
 @dataclass(frozen=True)
 class _Au:
-    """A header of three numbers or more, and then the audio."""
+    """A header of at least three numbers, followed by the audio."""
 
     magic: bytes
     order: str
@@ -157,7 +157,7 @@ class _Au:
         return _Data(begin + start, claimed, begin + 8, self.order + "I")
 
     def end(self, raw: mmap | bytes, position: int) -> int | None:
-        """Where the file ends, given that its audio ends at `position`; None if what follows is more audio."""
+        """The end of the file, if its audio ends at `position`; None if more audio follows."""
         if raw[position : position + len(self.magic)] == self.magic:
             return position
         return len(raw) if _is_filling(raw, position) else None
@@ -167,12 +167,12 @@ class _Au:
 class _Layout:
     """A file made of chunks: a name, a size, and as many bytes."""
 
-    magic: bytes  # how the file begins
-    first: int  # where its first chunk begins
+    magic: bytes  # the first bytes of the file
+    first: int  # start of its first chunk
     name: bytes  # of the chunk that holds the audio
     size: str  # format of a chunk's size, as of `struct`
-    before: int = 0  # bytes in the audio's chunk before the audio
-    is_inclusive: bool = False  # the size counts name and size too
+    before: int = 0  # bytes before the audio in its chunk
+    is_inclusive: bool = False  # the size includes name and size
     align: int = 2  # chunks begin at multiples of this
 
     def data(self, raw: mmap | bytes, begin: int) -> _Data:
@@ -200,7 +200,7 @@ class _Layout:
         return len(self.name) + struct.calcsize(self.size)
 
     def _chunks(self, raw: mmap | bytes, begin: int, position: int) -> Iterator[tuple[bytes, int, int, int]]:
-        """Name, place of the size, first byte and size of each chunk of the file at `begin`."""
+        """Name, position of the size, first byte and size of each chunk of the file at `begin`."""
         while position + self._header <= len(raw):
             size_at, start = position + len(self.name), position + self._header
             size = struct.unpack(self.size, raw[size_at:start])[0] - (self._header if self.is_inclusive else 0)
@@ -210,7 +210,8 @@ class _Layout:
             position = start + size + -(start + size - begin) % self.align
 
     def _end_of_chunks(self, raw: mmap | bytes, first: int) -> int | None:
-        """Where the chunks from here on end, at the next file or with this one; None if there is no chunk here."""
+        """The end of the chunks from here on, at the next file or at the end of this one; None if there is no chunk
+        here."""
         for name, size_at, start, size in self._chunks(raw, first, first):
             position = size_at - len(name)
             if raw[position : position + len(self.magic)] == self.magic:
@@ -238,7 +239,7 @@ _KINDS = (
 
 
 def _sized(raw: mmap | bytes, begin: int, kind: _Au | _Layout) -> list[Stream]:
-    """Files of one kind one after another; in each the size of its audio is held against its bytes."""
+    """Consecutive files of one kind; in each, the size of its audio is compared with its bytes."""
     streams: list[Stream] = []
     while begin < len(raw):
         data = kind.data(raw, begin)
@@ -248,7 +249,7 @@ def _sized(raw: mmap | bytes, begin: int, kind: _Au | _Layout) -> list[Stream]:
         end = kind.end(raw, data.start + max(data.claimed, 0)) if data.claimed <= held else None
         is_unknown = data.claimed <= 0 or any(abs(data.claimed - size) <= _NEAR for size in _UNKNOWN_SIZES)
         if end is not None:
-            # libsndfile takes what follows the audio of a W64 for audio.
+            # libsndfile treats data after the audio of a W64 as audio.
             stop = data.start + max(data.claimed, 0) if kind.magic == _W64 else end
             streams.append(Stream((range(begin, stop),)))
             begin = end
@@ -262,7 +263,7 @@ def _sized(raw: mmap | bytes, begin: int, kind: _Au | _Layout) -> list[Stream]:
 
 
 def _resized(raw: mmap | bytes, begin: int, data: _Data) -> tuple[range | bytes, ...]:
-    """The file from `begin` on, with all that is there as the size of its audio."""
+    """The file from `begin` on, with the actual number of bytes as the size of its audio."""
     width = struct.calcsize(data.size_format)
     size = min(len(raw) - data.start + data.extra, 2 ** (8 * width - 1 + (width == 4)) - 1)
     field = struct.pack(data.size_format, size)
@@ -297,7 +298,7 @@ def _nist(raw: mmap | bytes, begin: int) -> list[Stream]:
 
 
 def _flac(raw: mmap | bytes) -> list[Stream]:
-    """A stream from each header on: a mark, and the first block's kind and size."""
+    """A stream from each header on, which is recognised by a mark and the first block's kind and size."""
     heads = [match.start() for match in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", raw)]
     if not heads:
         return [Stream((range(len(raw)),))]
@@ -357,7 +358,7 @@ class _Header(NamedTuple):
     kind: tuple[int, int, int, bool]  # version, layer, rate, mono: the same in all frames of a stream
     bytes: int
     samples: int
-    tag_at: int  # where a tag would stand in the frame
+    tag_at: int  # position of a tag in the frame, if any
 
 
 @lru_cache(maxsize=2**12)
@@ -380,7 +381,7 @@ def _parsed(header: bytes) -> _Header | None:
 
 @dataclass
 class _Run:
-    """MPEG frames of one kind, one after another, perhaps after a tag ("Xing" or "Info") that gives their number."""
+    """Consecutive MPEG frames of one kind, perhaps after a tag ("Xing" or "Info") with their number."""
 
     begin: int
     first: int
@@ -392,7 +393,7 @@ class _Run:
 
 
 def _mpeg(raw: mmap | bytes, position: int) -> list[Stream]:
-    """A stream from each tag on, and wherever rate or channels change."""
+    """A stream from each tag on, and from each change of rate or channels on."""
     runs: list[_Run] = []
     begin, last = 0, None
     while (position := _next_frame(raw, position, last)) >= 0:
@@ -425,14 +426,14 @@ def _of_run(run: _Run) -> Stream:
         return Stream(whole, frames, is_untagged_mp3=True, conflict=conflict)
     if run.claimed < run.frames:
         conflict = f"its header claims {run.claimed} frames of MP3, and {run.frames} are there"
-    # Otherwise the tag has counted itself, as that of some encoders does.
+    # Otherwise the tag has counted itself, as some encoders do.
     return Stream((range(run.first, run.end),), frames, is_untagged_mp3=True, conflict=conflict)
 
 
 def _next_frame(raw: mmap | bytes, position: int, last: object) -> int:
     """The next frame from here on, -1 if there is none.
 
-    Only one of the kind of the last, and right behind it, is known by its own header; any other by the next one's too.
+    A frame directly after one of the same kind is recognised by its own header; any other also needs the next header.
     """
     header = _parsed(raw[position : position + 4])
     if header is not None and header.kind == last:

@@ -1,4 +1,4 @@
-"""From shards to the training manifest and the report: nothing lost, nothing twice."""
+"""From shards to the training manifest and the report, with every job exactly once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:
     """Writes `manifest.jsonl` (the samples kept, in the order of the data) and `report.json` from `out/shards`.
 
     Returns:
-        The report: samples drawn, kept and dropped by task and reason, how many answers had thinking removed
-        (`thinking`, if any), answer tokens, seconds of generation and tokens per second (None where no shard tells
+        The report: samples drawn, kept and dropped by task and reason, number of responses with removed thinking
+        (`thinking`, if any), response tokens, seconds of generation and tokens per second (None if no shard records
         them), and examples.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The two engines that answer the prompts of self-powered data: transformers in this process, or a server."""
+"""The two engines that respond to the prompts of self-powered data: transformers in this process, or a server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Augment = Callable[..., dict[str, Any]]
 def load_engine(
     llm: str, *, loading: dict[str, Any], server: str | None = None, workers: int = 1, batch_size: int | None = None
 ) -> Augment:
-    """Loads the LLM, or finds the server that runs it and tries it with one prompt.
+    """Loads the LLM, or finds the server that runs it and tests it with one prompt.
 
     Args:
         llm: the text LLM: folder, hub name or `builtin:llm`.
         loading: keyword arguments of [`load`].
         server: `vllm`, or the URL of a running server; None generates in this process.
         workers: processes that send prompts to a running server.
-        batch_size: prompts answered together, or requests under way at once; None takes the engine's default.
+        batch_size: prompts in one batch, or simultaneous requests; None takes the engine's default.
 
     Raises:
         InputError: LLM or server cannot be used, or an option is for the other engine.
@@ -46,7 +46,7 @@ def load_engine(
     def augment_through_server(
         *data: Any, on_progress: Callable[[int, int, float, int], None], **options: Any
     ) -> dict[str, Any]:
-        # The server's tokens and seconds are not known here.
+        # The server's tokens and seconds are unknown here.
         return augment_at_scale(
             prompter,
             *data,

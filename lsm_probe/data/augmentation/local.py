@@ -1,4 +1,4 @@
-"""Generation in this process with transformers: batches of like length, a shard at a time."""
+"""Generation in this process with transformers: batches of similar length, one shard at a time."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def generate_shards(
     batch_size: int,
     on_progress: Callable[[int, int, float], None],
 ) -> None:
-    """Answers the jobs greedily and writes them into `folder` as `00000.parquet`, ...; shards that are there stay.
+    """Generates greedy responses to the jobs, as `00000.parquet`, ... in `folder`; existing shards are kept.
 
     Args:
         checkpoint: the text LLM.
-        jobs: the work, whole also when part of it is done: which job belongs to which shard follows from it.
-        batch_size: prompts answered together; halved where memory runs out. It changes the numbers by rounding alone.
-        on_progress: called with jobs done, answer tokens and seconds of this run.
+        jobs: all jobs, even if some are done, because their order determines the shard of each job.
+        batch_size: prompts in one batch; halved if memory runs out. It changes the numbers only by rounding.
+        on_progress: called with jobs done, response tokens and seconds of this run.
 
     Raises:
-        InputError: a prompt does not fit into memory even alone.
+        InputError: a single prompt does not fit into memory.
     """
-    # Neighbours share a task, whose answers are alike in length, and a prompt length: least padding of both kinds.
+    # Neighbours share a task, with responses of similar length, and a prompt length. This minimises padding.
     ordered = sorted(jobs, key=lambda job: (job.assignment.task, len(job.prompt), job.number))
     remove_leftovers(folder)
     tokens, seconds = 0, 0.0
@@ -66,7 +66,7 @@ def generate_shards(
 
 
 def answer(checkpoint: Checkpoint, jobs: Sequence[Job], recipe: Recipe) -> list[dict[str, Any]]:
-    """Rows of jobs answered together, left-padded, greedily."""
+    """Rows of jobs that are run together, left-padded, greedily."""
 
     def run(batch: Sequence[Job]) -> list[dict[str, Any]]:
         prompts = [Prompt(job.prompt, []) for job in batch]

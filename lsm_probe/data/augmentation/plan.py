@@ -1,4 +1,4 @@
-"""What is to be done for each sample: its task, its instruction, and the LLM's prompt."""
+"""The plan for each sample: its task, its instruction, and the LLM's prompt."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lsm_probe.models.thinking import UNFINISHED
 
 @dataclass(frozen=True)
 class Job:
-    """One sample's part of the work."""
+    """The work for one sample."""
 
-    number: int  # its place in the data
+    number: int  # index in the data
     sample: Sample  # its own instruction and target are not used
     assignment: Assignment  # its task and instruction
-    prompt: list[int]  # token ids that the LLM is to answer
-    drop_reason: str | None = None  # why it is left out before anything is generated, or None
+    prompt: list[int]  # token ids of the LLM's prompt
+    drop_reason: str | None = None  # why it is dropped before generation, or None
 
     @property
     def generates(self) -> bool:
@@ -42,9 +42,9 @@ class Job:
         response_tokens: int,
         thought: tuple[str, str | None] | None = None,
     ) -> dict[str, Any]:
-        """The job with its answer as a row of a shard.
+        """The job with its response as a row of a shard.
 
-        `thought` is the thinking that the response begins with, if any, and the answer after it (None if the thinking
+        `thought` is the thinking at the start of the response, if any, and the answer after it (None if the thinking
         does not end).
         """
         sample, assignment = self.sample, self.assignment
@@ -74,7 +74,7 @@ class Job:
         }
 
     def row_without_generation(self, recipe: Recipe) -> dict[str, Any]:
-        """The row of a job whose answer is the transcript, or that is dropped."""
+        """The row of a job whose response is the transcript, or that is dropped."""
         if self.drop_reason is not None:
             return self.row(recipe, "", "", 0)
         assert self.sample.text is not None
@@ -82,14 +82,14 @@ class Job:
 
 
 def plan(checkpoint: Checkpoint, samples: Sequence[Sample], recipe: Recipe, problems: Problems) -> Iterator[Job]:
-    """Yields a job for every sample with a transcript, in order; the others go into `problems`."""
+    """Yields a job for every sample with a transcript, in order; other samples are recorded in `problems`."""
     for number, sample in enumerate(samples):
         with problems.catching(f"sample {sample.id!r}"):
             yield make_job(lambda *texts: checkpoint.encode(*texts).input_ids, number, sample, recipe)
 
 
 def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sample, recipe: Recipe) -> Job:
-    """Draws a sample's task and instruction; `encode` gives the prompt's token ids for instruction and transcript.
+    """Draws a sample's task and instruction; `encode` returns the prompt's token ids for instruction and transcript.
 
     Raises:
         InputError: the sample has no transcript, or its audio is in memory.
@@ -103,7 +103,7 @@ def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sampl
         )
     assignment = recipe.pool.assign(recipe.seed, sample.id)
     if assignment.answer == "transcript":
-        encode(assignment.instruction, sample.text)  # refuses what training would refuse
+        encode(assignment.instruction, sample.text)  # refuses texts that training would refuse
         return Job(number, sample, assignment, [])
     try:
         prompt = encode(assignment.instruction, sample.text)
@@ -114,7 +114,7 @@ def make_job(encode: Callable[[str, str], list[int]], number: int, sample: Sampl
 
 
 def digest(samples: Sequence[Sample]) -> str:
-    """sha256 (hexadecimal) of all that goes from the samples into the data set, in order; sound files by their path."""
+    """sha256 (hexadecimal) of all sample content that enters the data set, in order; sound files by their path."""
     total = hashlib.sha256()
     for sample in samples:
         values = sample.model_dump(mode="json", exclude={"instruction", "target", "task", "context"})

@@ -1,8 +1,8 @@
-"""What one of datatrove's ranks has finished, told from its shards alone.
+"""The progress of one of datatrove's ranks, computed only from its shards.
 
 datatrove keeps its own count of finished chunks in `checkpoints/last_chunk/RANK.txt`. A kill can leave that file empty,
-which no later run can read, or ahead of the last shard, which datatrove closes after counting it: its rows would be
-skipped for ever. So before each run the count is made anew from what can be read.
+so that no later run can read it, or ahead of the last shard, which datatrove closes after counting it, so that its rows
+would never be generated. Therefore the count is rebuilt before each run from the readable shards.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Rank:
 
     out: Path
     number: int  # of the part, from 0
-    rows: int  # samples that fall to it
-    shard_rows: int  # rows of a shard, the last excepted
+    rows: int  # number of its samples
+    shard_rows: int  # rows of each shard except the last
 
     @property
     def is_finished(self) -> bool:
@@ -37,14 +37,14 @@ class Rank:
 
     @property
     def completion_marker(self) -> Path:
-        """The file that tells datatrove to leave this rank out."""
+        """The file that makes datatrove skip this rank."""
         return self.out / LOGS / "completions" / f"{self.number:05d}"
 
     def shard(self, chunk: int) -> Path:
         return self.out / SHARDS / f"{self.number:05d}_chunk_{chunk}.parquet"
 
     def repair_count(self) -> None:
-        """Makes datatrove's count that of the shards that hold all their rows."""
+        """Sets datatrove's count to the number of complete shards."""
         whole = self._whole_shards()
         for chunk in range(whole):
             self._rows_of_chunk(chunk).unlink(missing_ok=True)
@@ -63,7 +63,7 @@ class Rank:
         for path in self._rows_of_chunk(0).parent.glob("chunk_*.jsonl"):
             try:
                 done += path.read_bytes().count(b"\n")
-            except OSError:  # finished in between
+            except OSError:  # finished in the meantime
                 continue
         return min(done, self.rows)
 
@@ -75,7 +75,7 @@ class Rank:
         return self.out / CHECKPOINTS / f"{self.number:05d}" / f"chunk_{chunk:05d}.jsonl"
 
     def _whole_shards(self) -> int:
-        """Shards in a row, from the first, with all the rows that belong there."""
+        """Number of consecutive complete shards, from the first."""
         whole = 0
         for start in range(0, self.rows, self.shard_rows):
             if rows_in(self.shard(whole)) != min(self.shard_rows, self.rows - start):

@@ -1,4 +1,4 @@
-"""What decides a self-powered data set, and the filter on its answers."""
+"""Settings of a self-powered data set, and the filter on its responses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Recipe:
     """Settings of a self-powered data set; the defaults are those of the paper's released code.
 
     Args:
-        pool: instructions to draw from; a sample gets one task, each task as often as any other.
+        pool: instructions to draw from; each sample gets one task, and all tasks are equally frequent.
         seed: of the random choices.
-        max_new_tokens: longest answer, tokens.
-        max_prompt_tokens: longest prompt, tokens; samples with a longer one are dropped.
-        keep: which answers stay. `punctuation`: those whose last character is punctuation (any script's), as the
-            paper filters; `finished`: those that the model ended itself; `all`: those that are not empty.
-        thinking: what becomes of a reasoning model's thinking. `drop`: the target is what follows it, and samples whose
+        max_new_tokens: maximum length of a response, in tokens.
+        max_prompt_tokens: maximum length of a prompt, in tokens; samples with a longer one are dropped.
+        keep: which responses are kept. `punctuation`: those whose last character is punctuation (any script's), as in
+            the paper; `finished`: those that the model ended itself; `all`: those that are not empty.
+        thinking: treatment of a reasoning model's thinking. `drop`: the target is the text after it, and samples whose
             thinking does not end are dropped; `keep`: it stays in the target.
 
     Raises:
@@ -49,12 +49,12 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the output folder's config."""
         values = {**asdict(self), "pool": [task.model_dump(exclude_defaults=True) for task in self.pool.tasks]}
-        if self.thinking == "drop":  # so that folders that were begun before there was a choice can be resumed
+        if self.thinking == "drop":  # so that folders from before this option can be resumed
             del values["thinking"]
         return values
 
     def drop_reason(self, response: str, finish_reason: str) -> str | None:
-        """Why an answer is left out of the data, or None; `finish_reason` is `stop` where the model ended it."""
+        """Why a response is dropped, or None; `finish_reason` is `stop` if the model ended it."""
         response = response.strip()
         if not response:
             return "empty"

@@ -30,29 +30,29 @@ def augment(
     problems: Problems | None = None,
     on_progress: Callable[[int, int, float, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Makes self-powered data: each sample gets a task and an instruction, and the text LLM's answer for target.
+    """Makes self-powered data: each sample gets a task and an instruction, and the text LLM's response as target.
 
     Writes `manifest.jsonl` (the samples kept, for training), `report.json`, `config.yaml` and `shards/*.parquet` (every
     sample, kept or dropped, with its prompt's hash, finish reason and token counts).
 
     Args:
-        checkpoint: a text LLM; the LSM to be trained should be built on the same.
-        samples: with transcripts; their own instructions, targets and contexts play no part.
+        checkpoint: a text LLM; the LSM to be trained should contain the same LLM.
+        samples: with transcripts; their own instructions, targets and contexts are ignored.
         out: the output folder.
-        recipe: what to ask for and what to keep; the paper's by default.
-        batch_size: prompts answered together; halved where memory runs out.
-        resume: go on in a folder that an interrupted run left.
-        on_error: at a sample without a transcript `fail`, or `skip` and count it.
-        problems: what was wrong with the data before, to be settled and listed together with what is found here.
-        on_progress: called with samples done, answer tokens and seconds of this run, samples in all; by default a
-            notebook shows a bar, and nothing else does.
+        recipe: the settings; those of the paper by default.
+        batch_size: prompts in one batch; halved if memory runs out.
+        resume: continue in the folder of an interrupted run.
+        on_error: for a sample without a transcript: `fail`, or `skip` and count it.
+        problems: problems of the data that were found before, reported together with those found here.
+        on_progress: called with samples done, response tokens and seconds of this run, samples in all; by default only
+            notebooks show a bar.
 
     Returns:
         The report; see [`collect`].
 
     Raises:
-        InputError: the checkpoint is not a text LLM, prompts and answers may exceed its context, samples cannot be
-            used, or the folder cannot.
+        InputError: the checkpoint is not a text LLM, prompts and responses may exceed its context, or samples or folder
+            cannot be used.
     """
     out, recipe = Path(out), recipe or Recipe()
     if checkpoint.source != "text":

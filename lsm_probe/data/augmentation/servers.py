@@ -1,4 +1,4 @@
-"""What answers the prompts of a run at scale: a vLLM that datatrove starts, or a server that is running."""
+"""Servers for generation at scale: a vLLM that datatrove starts, or a server that is already running."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _REQUEST_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where prompts go."""
+    """The destination of prompts."""
 
     url: str | None  # of a running OpenAI-compatible server; None: datatrove starts vLLM
     model: str  # the server's name for the LLM
-    dtype: str = "auto"  # of the weights of a vLLM started here
+    dtype: str = "auto"  # of the weights, for a vLLM started here
 
     def to_dict(self) -> dict[str, Any]:
-        """What decides the answers, as plain values, for the output folder's config."""
+        """The settings that affect the responses, as plain values, for the output folder's config."""
         if self.url is not None:
             return {"server": "endpoint", "model": self.model}
-        # Without batch invariance the answers depend on which prompts were batched together.
+        # Without batch invariance, responses depend on which prompts were batched together.
         invariant = os.environ.get("VLLM_BATCH_INVARIANT")
         return {"server": "vllm", "vllm": version("vllm"), "dtype": self.dtype, "VLLM_BATCH_INVARIANT": invariant}
 
@@ -51,14 +51,14 @@ class Server:
             "max_concurrent_generations": in_flight,
         }
         if self.url is not None:
-            # It answered a moment ago: no need for the 25 minutes that a server may take to start.
+            # The server has just answered, so the 25 minutes that a start may take are not needed.
             readiness = {"server_ready_max_attempts": 10, "server_ready_delay_sec": 1.0, "server_start_max_retries": 0}
             return {"server_type": "endpoint", "endpoint_url": self.url, **readiness, **common}
         options = {
             "dtype": self.dtype,
-            # vLLM would take repetition penalties and the like from the checkpoint; the in-process engine does not.
+            # vLLM would take settings such as repetition penalties from the checkpoint; the in-process engine does not.
             "generation-config": "vllm",
-            # datatrove asks for it; code from a checkpoint is never run.
+            # datatrove requires this setting; code from a checkpoint is never run.
             "trust-remote-code": False,
         }
         if llm.identity.revision is not None:
@@ -67,7 +67,7 @@ class Server:
 
 
 def find_server(choice: str, llm: Prompter, *, dtype: str = "auto") -> Server:
-    """The server that `--server` names, tried out with one prompt if it is running.
+    """The server that `--server` names, tested with one prompt if it is running.
 
     The `choice` is `vllm`, or the URL of a server on this machine; `dtype` is of a vLLM's weights.
 
@@ -99,7 +99,7 @@ def _checked_url(choice: str) -> str:
     if parts.scheme not in ("http", "https") or not there:
         raise InputError(f"--server {choice!r} is neither `vllm` nor a URL such as http://localhost:8000")
     if parts.scheme != "http" or there not in _HERE:
-        # datatrove reaches others through a client whose paths do not fit its own readiness check.
+        # datatrove reaches other servers with a client whose paths do not match its own readiness check.
         raise InputError(
             f"--server {choice}: only http://localhost:PORT is reached; forward the other machine's port with "
             "`ssh -N -L 8000:localhost:8000 MACHINE`"
@@ -123,7 +123,7 @@ def _served_model(url: str, llm: Prompter) -> str:
 
 
 def _try_out(url: str, model: str, llm: Prompter) -> None:
-    """One token of one answer, so that a server of the wrong kind is found out before the work."""
+    """Requests one token for one prompt, so that a wrong kind of server is found before the work starts."""
     prompt = llm.encode("Continue.", "The sun")
     reply = _ask(f"{url}/v1/completions", {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0})
     usage = reply.get("usage") or {}
@@ -138,7 +138,7 @@ def _ask(url: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
     """GET, or POST of a payload; the JSON object that comes back."""
     body = None if payload is None else json.dumps(payload).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is reached without a proxy
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine
     try:
         with opener.open(request, timeout=_REQUEST_TIMEOUT) as reply:
             answer = json.loads(reply.read())

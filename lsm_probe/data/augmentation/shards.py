@@ -1,4 +1,4 @@
-"""Parquet shards: a row for every sample, kept or dropped, with all that led to its answer."""
+"""Parquet shards: a row for every sample, kept or dropped, with everything that led to its response."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SCHEMA = pa.schema(
         ("instruction_id", pa.large_string()),
         ("instruction", pa.large_string()),
         ("response", pa.large_string()),
-        ("thinking", pa.large_string()),  # what a reasoning model wrote before the response; null if nothing
-        ("finish_reason", pa.large_string()),  # stop, length or transcript; empty where nothing was generated
+        ("thinking", pa.large_string()),  # a reasoning model's text before the response; null if there is none
+        ("finish_reason", pa.large_string()),  # stop, length or transcript; empty if nothing was generated
         ("prompt_tokens", pa.int32()),
-        ("response_tokens", pa.int32()),  # thinking and EOS included
+        ("response_tokens", pa.int32()),  # including thinking and EOS
         ("keep", pa.bool_()),
         ("drop_reason", pa.large_string()),
         ("prompt_sha256", pa.large_string()),  # of the prompt's token ids, first 16 digits
@@ -40,20 +40,20 @@ _SECONDS = b"seconds"
 
 
 def write_shard(path: Path, rows: Sequence[dict[str, Any]], seconds: float) -> None:
-    """Writes a shard, whole or not at all, with the time its generation took."""
+    """Writes a shard atomically, with the time that its generation took."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata({_SECONDS: repr(seconds).encode()}))
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process was writing."""
+    """Removes the incomplete file of a killed process."""
     for leftover in folder.glob(".*.parquet"):
         leftover.unlink()
 
 
 def rows_in(path: Path) -> int | None:
-    """Rows of a shard; None if it is not there or cannot be read."""
+    """Rows of a shard; None if it does not exist or cannot be read."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException):
@@ -61,7 +61,7 @@ def rows_in(path: Path) -> int | None:
 
 
 def read_shards(folder: Path) -> tuple[pa.Table, float]:
-    """All rows in the order of the data, and the seconds their generation took.
+    """All rows in the order of the data, and the seconds of their generation.
 
     Raises:
         InputError: a shard cannot be read.
