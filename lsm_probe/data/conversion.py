@@ -1,4 +1,4 @@
-"""Samples from where researchers keep them; see [`samples`]."""
+"""Samples from common data sources; see [`samples`]."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def samples(
 ) -> list[Sample]:
     """Make samples from a data set or from arrays. Nothing is decoded, and nothing is written to disk.
 
-    A keyword names a column; False leaves its key out. Without the keyword a key is taken from the column of its own
-    name, and audio and text also from the one column with a usual name for them (`path`, `sentence`, ...). Where
-    several columns qualify, you are asked to name one.
+    A keyword names a column; False leaves out its key. Without the keyword, a key comes from the column of the same
+    name. Audio and text can also come from the one column with a usual name for them (`path`, `sentence`, ...). If
+    several columns qualify, an error asks for the name of one.
 
     Audio is a path of a sound file, the bytes of one, `{"array", "sampling_rate"}`, `{"bytes", "path"}`,
-    `(waveform, sampling_rate)`, or a waveform where `rate` gives the sampling rate. It is converted to 16 kHz mono when
-    it is read, by the same code as the files of a manifest, so that the numbers are the same.
+    `(waveform, sampling_rate)`, or a waveform if `rate` gives the sampling rate. When it is read, the same code as for
+    the files of a manifest converts it to 16 kHz mono, so that the numbers are the same.
 
     Args:
         source: a `datasets.Dataset` (one split), a pandas `DataFrame`, a lhotse `CutSet`, a list of
@@ -63,16 +63,17 @@ def samples(
             numbers within -1 and 1, or integers of 8, 16 or 32 bits.
         audio: column of the audio. False makes samples of text alone.
         text: column of the transcript.
-        instruction: a column, one instruction for all samples, or a list of instructions that the samples get in turn.
+        instruction: a column, one instruction for all samples, or a list of instructions that the samples use in
+            rotation.
         id: column of names; without one the samples are numbered from 0.
         target: column of reference responses.
-        alternatives: column of lists of further right answers, which evaluation accepts too.
+        alternatives: column of lists of further right answers, which evaluation also accepts.
         task: column of the names of tasks.
         language: column of the languages of the speech.
         context: column of further text for the prompt.
-        start: column that says where the section begins in the audio, seconds.
-        duration: column of the section's length, seconds. It must be named, or be False, where there is such a column:
-            many data sets store the length of the whole file there, rounded.
+        start: column with the start of the section in the audio, seconds.
+        duration: column of the section's length, seconds. If there is a column of this name, it must be named or be
+            False, because many data sets store the rounded length of the whole file in it.
         rate: sampling rate of waveforms without one, Hz, or its column.
         on_error: at rows that cannot be used: "fail", or "skip" them with one UserWarning that counts them.
 
@@ -163,7 +164,7 @@ def _listed(rows: Rows) -> str:
 def _instructions(
     given: str | Sequence[str] | None, rows: Rows, columns: dict[str, str]
 ) -> Callable[[], dict[str, str]]:
-    """Gives what the next row gets for an instruction; a column of instructions goes into `columns` instead."""
+    """Sets the instruction for the next row; a column of instructions goes into `columns` instead."""
     if given is None and "instruction" in rows.columns:
         given = "instruction"
     if isinstance(given, str) and given in rows.columns:
@@ -194,7 +195,7 @@ def _values(row: Mapping[str, Any], columns: Mapping[str, str], rows: Rows) -> d
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy as one of Python; None for what is missing."""
+    """A numpy number as a Python number; None for missing values."""
     import pandas as pd
 
     if isinstance(value, np.generic):
@@ -203,7 +204,7 @@ def _plain(value: Any) -> Any:
 
 
 def _audio(value: Any, rate: Any, name: str) -> str | Path | AudioBytes:
-    """Audio as a sample carries it.
+    """Audio in the form that a sample holds.
 
     Raises:
         InputError: it is of another kind, or a waveform whose sampling rate is not known.

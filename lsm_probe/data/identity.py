@@ -15,12 +15,12 @@ class DataIdentity:
 
     name: str  # of the manifest, or of the tasks
     sha256: str  # hash of everything that goes into prompts and targets
-    n_samples: int  # number of samples, those left out included
+    n_samples: int  # number of samples, including those left out
     instruction: str | None = None  # the one instruction that replaced those of the samples, if any
-    parts: tuple[DataIdentity, ...] = ()  # of data put together from several sources
+    parts: tuple[DataIdentity, ...] = ()  # if the data combines several sources
 
     def is_same_as(self, other: DataIdentity) -> bool:
-        """Whether both stand for the same samples, whatever their names."""
+        """Whether both have the same samples, whatever their names."""
         return (self.sha256, self.n_samples) == (other.sha256, other.n_samples)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Our manifest: plain JSONL, one sample a line, audio paths relative to the manifest's folder."""
+"""The manifest format: plain JSONL, one sample per line, audio paths relative to the manifest's folder."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def builtin_manifest(name: str) -> Path:
 
 
 def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sample]:
-    """Reads a JSONL manifest (UTF-8, perhaps packed by gzip; blank lines and a byte order mark allowed), in its order.
+    """Reads a JSONL manifest (UTF-8, optionally gzipped; blank lines and a byte order mark allowed), in its order.
 
     `id`, `instruction` and `audio` or `text` are required; `target`, `alternatives` (a list of further right
     answers), `start` and `duration` (seconds), `task`, `language` and `context` are optional, and null means left
@@ -58,7 +58,8 @@ def read_manifest(path: str | Path, *, on_error: OnError = "fail") -> list[Sampl
 
 
 def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, Sample]]:
-    """Yields the usable samples of a manifest ([`read_manifest`]) with their places; other lines go into `problems`.
+    """Yields the usable samples of a manifest ([`read_manifest`]) with their places; other lines are added to
+    `problems`.
 
     Raises:
         InputError: The manifest itself cannot be read.
@@ -82,7 +83,7 @@ def scan_manifest(path: str | Path, problems: Problems) -> Iterator[tuple[str, S
 
 
 def warn_of_unknown_keys(path: Path, line_of: dict[str, int]) -> None:
-    """Warns of the keys in a JSONL file that nothing reads, each with the line it was first seen on."""
+    """Warns about unknown keys in a JSONL file, each with the line where it first occurs."""
     if line_of:
         keys = ", ".join(f"{key!r} (line {number})" for key, number in sorted(line_of.items()))
         warnings.warn(f"{path}: unknown keys are left out: {keys}", stacklevel=4)
@@ -90,7 +91,7 @@ def warn_of_unknown_keys(path: Path, line_of: dict[str, int]) -> None:
 
 @contextmanager
 def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
-    """Gives a function that writes one sample; the manifest is there, whole, when the block ends well.
+    """Yields a function that writes one sample; the manifest appears, complete, if the block ends without an error.
 
     Audio paths below the manifest's folder are written relative to it, so that the folder can be moved; others
     absolute. Audio in memory has no path: [`write_manifest`] writes it to files.
@@ -112,7 +113,7 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
             if sample.audio is not None:
                 audio = sample.audio.resolve()
                 inside = audio.is_relative_to(folder)
-                # Under "./" a name with a colon is not taken for a URL when it is read back.
+                # With "./" before it, a name with a colon is not read back as a URL.
                 values["audio"] = f"./{audio.relative_to(folder)}" if inside else str(audio)
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
@@ -120,13 +121,13 @@ def manifest_writer(path: str | Path) -> Iterator[Callable[[Sample], None]]:
 
 
 def write_manifest(samples: Iterable[Sample], path: str | Path, *, audio_folder: str | Path | None = None) -> Path:
-    """Writes a manifest, and the audio that is in memory into files that it names.
+    """Writes a manifest, and writes audio that is in memory to files that it names.
 
-    Files keep the bytes, so that results on the manifest have the same fingerprint of the data as results on the
-    samples. Audio that lies in files already is not copied.
+    Files keep the bytes, so that results on the manifest have the same data hash as results on the samples. Audio that
+    is already in files is not copied.
 
     Args:
-        samples: what [`lsm_probe.samples`] or [`read_manifest`] gives.
+        samples: from [`lsm_probe.samples`] or [`read_manifest`].
         path: the manifest to write.
         audio_folder: where the files go; by default `NAME_audio` beside a manifest `NAME.jsonl`.
 
@@ -157,15 +158,15 @@ def write_manifest(samples: Iterable[Sample], path: str | Path, *, audio_folder:
 
 
 def describe_data(samples: Sequence[Sample], name: str = "samples") -> DataIdentity:
-    """The identity of samples as a result stores it."""
+    """The identity of samples, as stored in results."""
     return DataIdentity(name, fingerprint(samples), len(samples))
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
-    """sha256 (hexadecimal) of what the samples hold, in their order, wherever their files lie on disk.
+    """sha256 (hexadecimal) of the content of the samples, in their order, independent of the location of their files.
 
-    It covers id, instruction, text, target, alternatives, context, start, duration and the bytes of each sound file:
-    two results with one fingerprint come from the same data.
+    It covers id, instruction, text, target, alternatives, context, start, duration and the bytes of each sound file. So
+    two results with the same hash come from the same data.
 
     Raises:
         InputError: A sound file cannot be read; names the sample.
@@ -202,7 +203,7 @@ def _locate(path: str | Path) -> Path:
 
 
 def manifest_lines(manifest: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank. Bytes, since JSON strings may hold U+2028, which str splits at.
+    """Numbered lines that are not blank. As bytes, because JSON strings may contain U+2028, where str splits lines.
 
     Raises:
         InputError: the file cannot be read.
@@ -239,7 +240,7 @@ def _parse_object(line: bytes) -> dict[str, Any]:
 
 def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
     where = f"sample {values['id']!r}: " if isinstance(values.get("id"), str) else ""
-    # Tables exported to JSON write null for a value left out.
+    # Tables exported to JSON write null for a missing value.
     known = {key: values[key] for key in Sample.model_fields if values.get(key) is not None}
     try:
         sample = Sample.model_validate(known)
@@ -256,9 +257,9 @@ def _to_sample(values: dict[str, Any], folder: Path) -> Sample:
 
 
 def _as_on_disk(folder: Path, audio: Path) -> Path:
-    """The file, also where the disk has its name in another form of Unicode: NFC, or NFD as on macOS."""
+    """The file, even if the disk stores its name in another Unicode form: NFC, or NFD as on macOS."""
     spellings = (audio, *(Path(unicodedata.normalize(form, str(audio))) for form in ("NFC", "NFD")))
-    with suppress(OSError, ValueError):  # for the caller to tell
+    with suppress(OSError, ValueError):  # the caller reports a missing file
         return next((folder / path for path in spellings if (folder / path).exists()), folder / audio)
     return folder / audio
 
@@ -268,10 +269,10 @@ def _unknown_keys(values: dict[str, Any]) -> list[str]:
 
 
 def _mistaken(values: dict[str, Any], error: ValidationError) -> str:
-    """The unknown keys of a line that lacks something: one of them may be what it lacks, by another name."""
+    """The unknown keys of a line that lacks a key: the missing one may have another name."""
     first = error.errors(include_url=False)[0]
     unknown = _unknown_keys(values)
-    # The sample as a whole is wrong where it names no source.
+    # If a sample names no source, the error is about the whole sample.
     if not unknown or (first["type"] != "missing" and first["loc"]):
         return ""
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -279,7 +280,7 @@ def _mistaken(values: dict[str, Any], error: ValidationError) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing wrong with a sample or a config, in our words where pydantic's do not say how to fix it."""
+    """The first error in a sample or a config, in our words if pydantic's do not say how to fix it."""
     first = error.errors(include_url=False)[0]
     key = f"{'.'.join(map(str, first['loc']))!r} " if first["loc"] else ""
     if first["type"] == "missing":

@@ -1,4 +1,4 @@
-"""Instruction pools: YAML files of tasks and their wordings, one of which each sample gets."""
+"""Instruction pools: YAML files of tasks and their wordings; each sample gets one wording."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Task(BaseModel):
         task: its name.
         instructions: the wordings; `{language}` in one stands for a language, `{labels}` for the labels.
         languages: English names of the languages that `{language}` is drawn from.
-        labels: the answers allowed, for tasks that choose one.
-        answer: who answers when data is generated: the LLM, or the transcript itself (ground truth).
+        labels: the allowed answers, for tasks that select a label.
+        answer: the source of targets when data is generated: the LLM, or the transcript itself (ground truth).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +49,8 @@ class Task(BaseModel):
         return self
 
     def fill(self, number: int, language: str | None = None) -> str:
-        """Wording `number` with its placeholders filled in; `language` is the one to answer in, if any."""
+        """Wording `number` with its placeholders filled in; `language` is the requested language of the answer, if
+        any."""
         labels = ", ".join(repr(label) for label in self.labels)
         return self.instructions[number].replace(_LANGUAGE, language or "").replace(_LABELS, labels)
 
@@ -67,19 +68,19 @@ class Assignment:
 
     task: str
     instruction: str  # the wording, filled in
-    instruction_id: str  # names it in its pool: task, language where one was drawn, number of the wording
-    language: str | None  # English name of the language to answer in, None where the task has none
+    instruction_id: str  # its name in the pool: task, language if one was drawn, number of the wording
+    language: str | None  # English name of the requested language, None if the task has none
     answer: Literal["llm", "transcript"]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Tasks, of which each sample is assigned one."""
+    """Tasks; each sample is assigned one of them."""
 
     tasks: tuple[Task, ...]
 
     def only(self, names: Sequence[str]) -> Pool:
-        """The pool without other tasks than these; in the pool's order, on which assignments depend.
+        """The pool with only these tasks, in the pool's order, because assignments depend on the order.
 
         Raises:
             InputError: a name is not in the pool.
@@ -93,8 +94,8 @@ class Pool:
     def assign(self, seed: int, sample_id: str, *, language: str | None = None) -> Assignment:
         """Assigns a task, then its language if it has more than one, then a wording.
 
-        Each is chosen by a hash of (seed, sample id): it does not depend on other samples, their order or the
-        process. A `language` that is given is not drawn.
+        Each choice is a hash of (seed, sample id), so it does not depend on other samples, their order or the process.
+        If `language` is given, it is used instead of a draw.
         """
         task = self.tasks[seeded_hash(seed, "task", sample_id) % len(self.tasks)]
         if language is None and task.languages:
@@ -112,7 +113,7 @@ def builtin_pools() -> list[str]:
 
 
 def read_pool(*sources: str | Path) -> Pool:
-    """Reads pools and joins them: a task that several name gets the wordings of all.
+    """Reads and joins pools: a task in several pools gets the wordings of all of them.
 
     Args:
         sources: a name of [`builtin_pools`], or the path of a YAML file of the same shape.

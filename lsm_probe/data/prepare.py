@@ -29,11 +29,11 @@ OnProgress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a folder was filled with."""
+    """The content that was written into a folder."""
 
     samples: dict[str, int]  # name of each manifest and its number of samples
-    left_out: list[str]  # a line for every entry that could not be used; `left_out.txt` holds them too
-    spoken: SynthesisResult | None = None  # the speech made, None for a corpus that has its own
+    left_out: list[str]  # a line for each unusable entry; also in `left_out.txt`
+    spoken: SynthesisResult | None = None  # the generated speech, None for a corpus with its own speech
 
     def to_dict(self) -> dict[str, Any]:
         """The counts, for machines."""
@@ -54,14 +54,14 @@ def prepare_corpus(
     on_error: OnError = "fail",
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> Prepared:
-    """Reads a corpus in place and writes `{split}.{task}.jsonl` into an empty folder.
+    """Reads a corpus and writes `{split}.{task}.jsonl` into an empty folder.
 
     Args:
         corpus: one of `CORPORA` that is spoken.
         splits: only these; all if none are named.
         instructions: names or files of the pools that instructions are drawn from.
         limit: only the first utterances.
-        on_error: at an entry that cannot be used `fail`, with nothing written, or `skip` and count it.
+        on_error: for an unusable entry: `fail`, and nothing is written, or `skip` and count it.
         on_progress: see [`OnProgress`].
 
     Raises:
@@ -80,7 +80,7 @@ def prepare_corpus(
         "seed": seed,
         "limit": limit,
     }
-    # Always from the start: it takes minutes at most.
+    # Always from the start, because this takes minutes at most.
     with work_folder(out, config, resume=None):
         counts = build_manifests(
             utterances,
@@ -132,17 +132,17 @@ def prepare_utterances(
     on_error: OnError = "fail",
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> Prepared:
-    """Speaks utterances whose answers are known into `out/audio` and writes `{split}.{task}.jsonl`.
+    """Synthesises utterances with known answers into `out/audio` and writes `{split}.{task}.jsonl`.
 
     Args:
         utterances: with text, without audio.
-        speech: how they are spoken; its seed is that of the instructions too.
-        name: of what they are, for `config.yaml`.
+        speech: synthesis settings; their seed is also used for the instructions.
+        name: name of the utterances' source, for `config.yaml`.
         instructions: names or files of the pools that instructions are drawn from.
-        workers: processes that speak; None takes one for each core.
-        resume: go on in a folder that an interrupted run left.
-        problems: those there are already; with `on_error` "fail" nothing is spoken if there are any.
-        on_error: at a text that cannot be spoken `fail`, before any is, or `skip` and count it.
+        workers: processes for synthesis; None takes one per core.
+        resume: continue in the folder of an interrupted run.
+        problems: known problems; with `on_error` "fail" nothing is synthesised if there are any.
+        on_error: for a text that cannot be spoken: `fail` before synthesis starts, or `skip` and count it.
         on_progress: see [`OnProgress`].
 
     Raises:
@@ -169,7 +169,7 @@ def prepare_sentences(
     on_error: OnError = "fail",
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> Prepared:
-    """Speaks the sentences of a file into `out/audio` and writes `manifest.jsonl`.
+    """Synthesises the sentences of a file into `out/audio` and writes `manifest.jsonl`.
 
     Args:
         path: see [`read_sentences`].
@@ -207,7 +207,7 @@ def _spoken_in(
     on_error: OnError,
     on_progress: OnProgress,
 ) -> Iterator[SynthesisResult]:
-    """Speaks utterances into `out/audio` and gives what came of it, to be written beside while the folder is ours."""
+    """Synthesises utterances into `out/audio` and yields the result, while the folder is locked for further files."""
     if on_error == "fail":
         for utterance in utterances:
             with problems.catching(utterance.place):

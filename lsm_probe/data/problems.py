@@ -19,17 +19,17 @@ LEFT_OUT = "left_out.txt"
 
 @dataclass
 class Problems:
-    """The entries of some input that cannot be used, each as one line saying where, what, and how to fix it."""
+    """The unusable entries of an input, each as one line with its place, the problem, and how to fix it."""
 
     found: list[str] = field(default_factory=list)
 
     def add(self, where: str, reason: object) -> None:
         line = one_line(f"{where}: {reason}" if where else str(reason))
-        if line not in self.found[-1:]:  # an utterance with several tasks meets the same problem in each
+        if line not in self.found[-1:]:  # an utterance with several tasks has the same problem in each
             self.found.append(line)
 
     def write(self, folder: Path) -> None:
-        """Puts all lines into `left_out.txt`; no file where there are none."""
+        """Writes all lines to `left_out.txt`; no file if there are none."""
         path = folder / LEFT_OUT
         if not self.found:
             path.unlink(missing_ok=True)
@@ -39,14 +39,14 @@ class Problems:
 
     @contextmanager
     def catching(self, where: str = "") -> Iterator[None]:
-        """Turns an InputError of its block into a line here; the block's entry is then left out."""
+        """Records an InputError of its block as a line here; the block's entry is then left out."""
         try:
             yield
         except InputError as error:
             self.add(where, error)
 
     def settle(self, on_error: OnError) -> None:
-        """Fails at the first problem, or says how many entries were left out.
+        """Raises at the first problem, or warns how many entries were left out.
 
         Raises:
             InputError: there are problems and `on_error` is "fail"; names the first and counts the rest.

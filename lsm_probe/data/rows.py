@@ -1,7 +1,7 @@
-"""Rows of what researchers keep samples in: Hugging Face datasets, pandas frames, lhotse cuts, plain Python.
+"""Rows of common data sources: Hugging Face datasets, pandas frames, lhotse cuts, plain Python.
 
-Rows are dictionaries. Audio in them stays as it lies there (a path, bytes, an array); nothing is decoded. The libraries
-are recognised by the names of their classes, so none of them is imported here.
+Rows are dictionaries. Audio in them keeps its form (a path, bytes, an array); nothing is decoded. The libraries are
+recognised by the names of their classes, so none of them is imported here.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _AS_ARRAYS = "let lhotse read it and give rows such as {'audio': (cut.load_audio
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that are read when they are asked for.
+    """Rows that are read on demand.
 
     Attributes:
         columns: their names.
-        read: `read(columns)` gives the rows with these columns. A row that cannot be used is an InputError instead.
-        audio: the columns that the source itself declares to hold audio.
-        have_sections: whether the source itself says where a row's audio begins and ends (`start`, `duration`).
+        read: `read(columns)` yields the rows with these columns. A row that cannot be used is an InputError instead.
+        audio: the columns that the source itself declares as audio.
+        have_sections: whether the source itself gives begin and end of a row's audio (`start`, `duration`).
     """
 
     columns: Sequence[str]

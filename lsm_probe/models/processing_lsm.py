@@ -1,4 +1,4 @@
-"""The processor: instruction text and waveforms to model inputs, segments recorded on the way."""
+"""The processor: from instruction text and waveforms to model inputs, with the segment of each token."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class LsmProcessor(ProcessorMixin):
     Args:
         feature_extractor: a `WhisperFeatureExtractor`.
         tokenizer: the LLM's fast tokenizer. The placeholder `<|audio|>` is added to it as a special token.
-        audio_token_id: the id that placeholder becomes in `input_ids` (the model's, not the tokenizer's).
-        projector: the connector's configuration as a dictionary: it decides how many speech tokens there are.
+        audio_token_id: id of that placeholder in `input_ids` (the model's id, not the tokenizer's).
+        projector: the connector's configuration as a dictionary: it determines the number of speech tokens.
         template: prompt template, its name, or its YAML file; the tokenizer's own chat template where it has one.
         decoder_states: the model's, which also decides how many speech tokens there are.
         encoder_context: the model's, see [`LsmConfig`].
@@ -103,7 +103,7 @@ class LsmProcessor(ProcessorMixin):
         """Writes the files of the processor, and its prompt template as `prompt_template.yaml`.
 
         Raises:
-            ValueError: `push_to_hub` is set: the upload would begin before all files are written.
+            ValueError: `push_to_hub` is set, because the upload would begin before all files are written.
         """
         if push_to_hub:
             raise ValueError("save to a folder first, then upload it with huggingface_hub.upload_folder")
@@ -134,11 +134,11 @@ class LsmProcessor(ProcessorMixin):
         return replace(prompt, features=features)
 
     def encode_with_speech(self, instruction: str, speech: Tensor) -> Prompt:
-        """Encodes another instruction about an utterance whose speech tokens, `[speech tokens, llm_dim]`, are known."""
+        """Encodes another instruction about an utterance with known speech tokens, `[speech tokens, llm_dim]`."""
         return replace(self._encode_speech(instruction, len(speech)), speech=speech)
 
     def encode_text(self, instruction: str, transcript: str) -> Prompt:
-        """Encodes one instruction about a transcript, which stands where the speech would.
+        """Encodes one instruction about a transcript, which takes the place of the speech.
 
         Raises:
             InputError: the transcript holds the audio placeholder; or it or the instruction holds a control token or
@@ -229,7 +229,7 @@ class LsmProcessor(ProcessorMixin):
         return mel | self._extract_beats(pieces) if self.with_beats else mel
 
     def _extract_beats(self, pieces: list[NDArray[np.float32]]) -> dict[str, Tensor]:
-        """What BEATs reads of each piece; one of less than 1 s is filled up with silence, as in SALMONN."""
+        """BEATs' input for each piece; a piece of less than 1 s is padded with silence, as in SALMONN."""
         rate, longest = self.feature_extractor.sampling_rate, self.feature_extractor.n_samples
         found = [beats_features(np.pad(piece, (0, max(0, rate - len(piece))))) for piece in pieces]
         padded = torch.zeros(len(found), num_beats_frames(longest), found[0].shape[1])
@@ -238,7 +238,7 @@ class LsmProcessor(ProcessorMixin):
         return {"beats_features": padded, "beats_frames": torch.tensor([len(features) for features in found])}
 
     def _mel_of_clip(self, piece: NDArray[np.float32]) -> Tensor:
-        """Log-mel features of a piece filled up to whole frames and no further, `[1, mel_bins, 3000]`."""
+        """Log-mel features of a piece padded only to whole frames, `[1, mel_bins, 3000]`."""
         extractor = self.feature_extractor
         frames = -(-len(piece) // extractor.hop_length)
         # The Fourier transform mirrors half a window at each end, and needs more samples than that.

@@ -23,8 +23,8 @@ class RefusedText(InputError):
     """A text cannot be part of a prompt or response.
 
     Args:
-        part: what the text is: instruction, source, transcript or target.
-        reason: what is wrong with it, to be read after its name.
+        part: the kind of text: instruction, source, transcript or target.
+        reason: the problem, as the continuation of a sentence that starts with the part.
     """
 
     def __init__(self, part: str, reason: str):
@@ -32,7 +32,7 @@ class RefusedText(InputError):
         self.part, self.reason = part, reason
 
     def renamed(self, part: str) -> RefusedText:
-        """The same error for a text that was checked in the place of another part."""
+        """The same error for a text that was checked as another part."""
         return type(self)(part, self.reason)
 
 
@@ -46,11 +46,11 @@ class Prompt:
 
     Attributes:
         input_ids: token ids; a speech token is the model's `audio_token_id`.
-        segments: what each token is, aligned with `input_ids`.
-        features: the speech, by the names of the model's inputs; empty for text. Of an LSM: `input_features`, log-mel
+        segments: the segment of each token, aligned with `input_ids`.
+        features: the speech, by the names of the model's inputs; empty for text. For an LSM: `input_features`, log-mel
             features of 30 s pieces, `[pieces, mel_bins, 3000]`, and `input_features_mask`, `[pieces, 3000]`, 1 where a
             mel frame is speech; with BEATs also `beats_features` and `beats_frames`.
-        speech: speech tokens that were made before, `[speech tokens, llm_dim]`, in place of the features.
+        speech: precomputed speech tokens, `[speech tokens, llm_dim]`, instead of the features.
     """
 
     input_ids: list[int]
@@ -65,7 +65,7 @@ class Prompt:
         return self.segments.count(segment)
 
     def positions(self, segment: Segment) -> list[int]:
-        """Where the tokens of a segment stand."""
+        """Positions of the tokens of a segment."""
         return [i for i, own in enumerate(self.segments) if own is segment]
 
 
@@ -116,7 +116,7 @@ def encode_pieces(
 
     Args:
         tokenizer: a fast tokenizer.
-        pieces: the prompt's text, cut into segments; a [`SpecialToken`] in it becomes its id.
+        pieces: the prompt's text, cut into segments; a [`SpecialToken`] in it is converted to its id.
         placeholder: text that stands for the speech; a source equal to it is not checked for control tokens.
         split_at_source: tokenise the text before the source, the source, and the text after it separately.
 
@@ -145,7 +145,7 @@ def encode_pieces(
 
 
 def require_instruction(template: PromptTemplate) -> None:
-    """Raises InputError for a template without an instruction: measurements are about one."""
+    """Raises InputError for a template without an instruction, because measurements need one."""
     if not template.has_instruction:
         raise InputError(
             f"template {template.name!r} has no instruction, and the instructions of samples would be left out: "
@@ -154,7 +154,7 @@ def require_instruction(template: PromptTemplate) -> None:
 
 
 def _split(pieces: Sequence[Piece], split_at_source: bool) -> list[list[Piece]]:
-    """The pieces that are tokenised together; special tokens stand apart."""
+    """The pieces that are tokenised together; special tokens are separate."""
 
     def kind(piece: Piece) -> tuple[bool, bool]:
         segment, text = piece
@@ -173,7 +173,7 @@ def _encode_part(tokenizer: PreTrainedTokenizerBase, part: Sequence[Piece]) -> t
 
 
 def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a reference answer, without an end.
+    """Token ids of a reference response, without an end-of-response token.
 
     Raises:
         InputError: the text contains a special token, such as EOS.
@@ -185,18 +185,18 @@ def encode_target(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, segment: Segment, text: str) -> None:
-    """Refuses text that the tokenizer reads as markup: it would open a turn of its own, or end the prompt's."""
+    """Refuses text that the tokenizer reads as markup: it would open a new turn, or end the current one."""
     added = _added_tokens(tokenizer, len(tokenizer))
     positions = [*prompt.positions(Segment.TEMPLATE), *prompt.positions(Segment.SYSTEM)]
     written = {prompt.input_ids[i] for i in positions}
     found = {prompt.input_ids[i] for i in prompt.positions(segment)}
-    # Control tokens are the special tokens, and of the others those that the template writes too.
+    # Control tokens are all special tokens, and other added tokens that the template also writes.
     control = {token for token in found if token in added and (added[token].special or token in written)}
     _refuse_written(added, segment.name.lower(), text, control)
 
 
 def _refuse_written(added: Mapping[int, AddedToken], what: str, text: str, control: set[int]) -> None:
-    """Refuses a text that spells one of these tokens. An unknown character may be one without being spelt so."""
+    """Refuses a text that contains one of these tokens. An unknown character may become one without that spelling."""
     for token in sorted(control):
         spelling = added[token].content.strip()
         if spelling and not spelling.isalnum() and _folded(spelling) in _folded(text):
@@ -205,13 +205,13 @@ def _refuse_written(added: Mapping[int, AddedToken], what: str, text: str, contr
 
 
 def _folded(text: str) -> str:
-    """As a tokenizer may normalise a text before it looks for its tokens."""
+    """The text, normalised as a tokenizer may do before it searches for its tokens."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
 @lru_cache(maxsize=8)
 def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> Mapping[int, AddedToken]:
-    """Tokens beside the vocabulary of words, by id; none where text is never read as one (mistral-common)."""
+    """Tokens added to the vocabulary, by id; none if text is never read as one of them (mistral-common)."""
     # `size` is a key of the cache: tokens may be added later.
     found = tokenizer.added_tokens_decoder  # thousands in some, made anew whenever it is asked for
     return found if isinstance(found, Mapping) else {}
@@ -236,7 +236,7 @@ def prompt_sha256(pieces: Sequence[tuple[int, object]]) -> str:
 
 
 def refuse_placeholder(name: str, text: str, placeholder: str) -> None:
-    """Raises InputError for a text that holds the placeholder of the speech."""
+    """Raises InputError for a text that contains the speech placeholder."""
     if placeholder in text:
         raise RefusedText(name, f"holds {placeholder}, which stands for the speech: take it out")
 

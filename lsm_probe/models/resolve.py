@@ -1,4 +1,4 @@
-"""What the name of a checkpoint stands for: the one place that decides it."""
+"""Resolves the name of a checkpoint; no other module decides what a name means."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUILTIN = (BUILTIN_LLM, *BUILTIN_LSMS)
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the name of a checkpoint stands for.
+    """The meaning of a checkpoint's name.
 
     Attributes:
         name: as it was given.
@@ -40,11 +40,11 @@ class Resolved:
 
 
 def resolve(name: str, *, download: bool = False) -> Resolved:
-    """Finds out what a name stands for, by the files of its folder, or by those that are kept here of a hub name.
+    """Resolves a name from the files of its folder, or, for a hub name, from the local copy of its files.
 
     Args:
         name: as of [`lsm_probe.load`].
-        download: whether to ask the hub for the `config.json` that a name has there, and for the whole release of a
+        download: whether to query the hub for the `config.json` of a name, and to download the whole release of a
             published system or the whole adapter.
 
     Raises:
@@ -75,7 +75,7 @@ def check_builtin(name: str) -> None:
 
 
 def used_parts(name: str, parts: Parts, base: str | None = None) -> Parts:
-    """Of the parts given, those that a checkpoint leaves out, or those that the base of an adapter does.
+    """Selects, among the given parts, those that a checkpoint (or the base of an adapter) leaves out.
 
     If any part is given, the model hub is asked for what a hub name stands for, and gives the whole release.
 
@@ -92,13 +92,13 @@ def used_parts(name: str, parts: Parts, base: str | None = None) -> Parts:
     if found.kind == "adapter":
         return used_parts(found.find_base(base), parts)
     if found.kind == "hub" and cached_config(name) is None:
-        return parts  # the hub does not give it: loading says why
+        return parts  # the hub does not provide it: loading reports the reason
     needs = missing_parts(found.path) if found.kind == "published" and found.path else ()
     return Parts(**{part: getattr(parts, part) for part in PARTS if part in needs})
 
 
 def check_parts(bases: Mapping[str, str | None], parts: Parts) -> None:
-    """Refuses a part that none of some checkpoints leaves out.
+    """Refuses a part that every given checkpoint already has.
 
     Args:
         bases: names of the checkpoints, and of each the base to use if it is an adapter; None: the adapter's own.

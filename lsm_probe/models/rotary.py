@@ -1,8 +1,8 @@
-"""Rotary frequencies that depend on the length of the sequence (`longrope`, `dynamic`), given to each row by its own.
+"""Rotary frequencies that depend on the sequence length (`longrope`, `dynamic`), computed separately for each row.
 
-transformers takes the largest position of a pass for the length of all its rows, padding included, and `dynamic` keeps
-the frequencies of a longer sequence until one well within the limit comes. A batch, a cached beginning, or whatever ran
-before would change the numbers of a sample. Here each row is rotated as if it were the only one.
+transformers uses the largest position in a pass as the length of all its rows, including padding, and `dynamic` keeps
+the frequencies of a longer sequence until a much shorter one comes. So a batch, a cached beginning, or an earlier pass
+would change the numbers of a sample. Here each row is rotated as if it were the only one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _sequence_length: ContextVar[int | None] = ContextVar("lsm_probe_sequence_length
 
 
 def separate_rows(llm: PreTrainedModel) -> None:
-    """Gives each row of a batch, in all later passes of the LLM, the rotary frequencies of its own length.
+    """Makes all later passes of the LLM use, for each row of a batch, the rotary frequencies of its own length.
 
     A model whose frequencies are the same for all lengths stays as it is.
     """
@@ -43,7 +43,7 @@ def depends_on_length(llm: PreTrainedModel) -> bool:
 
 @contextmanager
 def sequence_length(tokens: int) -> Iterator[None]:
-    """Gives all passes inside the block the rotary frequencies of a sequence of so many tokens.
+    """Makes all passes inside the block use the rotary frequencies of a sequence with this number of tokens.
 
     For a pass over a part of a sequence, such as a beginning whose key-value cache is kept.
     """
@@ -72,14 +72,14 @@ def frequencies_unchanged(llm: PreTrainedModel, lengths: Sequence[int], more: in
 
 
 class _SeparateRows:
-    """Hooks: before the decoder runs, remember the padding; after a rotary module ran, rotate the rows one by one."""
+    """Hooks: before the decoder runs, store the padding; after a rotary module ran, rotate the rows one by one."""
 
     def __init__(self, limits: Sequence[tuple[bool, int]]):
         self.limits = limits
         self.mask: Tensor | None = None
 
     def frequencies(self, length: int) -> tuple[int, ...]:
-        """What the frequencies of a sequence of this length are known by."""
+        """A key that identifies the frequencies of a sequence of this length."""
         return tuple(max(length, limit) if grows else int(length > limit) for grows, limit in self.limits)
 
     def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

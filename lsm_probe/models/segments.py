@@ -1,4 +1,4 @@
-"""Segments: what each token of a prompt is."""
+"""Segments: the role of each token in a prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Segment(IntEnum):
-    """What a token is. Stored values: part of the file format of results."""
+    """The role of a token. The values are part of the file format of results."""
 
     PADDING = 0
     SYSTEM = 1
@@ -20,7 +20,7 @@ class Segment(IntEnum):
 
 
 class SpecialToken(str):
-    """How a special token is spelled that a template puts into a prompt by itself, such as BOS.
+    """The spelling of a special token that a template itself writes into a prompt, such as BOS.
 
     It becomes its id, and the text after it is tokenised as a text of its own: the ids of that text then do not depend
     on how a tokenizer treats text after a special token.
@@ -34,10 +34,10 @@ Piece = tuple[Segment, str]
 
 
 def token_segments(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) -> list[Segment]:
-    """Says of each token which segment it belongs to.
+    """Returns the segment of each token.
 
-    A token that straddles two pieces belongs to the one holding its first non-space character; a token of spaces
-    alone to the one holding its first character.
+    A token across two pieces belongs to the piece of its first non-space character; a token of only spaces belongs to
+    the piece of its first character.
 
     Args:
         pieces: the text, cut into segments; the tokeniser saw their concatenation.

@@ -1,4 +1,4 @@
-"""Reasoning models: where the thinking in a response ends and the answer begins."""
+"""Reasoning models: separates the thinking in a response from the answer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ UNFINISHED = "unfinished thought"
 
 @dataclass(frozen=True)
 class Marks:
-    """How a family of models marks its thinking.
+    """The marks of thinking in a family of models.
 
     Attributes:
-        begin: pattern of what opens the thinking.
-        end: pattern of all that stands between the thinking and the answer.
+        begin: pattern of the text that opens the thinking.
+        end: pattern of everything between the thinking and the answer.
         is_known: whether the tokenizer or its chat template names these marks, so that `end` counts without `begin`.
     """
 
@@ -51,12 +51,12 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Thought:
-    """The thinking that a response begins with.
+    """The thinking at the start of a response.
 
     Attributes:
-        text: the thinking with its marks; empty marks count as thinking too.
-        tokens: how many tokens of the response come before the answer.
-        answer: what follows, without special tokens; None where the response ends before the thinking does.
+        text: the thinking with its marks; empty thinking also counts.
+        tokens: number of response tokens before the answer.
+        answer: the text after the thinking, without special tokens; None if the response ends within the thinking.
     """
 
     text: str
@@ -67,12 +67,12 @@ class Thought:
 def find_thought(
     tokenizer: PreTrainedTokenizerBase, response: Sequence[int], opening: str, *, ended: bool
 ) -> Thought | None:
-    """Tells the thinking from the answer.
+    """Separates the thinking from the answer.
 
     Args:
         tokenizer: of the response.
         response: token ids.
-        opening: what the prompt ends with; see [`text_after_user`].
+        opening: the end of the prompt; see [`text_after_user`].
         ended: whether the model ended the response itself.
 
     Returns:
@@ -112,7 +112,7 @@ def find_thought_in_text(
 
 
 def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text whose token ids are lost, so that special tokens are told by how they are written."""
+    """A text without its token ids, so special tokens are recognised by their spelling."""
     special = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
     return re.sub(special, "", text) if special else text
 
@@ -122,9 +122,9 @@ def split_thought(
 ) -> tuple[str, str | None] | None:
     """The thinking with its marks, and the text behind it; see [`find_thought`].
 
-    A response has thinking if it begins with the opening mark or the prompt does so for it, or if the closing mark of
-    the model's own family stands in it. A response that the prompt has opened and that ends by itself without a closing
-    mark is an answer: so answers a model that was trained to answer at once.
+    A response has thinking if it begins with the opening mark, if the prompt ends with that mark, or if it contains the
+    closing mark of the model's own family. A response that the prompt has opened and that ends by itself without a
+    closing mark is an answer: a model that was trained to answer directly does this.
 
     Args:
         response: text with its special tokens.
@@ -148,7 +148,7 @@ def split_thought(
 
 
 def text_after_user(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """What the prompt's template writes behind the user's words: DeepSeek-R1's opens the thinking there."""
+    """The template's text after the user's words: DeepSeek-R1's template opens the thinking there."""
     users = [i for i, own in enumerate(prompt.segments) if own in (Segment.INSTRUCTION, Segment.SOURCE)]
     behind = prompt.input_ids[users[-1] + 1 :] if users else []
     return str(tokenizer.decode(behind, skip_special_tokens=False)) if behind else ""
@@ -175,7 +175,7 @@ def has_special_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _is_open(marks: Marks, opening: str) -> bool:
-    """Whether a thought is begun there and not ended."""
+    """Whether the text opens thinking without ending it."""
     begun = [found.end() for found in re.finditer(marks.begin, opening)]
     return bool(begun) and re.search(marks.end, opening[begun[-1] :], re.DOTALL) is None
 

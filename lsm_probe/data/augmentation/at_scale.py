@@ -1,12 +1,12 @@
-"""Generation at scale: datatrove's `InferenceRunner` over vLLM or any OpenAI-compatible server, to the same shards.
+"""Generation at scale: datatrove's `InferenceRunner` with vLLM or any OpenAI-compatible server, to the same shards.
 
-The data is split into ranks, each with its own checkpoint: a killed run goes on without losing, repeating or tearing a
-row. Prompts go out as token ids, those of the in-process engine, since servers add tokens of their own to text.
+The data is split into ranks, each with its own checkpoint, so a killed run resumes without losing or repeating rows.
+Prompts are sent as the token ids of the in-process engine, because servers add their own tokens to text.
 
-With `VLLM_BATCH_INVARIANT=1` (beta; GPUs of compute capability 8.0 or higher) vLLM's answers do not depend on which
-prompts happen to be batched together; without it another run gives other roundings, and now and then another answer.
+With `VLLM_BATCH_INVARIANT=1` (beta; GPUs of compute capability 8.0 or higher), vLLM's responses do not depend on which
+prompts are batched together. Without it, another run rounds differently and sometimes gives another response.
 
-On a cluster the steps go to an executor of datatrove's own:
+On a cluster, pass the steps to one of datatrove's executors:
 
     out, llm, samples = Path("out"), load_prompter("lmsys/vicuna-7b-v1.5"), read_manifest("clips.jsonl")
     write_samples(out, samples)
@@ -72,21 +72,21 @@ def augment_at_scale(
     problems: Problems | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Makes self-powered data as [`augment`] does, the answers coming from a server.
+    """Makes self-powered data as [`augment`] does, with responses from a server.
 
-    Writes what `augment` writes, and `samples.jsonl`, `checkpoints/` and `logs/`. Prompts that the server refuses are
+    Writes the files of `augment`, and `samples.jsonl`, `checkpoints/` and `logs/`. Prompts that the server refuses are
     dropped and counted.
 
     Args:
         llm: the text LLM that the server runs.
         samples, out, recipe, resume, on_error, problems: as in [`augment`].
-        server: what answers; see [`find_server`].
-        workers: processes that send prompts side by side; a run goes on with as many as it was begun with.
-        in_flight: requests of each under way at once.
+        server: the server; see [`find_server`].
+        workers: processes that send prompts in parallel; a resumed run uses as many as at its start.
+        in_flight: number of simultaneous requests of each process.
         on_progress: called every second with rows done and rows in all.
 
     Returns:
-        The report; see [`collect`]. Its seconds are None: nobody measured the server.
+        The report; see [`collect`]. Its seconds are None, because the server's time is not measured.
 
     Raises:
         InputError: datatrove is not installed, samples or folder cannot be used, or the server failed.
@@ -117,7 +117,7 @@ def augment_at_scale(
         parts = split(out, len(samples), workers, shard_rows)
         unfinished = [part for part in parts if not part.is_finished]
         if unfinished:
-            for part in unfinished:  # datatrove marks a rank complete also where a row could not be saved
+            for part in unfinished:  # datatrove marks a rank complete even if a row could not be saved
                 part.completion_marker.unlink(missing_ok=True)
             write_samples(out, samples)
             steps = partial(generation_steps, out, llm, recipe, server, in_flight=in_flight, shard_rows=shard_rows)
@@ -137,7 +137,7 @@ def require_datatrove() -> None:
 
 
 def write_samples(out: Path, samples: Sequence[Sample]) -> None:
-    """Puts the samples, all with transcripts, where the ranks read them."""
+    """Writes the samples, all with transcripts, to the file that the ranks read."""
     with manifest_writer(out / SAMPLES) as write:
         for sample in samples:
             write(sample)
@@ -154,8 +154,8 @@ def generation_steps(
 ) -> list[Any]:
     """The pipeline for an executor of datatrove's, whose `logging_dir` should be `out/logs`.
 
-    `out` is a folder with `samples.jsonl`, on a disk of this machine or a shared one; `in_flight` is the number of
-    requests that each rank has under way at once.
+    `out` is a folder with `samples.jsonl`, on a local or shared disk; `in_flight` is the number of simultaneous
+    requests of each rank.
     """
     from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
     from datatrove.pipeline.writers.parquet import ParquetWriter
@@ -195,13 +195,13 @@ class Transcripts:
         self._lock: filelock.BaseFileLock | None = None
 
     def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Repairs at once what a kill left of this rank: the next step reads it before it asks for samples."""
+        """Repairs what a kill left of this rank, immediately: the next step reads it before it asks for samples."""
         with (self.out / SAMPLES).open("rb") as file:
             rows = sum(1 for _ in file)
         part = split(self.out, rows, world_size, self.shard_rows)[rank]
         path = self.out / CHECKPOINTS / f"{rank:05d}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(path, timeout=0)  # held as long as this step lives
+        self._lock = filelock.FileLock(path, timeout=0)  # held while this step exists
         try:
             self._lock.acquire()
         except filelock.Timeout:
@@ -230,18 +230,18 @@ async def answer(
     """The row of one sample; datatrove calls it with `generate`, which sends a request to the server."""
     from datatrove.pipeline.inference.types import InferenceError
 
-    # Popped: what stays in the metadata is written to the checkpoint.
+    # Popped, because what stays in the metadata is written to the checkpoint.
     number, sample = document.metadata.pop("number"), document.metadata.pop("sample")
     job = make_job(llm.encode, number, sample, recipe)
     if not job.generates:
         return job.row_without_generation(recipe)
     request: dict[str, Any] = {"prompt": job.prompt, "max_tokens": recipe.max_new_tokens, "temperature": 0.0}
     if recipe.thinking == "drop" and llm.has_special_marks:
-        request["skip_special_tokens"] = False  # vLLM's and SGLang's; without the marks thinking looks like an answer
+        request["skip_special_tokens"] = False  # for vLLM and SGLang; without the marks, thinking looks like an answer
     try:
         result = await generate(request)
     except InferenceError as error:
-        if "BadRequestError" not in str(error.error):  # datatrove's word for status 400
+        if "BadRequestError" not in str(error.error):  # datatrove's name for status 400
             raise
         return replace(job, drop_reason=REFUSED).row_without_generation(recipe)
     ended = result.finish_reason == "stop"
@@ -256,7 +256,7 @@ def _row_of(writer: object, document: Document) -> dict[str, Any]:
 
 
 def _run(steps: Callable[[], list[Any]], out: Path, workers: int, on_tick: Callable[[], None]) -> None:
-    """Makes and runs the steps in a process of their own: here their logs would run through the terminal."""
+    """Builds and runs the steps in a separate process, because their logs would fill the terminal."""
     log = out / LOGS / "run.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     context = get_context("spawn")
@@ -279,7 +279,7 @@ def _run(steps: Callable[[], list[Any]], out: Path, workers: int, on_tick: Calla
 
 
 def _work(steps: Callable[[], list[Any]], logs: str, workers: int, log: Path, sender: Connection) -> None:
-    """In the new process."""
+    """Runs in the new process."""
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -294,7 +294,7 @@ def _work(steps: Callable[[], list[Any]], logs: str, workers: int, log: Path, se
 
 
 def _end_with_the_parent() -> None:
-    """Ends this process, and with it the server that it started, when the parent is killed."""
+    """Ends this process, and the server that it started, when the parent is killed."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -302,7 +302,7 @@ def _end_with_the_parent() -> None:
 
 
 def _stop(process: Any) -> None:
-    """Ends a process that an interrupted parent leaves; a Ctrl-C at the terminal reaches it too."""
+    """Ends a process that an interrupted parent leaves; Ctrl-C at the terminal also reaches it."""
     process.join(5 if process.exitcode is None else None)
     if process.exitcode is None:
         os.kill(process.pid, signal.SIGINT)
@@ -313,7 +313,7 @@ def _stop(process: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in one line: datatrove wraps errors in errors that repeat the whole request."""
+    """The cause of an error in one line, because datatrove's nested errors repeat the whole request."""
     while isinstance(inner := getattr(error, "error", None), BaseException):
         error = inner
     return " ".join(str(getattr(error, "error", None) or error or type(error).__name__).split())[:300]

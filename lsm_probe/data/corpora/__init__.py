@@ -19,20 +19,20 @@ class Corpus:
     name: str  # of the function that reads it, and in `config.yaml`
     title: str  # its name as people write it
     root: str  # what `--root` must be
-    # What its labels can be asked for, the paper's task first. The names are those of the instruction pools.
+    # Tasks that its labels allow, the paper's task first. The names are those of the instruction pools.
     tasks: tuple[str, ...] = ("transcription",)
-    spoken: bool = True  # False for a question set, whose text has yet to be spoken; its root is a file
-    module: str | None = None  # of this package, where the function is; by default of the same name
+    spoken: bool = True  # False for a question set, which has text without speech; its root is a file
+    module: str | None = None  # module in this package with the function; by default of the same name
 
     @property
     def all_tasks(self) -> list[str]:
-        """`tasks`, and transcription, which any corpus has."""
+        """`tasks`, and transcription, which every corpus allows."""
         return list(dict.fromkeys([*self.tasks, "transcription"]))
 
     def read(self, root: Path, problems: Problems, splits: Collection[str] | None = None) -> Iterator[Utterance]:
-        """Yields the corpus's utterances in its own order; what cannot be used goes into `problems`.
+        """Yields the corpus's utterances in its own order; unusable entries are recorded in `problems`.
 
-        Only these `splits` are read, or all if none are named. Sound files are named, not opened.
+        Only these `splits` are read, or all if none are given. Sound files are not opened.
 
         Raises:
             InputError: `root` does not hold the corpus.
@@ -51,7 +51,7 @@ class Corpus:
 
 
 def question_sets() -> dict[str, Corpus]:
-    """Those of `CORPORA` whose text has yet to be spoken."""
+    """Those of `CORPORA` that have text without speech."""
     return {name: corpus for name, corpus in CORPORA.items() if not corpus.spoken}
 
 

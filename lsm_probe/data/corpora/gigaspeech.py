@@ -1,7 +1,7 @@
 """GigaSpeech: `GigaSpeech.json`, whose list `audios` names long `.opus` files and their segments.
 
-Text is upper case with tags for punctuation; `A B <COMMA> C <PERIOD>` becomes `A B, C.`. A segment tagged as silence,
-music, noise or else, without speech, is not an utterance; how many there were is said at the end.
+Text is upper case with tags for punctuation; `A B <COMMA> C <PERIOD>` becomes `A B, C.`. A segment without speech,
+tagged for example as silence, music or noise, is not an utterance; a message at the end gives their number.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Segment(BaseModel):
 
 
 def read_gigaspeech(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
-    """A split for each subset, "XL" to "XS", "DEV" and "TEST"; a segment is in every one that it belongs to."""
+    """A split for each subset, "XL" to "XS", "DEV" and "TEST"; a segment is in each of its subsets."""
     without_speech = 0
     for number, values in enumerate(_audios(root / "GigaSpeech.json"), start=1):
         where = f"{root / 'GigaSpeech.json'}, audio {number}"
@@ -95,7 +95,7 @@ def _audios(path: Path) -> Iterator[object]:
                 try:
                     value, position = decoder.raw_decode(buffer, position)
                 except json.JSONDecodeError as error:
-                    # What is only cut by the chunk fails near its end; a string is far shorter than a chunk.
+                    # A value cut off by the chunk fails near the chunk's end; a string is much shorter than a chunk.
                     if len(buffer) - error.pos > _CHUNK or not (more := file.read(_CHUNK)):
                         raise InputError(f"{path} is not JSON ({error.msg}); download the file again") from None
                     buffer, position = buffer[position:] + more, 0
@@ -103,7 +103,7 @@ def _audios(path: Path) -> Iterator[object]:
                     yield value
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); check --root") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, or brackets nested as deep
+    except (ValueError, RecursionError):  # a number with thousands of digits, or brackets nested that deeply
         raise InputError(
             f"{path} holds JSON that is nested too deeply or a number that is too long; download the file again"
         ) from None

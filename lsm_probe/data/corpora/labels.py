@@ -1,4 +1,4 @@
-"""The labels that the evaluation instructions ask for: the only right answers of a task that chooses one."""
+"""The labels of the evaluation instructions: the only right answers of a task that selects a label."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def labels_of(task: str) -> tuple[str, ...]:
 
 
 def answer_with(task: str, label: str) -> dict[str, str]:
-    """The answers of an utterance whose label this is.
+    """The answers of an utterance with this label.
 
     Raises:
         InputError: the label is none of the task's.

@@ -1,8 +1,8 @@
 """Any corpus prepared by lhotse: `*recordings*.jsonl(.gz)` with `*supervisions*.jsonl(.gz)`, and `*cuts*.jsonl(.gz)`.
 
-The lines are parsed here and never handed to lhotse, which runs a source of type "command" in a shell. Of sources only
-files are taken, of recordings those of one file with one channel and no transforms, of cuts only `MonoCut`. Relative
-file names start at the current folder, as in lhotse.
+The lines are parsed here and never passed to lhotse, which runs a source of type "command" in a shell. Only these are
+accepted: sources that are files, recordings of one file with one channel and no transforms, and cuts of type `MonoCut`.
+Relative file names start at the current folder, as in lhotse.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Cut(BaseModel):
 
 
 def read_lhotse(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:
-    """An utterance for each supervision; without a language where the corpus names none.
+    """An utterance for each supervision; without a language if the corpus names none.
 
     `librispeech_{recordings,supervisions}_dev.jsonl.gz` are the split "librispeech_dev", and
     `librispeech_cuts_dev.jsonl.gz` is "librispeech_cuts_dev", which may hold the same again.

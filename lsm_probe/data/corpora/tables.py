@@ -1,4 +1,4 @@
-"""Lines, rows and objects of the text files that corpora come with, each with the place it stands at."""
+"""Lines, rows and objects of the text files of corpora, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def at(path: Path, number: int) -> str:
 
 
 def opened(path: Path, newline: str | None = None) -> TextIO:
-    """A text file, if it is a regular one: a pipe or device that an archive brought would never end.
+    """A text file, if it is a regular file: reading a pipe or device from an archive might never end.
 
     Raises:
         InputError: it is not.
@@ -50,7 +50,7 @@ def opened(path: Path, newline: str | None = None) -> TextIO:
 
 
 def lines_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(place, line) for every line, without its line break; `blank` lines only if asked for.
+    """(place, line) for every line, without its line break; blank lines only with `blank`.
 
     Raises:
         InputError: the file does not exist or is not UTF-8.
@@ -67,7 +67,7 @@ def lines_of(path: Path, *, blank: bool = False) -> Iterator[tuple[str, str]]:
 def rows_of(
     path: Path, columns: Sequence[str], problems: Problems, **dialect: Any
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) for every row of a table with a header; a row of another length goes into `problems`.
+    """(place, row) for every row of a table with a header; a row of another length is recorded in `problems`.
 
     The `dialect` is that of `csv.DictReader`; by default commas and double quotes.
 
@@ -107,7 +107,7 @@ def rows_of_parts(
 
 
 def objects_of(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) for every line of a JSONL file, `.gz` or plain; other lines go into `problems`.
+    """(line number, object) for every line of a JSONL file, `.gz` or plain; other lines are recorded in `problems`.
 
     Raises:
         InputError: the file cannot be read, or holds a line above 64 MiB.
@@ -126,7 +126,7 @@ def objects_of(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, 
 
 
 def object_in(path: Path) -> dict[str, Any]:
-    """The one object of a small JSON file.
+    """The single object of a small JSON file.
 
     Raises:
         InputError: the file does not exist or holds something else; names it.
@@ -155,7 +155,7 @@ def parsed(model: type[_Model], values: object, where: str = "") -> _Model:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of `folder`: names come out of archives, so none may lead elsewhere.
+    """The file `name` of `folder`: names come from archives, so they must not lead outside the folder.
 
     By the name alone. A folder that is a link to another disk is the user's own doing.
 
