@@ -64,7 +64,7 @@ def find_rows(source: Any) -> Rows:
 
 
 def _of_dataset(dataset: Any) -> Rows:
-    """A `datasets.Dataset` or `IterableDataset`. Its audio is taken undecoded, so that torchcodec is not needed."""
+    """A `datasets.Dataset` or `IterableDataset`. Its audio is not decoded, so that torchcodec is not needed."""
     from datasets import Audio
 
     features = dataset.features or {}
@@ -79,7 +79,7 @@ def _of_dataset(dataset: Any) -> Rows:
 
 
 def _of_table(dataset: Any, audio: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows whose audio points into the table, which lies on the disk as a rule: 10,000 clips need no memory."""
+    """Rows whose audio points into the table, which is usually on the disk: 10,000 clips need no memory."""
     plain = dataset.with_format(None).select_columns([name for name in dataset.column_names if name not in audio])
     table = dataset.with_format("arrow")
     for i in range(len(dataset)):
@@ -92,7 +92,7 @@ def _of_table(dataset: Any, audio: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _undecoded(column: Any) -> dict[str, Any] | None:
-    """The one entry of an Audio column; its bytes as a buffer of the table, not copied."""
+    """The entry of an Audio column; its bytes are a buffer of the table, without a copy."""
     (entry,) = (chunk for chunk in column.chunks if len(chunk))
     if entry.null_count:
         return None

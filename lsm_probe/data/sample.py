@@ -45,7 +45,8 @@ def _not_blank(text: str) -> str:
 
 
 def _plain_path(value: object) -> object:
-    """Refuses all but audio in memory and the path of a local file: other readers run commands and fetch URLs here."""
+    """Refuses everything except audio in memory and the path of a local file: other readers run commands and fetch
+    URLs."""
     if value is None or isinstance(value, AudioBytes):
         return value
     if not isinstance(value, str | Path):
@@ -70,19 +71,19 @@ def _is_language(spelling: str) -> str:
 
 def _audio_in_json(audio: Path | AudioBytes | None) -> str | None:
     if isinstance(audio, AudioBytes):
-        return f"sha256:{audio.sha256}"  # it says which audio it was; nothing reads it back
+        return f"sha256:{audio.sha256}"  # records which audio it was; it cannot be read back
     return None if audio is None else str(audio)
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Words = Annotated[Text, AfterValidator(_not_blank)]
 LanguageText = Annotated[Text, AfterValidator(_is_language)]
-# Strict: a number, not a string or a boolean that looks like one.
+# Strict: a number, not a string or a boolean that looks like a number.
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Sample(BaseModel):
-    """An instruction and the source it speaks of. Immutable.
+    """An instruction and its source. Immutable.
 
     Args:
         id: Name of the sample, unique in its manifest.
@@ -90,7 +91,7 @@ class Sample(BaseModel):
         audio: A local sound file, or one in memory ([`lsm_probe.samples`] makes these). `audio` or `text` is required.
         text: The transcript.
         target: The reference response.
-        alternatives: Further right answers, which evaluation accepts too.
+        alternatives: Further right answers, which evaluation also accepts.
         start: Where the section begins in `audio`, seconds.
         duration: Length of the section, seconds; None reads to the end.
         task: Name of the task, for example "asr".
@@ -99,7 +100,7 @@ class Sample(BaseModel):
 
     Raises:
         pydantic.ValidationError: A value is missing, blank, not finite or out of range, or `audio` is
-            anything but a plain path or audio in memory. That the file exists is checked by whoever reads it.
+            anything but a plain path or audio in memory. The code that reads the file checks that it exists.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -128,10 +129,11 @@ class Sample(BaseModel):
 
     @property
     def utterance(self) -> str:
-        """Key of the clusters that intervals are over: one for the same file, start and duration, or text if no audio.
+        """Key of the utterance, for intervals: equal for the same file, start and duration, or for the same text if no
+        audio.
 
-        A digest, so that results may hold it without telling where the file lay. Files are compared by their
-        resolved path, audio in memory by its bytes; `duration=None` and the same length in seconds are two keys.
+        A hash, so that results can store it without the location of the file. Files are compared by their resolved
+        path, audio in memory by its bytes; `duration=None` and the same length in seconds give different keys.
         """
         if self.audio is None:
             return _digest("text", self.text)
@@ -139,7 +141,7 @@ class Sample(BaseModel):
         return _digest("audio", audio, self.start, self.duration)
 
     def read_source(self, source: Literal["speech", "text"]) -> "NDArray[np.float32] | str":
-        """What a model of this source reads: the waveform (mono, 16 kHz, `[samples]`), or the transcript.
+        """The input for a model of this source: the waveform (mono, 16 kHz, `[samples]`), or the transcript.
 
         Raises:
             InputError: the sample has no such source, or its audio cannot be used; names the sample.

@@ -1,4 +1,4 @@
-"""Draws that depend on nothing but a seed and a sample's id: not on other samples, their order, or the process."""
+"""Random draws that depend only on a seed and a sample's id: not on other samples, their order, or the process."""
 
 import hashlib
 

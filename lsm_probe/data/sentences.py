@@ -1,4 +1,4 @@
-"""Sentences to be spoken: a text file with one a line, or JSONL rows that may bring their own instruction."""
+"""Sentences for synthesis: a text file with one per line, or JSONL rows that may have their own instructions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Row(BaseModel):
 
 @dataclass(frozen=True)
 class Sentence:
-    """A text to be spoken and what is to be asked about it."""
+    """A text for synthesis and the instruction about it."""
 
     utterance: Utterance  # id, text, language and context; no audio yet
     instruction: str | None = None  # None for a transcription instruction of a pool
@@ -53,7 +53,7 @@ class Sentence:
     task: str | None = None
 
     def sample(self, audio: Path | None, pool: Pool, seed: int) -> Sample:
-        """The sample; without an instruction of its own, one for transcription is drawn, and its text is the target."""
+        """The sample; without its own instruction, one for transcription is drawn, with the text as target."""
         utterance = replace(self.utterance, audio=audio)
         if self.instruction is not None:
             return to_sample(utterance, self.instruction, self.target, self.task)
@@ -62,11 +62,11 @@ class Sentence:
 
 
 def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
-    """Yields the sentences of a file; every unusable line goes into `problems`.
+    """Yields the sentences of a file; unusable lines are recorded in `problems`.
 
-    A name that ends in `.jsonl` is read as JSON, one object a line, with `text` and optionally `id`, `instruction`,
-    `target`, `task`, `language` and `context`; any other as plain text. Blank lines are passed over. A line without
-    an id is named `<file>-<line number>`.
+    A file name that ends in `.jsonl` is read as JSON, one object per line, with `text` and optionally `id`,
+    `instruction`, `target`, `task`, `language` and `context`; any other as plain text. Blank lines are skipped. A line
+    without an id is named `<file>-<line number>`.
 
     Raises:
         InputError: the file cannot be read.
@@ -74,7 +74,7 @@ def read_sentences(path: Path, problems: Problems) -> Iterator[Sentence]:
     Warns:
         UserWarning: rows have other keys; these are left out.
     """
-    unknown: dict[str, int] = {}  # key -> the line it was first seen on
+    unknown: dict[str, int] = {}  # key -> the line where it first occurs
     line_of: dict[str, int] = {}
     for number, line in _lines(path):
         with problems.catching(f"{path}, line {number}"):

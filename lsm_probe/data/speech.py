@@ -1,4 +1,4 @@
-"""Utterances spoken into a folder of FLAC files: by several processes, the same bytes however many, resumable."""
+"""Synthesis of utterances into FLAC files: in parallel, resumable, with output independent of the processes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _CHUNK_SIZE = 8
 
 @dataclass(frozen=True)
 class SpeechSettings:
-    """How texts are spoken: a voice, a speed and the seed of the voice's noise are chosen for each.
+    """Synthesis settings: a voice, a speed and a seed for the voice's noise are chosen for each text.
 
     Raises:
-        InputError: a voice is not here, or a speed is not between `SLOWEST` and `FASTEST`.
+        InputError: a voice is not available, or a speed is not between `SLOWEST` and `FASTEST`.
     """
 
     voices: tuple[str, ...] = (DEFAULT_VOICE,)  # of [`lsm_probe.data.voices.available_voices`]
@@ -66,12 +66,12 @@ class SpeechSettings:
 
 @dataclass(frozen=True)
 class SynthesisResult:
-    """What `synthesize` made."""
+    """The result of `synthesize`."""
 
-    utterances: list[Utterance]  # those that have their `audio`, in the order given
-    new: int  # how many were spoken in this run; the others were there already
+    utterances: list[Utterance]  # those that have `audio`, in the order given
+    new: int  # number of utterances spoken in this run; the others already existed
     seconds: float  # of speech made in this run
-    wall_seconds: float  # that this took
+    wall_seconds: float  # wall time of this synthesis
 
     @property
     def already(self) -> int:
@@ -82,7 +82,7 @@ class SynthesisResult:
         return self.seconds / self.wall_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts, for machines."""
+        """The counts, as plain values."""
         return {
             "spoken": self.new,
             "already": self.already,
@@ -104,7 +104,7 @@ class _Job:
 
 
 def texts_sha256(utterances: Iterable[Utterance]) -> str:
-    """Of all ids and texts in their order: what an output folder may hold audio for."""
+    """Hash of all ids and texts in their order, which identifies the content of an output folder."""
     total = hashlib.sha256()
     for utterance in utterances:
         total.update(json.dumps([utterance.split, utterance.id, utterance.text]).encode() + b"\n")
@@ -122,20 +122,20 @@ def synthesize(
 ) -> SynthesisResult:
     """Speaks each utterance's text into `folder/<2 hex>/<name>.flac`, 16 kHz mono, 16 bits.
 
-    A file that is there, with a header that can be right, is taken as it is, so the caller must keep other texts and
-    deliveries out of the folder ([`lsm_probe.folders.work_folder`] with `texts_sha256`). Files appear whole or not at
-    all. An utterance that cannot be spoken, or whose id is taken in its split, is left out, with a line in `problems`.
+    An existing file with a plausible header is used unchanged, so the caller must keep other texts and speech settings
+    out of the folder ([`lsm_probe.folders.work_folder`] with `texts_sha256`). Files are written atomically. An
+    utterance that cannot be spoken, or whose id is already used in its split, is left out, with a line in `problems`.
 
     Args:
         utterances: with text.
         folder: for the files; only one process may fill it.
         speech: how they are spoken.
-        workers: processes, a core each; None takes one for each core. 1 works in this process; with more, a script
-            that calls this must guard its entry by `if __name__ == "__main__"`.
+        workers: number of processes, one core each; None takes one per core. 1 works in this process; with more, a
+            script that calls this must guard its entry by `if __name__ == "__main__"`.
         on_progress: called with the number of texts done in this run and before.
 
     Raises:
-        InputError: a working process was killed from outside.
+        InputError: a worker process was killed from outside.
         OSError: the folder cannot be written to; ENOSPC if the disk is full.
     """
     began = time.monotonic()
@@ -164,7 +164,7 @@ def synthesize(
 
 
 def _is_spoken(path: Path) -> bool:
-    """Whether the file is there and no crash of the machine has left it empty or cut."""
+    """Whether the file exists and is not empty or truncated, as after a system crash."""
     try:
         check_audio_file(path)
     except InputError:
@@ -173,7 +173,7 @@ def _is_spoken(path: Path) -> bool:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What a killed process was writing."""
+    """Removes the incomplete files of a killed process."""
     for leftover in folder.glob("??/.*.flac"):
         leftover.unlink()
 
@@ -190,7 +190,7 @@ def _files(utterances: Iterable[Utterance], folder: Path, problems: Problems) ->
 
 
 def _relative_path(utterance: Utterance) -> Path:
-    """Readable, and safe whatever the id holds; the digest keeps ids apart, also where a disk ignores case."""
+    """A readable and safe file name for any id; the hash separates ids, also if a disk ignores case."""
     digest = hashlib.sha256(json.dumps([utterance.split, utterance.id]).encode()).hexdigest()[:16]
     readable = re.sub("[^a-z0-9_]+", "-", utterance.id.lower()).strip("-")[:40]
     return Path(digest[:2]) / f"{readable}-{digest}.flac"
@@ -217,7 +217,7 @@ def _processes(count: int) -> Iterator[Callable[..., Iterator[float | str]]]:
 
     try:
         yield parallel_map
-    except (KeyboardInterrupt, Terminated, GeneratorExit):  # nobody waits for the rest
+    except (KeyboardInterrupt, Terminated, GeneratorExit):  # the remaining results are not needed
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         raise
@@ -232,7 +232,7 @@ def _processes(count: int) -> Iterator[Callable[..., Iterator[float | str]]]:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Interrupts wait for the end of the block; processes started in it leave them to the parent for good."""
+    """Delays interrupts until the end of the block; processes started inside it leave interrupts to the parent."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -244,7 +244,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _initialize_worker() -> None:
-    """In a new process: ends it with its parent, however that ends."""
+    """In a new process: ends it when its parent ends, for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -261,7 +261,7 @@ def _run_job(job: _Job) -> float | str:
     except InputError as error:
         return str(error)
     samples = soxr.resample(samples, rate, RATE, quality="VHQ")
-    # Encoded in memory and written by Python, whose errors tell a full disk; libsndfile's do not.
+    # Encoded in memory and written by Python, whose errors report a full disk; libsndfile's do not.
     encoded = io.BytesIO()
     soundfile.write(encoded, _sixteen_bits(samples), RATE, format="FLAC", subtype="PCM_16")
     with replacing(job.path) as temporary:
@@ -270,6 +270,6 @@ def _run_job(job: _Job) -> float | str:
 
 
 def _sixteen_bits(samples: np.ndarray) -> np.ndarray:
-    """int16; softer as a whole where resampling went over full scale, since clipping distorts."""
+    """int16; scaled down if resampling exceeds full scale, because clipping distorts."""
     peak = max(1.0, float(np.abs(samples).max()))
     return np.rint(samples * (32_767 / peak)).astype(np.int16)

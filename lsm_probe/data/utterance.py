@@ -1,4 +1,4 @@
-"""One utterance of a corpus, before any instruction: what was said, where it lies, and what is true of it."""
+"""One utterance of a corpus, before any instruction: its text, its audio, and its labels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Utterance:
     """What a corpus reader yields."""
 
     id: str  # unique in its split
-    split: str  # the corpus's own name of the part it belongs to, for example "test-clean"
-    text: str | None  # the transcript; None where the corpus has none
-    audio: Path | None = None  # the sound file; None where the text has yet to be spoken
+    split: str  # the corpus's own name of its split, for example "test-clean"
+    text: str | None  # the transcript; None if the corpus has none
+    audio: Path | None = None  # the sound file; None if the text is not yet spoken
     start: float = 0.0  # where the utterance begins in `audio`, seconds
     duration: float | None = None  # its length, seconds; None reads to the end
     language: str | None = "en"  # of the speech, a code as of [`lsm_probe.languages.Language`]; None if unknown
     target_language: str | None = None  # English name of the language of `answers["translation"]`
-    context: str | None = None  # further text the question is about
+    context: str | None = None  # further text that the question is about
     # Task -> right answer, for the tasks of the corpus; transcription is always possible.
     answers: dict[str, str] = field(default_factory=dict)
     alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)  # task -> further right answers
@@ -38,7 +38,7 @@ class Utterance:
 
     @property
     def place(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         return f"{self.split}, {self.id}" if self.split else self.id
 
     def answer(self, task: str) -> str | None:

@@ -22,11 +22,11 @@ CheckTexts = Callable[[str, str | None, str | None], None]
 
 @dataclass(frozen=True)
 class Validation:
-    """What a manifest holds."""
+    """The content of a manifest."""
 
     tasks: dict[str, int]  # number of usable samples of each task
     keys: dict[str, int]  # number of usable samples that have each of `KEYS`
-    problems: list[str]  # a line for every sample that cannot be used: where, what, and how to fix it
+    problems: list[str]  # a line for each unusable sample: where, what, and how to fix it
 
     @property
     def usable(self) -> int:
@@ -46,7 +46,7 @@ def validate_manifest(
     """Reads a manifest and decodes its sound files.
 
     Args:
-        headers: read only the headers of sound files; much faster, finds less.
+        headers: read only the headers of sound files; much faster, but finds fewer problems.
         check_texts: refuses texts that a checkpoint's tokenizer would read as control tokens.
         on_progress: called with the manifest's name, samples done and all samples.
 

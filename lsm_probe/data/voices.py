@@ -1,4 +1,4 @@
-"""English voices that speak a text here, without a network: hibari's, and flite's where that program is installed."""
+"""English voices that work without a network: hibari's, and flite's if that program is installed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _CLOCKS = {"awb_time"}
 
 
 def available_voices() -> list[str]:
-    """Names of the voices that can speak here, for example "hibari:heart" and "flite:slt"."""
+    """Names of the available voices, for example "hibari:heart" and "flite:slt"."""
     neural = [DEFAULT_VOICE] if find_spec("hibari") else []
     return neural + [f"flite:{name}" for name in _flite_voices()]
 
 
 def check_voice(voice: str) -> None:
-    """Raises InputError if a voice cannot speak here."""
+    """Raises InputError if a voice is not available."""
     if voice not in (voices := available_voices()):
         raise InputError(
             f"--voice {voice!r} is not installed; available: {', '.join(voices) or 'none'}. `hibari:heart` needs "
@@ -55,7 +55,7 @@ def synthesize_text(text: str, voice: str, *, speed: float = 1.0, seed: int = 0)
         The samples, float32 mono [n_samples] with full scale at 1, and their rate in Hz (8,000 to 24,000).
 
     Raises:
-        InputError: the voice is not here, or the text is too long, not in Latin letters, or has nothing to be spoken.
+        InputError: the voice is not available, or the text is too long, not in Latin letters, or has no word to speak.
     """
     check_voice(voice)
     text = check_text(text)
@@ -70,8 +70,8 @@ def check_text(text: str) -> str:
     """The text without control characters.
 
     Raises:
-        InputError: it is one that a voice would pass over or spell out symbol by symbol: too long, without a word, or
-            not in Latin letters.
+        InputError: a voice would skip it or spell it out symbol by symbol: it is too long, has no word, or is not in
+            Latin letters.
     """
     text = "".join(character if character.isprintable() else " " for character in text).strip()
     if not any(character.isalnum() for character in text):
@@ -105,11 +105,11 @@ def _flite_voices() -> list[str]:
 
 
 def _flite(text: str, voice: str, speed: float) -> tuple[np.ndarray, int]:
-    # flite passes over letters with accents; without these, it reads them.
+    # flite skips letters with accents, but reads them without accents.
     letters = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     with tempfile.TemporaryDirectory(prefix="lsm-probe-") as folder:
         path = Path(folder) / "speech.wav"
-        # The text goes in by standard input: as an argument it could be taken for an option or a file to read.
+        # The text is passed on standard input: as an argument it could be read as an option or a file name.
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed:.6f}", "-o", str(path), "-f", "-"]
         done = subprocess.run(command, input=letters.encode(), capture_output=True, cwd=folder, check=False)
         try:

@@ -43,12 +43,12 @@ from lsm_probe.models.templates import default_template, find_template
 
 @dataclass(frozen=True)
 class _Options:
-    """What was asked for besides the name; see [`load`].
+    """The options of [`load`] besides the name.
 
     Attributes:
-        dtype, template, date: as asked for.
-        parts: those that the release of a published system leaves out.
-        tokenizer: an adapter's own, in place of that of its base.
+        dtype, template, date: as given.
+        parts: the parts that the release of a published system leaves out.
+        tokenizer: an adapter's own, instead of that of its base.
     """
 
     dtype: torch.dtype
@@ -70,7 +70,7 @@ def load(
     llm: str | Path | None = None,
     beats: str | Path | None = None,
 ) -> Checkpoint:
-    """Loads a checkpoint to look into.
+    """Loads a checkpoint for measuring.
 
     Args:
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
@@ -80,29 +80,29 @@ def load(
             release of a published system (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT)
             on one of these, which is merged into it in memory, or a text LLM in a GGUF file, whose weights are
             dequantised.
-        device: a torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is a CUDA GPU where there is one, or
-            else the CPU. Under `torchrun`, `auto` and `cuda` are a GPU for each process. `spread` lays the model over
-            all GPUs, and the CPU for what does not fit.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 where
-            it has no instructions for bfloat16.
+        device: a torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is a CUDA GPU if there is one, else the
+            CPU. Under `torchrun`, `auto` and `cuda` are a GPU for each process. `spread` distributes the model over all
+            GPUs, and puts the rest on the CPU.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on CPU, and on a GPU bfloat16, or float16 if it has
+            no instructions for bfloat16.
         template: prompt template, by its name or its YAML file; by default the LSM's own, or `chat` / `vicuna` for a
-            text LLM; of an audio LLM `chat` or `chat_source_first`.
+            text LLM; for an audio LLM `chat` or `chat_source_first`.
         date: used as today's date by chat templates that print one; [`DATE`] by default.
-        base: the model that an adapter was trained on, named as `name` is; by default the one that its
-            `adapter_config.json` names, a folder from here or from the adapter's, or a name on the model hub.
+        base: the model that an adapter was trained on, in the same forms as `name`. By default the one that its
+            `adapter_config.json` names: a folder relative to here or to the adapter, or a name on the model hub.
         encoder, llm, beats: the Whisper (folder, hub name or OpenAI's `.pt` file), the LLM (folder or hub name) and the
             BEATs (its authors' file) that the release of a published system leaves out.
 
     Raises:
-        InputError: if there is no such checkpoint, its checksums do not hold, its weights do not fit its `config.json`,
-            an adapter lies beside whole weights, cannot be merged or does not fit its base, a base is given for what
-            is not an adapter, a part is missing or was given to a checkpoint that has its own, it is of a kind that
-            cannot be probed, or the date is invalid.
+        InputError: there is no such checkpoint, its checksums do not match, its weights do not fit its `config.json`,
+            an adapter is beside full weights, cannot be merged or does not fit its base, a base is given for something
+            that is not an adapter, a part is missing or was given to a checkpoint that has its own, it is of a kind
+            that cannot be measured, or the date is invalid.
 
     Warns:
-        UserWarning: `dtype` is emulated on the device, the template prints no date though one is given, tensors outside
-            the LLM are left out, weights are dequantised, a prefix is taken off the names of all tensors, or another
-            `attn_implementation` than the one in `config.json` is run.
+        UserWarning: `dtype` is emulated on the device, a date is given but the template prints none, tensors outside
+            the LLM are left out, weights are dequantised, a prefix is removed from the names of all tensors, or the
+            model runs another `attn_implementation` than the one in `config.json`.
 
     Example:
         >>> checkpoint = lsm_probe.load("builtin:llm", device="cpu")
@@ -130,7 +130,7 @@ def load(
 def _move(checkpoint: Checkpoint, device: torch.device) -> None:
     try:
         checkpoint.model.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its type
-    except ValueError as error:  # of quantised weights, which some libraries cannot move
+    except ValueError as error:  # for quantised weights, which some libraries cannot move
         where = input_device(checkpoint.model)
         raise InputError(
             f"{checkpoint.name} is on {where} and cannot be moved to {device} ({' '.join(str(error).split())[:200]}): "
@@ -163,12 +163,13 @@ def _load(name: str, options: _Options, base: str | None = None) -> Checkpoint:
 
 
 def _load_from_hub(name: str, options: _Options, base: str | None, error: InputError) -> Checkpoint | None:
-    """What a hub name is that cannot be loaded as a model of transformers: a released checkpoint, an adapter, or None.
+    """Loads a hub name that transformers cannot load as a model: a published release or an adapter; None if it is
+    neither.
 
     Args:
         error: says why it could not be loaded.
     """
-    if (place := find_release(name)) is not None:  # trying to load it has put its config.json into the hub's cache
+    if (place := find_release(name)) is not None:  # the attempt to load it has put its config.json into the hub's cache
         return _load_release(Resolved(name, "published", place), options)
     if is_missing_config(error) and (folder := find_adapter(name, on_hub=True)) is not None:
         return _load_adapted(Resolved(name, "adapter", folder), options, base)
@@ -222,7 +223,7 @@ def _load_pretrained(name: str, folder: str, options: _Options) -> Checkpoint:
         model: Any = pretrained_model(LsmForConditionalGeneration, folder, options.dtype)
         checkpoint = Lsm(name, model, processor)
     elif (audio_class := audio_llm_class(config)) is not None:
-        # First the processor: what is wrong with it should not wait for the weights.
+        # The processor first, so that its errors appear before the weights are loaded.
         own = load_audio_llm_processor(name, folder, config, options.template, options.date)
         model = pretrained_model(audio_class, folder, options.dtype)
         check_reads_embeddings(model.eval(), name)

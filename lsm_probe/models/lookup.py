@@ -40,13 +40,13 @@ TextCheck = Callable[[str, str | None, str | None], None]
 
 
 def look_up(name: str, *, base: str | None = None) -> Literal["speech", "text"] | None:
-    """Which source a checkpoint reads, without loading it: by its name, or by the files of its folder.
+    """The source that a checkpoint reads, without loading it: from its name, or from the files of its folder.
 
     Args:
         name, base: as of [`lsm_probe.load`].
 
     Returns:
-        None if the name alone does not determine it: of a hub name, or of a kind that `load` refuses.
+        None if the name alone does not determine it: for a hub name, or a kind that `load` refuses.
 
     Raises:
         InputError: there is no such built-in, no such folder, or no checkpoint in it.
@@ -67,7 +67,7 @@ def look_up(name: str, *, base: str | None = None) -> Literal["speech", "text"] 
 
 
 def load_prompter(name: str | Path, *, template: str | None = None, date: str | None = None) -> Prompter:
-    """Loads what writes a text LLM's prompts.
+    """Loads the part of a text LLM that writes its prompts.
 
     Args:
         name: a folder, a name on the model hub, or `builtin:llm`.
