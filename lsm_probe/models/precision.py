@@ -1,4 +1,4 @@
-"""A model's half-precision weights in float32 for a while: the reference that half precision is compared with."""
+"""Temporarily runs a half-precision model in float32, as the reference for half precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def check_can_verify(model: nn.Module, name: str) -> None:
-    """Refuse to compare a model with itself in float32 where nothing can be compared.
+    """Refuse a precision check if float32 would change nothing or is not possible.
 
     Args:
         model: the model.
@@ -36,7 +36,7 @@ def check_can_verify(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def in_float32(model: nn.Module, name: str) -> Iterator[None]:
-    """Runs a model in float32 inside the block, with the same weights; afterwards they are as before to the last bit.
+    """Runs a model in float32 inside the block, with the same weights; afterwards they are bitwise as before.
 
     Tensors are cast one at a time and in place, so that no second model is in memory: half-precision weights take
     twice their memory inside the block. Modules, parameters and hooks stay the same objects.

@@ -1,4 +1,4 @@
-"""The one way to `from_pretrained`: no code of a checkpoint runs, and its weights are all there and all used."""
+"""The only wrapper of `from_pretrained`: no code of a checkpoint runs, and its weights are complete and all used."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def pretrained_model(
     _check_weights(model, loaded | completed, name, config, part, left_out)
     _warn_other_attention(name, asked, model)
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
-        computed = quantizer.update_dtype(dtype)  # some kernels know one dtype alone
+        computed = quantizer.update_dtype(dtype)  # some kernels support only one dtype
         if computed != dtype:
             warnings.warn(f"{name}: its quantisation computes in {computed}; {dtype} has no effect", stacklevel=2)
         cast_dense(model, computed)
@@ -153,7 +153,7 @@ def _warn_other_attention(name: str | Path, asked: dict[str, str | None], model:
 
 def adapter_error(name: str | Path, weights: str) -> InputError:
     """The error about an adapter beside whole weights."""
-    # transformers would apply the adapter by itself, a second time where it is merged already.
+    # transformers would apply the adapter by itself, a second time if it is already merged.
     return InputError(
         f"{name} holds {weights} and an adapter (adapter_config.json), which would be applied on top of it: if the "
         "adapter is merged already, move its files (adapter_config.json, adapter_model.*) to another folder; if not, "

@@ -1,4 +1,4 @@
-"""A text LLM without its weights: enough to write prompts for one that runs elsewhere."""
+"""A text LLM without its weights: writes prompts for an LLM that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prompter:
 
     @cached_property
     def opening(self) -> str:
-        """What its prompts end with, behind the user's words."""
+        """The end of its prompts, after the user's words."""
         return text_after_user_in(self.tokenizer, self.template)
 
     @property

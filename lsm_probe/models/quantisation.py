@@ -1,4 +1,4 @@
-"""Quantised weights: how they are recognised, whichever library packed them."""
+"""Quantised weights, recognised independently of the library that packed them."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ def in_tokens_of(reader: Checkpoint, writer: Checkpoint, responses: Mapping[str,
     """Responses of one model as token ids of another, where their tokenizers differ.
 
     Args:
-        reader: whose token ids are wanted.
-        writer: whose token ids the responses are.
+        reader: the model whose token ids are returned.
+        writer: the model whose token ids the responses are.
         responses: token ids by sample id.
 
     Returns:

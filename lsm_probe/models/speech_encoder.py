@@ -1,4 +1,4 @@
-"""The audio tower: which parts of Whisper run, on which part of the audio, and which states the connector reads."""
+"""The audio tower: the parts of Whisper that run, their input, and the states that the connector reads."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _run_encoder(encoder: Any, config: LsmConfig, features: Tensor, mel_frames: 
 def _encode_by_length(encoder: Any, features: Tensor, mel_frames: Tensor) -> Tensor:
     """Runs the pieces of one length together, and no others with them: padding would change their states."""
     states = [features.new_zeros(0, encoder.config.d_model)] * len(features)
-    mel_frames = mel_frames.cpu()  # once for the batch, as it waits for the device
+    mel_frames = mel_frames.cpu()  # one copy for the batch, because a copy waits for the device
     for length in mel_frames[mel_frames > 0].unique().tolist():
         rows = (mel_frames == length).nonzero()[:, 0]
         made = encoder(features[rows, :, :length]).last_hidden_state

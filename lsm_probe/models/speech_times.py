@@ -1,4 +1,4 @@
-"""Which time of an utterance each speech token of an LSM covers."""
+"""The time span of an utterance that each speech token of an LSM covers."""
 
 from __future__ import annotations
 

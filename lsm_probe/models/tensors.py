@@ -1,6 +1,6 @@
-"""Weights against the model that reads them: every tensor that it needs is there, and every one that is there is used.
+"""Checks weights against the model that reads them: every needed tensor exists, and every existing tensor is used.
 
-transformers draws missing tensors at random and drops unused ones, and only logs both.
+transformers initialises missing tensors at random and drops unused ones, and only logs both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What training frameworks leave in a folder in place of a model, and the commands that make a model of it.
+"""Output of training frameworks that is not a model, and the commands that convert it to a model.
 
-Nothing of it is loaded but the names of tensors.
+Only the names of tensors are read from it.
 """
 
 from __future__ import annotations

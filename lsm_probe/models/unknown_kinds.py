@@ -1,4 +1,4 @@
-"""Why a model whose type transformers does not know cannot be loaded; for well-known speech LLMs, why it never can."""
+"""Explains why a model of a type that transformers does not know cannot be loaded, also for well-known speech LLMs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Released checkpoints of published speech LLMs, read as they are.
+"""Released checkpoints of published speech LLMs, read without conversion.
 
-One module a system; importing it here registers it. A system says how to recognise its releases, which configuration
-of an LSM of this package computes the same, and how its tensors are called there.
+One module per system; importing it here registers it. A system defines how to recognise its releases, the equivalent
+configuration of an LSM of this package, and the names of its tensors.
 """
 
 from lsm_probe.models.published import blsp, diva, llama_omni, llasm, salmonn, self_powered, slam_llm, ultravox

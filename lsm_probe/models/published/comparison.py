@@ -1,4 +1,4 @@
-"""Whether a part that was given is the one that a release was trained with."""
+"""Checks whether a given part is the one that a release was trained with."""
 
 from __future__ import annotations
 

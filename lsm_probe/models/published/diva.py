@@ -4,7 +4,7 @@ A release holds a decoder of Whisper's with weights of its own, the 448 vectors 
 Whisper's encoder and the LLM are elsewhere, and its `config.json` names them. Speech of more than 30 s becomes several
 pieces of 448 speech tokens, where the original cuts it off.
 
-Not compared with the original code: no reference of it is at hand. The names of the tensors follow the release's code;
+Not compared with the original code: we have no output of it. The names of the tensors follow the release's code;
 speech tokens and logits were compared with a rewrite of its forward pass, with transformers' Whisper. The prompt is the
 LLM's own chat template with the instruction as the system turn. The release's code writes its turns by hand, with
 other line breaks and a second BOS, and its versions differ in that: its prompts are not reproduced token by token. It

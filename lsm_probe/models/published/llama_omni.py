@@ -1,9 +1,9 @@
 """LLaMA-Omni (arXiv 2409.06666): Whisper, five states stacked to a token, Llama 3; and LLaMA-Omni 2 (2505.02625).
 
-Only the text that they answer is read: what makes speech of it (`speech_generator`) has no effect on that.
+Only their text responses are measured: the part that turns these into speech (`speech_generator`) does not affect them.
 
-LLaMA-Omni 2 has the same connector and Qwen2.5. It was read from the source of the original, and not compared with
-numbers that the original computes.
+LLaMA-Omni 2 has the same connector and Qwen2.5. Its importer follows the original's source code; its numbers were not
+compared with the original's.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def find_system(name: str | Path) -> str | None:
 
 
 def find_release(name: str | Path) -> Path | None:
-    """The folder or file of a published checkpoint: the name itself, or what the hub's cache has of a hub name.
+    """The folder or file of a published checkpoint: the name itself, or the local copy of a hub name.
 
-    None of any other name. Of a hub name, the folder may lack the weights; [`download_release`] completes it.
+    None for any other name. For a hub name, the folder may lack the weights; [`download_release`] completes it.
     """
     place = Path(name)
     if may_be_on_hub(str(name)):

@@ -1,4 +1,4 @@
-"""The parts that releases leave out, read from where they are: Whisper, BEATs and the LLM."""
+"""The parts that releases leave out, read from elsewhere: Whisper, BEATs and the LLM."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SALMONN (arXiv 2310.13289): Whisper and BEATs, a Q-Former over windows, Vicuna with LoRA.
 
-A release is one `.pth` with what was trained; Whisper, BEATs and Vicuna are elsewhere. Speech of more than 30 s becomes
-several pieces, of as many speech tokens each, where the original cuts it off.
+A release is one `.pth` with the trained weights; Whisper, BEATs and Vicuna are separate. Speech of more than 30 s is
+split into pieces with the same number of speech tokens each; the original cuts it off.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A release is a `model.pt` with what was trained; Whisper and the LLM are elsewhe
 read from the run's `.hydra/config.yaml`, if it lies in the folder of `model.pt` or in the one above it. Speech of more
 than 30 s becomes several pieces, where the original cuts it off.
 
-Not compared with the original code: no reference of it is at hand. The layout of `model.pt`, the connector and the
+Not compared with the original code: we have no output of it. The layout of `model.pt`, the connector and the
 prompt follow the repository's code; the computation was compared with one written out in plain torch. The projectors
 that were released are for WavLM and HuBERT, which cannot be read here: that a `model.pt` was trained with Whisper shows
 only in its width and in its settings. Its Q-Former and cov1d-linear projectors are refused.

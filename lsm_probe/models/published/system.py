@@ -1,4 +1,4 @@
-"""What an importer of a published system is, and the registry in which it is found."""
+"""The interface of importers for published systems, and their registry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = ("encoder", "llm", "beats")
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts are that a release leaves out: folders, hub names, or None."""
+    """Locations of the parts that a release leaves out: folders, hub names, or None."""
 
     encoder: str | None = None
     llm: str | None = None

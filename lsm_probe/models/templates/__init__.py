@@ -1,4 +1,4 @@
-"""Prompt templates: how instruction and source are laid out for an LLM.
+"""Prompt templates: the layout of instruction and source for an LLM.
 
 A template is a small YAML file; [`lsm_probe.models.templates.layout`] says what it holds. Those in this folder are
 found by name.

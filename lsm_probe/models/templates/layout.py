@@ -1,4 +1,4 @@
-"""What a prompt template's YAML file holds, and the prompts that are rendered from it.
+"""The format of a prompt template's YAML file, and the prompts rendered from it.
 
 A template either spells the prompt, part by part, or names the messages that the tokenizer's own chat template renders.
 The source must appear in it once. A template without an instruction works with [`prompt_ids`] and [`logits`] only.
@@ -42,10 +42,10 @@ AUDIO_TOKEN = "<|audio|>"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How instruction and source are laid out for an LLM.
+    """The layout of instruction and source for an LLM.
 
     Args:
-        name: how results and messages call it.
+        name: its name in results and messages.
         render: from tokenizer, instruction and source (the transcript, or [`AUDIO_TOKEN`]) to the prompt's text, cut
             into segments.
         split_at_source: whether the text before the source, the source and the text after it are tokenised separately.
