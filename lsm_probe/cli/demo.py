@@ -33,9 +33,9 @@ def demo(
     """Show speech anchor bias and its repair with the built-in models.
 
     First it diagnoses two small LSMs: `builtin:vanilla_asr` was trained on transcription alone, and answers every
-    instruction with the transcript; `builtin:self_powered` follows instructions. Then it trains `builtin:vanilla_asr` on
-    answers of the text LLM inside both (SmolLM2), and diagnoses it again. Each step prints its purpose and its command.
-    The result is after/report.html.
+    instruction with the transcript; `builtin:self_powered` follows instructions. Then it trains
+    `builtin:vanilla_asr` on answers of the text LLM inside both (SmolLM2), and diagnoses it again. Each step prints its
+    purpose and its command. The result is after/report.html.
 
     The training is sized so that the demo takes about 6 minutes on this machine. --full trains for 40 steps of 8
     samples and measures 24 utterances. The first run downloads 164 MB of models.
