@@ -224,7 +224,7 @@ def main() -> None:
             "another checkpoint, moved so that on average no layer differs": level,
             "the same, moved so that every layer falls by the tolerance": fall(0.02)(level),
             "the same checkpoint, a fall of 0.05 planted in layer 0": fall(0.05, 0)(rerun),
-            "another checkpoint, moved so that no layer but 0 differs, with a fall of 0.05 in layer 0": fall(0.05, 0)(level),
+            "another checkpoint, moved so that only layer 0 falls, by 0.05": fall(0.05, 0)(level),
         }
         counted = [
             {"truth": what, "draws": DRAWS, **alarms(baseline, current, folder)} for what, current in worlds.items()
