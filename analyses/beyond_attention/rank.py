@@ -1,4 +1,4 @@
-"""Do norm-based eta, sensitivity, knockout and alignment rank checkpoints alike?
+"""Compare how norm-based eta, sensitivity, knockout and alignment rank checkpoints.
 
 Usage: python analyses/beyond_attention/rank.py RUNS
 RUNS holds the folders attention, sensitivity, knockout and alignment that the commands of README.md write. Writes
@@ -46,7 +46,9 @@ def main() -> None:
         falls = result.fall_all_layers.astype(float).mean(0)
         measures[_name(result)] |= {"knockout: instruction": falls[0], "knockout: source": falls[1]}
     for result in _load(AlignmentResult, runs / "alignment"):
-        last = result.to_frame().iloc[-1]  # standardised: the offset between speech and text rules the plain numbers
+        last = result.to_frame().iloc[
+            -1
+        ]  # standardised, because the offset between speech and text dominates the plain numbers
         measures[_name(result)] |= {"CKA": last["standardised_cka"], "R@1": last["standardised_retrieval"]}
     frame = pd.DataFrame(measures).T
     save_frame(frame.reset_index(names="checkpoint"), HERE / "ranking.csv")

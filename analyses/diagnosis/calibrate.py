@@ -1,13 +1,12 @@
-"""Compares the verdicts about known checkpoints with those that were expected, and draws fewer utterances to see how
-often a verdict is wrong.
+"""Compare verdicts on known checkpoints with the expected ones, and count wrong verdicts with fewer utterances.
 
 python analyses/diagnosis/calibrate.py [runs/diagnosis [GROUP ...]]
 
 The folder holds what `measure.py` wrote; without it only the study's archive is read. Groups are those of
 `expected.csv`: archive, fresh, planted; by default all.
 
-Writes `calibration.csv` and `subsampling.csv`, and prints both as tables of `docs/verdicts.md`. Rows about checkpoints
-that are not measured here stay as they are.
+Writes `calibration.csv` and `subsampling.csv`, and prints both as tables of `docs/verdicts.md`. Rows of checkpoints
+without measurements in this run are not changed.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def outcome(verdict: Verdict, row: dict[str, str]) -> str:
 
 
 def calibration_rows(checkpoints: list[Known]) -> list[dict[str, Any]]:
-    """A row for each checkpoint: what was expected, what was found, and the decisive numbers."""
+    """One row per checkpoint: expected verdict, actual verdict, and the numbers that determine it."""
     rows = []
     for group, data, kind, measured in checkpoints:
         verdict, row = judge(measured), expected()[group, data, kind]
@@ -97,7 +96,7 @@ def _number(verdict: Verdict, key: str) -> str:
 
 
 def subsampling_rows(checkpoints: list[Known]) -> list[dict[str, Any]]:
-    """A row for each checkpoint and number of utterances: how many of the draws were judged how."""
+    """One row per checkpoint and number of utterances: number of draws with each verdict."""
     rows = []
     for group, data, kind, measured in checkpoints:
         assert measured.own is not None
@@ -127,7 +126,7 @@ def subsampling_rows(checkpoints: list[Known]) -> list[dict[str, Any]]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Writes the rows, after those of other groups that the file has already; returns all of them."""
+    """Write the rows after those of other groups that are already in the file; return all rows."""
     key = ("group", "data", "checkpoint")
     new = {tuple(row[k] for k in key) for row in rows}
     old = read(path) if path.exists() else []
@@ -154,7 +153,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def summary(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Shares over checkpoints of each expected verdict and number of utterances; each checkpoint counts alike."""
+    """Shares over checkpoints of each expected verdict and number of utterances; all checkpoints have equal weight."""
     found = []
     for verdict in dict.fromkeys(row["expected"] for row in rows):
         for n in SIZES:

@@ -1,4 +1,4 @@
-"""The measurements of checkpoints whose verdict is known: of the study's archive, and what `measure.py` wrote."""
+"""Load the measurements of checkpoints with known verdict, from the study's archive and from `measure.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from measured import ARMS, LLM, at_length, only, results, seeds  # noqa: E402
 
 Result = TypeVar("Result", bound=MeasurementResult)
 
-# Data of the archive -> its folders: sensitivity on own words, on the LLM's words, transcription, attention, knockout.
+# Data of the archive -> folders: sensitivity on own and on the LLM's responses, transcription, attention, knockout.
 ARCHIVE = {
     "commands": ("own-words", "sensitivity", "evaluation", "attention", "knockout"),
     "voices": ("voices-own-words", None, "voices-evaluation", None, None),
@@ -95,9 +95,9 @@ def measured_here(folder: Path) -> Iterator[tuple[str, str, MeasuredCheckpoint]]
 
 
 def draw(measured: MeasuredCheckpoint, n: int, rng: np.random.Generator) -> MeasuredCheckpoint:
-    """What might have been measured on `n` utterances: a random part of them, without supporting measurements.
+    """Draw a random subset of `n` utterances, without supporting measurements.
 
-    The transcription is of other sentences in the archive, so as many of them are drawn by themselves.
+    In the archive, transcription uses other sentences, so the same number of them is drawn separately.
     """
     assert measured.own is not None
     own = _some(measured.own, n, rng)

@@ -1,11 +1,12 @@
-"""Measures the built-in and the planted checkpoints for `calibrate.py`; what is there already is passed over.
+"""Measure the built-in and the planted checkpoints for `calibrate.py`; skip existing results.
 
 python analyses/diagnosis/measure.py runs/diagnosis [commands] [planted] [probe]
 
-commands: the built-in checkpoints on `builtin:commands`. Each of the 24 utterances is used once, with an instruction of
-    a kind that `self_powered` was trained on and with another in turn. All 13 kinds of instruction are in the pool.
+commands: the built-in checkpoints on `builtin:commands`. Each of the 24 utterances is used once, alternately with an
+    instruction of a kind that `self_powered` was trained on and with another one. All 13 kinds of
+    instruction are in the pool.
 planted: the planted checkpoints and the text LLM on 8 of these utterances, with a smaller pool.
-probe: the built-in checkpoints on 10 sentences of `builtin:probe`, which they do not understand.
+probe: the built-in checkpoints on 10 sentences of `builtin:probe`, which they cannot transcribe.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def measure(out: Path, parts: Sequence[str]) -> None:
 
 
 def commands() -> list[Sample]:
-    """One sample of each utterance."""
+    """One sample per utterance."""
     return [_all_commands()[2 * i + i % 2] for i in range(len(_all_commands()) // 2)]
 
 
@@ -66,7 +67,7 @@ def _all_commands() -> list[Sample]:
 
 
 def silent(folder: Path, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with recordings as long as before that hold nothing."""
+    """The samples with silent recordings of the same length."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Checkpoints whose behaviour is known because it was built into them; they are made of the embedded models."""
+"""Build checkpoints with known behaviour from the built-in models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_one_instruction(checkpoint: Checkpoint, instruction: str) -> Checkpoint
 
 
 def with_constant_speech(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint whose connector puts out one constant vector, as often as before."""
+    """The checkpoint whose connector outputs one constant vector, the same number of times as before."""
     assert checkpoint.connector is not None
 
     def hide(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def with_constant_speech(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def with_random_llm(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint whose LLM has lost all it learned: normal weights as at the start of training."""
+    """The checkpoint with random LLM weights, drawn from a normal distribution as before training."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in checkpoint.llm.named_parameters():
@@ -60,7 +60,7 @@ def planted(name: str) -> Checkpoint:
         made = with_one_instruction(with_constant_speech(load("builtin:self_powered")), TRANSCRIBE)
     elif name == "random-llm":
         made = with_random_llm(load("builtin:self_powered"))
-    else:  # the data are what is special about the others
+    else:  # the other checkpoints differ only in their data
         made = load({"answers-nothing": "builtin:self_powered"}.get(name, f"builtin:{name.removesuffix('-silence')}"))
     made.name = name
     return made

@@ -1,13 +1,14 @@
-"""Self-powered generation under SIGKILL: is a row lost, repeated, torn or changed?
+"""Kill self-powered generation with SIGKILL and check that no row is lost, repeated, damaged or changed.
 
 python analyses/fault_tests/augment_kills.py                              # both engines, 8 kills x 4 seeds: 15 minutes
 python analyses/fault_tests/augment_kills.py --engine local --kills 2 --seeds 1
 
-Each trial runs `lsm-probe augment` in a session of its own and kills the whole process group with SIGKILL at random
-moments, one in four while it starts and the others after its work has begun, then goes on with --resume until it is
-done, and compares every row with those of a run never killed. The in-process engine answers with a tiny random Llama.
-The datatrove engine asks a server here that outlives the kills and answers slowly, each prompt always alike; every
-other trial has two workers. Shards are made small, so that kills fall between them as well as inside.
+Each trial runs `lsm-probe augment` in its own session and kills the whole process group with SIGKILL at random moments:
+one in four during the start, the others after the work has begun. It then continues with --resume until the run is
+complete, and compares every row with those of an uninterrupted run. The in-process engine answers with a tiny random
+Llama. The datatrove engine uses a server in this process, which survives the kills. The server is slow and gives the
+same answer to the same prompt. Every other trial has two workers. Shards are small, so that kills happen between shards
+and inside them.
 
 Writes augment_kills.json beside this file.
 """
@@ -68,7 +69,7 @@ class CompletionServer:
     """`/v1/models` and `/v1/completions` for prompts of token ids, on a free port of this machine.
 
     Args:
-        answer: what it says; a ValueError becomes status 400.
+        answer: function from a prompt to the answer; a ValueError becomes status 400.
         model: the name it serves.
     """
 
@@ -89,7 +90,7 @@ class CompletionServer:
 
     @property
     def requests(self) -> int:
-        """Prompts met, but for trying out."""
+        """Number of prompts received, without test requests."""
         return sum(prompt != self.prompts[0] for prompt in self.prompts)
 
     def models(self) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class _Http(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Clients are killed here: nothing to say about it."""
+        """Ignore broken connections, because clients are killed on purpose."""
 
 
 def _handler(server: CompletionServer) -> type[BaseHTTPRequestHandler]:
@@ -148,14 +149,14 @@ def slow_answer(prompt: list[int], max_tokens: int) -> tuple[str, str, int]:
 
 @dataclass
 class Bench:
-    """What all trials of an engine share.
+    """The state that all trials of an engine share.
 
     Attributes:
         engine: `local` or `datatrove`.
         llm: folder of the text LLM.
         data: the manifest.
-        expected: sample id -> row, of a run never killed.
-        server: of the datatrove engine.
+        expected: sample id -> row, of an uninterrupted run.
+        server: the server of the datatrove engine.
     """
 
     engine: str
@@ -174,13 +175,13 @@ class Bench:
         return [sys.executable, "-c", VICTIM, "augment", *options]
 
     def work_done(self, out: Path) -> int:
-        """Answers asked for by all runs, or rows written."""
+        """Number of answers requested by all runs, or of rows written."""
         return len(rows_of(out)[0]) if self.server is None else self.server.requests
 
 
 @contextmanager
 def prepared(engine: str, llm: Path, folder: Path, samples: int) -> Iterator[Bench]:
-    """Data, server where there is one, and the rows of a run never killed."""
+    """Data, the server if the engine has one, and the rows of an uninterrupted run."""
     folder.mkdir(parents=True)
     data = folder / "data.jsonl"
     rows = [
@@ -210,10 +211,10 @@ def prepared(engine: str, llm: Path, folder: Path, samples: int) -> Iterator[Ben
 
 
 def trial(bench: Bench, out: Path, *, kills: int, seed: int, window: float) -> dict[str, Any]:
-    """Kills one run `kills` times, lets it end, and counts what is wrong.
+    """Kill one run `kills` times, let it finish, and count the errors.
 
     Args:
-        window: seconds; a kill comes at most that long after the work has begun.
+        window: seconds; the longest time from the start of the work to a kill.
     """
     rng = random.Random(seed)
     workers = 1 + seed % 2
@@ -260,7 +261,7 @@ def trial(bench: Bench, out: Path, *, kills: int, seed: int, window: float) -> d
 
 
 def rows_of(out: Path) -> tuple[dict[str, dict[str, Any]], int, int]:
-    """Rows by sample id, how many were there again, and how many files cannot be read."""
+    """Rows by sample id, the number of repeated rows, and the number of unreadable files."""
     rows: list[dict[str, Any]] = []
     torn = 0
     for path in sorted((out / "shards").glob("[!.]*.parquet")):

@@ -1,12 +1,12 @@
-"""Training under SIGKILL: does every run go on, and do its weights come out as if nothing had happened?
+"""Kill training with SIGKILL and check that every run resumes and ends with the same weights.
 
 python analyses/fault_tests/train_kills.py                       # 5 setups, 10 kills each: about 6 minutes
 python analyses/fault_tests/train_kills.py --setup lora --kills 3
 
-Each setup trains a tiny random LSM, once undisturbed; then again and again in new folders, killed with SIGKILL (the
-whole process group) and resumed until as many kills are spent. One kill in three comes while a checkpoint is written,
-the others at any moment of the run. Every run must reach its end with every resume a success, exactly its steps, no
-unfinished checkpoint left, and the weights of the undisturbed run, bit for bit.
+Each setup trains a tiny random LSM once without interruption. It then trains it repeatedly in new folders. These runs
+are killed with SIGKILL (the whole process group) and resumed, until the number of kills is reached. One kill in three
+happens while a checkpoint is written, the others at any moment of the run. Every resume must succeed. Every run must
+end with the right number of steps, no unfinished checkpoint, and the weights of the uninterrupted run, bit for bit.
 
 Writes train_kills.json beside this file.
 """
@@ -32,7 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Importing takes seconds, in which nothing is written: one process imports, and forks for every run.
+# Importing takes seconds. To save this time, one process imports and forks for every run.
 SERVER = """
 import json, os, sys
 import lsm_probe.training.run
@@ -71,7 +71,7 @@ for line in sys.stdin:
 
 
 class Launcher:
-    """Starts `lsm-probe` at once, each time in a process group of its own."""
+    """Start `lsm-probe` without import time, each time in its own process group."""
 
     def __enter__(self) -> Launcher:
         self._server = subprocess.Popen(
@@ -110,7 +110,7 @@ class Victim:
     """A run in one process or several.
 
     Attributes:
-        log: what it says goes there.
+        log: file for its output.
         codes: exit codes by process id, of those that have ended; negative for a signal.
     """
 
@@ -136,7 +136,7 @@ class Victim:
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process group of each process, data workers included."""
         for pid in self.pids:
-            if pid not in self.codes:  # ended and waited for: the id may be another's by now
+            if pid not in self.codes:  # after it has ended and been waited for, its id may belong to another process
                 os.killpg(pid, number)
 
     def kill(self) -> None:
@@ -147,12 +147,12 @@ class Victim:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained.
+    """A training setup.
 
     Attributes:
         config: a YAML file.
         changes: `key=value` on top.
-        processes: how many train together.
+        processes: number of processes that train together.
     """
 
     config: Path
@@ -174,7 +174,7 @@ SETUPS: dict[str, tuple[tuple[str, ...], int]] = {
 
 
 def undisturbed(launcher: Launcher, setup: Setup, out: Path) -> tuple[str, float]:
-    """The weights' hash of a run never killed, and how many seconds it takes."""
+    """The hash of the weights of an uninterrupted run, and its seconds."""
     began = time.monotonic()
     code = setup.start(launcher, out).wait()
     assert code == 0, out.with_suffix(".log").read_text()
@@ -184,11 +184,11 @@ def undisturbed(launcher: Launcher, setup: Setup, out: Path) -> tuple[str, float
 def trial(
     launcher: Launcher, setup: Setup, folder: Path, *, kills: int, seed: int, expected: str, seconds: float
 ) -> dict[str, Any]:
-    """Kills runs in `folder` until all kills are spent, lets each come to its end, and counts what is wrong.
+    """Kill runs in `folder` until the number of kills is reached, let each finish, and count the errors.
 
     Args:
         expected: hash of the weights of an undisturbed run.
-        seconds: what such a run takes.
+        seconds: duration of such a run.
     """
     rng = random.Random(seed)
     outcome: dict[str, Any] = {"kills": 0, "kills_while_saving": 0, "starts": 0, "failed": [], "hashes_differ": 0}
@@ -217,7 +217,7 @@ def trial(
 
 
 def _disturb(victim: Victim, out: Path, rng: random.Random, seconds: float) -> None:
-    """Waits for the moment of a kill: in the middle of a save, or any."""
+    """Wait for the moment of a kill: during a save, or any."""
     if rng.random() < 1 / 3:
         saves = rng.randint(1, 3)
         met: set[Path] = set()

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A spoken prompt in nnsight
 #
-# The LLM of a speech-text model as an `NNsight` model, reading speech. Here the model is `builtin:untrained` (Whisper
-# tiny.en, a connector nobody trained, SmolLM2-135M-Instruct), so that nothing need be trained first; name your own
-# checkpoint instead. Run it as a script, or open it as a notebook with jupytext.
+# This notebook passes speech to the LLM of a speech-text model, wrapped as an `NNsight` model. The model is
+# `builtin:untrained` (Whisper tiny.en, an untrained connector, SmolLM2-135M-Instruct), so no training is needed. To use
+# your own checkpoint, replace the name. Run it as a script, or open it as a notebook with jupytext.
 
 # %%
 import torch
@@ -30,13 +30,13 @@ checkpoint = lsm_probe.load("builtin:untrained", device="cpu")
 model = interop.to_nnsight(checkpoint)
 
 # %% [markdown]
-# ## Which speech does the answer go by?
+# ## Patching speech between utterances
 #
-# Two utterances under one instruction. While the model reads the first, the speech positions of the residual stream are
-# replaced, after one layer, by those of the second; the question is how much of the way from the first answer to the
-# second this goes (difference of the logits of the first response token along the line between the two: 0 = still the
-# first, 1 = the second). The layer from which on it is 0 no longer needs the speech positions: later tokens hold by
-# then what they took. Of an untrained connector the two answers differ little, and not for what was said.
+# Two utterances have the same instruction. In the run on the first utterance, the residual stream at the speech
+# positions is replaced after one layer by that of the second. We project the logits of the first response token on the
+# line between the two runs: 0 is the first utterance's answer, 1 the second's. From the layer on where the value is 0,
+# later tokens no longer use the speech positions. With an untrained connector the two answers differ little, and the
+# difference does not depend on the words.
 
 # %%
 instruction = "Write down every word of the speech, exactly as it was spoken."
@@ -76,10 +76,10 @@ for number in [*range(0, len(layers), 4), len(layers) - 1]:
     print(f"speech replaced after layer {number:2}: {float(moved):6.3f} of the way")
 
 # %% [markdown]
-# ## Where the last prompt token looks
+# ## Attention of the last prompt token
 #
-# Attention probabilities from the trace, by segment; raw weights, which the norms of the attention probe correct for
-# what the values weigh.
+# Attention probabilities from the trace, by segment. These are raw weights. The attention probe also includes the norms
+# of the transformed value vectors.
 
 # %%
 with model.trace(inputs_embeds=first.inputs_embeds, attention_mask=first.attention_mask):
@@ -95,7 +95,7 @@ for number in [*range(0, len(layers), 5), len(layers) - 1]:
     print(f"{number:5}  " + "  ".join(f"{float(share):11.3f}" for share in row))
 
 # %% [markdown]
-# ## A second opinion on the attention probe
+# ## Comparison with the attention probe
 #
 # The same norms from probabilities and values of an nnsight trace.
 

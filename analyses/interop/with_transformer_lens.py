@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A spoken prompt in TransformerLens
 #
-# The LLM of a speech-text model as a `TransformerBridge`, reading speech. Here the model is `builtin:untrained`
-# (Whisper tiny.en, a connector nobody trained, SmolLM2-135M-Instruct), so that nothing need be trained first; name
-# your own checkpoint instead. Run it as a script, or open it as a notebook with jupytext.
+# This notebook passes speech to the LLM of a speech-text model, wrapped as a `TransformerBridge`. The model is
+# `builtin:untrained` (Whisper tiny.en, an untrained connector, SmolLM2-135M-Instruct), so no training is needed. To use
+# your own checkpoint, replace the name. Run it as a script, or open it as a notebook with jupytext.
 
 # %%
 import torch
@@ -36,9 +36,9 @@ print(f"{int(positions.sum())} of {int(prompts.attention_mask[0].sum())} tokens 
 # %% [markdown]
 # ## Logit lens
 #
-# The residual stream after each layer, read through the final norm and the unembedding: what the model would say if it
-# stopped there. At the position of the first response token, and at a speech token in the middle. Speech that means
-# something to the LLM would show words of the utterance; an untrained connector shows none.
+# The final norm and the unembedding are applied to the residual stream after each layer. This gives the prediction of
+# the model if it stopped there. We show it at the position of the first response token and at a speech token in the
+# middle. With a trained connector, speech tokens may show words of the utterance. With an untrained one they show none.
 
 # %%
 logits, cache = bridge.run_with_cache(prompts.inputs_embeds, attention_mask=prompts.attention_mask)
@@ -62,17 +62,18 @@ for layer in [*range(0, bridge.cfg.n_layers, 5), bridge.cfg.n_layers - 1]:
     print(f"{layer:5}  {lens(layer, answer)!s:40}  {lens(layer, heard)}")
 
 # %% [markdown]
-# ## Taking out what tells speech tokens apart
+# ## Replacing speech tokens by their mean
 #
-# As they enter a layer, all speech tokens are replaced by their mean: how far does the distribution of the first
-# response token move (Kullback-Leibler divergence, in nats)? What later layers no longer need, earlier ones have read.
+# At the input of a layer, all speech tokens are replaced by their mean. We measure the change of the distribution of
+# the first response token (Kullback-Leibler divergence, in nats). Without a change, earlier layers have already used
+# the differences between speech tokens.
 
 # %%
 before = logits[0, answer].log_softmax(-1)
 
 
 def flatten(residual, hook):
-    residual = residual.clone()  # before layer 0 it is the prompt itself
+    residual = residual.clone()  # before layer 0: the prompt embeddings
     residual[0, positions] = residual[0, positions].mean(0)
     return residual
 
@@ -87,7 +88,7 @@ for layer in [*range(0, bridge.cfg.n_layers, 5), bridge.cfg.n_layers - 1]:
     print(f"before layer {layer:2}: {float((before.exp() * (before - after)).sum()):.4f} nats")
 
 # %% [markdown]
-# ## A second opinion on the attention probe
+# ## Comparison with the attention probe
 #
 # The same norms from TransformerLens's own `hook_pattern`, `hook_v` and `W_O`.
 

@@ -1,4 +1,4 @@
-"""`coverage.csv`: how often 95 % intervals hold the true value, by method, shape of the data and number of utterances.
+"""Write `coverage.csv`: coverage of 95 % intervals by method, kind of data and number of utterances.
 
 Run it with `python analyses/intervals/coverage.py` (about four minutes on one core).
 """
@@ -50,7 +50,7 @@ class Shape:
 
 
 def _values(draw: Callable[[Floats], Floats]) -> Callable[..., Floats]:
-    """Samples from a distribution given by its quantile function; those of one utterance correlate by 0.5."""
+    """Samples from a quantile function; samples of one utterance have a correlation of 0.5."""
 
     def drawn(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         values = draw(stats.norm.cdf(_correlated(random, shape)))
@@ -60,7 +60,7 @@ def _values(draw: Callable[[Floats], Floats]) -> Callable[..., Floats]:
 
 
 def _correlated(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Normal samples, those of one utterance correlated by 0.5."""
+    """Normal samples; samples of one utterance have a correlation of 0.5."""
     return np.sqrt(0.5) * (random.normal(size=(*shape[:-1], 1)) + random.normal(size=shape))
 
 
@@ -160,7 +160,7 @@ class Draw:
         return np.nan_to_num((self.n - 1) * (self.estimate() - self.left_out()))
 
     def standard_errors(self, weights: Floats) -> Floats:
-        """Of a ratio of sums, linearised, in each resample: `[repetitions, draws]`."""
+        """Linearised standard error of a ratio of sums in each resample: `[repetitions, draws]`."""
         parts, wholes, ratio = self.sums[..., 0], self.sums[..., 1], self.estimates(weights)
         squares = parts**2 @ weights.T - 2 * ratio * ((parts * wholes) @ weights.T) + ratio**2 * (wholes**2 @ weights.T)
         return _ratio(np.sqrt(squares.clip(0) * self.n / (self.n - 1)), wholes @ weights.T)
@@ -235,7 +235,7 @@ def _studentised(point: Floats, error: Floats, drawn: Floats, errors: Floats) ->
 
 
 def student_t(draw: Draw) -> Interval:
-    """Of the pseudo-values (Arvesen 1969)."""
+    """Student's t interval of the pseudo-values (Arvesen 1969)."""
     reach = stats.t.ppf(1 - TAIL, draw.n - 1) * _standard_error(draw.influences())
     return draw.estimate() - reach, draw.estimate() + reach
 
@@ -248,7 +248,7 @@ def sign_flips(draw: Draw) -> Interval:
     else:
         chosen = np.random.default_rng(0).integers(2, size=(DRAWS, draw.n))
     chosen = chosen[chosen.any(1)].astype(np.float64)
-    place = int(np.floor(TAIL * (len(chosen) + 1)))  # ends are the place-th smallest and largest subset means
+    place = int(np.floor(TAIL * (len(chosen) + 1)))  # the ends are the place-th smallest and largest subset means
     if place < 1:
         return np.full((len(values), 1), -np.inf), np.full((len(values), 1), np.inf)
     means = np.sort(values @ chosen.T / chosen.sum(1), axis=1)
@@ -256,7 +256,7 @@ def sign_flips(draw: Draw) -> Interval:
 
 
 def own(draw: Draw) -> Interval:
-    """What lsm-probe does."""
+    """The interval of lsm-probe."""
     point, left_out = draw.estimate()[:, 0], draw.left_out().T
     low, high = intervals.interval(point, left_out)
     if draw.shape.kind == "difference":
@@ -267,14 +267,14 @@ def own(draw: Draw) -> Interval:
         ends = intervals.share_interval(point, left_out, draw.n_samples)
         if draw.shape.kind == "share":
             low, high = ends
-        else:  # without any error the share of utterances with errors still has an interval
+        else:  # with no errors, use the interval of the share of utterances with errors
             alike = np.isin(point, [0, 1]) & (np.ptp(left_out, 0) < 1e-11)
             low, high = np.where(alike, ends[0], low.clip(0)), np.where(alike, ends[1], high)
     return low[:, None], high[:, None]
 
 
 def _standard_error(values: Floats) -> Floats:
-    """Of the mean of `[repetitions, utterances]`."""
+    """Standard error of the mean over utterances of `[repetitions, utterances]`."""
     return values.std(1, ddof=1, keepdims=True) / np.sqrt(values.shape[1])
 
 
@@ -311,7 +311,7 @@ def coverage() -> pd.DataFrame:
                 drawn = draw(shape, n, equal, random)
                 for name, method in METHODS.items():
                     if name == "bootstrap-t" and shape.score is _f1:
-                        continue  # no closed form of the standard error
+                        continue  # the standard error has no closed form
                     low, high = method(drawn)
                     about = {
                         "shape": shape.name,

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Does the LLM represent speech like its transcript?
 #
-# Hidden states of speech and of its transcript under the same instruction (arXiv 2410.03798, figure 6), in a plane
-# and in numbers that a plane cannot give. Two models: an untrained one, which has what length and rhythm alone give,
-# and one trained until it hears. Name your own folder instead of the second. Run it as a script, or open it as a
-# notebook with jupytext.
+# We compare the hidden states of speech and of its transcript under the same instruction (arXiv 2410.03798, figure 6),
+# in a two-dimensional projection and by numbers. The untrained model shows the similarity that comes from length and
+# rhythm alone. The second model is trained on speech. For your own model, replace the second name by its folder. Run it
+# as a script, or open it as a notebook with jupytext.
 
 # %%
 import lsm_probe
@@ -28,8 +28,8 @@ results = [lsm_probe.alignment(lsm_probe.load(name, device="cpu"), samples, perp
 alignment_figure(results)
 
 # %% [markdown]
-# By layer, with intervals: cosine of pairs minus that of strangers, similarity of the two geometries (CKA), and how
-# often speech finds its own transcript among all. The last state is after the final norm.
+# By layer, with intervals: cosine of matching pairs minus that of other pairs, similarity of the two geometries (CKA),
+# and how often the own transcript is the nearest of all. The last state is after the final norm.
 
 # %%
 untrained, trained = (result.curves() for result in results)

@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # A verdict about a checkpoint, and what it rests on
+# # The verdict on a checkpoint and its evidence
 #
-# Several measurements of each checkpoint on the same samples, put together into a verdict by fixed rules. Here two LSMs
-# are compared that were trained on the same speech: one on transcription alone, one then on the LLM's own answers. The
-# text LLM inside both is the reference.
+# Several measurements of each checkpoint on the same samples are combined into a verdict by fixed rules. Here we
+# compare two LSMs that were trained on the same speech: one on transcription alone, the other afterwards on the LLM's
+# own answers. The text LLM inside both is the reference.
 
 # %%
 import lsm_probe
@@ -32,14 +32,14 @@ diagnosis = lsm_probe.diagnose(
 diagnosis
 
 # %% [markdown]
-# The evidence of one verdict: each number with its interval, what it is compared with, and whether it speaks for the
-# verdict or against it.
+# The evidence of one verdict: each number with its interval, the value it is compared with, and whether it supports
+# the verdict.
 
 # %%
 diagnosis[names[0]]
 
 # %% [markdown]
-# The same as a frame, to go on from:
+# The same as a data frame:
 
 # %%
 frame = diagnosis.to_frame()

@@ -1,9 +1,9 @@
-"""Writes each notebook of this folder, executed, as `NAME.ipynb` beside its source `NAME.py`.
+"""Execute each notebook of this folder and write `NAME.ipynb` beside its source `NAME.py`.
 
     python analyses/notebooks/execute.py              # all of them
     python analyses/notebooks/execute.py samples      # some
 
-Needs the extra `notebooks`. Progress bars and the machine's own details are left out of what is written.
+Needs the extra `notebooks`. The output contains no progress bars and no details of the machine.
 """
 
 import os
@@ -45,7 +45,7 @@ def execute(source: Path) -> nbformat.NotebookNode:
 def main() -> None:
     os.environ |= {
         "TQDM_DISABLE": "1",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, which would like widgets
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # a warning of tqdm about missing widgets
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
     chosen = [path for path in sources() if path.stem in (sys.argv[1:] or [path.stem])]

@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Which weights matter for the responses, and learning rates that change them less
+# # Importance of weights for the responses, and learning rates by layer
 #
-# |θ · ∂L/∂θ| of each weight (arXiv 2509.23755): to first order the change of the loss if the weight were 0. Layers on
-# which text hangs most get the lowest rates in `strategy=layerwise_lr`. Run it as a script, or open it as a notebook
-# with jupytext.
+# |θ · ∂L/∂θ| of each weight (arXiv 2509.23755): to first order the change of the loss if the weight were 0. Layers of
+# the highest textual importance get the lowest rates in `strategy=layerwise_lr`. Run it as a script, or open it as a
+# notebook with jupytext.
 
 # %%
 import lsm_probe
@@ -27,15 +27,15 @@ importance = lsm_probe.importance(checkpoint, samples, response="reference", abl
 importance.plot()
 
 # %% [markdown]
-# Do the scores mean anything? The perplexity of the same answers with the least important 3 % of each matrix at 0,
-# with random ones, and with the most important.
+# To validate the scores by ablation, we set 3 % of the weights of each matrix to 0: the least important ones, random
+# ones, and the most important ones. The table has the perplexity of the same answers.
 
 # %%
 print(importance.summary()["ablation"])
 
 # %% [markdown]
-# The same numbers as learning rates, each layer's between 1 - λ and 1 times the base rate; the most important layers
-# the lowest. `lsm-probe train CONFIG strategy=layerwise_lr layer_rates=rates.yaml` takes the file.
+# The same numbers as learning rates. Each layer's rate is between 1 - λ and 1 times the base rate. The most important
+# layers have the lowest rates. `lsm-probe train CONFIG strategy=layerwise_lr layer_rates=rates.yaml` takes the file.
 
 # %%
 rates = layer_rates(importance, 0.4)

@@ -15,7 +15,8 @@
 #
 # Does a model attend to its instruction or to the speech, and do its responses depend on the instruction? Here the
 # model is `builtin:vanilla_asr` (Whisper tiny.en, a small connector, SmolLM2-135M-Instruct, trained on transcription
-# alone), which has the bias; name your own folder instead. Run it as a script, or open it as a notebook with jupytext.
+# alone), which has the bias. For your own model, give its folder. Run it as a script, or open it as a notebook with
+# jupytext.
 
 # %%
 import lsm_probe
@@ -25,14 +26,14 @@ samples = lsm_probe.read_manifest("builtin:commands")[:6]
 attention = lsm_probe.attention(checkpoint, samples, max_new_tokens=16)
 
 # %% [markdown]
-# Look at the answers before any number: what was asked, and what it says.
+# First look at the instructions and the answers.
 
 # %%
 for row in attention.samples[:5]:
     print(f"{row['instruction']}\n    {row['response'][:100]!r}")
 
 # %% [markdown]
-# ## Where does the answer look?
+# ## Attention of the response
 #
 # eta is the instruction's share of the norm-based attention of the response, against the speech: 0.5 is balanced, low
 # is speech anchor bias.
@@ -41,7 +42,7 @@ for row in attention.samples[:5]:
 attention
 
 # %% [markdown]
-# Longer speech raises eta under `mean` and lowers it under `sum`, whatever the model does: believe what both say.
+# Longer speech raises eta under `mean` and lowers it under `sum`, for any model. Rely on results that hold under both.
 
 # %%
 both = {segment: attention.with_conventions(segment=segment).eta_groups() for segment in ("mean", "sum")}
@@ -50,11 +51,12 @@ for segment, groups in both.items():
 print("every run checks itself:", attention.self_check)
 
 # %% [markdown]
-# ## Do the responses depend on it?
+# ## Dependence of the response on instruction and speech
 #
-# How many nats likelier is each token of its own answer under its own instruction than under those of the other tasks
-# (D_i), and after its own speech than after other samples' (D_s)? D_i near 0: the instruction is ignored. D_s near 0:
-# it does not hear, and a high eta is worth nothing (`builtin:untrained` is of that kind). This one hears, and ignores.
+# D_i: how many nats more likely is each token of the answer under its own instruction than under those of the other
+# tasks? D_s is the same for the speech, compared with that of other samples. If D_i is near 0, the model ignores the
+# instruction. If D_s is near 0, it does not use the speech, and a high eta is meaningless (for example
+# `builtin:untrained`). This model uses the speech and ignores the instruction.
 
 # %%
 sensitivity = lsm_probe.sensitivity(checkpoint, samples, responses=attention.responses())

@@ -17,9 +17,9 @@
 # `Measurement` that names both. lsm-probe does the rest: prompts, responses, batches, memory, samples that cannot be
 # used, resuming, several processes, the command, the table, the figure, paired comparison, and a section of the report.
 #
-# This probe asks how much the distribution of the first response token changes when the embeddings of the instruction
-# are replaced by their mean: a model that ignores the instruction predicts the same token either way. We compare a
-# model trained on transcription alone with one that was repaired with self-powered data.
+# This probe measures how much the distribution of the first response token changes when the embeddings of the
+# instruction are replaced by their mean. A model that ignores the instruction predicts the same token either way. We
+# compare a model trained on transcription alone with one that was repaired with self-powered data.
 
 # %%
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ PROBE = lsm_probe.Measurement(
 # shift = "my_package.my_module:PROBE"
 # ```
 #
-# Here we run it from Python, as the command does. Interrupted, it continues with `resume=True`.
+# Here we run it from Python, as the command does. An interrupted run continues with `resume=True`.
 
 # %%
 samples = lsm_probe.read_manifest("builtin:commands")[:12]

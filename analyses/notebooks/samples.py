@@ -16,7 +16,7 @@
 # `lsm_probe.samples` makes samples from a pandas `DataFrame`, waveforms in memory, a Hugging Face `Dataset` or a lhotse
 # `CutSet`. You name the columns. Nothing is written to disk, and audio is read only when it is needed.
 #
-# Here the table lists clips that come with lsm-probe: a path, what was said, and nothing else.
+# Here the table lists clips that come with lsm-probe: a path and a transcript.
 
 # %%
 import pandas as pd
@@ -29,7 +29,7 @@ frame = pd.DataFrame({"clip": [str(clip.audio) for clip in clips], "sentence": [
 frame[["sentence"]]
 
 # %% [markdown]
-# One instruction holds for all samples. A list of instructions is used in turn, and the name of a column works too.
+# One instruction is used for all samples. A list of instructions is used in turn, and the name of a column works too.
 
 # %%
 samples = lsm_probe.samples(
@@ -38,7 +38,7 @@ samples = lsm_probe.samples(
 print(samples[0].id, samples[0].instruction, samples[0].text, sep="\n")
 
 # %% [markdown]
-# From here on everything is as with a manifest. A result shows itself: a line, a table and a picture.
+# All further steps are the same as with a manifest. A result is displayed as a line, a table and a figure.
 
 # %%
 checkpoint = lsm_probe.load("builtin:self_powered", device="cpu")
@@ -66,7 +66,7 @@ in_memory[0].audio
 # samples = lsm_probe.samples(cuts, instruction="Write down what the speaker says.")
 # ```
 #
-# What cannot be used is one line that says what to do:
+# Data that cannot be used raises an error whose message says what to do:
 
 # %%
 try:

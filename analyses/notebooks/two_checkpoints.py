@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Two checkpoints on the same samples
 #
-# Two LSMs trained on the same speech, one on transcription alone, one then on the LLM's own answers, and the text LLM
-# that both were made from, reading transcripts. Differences are paired: both are drawn together, so that what is hard
-# in a sample cancels. Run it as a script, or open it as a notebook with jupytext.
+# We compare two LSMs that were trained on the same speech: one on transcription alone, the other afterwards on the
+# LLM's own answers. We also compare them with the text LLM that both are built on, which gets transcripts. Differences
+# are paired by sample, so that the difficulty of a sample cancels. Run it as a script, or open it as a notebook with
+# jupytext.
 
 # %%
 import lsm_probe
@@ -26,7 +27,7 @@ names = ["builtin:llm", "builtin:vanilla_asr", "builtin:self_powered"]
 results = [lsm_probe.attention(lsm_probe.load(name, device="cpu"), samples, response="reference") for name in names]
 
 # %% [markdown]
-# The same responses for all (`reference`): otherwise a difference may be of what they said.
+# All models get the same responses (`reference`). Otherwise a difference could come from different responses.
 
 # %%
 for pair in lsm_probe.compare(results)["pairs"]:
@@ -34,9 +35,9 @@ for pair in lsm_probe.compare(results)["pairs"]:
     print("    warning:", pair["warning"])
 
 # %% [markdown]
-# The warning is the first thing to read: text and speech have other numbers of source tokens, which moves eta by
-# itself. The two LSMs have the same connector, so that they need no control; against the text LLM it is the text LLM
-# once more, its transcript repeated to the speech's length: same responses, same positions.
+# Read the warning first: text and speech have different numbers of source tokens, which changes eta. The two LSMs have
+# the same connector and need no control. For the comparison with the text LLM, the control is the text LLM with its
+# transcript repeated to the length of the speech. It has the same responses and positions.
 
 # %%
 control = lsm_probe.attention(

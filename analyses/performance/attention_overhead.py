@@ -1,12 +1,12 @@
-"""What the attention probe costs in time and memory, beside the same numbers obtained by other means.
+"""Measure time and memory of the attention probe and of other ways to obtain the same numbers.
 
 python analyses/performance/attention_overhead.py                      # everything, CPU, float32
 python analyses/performance/attention_overhead.py --device cuda --dtype bfloat16
 python analyses/performance/attention_overhead.py --lengths 128 --curve --repeats 3     # a quick look
 python analyses/performance/attention_overhead.py --shape vicuna-7b --lengths 192 576  # two layers of a 7B, random
 
-All methods see the same tokens and are timed in turn, round after round, in one process, so that a machine that
-slows down slows all of them. Memory is measured in a fresh process for each method and length. See README.md.
+All methods get the same tokens. In one process, every round times each method once, so that a slower machine affects
+all of them. Memory is measured in a fresh process for each method and length. See README.md.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from lsm_probe.files import replacing
 HERE = Path(__file__).parent
 MB = 1e6
 LINUX = sys.platform == "linux"
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # bf16: eager rounds alpha itself to bf16
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # eager attention rounds alpha to bf16
 CURVE_METHODS = ("plain", "probe", "eager")
 PACKAGES = ("lsm-probe", "torch", "transformers", "transformer-lens", "nnsight", "numpy")
 
@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     add("--memory-budget", type=float, default=None, help="GB a method may need; default 60 %% of the device's memory")
     add("--out", type=Path, default=None, help="default attention_overhead.json, with shape and dtype in its name")
     add("--figure", type=Path, default=HERE.parents[1] / "figures" / "attention_overhead.png")
-    add("--memory-of", choices=METHODS, help=argparse.SUPPRESS)  # how this script calls itself
+    add("--memory-of", choices=METHODS, help=argparse.SUPPRESS)  # used by this script for its own child processes
     options = parser.parse_args()
     if min([*options.lengths, *options.curve, 4 * ROWS]) <= ROWS:
         parser.error(f"a length counts prompt and {ROWS} response tokens: it must be above {ROWS}")
@@ -121,7 +121,7 @@ class Runner:
         return self.prepared[name]
 
     def obstacle(self, name: str, tokens: int) -> str | None:
-        """Why a method cannot be run at this length."""
+        """The reason why a method cannot be run at this length, if any."""
         method = METHODS[name]
         if not method.installed:
             return "not installed"
@@ -139,7 +139,7 @@ class Runner:
         return None
 
     def run(self, name: str, inputs: Inputs) -> tuple[Outcome | None, float]:
-        """One pass and its seconds; None, with the reason in `stopped`, where memory runs out."""
+        """Run one pass and return its seconds; if memory runs out, None, with the reason in `stopped`."""
         prepared = self.prepare(name)
         gc.collect()
         synchronize(self.options.device)
@@ -162,10 +162,10 @@ class Runner:
 def measure(
     runner: Runner, names: Sequence[str], tokens: int, repeats: int, reference: torch.Tensor | None, say: Say
 ) -> list[Row]:
-    """Times methods at one length in turn: a row for each.
+    """Time the methods alternately at one length; one row per method.
 
     Args:
-        reference: sums `[layers, 4]` to hold the others against; the first direct computation's where None.
+        reference: sums `[layers, 4]` to compare with; if None, those of the first direct computation.
     """
     options = runner.options
     inputs = make_inputs(options.model, tokens, options.device)
@@ -208,7 +208,7 @@ def measure(
                 times[name].append(took)
                 ratios[name].append(took / times["plain"][-1])
     for name in active:
-        if name in slow or not times[name]:  # one pass gives no median
+        if name in slow or not times[name]:  # one pass has no median
             rows[name]["rounds"] = 0
             continue
         seconds, ratio = times[name], ratios[name]
@@ -225,7 +225,7 @@ def measure(
 
 
 def float64_reference(options: argparse.Namespace, tokens: int) -> torch.Tensor:
-    """The definition written out, model and all in float64: `[layers, 4]`."""
+    """The definition, computed in float64: `[layers, 4]`."""
     model = load(options.model, torch.float64, options.device)
     method = METHODS["eager_summed"]
     sums = method.run(method.prepare(model, options.model), make_inputs(options.model, tokens, options.device)).sums
@@ -233,7 +233,7 @@ def float64_reference(options: argparse.Namespace, tokens: int) -> torch.Tensor:
     return sums
 
 
-# Memory: a fresh process for each method and length.
+# Memory is measured in a fresh process for each method and length.
 
 
 def report_memory(options: argparse.Namespace) -> None:
@@ -249,8 +249,8 @@ def report_memory(options: argparse.Namespace) -> None:
         METHODS[options.memory_of].run(prepared, inputs)
         peak = torch.cuda.max_memory_allocated()
     else:
-        # Loading peaks too (the file and its converted copy), which would hide what a short pass needs: where the
-        # system allows it (Linux), the high-water mark starts anew here.
+        # Loading has a peak of its own (the file and its converted copy), which can exceed that of a short pass. If the
+        # system allows it (Linux), the peak is reset here.
         if LINUX:
             with suppress(AttributeError):  # not glibc
                 ctypes.CDLL(None).malloc_trim(0)
@@ -262,9 +262,9 @@ def report_memory(options: argparse.Namespace) -> None:
 
 
 def resident_peak() -> int:
-    """The most memory this process ever held, in bytes."""
+    """Peak memory of this process in bytes."""
     if LINUX:
-        # Not ru_maxrss: a process started by a larger one inherits that one's mark (fork and exec carry it over).
+        # Not ru_maxrss, because a child process inherits the peak of its parent through fork and exec.
         status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -274,7 +274,8 @@ def memory_of(options: argparse.Namespace, row: Row) -> dict[str, Any]:
     """Runs a row's method in a process of its own: `peak` and `loaded` in bytes, or `memory_status`."""
     command = [sys.executable, __file__, "--memory-of", row["method"], "--lengths", str(row["tokens"])]
     command += ["--model", str(options.model), "--device", options.device, "--dtype", options.dtype]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # two at a time, and no hundred buffers where there are many
+    # Two processes run at a time. One thread each also limits the number of buffers on machines with many cores.
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
     if not done.returncode:
         return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -284,7 +285,7 @@ def memory_of(options: argparse.Namespace, row: Row) -> dict[str, Any]:
 
 
 def add_memory(options: argparse.Namespace, rows: list[Row]) -> None:
-    """Adds to each measured row the peak of a process that does nothing else, and what it took above the model."""
+    """Add to each measured row the peak of a separate process, and its memory above the model."""
     measured = [row for row in rows if "status" not in row]
     with ThreadPoolExecutor(1 if options.device.startswith("cuda") else 2) as pool:
         found = list(pool.map(lambda row: memory_of(options, row), measured))
@@ -298,7 +299,7 @@ def add_memory(options: argparse.Namespace, rows: list[Row]) -> None:
         row["peak_ratio"] = memory["peak"] / plain_peak[row["tokens"]]
 
 
-# Showing it.
+# Output.
 
 Say = Callable[[str], None]
 
@@ -331,7 +332,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 
 def draw(rows: Sequence[Row], path: Path, subtitle: str) -> None:
-    """Time by length for each method, and the probe's ratio to the plain forward pass; the numbers as CSV beside."""
+    """Draw time by length for each method and the probe's ratio to the plain forward pass; also write a CSV file."""
     import matplotlib
 
     matplotlib.use("Agg")

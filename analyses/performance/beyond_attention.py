@@ -1,8 +1,8 @@
-"""What sensitivity and knockout cost against the forward passes that cannot be avoided, and against the naive way.
+"""Compare sensitivity and knockout with the minimum number of forward passes and with a naive implementation.
 
 Usage: OMP_NUM_THREADS=1 python analyses/performance/beyond_attention.py [--device cuda --dtype bfloat16] [--llm FOLDER]
-Writes beyond_attention.json. One text LLM, prompts of the built-in utterances with fixed responses; methods take turns,
-round after round, and ratios are medians over rounds. All ways must give the same numbers, or there is no result.
+Writes beyond_attention.json. One text LLM, prompts of the built-in utterances with fixed responses; every round runs
+each method once, and ratios are medians over rounds. If the numbers differ, the script stops without a result.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _subject(checkpoint: Checkpoint, sample: Any, tokens: int) -> PreparedSample
 
 
 def _pools(checkpoint: Checkpoint, item: PreparedSample, pool: Any, others: OtherSources) -> list[list[Tensor]]:
-    """The embedded prompts of both pools, the own one first in each."""
+    """The embedded prompts of both pools; in each, the sample's own prompt is first."""
     sample = item.sample
     instructions = [checkpoint.encode(i, sample.text) for i in other_instructions(sample, pool, "tasks")]
     sources = [checkpoint.encode(sample.instruction, s) for s in others.draw(sample, len(instructions))]
@@ -95,7 +95,7 @@ def _sensitivity_ways(
         return [log_probabilities(llm, p, s.response) for s, both in zip(items, pools, strict=True) for p in both]
 
     def batched() -> list[Tensor]:
-        """The passes that cannot be avoided without sharing: each pool as one plain right-padded batch."""
+        """The minimum number of passes without prefix sharing: each pool as one right-padded batch."""
         return [_plain(llm, p, s.response) for s, both in zip(items, pools, strict=True) for p in both]
 
     def naive() -> list[Tensor]:
@@ -141,7 +141,7 @@ def _knockout_ways(checkpoint: Checkpoint, items: Sequence[PreparedSample]) -> d
 
     @torch.no_grad()
     def floor() -> list[Tensor]:
-        """The same passes on the prompt's cache with nothing cut and nothing checked."""
+        """The same passes on the prompt's cache, without masks and without the self-check."""
         for item in items:
             ids = torch.tensor(item.response, device=item.embedded.device)
             rows = torch.cat([item.embedded[-1:], llm.get_input_embeddings()(ids[:-1])])
@@ -157,7 +157,7 @@ def _knockout_ways(checkpoint: Checkpoint, items: Sequence[PreparedSample]) -> d
 
     @torch.no_grad()
     def naive() -> list[Tensor]:
-        """A whole pass over prompt and response for each knockout, batches of 8, nothing cut: the usual way."""
+        """The usual way: a whole pass over prompt and response for each knockout, batches of 8, without masks."""
         for item in items:
             for first in range(0, len(plan), 8):
                 _plain(llm, [item.embedded] * len(plan[first : first + 8]), item.response)

@@ -1,8 +1,8 @@
-"""What Whisper's encoder makes of the utterance alone (`encoder_context=trimmed`) against the 30 s it was trained on.
+"""Compare Whisper's encoder on the utterance alone (`encoder_context=trimmed`) with its padding to 30 s.
 
 Usage: OMP_NUM_THREADS=1 python analyses/performance/encoder_context.py
-Writes encoder_context.json: over the built-in utterances the relative difference and the cosine of the valid states, in
-all and in the last 0.2 s, and the time of both.
+Writes encoder_context.json: over the built-in utterances, the relative difference and the cosine of the valid
+states (all, and the last 0.2 s), and the time of both.
 """
 
 from __future__ import annotations

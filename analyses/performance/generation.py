@@ -1,13 +1,13 @@
-"""Speed of self-powered generation: one by one, in plain batches, and as `lsm-probe augment` does it.
+"""Measure the speed of self-powered generation: one by one, in plain batches, and with `lsm-probe augment`.
 
 python analyses/performance/generation.py                                # CPU, float32, about ten minutes on two cores
 python analyses/performance/generation.py --device cuda --dtype bfloat16 --prompts 512 --batch-sizes 64 256
 python analyses/performance/generation.py --prompts 8 --rounds 1         # a quick look
 
-The sentences are the built-in commands world's, each with the task and instruction that fall to it. All methods answer
-the same prompts greedily, in turn, round after round, in one process; the ratio is the median over rounds of (one by
-one / method of the same round). Answers are compared token by token with those of the one-by-one loop. Writes
-generation.json beside this file.
+The sentences are the built-in commands, each with its assigned task and instruction. All methods answer the same
+prompts greedily in one process; every round runs each method once. The ratio is the median over rounds of (time one by
+one / time of the method). Answers are compared token by token with those of the one-by-one loop. Writes generation.json
+beside this file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_prompts(checkpoint: Checkpoint, recipe: Recipe, count: int, seed: int) -> list[tuple[str, Prompt]]:
-    """(task, prompt) of the first `count` sentences that fall to the LLM."""
+    """(task, prompt) of the first `count` sentences that the LLM answers."""
     prompts = []
     for utterance in command_utterances(max(240, 2 * count), seed):
         assignment = recipe.pool.assign(seed, utterance.id)
@@ -64,7 +64,7 @@ def make_prompts(checkpoint: Checkpoint, recipe: Recipe, count: int, seed: int) 
 
 
 def one_by_one(checkpoint: Checkpoint, prompts: list[Prompt], limit: int) -> Answers:
-    """The naive loop."""
+    """Generate for one prompt at a time."""
     return [plain_batch(checkpoint, [prompt], limit)[0] for prompt in prompts]
 
 
@@ -86,7 +86,7 @@ def plain_batch(checkpoint: Checkpoint, prompts: list[Prompt], limit: int) -> An
 
 
 def in_batches(batch: Callable[[list[Prompt]], Answers], prompts: list[tuple[str, Prompt]], size: int) -> Answers:
-    """Batches of neighbours by task and length, answers in the order of the prompts."""
+    """Batches sorted by task and length; answers in the order of the prompts."""
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i][0], len(prompts[i][1]), i))
     answers: Answers = [[] for _ in prompts]
     for start in range(0, len(order), size):

@@ -1,11 +1,11 @@
-"""What lsm-probe costs at the size of a 7B model, on a GPU: one script for all parts, under ten minutes on an H200.
+"""Measure the cost of lsm-probe at the size of a 7B model on a GPU (estimate: under ten minutes on an H200).
 
 python analyses/performance/gpu.py                                     # Vicuna-7B's dimensions, 32 layers, bfloat16
 python analyses/performance/gpu.py --shape llama-3-8b --parts overhead analysis
 python analyses/performance/gpu.py --shape tiny --layers 2 --device cpu --dtype float32 --quick     # does it run?
 
-The weights are random, which costs the same time and memory as trained ones, so that nothing is downloaded but the
-tokenizer (`--tokenizer FOLDER` where there is no network). Writes gpu_SHAPE.json after each part: hardware, driver,
+The weights are random, which needs the same time and memory as trained weights. Only the tokenizer is downloaded
+(without a network, use `--tokenizer FOLDER`). Writes gpu_SHAPE.json after each part: hardware, driver,
 versions, date and every timing. Not run on a GPU so far.
 """
 
@@ -42,7 +42,7 @@ from lsm_probe.probes.importance.measure import response_loss
 from lsm_probe.runner.prepared_samples import PreparedSample
 
 ROWS = 64
-SOURCE_TOKENS, RESPONSE_TOKENS = 88, 60  # of the paper's samples, about
+SOURCE_TOKENS, RESPONSE_TOKENS = 88, 60  # approximately those of the paper's samples
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def random_checkpoint(options: argparse.Namespace) -> Checkpoint:
-    """A text LLM of the shape, under a tokenizer that was made for another one."""
+    """A text LLM of the shape, with the tokenizer of another model."""
     tokenizer = options.tokenizer or Path(language_model())
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
@@ -112,7 +112,7 @@ def overhead(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
 
 
 def analysis(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
-    """The attention probe on 1,200 samples of the paper's size, end to end: responses given, and generated."""
+    """Run the attention probe end to end on 1,200 samples of the paper's size, with given and generated responses."""
     samples = make_samples(4 if options.quick else 1200)
     keywords: Any = {"source_lengths": {sample.id: SOURCE_TOKENS for sample in samples}, "batch_size": 32}
     tokens = 4 if options.quick else RESPONSE_TOKENS
@@ -162,7 +162,9 @@ def training(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, A
         peak = peak_mib(step, options.device)
         took = [seconds(step, options) for _ in range(options.rounds)]
     llm.eval()
-    flops = 6 * sum(p.numel() for p in llm.parameters()) * batch * tokens  # a step's, as model FLOP utilisation counts
+    flops = (
+        6 * sum(p.numel() for p in llm.parameters()) * batch * tokens
+    )  # of a step, as counted for model FLOP utilisation
     return {
         "tokens_per_s": batch * tokens / median(took),
         "tflops": flops / median(took) / 1e12,
@@ -202,7 +204,7 @@ PARTS: dict[str, Callable[[Checkpoint, argparse.Namespace], dict[str, Any]]] = {
 
 
 def compare(plain: Callable[[], Any], other: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both in turn, the median ratio of the rounds, and peak memory above what was held before."""
+    """Seconds of both, the median ratio over rounds, and peak memory above that held before."""
     peaks = {name: peak_mib(way, options.device) for name, way in (("plain", plain), ("other", other))}  # and warm-up
     rounds = [(seconds(plain, options), seconds(other, options)) for _ in range(options.rounds)]
     ratio = median(other_s / plain_s for plain_s, other_s in rounds)
@@ -218,7 +220,7 @@ def seconds(way: Callable[[], Any], options: argparse.Namespace) -> float:
 
 
 def make_samples(count: int) -> Sequence[Sample]:
-    """The built-in utterances' transcripts over and over."""
+    """The transcripts of the built-in utterances, repeated."""
     samples = islice(cycle(lsm_probe.read_manifest("builtin:probe")), count)
     return [sample.model_copy(update={"id": f"s{i}"}) for i, sample in enumerate(samples)]
 

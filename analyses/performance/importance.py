@@ -1,8 +1,8 @@
-"""What importance costs beside the forward and backward passes it needs, in time and in memory.
+"""Compare time and memory of importance with those of the forward and backward passes that it needs.
 
 Usage: OMP_NUM_THREADS=1 python analyses/performance/importance.py [--device cuda --dtype bfloat16] [--llm FOLDER]
-Writes importance.json. One text LLM, prompts of the built-in utterances, each utterance's transcript as response; ways
-take turns, round after round, and ratios are medians over rounds. Peak memory is that of a fresh process.
+Writes importance.json. One text LLM, prompts of the built-in utterances, each utterance's transcript as response; every
+round runs each variant once, and ratios are medians over rounds. Peak memory is that of a fresh process.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
 
 def _ways(checkpoint: Checkpoint, samples: Sequence[Sample]) -> dict[str, Way]:
     def plain() -> None:
-        """What cannot be avoided: all gradients, kept until the pass is over, as a training step has them."""
+        """The minimum: forward and backward with all gradients kept until the end, as in a training step."""
         for sample in samples:
             prompt = checkpoint.encode(sample.instruction, sample.text or "")
             item = PreparedSample(sample, prompt, checkpoint, checkpoint.encode_response(sample.target or ""))

@@ -1,4 +1,4 @@
-"""What the benchmarks of the probes share: peak memory of a way in a fresh process, and what to say of the machine."""
+"""Measure peak memory in a fresh process and describe the machine, for all benchmarks of the probes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import torch
 
 
 def in_fresh_process(*way: str) -> float:
-    """What this same command prints with `--memory-of WAY`, run by itself: MiB."""
+    """Peak memory in MiB that this command prints with `--memory-of WAY` in a fresh process."""
     command = [sys.executable, *sys.argv, "--memory-of", *way]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return round(float(printed.split()[-1]), 1)
 
 
 def peak_mib(way: Callable[[], Any], device: str) -> float:
-    """The most memory that `way` holds above what is there before it: MiB, of the GPU's memory on one."""
+    """Peak memory in MiB of `way` above that held before; GPU memory on a GPU."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         way()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the highest mark so far
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     before = _status("VmRSS")
     way()
     return (_status("VmHWM") - before) / 2**10

@@ -1,8 +1,8 @@
-"""Five ways to the same numbers: norm-based attention by segment and layer, with lsm-probe and without it.
+"""Compute norm-based attention by segment and layer in five ways, with and without lsm-probe.
 
-Every method ends in `sums [layers, 4]`: for system, template, instruction and source, the sum over a segment's tokens
+Every method computes `sums [layers, 4]`: for system, template, instruction and source, the sum over a segment's tokens
 of A_j, the mean over generating rows of `|sum_h alpha^h_mj v^h(x_j) W_O^h|` (arXiv 2410.03798, equations 6 and 7).
-Here live the methods; `attention_overhead.py` times them.
+`attention_overhead.py` times these methods.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method gives: logits of the generating rows `[1, rows, vocabulary]`, and the sums (None: not asked)."""
+    """Logits of the generating rows `[1, rows, vocabulary]`, and the sums (None if not requested)."""
 
     logits: Tensor
     sums: Tensor | None
@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: `prepare(model, folder)` is done once and not timed, `run(prepared, inputs)` is what counts."""
+    """A method: `prepare(model, folder)` runs once and is not timed; `run(prepared, inputs)` is timed."""
 
     label: str
     prepare: Callable[[PreTrainedModel, Path], Any]
@@ -78,7 +78,7 @@ class Method:
         return self.needs is None or find_spec(self.needs) is not None
 
     def bytes_needed(self, config: Any, tokens: int, itemsize: int) -> int:
-        """A lower bound of its memory above the model: attention weights of all layers, and the norms of one."""
+        """Lower bound of the memory above the model: attention weights of all layers and the norms of one."""
         if not self.materialises:
             return 0
         heads, d = config.num_attention_heads, config.hidden_size
@@ -87,7 +87,7 @@ class Method:
 
 
 def load(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model of a folder; with random weights where the folder has none."""
+    """The model of a folder, with random weights if the folder has none."""
     if not has_weights(folder):
         return draw_weights(folder, dtype, device)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
@@ -95,7 +95,7 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def make_inputs(folder: Path, tokens: int, device: str, rows: int = ROWS) -> Inputs:
-    """Real tokens (the built-in probe's transcripts over and over), `rows` of them as the response."""
+    """Real tokens (the built-in probe's transcripts, repeated); the last `rows` are the response."""
     manifest = files("lsm_probe.data") / "builtin_probe" / "manifest.jsonl"
     lines = manifest.read_text(encoding="utf-8").splitlines()
     text = " ".join(json.loads(line)["text"] for line in lines)
@@ -115,15 +115,15 @@ def sdpa(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def plain(model: PreTrainedModel, inputs: Inputs) -> Outcome:
-    """The forward pass alone."""
+    """The forward pass without a probe."""
     return Outcome(model(inputs.ids, use_cache=False, logits_to_keep=inputs.rows).logits, None)
 
 
 def prepare_probe(model: PreTrainedModel, folder: Path) -> Any:
-    """A run opens one capture for all its batches: products of the output projections are made once."""
+    """Open one capture, as a run does for all its batches: products of the output projections are computed once."""
     stack = ExitStack()
     captured = stack.enter_context(capture(sdpa(model, folder)))
-    atexit.register(stack.close)  # otherwise Python closes it after half of itself is gone, with a traceback
+    atexit.register(stack.close)  # otherwise Python closes it during shutdown, with a traceback
     return model, captured
 
 
@@ -167,13 +167,13 @@ def bridge(model: PreTrainedModel, folder: Path) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     if model.config.get_text_config() is not model.config:
-        # Booting a multimodal model without torchvision makes TransformerLens run pip in this environment.
+        # TransformerLens runs pip in this environment when it loads a multimodal model without torchvision.
         raise ValueError("the TransformerLens row is for text LLMs only")
     return TransformerBridge.boot_transformers(str(folder), hf_model=model, device=str(model.device))
 
 
 def transformer_lens(bridged: Any, inputs: Inputs) -> Outcome:
-    """TransformerLens: hook_pattern and hook_v from the cache, kv heads expanded by hand, its own W_O."""
+    """TransformerLens: hook_pattern and hook_v from the cache, kv heads expanded explicitly, its own W_O."""
     blocks = range(bridged.cfg.n_layers)
     names = [f"blocks.{i}.attn.{hook}" for i in blocks for hook in ("hook_pattern", "hook_v")]
     logits, cache = bridged.run_with_cache(
@@ -215,7 +215,7 @@ def nnsight(wrapped: Any, inputs: Inputs) -> Outcome:
 
 
 def direct_sums(alpha: Tensor, value: Tensor, w_o: Tensor, members: Tensor, vectors: str) -> Tensor:
-    """The definition written out, for one layer: `[4]`.
+    """The definition for one layer: `[4]`.
 
     Args:
         alpha: `[heads, rows, keys]`.
@@ -223,7 +223,7 @@ def direct_sums(alpha: Tensor, value: Tensor, w_o: Tensor, members: Tensor, vect
         w_o: `[heads, head_dim, d]`.
         members: `[keys, 4]`.
         vectors: "heads" builds `[heads, rows, keys, d]` and then sums over heads, as every published implementation
-            does; "summed" lets one einsum build `[rows, keys, d]`, the best that is easily written.
+            does; "summed" computes `[rows, keys, d]` with one einsum, which is a strong simple baseline.
     """
     dtype = torch.promote_types(alpha.dtype, torch.float32)
     alpha, value, w_o = alpha.to(dtype), value.to(dtype), w_o.to(dtype)

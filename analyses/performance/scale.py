@@ -1,14 +1,14 @@
-"""How time and memory grow with the number of samples, utterances and manifest lines.
+"""Measure how time and memory grow with the number of samples, utterances and manifest lines.
 
 `OMP_NUM_THREADS=1 python analyses/performance/scale.py` takes about an hour on one thread and writes `scale.json`:
 
 - `lsm-probe attention` on 100, 400 and 1,200 samples of the paper's size: 30 s of speech (88 speech tokens), an
   instruction, and a given response of about 60 tokens. Model: `builtin:untrained` in float32.
-- `lsm-probe report` and `lsm-probe check` on a result of 10,000 samples, the smallest of those runs repeated.
+- `lsm-probe report` and `lsm-probe check` on a result of 10,000 samples, made by repeating the smallest of those runs.
 - `lsm_probe.read_manifest` of 1,000,000 lines.
 
-Every command is a process of its own. CPU seconds and peak memory are those that the system counted for it. This script
-itself stays small, because a process inherits the peak of the one that started it.
+Every command runs in its own process. CPU seconds and peak memory are those that the system reports for it. This script
+uses little memory, because a process inherits the peak of its parent.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def measure_attention(folder: Path, count: int) -> dict[str, Any]:
-    """The attention probe on so many samples, each with other 30 s of one long recording."""
+    """Run the attention probe on this number of samples, each with different 30 s of one long recording."""
     recording = folder / "speech.wav"
     if not recording.exists():
         (folder / "seconds").write_text(run_python(JOIN, recording).stdout)
@@ -100,7 +100,7 @@ def measure_attention(folder: Path, count: int) -> dict[str, Any]:
 
 
 def measure_reading(folder: Path, result: Path, count: int) -> list[dict[str, Any]]:
-    """The commands that read a result, on one of so many samples."""
+    """Run the commands that read a result, on a result with this number of samples."""
     large, baseline = folder / "large", folder / "baseline"
     run_python(REPEAT, result, large, count)
     shutil.copytree(large, baseline)

@@ -1,4 +1,4 @@
-"""LLMs of the dimensions of published ones with random weights, which cost the time and memory of trained ones."""
+"""LLMs with the dimensions of published ones and random weights; time and memory are those of trained weights."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def save_shape(name: str, layers: int, vocabulary: int | None, tokenizer: Path, 
 
     Args:
         name: one of `SHAPES`.
-        layers: how many decoder layers.
-        vocabulary: number of token embeddings; None for the tokenizer's. A small one leaves the layers alone to count.
+        layers: number of decoder layers.
+        vocabulary: number of token embeddings; None for the tokenizer's. With a small one, the layers
+            take almost all of the time.
         tokenizer: folder of a model whose tokenizer to take.
         folder: where to write.
     """

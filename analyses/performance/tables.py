@@ -1,4 +1,4 @@
-"""Writes the three tables of README.md from the JSON files of this folder, so that every figure is a measured one.
+"""Write the three tables of README.md from the JSON files of this folder.
 
 python analyses/performance/tables.py
 """
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def with_tables(text: str) -> str:
-    """The page with its tables written anew: each stands between `<!-- NAME -->` and `<!-- end -->`."""
+    """The page with updated tables: each is between `<!-- NAME -->` and `<!-- end -->`."""
     for name, rows in {"attention": attention(), "shapes": shapes(), "others": others()}.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
@@ -96,7 +96,7 @@ def measured(row: dict[str, Any]) -> list[str]:
 
 
 def read(name: str) -> Any:
-    """A JSON file of this folder, None where it was not measured."""
+    """A JSON file of this folder, or None if it was not measured."""
     path = HERE / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

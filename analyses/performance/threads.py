@@ -1,8 +1,8 @@
-"""How OpenMP's threads and their way of waiting change the time of a measurement, beside other busy processes.
+"""Measure the effect of OpenMP threads and their wait policy on run time, beside other busy processes.
 
-`python analyses/performance/threads.py` runs the same work (sensitivity of eight samples and a pass forward and back)
-in fresh processes: with one and with all threads, waiting threads sleeping (`passive`) or spinning (`active`), and with
-0, 1 or more busy processes beside it. Rounds alternate between the settings, so that all see the same machine. It
+`python analyses/performance/threads.py` runs the same work (sensitivity of eight samples, a forward and a backward
+pass) in fresh processes: with one and with all threads, with waiting threads that sleep (`passive`) or spin (`active`),
+and with 0, 1 or more other busy processes. Rounds alternate between the settings, so that load affects all alike. It
 prints medians in seconds, and writes them to a CSV file.
 """
 

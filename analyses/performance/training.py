@@ -1,19 +1,19 @@
-"""Speed of training: features cached or not, what the collation saves, and the precisions.
+"""Measure the speed of training with cached features, with our collation, and by precision.
 
 lsm-probe data commands --count 240 --out commands                             # the data, once
 OMP_NUM_THREADS=1 python analyses/performance/training.py --data commands      # about ten minutes on one thread
 python analyses/performance/training.py --data commands --rounds 1 --samples 8 --batch-size 8 --pass-size 2
 
-The miniature of `lsm-probe train mini/commands`: SmolLM2-135M-Instruct, Whisper tiny.en, four tasks, everything but the
-encoder trained. All ways of a comparison take turns, round after round, in one process, on the same samples (each round
-has others) and the same weights; a ratio is the median over rounds of (first way / this way of the same round). On one
-thread it is of CPU seconds, which other processes disturb less than those of the clock. Losses must agree to 1e-4 in
-float32, or there is no table. Writes training.json beside this file.
+The miniature of `lsm-probe train mini/commands`: SmolLM2-135M-Instruct, Whisper tiny.en, four tasks, trained except for
+the encoder. In one process, every round runs each variant once, on the same samples and weights; the samples change
+between rounds. A ratio is the median over rounds of (time of the first variant / time of this variant). With one
+thread, CPU seconds are used, because other processes affect them less than wall time. If losses differ by more than
+1e-4 in float32, the script stops without a table. Writes training.json beside this file.
 
-speech      an epoch whose speech is encoded in every step, in Whisper's 30 s or trimmed, and from cached states
-collation   from cached states: whole sequences padded right, logits of all positions and random passes, as a padding
-            collator gives transformers' Trainer; our head on the response alone; our passes of alike lengths; both
-precision   a step with its optimizer: float32, autocast to bfloat16 (what we do), bfloat16 weights with float32 copies
+speech      an epoch with speech encoded in every step (padded to 30 s, or trimmed), and with cached states
+collation   from cached states. Stock: whole sequences padded right, logits of all positions and random passes, like a
+            padding collator with transformers' Trainer. Ours: head on responses only, passes of similar lengths, both
+precision   a step with its optimizer: float32, bfloat16 autocast (ours), bfloat16 weights with float32 copies
 """
 
 from __future__ import annotations
@@ -79,20 +79,20 @@ def arguments() -> argparse.Namespace:
 
 
 def read_samples(folder: Path, count: int) -> list[Sample]:
-    """`count` samples of the training split, its sentences in turn, each in one task."""
+    """`count` samples of the training split: its sentences in order, each with one task."""
     manifests = [read_manifest(folder / f"train.{task}.jsonl") for task in TASKS]
     rows = min(len(manifests[0]), count)
     return [manifests[i % len(TASKS)][i % rows] for i in range(count)]
 
 
 def build(options: argparse.Namespace, context: str) -> Checkpoint:
-    """A new model, the same for each context."""
+    """A new model with the same weights for each context."""
     encoder, llm = options.encoder or assets.speech_encoder(), options.llm or assets.language_model()
     return build_lsm(encoder, llm, projector=LsmProjectorConfig(connector="frame_stack"), encoder_context=context)
 
 
 def collate_whole(items: list[dict[str, Any]], *, pad_id: int) -> Batch:
-    """Whole sequences padded right, logits of every position: what a padding collator gives the Trainer."""
+    """Pad whole sequences right and compute all logits, like a padding collator with the Trainer."""
     rows = [item["prompt"] + item["response"] for item in items]
     labels = [[IGNORED] * len(item["prompt"]) + item["response"] for item in items]
     speech = {key: tensor for key, tensor in collate(items, pad_id=pad_id).items() if key.startswith("speech")}
@@ -128,7 +128,7 @@ def forward_and_back(
 
 
 def steps_of(train_set: TrainingSet, batch_size: int, seed: int, *, sort: bool) -> list[list[int]]:
-    """An epoch in our order; or the same steps with a random order inside."""
+    """An epoch in our order, or the same steps in random order within each step."""
     order = list(LengthGrouped(train_set.lengths, batch_size, seed))
     steps = [list(step) for step in passes(order, batch_size)]
     rng = np.random.default_rng(seed)
@@ -174,7 +174,7 @@ COLLATIONS: dict[str, tuple[bool, bool]] = {
 def collation_ways(
     options: argparse.Namespace, train_set: TrainingSet, model: Any, columns: dict[str, list[float]], *, autocast: bool
 ) -> dict[str, Way]:
-    """One step a round, a different one each; `columns` gets the share of each way's positions that are padding."""
+    """Run a different step in each round; `columns` gets the share of padding positions of each variant."""
 
     def run(name: str, number: int) -> tuple[float, int]:
         kept, sort = COLLATIONS[name]
@@ -194,7 +194,7 @@ class MasterCopies:
     def __init__(self, model: Any):
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.copies = [p.detach().float().requires_grad_() for p in self.weights]
-        self.optimizer = torch.optim.AdamW(self.copies, lr=0.0)  # all the work, and the same weights
+        self.optimizer = torch.optim.AdamW(self.copies, lr=0.0)  # a full update that leaves the weights unchanged
 
     @torch.no_grad()
     def step(self) -> None:
@@ -226,12 +226,12 @@ def precision_ways(options: argparse.Namespace, train_set: TrainingSet, model: A
 
 
 def own_clock() -> float:
-    """Seconds: of this process alone where it has one thread, else of the clock."""
+    """CPU seconds of this process if it has one thread, otherwise wall time."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def compare(title: str, ways: dict[str, Way], rounds: int, *, exact: bool) -> dict[str, Any]:
-    """Times the ways in turn.
+    """Time the variants alternately.
 
     Raises:
         AssertionError: with `exact`, their losses differ by more than rounding.
@@ -243,7 +243,7 @@ def compare(title: str, ways: dict[str, Way], rounds: int, *, exact: bool) -> di
     names = list(ways)
     for number in range(rounds):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:  # whoever comes first meets another machine
+        for name in names[turn:] + names[:turn]:  # rotate, because the first position in a round differs in speed
             began, work = time.perf_counter(), own_clock()
             loss, count = ways[name](number)
             seconds[name].append(time.perf_counter() - began)
@@ -271,7 +271,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     load = os.getloadavg()[0]
     found: dict[str, Any] = {}
     epoch = read_samples(options.data, options.samples)
-    # Each context has states, and so a loss, of its own: only the last two compute the same.
+    # States and loss depend on the context, so only the last two compute the same.
     found["speech"] = rows = compare("speech", speech_ways(options, epoch, folder), options.rounds, exact=False)
     trimmed, cached = (row["loss"] for row in list(rows.values())[1:])
     assert abs(trimmed / cached - 1) < TOLERANCE, "cached states give another loss"

@@ -1,7 +1,7 @@
-"""Makes the built-in probe set from `sentences.yaml`: 16 kHz FLAC files and their manifest.
+"""Make the built-in probe set from `sentences.yaml`: 16 kHz FLAC files and their manifest.
 
 python analyses/probe_set/make.py            # write lsm_probe/data/builtin_probe
-python analyses/probe_set/make.py --check    # say whether what is there is what would be written
+python analyses/probe_set/make.py --check    # compare the existing files with those that would be written
 """
 
 import argparse
@@ -20,7 +20,7 @@ import yaml
 from lsm_probe.assets import speak
 from lsm_probe.data.pools import read_pool
 
-RATE = 16_000  # Hz, what Whisper reads
+RATE = 16_000  # Hz, Whisper's sampling rate
 SEED = 0
 DATA = Path(str(files("lsm_probe.data")))
 TARGET = DATA / "builtin_probe"

@@ -1,4 +1,4 @@
-"""Listens to the built-in probe set by proxy: length, level, silence, and what Whisper tiny.en hears."""
+"""Measure the built-in probe set: length, level, silence, and word errors of Whisper tiny.en."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from lsm_probe.assets import speech_encoder
 
 FRAME = RATE // 100  # samples in 10 ms
-QUIET = -50.0  # dB below full scale: a frame under this counts as silence
+QUIET = -50.0  # dB full scale; frames below this level count as silence
 
 
 def decibels(value: float) -> float:

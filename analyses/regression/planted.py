@@ -1,9 +1,10 @@
-"""What `lsm-probe check` says of planted regressions, and how often it raises a false alarm.
+"""Measure missed planted regressions and false alarms of `lsm-probe check`.
 
     python analyses/regression/planted.py BASELINE RERUN OTHER
 
-BASELINE, RERUN: folders of results of one checkpoint, probed twice on the same samples (other batch size, threads).
-OTHER: another checkpoint's result on these samples. Prints tables in Markdown, writes planted.json beside this file.
+BASELINE, RERUN: result folders of one checkpoint, measured twice on the same samples (other batch size and threads).
+OTHER: the result of another checkpoint on these samples. Prints tables in Markdown and writes planted.json beside this
+file.
 """
 
 import json
@@ -28,9 +29,9 @@ Make = Callable[[AttentionResult], AttentionResult]
 
 
 def moved_to(result: AttentionResult, eta: Floats) -> AttentionResult:
-    """The result with the source's norms of each layer scaled by one factor, so that the curve is `eta`, `[layers]`.
+    """The result with the source norms of each layer scaled by one factor, so that the curve is `eta`, `[layers]`.
 
-    As if the model attended more, or less, to the speech in that layer: utterances move by amounts of their own.
+    This simulates more or less attention to the speech in a layer. Utterances change by different amounts.
     """
     low, high = np.full(result.n_layers, -30.0), np.full(result.n_layers, 30.0)
     for _ in range(50):
@@ -49,7 +50,7 @@ def scaled(result: AttentionResult, factors: Floats) -> AttentionResult:
 
 
 def fall(by: float, layer: int | slice = slice(None)) -> Make:
-    """Makes eta fall by as much, in one layer or in all."""
+    """Lower eta by this amount, in one layer or in all."""
 
     def plant(result: AttentionResult) -> AttentionResult:
         eta = result.eta().mean.astype(np.float64)
@@ -60,7 +61,7 @@ def fall(by: float, layer: int | slice = slice(None)) -> Make:
 
 
 def one_utterance(layer: int) -> Make:
-    """Makes the eta of one utterance go to next to nothing in a layer."""
+    """Lower the eta of one utterance to almost 0 in a layer."""
 
     def plant(result: AttentionResult) -> AttentionResult:
         norms = result.norms.copy()
@@ -71,12 +72,12 @@ def one_utterance(layer: int) -> Make:
 
 
 def without(result: AttentionResult, count: int) -> AttentionResult:
-    """The last samples left out."""
+    """The result without the last samples."""
     return replace(result.subset(result.ids[:-count]), excluded={"zero norms": result.ids[-count:]})
 
 
 def edited(**changes: object) -> Callable[[Path], None]:
-    """Changes what a saved `result.json` says: `eta__mean=...` is `["eta"]["mean"]`."""
+    """Change a saved `result.json`: `eta__mean=...` is `["eta"]["mean"]`."""
 
     def edit(folder: Path) -> None:
         content = json.loads((folder / "result.json").read_text())
@@ -93,7 +94,7 @@ def edited(**changes: object) -> Callable[[Path], None]:
 
 @dataclass
 class Case:
-    """What is planted into the rerun, how `check` is called, and the exit code it should have."""
+    """A change planted into the rerun, the flags of `check`, and the expected exit code."""
 
     what: str
     expect: int
@@ -106,7 +107,7 @@ class Case:
 def cases(rerun: AttentionResult, other: AttentionResult) -> list[Case]:
     eta, last = rerun.eta(), rerun.n_layers - 1
     width = eta.ci_high - eta.ci_low
-    # A fall needs room below, a rise room above.
+    # eta must have room to fall and to rise.
     loud = int(np.argmax(np.where((eta.mean > 0.1) & (eta.mean < 0.9), width, 0)))
     quiet = int(np.argmin(np.where(eta.mean > 0.1, width, 1)))
     values = eta.mean.round(6).tolist()
@@ -168,7 +169,7 @@ def run(case: Case, baseline: AttentionResult, rerun: AttentionResult, folder: P
 
 
 def every_layer(baseline: AttentionResult, rerun: AttentionResult, folder: Path, *, paired: bool) -> str:
-    """In how many layers a fall of 0.05, each planted alone, is caught in that layer and no other."""
+    """Number of layers in which a fall of 0.05, planted alone, is detected there and in no other layer."""
     first, caught = baseline.save(folder / "baseline"), 0
     for layer in range(rerun.n_layers):
         verdict = check(first, fall(0.05, layer)(rerun).save(folder / "current"), paired=paired)
@@ -177,7 +178,7 @@ def every_layer(baseline: AttentionResult, rerun: AttentionResult, folder: Path,
 
 
 def alarms(baseline: AttentionResult, current: AttentionResult, folder: Path, draws: int = DRAWS) -> dict[str, int]:
-    """In how many draws of as many utterances, the same for both results, each kind of check says `regressed`."""
+    """Number of draws (same utterances for both results) in which each kind of check reports `regressed`."""
     rng, count = np.random.default_rng(0), len(baseline.ids)
     found = {"default": 0, "--paired": 0, "--paired --two-sided": 0}
     for _ in range(draws):
@@ -193,7 +194,7 @@ def alarms(baseline: AttentionResult, current: AttentionResult, folder: Path, dr
 
 
 def drawn(result: AttentionResult, chosen: NDArray[np.int64]) -> AttentionResult:
-    """Drawn utterances as a sample of their own."""
+    """The drawn utterances as a result with new ids."""
     return replace(
         result,
         clusters=np.arange(len(chosen)),

@@ -1,8 +1,8 @@
-"""`claims.csv`: what the two papers claim, and what these arms say of it.
+"""Write `claims.csv`: the claims of the two papers and the results of these arms.
 
-Each claim is a number that the paper has on one side of a bound, mostly 0. A claim **holds** where the 95 % interval
-(over paired utterances) lies on that side in every seed, **fails** where it lies on the other side in every seed, and
-is else **undecided**. What was measured of seed 0 alone, on more utterances, is called **holds (seed 0)** and so on.
+Each claim is a number that lies on one side of a bound (mostly 0) in the paper. A claim **holds** if the 95 % interval
+(over paired utterances) lies on that side in every seed. It **fails** if the interval lies on the other side in every
+seed. Otherwise it is **undecided**. Claims measured on more utterances of seed 0 only are marked **(seed 0)**.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.reports.conventions import READ, Comparison, sides
 from lsm_probe.runner.result import Curve, curve
 
-GROUP = 5  # layers: a sixth of SmolLM2's 30
+GROUP = 5  # layers, one sixth of SmolLM2's 30
 SIXTHS = tuple(slice(start, start + GROUP) for start in range(0, 30, GROUP))
 FIRST, FOURTH, FIFTH, LAST = SIXTHS[0], SIXTHS[3], SIXTHS[4], SIXTHS[5]
-KEPT = 0.1  # nats per token that the answers may drift and still count as kept
+KEPT = 0.1  # nats per token: a drift up to this value counts as preserved
 LENGTH = "LLM at the speech's length"
 """The text LLM with its transcript repeated until there are as many tokens as in the speech."""
 OWN_LENGTH = "LLM at its own length"
@@ -56,8 +56,8 @@ class Found:
 
     Attributes:
         curve: the number with its interval.
-        left_out: the number without each utterance in turn; None where only the interval is stored.
-        utterances: how many sentences it was measured on.
+        left_out: the number without each utterance in turn; None if only the interval is stored.
+        utterances: number of sentences of the measurement.
     """
 
     curve: Curve
@@ -77,16 +77,16 @@ class Claim:
     """A claim of a paper.
 
     Attributes:
-        key: its name here.
-        place: where the paper has it; empty for questions of ours.
+        key: name in this study.
+        place: section, figure or table of the paper; empty for our own questions.
         says: the claim.
         paper: the paper's number.
         against: what the number is compared with.
-        unit: of ours.
-        side: on which side of the bound the paper has it.
-        measure: ours, of a seed.
+        unit: unit of our number.
+        side: side of the bound on which the paper's number lies.
+        measure: function from a seed to our number.
         bound: the bound.
-        seeds: `MORE` for what was measured on more utterances of seed 0; by default all seeds.
+        seeds: `MORE` for measurements on more utterances of seed 0; by default all seeds.
     """
 
     key: str
@@ -101,7 +101,7 @@ class Claim:
     seeds: tuple[str, ...] = ()
 
 
-# --- η: `read` makes one number of η by layer, `[..., layers]` -> `[...]`
+# --- η: `read` reduces η by layer to one number, `[..., layers]` -> `[...]`
 
 Read = Callable[[Any], Any]
 
@@ -111,7 +111,7 @@ def mean_of(layers: slice) -> Read:
 
 
 def change(first: slice, second: slice) -> Read:
-    """By how much η is higher in the second layers than in the first."""
+    """Mean η of the second layers minus that of the first."""
     return lambda eta: eta[..., second].mean(-1) - eta[..., first].mean(-1)
 
 
@@ -121,7 +121,7 @@ last = mean_of(LAST)
 def eta(
     arm: str, against: str | None = LENGTH, read: Read = last, part: str = "attention", segment: str = "mean"
 ) -> Measure:
-    """A number of η, an arm's minus that of another one or of the text LLM; `None` for the arm's own."""
+    """A number from η: an arm's minus that of another arm or of the text LLM; `None` for the arm's alone."""
 
     def measure(seed: str) -> Found:
         own = of_arm(seed, part, arm).with_conventions(segment=segment)
@@ -143,13 +143,13 @@ def of_arm(seed: str, part: str, arm: str) -> AttentionResult:
 
 
 def halves(result: AttentionResult) -> tuple[AttentionResult, AttentionResult]:
-    """Every other utterance, and the others: layers are chosen on the first, numbers measured on the second."""
+    """Split the utterances in two: layers are chosen on the first half, numbers measured on the second."""
     ids = np.array(result.ids)
     return tuple(result.subset(list(ids[result.clusters % 2 == half])) for half in (0, 1))  # type: ignore[return-value]
 
 
 def chosen(arm: str, choose: Callable[..., slice], read: Callable[[slice], Read]) -> Measure:
-    """A number of η of the sixth of the layers in which η is lowest (`min`) or highest (`max`) on other utterances."""
+    """Mean η of the sixth of the layers where η is lowest (`min`) or highest (`max`) on other utterances."""
 
     def measure(seed: str) -> Found:
         first, second = halves(of_arm(seed, "attention", arm))
@@ -161,7 +161,7 @@ def chosen(arm: str, choose: Callable[..., slice], read: Callable[[slice], Read]
 
 
 def nearer(arm: str) -> Measure:
-    """Mean distance by layer from the LLM's curve at the speech's length: an arm's minus the self-powered arm's."""
+    """Mean distance over layers to the length-matched LLM's curve: an arm's minus the self-powered arm's."""
 
     def measure(seed: str) -> Found:
         far, near, text = (of_arm(seed, "attention", name) for name in (arm, "self_powered", LENGTH))
@@ -178,7 +178,7 @@ def nearer(arm: str) -> Measure:
 
 
 def mean_change(part: str, read: Callable[[Any], Any], first: str, second: str) -> Measure:
-    """Of numbers by sample."""
+    """Mean paired difference of numbers by sample."""
 
     def measure(seed: str) -> Found:
         one, other = (measured(seed, part)[arm] for arm in (first, second))
@@ -200,14 +200,14 @@ DEPENDENCE = {"D_i": d_i, "D_s": d_s}
 
 
 def aligned(number: str, first: str) -> Measure:
-    """A number of alignment in the last state: the self-powered arm's minus another's."""
+    """A number of alignment in the last state: the self-powered arm's minus that of another arm."""
     return lambda seed: Found(alignment_change(seed, number, first, "self_powered"), None, 24)
 
 
 def share_change(
     read: Callable[..., Any], tasks: tuple[str, ...], first: str, second: str, part: str = "evaluation"
 ) -> Measure:
-    """Of shares of responses, in percentage points."""
+    """Difference of shares of responses, in percentage points."""
 
     def measure(seed: str) -> Found:
         one, other = (measured(seed, part)[arm] for arm in (first, second))
@@ -221,7 +221,7 @@ def share_change(
 
 
 def wer_change(first: str, second: str) -> Measure:
-    """Of word error rates, in percentage points."""
+    """Difference of word error rates, in percentage points."""
 
     def measure(seed: str) -> Found:
         (result, one), (_, other) = (transcription(measured(seed, "evaluation")[arm]) for arm in (first, second))
@@ -235,7 +235,7 @@ def wer_change(first: str, second: str) -> Measure:
 
 
 def drift(arm: str) -> Measure:
-    """Nats per token of SmolLM2's own answers, instruction and transcript as text, above the text LLM's."""
+    """Increase of the loss on SmolLM2's own answers over the text LLM, nats per token (all input as text)."""
 
     def measure(seed: str) -> Found:
         before, after = (measured(seed, "other-text")[name].nats for name in (LLM, arm))
@@ -245,7 +245,7 @@ def drift(arm: str) -> Measure:
 
 
 def speed(seed: str) -> Found:
-    """How many times as fast as the cascade."""
+    """Time of the cascade divided by the arm's time."""
     results = measured(seed, "evaluation")
     one, other = results[CASCADE], results["self_powered"]
     left_out = one.leave_one_out(one.seconds) / other.leave_one_out(other.seconds)
@@ -304,7 +304,7 @@ CLAIMS = (
           "vanilla: none", VANILLA, f"D_i, {NATS}", "above", mean_change("own-words", d_i, VANILLA, POWERED)),
     Claim("collapse_more", "Section 3.4", "the same on 48 other utterances", "vanilla: none", VANILLA,
           f"D_i, {NATS}", "above", mean_change("own-words", d_i, VANILLA, POWERED), seeds=(MORE,)),
-    # Against an arm that hears nothing
+    # Compared with an arm that ignores the speech
     Claim("heard_D_s", "", "self-powered's own responses depend on the speech more than the untrained arm's", "",
           UNTRAINED, f"D_s, {NATS}", "above", mean_change("own-words", d_s, UNTRAINED, POWERED)),
     Claim("heard_D_s_more", "", "the same on 48 other utterances", "",
@@ -376,7 +376,7 @@ CLAIMS = (
           "above", speed, 1),
     Claim("beats_cascade", "Table 7", "and names the right mood as often or more often", "33.2 to 49.0 (SLU)",
           "cascade", MOODS, "above", share_change(right, MOOD, CASCADE, POWERED)),
-    # Drift: not what the papers measure
+    # Drift, which the papers do not measure
     Claim("drift_powered", "", f"self-powered drifts by less than {KEPT} from SmolLM2's answers (Table 6 has MMLU)",
           "", LLM, NATS, "below", drift(POWERED), KEPT),
     Claim("drift_vanilla", "", "vanilla drifts away from SmolLM2's answers (2509.23755 has Web Questions)", "",
@@ -395,7 +395,7 @@ def verdict(claim: Claim, found: list[Curve]) -> str:
 
 
 def claims() -> pd.DataFrame:
-    """A row for each claim and seed."""
+    """One row per claim and seed."""
     return pd.DataFrame(_rows())
 
 
@@ -419,7 +419,7 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 
 def conventions() -> pd.DataFrame:
-    """A row for each way to read eta: bias (against the text LLM at both lengths) and repair in every seed."""
+    """One row per convention of eta: bias (against the text LLM at both lengths) and repair in every seed."""
     hints = get_type_hints(Conventions)
     compared = {"bias": (VANILLA, OWN_LENGTH), "bias_length": (VANILLA, LENGTH), "repair": (POWERED, VANILLA)}
     rows = []
@@ -437,8 +437,9 @@ def conventions() -> pd.DataFrame:
 
 
 def headline() -> pd.DataFrame:
-    """A row for each headline number of each arm that could be measured again: on the study's utterances and on 48
-    others, with the lowest and the highest value that it takes when one utterance is left out."""
+    """One row per headline number of each arm that could be measured again, on the study's and on 48 other utterances.
+
+    Each has its lowest and highest value when one utterance is left out."""
     rows = []
     for arm, (measured_on, seed) in product(
         (LLM, UNTRAINED, VANILLA, POWERED), (("study", "0"), ("more", MORE))[: 1 + has_more()]

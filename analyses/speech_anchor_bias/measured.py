@@ -1,7 +1,7 @@
-"""The results of each arm, one folder for each seed, measurement and checkpoint.
+"""Load the results of each arm: one folder per seed, measurement and checkpoint.
 
-They come from `results.tar.xz`, and those on more utterances from `more_utterances.tar.xz`. The utterances of intervals
-are sentences: the same sentence by another voice is no other utterance.
+They come from `results.tar.xz`, and those on more utterances from `more_utterances.tar.xz`. Intervals are computed over
+sentences: the same sentence in another voice counts as the same utterance.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def results() -> Path:
 
 
 def has_more() -> bool:
-    """Whether the measurements on more utterances are there: they take an hour on one thread."""
+    """Whether the measurements on more utterances exist; they take an hour on one thread."""
     return (HERE / "more_utterances.tar.xz").exists()
 
 
@@ -76,7 +76,7 @@ def seeds() -> list[str]:
 
 @cache
 def measured(seed: str, part: str) -> dict[str, Any]:
-    """Name of an arm (without its seed), the LLM or the cascade -> its result in a measurement."""
+    """Results of a measurement, by name of an arm (without its seed), of the LLM or of the cascade."""
     folder = OF_DIAGNOSIS.get(part, part) if seed == MORE else part
     found = lsm_probe.read_results([results() / seed / folder])
     return {_arm(each.name, seed): by_sentence(each) for _, group in found.measured() for each in group}
@@ -88,12 +88,12 @@ def _arm(name: str, seed: str) -> str:
 
 
 def by_sentence(result: Any) -> Any:
-    """The result with a sentence, whoever speaks it, as the utterance of its intervals."""
+    """The result with intervals over sentences: all voices of a sentence form one cluster."""
     return replace(result, clusters=number_clusters([sample["text"] for sample in result.samples]))
 
 
 def at_length(seed: str, part: str) -> AttentionResult:
-    """The text LLM at the length of the speech. One control serves all arms: all have equally many speech tokens."""
+    """The length-matched text LLM. All arms have the same number of speech tokens and share one control."""
     return next(result for result in measured(seed, part).values() if result.is_control)
 
 
@@ -112,24 +112,24 @@ def alignment(seed: str, arm: str, number: str) -> float:
 
 
 def following(result: EvaluationResult, tasks: tuple[str, ...]) -> NDArray[np.float64]:
-    """Whether each response has the asked-for form, 1 or 0 (also where that cannot be told), `[samples]`."""
+    """Whether each response has the asked-for form, `[samples]`: 1, or 0 (also if this is unknown)."""
     return _by_sample(result, tasks, FOLLOWING)
 
 
 def right(result: EvaluationResult, tasks: tuple[str, ...]) -> NDArray[np.float64]:
-    """Whether each response has the asked-for form and is the right one, 1 or 0, `[samples]`."""
+    """Whether each response has the asked-for form and is correct, 1 or 0, `[samples]`."""
     return _by_sample(result, tasks, "accuracy")
 
 
 def transcription(result: EvaluationResult) -> tuple[EvaluationResult, Metric]:
-    """The result in transcription alone, and its word error rate."""
+    """The result on the transcription task, and its word error rate."""
     name = next(task.name for task in result.tasks if "transcription" in task.name)
     result = only(result, (name,))
     return result, result.metrics()[name]["word_error_rate"]
 
 
 def only(result: EvaluationResult, tasks: tuple[str, ...]) -> EvaluationResult:
-    """The result in some tasks alone, in their order."""
+    """The result restricted to some tasks, in their order."""
     return result.subset([row["id"] for task in tasks for row in result.samples if row["task"] == task])
 
 
@@ -138,7 +138,7 @@ def _by_sample(result: EvaluationResult, tasks: tuple[str, ...], metric: str) ->
 
 
 def importance_depth(result: ImportanceResult) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The layer at which importance lies on average, and the same without each utterance in turn, `[utterances]`."""
+    """The importance-weighted mean layer, and the same without each utterance in turn, `[utterances]`."""
     layers = np.array([-1 if p["layer"] is None or len(p["shape"]) < 2 else p["layer"] for p in result.parameters])
     by_layer = np.stack([result.sums[:, layers == layer].sum(1) for layer in range(result.n_layers)], 1)
     numbers = np.arange(result.n_layers)

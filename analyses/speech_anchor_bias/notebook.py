@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Speech anchor bias, and self-powered training
 #
-# Two arms of this study come with the package: one trained on transcription alone, one that went on from the same start
-# with SmolLM2's own answers to many kinds of instruction. First what they say and where they look, live; then what the
-# study found over all arms and seeds, from its committed results. Run it from a clone, as a script or with jupytext.
+# Two arms of this study come with the package. One is trained on transcription alone. The other continues from the same
+# start with SmolLM2's own answers to many kinds of instruction. This notebook first measures their responses and their
+# attention. Then it shows the results of all arms and seeds from the committed files. Run it from a clone, as a script
+# or with jupytext.
 
 # %%
 from pathlib import Path
@@ -33,7 +34,7 @@ results = {
 }
 
 # %% [markdown]
-# Each sentence with an instruction that the second was trained on, and with one that neither was.
+# Each sentence has an instruction that the second arm was trained on, and one that neither arm was trained on.
 
 # %%
 for row in zip(*(results[name].samples for name in names), strict=True):
@@ -42,8 +43,9 @@ for row in zip(*(results[name].samples for name in names), strict=True):
         print(f"    {name}: {sample['response'][:90]!r}")
 
 # %% [markdown]
-# Eta by layer. The text LLM reads the transcript, which is shorter than the speech; dashed, the same transcript
-# stretched to the speech's length. Length alone changes eta, so look at both.
+# Eta by layer. The text LLM gets the transcript, which is shorter than the speech. The dashed line is the
+# length-matched control: the same transcript, repeated to the length of the speech. Length alone changes eta, so
+# compare with both.
 
 # %%
 control = lsm_probe.attention(
@@ -58,8 +60,8 @@ eta_figure([*results.values(), control])
 # %% [markdown]
 # ## All arms, two seeds
 #
-# What the papers claim, and what came out: means with 95 % intervals over utterances, a row for each seed. D_s
-# and the word error rate separate the repaired arm from one that hears nothing (rows heard_...); eta and D_i do not.
+# The claims of the papers and our results: means with 95 % intervals over utterances, one row per seed. D_s and the
+# word error rate separate the repaired arm from one that ignores the speech (rows heard_...); eta and D_i do not.
 
 # %%
 STUDY = Path(lsm_probe.__file__).parents[1] / "analyses" / "speech_anchor_bias"
@@ -71,17 +73,16 @@ print(
 )
 
 # %% [markdown]
-# What the probes say of each arm: eta of the last sixth of the layers against the text LLM's, what instruction and
-# speech are worth to the arm's own words (nats per token), and what became of it (share of responses in the asked-for
-# form).
+# Results of the probes for each arm: eta of the last sixth of the layers compared with the text LLM, the dependence of
+# the arm's own responses on instruction and speech (nats per token), and the share of responses in the asked-for form.
 
 # %%
 arms = pd.read_csv(STUDY / "arms.csv")
 print(arms[["arm", "seed", "against_llm", "own_D_i", "own_D_s", "following", "wer"]].round(2).to_string(index=False))
 
 # %% [markdown]
-# Which probe ranks the arms as their instruction following does? Spearman's rank correlation over ten arms (five kinds,
-# two seeds), and over the eight that were trained.
+# Which probe ranks the arms like their instruction following? Spearman's rank correlation over ten arms (five kinds,
+# two seeds), and over the eight trained arms.
 
 # %%
 print(pd.read_csv(STUDY / "prediction.csv").round(2).to_string(index=False))

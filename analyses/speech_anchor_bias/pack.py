@@ -1,9 +1,9 @@
-"""Packs a trained arm into the file that the package ships.
+"""Pack a trained arm into the file that the package ships.
 
     python analyses/speech_anchor_bias/pack.py runs/speech_anchor_bias/vanilla_asr-0 vanilla_asr
 
-Two adapters of rank 4 (listening, then the arm's own stage) make a change of rank 8, which is found again exactly, up
-to float32 rounding; it and the connector are then rounded to bfloat16.
+Two adapters of rank 4 (transcription stage, then the arm's own stage) give a change of rank 8. The factorisation
+recovers this change up to float32 rounding. The factors and the connector are then rounded to bfloat16.
 """
 
 from __future__ import annotations

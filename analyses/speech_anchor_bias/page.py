@@ -1,4 +1,4 @@
-"""The tables of README.md, as Markdown."""
+"""Write the tables of README.md as Markdown."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def claims_table(claims: pd.DataFrame) -> str:
 
 
 def headline_table(headline: pd.DataFrame) -> str:
-    """Headline numbers of seed 0, and how far one utterance moves them; also on 48 other utterances, if measured."""
+    """Headline numbers of seed 0 and their range without one utterance; also on 48 other utterances if measured."""
     head = ("arm", "number", "on", "value", "with one utterance left out", "utterances")
     lines = [row(head), row(["---"] * len(head))]
     for _, r in headline.iterrows():
@@ -97,7 +97,7 @@ def headline_table(headline: pd.DataFrame) -> str:
 
 
 def coverage_table(coverage: pd.DataFrame) -> str:
-    """Every claim of both papers, and what tests it here."""
+    """Every claim of both papers, and the measurement that tests it."""
     head = ("paper", "where", "claim", "tested by", "remark")
     lines = [row(head), row(["---"] * len(head))]
     for paper, place, claim, tested, remark in coverage.fillna("").itertuples(index=False):
@@ -115,7 +115,7 @@ def between(low: float, high: float) -> str:
 
 
 def arms_table(arms: pd.DataFrame, columns: dict[str, str]) -> str:
-    """A row for each arm that has any of the columns, a number for each seed; one where the seeds agree."""
+    """One row per arm that has any of the columns, with one number per seed, or one number if the seeds agree."""
     lines = [" | ".join(["| arm", *columns.values()]) + " |", "| --- " * (1 + len(columns)) + "|"]
     for arm, rows in arms.groupby("arm", sort=False):
         if rows[list(columns)].notna().any(axis=None):

@@ -1,4 +1,4 @@
-"""The study's pictures, from the same tables."""
+"""Draw the figures of the study from its tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(arms: pd.DataFrame, prediction: pd.DataFrame) -> None:
 
 
 def eta() -> Figure:
-    """Eta by layer, own words above, SmolLM2's words below, a column for each seed."""
+    """Eta by layer, one column per seed. Top: the arm's own responses. Bottom: SmolLM2's responses."""
     parts = {"attention": "own words", "same-words": "SmolLM2's words"}
     figure, grid = plt.subplots(
         2,
@@ -67,7 +67,7 @@ def eta() -> Figure:
 
 
 def predicted(prediction: pd.DataFrame) -> Figure:
-    """Rank correlations of each probe with each outcome, over all arms and over the trained ones."""
+    """Rank correlations of each probe with each outcome, over all arms and over the trained arms."""
     shown = ["following_all", "following_trained", "agreement_all", "agreement_trained"]
     table = prediction.set_index("probe")[shown].rename(index=PROBES)
     table.columns = [f"{OUTCOMES[outcome]}\n{group} arms" for outcome, group in (name.split("_") for name in shown)]
@@ -79,7 +79,7 @@ def predicted(prediction: pd.DataFrame) -> Figure:
 
 
 def outcomes(arms: pd.DataFrame) -> Figure:
-    """A probe of each family against both outcomes, an arm a colour, a seed a point."""
+    """One probe of each family against both outcomes; colours are arms, points are seeds."""
     figure, grid = plt.subplots(
         len(OUTCOMES),
         len(FAMILIES),
@@ -104,7 +104,7 @@ def outcomes(arms: pd.DataFrame) -> Figure:
 
 
 def _reach(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """From a number to the ends of its interval, `[2, rows]`; 0 where it has none."""
+    """Distances from a number to the ends of its interval, `[2, rows]`; 0 if it has no interval."""
     if f"{name}_low" not in rows:
         return np.zeros((2, len(rows)))
     ends = np.stack([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]])

@@ -1,4 +1,4 @@
-"""`prediction.csv`: which probe tells which arm will follow its instructions? Rank correlations over arms and seeds."""
+"""Write `prediction.csv`: rank correlations of each probe with instruction following, over arms and seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OUTCOMES = {"following": "asked-for form", "agreement": "log P of\nSmolLM2's ans
 
 
 def prediction(arms: pd.DataFrame) -> pd.DataFrame:
-    """A row for each probe: Spearman's rho with each outcome, over all arms and seeds and over the trained alone."""
+    """One row per probe: Spearman's rho with each outcome, over all arms and seeds and over the trained ones."""
     lsms = arms[~arms["arm"].isin([LLM, CASCADE])]
     trained = lsms[lsms["arm"] != "untrained"]
     rows = []

@@ -1,4 +1,4 @@
-"""Makes `builtin:commands`: 24 held-out commands, each with an instruction of training and one that no arm has seen.
+"""Make `builtin:commands`: 24 held-out commands, each with a training and a held-out instruction.
 
     python analyses/speech_anchor_bias/probe.py self-powered/test held-out/test
 

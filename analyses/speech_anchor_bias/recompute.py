@@ -1,14 +1,14 @@
-"""Recomputes every number of claims.csv and headline.csv from the committed arrays, without lsm-probe.
+"""Recompute every number of claims.csv and headline.csv from the committed arrays, without lsm-probe.
 
 python analyses/speech_anchor_bias/recompute.py
 
-It needs numpy alone, and shares no code with the package or with claims.py: eta, D_i, D_s, drift and importance come
-from the arrays in the two archives; shares and word error rates from scored.csv, which says how each response was read.
-It reads labels and plain transcripts again from the responses. It prints each number as published, as recomputed, and
-the difference, and exits with 1 if one disagrees.
+The script needs only numpy and shares no code with the package or with claims.py. Eta, D_i, D_s, drift and importance
+come from the arrays in the two archives. Shares and word error rates come from scored.csv, which has the score of each
+response. The script also scores labels and plain transcripts again from the responses. It prints each published number,
+the recomputed number and the difference, and exits with 1 if one disagrees.
 
-Alignment is the exception: its hidden states (70 MB) are not stored, so that its rows are only compared with what the
-probe wrote into comparison.json.
+Alignment is an exception: its hidden states (70 MB) are not stored. Its rows are only compared with comparison.json,
+which the probe wrote.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TOLERANCE = 2e-5
-INSTRUCTION, SOURCE = 2, 3  # of the last axis of the stored sums: system, template, instruction, source, first
+INSTRUCTION, SOURCE = 2, 3  # indices on the last axis of the stored sums: system, template, instruction, source, first
 FIRST, FOURTH, FIFTH, LAST = range(5), range(15, 20), range(20, 25), range(25, 30)
 Number = tuple[float, float, float, int, float, float]
 """Value, ends of its interval, utterances, lowest and highest value without one utterance."""
 
 
-# --- what is stored
+# --- stored arrays
 
 
 @cache
@@ -88,7 +88,7 @@ def numbered(names: Sequence[str]) -> np.ndarray:
 
 
 def sentences(seed: str, part: str, arm: str) -> np.ndarray:
-    """The utterance of each sample: the same sentence by another voice is no other utterance."""
+    """The utterance of each sample. The same sentence in another voice counts as the same utterance."""
     return numbered([sample["text"] for sample in samples(seed, part, arm)])
 
 
@@ -97,14 +97,14 @@ def sentences(seed: str, part: str, arm: str) -> np.ndarray:
 
 @cache
 def t_quantile(freedom: int, level: float = 0.975) -> float:
-    """Student's t, by summing its density from 0 (Simpson) and halving."""
+    """Quantile of Student's t, by Simpson integration of the density from 0 and bisection."""
 
     def below(t: float) -> float:
         x = np.linspace(0, t, 20001)
         density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
         weights = np.ones_like(x)
         weights[1:-1:2], weights[2:-1:2] = 4, 2
-        grid = np.tan(np.linspace(0, np.pi / 2, 200001)[:-1])  # the whole half, substituted
+        grid = np.tan(np.linspace(0, np.pi / 2, 200001)[:-1])  # the positive half line, by substitution
         angle = np.arctan(grid)
         whole = np.trapezoid((1 + grid**2 / freedom) ** (-(freedom + 1) / 2) * (1 + grid**2), angle)
         return 0.5 + float((weights * density).sum() * (x[1] - x[0]) / 3 / whole) / 2
@@ -136,7 +136,7 @@ def interval(value: float, left_out: np.ndarray) -> tuple[float, float]:
 
 
 def share_difference_interval(values: np.ndarray, left_out: np.ndarray) -> tuple[float, float]:
-    """Bonett and Price's interval, for as many independent samples as have the variance between utterances."""
+    """Bonett and Price's interval, for the number of independent samples that matches the variance of utterances."""
     n, value, squares = len(left_out), values.mean(), (values**2).mean()
     spread = ((n - 1) * (value - left_out)).var(ddof=1) / n
     effective = n if spread < 1e-20 else min(1 + (squares - value**2) / spread, len(values))
@@ -155,7 +155,7 @@ def number(value: float, left_out: np.ndarray) -> Number:
 
 @cache
 def eta(seed: str, part: str, arm: str, segment: str = "mean") -> np.ndarray:
-    """Of each sample by layer, `[samples, layers]`: S_instruction / (S_instruction + S_source)."""
+    """Eta by sample and layer, `[samples, layers]`: S_instruction / (S_instruction + S_source)."""
     stored = arrays(seed, part, arm)
     sums = stored["norms"].astype(np.float64)
     if segment == "mean":
@@ -180,7 +180,7 @@ def of_eta(arm: str, other: str | None = "llm, speech length", read: Callable[..
         if other is not None:
             assert [s["id"] for s in samples(seed, part, arm)] == [s["id"] for s in samples(seed, part, other)]
             values = values - eta(seed, part, other, segment)
-        by_sample = read(values)  # `read` is linear: the mean over samples may come after it
+        by_sample = read(values)  # `read` is linear, so the mean over samples can be taken afterwards
         return number(by_sample.mean(), without_each(by_sample, sentences(seed, part, arm)))
 
     return found
@@ -223,7 +223,7 @@ def dependence(seed: str, arm: str, of: str) -> np.ndarray:
     logs = logs.astype(np.float64)
     known = ~np.isnan(logs)
     highest = np.max(logs, 1, initial=-np.inf, where=known)
-    with np.errstate(invalid="ignore", divide="ignore"):  # beyond a response there is nothing
+    with np.errstate(invalid="ignore", divide="ignore"):  # padding after a response is NaN
         pool = np.log(np.nansum(np.exp(logs - highest[:, None]), 1) / known.sum(1)) + highest
         by_token = np.where(known[:, 0], logs[:, 0] - pool, np.nan)
     return np.nanmean(by_token, 1)
@@ -278,7 +278,7 @@ def word_errors(first: str | None, second: str) -> Callable[[str], Number]:
 
         left_out = np.array([rate(own != c) for c in range(own.max() + 1)])
         value = rate(own >= 0)
-        if left_out.std() < 1e-9:  # no errors at all: Clopper and Pearson's end for 0 of n
+        if left_out.std() < 1e-9:  # no errors: upper limit of Clopper and Pearson for 0 of n
             return (value, 0, 100 * (1 - 0.025 ** (1 / len(left_out))), len(left_out), left_out.min(), left_out.max())
         return number(value, left_out)
 
@@ -394,21 +394,21 @@ SHIPPED = {"builtin:llm": "llm", "untrained": U, "vanilla_asr": V, "self_powered
 
 
 def of_one_arm(arm: str, name: str, seed: str) -> Number:
-    """A row of headline.csv."""
+    """One row of headline.csv."""
     if name == "eta":
         return of_eta(OWN if arm == "llm" else arm, None)(seed)
     if name.startswith("word"):
         value, low, *rest = word_errors(None, arm)(seed)
-        return (value, max(low, 0), *rest)  # a rate is not below 0
+        return (value, max(low, 0), *rest)  # a rate is at least 0
     values = dependence(seed, arm, name)
     return number(values.mean(), without_each(values, sentences(seed, "own-words", arm)))
 
 
-# --- how responses were read
+# --- scoring of responses
 
 
 def misread() -> list[str]:
-    """Responses whose label or word errors in scored.csv are not those of a plain reading."""
+    """Responses whose label or word errors in scored.csv differ from those of a simple parser."""
     found = []
     for row in scored():
         task, arm = row["id"].split("/")[0], next((a for a, n in NAMES.items() if n == row["arm"]), row["arm"])
@@ -428,7 +428,7 @@ def misread() -> list[str]:
 
 
 def edits(one: list[str], other: list[str]) -> int:
-    """Levenshtein's distance in words."""
+    """Levenshtein distance in words."""
     line = list(range(len(other) + 1))
     for i, word in enumerate(one, 1):
         previous, line = line, [i]

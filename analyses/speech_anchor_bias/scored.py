@@ -1,4 +1,4 @@
-"""`scored.csv`: how each response of the claims' tasks was read, so that shares and rates can be counted again."""
+"""Write `scored.csv`: the score of each response in the tasks of the claims, to recompute shares and rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lsm_probe.evaluation.scoring import FOLLOWING
 
 
 def scored() -> pd.DataFrame:
-    """A row for each response: whether it has the asked-for form and is right, and its word errors."""
+    """One row per response: whether it has the asked-for form, whether it is correct, and its word errors."""
     return pd.DataFrame(_rows()).astype(dict.fromkeys(("in_form", "right", "errors", "words"), "Int64"))
 
 

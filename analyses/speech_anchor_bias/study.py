@@ -1,6 +1,6 @@
-"""The study's tables and pictures, from the archives of this folder alone.
+"""Make the tables and figures of the study from the archives of this folder.
 
-python analyses/speech_anchor_bias/study.py  # the CSV files, and pictures
+python analyses/speech_anchor_bias/study.py  # writes the CSV files and the figures
 
 Prints the tables of README.md.
 """

@@ -1,4 +1,4 @@
-"""`arms.csv`: a row for each arm and seed, and one for the text LLM, with what every probe says of it."""
+"""Write `arms.csv`: the results of every probe, one row per arm and seed, and one for the text LLM."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 
 def _attention(seed: str, arm: str) -> dict[str, float]:
-    """Eta of the last group of layers: bare, against the text LLM at the same length, and by kind of instruction.
+    """Eta of the last group of layers: alone, compared with the length-matched text LLM, and by kind of instruction.
 
-    And how often instructions that are kin to none of training get back what was said.
+    Also the share of responses that repeat the transcript, for instructions unlike those of training.
     """
     result = measured(seed, "attention")[arm]
     found = columns("eta", last_group_eta(result))
@@ -79,7 +79,7 @@ def _attention(seed: str, arm: str) -> dict[str, float]:
 
 
 def _sensitivity(seed: str, arm: str) -> dict[str, float]:
-    """D_i and D_s in nats per token, of SmolLM2's words and of the arm's own; how likely the former are."""
+    """D_i and D_s in nats per token, for SmolLM2's responses and the arm's own; log-probability of the former."""
     found = {}
     for part, name in (("sensitivity", ""), ("own-words", "own_")):
         result = measured(seed, part)[arm]
@@ -90,14 +90,14 @@ def _sensitivity(seed: str, arm: str) -> dict[str, float]:
 
 
 def _knockout(seed: str, arm: str) -> dict[str, float]:
-    """Nats per token lost with a segment cut off in all layers."""
+    """Drop in nats per token when a segment is masked in all layers."""
     result = measured(seed, "knockout")[arm]
     found = columns("without_instruction", result.fall_in_all_layers(Segment.INSTRUCTION))
     return found | columns("without_source", result.fall_in_all_layers(Segment.SOURCE))
 
 
 def _other_voices(seed: str, arm: str) -> dict[str, float]:
-    """By voices that no arm was trained on: eta against the text LLM at that length, D_i and D_s."""
+    """For voices that no arm was trained on: eta compared with the length-matched text LLM, D_i and D_s."""
     result, heard = measured(seed, "voices")[arm], measured(seed, "voices-own-words")[arm]
     found = columns("voices_D_i", heard.instruction()) | columns("voices_D_s", heard.source())
     if arm != LLM:
@@ -106,13 +106,13 @@ def _other_voices(seed: str, arm: str) -> dict[str, float]:
 
 
 def _alignment(seed: str, arm: str) -> dict[str, float]:
-    """Of the last state; the text LLM has no speech."""
+    """Alignment in the last state; none for the text LLM, which has no speech."""
     names = ("paired_cosine", "cosine_gap", "standardised_cosine", "standardised_retrieval", "standardised_cka")
     return {} if arm == LLM else {name: alignment(seed, arm, name) for name in names}
 
 
 def _importance(seed: str, arm: str) -> dict[str, float]:
-    """Where the importance for text lies, and how far it has moved from the text LLM's."""
+    """Depth of the textual importance, and its shift from the text LLM."""
     results = measured(seed, "importance")
     found = {"importance_depth": float(importance_depth(results[arm])[0])}
     if arm == LLM:
@@ -122,14 +122,14 @@ def _importance(seed: str, arm: str) -> dict[str, float]:
 
 
 def _text(seed: str, arm: str) -> dict[str, float]:
-    """Nats per token of SmolLM2's own answers to transcripts, with instructions of training and with others."""
+    """Loss on SmolLM2's answers to transcripts, nats per token, with training and held-out instructions."""
     return columns("text", measured(seed, "text")[arm].nats.curve) | columns(
         "other_text", measured(seed, "other-text")[arm].nats.curve
     )
 
 
 def _evaluation(seed: str, arm: str) -> dict[str, float]:
-    """Shares of responses, and words wrong in transcription, per cent."""
+    """Shares of responses, and word error rate of transcription, per cent."""
     result = measured(seed, "evaluation")[arm]
     found = _share("following", result, following, FOLLOWED) | _share("following_unseen", result, following, UNSEEN)
     found |= _share("right", result, right, MOOD) | _share("right_true", result, right, TRUE)
@@ -137,7 +137,7 @@ def _evaluation(seed: str, arm: str) -> dict[str, float]:
 
 
 def _spoken_otherwise(seed: str, arm: str) -> dict[str, float]:
-    """The same by voices that no arm has heard; the text LLM hears none."""
+    """The same for voices that no arm was trained on; none for the text LLM."""
     if arm == LLM:
         return {}
     result = measured(seed, "voices-evaluation")[arm]

@@ -1,4 +1,4 @@
-"""The arms before any training: their parts, with their connector drawn and left alone.
+"""Build the arms before any training, with a random connector.
 
 python analyses/speech_anchor_bias/untrained.py SEED FOLDER
 """

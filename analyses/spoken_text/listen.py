@@ -1,9 +1,9 @@
-"""What Whisper tiny.en hears in text that `lsm-probe data speak` or `data commands` has spoken: word error rates.
+"""Measure word error rates of Whisper tiny.en on the speech of `lsm-probe data speak` or `data commands`.
 
 python analyses/spoken_text/listen.py spoken/manifest.jsonl commands/test.transcription.jsonl --limit 300
 
 For each manifest the corpus word error rate (all errors over all words, jiwer) after Whisper's English normaliser on
-both sides, in all and by voice and speed, on an even sample of `--limit` utterances; the worst sentences are printed.
+both sides, in total and by voice and speed, on `--limit` evenly spaced utterances. It prints the worst sentences.
 Writes listen.json beside this file.
 """
 
@@ -34,7 +34,7 @@ from lsm_probe.data.speech import SpeechSettings
 from lsm_probe.files import replacing
 
 HERE = Path(__file__).parent
-Pair = tuple[str, str]  # said, heard
+Pair = tuple[str, str]  # reference, transcript
 
 
 def arguments() -> argparse.Namespace:
@@ -75,7 +75,7 @@ def error_rate(pairs: Iterable[Pair]) -> dict[str, Any]:
 
 
 def delivered(manifest: Path) -> SpeechSettings | None:
-    """How the folder's texts were spoken, as its config.yaml says."""
+    """How the folder's texts were spoken, from its config.yaml."""
     path = manifest.parent / "config.yaml"
     if not path.exists():
         return None
@@ -104,7 +104,7 @@ def measure(manifest: Path, limit: int, batch_size: int, worst: int) -> dict[str
 
 
 def _unbracketed(text: str) -> str:
-    """The text without brackets: Whisper's normaliser takes what they hold for no speech and deletes it."""
+    """The text without bracket characters; Whisper's normaliser would delete the words inside them."""
     return text.translate(str.maketrans("()[]", "    "))
 
 

@@ -1,5 +1,4 @@
-"""Writes the manifest of halved sentences: the LLM is to go on with the first half of each text, and is scored on the
-second.
+"""Write a manifest of halved sentences: the prompt is the first half of each text, and the second half is scored.
 
 Usage: python analyses/text_ability/sentences.py MANIFEST.jsonl SENTENCES.jsonl
 """
@@ -16,7 +15,7 @@ def main() -> None:
         for sample in read_manifest(texts):
             words = (sample.text or "").split()
             first, second = words[: len(words) // 2], words[len(words) // 2 :]
-            if first:  # a word alone has no half to go on from
+            if first:  # a text of one word has no first half
                 text, target = " ".join(first), " ".join(second)
                 write(Sample(id=sample.id, instruction="Continue the text.", text=text, target=target))
 
