@@ -62,7 +62,7 @@ VICTIM = (
 )
 
 Answer = Callable[[list[int], int], tuple[str, str, int]]
-"""Prompt and longest answer to text, finish reason and tokens of the answer."""
+"""Function from prompt and maximum length to text, finish reason and tokens of the answer."""
 
 
 class CompletionServer:

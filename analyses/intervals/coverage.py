@@ -30,7 +30,7 @@ TAIL = (1 - LEVEL) / 2
 REPETITIONS = 1_000
 DRAWS = 999
 SIZES = (1, 1, 2, 4)
-"""Samples of an utterance, drawn with equal chance, where their number is unequal."""
+"""Numbers of samples per utterance, drawn with equal probability in experiments with unequal numbers."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ replace(result, samples=samples, clusters=np.arange(wanted), norms=norms, head_n
         tokens=result.tokens[chosen], rows=result.rows[chosen]).save(folder)
 """
 READ = "import sys, lsm_probe; print(len(lsm_probe.read_manifest(sys.argv[1])))"
-"""Work of child processes, so that this one needs neither NumPy nor PyTorch."""
+"""Code for child processes, so that this process needs neither NumPy nor PyTorch."""
 
 
 def main() -> None:

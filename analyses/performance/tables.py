@@ -12,7 +12,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 FEWEST_ROUNDS = 5
-"""With fewer rounds of the attention benchmark no median is stated."""
+"""Minimum number of rounds of the attention benchmark for a median."""
 LABELS = {
     "plain": "plain sdpa forward",
     "probe": "sdpa + lsm-probe",

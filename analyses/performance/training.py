@@ -61,7 +61,7 @@ TOLERANCE = 1e-4
 Batch = dict[str, Tensor]
 Collate = Callable[[list[dict[str, Any]]], Batch]
 Way = Callable[[int], tuple[float, int]]
-"""Runs a round: its loss per response token, and its tokens without padding."""
+"""A function that runs a round and returns its loss per response token and its tokens without padding."""
 
 
 def arguments() -> argparse.Namespace:

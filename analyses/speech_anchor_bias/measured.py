@@ -30,25 +30,25 @@ from lsm_probe.runner.result import Curve
 
 HERE = Path(__file__).parent
 MORE = "more"
-"""Takes the place of a seed for the measurements of seed 0 on more utterances."""
+"""Used instead of a seed for the measurements of seed 0 on more utterances."""
 OF_DIAGNOSIS = {"own-words": "sensitivity", "evaluation": "transcription"}
-"""Our name of a measurement -> that of `lsm-probe diagnose`, which made those on more utterances."""
+"""Name of a measurement here -> name in `lsm-probe diagnose`, which measured more utterances."""
 LLM = "builtin:llm"
 CASCADE = "builtin:whisper + builtin:llm"
 ARMS = ("untrained", "vanilla_asr", "true_answers", "self_powered_one", "self_powered")
 
 FOLLOWED = ("sentiment", "german", "french", "spanish")
-"""Tasks that SmolLM2 itself, reading the transcript, answers in the asked-for form."""
+"""Tasks that SmolLM2 answers in the asked-for form when it gets the transcript."""
 UNSEEN = ("french", "spanish")
 """Those of them that no arm was trained on."""
 FAR = ("hashtags", "program")
-"""What is asked in `builtin:commands` and is kin to nothing in any arm's training."""
+"""Tasks of `builtin:commands` whose instructions are unlike those in the training of any arm."""
 NOT_GERMAN = ("sentiment", "french", "spanish")
 """Those of them that `self_powered_one` was not trained on."""
 MOOD = ("sentiment",)
-"""The one of them whose answer is right or wrong: as SmolLM2 answers to the transcript."""
+"""The only one of them with a correct answer: SmolLM2's answer to the transcript."""
 TRUE = ("commands-place", "commands-intent", "commands-capitals")
-"""Tasks of `true_answers`, which SmolLM2 itself does not follow: 0, 8 and 0 % right."""
+"""Tasks of `true_answers`. SmolLM2 itself does not follow them: 0, 8 and 0 % correct."""
 
 
 @cache

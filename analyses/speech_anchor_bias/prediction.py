@@ -24,9 +24,9 @@ PROBES = {
     "jensen_shannon": "shift of importance",
     "other_text": "nats per token of text",
 }
-"""Column of arms.csv -> the probe's name in the picture. None of them knows what the right answer is."""
+"""Column of arms.csv -> name of the probe in the figure. No probe uses the correct answer."""
 OUTCOMES = {"following": "asked-for form", "agreement": "log P of\nSmolLM2's answers"}
-"""Per cent of responses; nats per token. The second holds what was said, too: an untrained arm follows blindly."""
+"""Per cent of responses; nats per token. Only the second also depends on the content of the speech."""
 
 
 def prediction(arms: pd.DataFrame) -> pd.DataFrame:
