@@ -17,6 +17,7 @@ from lsm_probe.models import LsmConfig, LsmForConditionalGeneration
 from lsm_probe.models.causal_llm import is_causal
 from lsm_probe.models.connectors import num_speech_tokens
 from lsm_probe.models.speech_encoder import num_states
+from lsm_probe.training.alignment import CANDIDATES
 from lsm_probe.training.batches import accumulation, optimizer_steps, warmup_steps
 from lsm_probe.training.config import Machine, Stage, TrainConfig
 from lsm_probe.training.parameters import CONNECTOR, prepare_model, used_parameters
@@ -201,19 +202,28 @@ def memory(config: TrainConfig, lsm_config: LsmConfig, stage: Stage, parts: Sequ
     - `activations`: of the LLM; see [`_activations`]. Those of the connector, some percent of the LLM's, are left out,
       and the frozen encoder stores none.
     - `logits`: three float32 of the vocabulary's size for each response token (logits, log-probabilities, gradient).
+
+    Strategy `align` does not run the LLM: it has no `activations`, and `logits` of `CANDIDATES` tokens for each speech
+    token.
     """
     machine = config.machine
     shards = machine.devices if _sharding(machine) == "fsdp" else 1
     gradient_copies = 2 if machine.devices > shards else 1
     total, trained = sum(part.parameters for part in parts), sum(part.trainable for part in parts)
-    vocabulary = lsm_config.text_config.vocab_size
+    if stage.strategy == "align":
+        in_passes = {"logits": 12 * CANDIDATES * _speech_tokens(lsm_config) * machine.per_device_batch_size}
+    else:
+        vocabulary = lsm_config.text_config.vocab_size
+        in_passes = {
+            "activations": _activations(config, lsm_config, stage),
+            "logits": 12 * vocabulary * RESPONSE_TOKENS * machine.per_device_batch_size,
+        }
     return {
         "weights": 4 * total // shards,
         "gradients": 4 * trained * gradient_copies // shards,
         "AdamW": 8 * trained // shards,
         **_compute_copies(config, lsm_config, parts, shards),
-        "activations": _activations(config, lsm_config, stage),
-        "logits": 12 * vocabulary * RESPONSE_TOKENS * machine.per_device_batch_size,
+        **in_passes,
     }
 
 
@@ -252,8 +262,6 @@ def _activations(config: TrainConfig, lsm_config: LsmConfig, stage: Stage) -> in
     mlp = getattr(text, "intermediate_size", None) or 4 * hidden
     head_width = getattr(text, "head_dim", None) or hidden // heads
     keys = head_width * (getattr(text, "num_key_value_heads", None) or heads)
-    if stage.strategy == "align":
-        return 0  # the LLM does not run
     if stage.strategy == "frozen_llm":
         layer = 4 * 2 * hidden + width * (2 * hidden + 2 * keys + 3 * mlp)
     else:

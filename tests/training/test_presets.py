@@ -165,6 +165,14 @@ def test_with_the_unused_part_of_their_q_former_the_sizes_are_those_of_table_2(
     assert round((estimates[f"paper/vicuna_{size}"].stages[0].parameters + unused) / 1e9, 1) == billions
 
 
+def test_an_alignment_needs_no_memory_for_the_llms_activations(estimates: dict[str, Estimate]) -> None:
+    align, listen = estimates["mini/open"].stages
+    assert (align.strategy, listen.strategy) == ("align", "lora")
+    assert "activations" not in align.memory
+    # 8 samples of 188 speech tokens, each compared with 4,000 tokens: three float32.
+    assert align.memory["logits"] == 12 * 8 * 188 * 4000
+
+
 def test_connectors_have_the_sizes_of_their_papers(estimates: dict[str, Estimate]) -> None:
     sizes = {name: parts(found)["connector"][0] for name, found in estimates.items() if name in FACTS}
     linear = 768 * 4096 + 4096
