@@ -16,24 +16,24 @@ def demo(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps. [default: for about 6 minutes; 40 with --full]",
+            help="Training steps. [default: as many as fit into about 6 minutes; 40 with --full]",
             min=1,
             show_default=False,
         ),
     ] = None,
     utterances: Annotated[
         int | None,
-        typer.Option(help="Utterances that are measured. [default: 8; 24 with --full]", min=2, show_default=False),
+        typer.Option(help="Utterances to measure. [default: 8; 24 with --full]", min=2, show_default=False),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue an interrupted demo, with its training size."),
+        typer.Option("--resume", help="Continue an interrupted demo with the same training size."),
     ] = False,
 ) -> None:
     """Show speech anchor bias and its repair with the built-in models.
 
-    First it diagnoses two small LSMs: `builtin:vanilla_asr` was trained on transcription alone, and answers every
-    instruction with the transcript; `builtin:self_powered` follows instructions. Then it trains
+    First the demo diagnoses two small speech LLMs. `builtin:vanilla_asr` was trained on transcription alone, and
+    answers every instruction with the transcript; `builtin:self_powered` follows instructions. Then the demo trains
     `builtin:vanilla_asr` on answers of the text LLM inside both (SmolLM2), and diagnoses it again. Each step prints its
     purpose and its command. The result is after/report.html.
 

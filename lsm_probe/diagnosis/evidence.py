@@ -135,5 +135,5 @@ def number(
 
 def interval_text(found: Curve) -> str:
     if math.isnan(found.ci_low):
-        return f"{as_text(float(found.mean))}, without an interval, which needs three utterances"
+        return f"{as_text(float(found.mean))}, without an interval, because there are fewer than three utterances"
     return f"{as_text(float(found.mean))} [{as_text(float(found.ci_low))}, {as_text(float(found.ci_high))}]"

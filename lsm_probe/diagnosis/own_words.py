@@ -73,7 +73,7 @@ def own_words(measured: MeasuredCheckpoint) -> OwnWords:
     own, base = _paired(measured.own.with_conventions(per="token"), measured.base_own)
     notes = []
     if measured.base_own is not None and base is None and measured.base_own.name != measured.own.name:
-        notes.append("The base LLM was measured on other samples or instructions: its D_i and D_s are no reference.")
+        notes.append("The base LLM was measured on other samples or instructions, so its D_i and D_s are no reference.")
     references = []
     for which, letter in ((0, "D_i"), (1, "D_s")):
         reference, why_not = _reference(own, base, which)
@@ -81,7 +81,9 @@ def own_words(measured: MeasuredCheckpoint) -> OwnWords:
         if why_not:
             notes.append(f"The base LLM's own {letter} {why_not}. The checkpoint is compared with the ceiling instead.")
     if base is None and measured.source == "speech" and not notes:
-        notes.append("There is no base LLM: D_i and D_s are compared with their ceilings, which says less.")
+        notes.append(
+            "There is no base LLM, so D_i and D_s are compared with their ceilings. This comparison is weaker."
+        )
     instruction, source = (_distances(own, which, references[which]) for which in (0, 1))
     return OwnWords(
         own,
@@ -140,13 +142,13 @@ def _instruction_finding(own: SensitivityResult, distances: Mapping[str, Distanc
             frozenset({FOLLOWS, IGNORES}),
         )
     elif ignored.above:
-        says, contradicts = f"above {low} of, and perhaps above {high} of", frozenset({IGNORES})
+        says, contradicts = f"above {low}, and perhaps above {high} of", frozenset({IGNORES})
         supports = frozenset({FOLLOWS} if followed.mean > 0 else {BETWEEN})
     elif followed.below:
-        says, contradicts = f"below {high} of, and perhaps below {low} of", frozenset({FOLLOWS})
+        says, contradicts = f"below {high}, and perhaps below {low} of", frozenset({FOLLOWS})
         supports = frozenset({IGNORES} if ignored.mean < 0 else {BETWEEN})
     else:
-        says = f"neither clearly above {low} of nor clearly below {high} of"
+        says = f"neither clearly above {low} nor clearly below {high} of"
     evidence = number(
         own, own.instruction(), "instruction_sensitivity", "D_i, own responses", "nats per token", reference.name,
         f"How much the checkpoint's own responses depend on the instruction: {says} {reference.name}.",

@@ -72,9 +72,9 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     shares = np.array(repeats, dtype=np.float64)
     most = share_distance(result, shares, MOST)
     evidence = number(
-        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "0.50, most of them",
-        f"{sum(repeats)} of {len(repeats)} responses to other instructions than transcription only repeat what was "
-        f"said (word error rate at most {REPEATED:.0f} %).",
+        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "0.50 (half of them)",
+        f"{sum(repeats)} of {len(repeats)} responses to instructions other than transcription only repeat the speech "
+        f"(word error rate at most {REPEATED:.0f} %).",
     )  # fmt: skip
     supports: Verdicts = frozenset({IGNORES} if most.above else {FOLLOWS} if most.below else ())
     contradicts: Verdicts = frozenset({FOLLOWS, NO_SPEECH}) if most.above else NO_VERDICT
@@ -125,7 +125,7 @@ def form(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
     base_shares = np.array([theirs[key] for key in follows], dtype=np.float64)
     evidence = number(
         result, result.share(shares), "form_share", label, "", f"the base LLM's {as_text(float(base_shares.mean()))}",
-        f"{text} that the instruction asks for; of the base LLM's responses {base_shares.sum():.0f} have it.",
+        f"{text} that the instruction asks for; {base_shares.sum():.0f} of the base LLM's responses have it.",
     )  # fmt: skip
     if base_shares.mean() < MOST:  # the base LLM does not follow the format either, so this is not evidence
         return Finding(evidence)

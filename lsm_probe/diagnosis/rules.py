@@ -42,14 +42,14 @@ NOTABLE = 0.02
 
 LIMITS = (
     "The verdict holds for the instructions in these data, not for other instructions.",
-    "D_i and D_s depend on the pool of instructions and of utterances that they are computed over.",
-    "Intervals are over utterances. They do not say what another training seed would give.",
+    "D_i and D_s depend on the pools of instructions and utterances that they are computed with.",
+    "Intervals cover the variation between utterances. They do not cover the variation between training seeds.",
 )
 """What no verdict says."""
 
 _WORDS = (
-    "Responses with at least one word: raise --max-new-tokens (a thought that is not finished counts as empty), or "
-    "check the prompt template."
+    "Responses that are not empty: raise --max-new-tokens (a response that stops before its thinking ends counts as "
+    "empty), or check the prompt template."
 )
 Answer = Literal["yes", "no", "both", "open"]
 
@@ -170,10 +170,10 @@ def _decide(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
     if case.ignores():
         what = f"Its responses depend on the {case.speech} and hardly on the instruction"
         if case.source == "text":
-            what += ", which is no bias towards speech because it reads transcripts"
+            what += " (this is no bias towards speech, because it reads transcripts)"
         return _verdict(measured, case, IGNORES, what)
     if case.may_not_follow() and case.may_not_ignore():
-        return _verdict(measured, case, BETWEEN, "It follows the instruction in part")
+        return _verdict(measured, case, BETWEEN, "It follows the instruction only in part")
     return _open_instruction(measured, case)
 
 
@@ -186,7 +186,13 @@ def _verdict(
 def _no_speech(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
     if case.source == "text":
         what = "It reads transcripts and its responses hardly depend on them, so no verdict fits"
-        return _verdict(measured, case, CANNOT_TELL, what, ["Data whose instructions need the transcript."])
+        return _verdict(
+            measured,
+            case,
+            CANNOT_TELL,
+            what,
+            ["Data with instructions that cannot be answered without the transcript."],
+        )
     neither = case.own.instruction["ignored"].below
     what = "Its responses " + ("depend on neither speech nor instruction" if neither else "hardly depend on the speech")
     return _verdict(measured, case, NO_SPEECH, what)
@@ -196,7 +202,7 @@ def _open_source(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
     used = case.own.source["used"]
     missing = [f"{_more(used)} would show whether the responses depend on the {case.speech} (D_s)."]
     if case.transcription is None and case.source == "speech":
-        missing.append("The word error rate of a transcription instruction, which needs transcripts in the data.")
+        missing.append("The word error rate on a transcription instruction. It needs transcripts in the data.")
     what = f"The data do not show whether its responses depend on the {case.speech}"
     return _verdict(measured, case, CANNOT_TELL, what, missing)
 
@@ -214,9 +220,9 @@ def _open_instruction(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
         if case.own.instruction[name].is_open
     ]
     if case.own.base is None and case.source == "speech":
-        missing.append("The base LLM (--base): it shows how much the instruction matters where it is followed.")
+        missing.append("The base LLM (--base). It shows how large D_i is in a model that follows the instruction.")
     if not missing:
-        missing = ["The measurements contradict each other: look at single responses."]
+        missing = ["The measurements contradict each other: read single responses."]
     choice = " and ".join([", ".join(f'"{name}"' for name in possible[:-1]), f'"{possible[-1]}"'])
     what = f"It uses the {case.speech}, but the data do not decide between {choice}"
     return _verdict(measured, case, CANNOT_TELL, what, missing)
@@ -234,8 +240,8 @@ def _not_measured(measured: MeasuredCheckpoint) -> Verdict | None:
     """`cannot tell` if the decisive measurement is missing."""
     if measured.own is not None:
         return None
-    reason = "The sensitivity of its own responses was not measured, and no other number decides."
-    missing = "lsm-probe sensitivity on its own responses, to at least two instructions about at least "
+    reason = "The sensitivity of its own responses was not measured. There is no verdict without it."
+    missing = "Run lsm-probe sensitivity on its own responses, with at least two instructions and at least "
     result = measured.transcription
     empty = [] if result is None else empty_responses(result)
     if result is not None and len(empty) == len(set(result.ids) | set(empty)):
@@ -253,7 +259,7 @@ def _enough(measured: MeasuredCheckpoint, case: _Case) -> Verdict | None:
     if empty >= MOSTLY_EMPTY * n_responses:
         return Verdict(
             checkpoint=measured.name, verdict=CANNOT_TELL,
-            reason=f"{empty} of {n_responses} responses are empty, so there is hardly anything to measure.",
+            reason=f"{empty} of {n_responses} responses are empty, so there is too little to measure.",
             missing=[_WORDS],
         )  # fmt: skip
     n = case.own.source.evidence.n_utterances
@@ -313,9 +319,9 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
         yield f"{empty} of {n_responses} responses are empty."
     if case.source == "speech" and verdict == NO_SPEECH:
         if np.abs(measured.own.by_sample()[1]).max() < SAME:
-            yield "Every recording gives the same result: check that they are not silent or all the same."
+            yield "All recordings give the same result: check that they are not silent or identical."
         if case.transcription is None:
-            yield "No transcription was measured, so the word error rate could not confirm this."
+            yield "The word error rate was not measured, so it could not confirm this verdict."
     yield from _carried_by_one(case, verdict)
     own = case.own.own
     for label, values in zip(("D_i", "D_s"), own.by_sample(), strict=True):

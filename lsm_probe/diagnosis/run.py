@@ -214,7 +214,7 @@ class DiagnosisRun:
         hashes = checkpoint.identity.weights_sha256
         name = self._name_of.setdefault(json.dumps(hashes, sort_keys=True), checkpoint.name) if hashes else ""
         if hashes and name != checkpoint.name:
-            raise InputError(f"{checkpoint.name} has the same weights as {name}: name one of them")
+            raise InputError(f"{checkpoint.name} has the same weights as {name}: give only one of them")
 
     def _base_responses(self, model: LazyModel) -> dict[str, list[int]]:
         """The base LLM's responses, as token ids of another model."""

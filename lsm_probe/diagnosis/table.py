@@ -30,7 +30,12 @@ def verdict_table(verdicts: Sequence[Verdict], keys: Sequence[str] = tuple(COLUM
     keys = [key for key in keys if any(key in evidence for evidence in found)]
     counts = sorted({each.n_utterances for evidence in found for key, each in evidence.items() if key in keys})
     n = "–".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
-    note = f"D_i, D_s in nats per token; in brackets 95 % intervals over utterances ({n})" if keys else ""
+    note = (
+        "D_i, D_s: how much responses depend on instruction and source, nats per token; brackets: 95 % intervals over "
+        f"{n} utterances"
+        if keys
+        else ""
+    )
     rows = [
         [
             verdict.checkpoint,

@@ -52,8 +52,8 @@ def transcription(result: EvaluationResult | None) -> Finding | None:
     understood = distance(result, own[:, 0] - UNDERSTOOD * by_chance)
     evidence = number(
         result, rate, "transcription_error", "word error rate", "%", f"{chance:.0f} % by chance",
-        f"Asked to transcribe, it gets {rate.mean:.0f} % of the words wrong; against the transcripts of other "
-        f"utterances the same responses get {chance:.0f} % wrong.",
+        f"With a transcription instruction, the word error rate is {rate.mean:.0f} %. Scored against the transcripts "
+        f"of other utterances (the level of chance), the same responses have {chance:.0f} %.",
     )  # fmt: skip
     supports = contradicts = NO_VERDICT
     if understood.below:

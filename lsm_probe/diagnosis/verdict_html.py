@@ -31,5 +31,5 @@ def _evidence_table(verdict: Verdict) -> Table:
         [each.label, each.side, each.compared_with, each.shown or NONE, each.unit, str(each.n_utterances)]
         for each in verdict.evidence
     ]
-    columns = ["evidence", "side", "compared with", "value", "unit", "utterances"]
+    columns = ["evidence", "for or against the verdict", "compared with", "value", "unit", "utterances"]
     return Table("", columns, rows, text_columns=3)

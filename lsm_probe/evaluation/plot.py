@@ -125,7 +125,7 @@ def _described(metric: str, score: Score | None) -> str:
     if not metric.startswith("word_error_rate"):
         return metric.replace("_", " ")
     unit = "word" if score is None or "words" in score.details else "character"
-    return f"{metric.replace('_', ' ').replace('word', unit)} (less is better)"
+    return f"{metric.replace('_', ' ').replace('word', unit)} (lower is better)"
 
 
 def _scores(result: EvaluationResult, names: Sequence[str]) -> list[Score | None]:

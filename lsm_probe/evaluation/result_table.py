@@ -39,13 +39,13 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
     rows.append(["", "seconds per sample", *(f"{result.seconds.mean():.2f}" for result in results)])
     if speed := speeds(results):
         cells = [f"{speed[result.name].mean:.2f}" if result.name in speed else NONE for result in results]
-        rows.append(["", "speed against cascade", *cells])
+        rows.append(["", "speed relative to cascade", *cells])
     return Table(
-        "what the responses are worth, in per cent",
+        "scores of the responses, in per cent",
         ["task", "metric", *(result.name for result in results)],
         rows,
         "95 % interval over utterances; *: only responses in the asked-for form count"
-        + (f"; agreement: with {llm.name}" if alike and llm is not None else ""),
+        + (f"; agreement: with the responses of {llm.name}" if alike and llm is not None else ""),
         text_columns=2,
         lines=lines,
     )
@@ -70,5 +70,5 @@ def evaluation_note(result: EvaluationResult) -> str:
     unit = "/".join(unit for unit in ("word", "character") if any(f"{unit}s" in found for found in details))
     transcripts = f"; transcripts: {100 * wrong / units:.1f} % {unit} errors" if units else ""
     most = result.conventions.max_new_tokens
-    note = f"{empty} responses empty, {cut} as long as they may be ({most} tokens){transcripts}"
+    note = f"{empty} responses empty, {cut} cut at the limit of {most} tokens{transcripts}"
     return "; ".join([note, *result.influence_notes()])

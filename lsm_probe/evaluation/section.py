@@ -18,8 +18,8 @@ def evaluation_section(measurement: Measurement, results: Sequence[EvaluationRes
     return Section(
         "evaluation",
         measurement.title,
-        "Greedy responses to tasks. Correctness and the asked-for form are scored separately, because speech anchor "
-        "bias destroys the form. Word error rates: less is better.",
+        "Scores of greedy responses to each task. Correctness and the asked-for form are scored separately, because a "
+        "model with speech anchor bias misses the form. For word error rates, lower is better.",
         [picture(figure, "evaluation", "Scores by task and the share of responses in the asked-for form")],
         [evaluation_table(results)],
     )

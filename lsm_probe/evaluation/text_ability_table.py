@@ -29,7 +29,7 @@ def text_ability_table(results: Sequence[TextAbilityResult], *, forgetting: bool
         rows.append([f"{result.name}: forgotten", *_forgotten(results[0], result, mmlu, texts)])
     columns = [*([*_TITLES.values(), "average"] if mmlu else []), *(["nats per token", "perplexity"] if texts else [])]
     guessing = f"; guessing gives {CHANCE:g} %" if mmlu else ""
-    guessing += "; – where the first is not above it" if mmlu and forgetting else ""
+    guessing += "; – where the first checkpoint does not score above guessing" if mmlu and forgetting else ""
     return Table(
         f"text ability{': MMLU accuracy in per cent' if mmlu else ''}",
         ["checkpoint", *columns],
@@ -41,7 +41,10 @@ def text_ability_table(results: Sequence[TextAbilityResult], *, forgetting: bool
 
 def text_ability_section(measurement: Measurement, results: Sequence[TextAbilityResult], everything: Any) -> Section:
     """MMLU and perplexity by checkpoint. A report does not know which checkpoint the others were trained from."""
-    intro = "What speech training cost the LLM on text alone."
+    intro = (
+        "How well the LLM inside each checkpoint does on text alone: MMLU accuracy and perplexity. Compare each "
+        "checkpoint with the LLM before speech training."
+    )
     return Section("text-ability", measurement.title, intro, tables=[text_ability_table(results, forgetting=False)])
 
 

@@ -88,7 +88,7 @@ class CurveCheck:
         if self.would_find is None or not self.tolerance:
             return None
         return (
-            f"over these utterances a move of {2 * self.tolerance:g} would be found in {self.would_find} of "
+            f"with these utterances, a change of {2 * self.tolerance:g} would be found in {self.would_find} of "
             f"{len(self.layers)} layers"
         )
 
@@ -108,7 +108,7 @@ class CurveCheck:
         """Headline and table as plain text."""
         table = ["  ".join(f"{cell:>8}" for cell in row).rstrip() for row in self.rows()]
         if (more := len(self.layers) - _SHOWN) > 0:
-            table.append(f"     ... and {more} layers that moved less (all with --json)")
+            table.append(f"     ... and {more} layers that changed less (--json lists all)")
         return "\n".join([self.headline, *table, *([self.power] if self.power else [])])
 
     def to_dict(self) -> dict[str, Any]:

@@ -85,8 +85,9 @@ def length_warnings(attention: Sequence[AttentionResult]) -> list[str]:
     found = []
     if len(measured) == 1:
         found.append(
-            "η of one checkpoint alone also depends on how many source tokens there are. Measure the base LLM too "
-            "(lsm-probe attention with a second --ckpt) to compare them at the same source length."
+            "η also depends on the number of source tokens, so η of a single checkpoint is hard to interpret. "
+            "Measure the base LLM too (lsm-probe attention with a second --ckpt) to compare both at the same source "
+            "length."
         )
     if text is not None:
         bare = [result.name for result in speech if reference_of(attention, result) is None]
@@ -94,7 +95,7 @@ def length_warnings(attention: Sequence[AttentionResult]) -> list[str]:
             found.append(
                 f"η of {', '.join(bare)} is not compared with that of {text.name}: the transcripts have fewer or more "
                 "tokens than the speech, and the results have no length-matched control. lsm-probe attention measures "
-                "it if both checkpoints are given in one run."
+                "the control if one run is given both checkpoints."
             )
     pairs = [(each.subject, each.reference) for each in comparisons(attention) if each.reference is not None]
     compared = [{one.name, other.name} for one, other in pairs]

@@ -50,14 +50,15 @@ def diagnosis_steps(utterances: int) -> list[Step]:
     """The steps before the training."""
     return [
         Step(
-            "Two small speech LLMs that come with the package. Do they follow the instruction, or do they take the "
-            "speech for the instruction? builtin:vanilla_asr was trained on transcription alone, builtin:self_powered "
-            "was repaired, and builtin:llm is the text LLM inside both.",
+            "Diagnose two small speech LLMs that come with the package: do they follow the instruction, or do they "
+            "ignore it and repeat the speech? builtin:vanilla_asr was trained on transcription alone, and "
+            "builtin:self_powered on self-powered data, which repairs the bias. builtin:llm is the text LLM inside "
+            "both.",
             f"diagnose {_BUILTIN} {_diagnosed(utterances)} --out OUT/before",
             "before/report.html",
         ),
         Step(
-            "Speech to train on: household commands, spoken here.",
+            "Synthesise speech to train on: household commands.",
             "data commands --count 240 --out OUT/commands",
             "commands/test.transcription.jsonl",
         ),
@@ -71,25 +72,26 @@ def repair_steps(size: TrainingSize, utterances: int) -> list[Step]:
     saved = f"machine.save_steps={size.steps} machine.log_steps=1"
     return [
         Step(
-            "Self-powered data: SmolLM2 itself answers instructions about the transcripts.",
+            "Generate self-powered training data: SmolLM2, the text LLM inside the models, answers instructions about "
+            "the transcripts.",
             f"augment --data OUT/commands/train.transcription.jsonl --limit {min(96, size.steps * size.batch)} "
             f"--out OUT/answers {_TASKS}",
             "answers/manifest.jsonl",
         ),
         Step(
-            "The repair: builtin:vanilla_asr is trained on SmolLM2's answers.",
+            "Repair builtin:vanilla_asr: train it on SmolLM2's answers.",
             "train mini/lora model.start=builtin:vanilla_asr train=OUT/answers/manifest.jsonl 'eval=[]' "
             f"{sizes} {saved} {rates} --out OUT/repaired",
             "repaired/model",
         ),
         Step(
-            "The biased model and the model repaired here, on one page.",
+            "Diagnose the biased model and the repaired model together, in one report.",
             f"diagnose --ckpt builtin:vanilla_asr --ckpt OUT/repaired/model {_diagnosed(utterances)} --out OUT/after",
             "after/report.html",
         ),
         Step(
-            "A regression check, as in CI: has eta fallen, compared with an accepted checkpoint? (It is expected to "
-            "fail: the accepted checkpoint is the repaired one, the current one has the bias.)",
+            "Run a regression check, as in CI: is eta lower than in the baseline? This check is expected to fail, "
+            "because the baseline is the repaired model and the current result is from the biased model.",
             "check --baseline OUT/before/attention/builtin-self_powered "
             "--current OUT/before/attention/builtin-vanilla_asr",
             "",
@@ -126,7 +128,10 @@ def run_demo(
     seconds = _run_steps(run_command, first, out, number=1, total=total)
     earlier = _earlier_size(out)
     if earlier and size not in (None, earlier):
-        print(f"The training keeps the size it was started with: {earlier.steps} steps of {earlier.batch} samples")
+        print(
+            f"The training keeps the size that the demo was started with: {earlier.steps} steps of {earlier.batch} "
+            "samples"
+        )
     size = earlier or size or _fitting_size(out, PLANNED_SECONDS - (monotonic() - begun), seconds)
     with replacing(out / _SIZE) as temporary:
         temporary.write_text(json.dumps(asdict(size)) + "\n", encoding="utf-8")
@@ -152,7 +157,7 @@ def _run_steps(
         print(f"\n[{i}/{total}] {step.why}\n$ lsm-probe {command}\n", flush=True)
         begun = monotonic()
         if step.makes and (out / step.makes).exists():
-            print("done before")
+            print("already done")
         else:
             try:
                 run_command(arguments)
@@ -172,7 +177,7 @@ def _earlier_size(out: Path) -> TrainingSize | None:
 
 def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[float]) -> TrainingSize:
     """The training that fits into the remaining time, minus later steps; never below the smallest useful one."""
-    print("\nTiming two training passes, to choose a size that fits this machine", flush=True)
+    print("\nTiming two training passes to choose a training size for this machine", flush=True)
     data = out / "commands" / "train.transcription.jsonl"
     each = seconds_per_sample(
         read_config("mini/lora", ["model.start=builtin:vanilla_asr", f"train={shlex.quote(str(data))}"])
@@ -181,7 +186,7 @@ def _fitting_size(out: Path, seconds_left: float, diagnosis_seconds: Sequence[fl
     after = diagnosis_seconds[0]
     size = largest_training(seconds_left - after, each)
     print(
-        f"{each:.2f} s a sample: the repair takes {size.steps} steps of {size.batch} samples, about "
+        f"{each:.2f} s per sample: the repair takes {size.steps} steps of {size.batch} samples, about "
         f"{size.steps * size.batch * each:.0f} s (--full takes {FULL.steps} steps of {FULL.batch}, about "
         f"{FULL.steps * FULL.batch * each / 60:.0f} minutes)",
         flush=True,

@@ -42,26 +42,30 @@ def _links(verdicts: Sequence[Verdict]) -> Iterator[Link]:
     for i, each in enumerate(verdicts):
         if each.against:
             n = len(each.against)
-            numbers = "1 number speaks" if n == 1 else f"{n} numbers speak"
-            reason = f"{numbers} against the verdict “{each.verdict}”."
+            numbers = "1 number contradicts" if n == 1 else f"{n} numbers contradict"
+            reason = f"{numbers} the verdict “{each.verdict}”."
             yield Link(f"verdict-{i}", f"Evidence about {each.checkpoint}", reason)
     if biased := _with_verdict(verdicts, "ignores the instruction (speech anchor bias)"):
-        yield Link("samples", "Samples", f"What {biased} answered, beside what the instruction asked for.")
-        yield Link("knockout", "Knockout", f"Which layers read the speech and the instruction in {biased}.")
+        yield Link("samples", "Samples", f"The responses of {biased}, next to the instructions.")
+        yield Link(
+            "knockout",
+            "Knockout",
+            f"In which layers the response of {biased} needs the speech, and in which the instruction.",
+        )
         yield Link("eta", "η by layer", f"In which layers the instruction gets less attention in {biased}.")
-        yield Link("heads", "Single heads", f"Which attention heads read the speech in {biased}.")
+        yield Link("heads", "Single heads", f"Which attention heads of {biased} attend to the speech.")
     if without_speech := _with_verdict(verdicts, "does not use the speech"):
-        reason = f"Whether the states of {without_speech} for speech resemble those for its transcript at all."
+        reason = f"Whether the hidden states of {without_speech} for speech resemble those for its transcript."
         yield Link("alignment", "Alignment", reason)
-        reason = f"How little the responses of {without_speech} change with other speech (D_s)."
+        reason = f"How little the responses of {without_speech} depend on the speech (D_s)."
         yield Link("sensitivity", "Sensitivity", reason)
     if between := _with_verdict(verdicts, "in between"):
-        reason = f"By how much the responses of {between} depend on the instruction (D_i) and on the speech (D_s)."
+        reason = f"How much the responses of {between} depend on the instruction (D_i) and on the speech (D_s)."
         yield Link("sensitivity", "Sensitivity", reason)
-        yield Link("samples", "Samples", f"Which instructions {between} followed, and which not.")
+        yield Link("samples", "Samples", f"Which instructions {between} followed, and which it did not follow.")
     if following := _with_verdict(verdicts, "follows the instruction"):
-        yield Link("evaluation", "Evaluation", f"Whether the answers of {following} are correct as well.")
-        reason = f"By how much the responses of {following} depend on the instruction (D_i) and on the speech (D_s)."
+        yield Link("evaluation", "Evaluation", f"Whether the answers of {following} are also correct.")
+        reason = f"How much the responses of {following} depend on the instruction (D_i) and on the speech (D_s)."
         yield Link("sensitivity", "Sensitivity", reason)
     if unknown := _with_verdict(verdicts, "cannot tell"):
         first = next(i for i, each in enumerate(verdicts) if each.verdict == "cannot tell")

@@ -124,13 +124,14 @@ def decisive(verdict: Verdict) -> list[Evidence]:
 def _conventions_section(attention: Sequence[AttentionResult]) -> Section:
     alone = all(pair.reference is None for pair in comparisons(attention))
     reference = (
-        "0.5, which is balanced" if alone else "its reference: the text LLM at the same source length, if measured"
+        "0.5 (balanced)" if alone else "η of its reference (the text LLM at the same source length, if measured)"
     )
     intro = (
-        f"Whether η of a checkpoint differs from {reference}. Each row reads the same measurement in another way: a "
-        "difference that holds in all rows does not depend on these choices. heads: norm of the sum over heads, or "
-        "mean of the heads' norms. segment: mean or sum over a segment's tokens. aggregate: mean over samples of the "
-        "ratio, or ratio of the means. span: the instruction alone, or with the template around it."
+        f"This table shows whether η of each checkpoint differs from {reference}. All rows evaluate the same "
+        "measurement, under different conventions. A difference that appears in all rows does not depend on them. "
+        "heads: norm of the sum over heads, or mean of the norms of single heads. segment: mean or sum over the tokens "
+        "of a segment. aggregate: mean over samples of the ratio, or ratio of the means. span: the instruction alone, "
+        "or with the template around it."
     )
     return Section("conventions", "η under other conventions", intro, tables=[tables.conventions_table(attention)])
 
@@ -163,8 +164,8 @@ def _fitted(results: Results, content: dict[str, Any]) -> str:
             shown = replace(shown, samples=shown.samples[:keep], samples_left_out=left_out)
         else:
             raise InputError(
-                f"the report would have {len(page.encode()) / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}: report fewer "
-                "checkpoints at a time"
+                f"the report would be {len(page.encode()) / 1e6:.1f} MB large, above the limit of {LARGEST / 1e6:.0f} "
+                "MB: give fewer checkpoints"
             )
     return page
 

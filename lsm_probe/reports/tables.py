@@ -30,7 +30,7 @@ def layers_table(attention: Sequence[AttentionResult]) -> Table:
         cells = [f"{shown(eta.at(i))}{SIGNS[marks[i]]}" for i in range(result.n_layers)]
         columns.append(cells + [NONE] * (layers - len(cells)))
     rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True))]
-    note = "▼ lower, ▲ higher than what it is compared with, p < 0.05 corrected for the number of layers."
+    note = "▼ lower, ▲ higher than the reference (p < 0.05, corrected for the number of layers)."
     return Table("η by layer", ["layer", *(r.name for r in attention)], rows, note)
 
 
@@ -42,11 +42,11 @@ def conventions_table(attention: Sequence[AttentionResult]) -> Table:
         changes = [pair.change(**choice) for pair in pairs]
         rows.append([*(choice[name] for name in READ), *(shown(change) + signs[sides(change)] for change in changes)])
     return Table(
-        "η in the last sixth of the layers, minus that of the reference, under every convention",
+        "η minus η of the reference, in the last sixth of the layers, under each combination of conventions",
         [*READ, *(pair.title for pair in pairs)],
         rows,
-        "First row: the conventions of these results. ▼ below, ▲ above: the 95 % interval over paired utterances does "
-        "not contain 0.",
+        "The first row uses the conventions of these results. ▼ or ▲: the whole 95 % interval over paired utterances "
+        "is below or above 0.",
         text_columns=len(READ),
     )
 
@@ -67,14 +67,14 @@ def checkpoints_table(results: Results) -> Table:
             ", ".join(filter(None, (checkpoint.source, checkpoint.template, checkpoint.dtype, checkpoint.quantised))),
             _hashes(checkpoint),
         ]
-    columns = ["", "measured as", "kind", "source, template, dtype", "weights, sha256"]
+    columns = ["", "name or path", "model type", "source, template, dtype", "weights, sha256"]
     return Table("Checkpoints", columns, list(rows.values()))
 
 
 def measurements_table(results: Results) -> Table:
     """On what, how and with what: a row for each probe, since its results share data and conventions."""
     rows = []
-    groups = [*results.groups.items(), ("sensitivity, own words", results.own_words)]
+    groups = [*results.groups.items(), ("sensitivity, own responses", results.own_words)]
     for name, group in ((name, group) for name, group in groups if group):
         first = group[0]
         counts = {len(result.samples) for result in group}

@@ -96,7 +96,7 @@ def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_pro
     assert "holds files already: continue with --resume, or choose another folder" in err
     code, told, _ = lsm_probe_command("demo", "--out", out, "--resume", "--steps", 20)
     assert code == 0
-    assert "The training keeps the size it was started with: 11 steps of 2 samples" in told
+    assert "The training keeps the size that the demo was started with: 11 steps of 2 samples" in told
     by_name = {command[0]: command for command in ran[0]}
     assert not {"data", "augment"} & set(by_name)
     assert {"max_steps=11", "batch_size=2", "--resume"} < set(by_name["train"])
@@ -120,7 +120,7 @@ def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
     code, told, stderr = lsm_probe_command("demo", "--utterances", 2, "--out", out)
     assert code == 0, stderr
     assert "cannot tell" in told  # two utterances are too few for a verdict
-    assert "s a sample: the repair takes 2 steps of 2 samples" in told
+    assert "s per sample: the repair takes 2 steps of 2 samples" in told
     page = (out / "after" / "report.html").read_text()
     for name in ("builtin:vanilla_asr", "builtin:llm", "repaired"):
         assert name in page

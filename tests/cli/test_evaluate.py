@@ -114,7 +114,7 @@ def test_a_cascade_is_measured_in_the_same_run(run, tiny_lsm_folder, tiny_llm_fo
     assert itself["times_as_fast_as_cascade"] == {"mean": 1, "ci_low": 1, "ci_high": 1}
     ratio = itself["seconds_per_sample"] / lsm["seconds_per_sample"]
     assert lsm["times_as_fast_as_cascade"]["mean"] == pytest.approx(ratio, rel=1e-2)
-    assert "speed against cascade" in out
+    assert "speed relative to cascade" in out
     assert "word errors" in out
     assert (tmp_path / "out" / "tiny+llm" / "samples.jsonl").exists()
 

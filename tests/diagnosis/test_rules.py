@@ -339,7 +339,7 @@ def test_without_transcripts_d_s_alone_decides():
     judged = judge(measured(1.0, 0.0, own=sensed(0.4, 0.0, texts=None)))
     assert judged.verdict == NO_SPEECH
     assert {each.key for each in judged.evidence} == {"instruction_sensitivity", "source_sensitivity"}
-    assert any("No transcription was measured" in each for each in judged.warnings)
+    assert any("The word error rate was not measured" in each for each in judged.warnings)
 
 
 def test_recordings_that_make_no_difference_at_all_are_a_warning():

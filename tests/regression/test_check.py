@@ -261,7 +261,7 @@ def test_the_text_says_how_many_layers_it_leaves_out():
     eta = [0.5] * 30
     text = CurveCheck(layers=range(30), before=eta, now=eta, tolerance=0.02).text().splitlines()
     assert len(text) == 1 + 1 + 8 + 1  # headline, head, layers
-    assert "22 layers that moved less" in text[-1]
+    assert "22 layers that changed less" in text[-1]
     assert "more" not in CurveCheck(layers=range(8), before=eta[:8], now=eta[:8], tolerance=0.02).text()
 
 

@@ -97,7 +97,7 @@ def test_under_ratio_of_means_samples_scatter_as_the_curve_does(with_eta, scatte
 def test_what_it_could_have_found_is_said(pair, with_eta, scatter):
     quiet = check(*pair(with_eta(scatter() - 0.001)), paired=True)
     assert quiet.would_find == 6
-    assert "a move of 0.04 would be found in 6 of 6 layers" in quiet.text()
+    assert "a change of 0.04 would be found in 6 of 6 layers" in quiet.text()
     assert check(*pair(with_eta(scatter(seed=1, size=0.25))), paired=True).would_find < 6
 
 

@@ -27,7 +27,7 @@ def verdict(name, said, *sides):
 def test_a_biased_checkpoint_leads_to_its_responses_and_to_the_layers_that_read_the_speech():
     links = what_to_look_at([verdict("mine", "ignores the instruction (speech anchor bias)")], ANCHORS)
     assert [link.anchor for link in links] == ["samples", "knockout", "eta", "heads"]
-    assert links[1].reason == "Which layers read the speech and the instruction in mine."
+    assert links[1].reason == "In which layers the response of mine needs the speech, and in which the instruction."
 
 
 def test_links_lead_only_to_what_the_report_has():
@@ -44,7 +44,7 @@ def test_evidence_against_a_verdict_comes_first_and_no_section_is_named_twice():
     ]
     links = what_to_look_at(verdicts, ANCHORS)
     assert (links[0].anchor, links[0].title) == ("verdict-1", "Evidence about b")
-    assert links[0].reason == "2 numbers speak against the verdict “in between”."
+    assert links[0].reason == "2 numbers contradict the verdict “in between”."
     anchors = [link.anchor for link in links]
     assert len(anchors) == len(set(anchors)) == MOST
 

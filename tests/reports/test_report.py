@@ -145,13 +145,13 @@ def test_the_table_of_verdicts_holds_the_numbers_that_speak_for_each(judged):
     assert "2.20 [0.00, 6.70] %" in table[1][2]
     assert "eta" not in table[1][2]
     assert [row[:3] for row in listed[1:]] == [
-        ["D_i", "for the verdict", "0.000 [0.000, 0.001] nats per token"],
-        ["word error rate", "for the verdict", "2.20 [0.00, 6.70] %"],
-        ["D_s, base words", "against the verdict", "−0.80 [−1.50, −0.30] nats per token"],
-        ["eta", "open", "0.40 [0.30, 0.50] nats per token"],
+        ["D_i", "supports the verdict", "0.000 [0.000, 0.001] nats per token"],
+        ["word error rate", "supports the verdict", "2.20 [0.00, 6.70] %"],
+        ["D_s, base words", "contradicts the verdict", "−0.80 [−1.50, −0.30] nats per token"],
+        ["eta", "undecided", "0.40 [0.30, 0.50] nats per token"],
     ]
     assert "A warning." in page.text
-    assert "Evidence about mine: 1 number speaks against the verdict" in page.text
+    assert "Evidence about mine: 1 number contradicts the verdict" in page.text
 
 
 def test_a_verdict_that_cannot_be_told_is_shown_with_its_reason_and_what_is_missing(judged):
@@ -281,7 +281,7 @@ def test_it_stays_below_5_mb_and_says_what_is_left_out(planted, made):
     source = report_page(replace(few, timelines=timelines))
     assert len(source.encode()) <= LARGEST
     assert source.count("<iframe") == 3
-    assert "2 more had no room here" in source
+    assert "2 more timelines do not fit on this page" in source
 
 
 def test_many_samples_are_cut_and_counted(planted, made, monkeypatch):

@@ -158,7 +158,7 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     _draw_levels(recall, [result.chance() for result in results])
     cosines.set(title="cosine of speech and transcript", ylabel="cosine", ylim=(None, 1.02))
     cka.set(title="similarity of geometry", ylabel="debiased linear CKA", ylim=(None, 1.02))
-    recall.set(title="retrieval of the partner", ylabel="R@1, mean of both ways", ylim=(-0.02, 1.02))
+    recall.set(title="retrieval of the partner", ylabel="R@1, mean of both directions", ylim=(-0.02, 1.02))
     _draw_distances(results, distances)
     for ax in axes.flat:
         ax.title.set_fontsize(9)
@@ -183,7 +183,7 @@ def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:
     _draw_levels(ax, floors)
     # Logarithmic above the noise level, linear below it, because 0 is possible.
     ax.set_yscale("symlog", linthresh=min(floors), linscale=0.5)
-    ax.set(title="distance of the centres", ylabel="distance / spread", ylim=(-0.1 * min(floors), None))
+    ax.set(title="distance of the centroids", ylabel="distance / spread", ylim=(-0.1 * min(floors), None))
 
 
 def _draw_levels(ax: Axes, levels: Sequence[float]) -> None:
@@ -208,9 +208,9 @@ def _key() -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     kinds = {
-        "another's transcript": _PALE,
+        "other transcripts": _PALE,
         "standardised": _DASHED,
-        "chance, noise alone": _DOTTED,
+        "level of chance or noise": _DOTTED,
         f"MMD: p ≥ {ALPHA:g}": _HOLLOW,
     }
     return [Line2D([], [], **{"color": "0.3", "marker": "o", **look}, label=label) for label, look in kinds.items()]

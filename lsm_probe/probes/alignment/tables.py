@@ -29,11 +29,12 @@ def alignment_table(results: Sequence[AlignmentResult]) -> Table:
         for label, values in _rows(result).items()
     ]
     return Table(
-        "how alike speech and its transcript are, by state: 0 is the embeddings, the last comes after all layers",
+        "similarity of speech and its transcript by hidden state (0: embeddings; last: after all layers)",
         ["checkpoint", "number", *columns],
         rows,
-        "gap: own minus another's transcript; std: each dimension of each set at mean 0, variance 1; "
-        "R@1: nearest is the own, mean of both ways; distance: of the centres, in units of the spread",
+        "gap: cosine with the own minus with other transcripts; std: dimensions standardised to mean 0 and variance 1; "
+        "R@1: how often the own partner is nearest, mean of both directions; distance: between the centroids, in units "
+        "of the spread; MMD, p: p-value of the test that speech and transcripts have the same distribution",
         text_columns=2,
     )
 
@@ -41,13 +42,13 @@ def alignment_table(results: Sequence[AlignmentResult]) -> Table:
 def alignment_note(result: AlignmentResult) -> str:
     differ = int((result.mmd()["p_value"] < ALPHA).sum())
     note = (
-        f"segment {result.conventions.segment}; R@1 by chance {result.chance():.3f}; distance by noise "
-        f"{result.centroid_floor():.2f}; MMD tells speech from text (p < {ALPHA:g}) at {differ} of "
+        f"segment {result.conventions.segment}; R@1 by chance {result.chance():.3f}; distance by noise alone "
+        f"{result.centroid_floor():.2f}; MMD distinguishes speech from text (p < {ALPHA:g}) at {differ} of "
         f"{len(result.layers)} states"
     )
     instructions = len({sample["instruction"] for sample in result.samples})
     if instructions > 1:
-        note += f"; {instructions} instructions, which make samples differ too (--instruction gives all one)"
+        note += f"; {instructions} instructions, which also make samples differ (--instruction sets one for all)"
     return note
 
 
@@ -81,9 +82,9 @@ def alignment_section(measurement: Measurement, results: Sequence[AlignmentResul
     return Section(
         measurement.name,
         "Alignment",
-        f"How similar the states of the {results[0].conventions.segment} are for speech and for its transcript. Left: "
-        "both in one plane by t-SNE; its distances mean little. Right: the numbers by state; compare them with chance, "
-        "the dotted line.",
+        f"How similar the hidden states of the {results[0].conventions.segment} are for speech and for its transcript. "
+        "Left: both in one t-SNE plane, whose distances mean little. Right: similarity by state; dotted lines show the "
+        "level of chance.",
         [picture(figure, "alignment", "Speech and transcripts in one plane, and their similarity by state")],
         [_report_table(results)],
     )
@@ -93,10 +94,10 @@ def _report_table(results: Sequence[AlignmentResult]) -> Table:
     """Numbers of the last state, and where retrieval is best."""
     names = {
         "paired_cosine": "cosine, own",
-        "cosine_gap": "above another's",
+        "cosine_gap": "cosine gap to other transcripts",
         "cka": "CKA",
         "retrieval": "R@1",
-        "centroid_distance": "distance of centres",
+        "centroid_distance": "distance of centroids",
     }
     rows = []
     for result in results:
@@ -110,6 +111,9 @@ def _report_table(results: Sequence[AlignmentResult]) -> Table:
                 f"{curves['retrieval'].mean[best]:.2f} in state {result.layers[best]}",
             ]
         )
-    note = f"R@1 by chance: {results[0].chance():.2f}. MMD p below 0.05: the two sets differ."
+    note = (
+        f"R@1: how often the own partner is nearest; {results[0].chance():.2f} by chance. MMD p below 0.05: speech and "
+        "transcripts differ."
+    )
     columns = ["", *names.values(), "MMD p", "best R@1"]
     return Table(f"Speech and its transcript at the last state ({results[0].state()})", columns, rows, note)

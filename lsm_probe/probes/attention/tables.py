@@ -28,7 +28,7 @@ def attention_table(results: Sequence[AttentionResult]) -> Table:
             groups = result.with_conventions(segment=segment).eta_groups()
             rows.append([result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups)])
     return Table(
-        "instruction proportion η by layers: 0.5 is balanced, low is speech anchor bias",
+        "instruction proportion η by layers: 0.5 is balanced, low values are a sign of speech anchor bias",
         ["checkpoint", "tokens", "segment", *layer_group_names([result.n_layers for result in results])],
         rows,
         "tokens: source tokens, mean over samples; segment: mean or sum over a segment's tokens",
@@ -37,8 +37,8 @@ def attention_table(results: Sequence[AttentionResult]) -> Table:
 
 
 def attention_note(result: AttentionResult) -> str:
-    heads = [f"{head} ({eta}, {share} of its layer)" for head, eta, share in _lowest_heads(result)]
-    lowest = f"lowest η of heads with an even share of their layer or more: {', '.join(heads)}"
+    heads = [f"{head} ({eta}, share {share})" for head, eta, share in _lowest_heads(result)]
+    lowest = f"lowest η among heads with at least an even share of their layer's attention: {', '.join(heads)}"
     return f"{attention_check(result.self_check)}; {lowest}"
 
 
@@ -64,16 +64,16 @@ def attention_section(measurement: Measurement, results: Sequence[AttentionResul
         Section(
             "tokens",
             "Token counts and the length-matched control",
-            "The number of source tokens alone changes η: with a longer source, η by mean rises and η by sum falls. So "
-            "a speech checkpoint is compared with a length-matched control: the text LLM, whose transcripts are "
-            "repeated or cut to as many tokens as the speech has. Its responses stay the same.",
+            "The number of source tokens alone changes η: with a longer source, η by mean rises and η by sum falls. "
+            "Therefore a speech checkpoint is compared with a length-matched control. The control is the text LLM with "
+            "transcripts repeated or cut to the number of speech tokens; its responses stay the same.",
             tables=[_tokens(results)],
         ),
         Section(
             "heads",
             "Single heads",
-            "Colour: η of the head. Red heads attend to the source, blue ones to the instruction. Area of a square: "
-            "the head's share of the attention of its layer.",
+            "The colour of a square is η of the head: red heads attend more to the source, blue heads more to the "
+            "instruction. The area of a square is the head's share of its layer's attention.",
             [figure],
             [_heads(results)],
         ),
@@ -102,16 +102,16 @@ def _tokens(attention: Sequence[AttentionResult]) -> Table:
         f"Tokens (mean and range), and η in {where} by mean and by sum over a segment's tokens",
         columns,
         rows,
-        "Lower, higher: layers where η differs from that of the text LLM at that length (without one: of the first "
-        "checkpoint), p < 0.05 by sign permutation over paired utterances, corrected for the number of layers. With "
-        "five utterances or fewer none can be found.",
+        "Lower, higher: layers where η differs from η of the text LLM at that length, or without a text LLM, of the "
+        "first checkpoint (p < 0.05, sign permutation test over paired utterances, corrected for the number of "
+        "layers). With five utterances or fewer, no difference can be significant.",
     )
 
 
 def _heads(attention: Sequence[AttentionResult]) -> Table:
     measured = [result for result in attention if not result.is_control]
     rows = [[result.name, *head] for result in measured for head in _lowest_heads(result)]
-    caption = "Lowest η of heads that carry an even share of their layer or more"
+    caption = "Heads with the lowest η, among those with at least an even share of their layer's attention"
     return Table(caption, ["", "layer.head", "η", "share of its layer"], rows)
 
 

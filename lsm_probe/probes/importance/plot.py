@@ -52,7 +52,7 @@ def plot_modules(result: ImportanceResult, ax: Axes | None = None, norm: LogNorm
     import seaborn as sns
 
     ax = axes_or_new(ax, 8, 3)
-    own: dict[str, Any] = {"cbar_kws": {"label": "nats a weight"}} if norm is None else {"cbar": False}
+    own: dict[str, Any] = {"cbar_kws": {"label": "nats per weight"}} if norm is None else {"cbar": False}
     table = result.by_module("mean").T
     sns.heatmap(table, ax=ax, cmap="viridis", norm=norm or _scale([result]), yticklabels=result.modules, **own)
     ax.set(title=result_labels([result])[0], xlabel="layer")
@@ -91,7 +91,7 @@ def importance_figure(results: Sequence[ImportanceResult]) -> Figure:
             ax.set_title(name, fontsize=9)
             ax.tick_params(labelsize=8)
         if norm is not None:
-            figure.colorbar(ScalarMappable(norm, "viridis"), ax=maps, label="nats a weight", pad=0.02)
+            figure.colorbar(ScalarMappable(norm, "viridis"), ax=maps, label="nats per weight", pad=0.02)
     return figure
 
 

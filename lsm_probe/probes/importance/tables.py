@@ -25,10 +25,10 @@ def importance_table(results: Sequence[ImportanceResult]) -> Table:
             shares = [f"{100 * values[group].sum() / by_module.sum():.1f}" for group in groups]
             rows.append([result.name, name, *shares, f"{values.sum():.1f}"])
     return Table(
-        "importance of weights |θ · ∂L/∂θ|: shares of the importance of all layers, %",
+        "importance of weights |θ · ∂L/∂θ|: share of the total over all layers, %",
         ["checkpoint", "module", *layer_group_names([result.n_layers for result in results]), "all"],
         rows,
-        "all: nats, summed over the weights of the layers' matrices, mean over samples",
+        "all (last column): nats, sum over the weights of the layers' matrices, mean over samples",
         text_columns=2,
     )
 
@@ -40,7 +40,7 @@ def importance_note(result: ImportanceResult) -> str:
         tokens = max(parameter["shape"][0] for parameter in result.parameters if parameter["layer"] is None)
         broken = tokens * (values["none"] or 1)
         found = ", ".join(f"{which} {_perplexity(value, broken)}" for which, value in values.items())
-        note += f"; perplexity with {100 * result.ablation['share']:g} % of each matrix at 0: {found}"
+        note += f"; perplexity with {100 * result.ablation['share']:g} % of each matrix set to 0: {found}"
     if result.not_trained:
         note += f"; not trained, so not measured: {', '.join(result.not_trained)}"
     return note
@@ -59,8 +59,9 @@ def importance_section(measurement: Measurement, results: Sequence[ImportanceRes
     return Section(
         measurement.name,
         "Importance by layer",
-        "How much the loss would change, to first order, if a weight were 0. Layers are compared by their share of the "
-        "importance of all layers, because a model that answers worse has larger gradients everywhere.",
+        "Importance is how much the loss would change, to first order, if a weight were set to 0. Layers are "
+        "compared by their share of the total over all layers, because a model with worse answers has larger "
+        "gradients everywhere.",
         [picture(importance_figure(results), "importance", "Importance by layer and by module")],
         [_report_table(results)],
     )
@@ -83,7 +84,7 @@ def _report_table(results: Sequence[ImportanceResult]) -> Table:
             ]
         )
     columns = ["", "peak layer (its share)", "Jensen–Shannon divergence", "rank correlation"]
-    return Table(f"Importance by layer; shift against {results[0].name}", columns, rows)
+    return Table(f"Importance by layer, and its shift from {results[0].name}", columns, rows)
 
 
 def _percent(found: Any, place: int) -> str:

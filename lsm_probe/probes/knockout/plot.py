@@ -42,7 +42,7 @@ def plot_falls(
     """
     ax = _plot_curves(results, [result.falls(segment) for result in results], ax)
     ax.axhline(0, color="0.3", linewidth=0.8)
-    ax.set(title=f"without the {segment.name.lower()}", ylabel="nats per response token lost")
+    ax.set(title=f"without the {segment.name.lower()}", ylabel="fall of log-probability (nats per token)")
     return ax
 
 
@@ -94,7 +94,7 @@ def knockout_heads_figure(results: Sequence[KnockoutResult]) -> Figure:
             ]
         )
     reach = max(float(np.abs(shown.values).max()) for row in rows for shown in row)
-    scale = Scale("nats per response token lost", 0, reach, reverse=True)
+    scale = Scale("fall of log-probability (nats per token)", 0, reach, reverse=True)
     return head_figure(rows, [scale] * len(rows), "layer (framed: heads that matter)")
 
 

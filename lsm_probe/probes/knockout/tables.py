@@ -38,10 +38,10 @@ def knockout_table(results: Sequence[KnockoutResult]) -> Table:
             rows.append([result.name, segment.name.lower(), *numbers, whole])
     window = results[0].conventions.window
     return Table(
-        f"nats per response token lost when {window} layers may not see a segment, by the middle layer",
+        f"fall of log-probability (nats per token) when {window} layers cannot attend to a segment, by middle layer",
         ["checkpoint", "without", *layer_group_names([result.n_layers for result in results]), "all"],
         rows,
-        "all: cut off in every layer, with the 95 % interval; what other tokens pass on still gets through",
+        "all: attention blocked in every layer, with the 95 % interval; other tokens can still pass on information",
         text_columns=2,
     )
 
@@ -71,10 +71,18 @@ def _heads(result: KnockoutResult) -> str:
 
 def knockout_section(measurement: Measurement, results: Sequence[KnockoutResult], everything: Any) -> Section:
     """Figure and table of the falls, and maps of single heads if these were masked."""
-    pictures = [picture(knockout_figure(results), "knockout", "What is lost without instruction and source, by layer")]
+    pictures = [
+        picture(
+            knockout_figure(results),
+            "knockout",
+            "Fall of the log-probability without instruction and without source, by layer",
+        )
+    ]
     if all(result.head_layers for result in results):
         figure = knockout_heads_figure(results)
-        pictures.append(picture(figure, "knockout-heads", "What is lost without one head's view of each segment"))
+        pictures.append(
+            picture(figure, "knockout-heads", "Fall of the log-probability when one head cannot attend to a segment")
+        )
     return Section(
         measurement.name,
         "Knockout",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _TOKENS = 32
 """Maximum number of response tokens that are drawn."""
 _LONGEST_TICK = 28
-_MOST = "most the pools allow"
+_MOST = "maximum: log of the pool's size"
 _INSIDE: dict[str, Any] = {"ha": "right", "va": "bottom"}
 
 

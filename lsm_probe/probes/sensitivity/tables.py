@@ -25,10 +25,10 @@ def sensitivity_table(results: Sequence[SensitivityResult]) -> Table:
             numbers = (with_interval(read.instruction()), with_interval(read.source()), most)
             rows.append([result.name, per, *numbers, NONE if info_eta is None else with_interval(info_eta)])
     return Table(
-        "what the response depends on: nats that the own instruction (D_i) and source (D_s) add",
-        ["checkpoint", "per", "D_i", "D_s", "most", "info-η"],
+        "dependence of the response on its instruction (D_i) and its source (D_s), in nats",
+        ["checkpoint", "per", "D_i", "D_s", "maximum", "info-η"],
         rows,
-        "95 % interval over utterances; most: log of the pool's size; – where D_i or D_s may be 0",
+        "95 % interval over utterances; maximum: log of the pool's size; info-η: –, if D_i or D_s may be 0",
         text_columns=2,
     )
 
@@ -37,7 +37,7 @@ def sensitivity_note(result: SensitivityResult) -> str:
     check = result.self_check
     pools = " and ".join(f"{round(float(np.exp(most)), 1):g}" for most in result.ceilings())
     pool = f"pools of {pools} ({result.conventions.pool}, sources)"
-    scored = f"scored to {check['mean']:.0e} nats a token (bound {check['bound']:.0e})"
+    scored = f"scores exact to {check['mean']:.0e} nats per token (bound {check['bound']:.0e})"
     return "; ".join([pool, f"responses: {whose(result)}", scored, *result.influence_notes()])
 
 
@@ -53,10 +53,11 @@ def sensitivity_section(measurement: Measurement, results: Sequence[SensitivityR
     return Section(
         measurement.name,
         "Sensitivity",
-        "This measurement does not use attention. D_i is how much likelier the response is under its own instruction "
-        "than under a pool of other instructions, and D_s is the same for the source. Near 0, the response does not "
-        "depend on it. info-η is D_i / (D_i + D_s). The same response for all checkpoints compares checkpoints. Each "
-        "checkpoint's own response shows what it depends on when it answers freely.",
+        "This measurement does not use attention. D_i compares the log-probability of the response under its own "
+        "instruction with that under a pool of other instructions. D_s does the same for the source. If D_i or D_s is "
+        "near 0, the response does not depend on the instruction or the source. info-η is D_i / (D_i + D_s). Numbers "
+        "on the same response compare checkpoints. Numbers on each checkpoint's own response show what it depends on "
+        "when it answers freely.",
         pictures,
         [_report_table(group) for group in groups],
     )

@@ -26,7 +26,7 @@ PICTURES = ("timeline.png", "timeline.svg")
 COLORS = "magma"
 PLACED = {
     "connector": "speech tokens lie where the connector reads them",
-    "even": "speech tokens are spread evenly over the utterance, since it is not known what each covers",
+    "even": "speech tokens are spread evenly over the utterance, because their exact times are unknown",
 }
 _LABELLED = 48
 """Maximum number of response tokens with labels for all."""
@@ -171,9 +171,9 @@ def _inches(timeline: Timeline) -> float:
 def _draw_titles(timeline: Timeline, layer: int, axes: Sequence[Axes]) -> None:
     follows = timeline.advance(timeline.standing_out())[layer]
     titles = (
-        "norm-based attention of the response, over the layer's mean",
+        "norm-based attention of the response, relative to the layer's mean",
         f"by response token, layer {layer}",
-        f"the same over its mean over the response (peaks advance with it: ρ = {follows:.2f})",
+        f"the same, relative to its mean over the response (peaks follow the speech in order: ρ = {follows:.2f})",
     )
     for ax, title in zip(axes[2:], titles, strict=True):
         ax.set_title(title, loc="left", fontsize=8)
