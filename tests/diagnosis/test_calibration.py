@@ -47,7 +47,7 @@ def test_no_verdict_about_a_known_checkpoint_is_wrong(calibrate):
 SURE = ("untrained", "vanilla_asr", "self_powered-")
 
 
-def test_eta_supports_but_a_high_one_is_no_praise(archive):
+def test_a_low_eta_supports_bias_and_a_high_eta_supports_nothing(archive):
     by_name = {measured.name: measured for _, data, _, measured in archive if data == "commands"}
 
     def eta(name):
@@ -63,7 +63,7 @@ def test_eta_supports_but_a_high_one_is_no_praise(archive):
         assert "A high eta is no sign of a good model" in each.text
 
 
-def test_less_measured_gives_no_wrong_verdict(calibrate, archive):
+def test_fewer_measurements_give_no_wrong_verdict(calibrate, archive):
     for group, data, kind, measured in archive:
         if data == "commands" and kind != "builtin:llm":
             row = calibrate.expected()[group, data, kind]

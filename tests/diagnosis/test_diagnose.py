@@ -94,9 +94,7 @@ def test_the_numbers_are_those_of_the_single_measurements(diagnosed, by_task, ti
     assert summary["data"]["sha256"] == alone.data.sha256
 
 
-def test_an_interrupted_diagnosis_goes_on_where_it_stopped(
-    diagnosed, by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path
-):
+def test_an_interrupted_diagnosis_resumes(diagnosed, by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path):
     out = tmp_path / "out"
     options = {"base": tiny_llm_folder, "out": out, "loading": CPU, **QUICK}
 
@@ -135,7 +133,7 @@ def test_responses_of_a_base_with_another_tokenizer_are_tokenised_again(
     assert all(words[1][sample] == text for sample, text in words[0].items())
 
 
-def test_what_a_model_does_not_allow_is_said_and_the_rest_is_measured(by_task, tiny_lsm, monkeypatch):
+def test_measurements_that_a_model_does_not_allow_are_reported_and_the_rest_is_made(by_task, tiny_lsm, monkeypatch):
     from lsm_probe.errors import NotMeasurable
     from lsm_probe.probes.attention import measure
 
@@ -169,7 +167,7 @@ def test_a_text_llm_among_the_checkpoints_is_the_base(by_task, tiny_lsm_folder, 
     assert not any("There is no base LLM" in warning for warning in found["lsm"].warnings)
 
 
-def test_without_a_folder_nothing_is_left_on_the_disk(by_task, tiny_lsm, tmp_path, monkeypatch):
+def test_without_out_no_files_remain(by_task, tiny_lsm, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert lsm_probe.diagnose(tiny_lsm, by_task[:2], quick=True, **QUICK).verdicts[0].verdict == "cannot tell"
     assert list(tmp_path.iterdir()) == []
@@ -184,7 +182,7 @@ def test_without_a_folder_nothing_is_left_on_the_disk(by_task, tiny_lsm, tmp_pat
         ({"base": "builtin:llm", "samples": "without text"}, "have no `text`, which builtin:llm needs here"),
     ],
 )
-def test_what_cannot_be_diagnosed_is_refused_before_a_model_is_loaded(by_task, tiny_lsm_folder, arguments, message):
+def test_invalid_input_is_refused_before_a_model_is_loaded(by_task, tiny_lsm_folder, arguments, message):
     given = {"checkpoints": tiny_lsm_folder, "samples": by_task, **arguments}
     if given["samples"] == "without text":
         given["samples"] = [sample.model_copy(update={"text": None}) for sample in by_task]

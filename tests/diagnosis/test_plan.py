@@ -41,7 +41,7 @@ def test_slow_measurements_take_fewer_utterances_and_never_fewer_than_six():
     assert counts(make_plan(spoken(60), with_base=True, utterances=8))["attention"] == 8
 
 
-def test_quick_leaves_out_what_is_slow():
+def test_quick_leaves_out_slow_measurements():
     assert list(counts(make_plan(spoken(12), quick=True))) == ["attention", "sensitivity", "transcription"]
     assert make_plan(spoken(12), quick=True).left_out == {}
 
@@ -69,7 +69,7 @@ def test_quick_leaves_out_what_is_slow():
         ),
     ],
 )
-def test_what_the_samples_do_not_allow_is_left_out_with_the_reason(samples, with_base, left_out):
+def test_measurements_that_the_samples_do_not_allow_are_left_out_with_the_reason(samples, with_base, left_out):
     plan = make_plan(samples, with_base=with_base)
     assert plan.left_out == left_out
     assert not set(counts(plan)) & set(left_out)

@@ -219,7 +219,7 @@ def test_the_form_confirms_where_the_interval_of_d_i_is_open():
     assert judge(measured(own=with_form(N, d_i), base_own=like)).verdict == FOLLOWS
 
 
-def test_a_form_that_the_base_llm_misses_too_says_nothing():
+def test_a_form_that_the_base_llm_also_misses_is_no_evidence():
     judged = judge(measured(own=with_form(0, 0.4), base_own=with_form(1, 0.4, "llm"), tasks=TASKS))
     assert judged.verdict == FOLLOWS
     assert found(judged, "form_share").side == "open"
@@ -293,7 +293,7 @@ def test_few_utterances_give_no_verdict(n):
     assert judge(measured(own=sensed(0.4, 0.3, n=FEWEST_UTTERANCES))).verdict == FOLLOWS
 
 
-def test_utterances_count_and_not_samples():
+def test_utterances_are_counted_instead_of_samples():
     own = replace(sensed(0.4, 0.3), clusters=np.arange(N) // 4)
     assert "3 utterances" in judge(measured(own=own)).reason
 
@@ -303,7 +303,7 @@ def test_one_utterance_has_no_interval():
     assert (number.ci_low, number.ci_high, number.n_utterances) == (None, None, 1)
 
 
-def test_nothing_measured():
+def test_without_measurements_there_is_no_verdict():
     judged = judge(MeasuredCheckpoint(name="lsm", source="speech"))
     assert judged.verdict == CANNOT_TELL
     assert "lsm-probe sensitivity" in judged.missing[0]
@@ -348,7 +348,7 @@ def test_recordings_that_make_no_difference_at_all_are_a_warning():
     assert any("silent" in each for each in judged.warnings)
 
 
-def test_a_text_llm_is_judged_in_words_about_its_transcript():
+def test_the_reason_for_a_text_llm_names_the_transcript():
     def of_text(d_i, d_s):
         return judge(measured(own=sensed(d_i, d_s, "llm"), source="text"))
 

@@ -60,7 +60,7 @@ def test_resuming_under_other_settings_is_refused(name, change, tiny_lsm, sample
         probe(tiny_lsm, samples, progress_folder=tmp_path, **{**given, **change})
 
 
-def test_the_perplexity_and_the_seed_of_alignment_decide_no_stored_vector(tiny_lsm, samples, tmp_path, stopped):
+def test_alignment_vectors_do_not_depend_on_perplexity_and_seed(tiny_lsm, samples, tmp_path, stopped):
     probe, options = PROBES["alignment"]
     stopped(probe, tiny_lsm, samples, batch_size=2, progress_folder=tmp_path, **options)
     probe(tiny_lsm, samples, batch_size=2, progress_folder=tmp_path, **{**options, "perplexity": 3.0, "seed": 1})

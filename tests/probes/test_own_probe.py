@@ -64,11 +64,11 @@ def ran(tmp_path_factory, tiny_lsm_folder, tiny_llm_folder, samples):
     return folder, run_commands(folder, "own_probe", source, {"shift": "PROBE"}, commands).stdout
 
 
-def test_it_is_a_command(ran):
+def test_an_own_probe_becomes_a_command(ran):
     assert "How much the first response token depends on the words" in " ".join(re.sub(r"[│\s]+", " ", ran[1]).split())
 
 
-def test_it_writes_a_folder_a_table_figures_and_the_comparison(ran):
+def test_an_own_probe_writes_folder_table_figures_and_comparison(ran):
     folder, stdout = ran
     assert all((folder / "shift" / f"shift.{kind}").exists() for kind in ("png", "svg", "csv"))
     assert "shift_ci_low" in stdout
@@ -80,13 +80,13 @@ def test_it_writes_a_folder_a_table_figures_and_the_comparison(ran):
     assert pair["shift_difference"]["ci_low"] <= pair["shift_difference"]["mean"] <= pair["shift_difference"]["ci_high"]
 
 
-def test_it_has_a_section_of_the_report(ran):
+def test_an_own_probe_has_a_section_in_the_report(ran):
     (section,) = re.findall(r'<section id="shift">.*?</section>', (ran[0] / "report.html").read_text(), re.DOTALL)
     assert "<svg" in section
     assert "shift_ci_high" in section
 
 
-def test_a_probe_that_cannot_be_used_breaks_no_other_command(tmp_path):
+def test_a_broken_own_probe_does_not_break_other_commands(tmp_path):
     probes = {name: name for name in ("nowhere", "taken", "other", "gone")}
     commands = [["--version"], ["attention", "--help"], ["--help"]]
     said = run_commands(tmp_path, "broken", BROKEN, probes, commands).stderr

@@ -54,7 +54,7 @@ def test_the_tokens_of_both_parts_are_counted(whole, responses, thinking_tokens)
 @pytest.mark.parametrize(
     ("part", "ids"), [("answer", ["s0", "s1", "s2", "s4"]), ("thinking", ["s0", "s1", "s2", "s3"])]
 )
-def test_eta_of_a_part_is_that_of_its_rows_alone(tiny_llm, samples, responses, whole, part, ids):
+def test_eta_of_a_response_part_uses_only_its_rows(tiny_llm, samples, responses, whole, part, ids):
     """Read from the sums of all rows, and measured with only these rows."""
     alone = lsm_probe.attention(tiny_llm, samples[:5], responses=responses, response_part=part)
     read = whole.of_part(part)
@@ -70,14 +70,14 @@ def test_eta_of_a_part_is_that_of_its_rows_alone(tiny_llm, samples, responses, w
     assert alone.excluded == ({"unfinished thought": ["s3"]} if part == "answer" else {"no thinking": ["s4"]})
 
 
-def test_what_is_stored_reads_the_same(whole, tmp_path):
+def test_a_stored_result_loads_unchanged(whole, tmp_path):
     again = AttentionResult.load(whole.save(tmp_path / "result"))
     assert again.to_dict() == whole.to_dict()
     np.testing.assert_array_equal(again.of_part("answer").norms, whole.of_part("answer").norms)
     assert again.subset(["s2", "s4"]).of_part("answer").ids == ["s2", "s4"]
 
 
-def test_a_result_without_thinking_says_nothing_of_it(tiny_llm, samples):
+def test_a_result_without_thinking_does_not_mention_it(tiny_llm, samples):
     result = lsm_probe.attention(tiny_llm, samples[:2], response="reference")
     content = json.dumps(result.to_dict())
     assert not any(word in content for word in ("thinking", "response_part", "eta_by_part"))
@@ -124,7 +124,7 @@ def test_alignment_averages_the_states_of_the_part(tiny_lsm, samples, responses,
         lsm_probe.alignment(tiny_lsm, samples, response_part="answer", perplexity=2.0)
 
 
-def test_a_model_that_thinks_beside_one_that_does_not_is_warned_of(tiny_llm, samples, responses, whole):
+def test_comparing_a_thinking_model_with_another_gives_a_warning(tiny_llm, samples, responses, whole):
     plain = lsm_probe.attention(tiny_llm, samples[:5], response="generated", max_new_tokens=3)
     (pair,) = compare([whole, plain])["pairs"]
     assert "thinks before it answers" in pair["warning"]
@@ -134,7 +134,7 @@ def test_a_model_that_thinks_beside_one_that_does_not_is_warned_of(tiny_llm, sam
 
 
 @pytest.mark.parametrize("command", ["attention", "knockout"])
-def test_the_command_says_what_is_measured_of_responses_that_think(
+def test_the_command_prints_which_part_of_thinking_responses_is_measured(
     tiny_llm_folder, responses, write, lsm_probe_command, tmp_path, command
 ):
     ids = ["s0", "s3"]

@@ -59,7 +59,7 @@ def test_a_planted_change_is_found_where_it_is(pair, with_eta, scatter, changes,
     "conventions", [{"segment": "sum"}, {"aggregate": "ratio_of_means"}, {"heads": "mean_of_norms"}]
 )
 @pytest.mark.parametrize("paired", [False, True])
-def test_it_reads_the_curve_under_the_results_conventions(
+def test_the_curve_is_read_under_the_conventions_of_the_result(
     pair, with_eta, scatter, baseline, conventions, paired, tmp_path
 ):
     eta = scatter()
@@ -83,7 +83,7 @@ def test_prompts_of_another_date_or_template_are_not_compared(pair, edit):
     assert not check(before, now).notes
 
 
-def test_a_baseline_that_does_not_tell_its_prompts_stays_usable(pair, edit):
+def test_a_baseline_without_stored_prompts_stays_usable(pair, edit):
     before, now = pair()
     edit(now, checkpoint__prompt_sha256="bbb")
     assert not check(before, now).notes
@@ -130,7 +130,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize(("changes", "message"), UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_what_cannot_be_compared_is_refused_in_one_line(pair, edit, changes, message):
+def test_results_that_cannot_be_compared_are_refused_in_one_line(pair, edit, changes, message):
     before, now = pair()
     edit(now, **changes)
     with pytest.raises(InputError) as info:
@@ -154,7 +154,7 @@ def test_another_number_of_layers_is_refused(pair, with_eta, scatter):
         check(*pair(with_eta(scatter()[:, 1:])))
 
 
-def test_generated_responses_must_be_as_long_at_most(pair, edit):
+def test_generated_responses_must_have_the_same_maximum_length(pair, edit):
     before, now = pair()
     for folder, longest in ((before, 128), (now, 64)):
         edit(folder, conventions__response="generated", checkpoint__max_new_tokens=longest)
@@ -165,7 +165,7 @@ def test_generated_responses_must_be_as_long_at_most(pair, edit):
     assert not check(before, now).regressed
 
 
-def test_generated_against_given_responses_is_said_in_these_words(pair, edit):
+def test_comparing_generated_with_given_responses_names_both(pair, edit):
     before, now = pair()
     for folder in (before, now):
         edit(folder, conventions__response="generated", checkpoint__max_new_tokens=32)
@@ -197,7 +197,7 @@ def test_a_file_against_itself_is_refused(pair):
 
 
 @pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -0.01, 2])
-def test_a_tolerance_that_is_none_is_refused(pair, tolerance):
+def test_an_invalid_tolerance_is_refused(pair, tolerance):
     with pytest.raises(InputError, match="tolerance"):
         check(*pair(), tolerance=tolerance)
 
@@ -230,7 +230,7 @@ def test_a_folder_of_several_results_names_them(pair, tmp_path):
         check(before, tmp_path)
 
 
-def test_a_pipe_will_do(pair, tmp_path):
+def test_a_pipe_can_be_read(pair, tmp_path):
     """`--baseline <(git show main:eta/result.json)`"""
     import os
     import threading
@@ -243,7 +243,7 @@ def test_a_pipe_will_do(pair, tmp_path):
     writer.join()
 
 
-def test_the_verdict_for_machines_says_what_the_text_says(pair, with_eta, scatter):
+def test_the_json_verdict_agrees_with_the_text(pair, with_eta, scatter):
     eta = scatter()
     eta[:, 4] -= 0.07
     verdict = check(*pair(with_eta(eta)), paired=True)

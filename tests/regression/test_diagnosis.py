@@ -127,7 +127,7 @@ def test_checkpoints_are_compared_by_name_and_one_renamed_with_a_note(compared):
         ({"settings": {"seed": 0, "max_new_tokens": 32, "template": "chat"}}, "the setting 'template' differs: None"),
     ],
 )
-def test_what_was_measured_otherwise_cannot_be_compared(compared, changes, message):
+def test_diagnoses_with_different_settings_cannot_be_compared(compared, changes, message):
     with pytest.raises(InputError, match=message):
         compared(diagnosis(), diagnosis(**changes))
 
@@ -140,7 +140,7 @@ def test_what_was_measured_otherwise_cannot_be_compared(compared, changes, messa
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_diagnosis_is_one_line(tmp_path, content, message):
+def test_a_file_that_is_no_diagnosis_is_reported_in_one_line(tmp_path, content, message):
     diagnosis().save(tmp_path / "now")
     baseline = tmp_path / "before.json"
     if content is not None:
@@ -205,6 +205,6 @@ def test_the_fixture_takes_a_diagnosis(pytester, tmp_path, monkeypatch):
     runs[2].stdout.fnmatch_lines(["*regressed: verdict of lsm went from*"])
 
 
-def test_a_check_waits_for_no_large_package():
+def test_a_check_imports_no_large_package():
     code = "import sys, lsm_probe.regression.kinds; print({'numpy', 'pandas', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -54,7 +54,7 @@ def test_the_summary_holds_the_table(actions, verdict, tmp_path):
     assert rows[2].endswith("| regressed |")
 
 
-def test_what_holds_is_no_error(actions, pair, capsys, tmp_path):
+def test_a_curve_that_holds_gives_no_error(actions, pair, capsys, tmp_path):
     publish(check(*pair()), tmp_path / "baseline")
     assert capsys.readouterr().err == ""
     assert "holds" in actions.read_text()
@@ -76,7 +76,7 @@ def test_an_unusable_result_is_annotated_and_raised(actions, tmp_path, capsys):
     assert message == "100 %25 wrong"
 
 
-def test_nothing_escapes_the_command(actions, tmp_path, capsys):
+def test_special_characters_are_escaped_in_workflow_commands(actions, tmp_path, capsys):
     name, message = "a,b:c%\r\n::x.json", "50 %0A\r\n::error::no"
     annotate("error", message, title="t", file=tmp_path / name)
     (line,) = capsys.readouterr().err.splitlines()
@@ -85,7 +85,7 @@ def test_nothing_escapes_the_command(actions, tmp_path, capsys):
     assert decoded(said) == message
 
 
-def test_elsewhere_it_says_nothing(monkeypatch, verdict, tmp_path, capsys):
+def test_nothing_is_printed_outside_github_actions(monkeypatch, verdict, tmp_path, capsys):
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
     publish(verdict, tmp_path / "baseline")

@@ -51,7 +51,7 @@ def test_one_odd_utterance_neither_raises_an_alarm_nor_hides_one():
     assert (p <= 0.05).nonzero()[0].tolist() == [7]
 
 
-def test_a_fall_that_one_utterance_makes_is_none_of_others(pair, with_eta, scatter):
+def test_a_fall_caused_by_one_utterance_is_not_significant(pair, with_eta, scatter):
     eta = scatter()
     eta[7, 2] -= 0.6
     folders = pair(with_eta(eta))
@@ -59,7 +59,7 @@ def test_a_fall_that_one_utterance_makes_is_none_of_others(pair, with_eta, scatt
     assert check(*folders, paired=True).regressed == []
 
 
-def test_rounding_in_all_other_layers_hides_nothing(pair, with_eta, scatter):
+def test_rounding_in_other_layers_does_not_hide_a_fall(pair, with_eta, scatter):
     eta = scatter() + 1e-8 * np.random.default_rng(3).standard_normal((24, 6))
     eta[:, 3] -= np.random.default_rng(4).uniform(0.03, 0.07, 24)
     assert check(*pair(with_eta(eta)), paired=True).regressed == [3]
@@ -94,14 +94,14 @@ def test_under_ratio_of_means_samples_scatter_as_the_curve_does(with_eta, scatte
     np.testing.assert_allclose(eta_by_sample(result).std(0) / np.sqrt(200), jackknife, rtol=0.15)
 
 
-def test_what_it_could_have_found_is_said(pair, with_eta, scatter):
+def test_the_text_says_which_change_would_be_found(pair, with_eta, scatter):
     quiet = check(*pair(with_eta(scatter() - 0.001)), paired=True)
     assert quiet.would_find == 6
     assert "a change of 0.04 would be found in 6 of 6 layers" in quiet.text()
     assert check(*pair(with_eta(scatter(seed=1, size=0.25))), paired=True).would_find < 6
 
 
-def test_samples_are_paired_by_id_in_whatever_order(pair, with_eta, scatter):
+def test_samples_are_paired_by_id_in_any_order(pair, with_eta, scatter):
     eta = scatter()
     eta[:, 2] -= 0.04
     current = with_eta(eta)

@@ -71,7 +71,7 @@ def test_tolerance_and_side_are_arguments(run, folder):
     run(current=f"{rose}, two_sided=True").assert_outcomes(failed=1)
 
 
-def test_regen_rewrites_what_does_not_hold_and_fails(run, folder, pytester):
+def test_regen_rewrites_a_failing_baseline_and_fails(run, folder, pytester):
     run(current=repr(str(folder())))
     baseline = pytester.path / "test_model" / "test_curve.json"
     before = baseline.read_bytes()
@@ -84,7 +84,7 @@ def test_regen_rewrites_what_does_not_hold_and_fails(run, folder, pytester):
     run(current=fallen).assert_outcomes(passed=1)
 
 
-def test_regen_mends_a_baseline_of_other_data_and_no_unusable_result(run, folder, edit):
+def test_regen_replaces_a_baseline_of_other_data_but_accepts_no_unusable_result(run, folder, edit):
     run(current=repr(str(folder())))
     other = edit(folder(0.001), data__sha256="other")
     refused = run(current=repr(str(other)))
@@ -124,7 +124,7 @@ class TestIt:
     run(current=repr(str(folder())), body=body).assert_outcomes(passed=3)
 
 
-def test_it_lives_beside_pytest_regressions(run, folder, pytester):
+def test_the_plugin_works_together_with_pytest_regressions(run, folder, pytester):
     """Which defines --force-regen and --regen-all; the same name twice would end pytest."""
     pytester.makepyfile(
         stand_in="""
@@ -139,7 +139,7 @@ def test_it_lives_beside_pytest_regressions(run, folder, pytester):
     run("-p", "stand_in", "--force-regen", current=repr(str(folder()))).assert_outcomes(passed=1)
 
 
-def test_it_costs_every_other_pytest_run_nothing():
+def test_the_plugin_imports_nothing_heavy_in_other_pytest_runs():
     code = (
         "import sys, pytest, lsm_probe.regression.plugin\n"
         "heavy = {'numpy', 'torch', 'pandas', 'pydantic', 'transformers', 'typer', 'rich'}\n"

@@ -35,14 +35,14 @@ def test_a_new_baseline_takes_the_place_of_the_old(pair, current, tmp_path):
     assert names(baseline) == ["result.json"]  # the arrays were of the old curve
 
 
-def test_arrays_go_along_for_a_paired_check(pair, current, tmp_path):
+def test_arrays_are_copied_for_a_paired_check(pair, current, tmp_path):
     baseline = tmp_path / "baseline"
     accept(current, baseline, arrays=True)
     assert names(baseline) == ["arrays.npz", "result.json", "samples.jsonl"]
     assert not check(baseline, current, paired=True).regressed
 
 
-def test_what_cannot_be_used_is_not_accepted(pair, current, edit, tmp_path):
+def test_an_unusable_result_is_not_accepted(pair, current, edit, tmp_path):
     baseline = tmp_path / "baseline"
     before = (baseline / "result.json").read_bytes()
     edit(current, eta__mean=[float("nan")] * 6)
@@ -95,19 +95,19 @@ def test_a_result_cannot_be_its_own_baseline(current):
     assert (current / "result.json").exists()
 
 
-def test_a_baseline_that_cannot_be_written_is_one_line(current, tmp_path):
+def test_a_baseline_that_cannot_be_written_is_reported_in_one_line(current, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be written"):
         accept(current, tmp_path / "file" / "eta.json")
 
 
-def test_generated_responses_are_warned_of(current, edit, tmp_path):
+def test_generated_responses_give_a_warning(current, edit, tmp_path):
     edit(current, conventions__response="generated")
     with pytest.warns(UserWarning, match="--response reference"):
         accept(current, tmp_path / "new.json")
 
 
-def test_a_link_stays_a_link(pair, current, tmp_path):
+def test_a_symbolic_link_is_kept(pair, current, tmp_path):
     link = tmp_path / "link.json"
     link.symlink_to(tmp_path / "baseline" / "result.json")
     accept(current, link)

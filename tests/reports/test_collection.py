@@ -33,7 +33,7 @@ def test_checkpoints_come_in_the_order_they_were_measured(planted, tmp_path):
     assert [r.name for r in lsm_probe.read_results([tmp_path]).attention] == ["zebra", "ape", "lion"]
 
 
-def test_short_names_tell_checkpoints_apart(planted, tmp_path):
+def test_short_names_are_unique(planted, tmp_path):
     names = ["/a/runs/one/1-listen/model", "/a/runs/two/1-listen/model", "org/name-7B", "builtin:llm"]
     for i, name in enumerate(names):
         planted(name, 0.4).save(tmp_path / str(i))
@@ -111,7 +111,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_a_mistake_is_one_line_that_names_the_folder(planted, tmp_path, mistake):
+def test_an_invalid_folder_is_reported_in_one_line_with_its_path(planted, tmp_path, mistake):
     mistake(planted, tmp_path / "given")
     with pytest.raises(InputError) as raised:
         lsm_probe.read_results([tmp_path / "given"])

@@ -78,7 +78,7 @@ def test_one_checkpoint_alone_is_compared_with_balance(planted, eta, side):
     assert "of one checkpoint alone" in length_warnings([alone])[0]
 
 
-def test_a_difference_that_is_not_there_is_open(planted):
+def test_a_difference_that_is_not_significant_is_open(planted):
     (pair,) = comparisons([planted("one", 0.4, noise=0.1), planted("two", 0.4, noise=0.1)])
     assert sides(pair.change()) == "open"
 

@@ -49,7 +49,7 @@ def test_evidence_against_a_verdict_comes_first_and_no_section_is_named_twice():
     assert len(anchors) == len(set(anchors)) == MOST
 
 
-def test_where_nothing_can_be_told_the_link_leads_to_what_is_missing():
+def test_the_link_for_cannot_tell_leads_to_what_is_missing():
     (link,) = what_to_look_at([verdict(name, "cannot tell") for name in "abcde"], ANCHORS)
     assert link.anchor == "verdict-0"
     assert link.reason == "What is missing for a verdict about a, b, c and 2 more."

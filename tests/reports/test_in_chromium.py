@@ -92,7 +92,7 @@ def test_another_sample_shows_its_responses(browser, page, results):
     assert text(browser, "#s-id") == results.attention[0].samples[-1]["id"]
 
 
-def test_dark_follows_the_system_in_text_and_figures(browser, page):
+def test_text_and_figures_follow_the_dark_theme_of_the_system(browser, page):
     figure = "[...new Set([...document.querySelectorAll('figure svg text')].map(t => getComputedStyle(t).fill))].join()"
     looks = {}
     for dark in (False, True):
@@ -103,12 +103,12 @@ def test_dark_follows_the_system_in_text_and_figures(browser, page):
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])
-def test_no_width_makes_the_page_scroll_sideways(browser, page, width):
+def test_the_page_never_scrolls_horizontally(browser, page, width):
     browser.open(page, width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
-def test_without_javascript_everything_is_there_but_the_controls(browser, page, results):
+def test_without_javascript_only_the_controls_are_missing(browser, page, results):
     browser.open(page, javascript=False)
     assert browser.run("[...document.querySelectorAll('.js')].every(e => !e.checkVisibility())")
     assert text(browser, "#chosen") == "2"

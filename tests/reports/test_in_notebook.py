@@ -53,7 +53,7 @@ def test_names_are_escaped(planted):
     assert "&lt;script&gt;" in html
 
 
-def test_what_cannot_be_drawn_is_left_out(planted, monkeypatch):
+def test_figures_that_cannot_be_drawn_are_left_out(planted, monkeypatch):
     result = planted("lsm", 0.3)
     monkeypatch.setattr(type(result), "plot", lambda self, ax=None: 1 / 0)
     html = result._repr_html_()

@@ -22,7 +22,7 @@ def test_the_source_is_python_and_its_paths_are_relative(runs):
     assert "## Alignment" not in source
 
 
-def test_every_measurement_has_its_part(runs):
+def test_every_measurement_has_a_section(runs):
     source = notebook_source(lsm_probe.read_results([runs]), runs)
     for title in ("Attention", "Sensitivity", "Knockout", "Alignment", "Importance", "Evaluation"):
         assert f"# ## {title}\n" in source
@@ -35,7 +35,7 @@ def test_missing_packages_are_named_with_the_extra(runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(bool(notebook.missing()), reason="needs the extra `notebooks`")
-def test_it_is_executed_and_says_what_the_page_says(runs, tmp_path):
+def test_the_notebook_is_executed_and_agrees_with_the_page(runs, tmp_path):
     shutil.copytree(runs / "attention", tmp_path / "attention")
     results = lsm_probe.read_results([tmp_path / "attention"])
     save_notebook(results, tmp_path / "report.ipynb")

@@ -81,7 +81,7 @@ def made(planted, tmp_path):
     return make
 
 
-def test_every_part_is_there(page):
+def test_the_page_has_every_section(page):
     ids = {attributes.get("id") for _, attributes in page.attributes}
     parts = {
         "verdicts",
@@ -101,7 +101,7 @@ def test_every_part_is_there(page):
     assert "training seed" in page.text
 
 
-def test_built_in_models_of_the_same_parts_are_told_apart(planted, tmp_path):
+def test_built_in_models_of_the_same_parts_have_different_names(planted, tmp_path):
     parts = {"llm": {"weights_sha256": {"model.safetensors": "12" * 32}}}
     for name, digest in (("first", "ab" * 32), ("second", "cd" * 32)):
         planted(name, 0.4, **parts, training={"study": "one", "arm": name, "seed": 0, "sha256": digest}).save(
@@ -175,7 +175,7 @@ def test_a_checkpoint_has_one_colour_in_the_table_the_chart_and_the_figures(resu
         assert color in section or "data:image/png" in section
 
 
-def test_it_needs_nothing_from_elsewhere(source, page):
+def test_the_page_loads_no_external_resources(source, page):
     links = [v for _, a in page.attributes for k, v in a.items() if k in ("src", "href", "xlink:href", "action")]
     assert all(link.startswith(("#", "data:")) for link in links)
     assert not re.search(r"url\((?!#)|@import", source)
@@ -184,7 +184,7 @@ def test_it_needs_nothing_from_elsewhere(source, page):
     assert "default-src 'none'" in source
 
 
-def test_ids_stand_once(page):
+def test_ids_are_unique(page):
     ids = [attributes["id"] for _, attributes in page.attributes if "id" in attributes]
     assert len(set(ids)) == len(ids)
     used = {
@@ -211,7 +211,7 @@ def test_the_tables_hold_the_results_numbers(results, page):
     assert results.sensitivity[0].name in page.text
 
 
-def test_sensitivity_says_whose_words_it_is_measured_on(runs, tmp_path):
+def test_sensitivity_names_the_responses_it_is_measured_on(runs, tmp_path):
     own = lsm_probe.read_results([runs / "sensitivity"]).sensitivity
     for i, result in enumerate(own):
         given = replace(result.checkpoint, responses="given")
@@ -254,7 +254,7 @@ def test_every_convention_can_be_chosen(results):
             np.testing.assert_allclose(read, result.with_conventions(**choice).eta().mean, atol=5.1e-3)
 
 
-def test_what_comes_from_outside_cannot_become_markup(planted, made):
+def test_external_text_is_escaped(planted, made):
     evil = "<img src=x onerror=alert(1)>"
     result = planted(evil, 0.3)
     result = replace(
@@ -272,7 +272,7 @@ def test_an_embedded_timeline_stays_in_its_frame(results, page):
     assert frame["srcdoc"] == results.timelines[0].page
 
 
-def test_it_stays_below_5_mb_and_says_what_is_left_out(planted, made):
+def test_the_page_stays_below_5_mb_and_says_what_is_left_out(planted, made):
     summary = {"checkpoint": {"name": "a"}, "sample": {"id": "s0"}, "versions": {}}
     few = made(planted("a", 0.3), planted("b", 0.5))
     timelines = [
@@ -291,7 +291,7 @@ def test_many_samples_are_cut_and_counted(planted, made, monkeypatch):
     assert "7 more samples" in source
 
 
-def test_what_can_never_fit_is_refused(planted, made, monkeypatch):
+def test_a_page_that_cannot_fit_is_refused(planted, made, monkeypatch):
     monkeypatch.setattr(report, "LARGEST", 1_000)
     with pytest.raises(InputError, match="report fewer checkpoints"):
         report_page(made(planted("a", 0.3)))
@@ -303,13 +303,13 @@ def test_parts_that_were_not_measured_are_named(planted, made):
     assert 'id="sensitivity"' not in source
 
 
-def test_without_attention_there_is_still_a_page(runs):
+def test_a_page_without_attention_can_be_written(runs):
     page = Page(report_page(lsm_probe.read_results([runs / "sensitivity", runs / "evaluate"])))
     assert "D_i (instruction), nats per token" in page.text
     assert not any("lines" in attributes.get("id", "") for _, attributes in page.attributes)
 
 
-def test_models_of_other_depths_stand_side_by_side(planted, made):
+def test_models_of_different_depths_are_shown_together(planted, made):
     text = planted("llm", 0.5, source="text", layers=8)
     control = planted("llm at length of b", 0.5, source="text", control=True, layers=8)
     page = Page(report_page(made(planted("a", 0.3), planted("b", 0.5, layers=8), text, control)))
@@ -317,7 +317,7 @@ def test_models_of_other_depths_stand_side_by_side(planted, made):
     assert "the last sixth of the layers" in page.text
 
 
-def test_a_page_of_oddly_named_checkpoints_is_whole(results):
+def test_unusual_checkpoint_names_do_not_break_the_page(results):
     names = {"llm": "_lr-0.00010 $x_1$", "lsm": "_lr-0.00012 $x_1$ #000000"}
 
     def renamed(result):

@@ -63,9 +63,7 @@ def offload(model, kind, folder):
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
 @pytest.mark.parametrize("name", [name for name in PROBES if name != "importance"])
-def test_weights_that_come_for_a_layers_run_give_the_same_numbers(
-    tiny_lsm_folder, taken, in_place, tmp_path, name, kind
-):
+def test_offloaded_weights_give_the_same_numbers(tiny_lsm_folder, taken, in_place, tmp_path, name, kind):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
     assert device_map.is_offloaded(checkpoint.model)
@@ -74,7 +72,7 @@ def test_weights_that_come_for_a_layers_run_give_the_same_numbers(
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
-def test_importance_refuses_weights_that_can_have_no_gradients(tiny_lsm_folder, taken, tmp_path, kind):
+def test_importance_refuses_weights_without_gradients(tiny_lsm_folder, taken, tmp_path, kind):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
     with pytest.raises(InputError, match="get no gradients: use more GPUs"):
@@ -99,7 +97,7 @@ def split(monkeypatch):
     return made
 
 
-def test_layers_are_laid_whole_over_the_gpus_and_the_rest_stays_on_the_cpu(tiny_lsm, split):
+def test_whole_layers_are_placed_on_gpus_and_the_rest_stays_on_the_cpu(tiny_lsm, split):
     layers = tiny_lsm.llm.model.layers
     size = sum(parameter.numel() * 4 for parameter in layers[0].parameters())
     rest = sum(parameter.numel() * 4 for parameter in tiny_lsm.model.parameters()) - 3 * size

@@ -127,14 +127,14 @@ def test_progress_counts_the_samples_of_all_processes(alone, shared, probe):
         assert len(done) < total  # its own batches, and the end
 
 
-def test_two_processes_go_on_where_one_stopped(alone, shared):
+def test_two_processes_resume_a_run_of_one(alone, shared):
     """Batches 0 and 3 were there; 1 is the second process's, 2 the first's."""
     assert [report_of(shared / str(rank))["measured"] for rank in range(WORLD)] == [["s4", "s5"], ["s2", "s3"]]
     for rank in range(WORLD):
         assert_same(shared / str(rank) / "resumed", alone / "resumed")
 
 
-def test_one_process_goes_on_where_two_stopped(all_probes, alone, shared, tiny_lsm_folder, manifest, tmp_path):
+def test_one_process_resumes_a_run_of_two(all_probes, alone, shared, tiny_lsm_folder, manifest, tmp_path):
     shutil.copytree(shared / "begun", tmp_path / "begun")
     (tmp_path / "begun" / "batch-000006.npz").unlink()
     result, measured = all_probes.go_on(tiny_lsm_folder, manifest, tmp_path / "begun")
@@ -156,12 +156,12 @@ def test_others_stop_at_the_failure_of_one(shared):
     assert report_of(shared / "0")["begun"] in (["s0", "s1"], [])
 
 
-def test_the_main_process_alone_writes_results(shared):
+def test_only_rank_0_writes_results(shared):
     assert (shared / "0" / "folder" / "result.json").exists()
     assert not list((shared / "1" / "folder").glob("*.json*"))
 
 
-def test_a_folder_that_the_main_process_cannot_have_is_refused_in_all(shared):
+def test_all_processes_fail_if_rank_0_cannot_use_the_folder(shared):
     for rank in range(WORLD):
         assert "result of `lsm-probe knockout`" in report_of(shared / str(rank))["taken"]
 
@@ -199,7 +199,7 @@ def wait(started):
             process.kill()
 
 
-def test_torchrun_starts_the_command_and_the_main_process_alone_writes_and_speaks(
+def test_under_torchrun_only_rank_0_writes_and_prints(
     tiny_lsm_folder, tiny_llm_folder, manifest, tmp_path, monkeypatch, capsys
 ):
     options = ["attention", "--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder, "--data", manifest]
@@ -222,7 +222,7 @@ def test_torchrun_starts_the_command_and_the_main_process_alone_writes_and_speak
             assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
 
 
-def test_a_sample_that_one_process_cannot_use_ends_both_with_one_line(tiny_lsm_folder, manifest, tmp_path):
+def test_an_unusable_sample_in_one_process_ends_both_with_one_line(tiny_lsm_folder, manifest, tmp_path):
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     rows[3]["audio"] = str(tmp_path / "damaged.wav")
     damage(manifest, tmp_path / "damaged.wav")
@@ -238,7 +238,7 @@ def test_a_sample_that_one_process_cannot_use_ends_both_with_one_line(tiny_lsm_f
     assert not (tmp_path / "out" / "result.json").exists()
 
 
-def test_ctrl_c_in_one_process_ends_both_and_the_run_goes_on_later(tiny_lsm_folder, manifest, tmp_path):
+def test_ctrl_c_in_one_process_ends_both_and_the_run_can_be_resumed(tiny_lsm_folder, manifest, tmp_path):
     out = tmp_path / "out"
     options = ["--data", manifest, "--out", out, "--batch-size", 1, "--max-new-tokens", 512]
     command = ["attention", "--ckpt", tiny_lsm_folder, *options, "--device", "cpu"]
@@ -276,7 +276,7 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
         distributed.local_device()
 
 
-def test_no_thread_of_the_group_outlives_it(tmp_path):
+def test_the_process_group_leaves_no_threads(tmp_path):
     """One that lets go of a tensor while the interpreter ends aborts the process (SIGABRT), now and then."""
     pytest.importorskip("torch")
     script = tmp_path / "ends.py"

@@ -94,7 +94,7 @@ def test_the_falls_of_both_segments_are_shown_and_the_heads_that_matter_framed(f
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "4"]
 
 
-def test_red_is_what_hurts_and_what_is_biased():
+def test_harmful_masking_and_bias_are_red():
     """Below the middle of eta and above the middle of a fall."""
     for reverse, red in ((False, 0), (True, 2)):
         ax = plt.subplots()[1]
@@ -110,7 +110,7 @@ def test_a_head_without_eta_stays_empty(etas):
     assert len(maps(eta_heads_figure(etas[:1]))[0].get_paths()) == LAYERS * HEADS - 1
 
 
-def test_the_same_numbers_give_the_same_files(etas, falls, tmp_path):
+def test_equal_results_give_identical_files(etas, falls, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         save_attention(etas, tmp_path / name)

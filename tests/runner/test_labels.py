@@ -109,7 +109,7 @@ def test_tick_labels_get_the_font_too(font_with):
     plt.close(figure)
 
 
-def test_no_two_labels_are_alike():
+def test_labels_are_unique():
     long = ["one/" + "x" * 100, "two/" + "x" * 100]
     cafe = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     found = checkpoint_labels([*long, *cafe, "short"], 20)
@@ -118,7 +118,7 @@ def test_no_two_labels_are_alike():
     assert found[-1] == "short"
 
 
-def test_bytes_that_are_no_text_are_written_as_codes():
+def test_undecodable_bytes_are_written_as_codes():
     assert plain("half \udcff") == r"half \udcff"
 
 

@@ -19,7 +19,7 @@ def test_the_arms_of_the_study_look_alike_under_all_their_names():
         assert looks["first"].color == COLORS[0]
 
 
-def test_no_two_checkpoints_look_alike():
+def test_each_checkpoint_has_a_distinct_look():
     looks = looks_of(speech("builtin:vanilla_asr", "vanilla_asr", *(f"run {i}" for i in range(18))))
     assert len(set(looks.values())) == 20
 
@@ -38,7 +38,7 @@ def test_names_are_the_ends_of_paths_in_controls_and_cascades_too():
     assert short_names(checkpoints) == ["a", "b", "llm at length of a", "whisper + llm"]
 
 
-def test_looks_are_fixed_within_the_block_alone():
+def test_looks_are_fixed_only_within_the_block():
     with same_looks(speech("one", "two")) as looks:
         assert looks["two"].color == COLORS[1]
     assert looks_of(speech("two"))["two"].color == COLORS[0]

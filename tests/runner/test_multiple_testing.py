@@ -50,7 +50,7 @@ def test_an_effect_is_found_among_many_heads():
     assert greater[9] == 1
 
 
-def test_of_four_utterances_nothing_is_found_whatever_is_drawn():
+def test_four_utterances_are_never_significant_for_any_seed():
     values = RNG(0).uniform(1, 1.1, size=(4, 1))
     assert {float(corrected_p(values, np.arange(4), seed=s, side="greater")[0]) for s in range(200)} == {1 / 16}
     assert corrected_p(values, np.arange(4), seed=0, side="both") == 2 / 16
@@ -69,7 +69,7 @@ def test_four_utterances_find_nothing_and_constants_are_found_among_six():
         assert (corrected_p(np.ones((n, 3)), np.arange(n), seed=0, side=side) < 0.05).all() == found
 
 
-def test_what_is_nothing_or_undefined_has_p_1():
+def test_zero_or_undefined_effects_have_p_1():
     values = np.ones((8, 3))
     values[:, 1], values[3, 2] = 0, np.nan
     np.testing.assert_array_equal(corrected_p(values, np.arange(8), seed=0)[1:], [1, 1])
@@ -79,7 +79,7 @@ def test_what_is_nothing_or_undefined_has_p_1():
 # Knockout.
 
 
-def test_a_head_that_writes_nothing_costs_nothing_and_no_other_is_taken_for_it(tiny_llm, samples):
+def test_masking_a_head_without_output_has_no_effect(tiny_llm, samples):
     """Heads are query heads: of the three that share a key and a value only the one without output is idle."""
     model = deepcopy(tiny_llm.llm)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_heads_are_left_out_unless_asked_for(tiny_llm, samples, tmp_path):
         ({"layers": [1], "single_heads": False}, "give --single-heads too"),
     ],
 )
-def test_layers_that_cannot_be_meant_are_refused(tiny_llm, samples, options, line):
+def test_invalid_layers_are_refused(tiny_llm, samples, options, line):
     with pytest.raises(InputError, match=line):
         probe(tiny_llm, samples[:1], **options)
 
@@ -132,7 +132,7 @@ def result(knockout_result):
     return knockout_result(fall, [2, 5, 6], 6)
 
 
-def test_a_speech_anchor_head_is_hurt_by_the_source_alone_and_by_more(result, tmp_path):
+def test_a_speech_anchor_head_needs_the_source_more_than_the_instruction(result, tmp_path):
     kinds = result.head_kinds()
     assert kinds[1].tolist() == ["source", "instruction", "both", ""]
     assert (kinds[[0, 2]] == "").all()
@@ -151,13 +151,13 @@ def test_the_frame_ranks_heads_by_their_fall(result):
     assert row["fall_instruction"] == pytest.approx(0.1, abs=0.01)
 
 
-def test_saving_and_loading_loses_no_head(result, tmp_path):
+def test_saving_and_loading_preserves_all_heads(result, tmp_path):
     loaded = KnockoutResult.load(result.save(tmp_path))
     assert loaded.to_dict() == result.to_dict()
     np.testing.assert_array_equal(loaded.fall_heads, result.fall_heads)
 
 
-def test_a_result_made_before_there_were_heads_is_read(result, tmp_path):
+def test_an_older_result_without_heads_can_be_loaded(result, tmp_path):
     result.save(tmp_path)
     with np.load(tmp_path / "arrays.npz") as stored:
         np.savez(tmp_path / "arrays.npz", **{k: v for k, v in stored.items() if k != "fall_heads"})
@@ -206,7 +206,7 @@ def test_a_models_only_head_has_the_layers_eta_and_interval(attention_result):
             np.testing.assert_allclose(one[:, 0], layer)
 
 
-def test_a_head_that_takes_nothing_has_no_eta_and_no_share(attention_result, tmp_path):
+def test_a_head_without_attention_has_no_eta_and_no_share(attention_result, tmp_path):
     result = attention_result(conventions=Conventions("mean_of_norms"))
     result.head_norms[:, 2, 1] = 0
     frame = result.head_frame().set_index(["layer", "head"])

@@ -51,7 +51,7 @@ def test_keywords_are_the_fields():
         ({"response_part": "reasoning"}, InputError, "is unknown; choose one of: all, thinking, answer"),
     ],
 )
-def test_what_no_measurement_takes_is_refused(keywords, error, message):
+def test_an_unknown_option_is_refused(keywords, error, message):
     with pytest.raises(error, match=message):
         split_options(keywords)
 

@@ -121,7 +121,7 @@ def test_results_of_other_packages_compare_their_arrays() -> None:
     assert precision_notes([result, other]) == [f"llm: {note}."]
 
 
-def test_without_the_option_the_line_says_that_nothing_was_compared(half: Checkpoint, samples: list[Sample]) -> None:
+def test_without_the_option_the_note_says_that_nothing_was_compared(half: Checkpoint, samples: list[Sample]) -> None:
     found = lsm_probe.attention(half, samples[:2], **QUICK)
     assert found.to_dict()["precision"] == {"dtype": "float16", "verified": [], "changed_responses": None, "drift": {}}
     line = "computed in float16; not compared with float32 (--verify-precision 4 does so on 4 samples)"
@@ -165,7 +165,7 @@ def test_what_cannot_be_verified_is_refused(
         lsm_probe.importance(checkpoint, samples[:2], **{"verify_precision": 2, **options})
 
 
-def test_too_little_memory_is_one_line_before_the_work(
+def test_too_little_memory_is_reported_in_one_line_before_the_run(
     half: Checkpoint, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, cast = weights(half), torch.Tensor.float

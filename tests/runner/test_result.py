@@ -160,7 +160,7 @@ def test_head_eta_equals_its_definition():
     assert frame.loc[(5, 2), "S_source"] == pytest.approx(other.mean(0)[5, 2])
 
 
-def test_saving_and_loading_loses_nothing(tmp_path):
+def test_saving_and_loading_preserves_the_result(tmp_path):
     scores = TokenScores(
         norms=np.random.default_rng(0).random((7, 5), dtype=np.float32),
         ids=np.arange(5),
@@ -186,7 +186,7 @@ def test_result_json_is_small_and_diffs_by_line(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["arrays.npz", "result.json", "samples.jsonl"]
 
 
-def test_a_failed_save_leaves_no_result_that_could_be_taken_for_whole(tmp_path):
+def test_a_failed_save_leaves_no_result_json(tmp_path):
     make().save(tmp_path)
     broken = replace(make(seed=1), samples=[{"id": object()}])
     with pytest.raises(TypeError):
@@ -203,7 +203,7 @@ def test_responses_may_hold_any_character(tmp_path):
     assert AttentionResult.load(result.save(tmp_path)).samples == result.samples
 
 
-def test_a_result_of_schema_1_says_what_its_control_is_of(tmp_path):
+def test_a_result_of_schema_1_names_the_checkpoint_of_its_control(tmp_path):
     make().save(tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text())
     stored["schema"] = "lsm-probe/attention/1"
@@ -215,7 +215,7 @@ def test_a_result_of_schema_1_says_what_its_control_is_of(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "schema", "samples", "keys", "no object"])
-def test_what_is_no_result_is_refused(tmp_path, damage):
+def test_files_that_are_no_result_are_refused(tmp_path, damage):
     make().save(tmp_path)
     if damage == "missing":
         (tmp_path / "arrays.npz").unlink()
@@ -251,7 +251,7 @@ def test_a_result_compared_with_itself_does_not_differ():
         np.testing.assert_array_equal(values, 0)
 
 
-def test_pairs_share_their_draws_whatever_seeds_the_results_carry():
+def test_paired_results_share_their_resamples_for_any_seed():
     first = make(samples=20)
     twin = replace(first, seed=7, checkpoint=replace(first.checkpoint, name="twin"))
     pair = compare([first, twin])["pairs"][0]["eta_difference"]["mean"]
@@ -281,7 +281,7 @@ def test_only_shared_samples_are_compared():
     np.testing.assert_array_equal(pair["eta_difference"]["mean"]["mean"], 0)
 
 
-def test_other_source_lengths_are_warned_about():
+def test_different_source_lengths_give_a_warning():
     first = make()
     tokens = first.tokens.copy()
     tokens[:, SEGMENTS.index("source")] += 3
@@ -321,14 +321,14 @@ def test_a_control_among_the_results_is_named_where_lengths_differ():
     assert said["a", "other"].endswith(f"{control}other at length of a`")
 
 
-def test_models_of_other_depth_have_no_differences_by_layer():
+def test_models_of_different_depth_have_no_differences_by_layer():
     pair = compare([make(), make(name="second", layers=6)])["pairs"][0]
     assert pair["eta_difference"] is None
     assert "has 7 layers and second 6" in pair["warning"]
 
 
 @pytest.mark.parametrize("change", ["data", "conventions"])
-def test_what_cannot_be_paired_is_refused(change):
+def test_results_that_cannot_be_paired_are_refused(change):
     first, second = make(), make(name="second")
     if change == "data":
         second = replace(second, data=replace(second.data, sha256="other"))
@@ -338,7 +338,7 @@ def test_what_cannot_be_paired_is_refused(change):
         compare([first, second])
 
 
-def test_it_says_of_how_many_utterances_its_samples_are():
+def test_the_result_counts_its_utterances():
     assert make(samples=6).counted == "6 samples"
     two_instructions = make(samples=6, clusters=[0, 0, 1, 1, 2, 2])
     assert two_instructions.counted == "6 samples of 3 utterances"

@@ -59,7 +59,7 @@ def states_by_hooks(llm, embedded):
 
 @torch.no_grad()
 @pytest.mark.parametrize("segment", ["source", "prompt", "response"])
-def test_vectors_are_means_of_plain_passes(tiny_lsm, samples, segment):
+def test_vectors_equal_means_over_plain_forward_passes(tiny_lsm, samples, segment):
     result = probe(tiny_lsm, samples, segment=segment, batch_size=3)
     llm = tiny_lsm.llm
     assert result.speech.shape == result.text.shape == (8, 4, 48)
@@ -93,7 +93,7 @@ def test_the_transcript_pass_is_that_of_the_text_llm_itself(tiny_lsm, tiny_llm, 
         np.testing.assert_allclose(result.text[i], expected, atol=2e-5)
 
 
-def test_batch_size_changes_nothing(tiny_lsm, samples):
+def test_results_do_not_depend_on_the_batch_size(tiny_lsm, samples):
     together = probe(tiny_lsm, samples, segment="response")
     alone = probe(tiny_lsm, samples, segment="response", batch_size=1, responses=together.responses())
     for name in ("speech", "text"):
@@ -110,7 +110,7 @@ def test_response_vectors_read_the_same_tokens_in_both_passes(tiny_lsm, samples)
         assert stored["response_ids"] == tiny_lsm.encode_response(sample.target)
 
 
-def test_no_response_is_made_where_none_is_read(tiny_lsm, samples, monkeypatch):
+def test_no_response_is_generated_if_the_segment_does_not_need_one(tiny_lsm, samples, monkeypatch):
     def generate(*args, **kwargs):
         raise AssertionError("generated")
 
@@ -121,7 +121,7 @@ def test_no_response_is_made_where_none_is_read(tiny_lsm, samples, monkeypatch):
     assert result.checkpoint.max_new_tokens is None
 
 
-def test_chosen_layers_are_those_of_all(tiny_lsm, samples):
+def test_chosen_layers_have_the_same_numbers_as_in_a_run_over_all_layers(tiny_lsm, samples):
     whole, some = probe(tiny_lsm, samples), probe(tiny_lsm, samples, layers=[3, 1])
     assert some.layers == [1, 3]
     np.testing.assert_array_equal(some.speech, whole.speech[:, [1, 3]])
@@ -186,7 +186,7 @@ def test_speech_that_is_its_transcript_is_perfectly_aligned(hearing, samples, se
     assert np.median(found["p_value"]) > 0.05
 
 
-def test_speech_of_other_words_is_less_alike(hearing, samples):
+def test_speech_with_other_words_is_less_similar(hearing, samples):
     texts = [sample.text for sample in samples]
     rolled = [s.model_copy(update={"text": t}) for s, t in zip(samples, texts[1:] + texts[:1], strict=True)]
     right = probe(hearing, samples, instruction=ONE)
@@ -283,7 +283,7 @@ def test_a_large_offset_hides_partners_that_standardised_rows_find():
     assert curves["standardised_retrieval"].mean[0] == 1
 
 
-def test_numbers_are_computed_once(monkeypatch):
+def test_numbers_are_cached(monkeypatch):
     calls = []
     monkeypatch.setattr(similarity, "mmd", lambda *args, **options: calls.append(1) or mmd(*args, **options))
     result = made()
@@ -294,7 +294,7 @@ def test_numbers_are_computed_once(monkeypatch):
     assert result.embed_2d(1)[0] is result.embed_2d(1)[0]
 
 
-def test_a_subset_is_that_of_the_vectors():
+def test_a_subset_equals_a_result_from_the_subset_of_vectors():
     whole = made()
     whole.curves()
     some = whole.subset(["s7", "s2", "s3", "s4", "s9"])
@@ -304,7 +304,7 @@ def test_a_subset_is_that_of_the_vectors():
     assert some.curves()["paired_cosine"].mean[1] == pytest.approx(expected)
 
 
-def test_saving_and_loading_loses_nothing(tmp_path):
+def test_saving_and_loading_preserves_the_result(tmp_path):
     result = made(excluded={"empty": ["x"]}, seed=3, layers=[0, 4, 9])
     loaded = AlignmentResult.load(result.save(tmp_path / "result"))
     assert loaded.to_dict() == result.to_dict()
@@ -322,7 +322,7 @@ def strict(path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_constant_vectors_have_no_geometry_and_strict_json(tmp_path):
+def test_constant_vectors_give_undefined_numbers_and_strict_json(tmp_path):
     """Every response the same: CKA and the distance are undefined, and JSON has no NaN."""
     result = made()
     same = np.ones_like(result.text)
@@ -349,7 +349,7 @@ def test_frame_has_a_row_for_each_state():
 # Comparing
 
 
-def test_a_result_does_not_differ_from_its_twin():
+def test_a_result_does_not_differ_from_an_identical_one():
     first = made()
     twin = replace(first, seed=7, checkpoint=replace(first.checkpoint, name="twin"))
     pair = compare([first, twin])["pairs"][0]
@@ -386,13 +386,13 @@ def test_differences_are_second_minus_first_and_paired():
     assert pair["cka_difference"]["ci_high"][0] == pytest.approx(high, abs=1e-6)
 
 
-def test_models_of_other_depth_have_no_differences_by_layer():
+def test_models_of_different_depth_have_no_differences_by_layer():
     pair = compare([made(), made(states=4, name="second")])["pairs"][0]
     assert "model has 3 states and second 4" in pair["warning"]
     assert all(pair[f"{name}_difference"] is None for name in CURVES)
 
 
-def test_other_responses_are_warned_about(tiny_lsm, samples):
+def test_comparing_different_responses_gives_a_warning(tiny_lsm, samples):
     first = probe(tiny_lsm, samples, segment="response", response="reference")
     twin = replace(first, checkpoint=replace(first.checkpoint, name="twin"))
     assert compare([first, twin])["pairs"][0]["warning"] is None
@@ -400,7 +400,7 @@ def test_other_responses_are_warned_about(tiny_lsm, samples):
     assert "different responses" in compare([first, other])["pairs"][0]["warning"]
 
 
-def test_other_segments_are_not_compared():
+def test_different_segments_are_not_compared():
     other = made(name="second", conventions=AlignmentConventions("prompt"))
     with pytest.raises(InputError, match="different conventions"):
         compare([made(), other])
@@ -434,14 +434,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("mistake", REFUSED)
-def test_mistakes_are_refused_before_any_pass(tiny_lsm, samples, mistake, monkeypatch):
+def test_invalid_options_are_refused_before_any_forward_pass(tiny_lsm, samples, mistake, monkeypatch):
     monkeypatch.setattr(type(tiny_lsm), "embed", None)
     options, expected = REFUSED[mistake]
     with pytest.raises(InputError, match=expected):
         probe(tiny_lsm, samples, **options)
 
 
-def test_few_utterances_are_refused_before_any_pass(tiny_lsm, samples, monkeypatch):
+def test_too_few_utterances_are_refused_before_any_forward_pass(tiny_lsm, samples, monkeypatch):
     monkeypatch.setattr(type(tiny_lsm), "embed", None)
     repeated = [s.model_copy(update={"id": f"{s.id}-{i}"}) for s in samples[:4] for i in range(3)]
     with pytest.raises(InputError, match="at least 5 utterances of different words, got 4: give more samples"):
@@ -461,7 +461,7 @@ def test_a_text_llm_is_refused(tiny_llm, samples):
         probe(tiny_llm, samples)
 
 
-def test_states_that_are_not_finite_are_named_in_one_line(tiny_lsm, samples):
+def test_states_that_are_not_finite_are_reported_in_one_line(tiny_lsm, samples):
     with torch.no_grad():
         tiny_lsm.llm.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(InputError, match="sample s0: state 2 of its speech is not finite"):
@@ -474,7 +474,7 @@ def test_a_transcript_with_the_placeholder_is_refused(tiny_lsm, samples):
         probe(tiny_lsm, marked)
 
 
-def test_a_transcript_beyond_the_context_is_left_out_if_asked(tiny_lsm, samples):
+def test_a_transcript_longer_than_the_context_can_be_skipped(tiny_lsm, samples):
     long = [samples[0].model_copy(update={"text": "zq " * 600}), *samples[1:]]
     with pytest.raises(InputError, match=r"sample s0: a prompt of .* exceed the context of 1024"):
         probe(tiny_lsm, long)
@@ -484,7 +484,7 @@ def test_a_transcript_beyond_the_context_is_left_out_if_asked(tiny_lsm, samples)
     assert list(result.excluded.values()) == [["s0"]]
 
 
-def test_too_few_left_is_one_line_that_says_so(tiny_lsm, samples):
+def test_too_few_remaining_samples_are_reported_in_one_line(tiny_lsm, samples):
     long = [sample.model_copy(update={"text": f"{i} zq " * 600}) for i, sample in enumerate(samples)]
     for left, perplexity, expected in ((4, 5, "at least 5 utterances"), (5, 12, "needs more than 6 samples")):
         with pytest.raises(InputError, match=f"{8 - left} of 8 samples had to be left out, and .*{expected}"):
@@ -504,6 +504,6 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_numbers(tiny_lsm, samples,
     np.testing.assert_allclose(probe(tiny_lsm, samples).text, whole.text, atol=1e-5)
 
 
-def test_another_instruction_changes_nothing_else(samples):
+def test_replacing_the_instruction_changes_nothing_else(samples):
     changed = with_instruction(samples, ONE)
     assert [s.model_copy(update={"instruction": ONE}) for s in samples] == changed

@@ -77,7 +77,7 @@ def test_each_panel_shows_its_curve_of_every_result(results):
     assert levels == [pytest.approx(1 / 12)]
 
 
-def test_hollow_marks_are_where_mmd_tells_nothing_apart(results):
+def test_markers_are_hollow_where_mmd_is_not_significant(results):
     distance = alignment_figure(results).axes[-1]
     hollow = [line for line in distance.get_lines() if line.get_markerfacecolor() == "white"]
     for result, line in zip(results, hollow, strict=True):
@@ -116,12 +116,12 @@ def degenerate(kind):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["constant", "one constant", "the same", "one dimension", "duplicates"])
-def test_degenerate_points_are_drawn_without_contours_or_complaint(kind, tmp_path):
+def test_degenerate_points_are_drawn_without_contours_or_warnings(kind, tmp_path):
     save_alignment([degenerate(kind)], tmp_path)
     assert (tmp_path / "alignment.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_numbers_give_the_same_files(results, written_twice):
+def test_equal_results_give_identical_files(results, written_twice):
     folder = written_twice(lambda folder: save_alignment([replace(r) for r in results], folder), PICTURES)
     curves = pd.read_csv(folder / "alignment.csv")
     assert len(curves) == 2 * 4

@@ -79,7 +79,7 @@ def test_sums_equal_the_token_scores_by_segment(checkpoint, samples):
     assert not np.isin(scores.segments, (Segment.PADDING, Segment.RESPONSE)).any()
 
 
-def test_swapping_the_names_of_instruction_and_source_turns_eta_round(tiny_llm, samples):
+def test_swapping_instruction_and_source_gives_one_minus_eta(tiny_llm, samples):
     result = probe(tiny_llm, samples)
     swap = [SEGMENTS.index(name) for name in ("system", "template", "source", "instruction", "first")]
     swapped = replace(
@@ -99,7 +99,7 @@ def test_reference_responses_are_the_targets_closed_with_eos(checkpoint, samples
     assert result.conventions.response == "reference"
 
 
-def test_length_matched_control_changes_the_source_alone(tiny_lsm, tiny_llm, samples):
+def test_length_matched_control_changes_only_the_source(tiny_lsm, tiny_llm, samples):
     speech, text = probe(tiny_lsm, samples), probe(tiny_llm, samples)
     control = probe(tiny_llm, samples, responses=text.responses(), source_lengths=speech.source_lengths())
     np.testing.assert_array_equal(control.tokens, speech.tokens)
@@ -154,7 +154,7 @@ def test_the_same_speech_in_another_folder_has_the_same_intervals(tiny_lsm, samp
     np.testing.assert_array_equal(here.ci_high, there.ci_high)
 
 
-def test_a_sample_that_gives_no_sound_numbers_is_named_or_skipped(tiny_llm, samples):
+def test_a_sample_with_numbers_that_are_not_finite_is_named_or_skipped(tiny_llm, samples):
     """The token of one sample alone stands for NaN."""
     model = copy.deepcopy(tiny_llm.llm)
     broken = replace(tiny_llm, model=model)
@@ -171,7 +171,7 @@ def test_a_sample_that_gives_no_sound_numbers_is_named_or_skipped(tiny_llm, samp
     assert len(result.samples) == 7
 
 
-def test_a_run_that_is_to_fail_does_not_go_on_past_what_another_skipped(tiny_llm, samples, tmp_path):
+def test_on_error_fail_stops_at_a_sample_that_an_earlier_run_skipped(tiny_llm, samples, tmp_path):
     lost = [samples[0].model_copy(update={"text": "word " * 2000}), *samples[1:]]
     probe(tiny_llm, lost, on_error="skip", progress_folder=tmp_path, batch_size=4)
     with pytest.raises(InputError, match="sample s0"):
@@ -182,7 +182,7 @@ def test_a_run_that_is_to_fail_does_not_go_on_past_what_another_skipped(tiny_llm
     ("options", "says"),
     [({"batch_size": 0}, "give 1 or more"), ({"max_new_tokens": 0}, "give 1 or more"), ({"on_error": "Skip"}, "Skip")],
 )
-def test_options_that_make_no_run_are_refused(tiny_llm, samples, options, says):
+def test_invalid_options_are_refused(tiny_llm, samples, options, says):
     with pytest.raises(InputError, match=says):
         probe(tiny_llm, samples, **options)
 
@@ -207,7 +207,7 @@ def test_a_bad_sample_stops_the_run_or_is_counted(tiny_lsm, samples, tmp_path):
     assert "broken.wav" in reason
 
 
-def test_nothing_left_to_measure_is_refused(tiny_llm, samples):
+def test_a_run_without_usable_samples_is_refused(tiny_llm, samples):
     with pytest.raises(InputError, match="no sample is left to measure; 8 of 8 because: empty response"):
         probe(tiny_llm, samples, responses={sample.id: [] for sample in samples})
 
@@ -244,7 +244,7 @@ def bad(sample, **changes):
         ("speech", {}, {"source_lengths": {}}, "can only be given for a text LLM"),
     ],
 )
-def test_bad_input_is_one_line(kind, change, options, message, tiny_lsm, tiny_llm, samples):
+def test_bad_input_is_reported_in_one_line(kind, change, options, message, tiny_lsm, tiny_llm, samples):
     chosen = [*samples[:7], bad(samples[7], **change)]
     with pytest.raises(InputError, match=message):
         probe(tiny_lsm if kind == "speech" else tiny_llm, chosen, **options)
@@ -255,7 +255,7 @@ def test_no_samples_are_refused(tiny_llm):
         probe(tiny_llm, [])
 
 
-def test_the_result_says_what_it_was_made_from(checkpoint, samples):
+def test_the_result_records_its_checkpoint_and_data(checkpoint, samples):
     result = probe(checkpoint, samples)
     summary = json.loads(json.dumps(result.to_dict()))
     assert summary["checkpoint"]["source"] == checkpoint.source

@@ -68,7 +68,7 @@ def test_both_segment_conventions_are_shown(results):
     assert "transcript tokens" in labels[1]
 
 
-def test_the_same_numbers_give_the_same_files(results, written_twice):
+def test_equal_results_give_identical_files(results, written_twice):
     folder = written_twice(lambda folder: save_attention(results, folder), PICTURES)
     frame = pd.read_csv(folder / "eta.csv")
     assert len(frame) == 2 * 2 * 8

@@ -131,7 +131,7 @@ def test_times_and_shares_belong_to_the_tokens(build, waveform):
     assert covered[-1] == 14
 
 
-def test_the_model_does_not_change_by_a_bit(build, waveform):
+def test_the_model_stays_bit_identical(build, waveform):
     checkpoint, speech = build(), waveform(2.0)
     before = checkpoint.encode_speech(speech)
     seen = []
@@ -207,7 +207,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_measured_is_refused_by_name(build, waveform, fault):
+def test_modules_that_cannot_be_measured_are_refused_by_name(build, waveform, fault):
     checkpoint = build()
     plant, match = FAULTS[fault]
     plant(checkpoint)
@@ -243,7 +243,7 @@ def test_tokens_of_whispers_decoder_have_an_encoder_but_no_times(build, waveform
     assert math.isclose(float(found.alpha[0].mean(0).sum() + found.padding[0, 0]), 1, rel_tol=1e-4)
 
 
-def test_who_has_no_such_encoder_or_layer_is_refused(tiny_llm, build, waveform):
+def test_a_model_without_that_encoder_or_layer_is_refused(tiny_llm, build, waveform):
     with pytest.raises(InputError, match="is not an LSM of this package"):
         lsm_probe.speech_attention(tiny_llm, waveform(1.0))
     with pytest.raises(InputError, match="layer 2 is not one of the encoder's 2"):

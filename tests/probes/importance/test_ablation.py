@@ -27,7 +27,7 @@ def all_of(weights):
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
 
-def test_marked_weights_are_0_inside_and_every_bit_is_back_afterwards():
+def test_marked_weights_are_zero_inside_the_block_and_restored_exactly_after_it():
     weights = tricky()
     before = {name: bits(weight) for name, weight in weights.items()}
     masks = {name: torch.rand(weight.shape) < 0.5 for name, weight in weights.items()}
@@ -42,7 +42,7 @@ def test_marked_weights_are_0_inside_and_every_bit_is_back_afterwards():
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
-def test_every_bit_is_back_after_an_error(error):
+def test_weights_are_restored_exactly_after_an_error(error):
     weights = tricky()
     before = {name: bits(weight) for name, weight in weights.items()}
 
@@ -56,7 +56,7 @@ def test_every_bit_is_back_after_an_error(error):
     assert all(torch.equal(bits(weight), before[name]) for name, weight in weights.items())
 
 
-def test_every_bit_is_back_where_a_later_mask_does_not_fit():
+def test_weights_are_restored_exactly_if_a_later_mask_does_not_fit():
     weights = tricky()
     before = bits(weights["a"])
     masks = {"a": torch.ones(4, 6, dtype=torch.bool), "b": torch.ones(9, 9, dtype=torch.bool)}
@@ -65,7 +65,7 @@ def test_every_bit_is_back_where_a_later_mask_does_not_fit():
     assert torch.equal(bits(weights["a"]), before)
 
 
-def test_parameters_that_learn_can_be_zeroed():
+def test_trainable_parameters_can_be_zeroed():
     weight = torch.nn.Parameter(torch.ones(3, 3))
     with zeroed({"x": weight}, {"x": torch.eye(3, dtype=torch.bool)}):
         assert weight.sum() == 6
@@ -210,7 +210,7 @@ def trained(tiny_llm, samples):
     return tiny_llm
 
 
-def test_what_is_called_important_is_what_a_trained_model_cannot_do_without(trained, samples):
+def test_zeroing_important_weights_hurts_a_trained_model_most(trained, samples):
     found = lsm_probe.importance(trained, samples[:4], ablate=0.03).ablation["perplexity"]
     assert found["none"] < 1.5
     assert found["top"] > 1.5 * found["random"]

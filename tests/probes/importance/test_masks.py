@@ -99,7 +99,7 @@ def cut(path):
     ],
     ids=["garbage", "empty", "missing", "plain array", "other arrays", "cut"],
 )
-def test_what_holds_no_masks_is_refused_in_one_line(tmp_path, break_it):
+def test_a_folder_without_masks_is_refused_in_one_line(tmp_path, break_it):
     path = tmp_path / "masks.npz"
     break_it(path)
     with pytest.raises(InputError, match=r"masks.npz holds no readable masks: make them with --masks"):
@@ -109,14 +109,14 @@ def test_what_holds_no_masks_is_refused_in_one_line(tmp_path, break_it):
 # Overlap
 
 
-def test_equal_masks_overlap_wholly_and_disjoint_ones_not_at_all():
+def test_equal_masks_overlap_fully_and_disjoint_masks_not_at_all():
     mask = np.array([[1, 0, 0, 0], [0, 0, 1, 0]])
     first, second = masks_of(x=mask), masks_of(x=mask[::-1].copy())
     assert jaccard(first, first) == {"x": 1.0}
     assert jaccard(first, second) == {"x": 0.0}
 
 
-def test_overlap_is_of_those_marked_by_either():
+def test_overlap_is_intersection_over_union():
     first = masks_of(x=np.array([[1, 1, 1, 0, 0, 0]]), y=np.array([[1, 0, 0, 0]]))
     second = masks_of(x=np.array([[0, 1, 1, 1, 0, 0]]), y=np.array([[1, 0, 0, 0]]))
     assert jaccard(first, second) == {"x": 0.5, "y": 1.0}
@@ -142,7 +142,7 @@ def test_masks_of_other_shares_or_matrices_are_refused():
 # Clustering
 
 
-def test_a_mask_of_whole_rows_gathers_in_rows_alone():
+def test_a_mask_of_whole_rows_is_concentrated_in_rows_only():
     mask = np.zeros((20, 30), bool)
     mask[[3, 11]] = True
     found = clustering(masks_of(x=mask, y=mask.T.copy()))
@@ -151,14 +151,14 @@ def test_a_mask_of_whole_rows_gathers_in_rows_alone():
     assert found["x"]["columns"] == found["y"]["rows"] == pytest.approx(0.1)
 
 
-def test_a_mask_that_is_spread_evenly_gathers_nowhere():
+def test_an_evenly_spread_mask_is_not_concentrated():
     mask = np.zeros((20, 20), bool)
     for i, j in itertools.product(range(20), range(20)):
         mask[i, j] = (i + j) % 10 == 0
     assert clustering(masks_of(x=mask))["x"] == {"rows": pytest.approx(0.1), "columns": pytest.approx(0.1)}
 
 
-def test_a_mask_that_is_spread_by_chance_gathers_little():
+def test_a_random_mask_is_hardly_concentrated():
     found = clustering(top_masks(drawn(x=(400, 300)), 0.1))["x"]
     for axis in ("rows", "columns"):
         assert 0.1 < found[axis] < 0.15
@@ -170,7 +170,7 @@ def test_one_marked_weight_is_all_in_its_row():
     assert clustering(masks_of(x=mask))["x"] == {"rows": 1.0, "columns": 1.0}
 
 
-def test_experts_in_one_tensor_gather_in_rows_like_each_by_itself():
+def test_experts_in_one_tensor_have_the_same_concentration_as_separate_ones():
     """Of `[experts, rows, columns]` some models keep all experts in one parameter."""
     expert = np.zeros((10, 20), bool)
     expert[4] = True

@@ -319,7 +319,7 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_no_gradient_for_the_ne
     np.testing.assert_allclose(again.sums, whole.sums, rtol=1e-6)
 
 
-def test_a_sample_that_does_not_fit_into_memory_leaves_nothing_behind(tiny_llm, samples, monkeypatch):
+def test_a_sample_that_does_not_fit_into_memory_does_not_change_the_sums(tiny_llm, samples, monkeypatch):
     """Skipped in the middle of its backward pass: the others' sums by single weights must not hold half of it."""
     from lsm_probe.probes.importance import measure as module
 
@@ -387,7 +387,7 @@ def test_files_hold_the_sums_of_single_weights(tiny_llm, samples, tmp_path):
         np.testing.assert_allclose(stored, expected, rtol=1e-3, atol=1e-5 * expected.max())
 
 
-def test_no_file_is_written_where_sums_do(tiny_llm, samples, tmp_path):
+def test_no_file_is_written_if_sums_suffice(tiny_llm, samples, tmp_path):
     probe(tiny_llm, samples[:1], scratch=tmp_path / "scratch")
     assert not (tmp_path / "scratch").exists()
 
@@ -421,7 +421,9 @@ def count_losses(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"mode": "signed"}, {"masks": 0.05}, {"ablate": 0.05}])
-def test_a_run_that_needs_single_weights_begins_afresh(tiny_llm, samples, tmp_path, stopped, monkeypatch, options):
+def test_a_run_that_needs_single_weights_starts_from_the_beginning(
+    tiny_llm, samples, tmp_path, stopped, monkeypatch, options
+):
     """Stored batches hold no single weights: going on from them would leave samples out."""
     whole = probe(tiny_llm, samples[:3], batch_size=1, **options)
     stopped(probe, tiny_llm, samples[:3], after=2, batch_size=1, progress_folder=tmp_path)
@@ -477,7 +479,7 @@ def test_importance_that_is_not_finite_is_refused_in_one_line(tiny_llm, samples,
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 2, math.nan])
 @pytest.mark.parametrize("option", ["masks", "ablate"])
-def test_a_share_that_is_none_is_refused(tiny_llm, samples, option, share):
+def test_an_invalid_share_is_refused(tiny_llm, samples, option, share):
     message = refusal(tiny_llm, samples, **{option: share})
     assert message.startswith(f"--{option} {share} is not a share of weights")
 
@@ -491,7 +493,7 @@ def test_a_share_that_is_none_is_refused(tiny_llm, samples, option, share):
         ({"responses": {"s0": [5]}}, "hold none for 7 samples (first: s1)"),
     ],
 )
-def test_bad_options_are_one_line(tiny_llm, samples, options, message):
+def test_bad_options_are_reported_in_one_line(tiny_llm, samples, options, message):
     assert message in refusal(tiny_llm, samples, **options)
 
 
@@ -501,7 +503,7 @@ def test_samples_that_lack_something_are_refused(tiny_lsm, samples):
         assert f"1 of 2 samples have no `{key}`" in refusal(tiny_lsm, chosen, **options)
 
 
-def test_speech_needs_no_transcript_and_the_transcript_no_speech(tiny_lsm, samples):
+def test_each_modality_needs_only_its_own_source(tiny_lsm, samples):
     mute = samples[0].model_copy(update={"audio": None})
     silent = samples[0].model_copy(update={"text": None})
     assert len(probe(tiny_lsm, [mute], modality="text").samples) == 1
@@ -571,7 +573,7 @@ def signed(**fields):
 
 
 @pytest.mark.parametrize("make", [made, signed])
-def test_every_reading_is_consistent_with_the_table_of_parameters(make):
+def test_all_summaries_agree_with_the_table_of_parameters(make):
     result = make()
     frame = result.to_frame()
     assert frame["parameter"].tolist() == names(result)
@@ -614,7 +616,7 @@ def test_a_module_that_a_layer_lacks_has_no_importance():
     json.dumps(part.to_dict(), allow_nan=False)
 
 
-def test_what_the_loss_does_not_reach_is_undefined_and_spoils_nothing_else():
+def test_importance_of_parameters_outside_the_loss_is_undefined():
     result = made()
     sums = result.sums.copy()
     sums[:, -1] = np.nan
@@ -656,7 +658,7 @@ def test_signed_importance_has_no_interval(tmp_path):
 
 @pytest.mark.parametrize("make", [made, signed])
 @pytest.mark.parametrize("extras", [False, True])
-def test_saving_and_loading_loses_nothing(tmp_path, make, extras):
+def test_saving_and_loading_preserves_the_result(tmp_path, make, extras):
     ablation = {"share": 0.03, "perplexity": {"none": 3.1, "top": 90.123456789012345, "bottom": 3.2, "random": 4.5}}
     more = {"masks": top_masks(scores_of(), 0.1), "ablation": ablation, "excluded": {"empty response": ["x"]}}
     result = make(**(more if extras else {}))
@@ -683,14 +685,14 @@ def test_a_result_of_a_run_survives_saving_and_loading(tiny_lsm, samples, tmp_pa
     np.testing.assert_array_equal(loaded.signed, result.signed)
 
 
-def test_masks_of_an_earlier_result_do_not_stay_in_the_folder(tmp_path):
+def test_saving_removes_masks_of_an_earlier_result(tmp_path):
     made(masks=top_masks(scores_of(), 0.1)).save(tmp_path)
     made().save(tmp_path)
     assert not (tmp_path / "masks.npz").exists()
     assert ImportanceResult.load(tmp_path).masks is None
 
 
-def test_a_save_that_is_cut_short_leaves_no_mixture(tmp_path, monkeypatch):
+def test_an_interrupted_save_does_not_mix_two_results(tmp_path, monkeypatch):
     """A folder with a result.json has everything that belongs to it, masks too."""
     made(masks=top_masks(scores_of(), 0.1)).save(tmp_path)
 
@@ -703,7 +705,7 @@ def test_a_save_that_is_cut_short_leaves_no_mixture(tmp_path, monkeypatch):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_damaged_masks_are_one_line(tmp_path):
+def test_damaged_masks_are_reported_in_one_line(tmp_path):
     made(masks=top_masks(scores_of(), 0.1)).save(tmp_path)
     (tmp_path / "masks.npz").write_bytes(b"no masks")
     with pytest.raises(InputError, match=r"masks.npz holds no readable masks"):
@@ -796,7 +798,7 @@ def test_no_divergence_is_above_log_2():
     assert found["ci_high"] <= math.log(2) + 1e-6
 
 
-def test_twice_the_importance_everywhere_is_no_shift():
+def test_doubling_all_importance_is_not_a_shift():
     """A model that answers worse has larger gradients everywhere."""
     first = made()
     shift = differ(first, replace(first, sums=2 * first.sums))["shift"]
@@ -815,7 +817,7 @@ def test_shifts_are_paired_by_utterance():
     assert (width < 0.1 * (own.ci_high - own.ci_low)).all()
 
 
-def test_signed_results_that_share_some_samples_are_read_alike():
+def test_signed_results_with_some_shared_samples_are_compared():
     """One of them measured a sample less, and keeps what it added up: no shift must come of that alone."""
     first = signed()
     second = replace(made(), sums=first.sums[:-1], clusters=first.clusters[:-1], samples=first.samples[:-1])
@@ -834,7 +836,7 @@ def test_a_rank_correlation_that_is_undefined_is_none(make):
     assert (found["mean"] if isinstance(found, dict) else found) is None
 
 
-def test_results_of_other_depths_are_warned_about_and_not_shifted():
+def test_different_depths_give_a_warning_and_no_shift():
     pair = differ(made(), made(layers=5))
     assert pair["shift"] is None
     assert pair["warning"] == "model has 6 layers and second 5: the shift cannot be computed"
@@ -842,7 +844,7 @@ def test_results_of_other_depths_are_warned_about_and_not_shifted():
 
 
 @pytest.mark.parametrize("change", [{"mode": "signed"}, {"modality": "text"}, {"response": "generated"}])
-def test_results_under_other_conventions_are_not_compared(change):
+def test_results_under_different_conventions_are_not_compared(change):
     with pytest.raises(InputError, match="different conventions"):
         differ(made(), made(conventions=ImportanceConventions(**change)))
 
@@ -882,7 +884,7 @@ def test_a_layer_that_is_frozen_has_no_importance_rather_than_0(tiny_llm, sample
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_the_result_says_what_it_was_made_from(checkpoint, samples):
+def test_the_result_records_its_checkpoint_and_data(checkpoint, samples):
     result = probe(checkpoint, samples[:2], masks=0.05, ablate=0.03, seed=3)
     summary = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert summary["schema"] == "lsm-probe/importance/2"

@@ -123,7 +123,7 @@ def test_the_figure_has_the_layers_on_top_and_a_map_of_each_below(results):
     assert [len(line.get_xdata()) for line in top.lines] == [6, 4]
 
 
-def test_the_same_numbers_give_the_same_files(results, signed, written_twice, tmp_path):
+def test_equal_results_give_identical_files(results, signed, written_twice, tmp_path):
     folder = written_twice(lambda folder: save_importance(results, folder), PICTURES)
     for others in (results[::-1], [signed]):
         save_importance(others, tmp_path)

@@ -111,7 +111,7 @@ def test_every_family_equals_the_mask_edited_by_hand(family, tiny_llm, samples):
     check_by_hand(checkpoint, samples[:2], result, window=3)
 
 
-def test_a_response_of_one_token_can_be_cut_off(tiny_llm, samples):
+def test_attention_from_a_response_of_one_token_can_be_blocked(tiny_llm, samples):
     responses = {sample.id: [7] for sample in samples}
     result = probe(tiny_llm, samples[:2], responses=responses)
     check_by_hand(tiny_llm, samples[:2], result, window=3)
@@ -136,7 +136,7 @@ def test_a_window_of_all_layers_is_the_knockout_of_all_layers(tiny_llm, samples)
         np.testing.assert_allclose(result.fall[:, :, layer], result.fall_all_layers, atol=1e-6)
 
 
-def test_alone_in_a_batch_and_in_pieces_the_numbers_are_the_same(checkpoint, samples, monkeypatch):
+def test_results_do_not_depend_on_how_samples_are_batched(checkpoint, samples, monkeypatch):
     together = probe(checkpoint, samples, single_heads=True)
     alone = probe(checkpoint, samples, single_heads=True, batch_size=1, responses=together.responses())
     np.testing.assert_allclose(alone.fall, together.fall, atol=1e-5)
@@ -147,7 +147,7 @@ def test_alone_in_a_batch_and_in_pieces_the_numbers_are_the_same(checkpoint, sam
     np.testing.assert_allclose(pieces.fall_heads, together.fall_heads, atol=1e-5)
 
 
-def test_the_model_is_as_it_was_after_an_error_and_an_interrupt(tiny_llm, samples, monkeypatch):
+def test_the_model_is_restored_after_an_error_or_an_interrupt(tiny_llm, samples, monkeypatch):
     inputs = torch.tensor([[3, 4, 5, 6]])
     before = tiny_llm.llm(input_ids=inputs).logits
     for error in (RuntimeError("broken"), KeyboardInterrupt()):
@@ -164,7 +164,7 @@ def test_the_model_is_as_it_was_after_an_error_and_an_interrupt(tiny_llm, sample
         assert torch.equal(tiny_llm.llm(input_ids=inputs).logits, before)
 
 
-def test_a_pass_that_cuts_nothing_changes_no_bit(tiny_llm):
+def test_a_pass_that_blocks_nothing_is_bit_identical(tiny_llm):
     inputs = torch.tensor([[3, 4, 5, 6]])
     before = tiny_llm.llm(input_ids=inputs).logits
     rows = torch.arange(4)[None]
@@ -172,7 +172,7 @@ def test_a_pass_that_cuts_nothing_changes_no_bit(tiny_llm):
         assert torch.equal(tiny_llm.llm(input_ids=inputs).logits, before)
 
 
-def test_a_model_that_ignores_the_cut_is_refused(tiny_llm, samples, monkeypatch):
+def test_a_model_that_ignores_the_mask_is_refused(tiny_llm, samples, monkeypatch):
     """The self-check: attention that does not use the edited mask is not a knockout."""
     from lsm_probe.instruments import capture as module
 
@@ -184,7 +184,7 @@ def test_a_model_that_ignores_the_cut_is_refused(tiny_llm, samples, monkeypatch)
         probe(tiny_llm, samples[:1])
 
 
-def test_a_model_that_cannot_see_the_segment_loses_nothing(tiny_llm, samples):
+def test_blocking_a_segment_that_the_model_cannot_see_has_no_effect(tiny_llm, samples):
     """Values of 0 carry nothing: attention is normalised anew over keys that all give the same."""
     model = deepcopy(tiny_llm.llm)
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_states_that_are_not_finite_are_refused_by_layer(tiny_llm, samples):
         probe(replace(tiny_llm, model=model), samples, responses=given)
 
 
-def test_a_window_of_no_layers_is_refused(tiny_llm, samples):
+def test_a_window_of_zero_layers_is_refused(tiny_llm, samples):
     with pytest.raises(InputError, match="--window 0"):
         probe(tiny_llm, samples, window=0)
 
@@ -258,7 +258,7 @@ def test_causal_eta_is_undefined_where_a_fall_is_not_above_0(shift, tmp_path):
     assert stored["causal_eta"] == {key: [None] * 6 for key in ("mean", "ci_low", "ci_high")}
 
 
-def test_saving_and_loading_loses_nothing(tmp_path):
+def test_saving_and_loading_preserves_the_result(tmp_path):
     result = make()
     loaded = KnockoutResult.load(result.save(tmp_path))
     assert loaded.to_dict() == result.to_dict()
@@ -284,7 +284,7 @@ def test_differences_are_paired_by_sample():
     assert pair["warning"] is None
 
 
-def test_other_depths_and_responses_are_warned_about():
+def test_comparing_different_depths_or_responses_gives_a_warning():
     other = make(layers=5, name="second")
     other = replace(other, samples=[{**sample, "response_ids": [1]} for sample in other.samples])
     pair = compare([make(), other])["pairs"][0]

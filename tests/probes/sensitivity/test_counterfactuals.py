@@ -33,7 +33,7 @@ def spoken(words):
 # Instructions
 
 
-def test_the_other_tasks_are_stood_for_by_their_first_wording_filled_in():
+def test_other_tasks_are_represented_by_their_first_wording():
     assert other_instructions(ask(), POOL, "tasks") == ["Put it into German.", "Answer with one of: 'glad', 'sad'."]
 
 
@@ -46,12 +46,12 @@ def test_a_sample_finds_its_own_task_by_name_or_words(sample):
     assert other_instructions(sample, POOL, "tasks") == ["Put it into German.", "Answer with one of: 'glad', 'sad'."]
 
 
-def test_a_task_that_the_pool_does_not_hold_is_held_against_all_of_it():
+def test_a_task_outside_the_pool_is_compared_with_the_whole_pool():
     others = other_instructions(ask("Count the words.", task="count"), POOL, "tasks")
     assert others == ["Repeat it.", "Put it into German.", "Answer with one of: 'glad', 'sad'."]
 
 
-def test_blanks_round_an_instruction_make_no_other():
+def test_whitespace_around_an_instruction_is_ignored():
     assert other_instructions(ask(" Repeat it. "), POOL, "paraphrases") == ["Say it again."]
     assert "Repeat it." not in other_instructions(ask(" Repeat it. ", task=None), POOL, "tasks")
 
@@ -123,7 +123,7 @@ def test_samples_without_tasks_have_one_for_each_instruction():
     [ask("Write {language} where a language is named."), ask(task=" ")],
     ids=["braces in an instruction", "a blank task"],
 )
-def test_whatever_a_sample_may_hold_makes_a_pool_or_one_line(sample):
+def test_any_sample_gives_a_pool_or_a_one_line_error(sample):
     """A manifest may hold both: neither `read_manifest` nor `Sample` refuses them."""
     with suppress(InputError):  # a line that says so would do as well
         pool = pool_of([sample, ask("Count the words.", "count", sample_id="b")])
@@ -179,7 +179,7 @@ def test_the_seed_decides_the_draw(tiny_llm):
     assert len({str(draws(seed)) for seed in range(5)}) > 1
 
 
-def test_a_draw_does_not_depend_on_who_drew_before(tiny_llm):
+def test_a_draw_does_not_depend_on_earlier_draws(tiny_llm):
     samples = spoken(WORDS)
     forth, back = OtherSources(tiny_llm, samples, 0, "fail"), OtherSources(tiny_llm, samples, 0, "fail")
     one = {sample.id: forth.draw(sample, 2) for sample in samples}
@@ -191,7 +191,7 @@ def recordings(samples, *texts):
     return [s.model_copy(update={"text": text}) for s, text in zip(samples, texts, strict=False)]
 
 
-def test_another_recording_of_the_same_words_is_none_other(tiny_llm, samples):
+def test_another_recording_of_the_same_words_is_not_another_source(tiny_llm, samples):
     """Two files, one text: the response to the one is no worse after the other."""
     mixed = recordings(samples, "rain", "green", "rain", "the fox")
     assert len({sample.utterance for sample in mixed}) == 4
@@ -203,7 +203,7 @@ def test_another_recording_of_the_same_words_is_none_other(tiny_llm, samples):
         OtherSources(tiny_llm, alike, 0, "fail").draw(alike[0], 1)
 
 
-def test_blanks_round_a_text_make_no_other_words(tiny_llm):
+def test_whitespace_around_a_transcript_is_ignored(tiny_llm):
     """Prompts strip them: the two prompts are token for token the same."""
     alike = spoken(["rain", " rain "])
     assert tiny_llm.encode("Repeat it.", "rain") == tiny_llm.encode("Repeat it.", " rain ")
@@ -217,7 +217,7 @@ def test_a_single_utterance_is_refused_in_one_line(tiny_llm):
         OtherSources(tiny_llm, samples, 0, "fail").draw(samples[0], 3)
 
 
-def test_other_speech_is_what_the_model_hears_of_other_files(tiny_lsm, samples):
+def test_other_speech_is_the_encoded_speech_of_other_files(tiny_lsm, samples):
     heard = [tiny_lsm.encode_speech(read_audio(sample)) for sample in samples]
     others = OtherSources(tiny_lsm, samples, 0, "fail")
     for own, sample in enumerate(samples):
@@ -266,7 +266,7 @@ def test_a_source_that_cannot_be_read_stops_the_draw_or_is_passed_over(tiny_lsm,
     assert sorted(which(source, heard) for source in drawn) == [1, 2]
 
 
-def test_what_is_kept_of_sources_stays_bounded(tiny_llm, monkeypatch):
+def test_memory_for_encoded_sources_is_bounded(tiny_llm, monkeypatch):
     monkeypatch.setattr("lsm_probe.probes.sensitivity.counterfactuals._SOURCES_KEPT", 2)
     samples = spoken(WORDS)
     wide, narrow = (OtherSources(tiny_llm, samples, 0, "fail") for _ in range(2))

@@ -198,7 +198,7 @@ def test_numbers_under_a_sliding_window_equal_those_of_plain_passes(asked, make_
     assert_equals_brute_force(result, *brute_force(checkpoint, samples, responses, instructions, [1, 1]))
 
 
-def test_the_readings_are_not_the_same(tiny_llm, asked):
+def test_numbers_per_token_and_per_response_differ(tiny_llm, asked):
     """A flag that did nothing would pass the tests above only if its definition did nothing either."""
     result = probe(tiny_llm, asked, responses=RESPONSES)
     (d_i, d_s), (whole_i, whole_s) = result.by_sample(), result.with_conventions(per="response").by_sample()
@@ -305,7 +305,7 @@ def both(trained):
     return measured(trained("both"), "both")
 
 
-def test_a_model_trained_to_ignore_the_instruction_shows_none_of_it(trained):
+def test_a_model_trained_to_ignore_the_instruction_has_no_instruction_sensitivity(trained):
     result = measured(trained("source alone"), "source alone")
     instruction, source = result.instruction(), result.source()
     assert -0.05 < instruction.ci_low <= instruction.mean <= instruction.ci_high < 0.05
@@ -315,7 +315,7 @@ def test_a_model_trained_to_ignore_the_instruction_shows_none_of_it(trained):
     assert result.with_conventions(per="response").source().mean == pytest.approx(math.log(6), abs=0.05)
 
 
-def test_a_model_trained_on_the_instruction_alone_shows_nothing_else(trained):
+def test_a_model_trained_on_the_instruction_alone_has_no_source_sensitivity(trained):
     result = measured(trained("instruction alone"), "instruction alone")
     instruction, source = result.instruction(), result.source()
     assert -0.05 < source.ci_low <= source.mean <= source.ci_high < 0.05
@@ -324,7 +324,7 @@ def test_a_model_trained_on_the_instruction_alone_shows_nothing_else(trained):
     assert result.with_conventions(per="response").instruction().mean == pytest.approx(math.log(4), abs=0.05)
 
 
-def test_a_model_trained_on_both_shows_both(both):
+def test_a_model_trained_on_both_is_sensitive_to_both(both):
     assert both.instruction().ci_low > 0.2
     assert both.source().ci_low > 0.2
     info_eta = both.info_eta()
@@ -343,7 +343,7 @@ def test_what_a_model_learned_it_also_says(trained, both):
     np.testing.assert_allclose(own.by_sample(), both.by_sample(), rtol=1e-5, atol=1e-6)
 
 
-def test_shuffled_weights_make_instruction_and_source_worthless(trained, both):
+def test_shuffled_weights_lower_both_sensitivities(trained, both):
     shuffled = copy.deepcopy(trained("both"))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -355,14 +355,14 @@ def test_shuffled_weights_make_instruction_and_source_worthless(trained, both):
     assert result.info_eta() is None
 
 
-def test_paraphrases_that_a_model_treats_alike_are_worth_nothing(trained, both):
+def test_paraphrases_that_a_model_treats_alike_give_zero_sensitivity(trained, both):
     paraphrases = measured(trained("both"), "both", pool="paraphrases")
     assert np.abs(paraphrases.by_sample()[0]).max() < 0.01
     assert paraphrases.instruction().ci_high < 0.05 * both.instruction().ci_low
     np.testing.assert_allclose(paraphrases.by_sample()[1], both.by_sample()[1], rtol=1e-4, atol=1e-5)
 
 
-def test_paraphrases_that_a_model_tells_apart_are_not(trained):
+def test_paraphrases_that_a_model_distinguishes_give_positive_sensitivity(trained):
     """Two tasks given out for one: the control shows it."""
     false = Pool((Task(task="one", instructions=[words for wordings in ASK.values() for words in wordings[:1]]),))
     samples = [s.model_copy(update={"task": "one"}) for s in world("both") if s.id.split("-")[1] == "0"]
@@ -575,7 +575,7 @@ def test_log_probabilities_far_below_float64s_smallest_number_still_compare():
         assert np.isfinite(low.by_sample()).all()
 
 
-def test_longer_companions_change_no_sample():
+def test_longer_samples_in_the_batch_do_not_change_a_sample():
     """Padding by other samples' longer responses and larger pools: each sample alone has the same numbers."""
     result = drawn()
     widths = ((0, 0), (0, 3), (0, 4))
@@ -622,7 +622,7 @@ def test_info_eta_is_the_ratio_of_the_means_with_the_interval_of_that_ratio(slow
 
 
 @pytest.mark.parametrize("which", ["instruction", "source", "both", "negative"])
-def test_there_is_no_info_eta_where_an_interval_touches_zero(which):
+def test_info_eta_is_undefined_unless_both_intervals_are_above_zero(which):
     sure, unsure = np.linspace(0.3, 0.6, 10), np.array([-0.4, 0.45] * 5)
     d_i, d_s = {
         "instruction": (unsure, sure),
@@ -671,7 +671,7 @@ def test_differences_are_paired_and_second_minus_first():
     assert eta["ci_high"] - eta["ci_low"] < 0.2 * (own.ci_high - own.ci_low)
 
 
-def test_different_responses_are_warned_about():
+def test_comparing_different_responses_gives_a_warning():
     d = np.linspace(0.2, 0.6, 4)
     responses = [[5, 2], [6, 2], [7, 2], [8, 2]]
     first = made(d, responses=responses)
@@ -685,7 +685,7 @@ def test_different_responses_are_warned_about():
     assert alike["warning"] is None
 
 
-def test_saving_and_loading_loses_nothing(tmp_path):
+def test_saving_and_loading_preserves_the_result(tmp_path):
     result = drawn(excluded={"empty response": ["x"]}, seed=5).with_conventions(per="response")
     loaded = SensitivityResult.load(result.save(tmp_path / "result"))
     assert loaded.to_dict() == result.to_dict()
@@ -714,7 +714,7 @@ def test_result_json_is_strict_json_whatever_is_undefined(tmp_path):
     assert stored["info_eta"] is None
 
 
-def test_tasks_are_summed_up_one_by_one():
+def test_the_summary_has_numbers_for_each_task():
     d_i, d_s = [0.1, 0.2, 0.6, 0.4], [0.5, 0.3, 0.1, 0.0]
     by_task = made(d_i, d_s, tasks=["a", "b", "a", None]).summary()["by_task"]
     assert {task: row["n_samples"] for task, row in by_task.items()} == {"a": 2, "b": 1, "none": 1}
@@ -738,7 +738,7 @@ def test_frame_has_a_row_for_each_sample():
 # What a run says about itself, and what changes its numbers
 
 
-def test_the_result_says_what_it_was_made_from(checkpoint, asked):
+def test_the_result_records_its_checkpoint_and_data(checkpoint, asked):
     result = probe(checkpoint, asked, response="reference", per="response")
     summary = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert summary["schema"] == "lsm-probe/sensitivity/2"
@@ -829,7 +829,7 @@ def test_resuming_under_other_settings_is_refused(tiny_llm, asked, tmp_path, sto
         probe(tiny_llm, chosen, batch_size=1, progress_folder=tmp_path, **change)
 
 
-def test_a_run_may_be_resumed_to_be_read_otherwise(tiny_llm, asked, tmp_path, stopped):
+def test_a_run_can_be_resumed_under_conventions_that_only_affect_reading(tiny_llm, asked, tmp_path, stopped):
     """What a token or a response is worth is made of the same log-probabilities."""
     stopped(probe, tiny_llm, asked[:3], batch_size=1, progress_folder=tmp_path)
     resumed = probe(tiny_llm, asked[:3], batch_size=1, progress_folder=tmp_path, per="response")
@@ -856,7 +856,7 @@ def test_prompts_that_do_not_fit_together_are_scored_in_parts(tiny_llm, asked, m
 
 
 @pytest.mark.parametrize("faulty", ["s1", "s7"])
-def test_a_fault_in_one_sample_of_a_batch_is_found(tiny_llm, asked, monkeypatch, faulty):
+def test_the_faulty_sample_of_a_batch_is_identified(tiny_llm, asked, monkeypatch, faulty):
     from lsm_probe.probes.sensitivity import measure as module
 
     score = module.log_probabilities
@@ -888,7 +888,7 @@ def test_a_prompt_that_does_not_fit_into_memory_names_its_sample_or_is_counted(t
     assert result.ids == ["s0", "s2"]
 
 
-def test_a_cache_that_loses_what_it_computed_is_refused(tiny_llm, asked, monkeypatch):
+def test_a_model_with_a_faulty_cache_is_refused(tiny_llm, asked, monkeypatch):
     from lsm_probe.instruments import scoring
 
     run = scoring._run_shared
@@ -964,7 +964,7 @@ def test_broken_weights_are_refused(checkpoint, asked):
     assert skipping == f"no sample is left to measure; 3 of 3 because: {NOT_FINITE}"
 
 
-def test_what_touches_a_broken_token_is_left_out_and_counted(tiny_llm, asked):
+def test_only_samples_that_use_a_broken_token_are_left_out(tiny_llm, asked):
     """A NaN that one source alone meets: it costs that sample and the one that is held against it, and no other."""
     whole = probe(tiny_llm, asked, responses=RESPONSES, sources=2)
     llm, head = tiny_llm.llm, tiny_llm.llm.get_input_embeddings().weight.detach().clone()
@@ -1017,7 +1017,7 @@ def test_a_source_that_is_too_long_under_another_instruction_is_refused(tiny_llm
         ({"response": "gold"}, "response 'gold' is unknown; choose one of: generated, reference"),
     ],
 )
-def test_bad_input_is_one_line(tiny_llm, asked, options, message):
+def test_bad_input_is_reported_in_one_line(tiny_llm, asked, options, message):
     with pytest.raises(InputError, match=message):
         probe(tiny_llm, asked, **options)
 

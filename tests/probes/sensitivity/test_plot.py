@@ -107,7 +107,7 @@ def test_lines_are_the_mean_of_each_token(results, ax):
             np.testing.assert_allclose(line.get_ydata(), expected)
 
 
-def test_the_frame_says_how_many_samples_speak_of_a_token(results):
+def test_the_frame_counts_the_samples_behind_each_token(results):
     frame = token_frame(results).set_index(["checkpoint", "token"])
     assert len(frame) == 2 * 32
     assert frame.loc["text model", "n_samples"].tolist() == [
@@ -134,7 +134,7 @@ def test_the_figure_shows_bars_and_lines_and_names_the_checkpoints(results):
     assert [to_hex(bar.get_facecolor()) for bar in bars.patches[:2]] == colors
 
 
-def test_the_same_numbers_give_the_same_files(results, written_twice, tmp_path):
+def test_equal_results_give_identical_files(results, written_twice, tmp_path):
     folder = written_twice(lambda folder: save_sensitivity(results, folder), PICTURES)
     save_sensitivity(results[::-1], tmp_path)
     assert all((tmp_path / name).read_bytes() != (folder / name).read_bytes() for name in PICTURES)

@@ -91,7 +91,7 @@ def test_another_audio_llm_has_its_tokens_spread_evenly_and_says_so(tiny_lsm, sa
     np.testing.assert_allclose(np.diff(found.token_times), found.seconds / len(found.token_times))
 
 
-def test_attention_that_follows_advances_and_attention_that_stays_does_not(made):
+def test_rho_is_high_only_if_attention_follows_the_speech(made):
     advance = made.advance(made.norms)
     assert advance[0] == pytest.approx(1)
     assert np.isnan(advance[1])
@@ -106,7 +106,7 @@ def test_attention_that_follows_advances_and_attention_that_stays_does_not(made)
         made.choose_layer(2)
 
 
-def test_words_are_weighed_against_silence(made):
+def test_attention_to_words_is_compared_with_attention_to_silence(made):
     inside = made.in_words()
     assert inside.sum() == 50
     np.testing.assert_allclose(made.words_to_silence(), [(11 + 11) / (11 + 3), (150 + 4) / (3 + 4)])
@@ -114,7 +114,7 @@ def test_words_are_weighed_against_silence(made):
     assert replace(made, words=[Word("all", 0, 2)]).words_to_silence() is None
 
 
-def test_ratios_are_not_shared_out(made):
+def test_ratios_are_not_distributed_over_frames(made):
     ratios = made.at_frame(made.standing_out()[0])
     np.testing.assert_allclose(ratios[:, ::25], made.standing_out()[0], rtol=1e-6)
     assert ratios.shape == (3, 100)
@@ -150,7 +150,7 @@ def test_words_that_cannot_be_placed_are_left_out_with_the_reason(tiny_lsm, samp
     assert reason() == str(info.value)
 
 
-def test_who_hears_no_speech_or_has_no_times_is_refused(tiny_llm, tiny_encoder_folder, tiny_llm_folder, samples):
+def test_a_model_without_speech_input_or_times_is_refused(tiny_llm, tiny_encoder_folder, tiny_llm_folder, samples):
     with pytest.raises(InputError, match="is a text LLM"):
         lsm_probe.timeline(tiny_llm, samples[0])
     linear = LsmProjectorConfig(connector="linear")
@@ -185,7 +185,7 @@ def test_loudness_is_relative_to_the_loudest_frame():
 
 
 @pytest.mark.real
-def test_words_lie_where_there_is_sound():
+def test_words_are_placed_where_there_is_sound():
     for sample in lsm_probe.read_manifest("builtin:probe")[:4]:
         wave = lsm_probe.data.audio.read_audio(sample)
         words = word_times(wave, sample.text)
@@ -201,7 +201,7 @@ def test_words_lie_where_there_is_sound():
 
 
 @pytest.mark.real
-def test_words_of_two_utterances_lie_on_their_own_sides_of_the_pause():
+def test_words_of_two_utterances_are_placed_on_either_side_of_the_pause():
     """Each word, the last before the pause and the first after it too: none is placed where its neighbour is."""
     first, second = lsm_probe.read_manifest("builtin:probe")[1:3]
     before, after = (lsm_probe.data.audio.read_audio(sample) for sample in (first, second))

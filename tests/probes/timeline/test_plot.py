@@ -77,12 +77,12 @@ def test_tones_keep_the_order_and_stay_in_bounds():
     assert tone(np.zeros(3)).max() == 0
 
 
-def test_labels_do_not_lie_on_each_other():
+def test_labels_do_not_overlap():
     assert spaced([0, 1, 1, 1.5, 9], 2) == [0, 2, 4, 6, 9]
     assert spaced([], 2) == []
 
 
-def test_the_same_numbers_give_the_same_files(made, written_twice):
+def test_equal_results_give_identical_files(made, written_twice):
     written_twice(lambda folder: (save_timeline(made, folder, 3), save_page(made, folder, 3)), [*PICTURES, PAGE])
 
 
@@ -141,7 +141,7 @@ def test_the_page_is_readable_without_javascript(made):
     assert re.search(r"<label class=\"js\" hidden>", page)
 
 
-def test_what_a_model_says_is_never_markup(made):
+def test_model_output_is_escaped(made):
     page = timeline_page(made)
     assert "<b>it" not in page
     assert "&lt;b&gt;it" in page
