@@ -41,7 +41,7 @@ def test_the_labels_on_and_off_are_words(tmp_path):
         read_pool(path)
 
 
-def test_a_config_says_each_thing_once(tmp_path):
+def test_configs_are_read_strictly(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes("machine: {gradient_checkpointing: yes}\ntasks: [no]\nseed: 010\n".encode("utf-8-sig"))
     config = read_config(path)

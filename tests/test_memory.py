@@ -32,11 +32,11 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("message", SAID)
-def test_a_memory_error_is_told_whoever_raises_it(message):
+def test_memory_errors_of_all_libraries_are_recognised(message):
     assert is_out_of_memory(RuntimeError(message))
 
 
-def test_memory_errors_of_python_and_numpy_are_told():
+def test_memory_errors_of_python_and_numpy_are_recognised():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("whatever it says"))
     with pytest.raises(MemoryError) as error:

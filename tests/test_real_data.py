@@ -31,7 +31,7 @@ def manifest(tmp_path_factory):
     return folder / "manifest.jsonl"
 
 
-def test_whisper_reads_the_commands_back(manifest):
+def test_whisper_transcribes_the_commands_correctly(manifest):
     model = WhisperForConditionalGeneration.from_pretrained(assets.speech_encoder(), dtype=torch.float32)
     processor = WhisperProcessor.from_pretrained(assets.speech_encoder())
     samples = read_manifest(manifest)

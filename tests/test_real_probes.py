@@ -35,7 +35,7 @@ def knocked_out(text_llm, samples):
     return lsm_probe.knockout(text_llm, samples[:2], max_new_tokens=8)
 
 
-def test_sensitivity_tells_a_model_that_listens_from_one_that_does_not(text_llm, untrained, samples):
+def test_sensitivity_separates_a_model_that_uses_its_source_from_one_that_does_not(text_llm, untrained, samples):
     reads = lsm_probe.sensitivity(text_llm, samples, max_new_tokens=8)
     deaf = lsm_probe.sensitivity(untrained, samples[:3], max_new_tokens=8)
     assert reads.source().mean > 0.2  # five utterances, one of them an outlier: the interval is wide
@@ -87,7 +87,7 @@ def test_the_text_llm_loses_its_source_in_the_later_layers(knocked_out):
     assert knocked_out.self_check["worst"] < 0.2 * knocked_out.self_check["worst_bound"]
 
 
-def test_the_speech_tokens_are_the_same_heard_once_or_every_time(untrained, samples):
+def test_speech_tokens_are_the_same_encoded_once_or_every_time(untrained, samples):
     """What sensitivity spares: encoding the same utterance again for every instruction."""
     waveform = read_audio(samples[0])
     once = untrained.encode(samples[1].instruction, untrained.encode_speech(waveform))

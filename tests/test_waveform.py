@@ -50,6 +50,6 @@ def test_float32_is_not_copied() -> None:
         (0.5, r"shape \(\)"),
     ],
 )
-def test_what_is_refused(samples: object, said: str) -> None:
+def test_invalid_waveforms_are_refused(samples: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
         as_waveform(samples)  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ def test_the_encoder_is_openais_own_checkpoint() -> None:
         assert digest == file["sha256"]
 
 
-def test_whisper_hears_the_builtin_utterances() -> None:
+def test_whisper_transcribes_the_builtin_utterances() -> None:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 

@@ -10,7 +10,7 @@ from lsm_probe.assets import speak, voice
 from lsm_probe.errors import InputError
 
 
-def test_absent_it_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_voice_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hibari", None)
     voice._voice.cache_clear()
     with pytest.raises(InputError, match=r"pip install .*hibari-tts"):

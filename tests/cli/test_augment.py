@@ -70,7 +70,7 @@ def test_task_and_instruction_file_are_taken(lsm_probe_command, tiny_llm_folder,
         (("--on-error", "maybe"), "invalid value for '--on-error': 'maybe' is not one of 'fail', 'skip'"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_a_mistake_gives_one_line_and_writes_nothing(
     refusal, tiny_llm_folder, tiny_lsm_folder, manifest, tmp_path, arguments, said
 ):
     arguments = tuple(tiny_lsm_folder if a == "builtin:untrained" else a for a in arguments)
@@ -79,7 +79,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_one_line_and_exit_code_1(lsm_probe_command, tiny_llm_folder, manifest, tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_line_and_exit_code_1(
+    lsm_probe_command, tiny_llm_folder, manifest, tmp_path, monkeypatch
+):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 

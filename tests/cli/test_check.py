@@ -72,7 +72,7 @@ def test_json_is_all_there_is_on_stdout(check, current, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [("--current", "nowhere"), ("--tolerance", "nan"), ("--baseline", "clips.jsonl")])
-def test_what_cannot_be_used_is_one_line_and_exits_with_2(check, flags):
+def test_unusable_files_give_one_line_and_exit_code_2(check, flags):
     code, stdout, stderr = check(*flags)
     assert code == 2
     assert not stdout
@@ -111,7 +111,7 @@ def test_notes_go_to_stderr(check, current):
     assert stderr == "warning: dtypes differ (float32, bfloat16)\n"
 
 
-def test_two_files_are_held_together_without_torch_or_numpy(probed, current):
+def test_two_files_are_compared_without_torch_or_numpy(probed, current):
     code = (
         "import sys\nfrom lsm_probe.cli import main\n"
         f"sys.argv = ['lsm-probe', 'check', '--baseline', {str(probed)!r}, '--current', {str(current)!r}]\n"

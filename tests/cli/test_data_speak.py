@@ -123,7 +123,7 @@ def test_a_bad_line_stops_before_anything_is_spoken(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_one_line_and_resume_goes_on(data, sentences, tmp_path, monkeypatch):
+def test_a_full_disk_gives_one_line_and_the_run_can_be_resumed(data, sentences, tmp_path, monkeypatch):
     write, written = Path.write_bytes, []
 
     def full(path, content):
@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line_and_resume_goes_on(data, sentences, tmp_path, m
     assert "3 were there already" in stdout
 
 
-def test_an_interrupt_says_how_to_go_on(data, sentences, tmp_path, monkeypatch):
+def test_an_interrupt_prints_how_to_resume(data, sentences, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -173,7 +173,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(refusal, sentences, write, tmp_path, monkeypatch, mistake):
+def test_a_mistake_gives_one_line_and_exit_code_2(refusal, sentences, write, tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "blank.txt", "", " ")
     arguments, expected = MISTAKES[mistake]

@@ -53,7 +53,9 @@ def test_two_processes_write_the_diagnosis_of_one(lsm_probe_command, options, tm
         (("--utterances", "0"), "invalid value for '--utterances': Input should be greater than or equal to 1"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(lsm_probe_command, options, besides_progress, more, message, tmp_path):
+def test_a_mistake_gives_one_line_and_exit_code_2(
+    lsm_probe_command, options, besides_progress, more, message, tmp_path
+):
     code, _, err = lsm_probe_command("diagnose", *options, *more, "--out", tmp_path / "out")
     [line] = besides_progress(err)
     assert code == 2

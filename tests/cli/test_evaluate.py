@@ -132,7 +132,7 @@ def test_a_cascade_is_measured_in_the_same_run(run, tiny_lsm_folder, tiny_llm_fo
         ),
     ],
 )
-def test_what_is_wrong_with_a_cascade_is_told_before_the_first_checkpoint_is_loaded(
+def test_an_invalid_cascade_is_refused_before_the_first_checkpoint_is_loaded(
     run, tiny_lsm_folder, tmp_path, monkeypatch, llm, whisper, said
 ):
     monkeypatch.setattr("lsm_probe.models.loading._load_pretrained", lambda *_: pytest.fail("loaded"))
@@ -156,7 +156,7 @@ def test_predictions_are_scored_again_without_a_model(
         assert one_by_one["checkpoints"][name]["agreement_with_text_llm"] == found["agreement_with_text_llm"]
 
 
-def test_a_task_is_read_anew(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
+def test_a_task_file_is_read_again_when_scoring(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
     run(tiny_lsm_folder, out=tmp_path / "a")
     rows = [json.loads(line) for line in (tmp_path / "a" / "samples.jsonl").read_text().splitlines()]
     rows[4]["response"] = "In the kitchen, I think"
@@ -193,7 +193,7 @@ def test_list_names_every_task(lsm_probe_command):
     assert [line.split(":")[0] for line in out.splitlines()] == builtin_tasks()
 
 
-def test_a_limit_is_of_each_task(run, tiny_lsm_folder, tmp_path):
+def test_the_limit_applies_to_each_task(run, tiny_lsm_folder, tmp_path):
     assert run(tiny_lsm_folder, options=["--limit", 3])[0] == 0
     assert np.unique([row["task"] for row in EvaluationResult.load(tmp_path / "out").samples], return_counts=True)[
         1
@@ -209,7 +209,7 @@ def test_a_limit_is_of_each_task(run, tiny_lsm_folder, tmp_path):
         ({"checkpoints": ()}, "there is nothing to evaluate: give --ckpt or --cascade"),
     ],
 )
-def test_mistakes_are_told_in_one_line(run, tiny_lsm_folder, change, message):
+def test_mistakes_are_reported_in_one_line(run, tiny_lsm_folder, change, message):
     change = {"checkpoints": (tiny_lsm_folder,), **change}
     code, _, err = run(*change.pop("checkpoints"), **change)
     assert (code, err.count("\n")) == (2, 1), err

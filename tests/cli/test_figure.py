@@ -119,7 +119,7 @@ def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, 
         ("figure9", "figure3", "invalid value for 'name': 'figure9' is not one of 'figure3', 'figure5',"),
     ],
 )
-def test_mistakes_are_told_in_one_line(name, made, message, results, refusal, tmp_path):
+def test_mistakes_are_reported_in_one_line(name, made, message, results, refusal, tmp_path):
     assert message in refusal("figure", name, results(made), "--out", tmp_path / "paper")
 
 

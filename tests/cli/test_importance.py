@@ -129,7 +129,7 @@ def test_modality_text_needs_no_audio_of_an_lsm(run, tiny_llm_folder, tiny_lsm_f
     assert f"4 of 4 samples have no `audio`, which {tiny_lsm_folder} needs here" in stderr
 
 
-def test_other_weights_have_shifted(run, strict, tiny_llm_folder, save_llm, tmp_path):
+def test_different_weights_give_a_shift(run, strict, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     rates = tmp_path / "rates.yaml"
     assert run(tiny_llm_folder, second, options=("--masks", 0.1, "--write-lr-schedule", rates))[0] == 0

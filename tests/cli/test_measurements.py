@@ -128,6 +128,6 @@ def test_json_goes_to_stdout_and_nothing_else_does(measure, strict, tmp_path, co
     ],
     ids=lambda value: value[:40],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(measure, refusal, tmp_path, command, options, message):
+def test_a_mistake_gives_one_line_and_exit_code_2(measure, refusal, tmp_path, command, options, message):
     assert message in measure(command, options, refusal)
     assert not list((tmp_path / "out").rglob("result.json")) + list((tmp_path / "out").rglob("timeline.json"))

@@ -125,7 +125,7 @@ def test_the_users_matplotlib_and_streams_change_nothing(odd, manifest, tmp_path
         ("timeline", "timeline.plot.save_timeline", "timeline.json", "words : silence", "timeline.png"),
     ],
 )
-def test_what_is_measured_is_kept_and_told_where_drawing_fails(
+def test_results_are_kept_and_printed_if_drawing_fails(
     command, drawing, kept, printed, picture, lsm_probe_command, tiny_lsm_folder, clip, write, tmp_path, monkeypatch
 ):
     clip(tmp_path / "a.wav", 1.0)

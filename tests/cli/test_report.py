@@ -26,7 +26,7 @@ def test_the_page_is_written(lsm_probe_command, result, tmp_path):
     assert not out.with_suffix(".ipynb").exists()
 
 
-def test_without_the_packages_the_page_stands_and_a_line_says_what_is_missing(
+def test_without_notebook_packages_the_page_is_written_and_a_line_names_them(
     lsm_probe_command, result, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(notebook, "missing", lambda: ["nbclient"])
@@ -38,7 +38,7 @@ def test_without_the_packages_the_page_stands_and_a_line_says_what_is_missing(
     assert lsm_probe_command("report", result, "--out", out, "--notebook")[0] == 2
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(refusal, result, tmp_path):
+def test_a_mistake_gives_one_line_and_exit_code_2(refusal, result, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, expected in (
         ((tmp_path / "none",), "is not a folder"),

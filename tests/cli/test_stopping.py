@@ -24,7 +24,9 @@ def signalled(monkeypatch):
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_a_probe_ends_at_once_and_says_how_to_go_on(lsm_probe_command, tiny_llm_folder, signalled, tmp_path, number):
+def test_an_interrupted_probe_stops_at_once_and_prints_how_to_resume(
+    lsm_probe_command, tiny_llm_folder, signalled, tmp_path, number
+):
     manifest = tmp_path / "data.jsonl"
     manifest.write_text('{"id": "a", "instruction": "Do.", "text": "some words"}\n')
     signalled("lsm_probe.runner.measurement_run.MeasurementRun.run", number)
@@ -40,7 +42,7 @@ def test_a_probe_ends_at_once_and_says_how_to_go_on(lsm_probe_command, tiny_llm_
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_so_does_a_command_that_cannot_be_resumed(lsm_probe_command, signalled, tmp_path, number):
+def test_an_interrupted_command_without_resume_stops_at_once(lsm_probe_command, signalled, tmp_path, number):
     signalled("lsm_probe.reports.collection.read_results", number)
     code, _, stderr = lsm_probe_command("report", tmp_path, "--out", tmp_path / "report.html")
     assert (code, stderr) == (CODES[number][0], f"{CODES[number][1]}\n")

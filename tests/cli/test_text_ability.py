@@ -94,7 +94,7 @@ def test_a_rate_is_shown_only_where_more_than_guessing_could_be_forgotten():
         (("--mmlu", "mmlu", "--shots", 9), "--shots 9: mmlu has 5 examples of anatomy; give 0 to 5"),
     ],
 )
-def test_mistakes_end_in_one_line(refusal, tiny_llm_folder, mmlu, tmp_path, monkeypatch, options, message):
+def test_mistakes_are_reported_in_one_line(refusal, tiny_llm_folder, mmlu, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     assert message in refusal("text-ability", "--ckpt", tiny_llm_folder, "--out", "out", *options)
 

@@ -25,7 +25,7 @@ def manifest(tmp_path, waveform, monkeypatch):
 
 
 @pytest.mark.usefixtures("rendered")
-def test_a_timeline_is_written_and_told(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch):
+def test_a_timeline_is_written_and_printed(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--max-new-tokens", 4)
     code, stdout, stderr = lsm_probe_command(*arguments, "--sample", "clip 1")

@@ -157,7 +157,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_what_cannot_be_trained_is_refused_in_one_line(
+def test_invalid_training_runs_are_refused_in_one_line(
     kind: str, train_command: Command, tiny_llm_folder: Path, tmp_path: Path
 ) -> None:
     arguments, message = REFUSALS[kind]
@@ -271,7 +271,7 @@ def test_a_folder_in_use_by_another_run(train_command: Command, tmp_path: Path) 
     assert train_command("machine.per_device_batch_size=2", "--resume")[0] == 0
 
 
-def test_python_says_the_same_as_the_command_line(train_command: Command, config: Path, tmp_path: Path) -> None:
+def test_python_and_the_command_line_give_the_same_report(train_command: Command, config: Path, tmp_path: Path) -> None:
     from lsm_probe.training.config import read_config
 
     _, stdout, _ = train_command("--json")

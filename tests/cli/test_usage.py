@@ -26,7 +26,7 @@ from lsm_probe.reports.paper_figures import PAPER_FIGURES
         (("data", "librispeech"), "missing option '--root'; see lsm-probe data librispeech --help"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, lsm_probe_command):
+def test_mistakes_are_reported_in_one_line(arguments, message, lsm_probe_command):
     code, stdout, stderr = lsm_probe_command(*arguments)
     assert (code, stdout, stderr.count("\n")) == (2, "", 1)
     assert stderr.startswith(f"error: {message}")

@@ -35,7 +35,7 @@ def test_a_device_that_cannot_be_used_is_refused_in_one_line(device, reason, tin
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "cuda:2"])
-def test_so_is_one_beside_a_gpu(device, simulated_device):
+def test_an_unusable_device_beside_a_gpu_is_refused_in_one_line(device, simulated_device):
     with simulated_device(), pytest.raises(InputError, match=f"--device {device} cannot be used here"):
         resolve_device(device)
 

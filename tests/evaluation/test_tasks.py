@@ -124,7 +124,7 @@ def test_two_tasks_over_one_manifest_keep_their_samples_apart(task_file, manifes
     assert left == {s.id: s.model_dump(exclude={"id", "task"}) for s in read_manifest(path)}
 
 
-def test_a_limit_is_of_each_task(task_file, manifest):
+def test_the_limit_applies_to_each_task(task_file, manifest):
     path = manifest("m.jsonl")
     names = [f"{task_file(MOOD, name)}={path}" for name in ("one", "two")]
     assert [sample.id for sample in read_tasks(names, limit=1)[1]] == ["one/s1", "two/s1"]
@@ -195,7 +195,7 @@ def test_a_mistake_in_a_task_file_is_one_line(text, task_file):
     assert message.startswith(f"task file {file}") or "names no manifest" in message
 
 
-def test_a_task_is_given_once(task_file, manifest):
+def test_a_task_given_twice_is_refused(task_file, manifest):
     path = manifest("m.jsonl")
     for again in (f"boolq={path}", f"{task_file(MOOD, 'boolq')}={path}"):
         assert "task boolq is given twice; give the second a file, and so a name, of its own" in refusal(

@@ -84,7 +84,7 @@ def test_perplexity_is_that_of_all_tokens_of_the_targets_without_their_end(tiny_
     assert found.accuracies == {}
 
 
-def test_the_llm_inside_an_lsm_reads_transcripts_and_hears_nothing(tiny_lsm, samples, tmp_path):
+def test_the_llm_inside_an_lsm_reads_only_transcripts(tiny_lsm, samples, tmp_path):
     (tmp_path / "noise.wav").write_bytes(b"no sound")
     spoken = [sample.model_copy(update={"audio": tmp_path / "noise.wav"}) for sample in samples]
     found = lsm_probe.text_ability(tiny_lsm, spoken)
@@ -217,7 +217,7 @@ def test_a_result_is_read_back_as_it_was_saved(tiny_llm, samples, mmlu, tmp_path
     assert difference["ci_high"] == -difference["ci_low"] > 0  # few questions: others may tell them apart
 
 
-def test_an_interrupted_run_goes_on_with_the_next_subject(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_with_the_next_subject(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
     arguments = {"mmlu": mmlu, "shots": 1}
     whole = lsm_probe.text_ability(tiny_llm, samples, **arguments)
     heard = []
@@ -241,7 +241,7 @@ def test_an_interrupted_run_goes_on_with_the_next_subject(tiny_llm, samples, mml
         lsm_probe.text_ability(tiny_llm, samples, mmlu=mmlu, shots=0, progress_folder=tmp_path)
 
 
-def test_what_cannot_be_measured_is_told_before_anything_is_run(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
+def test_invalid_input_is_refused_before_the_run(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
     (tmp_path / "rain.wav").write_bytes(b"no sound")
     monkeypatch.setattr(tiny_llm.model, "forward", None)
     without = [*samples, Sample(id="bare", instruction="Go on.", text="The rain")]

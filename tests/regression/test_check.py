@@ -189,7 +189,7 @@ def test_samples_left_out_must_be_the_same(pair, baseline):
 
 
 def test_a_file_against_itself_is_refused(pair):
-    """It would hold for ever."""
+    """Such a check would always hold."""
     before, _ = pair()
     for other in (before, before / "result.json", before / ".." / "baseline"):
         with pytest.raises(InputError, match="same file"):

@@ -125,7 +125,7 @@ class TestIt:
 
 
 def test_the_plugin_works_together_with_pytest_regressions(run, folder, pytester):
-    """Which defines --force-regen and --regen-all; the same name twice would end pytest."""
+    """pytest-regressions defines --force-regen and --regen-all; a second option of the same name would stop pytest."""
     pytester.makepyfile(
         stand_in="""
         def pytest_addoption(parser):

@@ -167,7 +167,7 @@ def test_links_lead_to_what_the_page_has(page):
 
 
 def test_a_checkpoint_has_one_colour_in_the_table_the_chart_and_the_figures(results, source):
-    """The second of two checkpoints, which alone is in the alignment figure."""
+    """The second of two checkpoints is the only one in the alignment figure."""
     page = source.split('<section id="')
     (color,) = set(re.findall(r"--base: (#\w+)[^>]*>(?:(?!</th>).)*?<span>lsm</span>", "".join(page), flags=re.DOTALL))
     for anchor in ("knockout", "alignment", "sensitivity", "importance", "evaluation"):

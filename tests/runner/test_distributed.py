@@ -277,7 +277,7 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
 
 
 def test_the_process_group_leaves_no_threads(tmp_path):
-    """One that lets go of a tensor while the interpreter ends aborts the process (SIGABRT), now and then."""
+    """A thread that releases a tensor while the interpreter exits sometimes aborts the process (SIGABRT)."""
     pytest.importorskip("torch")
     script = tmp_path / "ends.py"
     script.write_text(

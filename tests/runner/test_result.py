@@ -83,7 +83,7 @@ def test_every_convention_equals_its_definition(heads, segment, aggregate, span)
 
 
 def test_conventions_differ_from_each_other():
-    """A flag that did nothing would pass the test above only if its definition did nothing either."""
+    """The test above would not notice a convention that has no effect."""
     result = make()
     plain = result.eta().mean
     changes = {

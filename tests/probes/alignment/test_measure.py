@@ -200,7 +200,7 @@ def test_speech_with_other_words_is_less_similar(hearing, samples):
 
 
 def test_random_weights_are_far_from_aligned(tiny_lsm, samples):
-    """The fixtures' connector knows nothing: partners are found by chance, and the sets are told apart at once."""
+    """The connector of the fixtures is untrained: retrieval is at the level of chance, and MMD is significant."""
     result = probe(tiny_lsm, samples, instruction=ONE)
     curves = result.curves()
     assert result.chance() == pytest.approx(1 / 8)
@@ -274,7 +274,7 @@ def test_standardised_rows_have_no_offset_and_no_large_dimension():
 
 
 def test_a_large_offset_hides_partners_that_standardised_rows_find():
-    """Why both are reported: with an offset far beyond the spread, one row is the nearest to all."""
+    """If the offset is much larger than the spread, one row is nearest to all; so both numbers are reported."""
     result = made(samples=30, states=1, dim=20)
     text = result.text + 5
     near = replace(result, speech=(text + 0.1 * result.speech - 300 * np.eye(20)[0]).astype(np.float32), text=text)
@@ -323,7 +323,7 @@ def strict(path):
 
 @pytest.mark.filterwarnings("error")
 def test_constant_vectors_give_undefined_numbers_and_strict_json(tmp_path):
-    """Every response the same: CKA and the distance are undefined, and JSON has no NaN."""
+    """If all responses are equal, CKA and the distance are undefined, and the JSON holds null instead of NaN."""
     result = made()
     same = np.ones_like(result.text)
     result = replace(result, speech=same, text=same)
@@ -364,7 +364,7 @@ def test_a_result_does_not_differ_from_an_identical_one():
 
 
 def test_differences_are_second_minus_first_and_paired():
-    """The same step away from the text in both checkpoints' pairs: far surer than either number alone."""
+    """Both checkpoints differ by the same step in each pair, so the paired interval is much narrower."""
     first = made(samples=40)
     checkpoint = replace(first.checkpoint, name="second")
     second = replace(first, speech=first.speech + 0.05 * first.text, checkpoint=checkpoint)
@@ -410,7 +410,7 @@ def test_different_segments_are_not_compared():
 
 
 def test_recordings_of_the_same_words_are_one_utterance(tiny_lsm, samples):
-    """Two voices say the same: neither is a wrong answer for the other, and both are drawn together."""
+    """Two voices say the same words: neither counts as a wrong partner, and both are resampled together."""
     again = Sample(**{**samples[0].model_dump(), "id": "again", "audio": samples[3].audio})
     result = probe(tiny_lsm, [*samples[:3], *samples[4:], again])
     assert result.n_utterances == 7

@@ -28,7 +28,7 @@ def test_rows_are_the_positions_that_predict_the_response():
 
 
 def test_rows_predict_the_generated_response_greedily(checkpoint, samples):
-    """Reading the model's own logits at the rows gives back the response: the rows are the right ones."""
+    """The model's own logits at these rows predict the response, so the rows are correct."""
     result = probe(checkpoint, samples)
     for sample, stored in zip(samples, result.samples, strict=True):
         prompt = checkpoint.encode(sample.instruction, source_of(checkpoint, sample))
@@ -142,7 +142,7 @@ def test_a_sample_that_does_not_fit_is_named_or_skipped(tiny_llm, samples, monke
 
 
 def test_the_same_speech_in_another_folder_has_the_same_intervals(tiny_lsm, samples, tmp_path):
-    """What tells utterances apart holds their paths; which are drawn together must not hang on these."""
+    """Utterances are identified by their paths, but resampling must not depend on the paths."""
     moved = []
     for i, sample in enumerate(samples):
         path = tmp_path / f"{100 - i}" / sample.audio.name
@@ -155,7 +155,7 @@ def test_the_same_speech_in_another_folder_has_the_same_intervals(tiny_lsm, samp
 
 
 def test_a_sample_with_numbers_that_are_not_finite_is_named_or_skipped(tiny_llm, samples):
-    """The token of one sample alone stands for NaN."""
+    """One token has a NaN embedding, and only one sample contains it."""
     model = copy.deepcopy(tiny_llm.llm)
     broken = replace(tiny_llm, model=model)
     ids = [set(tiny_llm.encode(s.instruction, s.text).input_ids) for s in samples]

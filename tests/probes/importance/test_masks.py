@@ -43,7 +43,7 @@ def test_equal_scores_are_marked_up_to_the_share_too():
 
 
 def test_each_matrix_has_its_own_share():
-    """One whose scores are a million times as large does not take all marks."""
+    """A matrix with scores a million times as large does not get all marks."""
     scores = drawn(small=(9, 11), large=(9, 11))
     scores["large"] *= 1e6
     masks = top_masks(scores, 0.1)
@@ -54,7 +54,7 @@ def test_each_matrix_has_its_own_share():
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 9), (8, 8), (1, 17), (2, 3, 5)])
 def test_masks_are_the_same_after_saving_and_loading(tmp_path, shape):
-    """Eight weights share a byte: what is left of the last one belongs to no weight."""
+    """Eight weights share a byte; the unused bits of the last byte belong to no weight."""
     masks = top_masks(drawn(**{"model.layers.0.mlp.up_proj.weight": shape, "other": (4, 4)}), 0.3)
     masks.save(tmp_path / "new" / "masks.npz")
     loaded = Masks.load(tmp_path / "new" / "masks.npz")

@@ -257,7 +257,7 @@ def test_the_generated_response_is_measured_where_it_is_asked_for(checkpoint, sa
 def test_the_transcript_is_answered_with_the_same_end_of_turn_as_the_speech(
     tiny_llm_folder, tiny_lsm_folder, samples, tmp_path
 ):
-    """Llama 3's way: the generation config knows the token that ends a turn, the model's config another one."""
+    """As in Llama 3, only the generation config has the token that ends a turn."""
     lsm = lsm_probe.load(tiny_lsm_folder, device="cpu", dtype="float32")
     lsm.model.generation_config.eos_token_id = [2, 4]
     lsm.processor.tokenizer.eos_token = "<|im_end|>"
@@ -320,7 +320,7 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_no_gradient_for_the_ne
 
 
 def test_a_sample_that_does_not_fit_into_memory_does_not_change_the_sums(tiny_llm, samples, monkeypatch):
-    """Skipped in the middle of its backward pass: the others' sums by single weights must not hold half of it."""
+    """The sample is skipped during its backward pass, so the sums must not include a part of it."""
     from lsm_probe.probes.importance import measure as module
 
     expected = probe(tiny_llm, [samples[0], samples[2]], mode="signed")
@@ -424,7 +424,7 @@ def count_losses(monkeypatch):
 def test_a_run_that_needs_single_weights_starts_from_the_beginning(
     tiny_llm, samples, tmp_path, stopped, monkeypatch, options
 ):
-    """Stored batches hold no single weights: going on from them would leave samples out."""
+    """Stored batches hold no single weights, so resuming from them would leave out samples."""
     whole = probe(tiny_llm, samples[:3], batch_size=1, **options)
     stopped(probe, tiny_llm, samples[:3], after=2, batch_size=1, progress_folder=tmp_path)
     measured = count_losses(monkeypatch)
@@ -807,7 +807,7 @@ def test_doubling_all_importance_is_not_a_shift():
 
 
 def test_shifts_are_paired_by_utterance():
-    """Samples differ far more than the two results do on each: drawn together, that goes away."""
+    """Samples differ much more than the two results do; paired resampling removes that variation."""
     rng = np.random.default_rng(0)
     first = made(noise=1.0)
     second = replace(first, sums=first.sums * np.exp(0.01 * rng.normal(size=first.sums.shape)))
@@ -818,7 +818,7 @@ def test_shifts_are_paired_by_utterance():
 
 
 def test_signed_results_with_some_shared_samples_are_compared():
-    """One of them measured a sample less, and keeps what it added up: no shift must come of that alone."""
+    """One result has one sample fewer but the same sums, which alone must not cause a shift."""
     first = signed()
     second = replace(made(), sums=first.sums[:-1], clusters=first.clusters[:-1], samples=first.samples[:-1])
     second = replace(second, signed=first.signed[::-1].copy(), conventions=first.conventions)

@@ -184,8 +184,8 @@ def test_a_model_that_ignores_the_mask_is_refused(tiny_llm, samples, monkeypatch
         probe(tiny_llm, samples[:1])
 
 
-def test_blocking_a_segment_that_the_model_cannot_see_has_no_effect(tiny_llm, samples):
-    """Values of 0 carry nothing: attention is normalised anew over keys that all give the same."""
+def test_blocking_attention_has_no_effect_if_all_values_are_zero(tiny_llm, samples):
+    """Values of 0 carry no information: masking only renormalises attention over keys with equal values."""
     model = deepcopy(tiny_llm.llm)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -65,7 +65,7 @@ def test_paraphrases_are_the_other_wordings_of_the_own_task():
 
 
 def test_paraphrases_keep_the_language_that_was_asked_for():
-    """Otherwise the control that should change nothing asks for an answer in another language."""
+    """Otherwise a paraphrase would ask for an answer in another language."""
     pool = read_pool("generation")
     languages = {task.task: task.languages for task in pool.tasks}["translation"]
     assert languages[:2] == ["German", "Chinese"]
@@ -192,7 +192,7 @@ def recordings(samples, *texts):
 
 
 def test_another_recording_of_the_same_words_is_not_another_source(tiny_llm, samples):
-    """Two files, one text: the response to the one is no worse after the other."""
+    """Two files have the same text, so each explains the response to the other equally well."""
     mixed = recordings(samples, "rain", "green", "rain", "the fox")
     assert len({sample.utterance for sample in mixed}) == 4
     others = OtherSources(tiny_llm, mixed, 0, "fail")
@@ -204,7 +204,7 @@ def test_another_recording_of_the_same_words_is_not_another_source(tiny_llm, sam
 
 
 def test_whitespace_around_a_transcript_is_ignored(tiny_llm):
-    """Prompts strip them: the two prompts are token for token the same."""
+    """Prompts strip whitespace, so both prompts have the same tokens."""
     alike = spoken(["rain", " rain "])
     assert tiny_llm.encode("Repeat it.", "rain") == tiny_llm.encode("Repeat it.", " rain ")
     with pytest.raises(InputError, match="at least two different utterances"):
@@ -234,7 +234,7 @@ def which(source, heard):
 
 
 def test_speech_without_texts_is_told_apart_by_file(tiny_lsm, samples):
-    """Nothing says what it says: every other file is another source."""
+    """Without transcripts, every other file counts as another source."""
     bare = recordings(samples, None, None, None)
     heard = [tiny_lsm.encode_speech(read_audio(sample)) for sample in bare]
     drawn = OtherSources(tiny_lsm, bare, 0, "fail").draw(bare[0], 10)

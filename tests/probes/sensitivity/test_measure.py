@@ -163,7 +163,7 @@ def test_numbers_equal_those_of_plain_passes(tiny_llm, asked, given):
 
 
 def test_numbers_about_speech_equal_those_of_plain_passes(tiny_lsm, asked):
-    """Every plain pass encodes the speech anew."""
+    """Every plain pass encodes the speech again."""
     tiny_lsm.model.double()
     result = probe(tiny_lsm, asked[3:5], responses=RESPONSES)
     assert_equals_brute_force(result, *brute_force(tiny_lsm, asked[3:5], RESPONSES, OTHER_TASKS[3:5], [1, 1]))
@@ -199,7 +199,7 @@ def test_numbers_under_a_sliding_window_equal_those_of_plain_passes(asked, make_
 
 
 def test_numbers_per_token_and_per_response_differ(tiny_llm, asked):
-    """A flag that did nothing would pass the tests above only if its definition did nothing either."""
+    """The tests above would not notice a convention that has no effect."""
     result = probe(tiny_llm, asked, responses=RESPONSES)
     (d_i, d_s), (whole_i, whole_s) = result.by_sample(), result.with_conventions(per="response").by_sample()
     assert np.abs(d_i - d_s).min() > 1e-3
@@ -336,8 +336,8 @@ def test_a_model_trained_on_both_is_sensitive_to_both(both):
     assert whole.info_eta().mean == pytest.approx(math.log(4) / (math.log(4) + math.log(6)), abs=0.02)
 
 
-def test_what_a_model_learned_it_also_says(trained, both):
-    """Its own answers are the references, and worth the same."""
+def test_a_trained_model_generates_the_references(trained, both):
+    """The model's own answers equal the references, and give the same numbers."""
     own = measured(trained("both"), "both", response="generated", max_new_tokens=8)
     assert own.responses() == both.responses()
     np.testing.assert_allclose(own.by_sample(), both.by_sample(), rtol=1e-5, atol=1e-6)
@@ -363,7 +363,7 @@ def test_paraphrases_that_a_model_treats_alike_give_zero_sensitivity(trained, bo
 
 
 def test_paraphrases_that_a_model_distinguishes_give_positive_sensitivity(trained):
-    """Two tasks given out for one: the control shows it."""
+    """Two tasks that are declared as one task have a high paraphrase sensitivity."""
     false = Pool((Task(task="one", instructions=[words for wordings in ASK.values() for words in wordings[:1]]),))
     samples = [s.model_copy(update={"task": "one"}) for s in world("both") if s.id.split("-")[1] == "0"]
     result = lsm_probe.sensitivity(
@@ -566,7 +566,7 @@ def test_a_pool_that_changes_nothing_is_worth_nothing():
 
 
 def test_log_probabilities_far_below_float64s_smallest_number_still_compare():
-    """exp(-5000) is 0 in float64: the mean over the pool is taken without it."""
+    """exp(-5000) is 0 in float64, so the mean over the pool must be computed from logarithms."""
     result = drawn()
     arrays = {name: getattr(result, name) - 5_000 for name in SensitivityResult.BY_SAMPLE}
     for per in ("token", "response"):
@@ -657,7 +657,7 @@ def test_a_result_compared_with_itself_does_not_differ():
 
 
 def test_differences_are_paired_and_second_minus_first():
-    """The same small step on every sample: the paired interval is far narrower than either result's own."""
+    """The results differ by the same small step on every sample, so the paired interval is much narrower."""
     rng = np.random.default_rng(0)
     d_i, d_s = rng.uniform(0.05, 0.4, 40), rng.uniform(0.05, 0.4, 40)
     first, second = made(d_i, d_s), made(d_i + 0.02, d_s - 0.01, name="second")
@@ -700,7 +700,7 @@ def test_saving_and_loading_preserves_the_result(tmp_path):
 
 
 def test_result_json_is_strict_json_whatever_is_undefined(tmp_path):
-    """Padding is NaN in the arrays, and info-eta is undefined here: the file says null, and nowhere NaN."""
+    """Padding is NaN in the arrays and info-eta is undefined here; the file must hold null instead of NaN."""
 
     def refuse(name):
         raise AssertionError(name)
@@ -913,7 +913,7 @@ def refusal(checkpoint, samples, **options):
 
 
 def test_a_pool_of_one_instruction_is_refused(checkpoint, samples):
-    """All these samples are of one task, and bring no other to hold them against."""
+    """All samples belong to one task, so there is no other instruction to compare with."""
     message = refusal(checkpoint, samples, instructions=None)
     assert "the pool has one instruction" in message
     assert "--instructions" in message
@@ -950,7 +950,7 @@ def test_another_recording_of_the_same_words_is_no_other_source(checkpoint, aske
 
 @pytest.mark.parametrize("sources", [0, 1, -1])
 def test_a_pool_of_fewer_than_two_sources_is_refused_for_what_it_is(tiny_llm, asked, sources):
-    """Not for a lack of samples: there are eight."""
+    """There are eight samples, so the number of samples is not the reason."""
     message = refusal(tiny_llm, asked, sources=sources)
     assert "sources" in message
     assert "give more samples" not in message
@@ -965,7 +965,7 @@ def test_broken_weights_are_refused(checkpoint, asked):
 
 
 def test_only_samples_that_use_a_broken_token_are_left_out(tiny_llm, asked):
-    """A NaN that one source alone meets: it costs that sample and the one that is held against it, and no other."""
+    """Only one source contains a token with NaN: its sample and the one that draws it are left out, no other."""
     whole = probe(tiny_llm, asked, responses=RESPONSES, sources=2)
     llm, head = tiny_llm.llm, tiny_llm.llm.get_input_embeddings().weight.detach().clone()
     llm.lm_head.weight = torch.nn.Parameter(head)  # no longer tied to the embedding
@@ -995,7 +995,7 @@ def test_only_samples_that_use_a_broken_token_are_left_out(tiny_llm, asked):
 
 
 def test_a_source_that_is_too_long_under_another_instruction_is_refused(tiny_llm, asked):
-    """Each fits under its own instruction; the first one's with the second one's source does not."""
+    """Each sample fits with its own instruction, but the first instruction with the second source does not."""
     long = asked[0].model_copy(update={"instruction": "Say. " * 100, "task": "say", "text": "rain"})
     source = asked[1].model_copy(update={"text": "word " * 220})
     fits = [len(tiny_llm.encode(s.instruction, s.text)) for s in (long, source)]

@@ -89,7 +89,7 @@ def test_the_ceiling_is_drawn_where_responses_can_reach_it(results, ax):
 
 @pytest.mark.parametrize("count", [8, 28, 31, 37])
 def test_a_result_whose_samples_are_all_at_the_ceiling_can_be_drawn(count, ax):
-    """Whole responses soon reach it. The mean of equal numbers is off by rounding, and so outside its interval."""
+    """Whole responses often reach the ceiling. By rounding, a mean of equal numbers can lie outside its interval."""
     pool = np.tile(np.array([-0.01, -9, -9, -9, -9])[None, :, None], (count, 1, 10))
     result = result_of(pool, pool, "sharp").with_conventions(per="response")
     plot_sensitivity([result], ax)
