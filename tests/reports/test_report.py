@@ -293,7 +293,7 @@ def test_many_samples_are_cut_and_counted(planted, made, monkeypatch):
 
 def test_a_page_that_cannot_fit_is_refused(planted, made, monkeypatch):
     monkeypatch.setattr(report, "LARGEST", 1_000)
-    with pytest.raises(InputError, match="report fewer checkpoints"):
+    with pytest.raises(InputError, match="give fewer checkpoints"):
         report_page(made(planted("a", 0.3)))
 
 
