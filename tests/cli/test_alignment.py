@@ -63,6 +63,6 @@ def test_checkpoints_are_compared(run, files, strict, tiny_lsm, tiny_lsm_folder,
     assert len(pair["cka_difference"]["mean"]) == 4
     assert pair["paired_cosine_difference"]["mean"][0] == 0  # the embeddings of one response
     assert {"lsm", "other", *PICTURES} <= files(out)
-    assert "instructions, which make" not in stdout
+    assert "instructions, which also make" not in stdout
     assert AlignmentResult.load(out / "other").data.instruction == "Repeat it."
     assert {line.split(",")[3] for line in (out / "alignment_points.csv").read_text().splitlines()[1:]} == {"2"}

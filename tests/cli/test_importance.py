@@ -68,7 +68,7 @@ def test_ablation_shows_perplexities(run, tiny_llm_folder, tmp_path):
     found = result.ablation
     assert list(found["perplexity"]) == ["none", "top", "bottom", "random"]
     shown = ", ".join(f"{which} {value:.4g}" for which, value in found["perplexity"].items())
-    assert f"perplexity with 3 % of each matrix at 0: {shown}" in stdout
+    assert f"perplexity with 3 % of each matrix set to 0: {shown}" in stdout
     for broken in (6.1e6, 1.7e7):  # worse than guessing: what two machines may find
         perplexity = {"none": 2.5, "top": broken, "bottom": 2.5, "random": 7.5}
         note = importance_note(replace(result, ablation={"share": 0.03, "perplexity": perplexity}))

@@ -75,7 +75,7 @@ def test_one_checkpoint_alone_is_compared_with_balance(planted, eta, side):
     (pair,) = comparisons([alone])
     assert sides(pair.change()) == side
     np.testing.assert_allclose(pair.change().mean, last_group_eta(alone).mean - 0.5)
-    assert "of one checkpoint alone" in length_warnings([alone])[0]
+    assert "of a single checkpoint" in length_warnings([alone])[0]
 
 
 def test_a_difference_that_is_not_significant_is_open(planted):

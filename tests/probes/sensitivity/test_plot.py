@@ -81,9 +81,9 @@ def test_bars_of_a_checkpoint_stand_beside_each_other(results, ax):
 
 def test_the_ceiling_is_drawn_where_responses_can_reach_it(results, ax):
     plot_sensitivity(results, ax)
-    assert not any("most" in line.get_label() for line in ax.lines)
+    assert not any("maximum" in line.get_label() for line in ax.lines)
     plot_sensitivity([result.with_conventions(per="response") for result in results], ax)
-    (line,) = (line for line in ax.lines if "most" in line.get_label())
+    (line,) = (line for line in ax.lines if "maximum" in line.get_label())
     np.testing.assert_allclose(line.get_xdata(), math.log(5))
 
 
