@@ -449,7 +449,7 @@ def main() -> int:
                 name, seed = row["key"], "more" if row["key"].endswith("_more") else row["seed"]
                 again = CLAIMS[row["key"]](seed)
             else:
-                name, seed = f"{row['arm']}: {row['number']}", "more" if row["measured"] == "others" else "0"
+                name, seed = f"{row['arm']}: {row['number']}", "more" if row["measured"] == "more" else "0"
                 again = of_one_arm(SHIPPED[row["arm"]], row["number"], seed)
             ours = [float(row[column] or "nan") for column in columns]
             apart = np.abs(np.array(ours) - np.array(again))
