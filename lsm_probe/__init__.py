@@ -115,7 +115,7 @@ _MODULES = {
     "unchanged": "models.live",
     "write_manifest": "data.manifest",
 }
-"""Public name -> its module, which is imported at first use, so that `lsm-probe --help` does not load torch."""
+"""Public name -> its module. A module is imported at first use, so that `lsm-probe --help` does not load torch."""
 
 _PROBES = (
     *("alignment", "attention", "importance", "knockout", "sensitivity"),

@@ -1,4 +1,7 @@
-"""Checksums of a checkpoint folder, written last: a folder that has them is complete, and damage to it is found."""
+"""Checksums of a checkpoint folder.
+
+They are written last, so a folder that has them is complete. Later damage to a file is detected.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import replacing, sync
 
 CHECKSUMS = "checksums.json"
-_TORCH_INDEX = ".metadata"  # of a checkpoint in shards, which torch reads though it is hidden
+_TORCH_INDEX = ".metadata"  # index of a sharded checkpoint; torch reads it although its name marks it as hidden
 _UNVERIFIED = f"or delete {CHECKSUMS} to load the folder unverified"
 _WAY_OUT = f"take it from a good copy, {_UNVERIFIED}"
 
@@ -21,11 +24,11 @@ _WAY_OUT = f"take it from a good copy, {_UNVERIFIED}"
 def write_checksums(folder: Path) -> None:
     """Writes size and sha256 of every file below `folder` into its `checksums.json`.
 
-    All of it is on the disk before `checksums.json` appears. Left out are hidden files and `README.md`, which people
-    write by hand; loading reads neither.
+    All files are on the disk before `checksums.json` appears. Hidden files and `README.md`, which people write by
+    hand, are left out, because loading reads neither.
 
     Raises:
-        InputError: the folder holds links or other things that are no files.
+        InputError: the folder holds links or other entries that are not regular files.
     """
     files = {}
     for name in sorted(name for name in _entries(folder) if not _is_free(name)):
@@ -43,16 +46,16 @@ def write_checksums(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder has been written to its end; [`verify`] says whether it is still what was written."""
+    """Whether the folder was written completely; [`verify`] checks that its files have not changed since."""
     return os.path.lexists(folder / CHECKSUMS)
 
 
 def verify(folder: Path) -> bool:
-    """Whether the folder has checksums; if so, all of them hold.
+    """Returns whether the folder has checksums; if it has, every file is checked against them.
 
     Raises:
-        InputError: a file is missing, changed, not listed, or lies elsewhere (a link), or `checksums.json` itself is
-            damaged or lists files outside of the folder.
+        InputError: a file is missing, changed, not listed, or a link out of the folder; or `checksums.json` itself is
+            damaged or lists files outside the folder.
     """
     if not is_complete(folder):
         return False
@@ -74,10 +77,10 @@ def verify(folder: Path) -> bool:
 
 
 def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `checksums.json` says: `size` and `sha256` by name, in the order of names.
+    """Reads `checksums.json`: the `size` and `sha256` of each file by its name, sorted by name.
 
     Raises:
-        InputError: it is damaged, or names files outside of the folder.
+        InputError: it is damaged, or names files outside the folder.
     """
     path = _own_file(folder, CHECKSUMS)
     try:
@@ -92,12 +95,12 @@ def read_checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a file's name, as another file of the same folder tells it, may lead out of that folder."""
+    """Whether a file name that was read from another file of a folder may point outside that folder."""
     return bool(Path(name).anchor) or ".." in Path(name).parts
 
 
 def _own_file(folder: Path, name: str) -> Path:
-    """The path of a regular file that really lies in the folder."""
+    """The path of a regular file, checked to be inside the folder and not a link out of it."""
     path = folder / name
     try:
         fault = "" if path.resolve().is_relative_to(folder.resolve()) else "is a link out of the folder"
@@ -111,14 +114,14 @@ def _own_file(folder: Path, name: str) -> Path:
 
 
 def _entries(folder: Path) -> Iterator[str]:
-    """The name of everything below the folder that is not a folder, relative to it; links are not followed."""
+    """Names, relative to the folder, of all files and links below it; links are not followed."""
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if Path(root, name).is_symlink()]
         yield from (Path(root, name).relative_to(folder).as_posix() for name in (*files, *links))
 
 
 def _is_free(name: str) -> bool:
-    """Whether a file may come, go and change: loading does not read it."""
+    """Whether a file may be added, removed or changed freely, because loading does not read it."""
     *_, last = parts = name.split("/")
     hidden = any(part.startswith(".") and part != _TORCH_INDEX for part in parts)
     return name == CHECKSUMS or last == "README.md" or hidden

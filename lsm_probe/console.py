@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDTH = 120
-"""Of tables where the output goes into a file."""
+"""Width of tables, in characters, where the output is not a terminal."""
 _ESCAPED = "lsm_probe.escaped"
 
 
@@ -24,7 +24,7 @@ def text_console(**options: Any) -> Console:
 
 
 def print_any_character() -> None:
-    r"""Lets stdout and stderr print what their encoding lacks (η on cp1252, bytes that are no UTF-8) as `\u03b7`."""
+    r"""Makes stdout and stderr print characters that their encoding lacks (such as η on cp1252) as `\u03b7`."""
     codecs.register_error(_ESCAPED, _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -32,7 +32,7 @@ def print_any_character() -> None:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """As JSON escapes characters, so that what is printed as JSON still is JSON."""
+    """Escapes characters as JSON does, so that printed JSON stays valid JSON."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end

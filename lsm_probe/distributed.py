@@ -1,8 +1,9 @@
-"""The ranks of a run that `torchrun` or `accelerate launch` started, and what they exchange.
+"""The ranks of a run started by `torchrun` or `accelerate launch`, and the data they exchange.
 
-An error in one rank ends all of them with the same error. The rank that fails counts its failure in the store of the
-process group; the others read that count before each item of their share, and every rank then meets the others in a
-gather. All goes through gloo, between CPUs: a rank whose GPU has run out of memory can still report it.
+An error in one rank ends all ranks with the same error. The rank that fails increases a failure count in the store of
+the process group. The others read that count before each item of their share. Then all ranks call the same gather,
+which hands the error to each of them. All communication uses gloo between CPUs, so a rank whose GPU has run out of
+memory can still report it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lsm_probe.errors import RAISED_ON_ALL_RANKS, InputError, WorkFailed
 
-# torch is imported where it is used: what only reads results asks for the rank too, and torch takes seconds.
+# torch takes seconds to import, and code that only reads results also asks for the rank: import it only where used.
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
@@ -105,15 +106,15 @@ def all_gather_or_raise(value: Value) -> list[Value]:
 
 @contextmanager
 def on_all_ranks() -> Iterator[None]:
-    """Raises an exception of one rank in all of them, at their next gather or at the end of the block.
+    """Raises an exception of one rank in all ranks, at their next gather or at the end of the block.
 
-    Every rank must enter the block. As a decorator it does the same for a function.
+    Every rank must enter the block. As a decorator, it does the same for a function.
     """
     try:
         yield
     except BaseException as error:
         if is_distributed() and not hasattr(error, RAISED_ON_ALL_RANKS):
-            with suppress(WorkFailed, KeyboardInterrupt):  # of the gather: this rank's own error is what is raised
+            with suppress(WorkFailed, KeyboardInterrupt):  # raised by the gather; this rank raises its own error
                 _gloo().gather(None, error)
             setattr(error, RAISED_ON_ALL_RANKS, True)
         raise
@@ -140,7 +141,7 @@ class RankShare(Generic[Item]):
             yield item
 
     def done(self, number: int) -> int:
-        """Adds to what this rank has done; returns what all ranks have done so far."""
+        """Adds to the number of items this rank has done; returns the number that all ranks have done so far."""
         self._done = self._done + number if self._gloo is None else self._gloo.add(self._counter, number)
         return self._done
 
@@ -168,8 +169,8 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 def print_on_main(line: str) -> None:
     """Prints a line on stderr, once for all ranks.
 
-    The others wait until rank 0 has printed: a launcher that sees one process fail ends the rest. Before the process
-    group is initialized each process prints for itself.
+    The other ranks wait until rank 0 has printed, because a launcher that sees one process fail ends the rest. Before
+    the process group is initialized, each process prints the line itself.
     """
     gloo = _initialized_gloo()
     if gloo is None or gloo.rank == 0:

@@ -1,4 +1,4 @@
-"""The exceptions that end a command with one line instead of a traceback, and with which exit code.
+"""The exceptions that end a command with one line instead of a traceback, and their exit codes.
 
 Any other exception is a bug and ends with its traceback. `lsm_probe.cli.main` prints the line.
 """
@@ -10,13 +10,16 @@ RAISED_ON_ALL_RANKS = "_raised_on_all_ranks"
 
 
 def one_line(message: str) -> str:
-    """`message` without line breaks and control characters, which ids, file names and values may hold."""
+    """`message` without the line breaks and control characters that ids, file names and values may contain."""
     line = " ".join(message.splitlines())
     return "".join(c if unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode() for c in line)
 
 
 class CommandError(Exception):
-    """Ends a command with one line on stderr: what is wrong, where, and what to do; empty if printed already."""
+    """Ends a command with one line on stderr: what is wrong, where, and what to do.
+
+    The message is empty if the line has been printed already.
+    """
 
     exit_code = 1
 
@@ -25,13 +28,13 @@ class CommandError(Exception):
 
 
 class InputError(CommandError):
-    """Something given from outside cannot be used."""
+    """An input of the user (an option, file, sample or checkpoint) cannot be used."""
 
     exit_code = 2
 
 
 class SampleFault(InputError):
-    """A sample, or the model on it, gives no sound numbers; another sample may."""
+    """A sample, or the model on this sample, gives no valid numbers; other samples may."""
 
 
 class NotMeasurable(InputError):

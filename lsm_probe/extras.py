@@ -9,9 +9,10 @@ Extra = Literal["speech", "interop", "voxtral", "evaluation", "scale", "vllm", "
 
 
 def install_command(extra: Extra) -> str:
-    """The `pip install` command for an extra, which names its packages as the metadata of this package list them.
+    """The `pip install` command for an extra, with the packages that the metadata of lsm-probe list for it.
 
-    `pip install lsm-probe[NAME]` would need an index that has lsm-probe; this works from a clone and from a wheel.
+    `pip install lsm-probe[NAME]` would need an index that has lsm-probe. This command also works for a clone or a
+    wheel.
 
     Example:
         >>> install_command("voxtral")

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written: beside first, then renamed."""
+"""Write files so that they are never incomplete: to a temporary path first, which is then renamed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from pathlib import Path
 from lsm_probe.errors import InputError
 
 _LONGEST_NAME = 200
-"""Bytes; what is written beside a folder has a longer name."""
+"""Bytes. It leaves room for the longer names of temporary files and folders."""
 _SYSTEMS_LONGEST_NAME = 255
 NOT_HOME = "~ is not read as the home folder here"
-"""Only the shell does."""
+"""Only the shell expands `~`."""
 
 
 def plain_name(name: str) -> str:
-    """Any text as a name of a file, folder, id or split; see [`short_enough`].
+    """Turns any text into a name for a file, folder, id or split; see [`short_enough`].
 
-    Letters, accents and digits of any script stay (NFC), as `.`, `_` and `-` do; each run of others becomes a `-`.
+    Letters, accents and digits of any script stay (NFC), as do `.`, `_` and `-`. Each run of other characters becomes
+    one `-`.
     """
     kept = (c if c in "._-" or unicodedata.category(c)[0] in "LMN" else " " for c in unicodedata.normalize("NFC", name))
     return short_enough(re.sub(" +", "-", "".join(kept)).strip(".") or "data")
 
 
 def short_enough(name: str) -> str:
-    """A name of at most 200 bytes in UTF-8: what is longer ends in a hash of the whole instead."""
+    """A name of at most 200 bytes in UTF-8: a longer one is cut and ends in a hash of the whole name."""
     content = name.encode()
     if len(content) <= _LONGEST_NAME:
         return name
@@ -41,9 +42,9 @@ def short_enough(name: str) -> str:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, with its suffix, that becomes `path` when the block ends well.
+    """Gives a temporary path beside `path`, with its suffix, that is renamed to `path` if the block succeeds.
 
-    After an error the old file stands as it was and the temporary one is gone.
+    After an error, the old file is unchanged and the temporary file is deleted.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_is_empty(path: Path) -> None:
-    """Refuses a path that is not a folder, or one that holds files; it need not be there.
+    """Refuses a path that is not a folder, or a folder that holds files. The path need not exist.
 
     Raises:
         InputError: `path` is a file, or a folder that is not empty.
@@ -69,17 +70,17 @@ def check_is_empty(path: Path) -> None:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path` that becomes `path` when the block ends well; after an error it is gone.
+    """Gives an empty folder beside `path` that is renamed to `path` if the block succeeds, and deleted if not.
 
     Raises:
         InputError: `path` is a file, or a folder that is not empty.
-        OSError: the disk is full, or `path` cannot be written; also where a library said so in words of its own.
+        OSError: the disk is full, or `path` cannot be written; also where a library raised another exception for it.
     """
-    path = Path(path).resolve()  # what a link points to is replaced, not the link
+    path = Path(path).resolve()  # replaces the target of a link, not the link
     check_is_empty(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as beside:
-        temporary = Path(beside, path.name)  # the outer folder is for its owner alone, this one for whom it may concern
+        temporary = Path(beside, path.name)  # only the owner can read the outer folder; this one gets usual permissions
         temporary.mkdir()
         with _system_errors(path):
             yield temporary
@@ -93,15 +94,15 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_can_write(what: str, path: Path, *, folder: bool = False) -> None:
-    """Tries at once whether a file, or files in a folder, could be written at the end; leaves nothing behind.
+    """Checks, before any work, that a file or files in a folder can be written later; leaves no file behind.
 
     Args:
         what: names the path in the message, such as the option it was given with.
-        path: need not be there, nor the folders above it.
-        folder: it is to be a folder.
+        path: neither it nor the folders above it need to exist.
+        folder: whether the path is for a folder.
 
     Raises:
-        InputError: it could not.
+        InputError: it cannot be written.
     """
     try:
         if path.parts[:1] and path.parts[0].startswith("~"):
@@ -130,7 +131,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,7 +141,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def _system_errors(path: Path) -> Iterator[None]:
-    """Raises OSError where libraries written in Rust (safetensors, tokenizers) only say `(os error 28)`."""
+    """Raises OSError where libraries written in Rust (safetensors, tokenizers) only write `(os error 28)`."""
     try:
         yield
     except Exception as error:
@@ -152,7 +153,7 @@ def _system_errors(path: Path) -> Iterator[None]:
 
 
 def regular_file_bytes(path: Path) -> int:
-    """Size of a regular file in bytes, by `stat` alone: a fifo or a device would block or never end.
+    """Size of a regular file in bytes. It uses only `stat`: reading a fifo or a device could block or never end.
 
     Raises:
         InputError: `path` does not exist, cannot be looked at, or is not a regular file.

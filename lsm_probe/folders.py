@@ -1,4 +1,4 @@
-"""Output folders that one process at a time fills, and that an interrupted run can go on in."""
+"""Output folders that one process at a time writes, and in which an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lsm_probe.files import replacing
 CONFIG = "config.yaml"
 _LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems without locks, some network ones among them, say to one who asks for a lock."""
+"""Error numbers of file systems without locks, such as some network file systems, when a lock is requested."""
 
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """Makes the folder and keeps other processes from writing to it. One that was made for nothing goes again.
+    """Makes the folder and keeps other processes from writing to it. If it is new and stays empty, it is deleted.
 
     Raises:
         InputError: the folder cannot be made or written to, or another process holds it.
@@ -52,7 +52,7 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
     finally:
         if made:
-            with suppress(OSError):  # it is gone already
+            with suppress(OSError):  # it has been deleted already
                 if [entry.name for entry in out.iterdir()] == [_LOCK]:
                     shutil.rmtree(out)
         lock.release()
@@ -60,24 +60,24 @@ def alone_in(out: Path) -> Iterator[None]:
 
 @contextmanager
 def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> Iterator[None]:
-    """A folder whose contents `config` decides, filled piece by piece; pieces of different configs are never mixed.
+    """A folder that is filled piece by piece; it never mixes pieces of different configs.
 
-    `config.yaml` is written on entry; at the end by work that cannot go on. `resume` keeps what is there already.
+    `config.yaml` is written on entry, or at the end for work that cannot be resumed. `resume` keeps existing files.
 
     Args:
         out: the folder.
-        config: everything that decides what is written, of plain values.
-        resume: go on in a folder that was begun with this config; None for work that cannot go on.
+        config: all settings that decide what is written, as plain values.
+        resume: continue in a folder that was started with this config; None for work that cannot be resumed.
 
     Raises:
-        InputError: the folder cannot be used, holds files (without `resume`), or was begun with another config, or with
+        InputError: the folder cannot be used, holds files (without `resume`), or was started with another config or
             none.
     """
-    config = json.loads(json.dumps(config))  # as YAML gives it back: no tuples
+    config = json.loads(json.dumps(config))  # as YAML returns it: no tuples
     with alone_in(out):
         path = out / CONFIG
         begun = path.exists()
-        # Hidden files are the lock and what a killed process was writing.
+        # Hidden files are the lock and unfinished files of a killed process.
         if not (resume and begun) and any(not entry.name.startswith(".") for entry in out.iterdir()):
             way_out = "continue with --resume, or " if begun and resume is not None else ""
             raise InputError(f"--out {out} holds files already: {way_out}choose another folder")

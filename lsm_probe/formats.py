@@ -1,4 +1,4 @@
-"""YAML, JSON and packed files, read so that nothing is taken for something else and nothing is dropped."""
+"""Strict readers of YAML, JSON and compressed files: no value changes its type, and no repeated key is dropped."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import yaml
 from lsm_probe.errors import InputError
 
 _PACKED = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
-"""First bytes -> what packs like this."""
+"""First bytes of a file -> the compression that they mark."""
 
 
 class RepeatedKey(ValueError):
-    """A key stands twice in one JSON object: which of its values counts is anyone's guess."""
+    """A key occurs twice in one JSON object, so it is unclear which of its values is meant."""
 
 
 def load_yaml(content: str | bytes) -> Any:
-    """Reads YAML 1.2: only `true` and `false` are booleans, so that `on`, `off`, `yes` and `no` are words; `010` and
-    `1:30` are no numbers, and nothing is a date.
+    """Reads YAML 1.2: only `true` and `false` are booleans, so `on`, `off`, `yes` and `no` are strings. `010` and
+    `1:30` are not numbers, and no value is read as a date.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or a key stands twice in a mapping.
+        yaml.YAMLError: it is not YAML, or a key occurs twice in a mapping.
     """
     return yaml.load(content, _Yaml)  # safe: a SafeLoader builds plain values only
 
@@ -36,17 +36,17 @@ def load_json(content: str | bytes) -> Any:
     """Reads JSON.
 
     Raises:
-        RepeatedKey: a key stands twice in an object.
+        RepeatedKey: a key occurs twice in an object.
         ValueError, RecursionError: it is not JSON that can be read.
     """
     return json.loads(content, object_pairs_hook=_without_repeats)
 
 
 def open_unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    """Opens a file to read its bytes, which are unpacked where gzip packed them, whatever its name.
+    """Opens a file to read its bytes; a gzip file is decompressed, whatever its name.
 
     Raises:
-        InputError: it is packed in another way.
+        InputError: it is compressed in another format.
         OSError: it cannot be opened.
     """
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The process group in which the ranks of a run exchange Python objects and failures: gloo, between CPUs."""
+"""The gloo process group, between CPUs, in which the ranks of a run exchange Python objects and failures."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TIMEOUT = timedelta(hours=3)
 
 
 class Gloo:
-    """A gloo group of all ranks, with counters in the store that the process group was made through."""
+    """A gloo group of all ranks, with counters in the store of the default process group."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         # torch has no public name for this store.
         self._store = dist.PrefixStore("lsm_probe", dist.distributed_c10d._get_default_store())
-        # Keys of new counters: the same on every rank, since all make them in the same order.
+        # Keys of new counters. They are the same on every rank, because all ranks make counters in the same order.
         self.counters = map(str, count(1))
         self._raised = 0  # failures that have been raised on all ranks
 
@@ -37,7 +37,7 @@ class Gloo:
             return int(self._store.add(counter, number))
 
     def has_failed(self) -> bool:
-        """Whether a rank has failed and the others have yet to raise its error."""
+        """Whether a rank has failed and the others have not raised its error yet."""
         return self.add("failures", 0) > self._raised
 
     def gather(self, value: Any, failure: BaseException | None = None) -> tuple[list[Any], list[BaseException]]:
@@ -59,7 +59,7 @@ def gloo_of(world: Any) -> Gloo:
 
 
 def destroy_groups() -> None:
-    """Ends the groups before the interpreter: a gloo thread that frees a tensor later aborts the process (SIGABRT)."""
+    """Ends the groups before the interpreter exits: a gloo thread that frees a tensor later would abort the process."""
     gloo_of.cache_clear()  # the threads end with the last reference to the group
     if dist.is_initialized():
         with suppress(RuntimeError):
@@ -67,7 +67,7 @@ def destroy_groups() -> None:
 
 
 def _picklable(failure: BaseException, rank: int) -> BaseException:
-    """A failure as the other ranks raise it: one of a few types, since exceptions of libraries may not be picklable."""
+    """The exception that the other ranks raise. It has one of a few types, as a library's may not be picklable."""
     for kind in (NotMeasurable, InputError, WorkFailed, Terminated, KeyboardInterrupt):
         if isinstance(failure, kind):
             return kind(str(failure))
@@ -91,7 +91,7 @@ def lost_rank_as_work_failed() -> Iterator[None]:
 
 @contextmanager
 def defer_interrupt() -> Iterator[None]:
-    """Raises KeyboardInterrupt only at the end of the block: a rank that left a collective would block the others."""
+    """Delays KeyboardInterrupt to the end of the block: a rank that left a collective would block the others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

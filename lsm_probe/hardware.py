@@ -1,4 +1,4 @@
-"""Which dtypes a device computes with, and how exactly."""
+"""Which dtypes a device computes with, and with what precision."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lsm_probe.errors import InputError
 
 
 def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a device has instructions for matrix products in `dtype`; elsewhere they are emulated, many times slower.
+    """Whether a device has instructions for matrix products in `dtype`; if not, they are emulated and far slower.
 
     A limit set by ONEDNN_MAX_CPU_ISA=AVX2 is respected.
 
     Args:
         dtype: of the matrix products.
-        device: a GPU that is not there, of a run that is only estimated, is taken for a recent one.
+        device: if no GPU is present (a run that is only estimated), a recent GPU is assumed.
     """
     if dtype == torch.float32:
         return True
@@ -35,16 +35,16 @@ def computes_natively(dtype: torch.dtype, device: torch.device) -> bool:
     onednn = torch.ops.mkldnn
     if dtype == torch.float16:
         return bool(onednn._is_mkldnn_fp16_supported())
-    # On x86 oneDNN takes bfloat16 from AVX-512 on, and emulates it up to AVX512-BF16.
+    # On x86, oneDNN accepts bfloat16 from AVX-512 on, but emulates it on CPUs without AVX512-BF16.
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(onednn._is_mkldnn_bf16_supported()) and (not x86 or in_hardware)
 
 
 def warn_if_emulated(dtype: torch.dtype, device: torch.device, option: str) -> None:
-    """Warns where `dtype` is emulated, with how much slower a matrix product is than in float32, measured now.
+    """Warns if `dtype` is emulated; the warning says how much slower than float32 a matrix product is, measured now.
 
-    `option` is what chose the dtype, such as `--dtype bfloat16`.
+    `option` is the option that chose the dtype, such as `--dtype bfloat16`.
 
     Raises:
         InputError: the device cannot compute with it at all.
@@ -69,7 +69,7 @@ def _slowdown(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The fastest of three products of `[32, 512]` and `[512, 512]`: milliseconds in float32."""
+    """Seconds of the fastest of three products of `[32, 512]` and `[512, 512]`, which take milliseconds in float32."""
     left, right = (torch.ones(rows, 512, dtype=dtype, device=device) for rows in (32, 512))
     # `item` waits for the device.
     return min(timeit.repeat(lambda: (left @ right).sum().item(), number=1, repeat=3))
@@ -80,14 +80,14 @@ def _computes(dtype: torch.dtype, device: torch.device) -> bool:
     try:
         one = torch.ones(1, 1, dtype=dtype, device=device)
         (one @ one).item()
-    except (RuntimeError, TypeError):  # CUDA raises the one, MPS the other
+    except (RuntimeError, TypeError):  # CUDA raises RuntimeError, MPS TypeError
         return False
     return True
 
 
 @cache
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """The widest dtype that a device can add up in: float64, or float32 on one that has no float64 (MPS)."""
+    """The widest dtype in which a device can compute sums: float64, or float32 on a device without float64 (MPS)."""
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, TypeError):
@@ -97,7 +97,7 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Computes with float32 as it is in the block: in no product or convolution is it rounded to TF32 or bfloat16.
+    """Computes float32 products and convolutions in the block without rounding them to TF32 or bfloat16.
 
     By default GPUs round the float32 inputs of convolutions to TF32, which has 10 bits for the fraction.
     """
@@ -110,14 +110,14 @@ def exact_float32() -> Iterator[None]:
 
 
 def _float32_settings() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any]]:
-    """How to read and to set what decides how float32 is computed, and its value for no rounding."""
+    """For each setting of float32 precision: functions that read and set it, and its value for no rounding."""
     backends: Any = torch.backends
     allow = partial(getattr, backends.cudnn, "allow_tf32"), partial(setattr, backends.cudnn, "allow_tf32"), False
     precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
     try:
         allow[0](), precision[0]()
         newer = getattr(backends, "fp32_precision", "none") != "none"  # since torch 2.9
-    except RuntimeError:  # the newer names are in use, beside which torch does not take these
+    except RuntimeError:  # the newer names are in use, and torch does not accept both
         newer = True
     if not newer:
         return [allow, precision]

@@ -1,4 +1,4 @@
-"""Hands the LLM inside a checkpoint to TransformerLens and nnsight, with spoken prompts to run through it there.
+"""Hands the LLM inside a checkpoint to TransformerLens and nnsight, together with embedded spoken prompts.
 
     checkpoint = lsm_probe.load("builtin:untrained")
     prompts = embed_prompts(checkpoint, lsm_probe.read_manifest("builtin:probe")[:2])
@@ -10,8 +10,8 @@
     with model.trace(inputs_embeds=prompts.inputs_embeds, attention_mask=prompts.attention_mask):
         middle = model.model.layers[15].output.save()
 
-Both read the prompt as embeddings: speech has no token ids. Encoder and connector have done their work by then, so what
-is patched or traced is the LLM.
+Both read the prompt as embeddings, because speech has no token ids. The encoder and the connector run before that, so
+only the LLM is patched or traced.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbeddedPrompts:
-    """Prompts as the LLM reads them, right-padded: what is at position `i` is the same token in all attributes.
+    """Prompts as the LLM reads them, right-padded: position `i` is the same token in all attributes.
 
     Attributes:
         inputs_embeds: text and speech embedded, `[batch, tokens, llm_dim]`, in the model's dtype.
@@ -81,13 +81,13 @@ def embed_prompts(checkpoint: Checkpoint, samples: Sequence[Sample]) -> Embedded
 def to_transformer_lens(checkpoint: Checkpoint) -> TransformerBridge:
     """The checkpoint's LLM as a TransformerBridge, with its tokenizer, in a few milliseconds and no memory.
 
-    Embedded prompts go in where token ids would: `bridge(inputs_embeds, attention_mask=mask)`, and the same with
-    `run_with_cache`, `run_with_hooks`, `stop_at_layer`. A hook that edits should work on a clone: what enters layer 0
-    is `inputs_embeds` itself. Logits differ from the checkpoint's own by rounding, since TransformerLens computes
-    attention step by step.
+    Pass embedded prompts in place of token ids: `bridge(inputs_embeds, attention_mask=mask)`, and the same with
+    `run_with_cache`, `run_with_hooks`, `stop_at_layer`. A hook that edits activations should work on a clone, because
+    the input of layer 0 is `inputs_embeds` itself. Logits differ from the checkpoint's own by rounding,
+    since TransformerLens computes attention step by step.
 
-    The weights are shared with the checkpoint: reading and patching activations leaves it alone, and so does
-    `enable_compatibility_mode`, but training the bridge, or writing into its parameters, changes it too.
+    The weights are shared with the checkpoint. Reading and patching activations does not change it, and neither does
+    `enable_compatibility_mode`. Training the bridge, or writing into its parameters, changes the checkpoint too.
 
     Raises:
         InputError: if TransformerLens is not installed, or cannot take the model; audio LLMs other than our own LSM
@@ -99,7 +99,7 @@ def to_transformer_lens(checkpoint: Checkpoint) -> TransformerBridge:
 
     from transformer_lens.model_bridge.sources import detect_tokenizer_bos_eos
 
-    # A tokenizer given to TransformerLens would be loaded anew, from the hub if need be.
+    # TransformerLens would load a tokenizer passed to it again, possibly from the hub.
     bridge.tokenizer = copy.deepcopy(checkpoint.tokenizer)
     bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(bridge.tokenizer)
     bridge.cfg.default_prepend_bos = False  # the prompt templates say where a BOS belongs
@@ -109,12 +109,12 @@ def to_transformer_lens(checkpoint: Checkpoint) -> TransformerBridge:
 def to_nnsight(checkpoint: Checkpoint) -> NNsight:
     """The checkpoint's LLM as an NNsight model, in a few milliseconds and no memory.
 
-    Embedded prompts go in by name: `with model.trace(inputs_embeds=..., attention_mask=...)`. Attention runs eager, so
+    Pass embedded prompts by name: `with model.trace(inputs_embeds=..., attention_mask=...)`. Attention runs eager, so
     that `model.model.layers[i].self_attn.source.attention_interface_1.output[1]` holds its probabilities
     `[batch, heads, queries, keys]`; logits differ from the checkpoint's own by rounding.
 
-    The weights are shared with the checkpoint: tracing and patching activations leaves it alone, but training the
-    model, or writing into its parameters, changes it too.
+    The weights are shared with the checkpoint. Tracing and patching activations does not change it. Training the
+    model, or writing into its parameters, changes the checkpoint too.
 
     Raises:
         InputError: if nnsight is not installed; audio LLMs other than our own LSM are refused.

@@ -1,11 +1,12 @@
-"""95 % intervals over utterances, by the jackknife; and whether one utterance alone decides a mean.
+"""95 % jackknife intervals over utterances, and a test whether one utterance alone decides a mean.
 
-An interval speaks of utterances, not of training seeds. All samples of an utterance (a cluster) are left out together.
-Each statistic is computed on all utterances and again without each of them. The differences say how much every
-utterance contributes, so that an interval for a mean serves any statistic: ratios, scores, and paired differences.
+An interval covers variation between utterances, not between training seeds. Each statistic is computed on all
+utterances and again without each of them. All samples of an utterance (a cluster) are left out together. The
+differences say how much every utterance contributes, so an interval for a mean works for any statistic: ratios,
+scores, and paired differences.
 
-The interval is Student's t, with the end on the side of the longer tail moved out by Hall's correction for skewness.
-Percentile bootstrap intervals over 6 to 8 utterances hold the true mean in 75 to 90 % of experiments, not in 95 %:
+It is Student's t interval. Hall's correction for skewness moves the end on the side of the longer tail outwards.
+Percentile bootstrap intervals over 6 to 8 utterances contain the true mean in 75 to 90 % of experiments, not in 95 %;
 `analyses/intervals` compares methods.
 """
 
@@ -21,11 +22,11 @@ from scipy import stats
 
 LEVEL = 0.95
 METHOD = "skewness-corrected t"
-"""How results name the method of their intervals; those that name none have percentile bootstrap intervals."""
+"""The name of this method in results. Results without a method name have percentile bootstrap intervals."""
 FEWEST = 3
-"""Utterances: with fewer there is no interval, as two do not tell whether values are skewed."""
+"""Fewest utterances for an interval: two do not show whether values are skewed."""
 OUTLIER = 0.01
-"""Significance of the test for an outlier, an utterance that alone decides a mean."""
+"""Significance level of the test for an outlier, an utterance that alone decides a mean."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -58,10 +59,10 @@ def leave_one_out(values: Floats, clusters: NDArray[np.int64]) -> NDArray[np.flo
 def interval(point: Floats | float, left_out: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lower and upper end of the 95 % interval of a statistic.
 
-    The jackknife's pseudo-values (Tukey 1958) take the place of the values whose mean a t interval is made for. Their
-    skewness is removed by Hall's monotone transformation of t (Hall 1992, "On the removal of skewness by
-    transformation", here with Student's quantiles), which moves the end on the side of the longer tail out. The
-    other end stays that of Student's t: the correction would move it in, and few values measure skewness badly.
+    This is a t interval for the mean of the jackknife's pseudo-values (Tukey 1958). Hall's monotone transformation of t
+    removes their skewness (Hall 1992, "On the removal of skewness by transformation", here with Student's quantiles):
+    it moves the end on the side of the longer tail outwards. The other end stays that of Student's t. The correction
+    would move it inwards, but skewness cannot be estimated well from few values.
 
     Args:
         point: the statistic of all utterances, `[...]`.
@@ -69,8 +70,8 @@ def interval(point: Floats | float, left_out: Floats) -> tuple[NDArray[np.float6
             of both statistics without that utterance.
 
     Returns:
-        `(low, high)`, each `[...]`; NaN with fewer than three utterances, and where the statistic or one without an
-        utterance is NaN. Zero width where all utterances are alike: for shares of a few hits, use [`share_interval`].
+        `(low, high)`, each `[...]`; NaN with fewer than three utterances, and where `point` or a value of `left_out` is
+        NaN. The width is 0 where all utterances are alike; for shares with few hits, use [`share_interval`].
 
     Example:
         >>> values, clusters = np.array([0.2, 0.3, 0.1, 0.4, 0.9]), np.arange(5)
@@ -94,12 +95,13 @@ def interval(point: Floats | float, left_out: Floats) -> tuple[NDArray[np.float6
 def share_interval(
     point: Floats | float, left_out: Floats, n_samples: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower and upper end of the 95 % interval of a share, such as of the responses that have the asked-for form.
+    """Lower and upper end of the 95 % interval of a share, such as the share of responses in the requested form.
 
-    Clopper and Pearson's exact binomial interval, for as many independent samples as have the variance found between
-    utterances (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive
-    counts estimated from survey data"). With one sample for each utterance it is the exact binomial interval. Where all
-    utterances agree on 0 or 1, each counts as one sample: 0 of 8 gives 0 to 0.37.
+    This is Clopper and Pearson's exact binomial interval with an effective number of samples: as many independent
+    samples as would give the variance found between utterances (Korn and Graubard 1998, "Confidence intervals for
+    proportions with small expected number of positive counts estimated from survey data"). With one sample for each
+    utterance it is the exact binomial interval. Where all utterances agree on 0 or 1, each counts as one sample: 0 of 8
+    gives 0 to 0.37.
 
     Args:
         point: the share, between 0 and 1, `[...]`.
@@ -120,12 +122,12 @@ def share_interval(
         return np.full(point.shape, np.nan), np.full(point.shape, np.nan)
     contributions = _contributions(point, left_out)
     effective = _effective_samples(point * (1 - point), contributions, n_samples)
-    # Wider, as the variance is known from few utterances; but each utterance counts as one sample at least.
+    # Fewer samples, as the variance is estimated from few utterances; but each utterance counts as at least one.
     tail = (1 - LEVEL) / 2
     wider = (stats.t.ppf(tail, n_samples - 1) / stats.t.ppf(tail, n - 1)) ** 2
     effective = np.maximum(effective * wider, np.minimum(effective, n))
     hits, misses = point * effective, (1 - point) * effective
-    # The beta distribution is not defined where the end is that of the range.
+    # The beta distribution is not defined where an end is 0 or 1.
     with np.errstate(invalid="ignore"):
         low = np.where(hits > 1e-9, stats.beta.ppf(tail, hits, misses + 1), 0)
         high = np.where(misses > 1e-9, stats.beta.ppf(1 - tail, hits + 1, misses), 1)
@@ -139,8 +141,9 @@ def share_difference_interval(
     """Lower and upper end of the 95 % interval of the paired difference of two shares on the same utterances.
 
     Bonett and Price (2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data") add two samples, one with a difference of 1 and one of -1. Here with Student's t, and to as many independent
-    samples as have the variance found between utterances. The interval has a width also where no sample differs.
+    data") add two samples, one with a difference of 1 and one of -1. Here they are added to as many independent samples
+    as would give the variance found between utterances, and the quantiles are Student's. The interval has a width even
+    where no sample differs.
 
     Args:
         point: the difference, between -1 and 1, `[...]`.
@@ -176,11 +179,11 @@ class Influence:
 
     Attributes:
         cluster: number of the utterance.
-        mean: of all utterances.
-        mean_without: without that one.
+        mean: mean (or statistic) of all utterances.
+        mean_without: the same without that utterance.
         carries: whether the utterance alone decides the mean: Grubbs' test calls it an outlier at a significance of
-            1 %, and leaving it out moves the mean by more than half a standard error. Of samples of a normal
-            distribution at most 1 % have such an utterance, however few utterances there are.
+            1 %, and leaving it out moves the mean by more than half a standard error. If values are normally
+            distributed, at most 1 % of data sets have such an utterance, however few utterances they have.
     """
 
     cluster: int
@@ -192,7 +195,7 @@ class Influence:
 def most_influential(values: Floats, clusters: NDArray[np.int64]) -> Influence:
     """The utterance that moves the mean over samples most when it is left out, and whether it alone decides the mean.
 
-    An interval that excludes 0 is not to be trusted where `carries` is true; nor is one that includes 0.
+    Do not trust an interval where `carries` is true, whether it includes 0 or not.
 
     Args:
         values: a number for each sample, such as D_i, `[samples]`.
@@ -203,7 +206,7 @@ def most_influential(values: Floats, clusters: NDArray[np.int64]) -> Influence:
         >>> found.cluster, round(found.mean, 2), round(found.mean_without, 2), found.carries
         (5, 0.62, 0.28, True)
     """
-    # With one utterance there is nothing left: NaN.
+    # With one utterance, none is left: NaN.
     counts = leave_one_out(np.ones(len(values)), clusters)
     with np.errstate(invalid="ignore", divide="ignore"):
         return most_influential_of(float(np.mean(values)), leave_one_out(values, clusters) / counts)
@@ -220,7 +223,7 @@ def most_influential_of(point: float, left_out: Floats) -> Influence:
 def _is_outlier(move: float, left_out: Floats) -> bool:
     """Grubbs' test for the utterance that moves the statistic most, in its two-sided form (Grubbs 1969)."""
     n = len(left_out)
-    # The move in standard errors: left-out statistics scatter n - 1 times less than the utterances.
+    # The move in standard errors. Statistics without one utterance vary n - 1 times less than the utterances.
     spread = (n - 1) * float(left_out.std(ddof=1))
     if not spread > 1e-12:  # equal but for rounding
         return False
@@ -233,17 +236,17 @@ def _is_outlier(move: float, left_out: Floats) -> bool:
 def _contributions(point: Floats, left_out: Floats) -> NDArray[np.float64]:
     """What each utterance adds to the statistic, `[utterances, ...]`: its pseudo-value minus the statistic."""
     found = (len(left_out) - 1) * (point - left_out)
-    # Differences of rounding alone are none.
+    # Differences that are only rounding count as 0.
     return np.where(np.abs(found) < 1e-12 * np.abs(point) * len(left_out), 0, found)
 
 
 def _effective_samples(variance: Floats, contributions: NDArray[np.float64], n_samples: int) -> NDArray[np.float64]:
-    """How many independent samples give a mean the variance that it has; utterances where all are alike.
+    """How many independent samples would give the mean this variance; the number of utterances if all are alike.
 
     Args:
-        variance: of a sample, `[...]`.
-        contributions: of the utterances, `[utterances, ...]`.
-        n_samples: the most there can be.
+        variance: variance of one sample, `[...]`.
+        contributions: contributions of the utterances, `[utterances, ...]`.
+        n_samples: upper limit of the result.
     """
     n = len(contributions)
     of_mean = contributions.var(0, ddof=1) / n
@@ -252,7 +255,7 @@ def _effective_samples(variance: Floats, contributions: NDArray[np.float64], n_s
 
 
 def _skewness(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the first axis, without the bias that samples of a normal distribution have; 0 where values are alike."""
+    """Skewness along the first axis, with the usual correction for small samples; 0 where all values are alike."""
     n = len(values)
     centred = values - values.mean(0)
     spread = (centred**2).mean(0)

@@ -28,9 +28,9 @@ class Language:
     """A language.
 
     Attributes:
-        code: ISO 639 code, of two letters where there is one: "zh" also for `cmn`, but "yue" for Cantonese.
+        code: ISO 639 code, with two letters if there is such a code: "zh" also for `cmn`, but "yue" for Cantonese.
         name: English name.
-        script: ISO 15924 code of its script, the usual one unless another was named.
+        script: ISO 15924 code of its script: the usual script unless the spelling named another.
     """
 
     code: str
@@ -46,11 +46,11 @@ class Language:
 def find_language(spelling: str | None, where: str = "") -> Language | None:
     """Finds a language by code or tag in any case (`zh`, `cmn`, `zh_CN`, `ZH`) or by name (`Mandarin`, `Deutsch`).
 
-    What can be read as a code is: "mon" is Mongolian, and the language called Mon is "mnw".
+    A spelling that can be a code is read as one: "mon" is Mongolian, and the language called Mon is "mnw".
 
     Args:
         spelling: the code, tag or name.
-        where: what an error message begins with.
+        where: beginning of an error message.
 
     Returns:
         None for None, for a blank, and for the codes that name no single language (`und`, `mul`, `mis`, `zxx`).
@@ -74,7 +74,7 @@ def find_language(spelling: str | None, where: str = "") -> Language | None:
 
 
 def require_language(spelling: str, where: str = "") -> Language:
-    """As [`find_language`]; raises InputError also where none is named."""
+    """Like [`find_language`], but raises InputError if the spelling names no single language."""
     found = find_language(spelling, where)
     if found is None:
         raise InputError(f"{where}{spelling!r} names no single language; write one, such as 'de' or 'German'")
@@ -83,7 +83,7 @@ def require_language(spelling: str, where: str = "") -> Language:
 
 @lru_cache(maxsize=4096)
 def _read(spelling: str) -> Language | None:
-    # "Chinese (Simplified)" is how many tools name what `zh-Hans` is.
+    # Many tools write "Chinese (Simplified)" for `zh-Hans`.
     found = _by_tag(spelling) or _by_name(spelling) or _by_name(spelling.partition("(")[0])
     if found is None:
         return None
@@ -96,20 +96,20 @@ def _by_tag(spelling: str) -> langcodes.Language | None:
         found = langcodes.Language.get(spelling)
     except LanguageTagError:
         return None
-    # langcodes takes a private tag such as "x-foo" for a language.
+    # langcodes accepts a private tag such as "x-foo" as a language.
     return found if found.is_valid() and not spelling.lower().startswith("x-") else None
 
 
 def _by_name(spelling: str) -> langcodes.Language | None:
-    # Short Latin strings are mistaken codes ("gb", "jp"), for which names of remote languages would be found.
+    # Short Latin strings are wrong codes ("gb", "jp"); a search by name would find unrelated rare languages for them.
     if spelling.isascii() and sum(map(str.isalpha, spelling)) <= 3:
         return None
-    if re.search(r"[,;/|&+]", spelling):  # several languages: langcodes drops the signs, and "en,de" becomes Ende
+    if re.search(r"[,;/|&+]", spelling):  # several languages: langcodes drops punctuation, so "en,de" would become Ende
         return None
     try:
         found = langcodes.find(spelling)
     except LookupError:
         return None
-    # The beginning of a string is enough for langcodes: it finds Yine, also called Pira, in "pirate".
+    # langcodes also matches the beginning of a string: for "pirate" it finds Yine, also called Pira.
     is_whole = normalize_name(spelling) in TRIES["und/name_to_language"]
     return _by_tag(found.to_tag()) if is_whole else None

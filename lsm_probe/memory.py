@@ -1,4 +1,4 @@
-"""What to do where memory runs out: go on with smaller batches, or say in one line what does not fit."""
+"""Handle running out of memory: continue with smaller batches, or say in one line what does not fit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY_ERRORS = (RuntimeError, MemoryError)
-"""The types of the errors that [`is_out_of_memory`] tells apart."""
+"""The exception types that [`is_out_of_memory`] examines."""
 _SAID = (
     "out of memory",  # by CUDA, its driver, HIP, XPU and MPS
     "can't allocate memory",  # by the CPU's allocator
     "ALLOC_FAILED",  # by cuBLAS, cuDNN, cuSOLVER, cuSPARSE and cuFFT
     "HOST_ALLOCATION_FAILED",  # by cuDNN
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # its workspace is allocated at the first product
-    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",  # no algorithm for these sizes in the memory that is left
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS allocates its workspace at the first product
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",  # no algorithm for these sizes fits into the memory left
 )
 
 
@@ -35,16 +35,16 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def release_memory(error: BaseException) -> None:
-    """Frees what a failed pass has allocated, so that there is room for the next.
+    """Frees the memory that a failed pass allocated, so that there is room for the next pass.
 
     Args:
-        error: that the pass ended with; the variables of the functions it came through are cleared.
+        error: the error that ended the pass; local variables in the frames of its traceback are cleared.
     """
     found: BaseException | None = error
     while found is not None:
         traceback.clear_frames(found.__traceback__)
         found = found.__cause__ or found.__context__
-    # cuBLAS and cuDNN allocate outside of torch's cache, which must give back what it does not use.
+    # cuBLAS and cuDNN allocate outside torch's cache, so the cache must release its unused memory.
     clear_device_cache(garbage_collection=True)
 
 
@@ -53,12 +53,13 @@ def run_in_halves(
     batch: Sequence[Item],
     alone: Callable[[Item, Exception], Result] | None = None,
 ) -> list[Result]:
-    """Runs a batch, in halves where memory runs out.
+    """Runs a batch; if memory runs out, runs its halves instead.
 
     Args:
         run: gives a result for each item of a batch.
         batch: the items.
-        alone: gives the result of an item that does not fit even alone, or raises; by default what `run` raised.
+        alone: gives the result of an item that does not fit even alone, or raises; by default the error of `run` is
+            raised.
     """
     try:
         return run(batch)
@@ -68,21 +69,21 @@ def run_in_halves(
         release_memory(error)
         if len(batch) == 1 and alone is not None:
             return [alone(batch[0], error)]
-    # Outside of the `except`: the error would keep the tensors of the failed pass.
+    # Outside the `except`, in which the error would keep the tensors of the failed pass in memory.
     half = len(batch) // 2
     return [*run_in_halves(run, batch[:half], alone), *run_in_halves(run, batch[half:], alone)]
 
 
 def run_in_smaller_batches(run: Callable[[int], Result], batch_size: int, item: str) -> Result:
-    """Runs all of something in batches of this size, or from the start in smaller ones where memory runs out.
+    """Runs the whole work in batches of this size; if memory runs out, starts again with half the size.
 
     Args:
-        run: does it, given the size.
-        batch_size: the largest, halved down to 1.
-        item: what a batch of one holds, for the error.
+        run: does the whole work, given the batch size.
+        batch_size: the first size to try; it is halved down to 1.
+        item: what a batch of one item holds, for the error message.
 
     Raises:
-        InputError: not even one fits.
+        InputError: not even one item fits.
     """
     while True:
         try:
@@ -101,9 +102,9 @@ def fitting(name: str, device: torch.device | str, remedy: str | None = None) ->
     """Loads a model, or moves it to a device, in the block.
 
     Args:
-        name: of the model.
-        device: where it has to fit.
-        remedy: what to try if it does not; by default other values of `--device` and `--dtype`.
+        name: name of the model.
+        device: the device whose memory it must fit into.
+        remedy: what the error message suggests; by default other values of `--device` and `--dtype`.
 
     Raises:
         InputError: memory runs out.

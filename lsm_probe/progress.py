@@ -1,4 +1,4 @@
-"""Progress in notebooks: bars in a Jupyter kernel where nobody asked for anything else, and nothing in scripts."""
+"""Progress bars in Jupyter notebooks, unless the caller gives another callback; no output in scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 OnProgress = Callable[..., None]
-"""Called as `on_progress(name, done, total, note="")`; `total` is None while it is not known."""
+"""Called as `on_progress(name, done, total, note="")`; `total` is None as long as it is unknown."""
 
 
 def in_notebook() -> bool:
@@ -26,7 +26,7 @@ def notebook_progress(given: OnProgress | None = None) -> Iterator[OnProgress]:
     The bars disappear at the end of the block. `TQDM_DISABLE=1` turns them off.
 
     Args:
-        given: what the caller wants to be called instead, in a notebook or not.
+        given: the caller's own callback, which is used instead of bars, in a notebook or not.
 
     Example:
         >>> with notebook_progress() as on_progress:
@@ -39,7 +39,7 @@ def notebook_progress(given: OnProgress | None = None) -> Iterator[OnProgress]:
         yield lambda name, done, total, note="": None
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without ipywidgets the bars are text, which does as well
+        warnings.simplefilter("ignore")  # without ipywidgets the bars are text, which is fine
         from tqdm.auto import tqdm
     bars: dict[str, Any] = {}
 
@@ -48,7 +48,7 @@ def notebook_progress(given: OnProgress | None = None) -> Iterator[OnProgress]:
             bars[name] = tqdm(desc=name, total=total, leave=False)
         bar = bars[name]
         bar.n, bar.total = done, total
-        bar.set_postfix_str(note)  # draws it too
+        bar.set_postfix_str(note)  # also draws the bar
 
     try:
         yield on_progress

@@ -14,14 +14,14 @@ T = TypeVar("T")
 class Registry(Mapping[str, T]):
     """Objects of one kind by name, built-in ones first.
 
-    Entry points are read when a name that is not built in is looked up, or all names are asked for. An entry point that
-    cannot be used is left out with a warning, so that another package cannot break a command that does not need it.
+    Entry points are read when a name that is not built in is looked up, or when all names are listed. An entry point
+    that cannot be used is left out with a warning, so another package cannot break a command that does not need it.
 
     Args:
-        group: entry-point group: the name of an entry point is the object's, its value where the object is
-            (`package.module:attribute`).
-        kind: what an object is, for warnings.
-        accepts: whether an object is of this kind, and may have this name.
+        group: entry-point group. The name of an entry point is the name of the object, and its value is the object's
+            location (`package.module:attribute`).
+        kind: what kind of object it is, for warnings.
+        accepts: whether an object is of this kind and may have this name.
 
     Example:
         >>> greetings = Registry("my_package.greetings", "greeting", lambda name, found: callable(found))
@@ -37,7 +37,7 @@ class Registry(Mapping[str, T]):
         self._registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Registers what it decorates under a name; raises ValueError if the name is taken."""
+        """Decorator that registers an object under a name; raises ValueError if the name is taken."""
 
         def add(found: T) -> T:
             if name in self._registered:
@@ -49,7 +49,7 @@ class Registry(Mapping[str, T]):
 
     @property
     def built_in(self) -> Mapping[str, T]:
-        """Those of this package; entry points are not read."""
+        """The objects of this package, without reading entry points."""
         return self._registered
 
     def __getitem__(self, name: str) -> T:

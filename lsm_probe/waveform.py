@@ -1,4 +1,4 @@
-"""The check that every waveform passes, from a file or from Python."""
+"""Check and convert waveforms, whether they come from a file or from Python."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from lsm_probe.errors import InputError
 
 MAX_PEAK = 10.0
-"""Largest floating-point sample, where full scale is 1. Decoders, resamplers and gain overshoot full scale by a factor
-of 4 at most in practice. 16-bit integers with a peak of 10 or less would be nearly silent (-70 dB), so a larger peak
+"""Largest floating-point sample, where full scale is 1. In practice, decoders, resamplers and gain exceed full scale by
+a factor of 4 at most. 16-bit integers with a peak of 10 or less would be nearly silent (-70 dB), so a larger peak
 means that the samples are on an integer scale."""
 
 
@@ -17,8 +17,8 @@ def as_waveform(audio: ArrayLike) -> NDArray[np.float32]:
     """Checks a mono waveform and converts it to float32, where full scale is 1.
 
     Args:
-        audio: `[samples]`, an array, a tensor or a list: floating-point numbers up to [`MAX_PEAK`], taken as they
-            are; or integers of 8 (unsigned too), 16 or 32 bits, divided by the full scale of their type.
+        audio: `[samples]`, an array, a tensor or a list: floating-point numbers up to [`MAX_PEAK`], which are not
+            changed; or integers of 8 (unsigned too), 16 or 32 bits, divided by the full scale of their type.
 
     Raises:
         InputError: there is no sample or more than one channel; a sample is NaN, infinite or far above 1; or the type
