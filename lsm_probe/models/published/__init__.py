@@ -1,7 +1,7 @@
 """Released checkpoints of published speech LLMs, read without conversion.
 
-One module per system; importing it here registers it. A system defines how to recognise its releases, the equivalent
-configuration of an LSM of this package, and the names of its tensors.
+There is one module per system; importing it here registers it. A system defines how to recognise its releases, which
+LSM configuration of this package is equivalent, and what its tensors are called.
 """
 
 from lsm_probe.models.published import blsp, diva, llama_omni, llasm, salmonn, self_powered, slam_llm, ultravox

@@ -29,7 +29,7 @@ _CONNECTOR_RULES: list[Rule] = [
 
 
 def _recognises(release: Release) -> bool:
-    # The Self-Powered LSM has the same `architectures`, and settings of a Q-Former.
+    # The Self-Powered LSM has the same `architectures`, but with settings of a Q-Former.
     return release.config.get("architectures") == ["BlspModel"] and "conv_kernel_sizes" in release.config
 
 
@@ -48,11 +48,11 @@ def read_blsp_model(
     Args:
         release: the release.
         projector: configuration of the connector.
-        connector_rules: names of its tensors.
+        connector_rules: renaming rules for the tensors of the connector.
         template: name of the prompt template.
 
     Raises:
-        InputError: a setting is missing, or makes no configuration.
+        InputError: a setting is missing, or no valid configuration can be made from it.
     """
     text_config = release.part_config(LlamaConfig, release.setting("llama_config"))
     config = LsmConfig(

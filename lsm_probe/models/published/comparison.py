@@ -1,4 +1,4 @@
-"""Checks whether a given part is the one that a release was trained with."""
+"""Check whether a given part is the one that a release was trained with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def is_same_part(held: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors that a release holds of a part are those of the part that was given.
+    """Whether a part's tensors in a release equal those of the part that was given.
 
     Args:
-        held: those in the release, by their names in the LSM; they may be a few of the part's.
-        given: those of the part, by the same names. One of the two may be stored in half precision.
+        held: tensors of the part in the release, by their names in the LSM; these may be only some of its tensors.
+        given: tensors of the given part, by the same names. Either side may be stored in half precision.
     """
     return all(name in given and _is_close(tensor, given[name]) for name, tensor in held.items())
 

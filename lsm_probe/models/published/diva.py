@@ -1,14 +1,14 @@
-"""DiVA (WillHeld/DiVA-llama-3-v0-8b, arXiv 2410.02678): learned queries through Whisper's decoder, a linear, an LLM.
+"""DiVA (WillHeld/DiVA-llama-3-v0-8b, arXiv 2410.02678): learned queries, Whisper's decoder, a linear layer, an LLM.
 
-A release holds a decoder of Whisper's with weights of its own, the 448 vectors that it reads and a linear layer.
-Whisper's encoder and the LLM are elsewhere, and its `config.json` names them. Speech of more than 30 s becomes several
-pieces of 448 speech tokens, where the original cuts it off.
+A release holds a Whisper decoder with its own trained weights, the 448 vectors that this decoder reads, and a linear
+layer. It does not contain Whisper's encoder and the LLM; its `config.json` names them. Speech longer than 30 s becomes
+several pieces of 448 speech tokens; the original code cuts it off at 30 s.
 
-Not compared with the original code: we have no output of it. The names of the tensors follow the release's code;
-speech tokens and logits were compared with a rewrite of its forward pass, with transformers' Whisper. The prompt is the
-LLM's own chat template with the instruction as the system turn. The release's code writes its turns by hand, with
-other line breaks and a second BOS, and its versions differ in that: its prompts are not reproduced token by token. It
-runs the LLM in float16.
+The results were not compared with the original code, because we have no output of it. The tensor names follow the
+release's code. Speech tokens and logits were compared with a rewrite of its forward pass that uses transformers'
+Whisper. The prompt is the LLM's own chat template with the instruction as the system turn. The release's code writes
+the turns by hand, with other line breaks and a second BOS, and its versions differ in this; its prompts are not
+reproduced token by token. It runs the LLM in float16.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""LLaMA-Omni (arXiv 2409.06666): Whisper, five states stacked to a token, Llama 3; and LLaMA-Omni 2 (2505.02625).
+"""LLaMA-Omni (arXiv 2409.06666): Whisper, five states stacked per token, Llama 3; and LLaMA-Omni 2 (2505.02625).
 
-Only their text responses are measured: the part that turns these into speech (`speech_generator`) does not affect them.
+Only their text responses are measured. The part that turns text into speech (`speech_generator`) does not affect them.
 
-LLaMA-Omni 2 has the same connector and Qwen2.5. Its importer follows the original's source code; its numbers were not
-compared with the original's.
+LLaMA-Omni 2 has the same connector, and Qwen2.5 as its LLM. Its importer follows the original source code; its numbers
+were not compared with those of the original.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _RULES: list[Rule] = [
     (r"(lm_head\..*|model\.(?:embed_tokens|layers|norm)\..*)", r"language_model.\1"),
 ]
 _WIDTH_OF_HEADS = 64
-"""Of every Whisper that OpenAI published."""
+"""Width of an attention head in every Whisper that OpenAI published."""
 
 
 def _read_llama_omni(release: Release, parts: Parts) -> Reading:
-    # The original puts the file's weights in the place of those in the folder. In the release both are the same, so
-    # that without the file those of the folder are read, and a file with others is refused.
+    # The original code replaces the encoder weights in the folder by those in the file. In the release both are equal.
+    # So without the file, the weights in the folder are read, and a file with other weights is refused.
     named = release.config.get("speech_encoder")
     what = f"Whisper large-v3 in OpenAI's file, which its config.json calls {named}, or as a folder of transformers"
     is_held = any(re.match(_ENCODER, name) for name in release.tensors)
@@ -51,7 +51,7 @@ def _read_llama_omni(release: Release, parts: Parts) -> Reading:
     reading = _reading(release, llm, "llama_omni", encoder[0].config, encoder)
     read = common_size(release.tensors, {_PROJECTOR + r"linear1\.weight": 1}, release.folder)
     width, rest = divmod(read, reading.config.projector_config.window)
-    if not rest:  # a damaged tensor is refused by its name later
+    if not rest:  # otherwise a tensor is damaged and is refused by its name later
         check_width("encoder", place, encoder[0].config.d_model, width)
     return reading
 
@@ -68,7 +68,7 @@ def _reading(
     encoder_config: WhisperConfig,
     encoder: tuple[Part, WhisperFeatureExtractor] | None = None,
 ) -> Reading:
-    """Reads either of the systems, with the encoder in the release's folder or another one and its extractor."""
+    """Reads either system. `encoder` replaces the encoder in the release's folder, and brings its feature extractor."""
     for setting, only in (("speech_encoder_type", "whisper"), ("speech_projector_type", "linear")):
         if only not in str(value := release.config.get(setting, only)).lower():
             raise InputError(f"{release.folder / 'config.json'} has {setting} {value!r}: only {only!r} can be read")
@@ -110,10 +110,10 @@ def _reading(
 
 
 def _encoder_config(release: Release, remedy: str) -> WhisperConfig:
-    """Of the encoder in the release's folder; no shape tells its number of heads.
+    """Configuration of the encoder in the release's folder; its number of heads is derived from its width.
 
     Raises:
-        InputError: its width is that of no Whisper of OpenAI's; ends with `remedy`.
+        InputError: no OpenAI Whisper has this width; the message ends with `remedy`.
     """
     width = common_size(release.tensors, {_ENCODER + r"blocks\.\d+\.(attn|mlp)_ln\.(weight|bias)": 0}, release.folder)
     if width % _WIDTH_OF_HEADS:
@@ -129,7 +129,7 @@ def _encoder_config(release: Release, remedy: str) -> WhisperConfig:
         encoder_layers=len(layers),
         encoder_attention_heads=width // _WIDTH_OF_HEADS,
         encoder_ffn_dim=4 * width,
-        # Whisper has one of two: a damaged tensor is refused by its name later.
+        # Whisper has 80 or 128: a damaged tensor is refused by its name later.
         num_mel_bins=80 if mel_bins == 80 else 128,
     )
 

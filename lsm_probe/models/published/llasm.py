@@ -1,4 +1,4 @@
-"""LLaSM (arXiv 2308.15930): the states of Whisper's decoder, a linear layer, Llama 2."""
+"""LLaSM (arXiv 2308.15930): states of Whisper's decoder, a linear layer, Llama 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RULES: list[Rule] = [
     (r"(lm_head\..*|model\.(?:embed_tokens|layers|norm)\..*)", r"language_model.\1"),
 ]
 _DECODER_STATES = 64
-"""Where `config.json` does not say how many there are."""
+"""Default number of decoder states, used where `config.json` does not give it."""
 _TOKENS = ("<au_patch>", "<au_start>", "<au_end>")
 
 
@@ -43,7 +43,7 @@ def _read(release: Release, parts: Parts) -> Reading:
         decoder_states=release.config.get("audio_token_len") or _DECODER_STATES,
     )
     tokenizer = release.tokenizer()
-    # As the original does: the release may lack them, or hold them as words.
+    # As in the original code: the release's tokenizer may lack them, or not mark them as special.
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in _TOKENS], special_tokens=True)
     if (past := len(tokenizer)) > text_config.vocab_size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""From the folder of a published checkpoint to an LSM of this package."""
+"""Find, download and load published checkpoints as LSMs of this package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NO_WEIGHTS = ["*.json", "*.yaml", "*.txt", "*.model", "*.jinja"]
 
 
 def find_system(name: str | Path) -> str | None:
-    """The name of the published system that a folder or file holds; None if it holds none that is known."""
+    """The name of the published system in a folder or file; None if no system recognises it."""
     release = Release.at(name)
     if not release.folder.is_dir():
         return None
@@ -44,9 +44,9 @@ def find_system(name: str | Path) -> str | None:
 
 
 def find_release(name: str | Path) -> Path | None:
-    """The folder or file of a published checkpoint: the name itself, or the local copy of a hub name.
+    """The folder or file of a published checkpoint: the given path, or the local copy for a hub name.
 
-    None for any other name. For a hub name, the folder may lack the weights; [`download_release`] completes it.
+    None for any other name. For a hub name, the folder may lack the weights; [`download_release`] fetches them.
     """
     place = Path(name)
     if may_be_on_hub(str(name)):
@@ -58,10 +58,10 @@ def find_release(name: str | Path) -> Path | None:
 
 
 def download_release(name: str) -> Path | None:
-    """The folder of a published checkpoint on the model hub, downloaded; None of any other name.
+    """Downloads a published checkpoint from the model hub and returns its folder; None for any other name.
 
     Raises:
-        InputError: the hub does not give its files.
+        InputError: its files cannot be downloaded from the hub.
     """
     if not may_be_on_hub(name):
         return None
@@ -76,29 +76,29 @@ def download_release(name: str) -> Path | None:
 
 
 def cached_config(name: str) -> Path | None:
-    """The `config.json` of a hub name, if the hub's cache has it."""
+    """The `config.json` of a hub name, if it is in the local hub cache."""
     try:
         found = try_to_load_from_cache(name, CONFIG_NAME)
-    except ValueError:  # no name that the hub allows
+    except ValueError:  # not a valid hub name
         return None
     return Path(found) if isinstance(found, str) else None
 
 
 def _patterns(name: str) -> list[str]:
-    """Which files of a hub name to download: settings, tokenizers, and the weights of the kind that is read."""
+    """Patterns of the files to download for a hub name: settings, tokenizers, and weights in the format to read."""
     try:
         files = [file for file in list_repo_files(name) if "/" not in file and is_of_model(Path(file))]
     except (OSError, ValueError, HfHubHTTPError):
-        # Offline: the files kept here may be enough.
+        # Offline: the files in the cache may be enough.
         return [*_NO_WEIGHTS, *WEIGHTS]
     return [*_NO_WEIGHTS, *next((found for kind in WEIGHTS if (found := fnmatch.filter(files, kind))), [])]
 
 
 def read_published(name: str | Path, parts: Parts) -> tuple[Reading, LsmProcessor]:
-    """Reads all of a published checkpoint but its weights.
+    """Reads everything except the weights of a published checkpoint.
 
     Raises:
-        InputError: it is none that is known, lacks a part, or is damaged.
+        InputError: its system is not known, it lacks a part, or it is damaged.
     """
     return _read(SYSTEMS[_require_system(name)], Release.at(name), parts)
 
@@ -114,10 +114,10 @@ def load_published(
 ) -> Lsm:
     """Loads a published checkpoint as an LSM; the arguments are those of [`lsm_probe.load`].
 
-    Where `dtype` is None, the weights get the smallest dtype that rounds none of them.
+    If `dtype` is None, the weights get the smallest dtype that rounds none of them.
 
     Raises:
-        InputError: it is none that is known, lacks a part, or holds tensors that its system does not have.
+        InputError: its system is not known, it lacks a part, or it holds tensors that its system does not have.
     """
     release = Release.at(name)
     checksums = check_folder(release.folder)
@@ -128,7 +128,7 @@ def load_published(
     config, release = reading.config, reading.release or release
     _check_no_adapter(release)
     checkpoint = Lsm(str(name), _model(reading, name, dtype), processor)
-    # Last: large files are hashed for it.
+    # Last, because it hashes large files.
     parts_identities = {part: identify_part() for part, identify_part in reading.parts.items()}
     _check_other_files(release, checkpoint.model, parts_identities.values())
     encoder = parts_identities.get("encoder")
@@ -149,10 +149,10 @@ def load_published(
 
 
 def missing_parts(name: str | Path) -> tuple[str, ...]:
-    """The parts that a published checkpoint leaves out, of [`PARTS`].
+    """The names in [`PARTS`] of the parts that a published checkpoint leaves out.
 
     Raises:
-        InputError: it is none that is known, or damaged.
+        InputError: its system is not known, or it is damaged.
     """
     return SYSTEMS[_require_system(name)].missing_parts(Release.at(name))
 
@@ -164,7 +164,7 @@ def _check_no_adapter(release: Release) -> None:
 
 
 def _check_other_files(release: Release, model: LsmForConditionalGeneration, parts: Iterable[WeightsIdentity]) -> None:
-    """Refuses files of weights that were not read, unless they are those of a part or hold nothing else."""
+    """Refuses weight files that were not read, unless they are those of a part or add no other tensors."""
     if release.file is not None:
         return
     files = {path.name: read_shapes(path) for path in release.files}
@@ -182,7 +182,7 @@ def _require_system(name: str | Path) -> str:
 
 
 def _common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The smallest dtype of float32, bfloat16 and float16 that rounds none of some weights."""
+    """The smallest dtype (float16, bfloat16 or float32) that holds all of these weights without rounding."""
     stored = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return stored.pop() if stored in ({torch.bfloat16}, {torch.float16}) else torch.float32
 
@@ -196,7 +196,7 @@ def _model(reading: Reading, name: str | Path, dtype: torch.dtype | None) -> Lsm
     with complete_loading_info() as completed:
         model, loaded = load(None, config=reading.config, state_dict=tensors, **options)
     check_tensors(model, loaded | completed, name, reading.config, {})
-    # A release's own sampling settings do not hold here: responses are greedy.
+    # A release's own sampling settings are not used: responses are greedy.
     model.generation_config = GenerationConfig(eos_token_id=reading.eos_token_ids)
     evaluated: LsmForConditionalGeneration = model.eval()
     return evaluated

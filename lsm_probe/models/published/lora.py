@@ -1,4 +1,4 @@
-"""Low-rank adapters of an LLM, which releases hold beside the weights that they change."""
+"""Low-rank adapters (LoRA) of an LLM, which releases store separately from the weights that they change."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def merge_lora(
     """Weights with their adapters added: W + alpha / rank * B A, computed in float32.
 
     Args:
-        weights: by name; a weight's name ends in `.weight`.
+        weights: weights by name; each name ends in `.weight`.
         adapters: A `[rank, in]` as `NAME.lora_A`, B `[out, rank]` as `NAME.lora_B`, where `NAME.weight` is the weight.
         alpha: the scale of the adapters.
-        dtype: of the merged weights.
+        dtype: dtype of the merged weights.
         where: the release, for messages.
 
     Raises:
-        InputError: an adapter lacks one of its halves, or fits no weight.
+        InputError: an adapter lacks A or B, or does not fit the weight of its name.
     """
     merged = dict(weights)
     for name in sorted({adapter.rpartition(".")[0] for adapter in adapters}):

@@ -26,11 +26,11 @@ _ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an LSM that came from elsewhere.
+    """A part of an LSM that is not in the release.
 
     Attributes:
-        config: its own.
-        tensors: reads its weights, by their names in the LSM, in the dtype given. A folder is verified first.
+        config: its own configuration.
+        tensors: reads its weights in the given dtype, by their names in the LSM. A folder is verified first.
         identity: hashes its weights, which takes minutes for a large LLM.
     """
 
@@ -43,8 +43,8 @@ def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatu
     """A Whisper as an audio tower, and its feature extractor.
 
     Args:
-        place: folder or hub name of a Whisper, or a `.pt` file of OpenAI's.
-        whole: with its decoder.
+        place: folder or hub name of a Whisper, or an OpenAI `.pt` file.
+        whole: include its decoder.
 
     Raises:
         InputError: it cannot be read, or is not a Whisper.
@@ -63,10 +63,10 @@ def whisper_part(place: str, *, whole: bool = False) -> tuple[Part, WhisperFeatu
 
 
 def beats_part(place: str) -> Part:
-    """BEATs from a file of its authors, which holds its settings (`cfg`) and its weights (`model`).
+    """BEATs from a file released by its authors, which holds its settings (`cfg`) and its weights (`model`).
 
     Raises:
-        InputError: it cannot be read, or is not a BEATs that is implemented.
+        InputError: it cannot be read, or is not a BEATs variant that is implemented.
     """
     path = Path(place)
     if not path.is_file():
@@ -95,20 +95,20 @@ def llm_part(place: str) -> Part:
 
     def read(dtype: torch.dtype) -> Mapping[str, Tensor]:
         state = load_causal_llm(f"--llm {place}", place, dtype).state_dict()
-        # A quantiser of transformers may have put them on a GPU; the rest of the release is on the CPU.
+        # Quantisation in transformers may have put them on a GPU; the rest of the release is on the CPU.
         return {f"language_model.{name}": tensor.cpu() for name, tensor in state.items()}
 
     return _part_of_folder(place, config, read)
 
 
 def check_width(part: str, place: str, width: int, needed: int) -> None:
-    """Refuses a part that cannot be the one that a connector was trained with.
+    """Refuses a part whose width does not match the connector.
 
     Args:
         part: one of [`lsm_probe.models.published.PARTS`].
         place: where it was read from.
-        width: of its hidden states.
-        needed: the width that the connector reads or makes.
+        width: width of its hidden states.
+        needed: width that the connector reads or outputs.
 
     Raises:
         InputError: they differ.
@@ -136,7 +136,7 @@ def _openai_part(path: Path, whole: bool) -> tuple[Part, WhisperFeatureExtractor
 
 
 def _part_of_folder(place: str, config: PreTrainedConfig, read: Callable[[torch.dtype], Mapping[str, Tensor]]) -> Part:
-    """A part in a folder or on the hub, whose checksums are verified once, before its weights are read."""
+    """A part in a folder or on the hub. Its checksums are verified once, before its weights are read."""
     verified = cache(lambda: check_folder(place))
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:

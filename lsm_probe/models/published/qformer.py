@@ -1,4 +1,4 @@
-"""The Q-Former over windows as the Self-Powered LSM and SALMONN store it."""
+"""The window-level Q-Former, as stored in releases of the Self-Powered LSM and SALMONN."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lsm_probe.models.published.release import Rule, common_size
 
 HEADS = 12
-"""Of BERT base, after which the Q-Former is made; no file of a release says it."""
+"""Number of heads in BERT base, on which the Q-Former is based; releases do not state it."""
 _LAYER = r"speech_Qformer\.bert\.(encoder\.layer\.\d+\."
 _NEW = r"multi_modal_projector.qformer.\1"
 
@@ -21,23 +21,23 @@ QFORMER_RULES: list[Rule] = [
     (r"speech_Qformer\.bert\.embeddings\.LayerNorm\.(.*)", r"multi_modal_projector.qformer.layernorm.\1"),
     (_LAYER + r"(?:cross)?attention)\.self\.(.*)", _NEW + r".attention.\2"),
     (_LAYER + r"(?:(?:cross)?attention\.output|intermediate_query|output_query)\..*)", _NEW),
-    # Parts of BERT for text, which no query passes through.
+    # Parts of BERT for text, which do not process the queries.
     (_LAYER + r"(?:intermediate|output)\..*)", None),
     (r"speech_Qformer\.bert\.embeddings\.(word_embeddings|position_embeddings|position_ids).*", None),
     (r"speech_Qformer\.cls\..*", None),
 ]
-"""Names of its tensors."""
+"""Renaming rules for the tensors of the Q-Former."""
 
 
 def qformer_sizes(tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, int]:
-    """The widths of a released Q-Former as settings of an `LsmProjectorConfig`, by the shapes of its tensors.
+    """Widths of a released Q-Former, from its tensor shapes, as settings of an `LsmProjectorConfig`.
 
     Args:
-        tensors: of the release, by their names there.
+        tensors: tensors of the release, by their names there.
         where: the release, for messages.
 
     Raises:
-        InputError: it has none of the tensors that tell a width.
+        InputError: the tensors whose shapes give a width are missing.
     """
     layer = r"speech_Qformer\.bert\.encoder\.layer\.\d+\."
     width = {layer + r"(cross)?attention\.self\.(query|key|value)\.(weight|bias)": 0}

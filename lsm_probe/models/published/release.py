@@ -1,4 +1,4 @@
-"""The files of a released checkpoint as they are: its settings, its tensors, its tokenizer."""
+"""The unconverted files of a released checkpoint: its settings, tensors and tokenizer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from lsm_probe.models.tensors import listed
 from lsm_probe.models.weight_files import find_state_dict, indexed_files, is_of_model
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pth", "*.pt", "*.bin")
-"""Patterns of files of weights. All files of the first pattern that fits any are read, and no others."""
+"""Patterns of weight files. Only the files of the first pattern that matches any file are read."""
 Config = TypeVar("Config", bound=PreTrainedConfig)
 _SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 _DAMAGED = "it is damaged, or holds more than tensors; download it again"
 _MOST_NAMES = 2**26
-"""Bytes that are searched for the names of tensors; the largest checkpoints' names take a few million."""
+"""Number of bytes searched for tensor names; the names of the largest checkpoints take a few million bytes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Release:
     """A released checkpoint.
 
     Attributes:
-        folder: that holds its files.
-        file: the one file of weights that was named; None if the folder was.
+        folder: the folder that holds its files.
+        file: the single weight file, if a file was given; None if a folder was given.
     """
 
     folder: Path
@@ -49,18 +49,18 @@ class Release:
 
     @classmethod
     def at(cls, name: str | Path) -> Release:
-        """The release in a folder, or the one whose single file of weights is named."""
+        """The release in a folder, or the release whose single weight file is given."""
         path = Path(name)
         return cls(path.parent, path) if path.is_file() else cls(path)
 
     @property
     def place(self) -> Path:
-        """What was named: the file or the folder."""
+        """The path that was given: the file or the folder."""
         return self.file or self.folder
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Its `config.json`; empty if it has none, or none that can be read, or if a single file was named."""
+        """Its `config.json`; empty if that is missing or cannot be read, or if a single file was given."""
         return {} if self.file is not None else self._read("config.json")
 
     @cached_property
@@ -90,16 +90,16 @@ class Release:
 
     def llm_config(self, kind: type[Config]) -> Config:
         """The LLM's configuration. Its settings are in `config.json`, mixed with those of the system."""
-        # The first two are settings of older versions of transformers, which its configurations still take.
+        # The first two are settings from older versions of transformers, which configurations still accept.
         known = {"rope_theta", "rope_scaling", *(field.name for field in fields(kind))}
         known -= {"architectures", "dtype"}
         return self.part_config(kind, {name: value for name, value in self.config.items() if name in known})
 
     def part_config(self, kind: type[Config], settings: Mapping[str, Any], **defaults: Any) -> Config:
-        """A configuration of these settings of `config.json`, and of `defaults` for those that it leaves out.
+        """A configuration made from settings of `config.json`, with `defaults` for missing settings.
 
         Raises:
-            InputError: the settings are none that a configuration of this kind can have.
+            InputError: a configuration of this kind cannot have these settings.
         """
         try:
             return kind(**{**defaults, **settings})
@@ -113,10 +113,10 @@ class Release:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Its files of weights.
+        """Its weight files.
 
         Raises:
-            InputError: the folder holds files of two versions, or lacks one that its index lists.
+            InputError: the folder holds files of two versions, or lacks a file that its index lists.
         """
         if self.file is not None:
             return [self.file]
@@ -126,13 +126,13 @@ class Release:
         return files
 
     def pickled_files(self, pattern: str, *tensors: str) -> list[Path]:
-        """Its files of `torch.save` that hold tensors with all of these words in their names, without damaged files.
+        """Its `torch.save` files that contain each of these strings in a tensor name; damaged files are left out.
 
-        Only the list of names is read, as bytes. Nothing is unpickled, and large files of other systems take no time.
+        Only the list of names is read, as bytes. Nothing is unpickled, so large files of other systems take no time.
 
         Args:
-            pattern: of the names of files, such as `*.pth`.
-            tensors: parts of the names of tensors.
+            pattern: pattern of file names, such as `*.pth`.
+            tensors: parts of tensor names.
         """
         files = sorted(self.folder.glob(pattern)) if self.file is None else [self.file]
         return [path for path in files if path.match(pattern) and _mentions(path, tensors)]
@@ -142,7 +142,7 @@ class Release:
         """Its tensors by the names in the files, mapped from disk where the format allows it.
 
         Raises:
-            InputError: there are none, a file is damaged or holds more than tensors, or two files hold the same name.
+            InputError: there are no tensors, a file is damaged or holds other objects, or two files hold the same name.
         """
         if not self.files:
             raise InputError(f"{self.folder} holds no weights ({', '.join(WEIGHTS)}): download them again")
@@ -169,12 +169,12 @@ class Release:
         return self.config[name]
 
     def tokenizer(self, byte_pairs: type | None = None) -> PreTrainedTokenizerFast:
-        """Its fast tokenizer, whatever `config.json` says of the model; see [`read_tokenizer`]."""
+        """Its fast tokenizer, whatever model type `config.json` states; see [`read_tokenizer`]."""
         return read_tokenizer(self.folder, byte_pairs)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file; those of a training run's `.pth` stand under `model`.
+    """The tensors of one file; in the `.pth` file of a training run they are under the key `model`.
 
     Raises:
         InputError: the file is damaged, or holds more than tensors.
@@ -183,10 +183,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_unpickled(path: Path) -> dict[str, Any]:
-    """The dictionary in a file of `torch.save`; only tensors and plain values are read, so that no code can run.
+    """The dictionary in a `torch.save` file. Only tensors and plain values are read, so no code can run.
 
     Raises:
-        InputError: the file is damaged, or holds anything else.
+        InputError: the file is damaged, or holds other objects.
     """
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
@@ -202,7 +202,7 @@ def read_unpickled(path: Path) -> dict[str, Any]:
 
 
 def _mentions(path: Path, names: Iterable[str]) -> bool:
-    """Whether a file of `torch.save` holds these names."""
+    """Whether a `torch.save` file contains all of these names."""
     try:
         with ZipFile(path) as archive:
             pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
@@ -221,7 +221,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _check_one_version(files: Sequence[Path], folder: Path) -> None:
-    """Refuses files that the index does not list beside those that it does, and whole files beside shards."""
+    """Refuses a folder that mixes files in its index with files not in it, or unsharded files with shards."""
     suffixes = {path.suffix for path in files}
     listed_names = {name for name in indexed_files(folder) if Path(name).suffix in suffixes}
     present = {path.name for path in files}
@@ -236,19 +236,19 @@ def _check_one_version(files: Sequence[Path], folder: Path) -> None:
 
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str] | None]
-"""A regular expression of a tensor's whole name in the release, and its name in the LSM; None: it has no effect."""
+"""A regular expression for a tensor's full name in the release, and its name in the LSM (None: it is not used)."""
 
 
 def rename(tensors: Mapping[str, Tensor], rules: Sequence[Rule], where: str | Path) -> dict[str, Tensor]:
-    """Tensors by their names in the LSM; the first rule that fits a name counts.
+    """Renames tensors to their names in the LSM, by the first rule that matches.
 
     Args:
-        tensors: by their names in the release.
+        tensors: tensors by their names in the release.
         rules: see [`Rule`].
         where: the release, for messages.
 
     Raises:
-        InputError: no rule fits a tensor.
+        InputError: no rule matches a tensor.
     """
     compiled = [(re.compile(pattern), new) for pattern, new in rules]
     renamed, unknown = {}, []
@@ -271,11 +271,13 @@ def _new_name(match: re.Match[str], new: str | Callable[[re.Match[str]], str]) -
 
 
 def common_size(tensors: Mapping[str, Tensor], places: Mapping[str, int], where: str | Path) -> int:
-    """The most common size of a dimension of some tensors; one of another size is refused by its name later.
+    """The most common size among the given dimensions of tensors.
+
+    A tensor with another size is refused later, with an error that names it.
 
     Args:
-        tensors: by their names.
-        places: regular expressions of whole names, and the dimension of these tensors that has this size.
+        tensors: tensors by name.
+        places: regular expressions for full tensor names, each with the dimension that has this size.
         where: the release, for messages.
 
     Raises:
@@ -293,4 +295,4 @@ def common_size(tensors: Mapping[str, Tensor], places: Mapping[str, int], where:
 
 
 ROTARY: Rule = (r".*rotary_emb\.inv_freq", None)
-"""Frequencies of rotary positions, which older versions of transformers saved; they follow from the configuration."""
+"""Frequencies of rotary positions, saved by older versions of transformers; the configuration determines them."""

@@ -1,7 +1,7 @@
 """SALMONN (arXiv 2310.13289): Whisper and BEATs, a Q-Former over windows, Vicuna with LoRA.
 
-A release is one `.pth` with the trained weights; Whisper, BEATs and Vicuna are separate. Speech of more than 30 s is
-split into pieces with the same number of speech tokens each; the original cuts it off.
+A release is one `.pth` file with the trained weights; it does not contain Whisper, BEATs and Vicuna. Speech longer than
+30 s is split into pieces with the same number of speech tokens each; the original code cuts it off at 30 s.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from lsm_probe.models.templates.layout import parse_template
 from lsm_probe.models.tensors import listed
 
 _NAMES = ("speech_Qformer.", "speech_llama_proj.")
-"""Beginnings of names of tensors by which a `.pth` is recognised."""
+"""Prefixes of tensor names by which a `.pth` file is recognised."""
 _SPEECH_NORM, _BEATS_NORM, _LAST = (
     {rf"{module}\.(weight|bias)": 0} for module in ("ln_speech", "ln_audio", "speech_llama_proj")
 )
-"""Tensors that are as wide as Whisper, BEATs and the LLM."""
+"""Tensors whose first dimension is the width of Whisper, of BEATs and of the LLM."""
 _PROMPT = "USER: {}\nASSISTANT:"
 _SETTINGS = ("model_settings.json", "decode_config.yaml")
-"""Files of settings, in the release's folder or the one above it."""
+"""Names of settings files, in the release's folder or its parent folder."""
 _FIXED = {"use_speech_Qformer": True, "window_level_Qformer": True}
-"""Settings of which only one value is implemented."""
+"""Settings for which only one value is implemented."""
 _ALPHA = 32
-"""The `lora_alpha` of the original where no settings say it."""
+"""Default `lora_alpha` of the original code, used where the settings do not name it."""
 _LORA = r"llama_model\.base_model\.model\.(model\.layers\.\d+\.self_attn\.[qv]_proj)\.lora_([AB])(?:\.default)?\.weight"
 _RULES: list[Rule] = [ROTARY, *QFORMER_RULES, (_LORA, r"language_model.\1.lora_\2")]
 _BEATS_RULES: list[Rule] = [
     (r"ln_audio\.(.*)", r"audio_tower.layer_norm.\1"),
-    # All layers share it; the original saves it once for each but the first.
+    # All layers share it; the original saves a copy for each layer except the first.
     (
         r"beats\.encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight",
         "audio_tower.beats.encoder.layers.0.attention.rel_attn_embed.weight",
@@ -79,10 +79,10 @@ def _recognises(release: Release) -> bool:
 
 
 def _file_of(release: Release) -> Release:
-    """The release as its one file, where its folder was named.
+    """The release as a single file, also where its folder was given.
 
     Raises:
-        InputError: the folder holds several.
+        InputError: the folder holds several checkpoints.
     """
     files = release.pickled_files("*.pth", *_NAMES)
     if len(files) > 1:
@@ -155,7 +155,7 @@ def _sizes(held: Mapping[str, Tensor], place: Path) -> dict[str, Any]:
 
 
 def _has_beats(release: Release) -> bool:
-    """Whether a checkpoint was trained with BEATs: its Q-Former then reads wider states than Whisper's."""
+    """Whether a checkpoint was trained with BEATs: if so, its Q-Former reads states wider than those of Whisper."""
     cross = r"speech_Qformer\.bert\.encoder\.layer\.\d+\.crossattention\.self\.(key|value)\.weight"
     width = common_size(release.tensors, {cross: 1}, release.place)
     return width != common_size(release.tensors, _SPEECH_NORM, release.place)
@@ -171,7 +171,7 @@ def _beats(release: Release, parts: Parts, settings: _Settings) -> Part | None:
 
 
 def _check_same_beats(tower: Mapping[str, Tensor], renamed: Mapping[str, Tensor], place: Path) -> None:
-    """Compares the one tensor of BEATs in the release, which was not trained, with that of the BEATs given."""
+    """Compares the one BEATs tensor in the release, which was not trained, with the same tensor of the given BEATs."""
     if not is_same_part({name: renamed[name] for name in tower.keys() & renamed.keys()}, tower):
         raise InputError(f"{place} was trained with another BEATs than that of --beats: give {_BEATS}")
 
@@ -181,8 +181,8 @@ class _Settings:
     """The settings of the original: the `model:` part of its `decode_config.yaml`.
 
     Attributes:
-        values: by name; those that are missing have the defaults of the original.
-        where: what they were read from, for messages.
+        values: values by name; missing settings have the defaults of the original code.
+        where: the file that they were read from, for messages.
     """
 
     values: Mapping[str, Any]
@@ -202,10 +202,10 @@ class _Settings:
         return self.number("lora_alpha", _ALPHA)
 
     def window(self, states: int) -> int:
-        """How many of the encoder's states a window holds.
+        """Number of encoder states in a window.
 
         Args:
-            states: how many the encoder makes of 30 s.
+            states: number of states that the encoder makes from 30 s.
         """
         seconds = self.number("second_per_window", 0.333333)
         if (stride := self.number("second_stride", seconds)) != seconds:
@@ -216,7 +216,7 @@ class _Settings:
         return max(1, round(states * seconds / 30))
 
     def template(self) -> str | PromptTemplate:
-        """The prompt template: ours of this name, or one with other words around speech and instruction."""
+        """The prompt template: the built-in `salmonn`, or one with other words around speech and instruction."""
         prompt = self.values.get("prompt_template", _PROMPT)
         if prompt == _PROMPT:
             return "salmonn"
@@ -252,7 +252,7 @@ def _read_settings(release: Release) -> _Settings:
 def _llm_tensors(
     llm: Part, lora: Mapping[str, Tensor], settings: _Settings, dtype: torch.dtype, place: Path
 ) -> Mapping[str, Tensor]:
-    """The LLM's weights, LoRA merged into them."""
+    """The LLM's weights with LoRA merged into them."""
     # The original rounds the LLM to float16 when it loads it.
     weights = llm.tensors(torch.float16)
     if not lora and settings.values.get("lora") is False:

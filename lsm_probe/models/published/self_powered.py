@@ -1,7 +1,7 @@
 """The Self-Powered LSM (arXiv 2410.03798): Whisper, a Q-Former over windows, Vicuna.
 
-In its released code the window follows the longest utterance of a batch; here each utterance has its own, so that
-results do not depend on the batch. The two are equal for one utterance at a time.
+In the released code, the window size follows the longest utterance of a batch. Here each utterance has its own window
+size, so results do not depend on the batch. For a batch of one utterance, both are equal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lsm_probe.models.published.system import SYSTEMS, Parts, Reading, System
 
 
 def _recognises(release: Release) -> bool:
-    # BLSP has the same `architectures`, and settings of convolutions.
+    # BLSP has the same `architectures`, but with settings of convolutions.
     return release.config.get("architectures") == ["BlspModel"] and "speech_qformer_layer" in release.config
 
 

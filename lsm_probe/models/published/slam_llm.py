@@ -1,13 +1,13 @@
 """SLAM-LLM (X-LANCE/SLAM-LLM, arXiv 2402.08846) with Whisper and the linear projector.
 
-A release is a `model.pt` with what was trained; Whisper and the LLM are elsewhere. The settings of its training run are
-read from the run's `.hydra/config.yaml`, if it lies in the folder of `model.pt` or in the one above it. Speech of more
-than 30 s becomes several pieces, where the original cuts it off.
+A release is a `model.pt` file with the trained weights; it does not contain Whisper and the LLM. The settings of its
+training run are read from the run's `.hydra/config.yaml`, in the folder of `model.pt` or its parent folder. Speech
+longer than 30 s becomes several pieces; the original code cuts it off at 30 s.
 
-Not compared with the original code: we have no output of it. The layout of `model.pt`, the connector and the
-prompt follow the repository's code; the computation was compared with one written out in plain torch. The projectors
-that were released are for WavLM and HuBERT, which cannot be read here: that a `model.pt` was trained with Whisper shows
-only in its width and in its settings. Its Q-Former and cov1d-linear projectors are refused.
+The results were not compared with the original code, because we have no output of it. The layout of `model.pt`, the
+connector and the prompt follow the repository's code. The computation was compared with a version in plain torch. The
+published projectors are for WavLM and HuBERT, which cannot be read here. Only its width and its settings show that a
+`model.pt` was trained with Whisper. Q-Former and cov1d-linear projectors are refused.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _recognises(release: Release) -> bool:
 
 def _read(release: Release, parts: Parts) -> Reading:
     path = _file(release)
-    assert path is not None  # or it would not have been recognised
+    assert path is not None  # otherwise the release would not have been recognised
     release = Release.at(path)
     settings = _Settings.beside(path)
     linear_1, linear_2 = _projector(release, settings)
@@ -99,7 +99,7 @@ def _read(release: Release, parts: Parts) -> Reading:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The settings of a training run; `where` they were read from, or would be."""
+    """The settings of a training run; `where` is the file that they were or would be read from."""
 
     values: Mapping[str, Any]
     where: Path
@@ -117,7 +117,7 @@ class _Settings:
         return cls(values if isinstance(values, Mapping) else {}, found)
 
     def get(self, *names: str) -> Any:
-        """A setting, given the names that lead to it; None if it is not there."""
+        """A setting, given the names of its nested keys; None if it is missing."""
         value: Any = self.values
         for name in names:
             value = value.get(name) if isinstance(value, Mapping) else None
@@ -136,7 +136,7 @@ class _Settings:
         return float(alpha)
 
     def window(self, read: int, width: int, place: str) -> int:
-        """How many states the projector reads side by side, of `read` values in all and `width` in a state."""
+        """Number of states that the projector stacks, given its input size `read` and the `width` of a state."""
         rate = self.get("model_config", "encoder_projector_ds_rate") or _USUAL_RATE
         if not isinstance(rate, int) or rate * width != read:
             raise InputError(
@@ -148,7 +148,7 @@ class _Settings:
 
 
 def _projector(release: Release, settings: _Settings) -> tuple[Tensor, Tensor]:
-    """The weights of its two linear layers, `[hidden, stacked states]` and `[llm_dim, hidden]`."""
+    """Weights of the projector's two linear layers, `[hidden, stacked states]` and `[llm_dim, hidden]`."""
     encoder = settings.get("model_config", "encoder_name")
     if encoder not in (None, "whisper"):
         raise InputError(f"{settings.where} has encoder_name {encoder!r}: only checkpoints with Whisper can be read")

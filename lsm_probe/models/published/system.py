@@ -19,7 +19,7 @@ from lsm_probe.models.templates import PromptTemplate
 from lsm_probe.registry import Registry
 
 PARTS = ("encoder", "llm", "beats")
-"""Parts that releases leave out, by the names of the options that give them."""
+"""Names of the parts that releases may leave out; the options for them have the same names."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Parts:
     beats: str | None = None
 
     def find(self, part: str, release: Release, default: object = None) -> str | None:
-        """The place of a part: the one given, or else the one that the release names, if it is there; see [`need`]."""
+        """The location of a part: the given one, or else the one named by the release if it exists; see [`need`]."""
         given: str | None = getattr(self, part)
         if given is not None or not default:
             return given
@@ -41,17 +41,17 @@ class Parts:
         return next((str(place) for place in places if os.path.exists(place)), None)  # noqa: PTH110  # no name too long
 
     def need(self, part: str, release: Release, what: str, default: object = None) -> str:
-        """The place of a part: the one given, or else the one that the release names, if it is there.
+        """The location of a part: the given one, or else the one named by the release if it exists.
 
         Args:
             part: one of [`PARTS`].
-            release: that lacks it.
-            what: what it is and where it comes from; ends the error.
-            default: folder or file in the release's settings, absolute or relative to the release's folder or the one
-                above.
+            release: the release that lacks the part.
+            what: what the part is and where it comes from; the end of the error message.
+            default: folder or file in the release's settings, absolute or relative to the release's folder or its
+                parent folder.
 
         Raises:
-            InputError: it was not given, and the release names none that is here, or something else than a path.
+            InputError: it was not given, and the release names no location, a missing one, or something else than a path.
         """
         if (found := self.find(part, release, default)) is not None:
             return found
@@ -63,15 +63,15 @@ class Reading:
     """A release as an LSM.
 
     Attributes:
-        config: of the LSM.
-        tensors: reads the weights, by their names in the LSM, in the dtype given.
+        config: configuration of the LSM.
+        tensors: reads the weights in the given dtype, by their names in the LSM.
         tokenizer: the LLM's, a fast one.
         feature_extractor: a `WhisperFeatureExtractor`.
         template: the prompt template, or its name.
-        eos_token_ids: what ends a response.
-        parts: functions that identify the parts that came from elsewhere, by their names in [`PARTS`].
-        settings: what changes its weights and stands in none of its files of weights, for its identity.
-        release: the one that was read: of a folder in which a single file is the release, that file. None: the folder.
+        eos_token_ids: the tokens that end a response.
+        parts: functions that identify the parts not in the release, by their names in [`PARTS`].
+        settings: settings that change the weights but are not in the weight files; they are part of the identity.
+        release: the release that was read, if it is a single file in the given folder. None: the given release.
     """
 
     config: LsmConfig
@@ -92,8 +92,8 @@ class System:
     Attributes:
         title: its name as its authors write it.
         recognises: whether a release is of this system, by its settings and the names of its files and tensors.
-        read: reads a release, given the parts that it leaves out; raises InputError if it cannot.
-        needs: the parts, of [`PARTS`], that a release leaves out; a function where releases differ in that.
+        read: reads a release, given the parts that it leaves out; raises InputError if that is not possible.
+        needs: the names in [`PARTS`] of the parts that a release leaves out; a function if that differs by release.
     """
 
     title: str
@@ -107,14 +107,14 @@ class System:
 
 
 def eos_token_ids(release: Release, *sources: Any) -> list[int]:
-    """What ends a response, by the first source that says it.
+    """The tokens that end a response, from the first source that has them.
 
     Args:
-        release: for messages.
+        release: the release, for messages.
         sources: settings, configurations or tokenizers, which may have an `eos_token_id`.
 
     Raises:
-        InputError: none has one, or the first that has one does not give token ids.
+        InputError: no source has them, or the first source that does gives something other than token ids.
     """
     values = (
         source.get("eos_token_id") if isinstance(source, Mapping) else getattr(source, "eos_token_id", None)

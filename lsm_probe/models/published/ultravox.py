@@ -1,6 +1,6 @@
-"""Ultravox (fixie-ai/ultravox, v0.2 to v0.6): Whisper on the clip alone, stacked states through a SwiGLU, an LLM.
+"""Ultravox (fixie-ai/ultravox, v0.2 to v0.6): Whisper on the unpadded clip, stacked states through a SwiGLU, an LLM.
 
-A release holds all of it, or leaves out the LLM, or the LLM and Whisper; its `config.json` names what it leaves out.
+A release holds all parts, or all but the LLM, or neither the LLM nor Whisper; its `config.json` names missing parts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _read(release: Release, parts: Parts) -> Reading:
     _check_widths(release, config, places)
 
     def tensors(dtype: torch.dtype) -> Mapping[str, Tensor]:
-        # What the release holds of a part was trained, and replaces the part's own.
+        # Tensors of a part in the release were trained, and replace those of the given part.
         own = rename(release.tensors, _RULES, release.folder)
         return {name: tensor for part in found.values() for name, tensor in part.tensors(dtype).items()} | own
 
@@ -76,7 +76,7 @@ def _read(release: Release, parts: Parts) -> Reading:
 
 
 def _check_settings(release: Release) -> None:
-    """Refuses what no release has, and what the original would compute otherwise."""
+    """Refuses settings that no release has, and settings with which the original code would compute differently."""
     if (act := release.config.get("projector_act", "swiglu")) != "swiglu":
         raise InputError(f"{release.folder} has projector_act {act!r}: only 'swiglu' can be read")
     if block := release.config.get("audio_latency_block_size"):
@@ -93,14 +93,14 @@ def _place(release: Release, parts: Parts, part: str) -> str:
 
 
 def _projector_config(release: Release) -> LsmProjectorConfig:
-    # Where they are left out, the original's own values hold.
+    # Missing settings have the defaults of the original code.
     config = release.config
     if not isinstance(width := config.get("hidden_size", 4096), int):
         raise InputError(f"{release.folder / 'config.json'} has hidden_size {width!r}: it must be an integer")
     settings = {
         "connector": "swiglu_stack",
         "window": config.get("stack_factor", 8),
-        "hidden_size": width // 2,  # there the width before the gate
+        "hidden_size": width // 2,  # in the release, the width before the gate
         "middle_norm": config.get("projector_ln_mid", False),
     }
     return release.part_config(LsmProjectorConfig, settings)
@@ -116,7 +116,7 @@ def _own_config(release: Release, key: str, default: str, **defaults: Any) -> Pr
 
 
 def _text_config(release: Release) -> PreTrainedConfig:
-    # Older versions of transformers leave out a setting that has their default value.
+    # Older versions of transformers do not write settings that have the default value.
     tied = {} if release.holds("language_model.lm_head") else {"tie_word_embeddings": True}
     return _own_config(release, "text_config", "llama", **tied)
 
