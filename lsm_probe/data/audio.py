@@ -24,7 +24,7 @@ MAX_SECONDS = 3_600
 SILENCE_PEAK = 1e-4
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
 RATE = 16_000
-"""Of what is read, Hz."""
+"""Sampling rate in Hz to which all audio is converted."""
 
 # The densest legal encoding is FLAC's: a constant block of 65,535 samples in a frame of 10 bytes or a little
 # more. Opus (120 ms in 2 bytes), Vorbis and MP3 stay below; uncompressed files cannot claim more than they hold.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _SUFFIXES = {b"RIFF": ".wav", b"RF64": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"FORM": ".aiff", b"caff": ".caf"}
-"""By the first four bytes. Readers look at the bytes, so that `.audio` does for the rest."""
+"""First four bytes -> file suffix. Other formats get `.audio`, because readers only look at the bytes."""
 
 
 class AudioBytes:

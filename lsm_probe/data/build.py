@@ -19,10 +19,10 @@ from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
 _AT_ONCE = 1_000
-"""Utterances whose clips are opened side by side; the wait for a disk far away is longer than the work."""
+"""Utterances whose clips are opened concurrently, because waiting for a remote disk takes longer than the work."""
 
 _MOST_FILES = 500
-"""Manifests written at once: systems let a process open about a thousand files."""
+"""Largest number of manifests open at once; operating systems let a process open about a thousand files."""
 
 
 def build_manifests(

@@ -19,7 +19,7 @@ from lsm_probe.errors import InputError
 T = TypeVar("T")
 
 TASKS = ("transcription", "intent", "keywords", "device", "place", "capitals")
-"""Of the instruction pool `commands`."""
+"""Tasks of the instruction pool `commands`."""
 
 PLACES = ("kitchen", "bedroom", "bathroom", "living room", "dining room", "office", "garage", "basement")
 
@@ -49,7 +49,7 @@ _FRAMES = (
     "Do not forget to {}.",
 )
 _IN_TEN = 10
-"""Of ten rounds, one is for validation and one for test."""
+"""Out of ten rounds, one is for validation and one for test."""
 
 
 @dataclass(frozen=True)

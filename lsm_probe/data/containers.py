@@ -29,7 +29,7 @@ _BEGINNINGS = {
     b"OggS": rb"\x00\x02\x00{8}",
     _NIST: rb"\n   1024\n",
 }
-"""How a file of a kind begins, and what follows: enough of it that no audio looks like it by chance."""
+"""First bytes of a file format -> the bytes that follow. Together they are too long to occur in audio by chance."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ _USUAL_NAMES = {
     "audio": ("audio_filepath", "audio_path", "file", "file_name", "path", "wav"),
     "text": ("transcript", "transcription", "sentence", "normalized_text", "raw_text", "raw_transcription"),
 }
-"""Beside the key's own name, which goes first."""
+"""Usual column names for each key. The key's own name is tried first."""
 _SHOWN = 20
-"""Columns that a message lists at most."""
+"""Largest number of columns that a message lists."""
 
 
 def samples(

@@ -24,8 +24,8 @@ from lsm_probe.formats import RepeatedKey, load_json, open_unpacked
 
 _BUILTIN = "builtin:"
 BUILTIN_SETS = ("probe", "commands")
-"""The packaged manifests: sentences of our own with the probing instructions, and spoken commands of the world that
-`builtin:vanilla_asr` and `builtin:self_powered` were trained in."""
+"""The packaged manifests: our own sentences with the probing instructions, and spoken commands from the same domain as
+the training data of `builtin:vanilla_asr` and `builtin:self_powered`."""
 
 
 def builtin_manifest(name: str) -> Path:

@@ -24,7 +24,7 @@ from lsm_probe.folders import work_folder
 MANIFEST = "manifest.jsonl"
 
 OnProgress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is, and of how much (None: not known)."""
+"""Called with the name of the step, the amount done, and the total (None: not known)."""
 
 
 @dataclass(frozen=True)

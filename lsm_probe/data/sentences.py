@@ -20,7 +20,7 @@ from lsm_probe.formats import RepeatedKey, load_json
 
 _TASK = "transcription"
 _NOT_TEXT = {".json", ".gz", ".zip", ".csv", ".tsv", ".yaml", ".docx", ".pdf"}
-"""Files whose lines are not sentences, which would be spoken all the same."""
+"""Suffixes of files whose lines are not sentences; they are refused, as any text would be spoken."""
 
 
 class _Row(BaseModel):

@@ -33,7 +33,7 @@ from lsm_probe.errors import InputError, Terminated
 from lsm_probe.files import replacing
 
 _CHUNK_SIZE = 8
-"""Texts that a process synthesizes at a time: under a second of work."""
+"""Texts that a process synthesizes at a time, which takes less than a second."""
 
 
 @dataclass(frozen=True)

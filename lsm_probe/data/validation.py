@@ -14,10 +14,10 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.data.sample import Sample, naming
 
 KEYS = ("audio", "text", "target")
-"""Keys that are counted: an LSM needs the first, a text LLM the second, a reference response the third."""
+"""Keys that are counted. An LSM needs `audio`, a text LLM `text`, and a reference response `target`."""
 
 CheckTexts = Callable[[str, str | None, str | None], None]
-"""Takes instruction, transcript and target; see [`lsm_probe.models.loading.load_text_check`]."""
+"""Called with instruction, transcript and target; see [`lsm_probe.models.loading.load_text_check`]."""
 
 
 @dataclass(frozen=True)

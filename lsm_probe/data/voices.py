@@ -21,10 +21,10 @@ from lsm_probe.extras import install_command
 DEFAULT_VOICE = "hibari:heart"
 SLOWEST, FASTEST = 0.5, 2.0
 MAX_CHARACTERS = 5_000
-"""Some five minutes of speech, ten times what Whisper reads."""
+"""About five minutes of speech, ten times the length that Whisper reads."""
 
 _CLOCKS = {"awb_time"}
-"""Voices of flite that can tell the time and nothing else."""
+"""Voices of flite that can only speak times of day."""
 
 
 def available_voices() -> list[str]:

@@ -30,10 +30,10 @@ from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, is_d
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
 NOT_ATTENTION = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
-"""Layers, by their `layer_types`, in which tokens interact by other means than attention alone."""
+"""Types of layers (values of `layer_types`) in which tokens interact not only through attention."""
 
 Part = Literal["llm", "encoder", "connector"]
-"""What can be captured: a causal LM's decoder; the speech encoder of an LSM; the Q-Former between the two."""
+"""Parts whose attention can be captured: the decoder of a causal LM, and the speech encoder and Q-Former of an LSM."""
 
 _active: ContextVar[Capture | None] = ContextVar("lsm_probe_capture", default=None)
 
@@ -97,7 +97,7 @@ class LayerAttention:
 Visit = Callable[[LayerAttention], None]
 """Called once for each layer of a captured forward pass."""
 Block = Callable[[int], Tensor | None]
-"""The keys that no query may attend to in a layer, True in `[batch, 1 or heads, keys]` (query heads); None: no keys."""
+"""Returns which keys no query may attend to in a layer: True in `[batch, 1 or query heads, keys]`; None: no keys."""
 
 
 class Capture:

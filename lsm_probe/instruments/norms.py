@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 _NUMBERS_ON_CPU, _NUMBERS_ON_DEVICE = 2**22, 2**27
-"""Numbers computed at a time. On the CPU 16 MiB of float32, about the size of caches: larger chunks were slower at the
-size of 7B models. On other devices 512 MiB, so that there are few kernel launches."""
+"""Numbers computed at a time. On the CPU they are 16 MiB of float32, about the size of the caches; larger chunks were
+slower for 7B models. On other devices they are 512 MiB, so that there are few kernel launches."""
 
 
 def attention_weights(

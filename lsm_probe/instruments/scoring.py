@@ -18,7 +18,7 @@ NOT_FINITE = (
     "the log-probability of its response is not finite: the weights hold NaN, or the dtype overflows (try --dtype "
     "float32 or bfloat16)"
 )
-"""Why a sample is unusable."""
+"""The reason why a sample is unusable."""
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from lsm_probe.models.weight_files import find_other_weights, find_weights, read
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights` that leave the base as it is; others (PiSSA, OLoRA, LoftQ) change its weights."""
+"""Values of `init_lora_weights` that do not change the base weights; others (PiSSA, OLoRA, LoftQ) do."""
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")
 _PREFIX = "base_model.model."
 

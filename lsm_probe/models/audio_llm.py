@@ -19,7 +19,7 @@ THINKERS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
-"""Models that also generate speech, by type: the class of the part that reads speech and writes text."""
+"""Models that also generate speech: model type -> class of the part that reads speech and writes text."""
 _ADDED = (
     "it adds its speech onto the positions of the text, so that neither has positions of its own and eta is undefined"
 )
@@ -29,9 +29,9 @@ _REFUSED = {
     "moshi": _ADDED,
     "vibevoice_asr": "it adds random noise to its speech tokens, so that its numbers cannot be reproduced",
 }
-"""Types that cannot be measured, and why."""
+"""Model types that cannot be measured -> the reason."""
 _HARMLESS = ("attention_mask", "position_ids", CACHE, "inputs_embeds", "use_cache", "cache_position")
-"""What the LLM inside may be given and is given alike when it reads embeddings alone."""
+"""Tensor arguments that the inner LLM may receive; they are the same when it is called with embeddings only."""
 
 
 def audio_llm_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:

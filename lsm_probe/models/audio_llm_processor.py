@@ -23,7 +23,7 @@ from lsm_probe.waveform import as_waveform
 
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _LAST = RATE // 50
-"""Samples, 20 ms: as many frames as a processor may drop at the end to come out even."""
+"""Number of samples in 20 ms, the most that a processor may drop at the end of speech to get whole frames."""
 _ADVICE = "an audio LLM is asked through its own template alone, so it cannot be measured"
 
 

@@ -26,7 +26,7 @@ from lsm_probe.models.prompter import describe_prompt
 
 UNTRAINED = "builtin:untrained"
 BUILTIN_LSMS = (UNTRAINED, *(f"builtin:{name}" for name in builtin_arms()))
-"""Names of the LSMs made of the embedded models."""
+"""Names of the LSMs made from the embedded models."""
 
 
 def build_lsm(

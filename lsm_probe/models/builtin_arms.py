@@ -22,7 +22,7 @@ from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 _FOLDER = Path(str(resources.files("lsm_probe") / "models" / "arms"))
 CONNECTOR = "multi_modal_projector."
 TALL, WIDE = ".tall", ".wide"
-"""The factors of a change: `[out, rank]` and `[rank, in]`."""
+"""Suffixes of the two factors of a low-rank weight change: `[out, rank]` and `[rank, in]`."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.models.templates import PromptTemplate
 
 DATE = "2024-07-26"
-"""What Llama 3's template writes by itself where it cannot ask for the day."""
+"""The date that Llama 3's template uses if it cannot get the current date."""
 _ASKS = "strftime_now"
 _PINNED = re.compile(r"\{#- lsm-probe: it is (\S+) #\}.*?\{\{- \"\" \}\}", re.DOTALL)
 

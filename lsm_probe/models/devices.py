@@ -25,7 +25,7 @@ from lsm_probe.hardware import computes_natively, warn_if_emulated
 SPREAD = "spread"
 """The value of `--device` for all GPUs."""
 _FREE_FOR_A_PASS = 0.1
-"""Of a GPU's memory: what weights and what is kept from pass to pass leave to a pass."""
+"""Share of a GPU's memory that weights, and tensors kept between passes, leave free for a pass."""
 
 
 def resolve_device(device: str) -> torch.device:

@@ -5,5 +5,5 @@ from dataclasses import fields
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CACHE = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
-"""The argument of `forward` and `generate` that takes a cache, and the key of an output that holds it: `cache` since
-transformers 5.24, which still takes the earlier `past_key_values` and will not from 5.40 on."""
+"""Name of the cache, as an argument of `forward` and `generate` and as a key of outputs. It is `cache` since
+transformers 5.24; versions before 5.40 also accept the earlier name `past_key_values`."""

@@ -23,12 +23,12 @@ _LLM_KEYWORDS = {
     *TransformersKwargs.__annotations__,
     *signature(ForCausalLMLoss).parameters,
 }
-"""What LLMs of transformers take besides what their `forward` names: for their decorators, attention and loss."""
+"""Arguments that LLMs in transformers accept but `forward` does not name: for decorators, attention and loss."""
 
 FEATURES = ("input_features", "input_features_mask", "beats_features", "beats_frames")
-"""The model's inputs that hold what the processor makes of speech; the last two only where there is BEATs."""
+"""The model's inputs that hold speech features from the processor; only models with BEATs have the last two."""
 SPEECH_INPUTS = (*FEATURES, "speech_states", "speech_lengths")
-"""The model's inputs that hold speech, as features or as the states that the audio tower made of them."""
+"""The model's inputs that hold speech, as features or as states from the audio tower."""
 
 
 class LsmForConditionalGeneration(PreTrainedModel, GenerationMixin):

@@ -14,9 +14,9 @@ from lsm_probe.errors import InputError
 
 _DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PACKED = (torch.int8, torch.uint8, torch.int32)
-"""Integers that weights are packed in. Positions and token ids are int64."""
+"""Integer dtypes in which weights are packed. (Positions and token ids are int64.)"""
 WEIGHTS_ALONE = "load the checkpoint without quantisation, or with quantised weights alone, such as 4 bits"
-"""What to do about layers that round their inputs too."""
+"""Advice for layers that also round their inputs."""
 
 
 def is_dense(tensor: Tensor) -> bool:

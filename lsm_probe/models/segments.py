@@ -30,7 +30,7 @@ class SpecialToken(str):
 
 
 Piece = tuple[Segment, str]
-"""A stretch of the prompt's text, or a [`SpecialToken`], and what it is."""
+"""A segment, and the part of the prompt's text (or a [`SpecialToken`]) that belongs to it."""
 
 
 def token_segments(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) -> list[Segment]:

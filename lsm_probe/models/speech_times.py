@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 RATE = 16_000
 PIECE_SECONDS = 30
 FRAME_SECONDS = 0.02
-"""Of one state of Whisper's encoder: two mel frames."""
+"""Duration of one state of Whisper's encoder, which is two mel frames."""
 
 Times = NDArray[np.float64]
-"""Begin and end, seconds, `[..., 2]`."""
+"""Begin and end in seconds, `[..., 2]`."""
 
 
 def frame_times(num_samples: int, encoder_context: str = "full") -> Times:

@@ -28,8 +28,8 @@ _CONSTANTS: tuple[tuple[str, Callable[[tuple[int, ...]], bool]], ...] = (
     (r"(^|\.)position_ids$", lambda shape: len(shape) == 2 and shape[0] == 1),
     (r"(^|\.)(encoder|decoder)\.version$", lambda shape: shape in ((), (1,))),
 )
-"""Constants that older versions of transformers saved with the weights, and their shapes: causal masks, frequencies of
-rotary positions, numbers of positions."""
+"""Names and shapes of constants that older versions of transformers saved with the weights: causal masks, frequencies
+of rotary positions, position numbers."""
 _ADAPTER = re.compile(r"(^|[._])lora_|\.base_layer\.|\.modules_to_save\.")
 _SHOWN = 2
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lsm_probe.models.templates import PromptTemplate
 
 UNFINISHED = "unfinished thought"
-"""Why a sample has no answer."""
+"""The reason why a sample has no answer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ FAMILIES = (
 )
 
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""What transformers' response templates call the thinking."""
+"""Names of the thinking in transformers' response templates."""
 
 
 @dataclass(frozen=True)

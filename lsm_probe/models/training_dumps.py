@@ -19,7 +19,7 @@ from lsm_probe.models.weight_files import Shapes, find_other_weights, find_state
 
 _THEN = "Then copy config.json and the tokenizer's files into OUT, and give OUT"
 _WRAPPERS = re.compile(r"((module|_orig_mod|_forward_module|_fsdp_wrapped_module)\.)+")
-"""What data parallelism, `torch.compile`, DeepSpeed and FSDP put before the names of a model's tensors."""
+"""Prefixes that data parallelism, `torch.compile`, DeepSpeed and FSDP add to tensor names."""
 
 
 def check_dump(folder: Path) -> None:

@@ -34,9 +34,9 @@ _KINDS = {
     r"phi4mm": "Phi-4-multimodal in the form of its own code, which is not run. Give a copy in the form of "
     "transformers (model_type phi4_multimodal) as --base, and its folder speech-lora as --ckpt",
 }
-"""By regular expression of the type or the class in `config.json`."""
+"""Regular expression for the model type or class in `config.json` -> description."""
 _GLM_4_VOICE_TOKENS = 168_960
-"""Size of the vocabulary, by which it differs from the text LLM of the same class."""
+"""Vocabulary size of GLM-4-Voice, which distinguishes it from the text LLM of the same class."""
 
 
 def check_known(name: str | Path) -> None:

@@ -20,20 +20,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor, by its name in the files."""
 
 NESTED = ("state_dict", "model", "module", "model_state_dict")
-"""Keys under which training tools put the weights into a file, beside the state of the optimizer."""
+"""Keys under which training tools store the weights in a file, next to the optimizer state."""
 _PICKED = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""What transformers looks for, in its order."""
+"""The weight files that transformers looks for, in this order."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _NO_WEIGHTS = re.compile(
     r"training_args|optimizer|scheduler|scaler|rng_state|random_states|adapter_model|consolidated\b"
 )
-"""The state of a trainer, an adapter (refused elsewhere), and `consolidated.*`: the same weights under the names that
-Meta's and Mistral's own code has for them."""
+"""Files that are not read as weights: trainer states, adapters (refused elsewhere), and `consolidated.*`, which holds
+the same weights again, under the names in Meta's and Mistral's own code."""
 
 
 def find_weights(folder: Path) -> list[Path]:

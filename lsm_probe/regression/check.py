@@ -13,8 +13,8 @@ from lsm_probe.regression.baseline import notes, read_baseline, require_comparab
 SCHEMA = "lsm-probe/check/1"
 TOLERANCE = 0.02
 SIGNIFICANT = 0.05
-"""Largest corrected p-value of a layer that a paired check calls regressed: that of `runner.multiple_testing`, whose
-import takes half a second."""
+"""A paired check calls a layer regressed if its corrected p-value is at most this. The value is copied from
+`runner.multiple_testing`, because importing that takes half a second."""
 _SHOWN = 8
 
 

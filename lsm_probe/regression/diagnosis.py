@@ -21,7 +21,7 @@ from lsm_probe.regression.baseline import result_file
 CHECK_SCHEMA = "lsm-probe/check-diagnosis/1"
 TOLERANCE = 0.05
 GUARDED = {"instruction_sensitivity": "D_i, nats per token", "form_share": "share in the asked-for form"}
-"""The numbers that may not fall, by their key in `diagnosis.json`."""
+"""The numbers that must not fall, by their key in `diagnosis.json`."""
 _RANK: dict[VerdictName, int] = {
     "follows the instruction": 3,
     "in between": 2,
@@ -29,10 +29,10 @@ _RANK: dict[VerdictName, int] = {
     "does not use the speech": 0,
     "ignores the instruction (speech anchor bias)": 0,
 }
-"""Which verdicts are better; a change to one that is not is a regression."""
+"""Ranks of the verdicts (higher is better). A change to a verdict without a higher rank is a regression."""
 
 _NOTED = ("batch_size", "dtype")
-"""Settings that may differ: they change numbers by rounding alone, or are what a check is for."""
+"""Settings that may differ: they change numbers only by rounding, or the check is meant to compare them."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -30,7 +30,7 @@ from lsm_probe.runner.multiple_testing import SIGNIFICANT, corrected_p
 from lsm_probe.runner.result import Floats
 
 FEWEST = 20
-"""Utterances: on fewer, differences that are not symmetric raise false alarms in more than one check of twenty."""
+"""Fewest utterances. With fewer, asymmetric differences cause false alarms in more than 5 % of checks."""
 
 
 def paired_moves(

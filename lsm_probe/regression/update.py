@@ -15,7 +15,7 @@ from lsm_probe.regression.baseline import GENERATED, read_baseline, require_two_
 from lsm_probe.regression.diagnosis import diagnosis_file, read_diagnosis
 
 ARRAYS = ("arrays.npz", "samples.jsonl")
-"""What a result's folder holds beside `result.json`; only a paired check needs it."""
+"""Files in a result's folder besides `result.json`; only a paired check needs them."""
 
 
 def accept(current: str | Path, baseline: str | Path, *, arrays: bool = False) -> Path:

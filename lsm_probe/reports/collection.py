@@ -19,7 +19,7 @@ from lsm_probe.runner.measurement import Measurement
 from lsm_probe.runner.result import MeasurementResult
 
 _DEPTH = ("", "*", "*/*")
-"""How far below a folder results are looked for: a run of several checkpoints writes a folder each."""
+"""Patterns of the subfolders that are searched for results: a run of several checkpoints writes one folder for each."""
 
 
 @cache
@@ -183,7 +183,7 @@ def _load_timeline(folder: Path) -> StoredTimeline:
 
 
 Responses = Mapping[str, Sequence[Sequence[int]]]
-"""Sample id -> token ids of the responses that a checkpoint gave to it, one for each run."""
+"""Sample id -> token ids of a checkpoint's responses to the sample, one response for each run."""
 
 
 def own_responses(groups: Mapping[str, Sequence[Any]]) -> dict[str, Responses]:

@@ -17,7 +17,7 @@ from lsm_probe.runner.result import Floats
 from lsm_probe.runner.tables import shown
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT = 720, 300, 44, 12, 12
-"""Of the plane of the chart in its own units; the strips of marks come below."""
+"""Size and margins of the chart's plane in its own units; the strips of marks are below the plane."""
 STRIP = 15
 SHAPES = {
     "o": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
@@ -31,11 +31,11 @@ SHAPES = {
     ">": "M3.4 0l-6-3.4v6.8z",
     "*": "M0-4l1 2.8h3l-2.4 1.8 1 2.9-2.6-1.8-2.6 1.8 1-2.9-2.4-1.8h3z",
 }
-"""Markers of matplotlib as SVG paths, so that chart and figures use the same."""
+"""Matplotlib's markers as SVG paths, so that the chart and the figures use the same markers."""
 SIGNS = {-1: " ▼", 0: "", 1: " ▲"}
-"""Below, not shown to differ, above."""
+"""Signs for a value below, not shown to differ, and above."""
 _TRIANGLES = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
-"""Paths that point to the side where eta lies."""
+"""SVG paths of triangles that point to the side where eta lies."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lsm_probe.training.config import read_config
 from lsm_probe.training.timing import seconds_per_sample
 
 PLANNED_SECONDS = 330
-"""What the whole demo may take, downloads apart."""
+"""Planned duration of the whole demo, without downloads."""
 _SIZE = "repair.json"
 _TASKS = "--task repetition --task sentiment --task keywords --max-new-tokens 24 --keep all"
 _BUILTIN = "--ckpt builtin:vanilla_asr --ckpt builtin:self_powered"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lsm_probe.diagnosis.verdict import Verdict
 
 MOST = 6
-"""Links that are shown."""
+"""Largest number of links shown."""
 _MOST_NAMES = 3
 
 

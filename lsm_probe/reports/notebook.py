@@ -16,7 +16,7 @@ from lsm_probe.reports.collection import Results
 
 NEEDS = ("jupytext", "nbformat", "nbclient", "ipykernel")
 _CELL_SECONDS, _START_SECONDS = 1_800, 180
-"""What a cell may take, and the kernel to start on a busy machine."""
+"""Time limits for a cell, and for the start of the kernel on a busy machine."""
 
 
 def missing() -> list[str]:

@@ -30,7 +30,7 @@ from lsm_probe.runner.style import own_settings
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of the page of a two-column paper."""
 _LONGEST_NAME = 48
-"""Characters that a column has room for."""
+"""Longest name, in characters, that fits into a column."""
 
 
 @dataclass(frozen=True)

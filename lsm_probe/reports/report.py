@@ -25,15 +25,15 @@ from lsm_probe.runner.style import own_settings
 from lsm_probe.runner.tables import precision_notes
 
 LARGEST = 5_000_000
-"""Bytes of a page. Timelines, then samples, are left out where they would make it larger."""
+"""Largest size of a page in bytes. Timelines, then samples, are left out if they would exceed it."""
 _SAMPLES = 100
-"""Most samples to look at one by one."""
+"""Largest number of samples that are shown one by one."""
 _DECISIVE = 5
-"""Most numbers in a row of the table of verdicts."""
+"""Largest number of values in a row of the verdict table."""
 _WITH_RESPONSES = ("attention", "evaluate", "sensitivity", "knockout")
-"""Measurements that responses are shown from, the first that there is."""
+"""Measurements that can provide the responses to show; the first available one is used."""
 _LONGEST = 2_000
-"""Characters of a response that are shown."""
+"""Number of characters of a response that are shown."""
 
 
 @dataclass(frozen=True)

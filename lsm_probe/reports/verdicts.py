@@ -19,7 +19,7 @@ from lsm_probe.reports.collection import Results, is_measured_on, own_responses
 from lsm_probe.runner.result import MeasurementResult
 
 JUDGED = ("attention", "sensitivity", "knockout", "alignment", "evaluate")
-"""Measurements that a verdict is made from."""
+"""Measurements on which a verdict is based."""
 
 
 def find_verdicts(results: Results, base: str | None = None) -> list[Verdict]:

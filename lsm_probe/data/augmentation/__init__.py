@@ -12,4 +12,4 @@ from typing import Literal
 Keep = Literal["punctuation", "finished", "all"]
 """Which answers stay in the data; see [`lsm_probe.data.augmentation.recipe.Recipe`]."""
 Thinking = Literal["drop", "keep"]
-"""What becomes of a reasoning model's thinking."""
+"""Whether a reasoning model's thinking is dropped or kept."""

@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from datatrove.data import Document
 
 SAMPLES = "samples.jsonl"
-"""The samples to be answered, in the output folder: each rank reads its own lines of it."""
+"""File in the output folder with the samples to answer; each rank reads its own lines."""
 
 REFUSED = "refused by the server"
-"""Drop reason of prompts that the server calls a bad request."""
+"""Reason for dropping a prompt that the server rejects as a bad request."""
 
 
 def augment_at_scale(

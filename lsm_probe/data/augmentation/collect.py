@@ -22,7 +22,7 @@ from lsm_probe.files import replacing
 MANIFEST, REPORT, SHARDS = "manifest.jsonl", "report.json", "shards"
 
 _EXAMPLES = 3
-"""Examples of each task, kept and dropped, in the report."""
+"""Number of kept and of dropped examples for each task in the report."""
 
 
 def collect(out: Path, sample_ids: Sequence[str]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from lsm_probe.files import replacing
 
 CHECKPOINTS, LOGS = "checkpoints", "logs"
 SHARD_ROWS = 10_000
-"""Rows of a shard; what a kill costs is no more than the answers under way."""
+"""Rows of a shard. A killed run loses only the answers that are being generated."""
 
 SHARD_NAME = "${rank}_chunk_${chunk_index}.parquet"
-"""As datatrove's writers take it: see [`Rank.shard`]."""
+"""File name pattern for datatrove's writers; see [`Rank.shard`]."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from lsm_probe.extras import install_command
 from lsm_probe.models.prompter import Prompter
 
 IN_FLIGHT = 256
-"""Requests under way at once: vLLM's own default for sequences it batches together."""
+"""Concurrent requests; equal to vLLM's default for the number of sequences in a batch."""
 
 _HERE = ("localhost", "127.0.0.1", "::1")
 _REQUEST_TIMEOUT = 120.0
-"""Seconds that a server gets for its first answer; some load the model then."""
+"""Timeout in seconds for a server's first answer; some servers load the model only then."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import plain_name
 
 Parse = Callable[[dict[str, Any]], tuple[list[str], str | None]]
-"""Returns a line's right answers, the first of which is the target, and its context."""
+"""Returns the correct answers of a line (the first is the target) and its context."""
 
 
 def read_boolq(root: Path, problems: Problems, wanted: Wanted) -> Iterator[Utterance]:

@@ -23,7 +23,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.languages import require_language
 
 Keywords = Callable[[str, str, dict[str, str]], list[str] | None]
-"""(text, intent, slot name -> its words) to keywords, or None for an utterance that is not of the task."""
+"""Called with text, intent and slots (name -> words). Returns keywords, or None if the utterance is not of the task."""
 
 _SWITCH = {"SwitchLightOn": "turn on", "SwitchLightOff": "turn off"}
 _CHANGE = {"IncreaseBrightness": "increase", "DecreaseBrightness": "decrease"}

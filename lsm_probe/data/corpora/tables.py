@@ -18,16 +18,16 @@ from lsm_probe.errors import InputError
 from lsm_probe.files import regular_file_bytes
 
 Wanted = Callable[[str], bool]
-"""Whether a split is asked for."""
+"""Returns whether a split is wanted."""
 
 TABS: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-"""Dialect of tables with tabs, in which a quotation mark is a character like any other."""
+"""Dialect of tab-separated tables, in which a quotation mark has no special meaning."""
 
 _LONGEST_LINE = 2**26
-"""Bytes; a few kilobytes of gzip can hold a line of gigabytes."""
+"""Longest line in bytes; a few kilobytes of gzip can decompress to a line of gigabytes."""
 
 _LONGEST_NAME = 255
-"""Characters, on the disks there are."""
+"""Longest file name, in characters, on common file systems."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

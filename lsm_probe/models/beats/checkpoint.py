@@ -24,7 +24,7 @@ _IMPLEMENTED = {
     "relative_position_embedding": True,
     "gru_rel_pos": True,
 }
-"""The choices of `cfg` that [`Beats`] implements."""
+"""The values of `cfg` that [`Beats`] implements."""
 
 _TRAINING_ONLY = {
     "dropout",
@@ -57,7 +57,7 @@ _NAMES = _with_parameters(
     "encoder.pos_conv.0.weight_g": f"{_POSITIONAL}.parametrizations.weight.original0",
     "encoder.pos_conv.0.weight_v": f"{_POSITIONAL}.parametrizations.weight.original1",
 }
-"""Tensors outside the layers: the original's names with those of [`Beats`]."""
+"""Tensors outside the layers: names in the original -> names in [`Beats`]."""
 
 _POSITION_BIAS = "self_attn.relative_attention_bias.weight"
 _LAYER_NAMES = _with_parameters(
@@ -73,12 +73,12 @@ _LAYER_NAMES = _with_parameters(
         "final_layer_norm": "final_layer_norm",
     }
 ) | {"self_attn.grep_a": "attention.gru_rel_pos_const", _POSITION_BIAS: "attention.rel_attn_embed.weight"}
-"""Tensors of each layer."""
+"""Tensors of each layer: names in the original -> names in [`Beats`]."""
 
 _LAYER = re.compile(r"^encoder\.layers\.\d+\.")
 _FIRST_LAYER = "encoder.layers.0."
 _CLASSIFIER = {"predictor.weight", "predictor.bias"}
-"""Of the fine-tuned checkpoints. It reads the states and does not change them."""
+"""The classifier of fine-tuned checkpoints, which is not needed: it reads the states and does not change them."""
 _ADVICE = "give the file of BEATs' authors"
 
 

@@ -19,7 +19,7 @@ SIZES = {
     "num_buckets": "num_buckets",
     "max_distance": "max_bucket_distance",
 }
-"""The sizes of [`BeatsConfig`] under the names that the original's checkpoints give them."""
+"""Sizes: name in the original's checkpoints -> name in [`BeatsConfig`]."""
 
 
 class BeatsConfig(PreTrainedConfig):

@@ -18,13 +18,13 @@ from lsm_probe.waveform import as_mono, check_scale, to_float32
 RATE = 16_000
 MEL_BINS = 128
 PATCH = 16
-"""Frames, and mel bins, that one patch spans. A patch becomes one state."""
+"""Number of frames, and of mel bins, in one patch. A patch becomes one state."""
 
 _FRAME, _HOP, _FFT = 400, 160, 512
-"""Samples of a frame (25 ms), between two frames (10 ms), and of the Fourier transform."""
+"""Numbers of samples in a frame (25 ms), between two frame starts (10 ms), and in the Fourier transform."""
 _MIN_SAMPLES = _FRAME + (PATCH - 1) * _HOP
 _MEAN, _STD = 15.41663, 6.55582
-"""Of the log energies of BEATs' training data; the original subtracts the mean and divides by twice the deviation."""
+"""Mean and standard deviation of log energies in BEATs' training data. The original divides by twice the deviation."""
 
 
 def beats_features(waveform: ArrayLike) -> Tensor:

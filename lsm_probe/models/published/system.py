@@ -51,7 +51,7 @@ class Parts:
                 parent folder.
 
         Raises:
-            InputError: it was not given, and the release names no location, a missing one, or something else than a path.
+            InputError: it was not given, and the release names no path or one that does not exist.
         """
         if (found := self.find(part, release, default)) is not None:
             return found

@@ -28,10 +28,10 @@ __all__ = [
 ]
 
 FILE = "prompt_template.yaml"
-"""The template that a checkpoint's folder carries."""
+"""File name of the template in a checkpoint's folder."""
 
 Render = Callable[[PreTrainedTokenizerBase, str, str], list[Piece]]
-"""From tokenizer, instruction and source to the prompt's text, cut into segments."""
+"""Called with tokenizer, instruction and source; returns the prompt's text in segments."""
 TEMPLATES: Registry[PromptTemplate | Render] = Registry(
     "lsm_probe.templates", "prompt template", lambda name, found: callable(found) or isinstance(found, PromptTemplate)
 )

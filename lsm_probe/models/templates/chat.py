@@ -15,7 +15,7 @@ from lsm_probe.models.segments import Piece, Segment
 _SYSTEM, _INSTRUCTION, _SOURCE = "\ue000", "\ue001", "\ue002"
 _ADVICE = "choose --template vicuna or llama3"
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
-"""How a chat template fails; TypeError: content of a kind it does not know; ValueError: several, none the default."""
+"""Errors of chat templates. TypeError: unsupported type of content. ValueError: several templates without a default."""
 
 Messages = list[dict[str, Any]]
 

@@ -37,7 +37,7 @@ from lsm_probe.models.segments import Piece, Segment, SpecialToken
 from lsm_probe.models.templates.chat import render_chat
 
 AUDIO_TOKEN = "<|audio|>"
-"""Stands for the whole of the speech in a rendered prompt, before it becomes as many ids as speech tokens."""
+"""Placeholder for the whole speech in a rendered prompt, later replaced by one id for each speech token."""
 
 
 @dataclass(frozen=True)
