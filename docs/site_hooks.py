@@ -54,4 +54,5 @@ def command_line_page() -> str:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     # One folder less to leave: the site's root is docs/.
     inner = "../" * page.file.src_uri.count("/")
+    markdown = markdown.replace(f"]({inner}docs/", f"]({inner}")
     return markdown.replace(f"](../{inner}", f"]({inner}")

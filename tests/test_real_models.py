@@ -107,13 +107,11 @@ def test_bfloat16_agrees_to_its_precision(builtin, samples):
     assert half.self_check["median"] < 5e-3
 
 
-def test_the_readme_python_runs_as_it_stands(monkeypatch, tmp_path):
+def test_the_readme_python_runs_as_it_stands(monkeypatch, tmp_path, capsys):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", readme, re.S)[0]
     read = lsm_probe.read_manifest
-    monkeypatch.setattr(lsm_probe, "read_manifest", lambda name: read(name)[:2])
+    monkeypatch.setattr(lsm_probe, "read_manifest", lambda name: read(name)[:4])
     monkeypatch.chdir(tmp_path)
-    namespace: dict = {}
-    exec(code, namespace)
-    assert len(namespace["result"].to_frame()) == 30
-    assert (tmp_path / "runs/untrained/result.json").exists()
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("SensitivityResult(builtin:vanilla_asr, 4 samples of 2 utterances): D_i")

@@ -45,7 +45,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(run, files, strict, ti
     assert strict((out / "result.json").read_text())["states"] == [0, 1, 2, 3]
     assert f"{result.curves()['cka'].mean[2]:.3f}" in stdout
     assert "6 samples, 0 left out; segment source" in stdout
-    assert "2 instructions, which make samples differ too" in stdout
+    assert "2 instructions, which also make samples differ" in stdout
 
 
 def test_checkpoints_are_compared(run, files, strict, tiny_lsm, tiny_lsm_folder, tmp_path):

@@ -120,7 +120,7 @@ def test_signs_in_a_label_are_not_a_pattern():
 @pytest.mark.parametrize("labels", [[], ["joy", "Joy"], ["joy", " "]])
 def test_unusable_labels_are_refused(labels):
     for build in (label, lambda names: keywords(names, 2)):
-        with pytest.raises(InputError, match="name each once"):
+        with pytest.raises(InputError, match="name each label once"):
             build(labels)
 
 

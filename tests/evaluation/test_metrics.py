@@ -367,7 +367,7 @@ def test_a_difference_needs_the_same_metric_and_samples():
     ],
 )
 def test_lists_that_do_not_pair_are_refused(metric):
-    with pytest.raises(InputError, match=r"2 \w+ and 1 \w+ cannot be paired"):
+    with pytest.raises(InputError, match=r"2 \w+ and 1 \w+ do not match"):
         metric(["joy", "joy"], ["joy"])
     with pytest.raises(InputError, match="no samples"):
         metric([], [])

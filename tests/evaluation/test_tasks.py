@@ -175,7 +175,7 @@ FAULTS = {
     "metrics: [bleu]": "metric 'bleu' needs 'language'; add it",
     "metrics: [f1_micro]": "metric 'f1_micro' needs answer 'label', not 'text'",
     "answer: keywords\nlabels: [a]\nnumber: 1\nmetrics: [f1_macro]": "metric 'f1_macro' needs answer 'label'",
-    "answer: label\nlabels: [a, A]\nmetrics: [accuracy]": "labels ['a', 'A'] are none, blank or twice the same",
+    "answer: label\nlabels: [a, A]\nmetrics: [accuracy]": "labels ['a', 'A'] are empty, blank or repeated",
     "answer: label\nlabels: [a, ' ']\nmetrics: [accuracy]": "'labels.1' is empty or blank",
     "answer: label\nlabels: [true, false]\nmetrics: [accuracy]": "'labels.0' is True",  # as YAML reads them
     "answer: label\nlabels: mood\nmetrics: [accuracy]": "'labels' are 'mood'; write them as a list, or as pool/task",

@@ -173,7 +173,7 @@ PER_LAYER_INPUT = {
 GATE = "layer 0 .*do not reproduce its output .*such as a gate or a norm$"
 POST_NORM = r"layer 0 .*its output passes through model.layers.0.post_\w*norm\w* before the residual stream"
 OWN_CODE = "layer 0 .*does not go through transformers' attention interface"
-LINEAR = r"has layers of kind linear_attention \(. of 4\), whose tokens reach each other past attention"
+LINEAR = r"has layers of kind linear_attention \(. of 4\), through which tokens exchange information"
 REFUSED = {
     "afmoe": (EXPERTS, "layer 0 .*its output passes through .*post_attention_layernorm"),
     "bamba": ({**MAMBA, "attn_layer_indices": [1, 3]}, LINEAR),

@@ -122,7 +122,7 @@ class TestPrefixes:
             (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
             for shard in ("0.bin", "1.bin"):
                 torch.save({name: weights[name] for name in weights if weight_map[name] == shard}, folder / shard)
-        with pytest.warns(UserWarning, match=f"{prefix} is taken off the names of all tensors"):
+        with pytest.warns(UserWarning, match=f"{prefix} is removed from the names of all tensors"):
             assert torch.equal(logits(folder), expected)
 
     def test_one_of_some_names_is_not(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -135,7 +135,7 @@ class TestPrefixes:
         folder = shutil.copytree(tiny_lsm_folder, tmp_path / "lsm")
         weights = load_file(folder / "model.safetensors")
         save_file({f"module.{name}": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
-        with pytest.warns(UserWarning, match=r"module\. is taken off"):
+        with pytest.warns(UserWarning, match=r"module\. is removed"):
             found = lsm_probe.load(folder).model.state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
 

@@ -102,7 +102,7 @@ MISTAKES = {
     empty: "holds no result",
     twice: "are both attention results of one",
     other_data: "samples of other.jsonl, sha256 cdcdcdcdcdcd): report them apart",
-    other_conventions: "under different conventions",
+    other_conventions: "with different conventions",
     other_weights: "one has other weights",
     unknown: "not a result that a report can show",
     broken: "no readable result of attention",

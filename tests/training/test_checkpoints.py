@@ -133,7 +133,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(finished_run, train_command, tmp_
         code, lines = train_command(*overrides, "--out", out, "--resume")
         assert not marker.exists()
         assert (code, len(lines)) == (2, 1), lines
-        assert f"checkpoint-{step}/{name} is not what a run writes" in lines[0]
+        assert f"checkpoint-{step}/{name} was not written by a training run" in lines[0]
         shutil.rmtree(out)
 
 
