@@ -95,7 +95,7 @@ def test_another_sample_shows_its_responses(browser, page, results):
 def test_text_and_figures_follow_the_dark_theme_of_the_system(browser, page):
     # Of texts in grey. Texts in the colour of a checkpoint keep it.
     fills = "[...document.querySelectorAll('figure svg text')].map(t => getComputedStyle(t).fill)"
-    figure = f"[...new Set({fills}.filter(f => /^rgb\\((\\d+), \\1/.test(f)))].join()"
+    figure = f"[...new Set({fills}.filter(f => /^rgb\\((\\d+), \\1,/.test(f)))].join()"
     looks = {}
     for dark in (False, True):
         browser.open(page, dark=dark)
