@@ -101,7 +101,10 @@ def coverage_table(coverage: pd.DataFrame) -> str:
     head = ("paper", "where", "claim", "tested by", "remark")
     lines = [row(head), row(["---"] * len(head))]
     for paper, place, claim, tested, remark in coverage.fillna("").itertuples(index=False):
-        links = [f"[{t}](../../{t})" if t.startswith("analyses/") else f"`{t}`" for t in tested.split()]
+        links = [
+            f"[{t}](../{t.removeprefix('analyses/')}/README.md)" if t.startswith("analyses/") else f"`{t}`"
+            for t in tested.split()
+        ]
         lines.append(row([paper, place, claim, tested if tested == "not run" else ", ".join(links), remark]))
     return "\n".join(lines)
 
