@@ -50,8 +50,8 @@ class AlignmentSet(TrainingSet):
         repeated = sum(first == second for first, second in pairwise(tokens))
         if len(tokens) + repeated > speech_tokens:
             raise InputError(
-                f"the target has {len(tokens)} tokens, but the speech {speech_tokens}: it is not what is said, or "
-                "spoken too fast; leave it out"
+                f"the target has {len(tokens)} tokens, but the speech only {speech_tokens}: use the transcript as "
+                "target, or leave the sample out"
             )
         return tokens
 

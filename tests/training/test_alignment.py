@@ -103,15 +103,14 @@ def test_few_candidates_change_the_partition_alone(checkpoint: Lsm, samples: Ali
 
 
 def test_only_the_connector_learns(config, tmp_path: Path) -> None:
-    out = train(config("max_steps=40"), tmp_path / "out")
+    train(config("max_steps=40"), tmp_path / "out")
     history = json.loads((tmp_path / "out" / "history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
-    start = train(config("max_steps=1", "learning_rate=1e-12", "weight_decay=0"), tmp_path / "start")
+    train(config("max_steps=1", "learning_rate=1e-12", "weight_decay=0"), tmp_path / "start")
     before = load_file(tmp_path / "start" / "model" / "model.safetensors")
     changed = {name.split(".")[0] for name in weights if not torch.equal(weights[name], before[name])}
-    assert (out, start) is not None
     assert changed == {"multi_modal_projector"}
 
 
@@ -129,5 +128,5 @@ def test_a_target_longer_than_its_speech_is_refused(config, manifest: Path, tmp_
     rows = [json.loads(line) | {"audio": str(manifest.parent / "0.wav")} for line in manifest.read_text().splitlines()]
     rows[3]["target"] = "the old town " * 20
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match=r"sample '3': the target has \d+ tokens, but the speech \d+"):
+    with pytest.raises(InputError, match=r"sample '3': the target has \d+ tokens, but the speech only \d+"):
         train(config(f"train={tmp_path / 'bad.jsonl'}"), tmp_path / "out")
