@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ def alone_in(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> Iterator[None]:
+def work_folder(
+    out: Path, config: dict[str, Any], *, resume: bool | None, growing: Sequence[str] = ()
+) -> Iterator[None]:
     """A folder that is filled piece by piece; it never mixes pieces of different configs.
 
     `config.yaml` is written on entry, or at the end for work that cannot be resumed. `resume` keeps existing files.
@@ -68,6 +70,7 @@ def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> It
         out: the folder.
         config: all settings that decide what is written, as plain values.
         resume: continue in a folder that was started with this config; None for work that cannot be resumed.
+        growing: settings that are lists, and may have more entries at the end than when the folder was started.
 
     Raises:
         InputError: the folder cannot be used, holds files (without `resume`), or was started with another config or
@@ -81,26 +84,36 @@ def work_folder(out: Path, config: dict[str, Any], *, resume: bool | None) -> It
         if not (resume and begun) and any(not entry.name.startswith(".") for entry in out.iterdir()):
             way_out = "continue with --resume, or " if begun and resume is not None else ""
             raise InputError(f"--out {out} holds files already: {way_out}choose another folder")
-        if begun and (changed := _changed(path, config)):
+        earlier = _read_config(path) if begun else {}
+        if begun and (changed := _changed(earlier, config, growing)):
             raise InputError(
                 f"{out} was started with other settings or data ({', '.join(changed)}): use those again, or choose "
                 "another --out"
             )
         if resume is None:
             yield
-        if not begun:
+        if earlier != config:
             with replacing(path) as temporary:
                 temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         if resume is not None:
             yield
 
 
-def _changed(path: Path, config: dict[str, Any]) -> list[str]:
-    """Names of the settings that differ from those written in `path`."""
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: choose another --out") from error
     if not isinstance(earlier, dict):
         raise InputError(f"{path} was not written by this command: choose another --out")
-    return sorted(key for key in earlier.keys() | config.keys() if earlier.get(key) != config.get(key))
+    return earlier
+
+
+def _changed(earlier: dict[str, Any], config: dict[str, Any], growing: Sequence[str]) -> list[str]:
+    """Names of the settings that differ; entries added at the end of a list of `growing` are no difference."""
+    changed = {key for key in earlier.keys() | config.keys() if earlier.get(key) != config.get(key)}
+    for key in changed & set(growing):
+        before = earlier.get(key)
+        if isinstance(before, list) and config[key][: len(before)] == before:
+            changed.remove(key)
+    return sorted(changed)

@@ -43,6 +43,19 @@ def test_a_folder_that_holds_something_needs_resume(tmp_path: Path) -> None:
         enter(tmp_path / "other", CONFIG, resume=False)
 
 
+def test_a_growing_list_may_get_entries_at_its_end(tmp_path: Path) -> None:
+    def enter_with(names: list[str]) -> None:
+        with work_folder(tmp_path, {**CONFIG, "names": names}, resume=True, growing=["names"]):
+            pass
+
+    enter_with(["a"])
+    enter_with(["a", "b"])
+    for other in (["a"], ["b", "a"], ["c", "b"]):
+        with pytest.raises(InputError, match=r"other settings or data \(names\)"):
+            enter_with(other)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["names"] == ["a", "b"]
+
+
 def test_resume_of_nothing_begins(tmp_path: Path) -> None:
     enter(tmp_path / "out", CONFIG, resume=True)
     assert (tmp_path / "out" / "config.yaml").exists()

@@ -85,7 +85,8 @@ def diagnose(
         batch_size, seed, on_error, verify_precision: as in [`lsm_probe.runner.options.RunOptions`].
         data_name: name of the data in results.
         loading: keyword arguments of [`lsm_probe.load`].
-        resume: continue an interrupted diagnosis in `out`.
+        resume: continue the diagnosis in `out`. More checkpoints may be given after those it was started with; what
+            is finished is not measured again.
         on_progress: called with (name, samples done, samples in all, current measurement); by default only notebooks
             show bars.
         on_estimate: called with the expected total seconds, after the first model is loaded.
@@ -235,7 +236,7 @@ def _folder(out: str | Path | None, deciding: dict[str, Any], resume: bool) -> I
             if folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lsm-probe-")))
             else:
-                stack.enter_context(work_folder(folder, deciding, resume=resume))
+                stack.enter_context(work_folder(folder, deciding, resume=resume, growing=["checkpoints"]))
         found = all_gather_or_raise(folder)[0]  # the other processes start when the main process has the folder
         assert found is not None
         yield found

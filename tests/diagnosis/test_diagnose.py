@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import lsm_probe
 from lsm_probe.diagnosis.diagnosis import Diagnosis
@@ -113,6 +114,25 @@ def test_an_interrupted_diagnosis_resumes(diagnosed, by_task, tiny_lsm_folder, t
     found = lsm_probe.diagnose(tiny_lsm_folder, by_task, resume=True, **options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert found.to_dict() == diagnosed[1].to_dict()
+
+
+def test_a_checkpoint_added_on_resume_is_the_only_one_measured(by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path):
+    out, added = tmp_path / "out", tmp_path / "added"
+    options = {"base": tiny_llm_folder, "quick": True, "loading": CPU, **QUICK}
+    lsm = lsm_probe.load(tiny_lsm_folder, **CPU)
+    with torch.no_grad():
+        next(lsm.model.multi_modal_projector.parameters()).mul_(-1)
+    lsm.save(added)
+    lsm_probe.diagnose(tiny_lsm_folder, by_task, out=out, **options)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/result.json")}
+    with pytest.raises(InputError, match=r"was started with other settings or data \(checkpoints\)"):
+        lsm_probe.diagnose(added, by_task, out=out, resume=True, **options)
+    both = [tiny_lsm_folder, added]
+    found = lsm_probe.diagnose(both, by_task, out=out, resume=True, **options)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert found.to_dict() == lsm_probe.diagnose(both, by_task, out=tmp_path / "new", **options).to_dict()
+    with pytest.raises(InputError, match=r"\(checkpoints\)"):  # a checkpoint is never left out of a folder in silence
+        lsm_probe.diagnose(tiny_lsm_folder, by_task, out=out, resume=True, **options)
 
 
 def test_responses_of_a_base_with_another_tokenizer_are_tokenised_again(
