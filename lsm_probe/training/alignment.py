@@ -42,16 +42,16 @@ class AlignmentSet(TrainingSet):
     """Samples whose `response` is the CTC target: in lower case, without punctuation.
 
     Raises:
-        InputError: for the reasons that [`TrainingSet`] gives, or a target has more tokens than its speech.
+        InputError: for the reasons that [`TrainingSet`] gives, or a target needs more speech tokens than there are.
     """
 
     def _response(self, checkpoint: Lsm, sample: Sample, speech_tokens: int) -> list[int]:
         tokens = spelling(checkpoint.tokenizer, sample.target or "")
-        repeated = sum(first == second for first, second in pairwise(tokens))
-        if len(tokens) + repeated > speech_tokens:
+        needed = len(tokens) + sum(first == second for first, second in pairwise(tokens))  # a blank between equals
+        if needed > speech_tokens:
             raise InputError(
-                f"the target has {len(tokens)} tokens, but the speech only {speech_tokens}: use the transcript as "
-                "target, or leave the sample out"
+                f"the target needs {needed} speech tokens, but the speech has only {speech_tokens}: use the transcript "
+                "as target, or leave the sample out (--on-error skip)"
             )
         return tokens
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lsm_probe.data.audio import read_audio
+from lsm_probe.data.problems import OnError, Problems
 from lsm_probe.data.sample import Sample, naming
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint_kinds import Lsm
@@ -46,21 +47,28 @@ class TrainingSet(Dataset[dict[str, Any]]):
         samples: with `audio` and `target` each.
         checkpoint: the LSM, for its processor and its end-of-response token.
         states: the frozen encoder's states; None encodes in the model at every step.
+        on_error: `skip` leaves out unusable samples with a warning.
 
     Raises:
-        InputError: there are no samples, a text holds a control token, a target has no tokens, a sound file's header is
-            unusable, or a sample exceeds the LLM's context.
+        InputError: there are no samples, or (with `on_error` "fail") a text holds a control token, a target has no
+            tokens, a sound file's header is unusable, or a sample exceeds the LLM's context.
     """
 
-    def __init__(self, samples: Sequence[Sample], checkpoint: Lsm, states: SpeechStates | None = None):
-        if not samples:
-            raise InputError("no usable sample is left: the messages above say why each was left out")
-        self.samples = samples
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        checkpoint: Lsm,
+        states: SpeechStates | None = None,
+        on_error: OnError = "fail",
+    ):
         self.processor = checkpoint.processor
         self.projector = checkpoint.model.config.projector_config
         self.states = states
+        self.samples: list[Sample] = []
         self.responses: list[NDArray[np.int32]] = []
-        self.lengths = self._lengths(checkpoint)
+        self.lengths = self._read(samples, checkpoint, on_error)
+        if not self.samples:
+            raise InputError("no usable sample is left: the messages above say why each was left out")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -104,28 +112,31 @@ class TrainingSet(Dataset[dict[str, Any]]):
         """The training target for a sample, as token ids; its speech becomes `speech_tokens` tokens."""
         return checkpoint.encode_response(sample.target or "")
 
-    def _lengths(self, checkpoint: Lsm) -> NDArray[np.int32]:
-        """Number of tokens of each sample, computed from its text and the length of its speech."""
+    def _read(self, samples: Sequence[Sample], checkpoint: Lsm, on_error: OnError) -> NDArray[np.int32]:
+        """Keeps the usable samples with their responses; returns the number of tokens of each."""
         prompt_length = cache(lambda instruction: len(self._prompt_ids(instruction, 0)))  # the same for many samples
-        rate = self.processor.feature_extractor.sampling_rate
-        limit = checkpoint.context_length
-        lengths = np.empty(len(self.samples), dtype=np.int32)
-        for i, sample in enumerate(self.samples):
-            with naming(sample):
-                assert sample.audio is not None
-                duration = seconds(sample.audio, sample.start, sample.duration)
-                speech = self.processor.count_speech_tokens(round(duration * rate))
+        lengths, problems = [], Problems()
+        for sample in samples:
+            with problems.catching(), naming(sample):
+                speech = self._count_speech_tokens(sample)
                 response = self._response(checkpoint, sample, speech)
-                prompt_tokens = prompt_length(sample.instruction)
-            if not response:
-                raise InputError(f"sample {sample.id!r}: the target {sample.target!r} has no tokens")
-            self.responses.append(np.array(response, dtype=np.int32))
-            lengths[i] = prompt_tokens + speech + len(response)
-            if limit is not None and lengths[i] > limit:
-                raise InputError(
-                    f"sample {sample.id!r}: its {lengths[i]} tokens exceed the LLM's context of {limit}; shorten it"
-                )
-        return lengths
+                if not response:
+                    raise InputError(f"the target {sample.target!r} has no tokens")
+                length = prompt_length(sample.instruction) + speech + len(response)
+                limit = checkpoint.context_length
+                if limit is not None and length > limit:
+                    raise InputError(f"its {length} tokens exceed the LLM's context of {limit}; shorten it")
+                self.samples.append(sample)
+                self.responses.append(np.array(response, dtype=np.int32))
+                lengths.append(length)
+        problems.settle(on_error)
+        return np.array(lengths, dtype=np.int32)
+
+    def _count_speech_tokens(self, sample: Sample) -> int:
+        """Speech tokens of a sample, from the duration in its sound file's header."""
+        assert sample.audio is not None
+        duration = seconds(sample.audio, sample.start, sample.duration)
+        return self.processor.count_speech_tokens(round(duration * self.processor.feature_extractor.sampling_rate))
 
 
 def collate(items: Sequence[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:

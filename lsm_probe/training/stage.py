@@ -227,15 +227,17 @@ class StageRun:
             # No controls: an alignment does not read the instruction, and other speech may be shorter than the target.
             aligned: dict[str, TrainingSet] = {}
             if held_out:
-                aligned["true"] = AlignmentSet(held_out, checkpoint, states)
-            return AlignmentSet(train, checkpoint, states), aligned
-        views = {
-            "true": held_out,
-            "speech": with_speech_shuffled(held_out, seed),
-            "instruction": with_instructions_shuffled(held_out, seed),
-        }
-        sets = {name: TrainingSet(view, checkpoint, states) for name, view in views.items() if view}
-        return TrainingSet(train, checkpoint, states), sets
+                aligned["true"] = AlignmentSet(held_out, checkpoint, states, self.on_error)
+            return AlignmentSet(train, checkpoint, states, self.on_error), aligned
+        sets = {}
+        if held_out:
+            sets["true"] = TrainingSet(held_out, checkpoint, states, self.on_error)
+            views = {
+                "speech": with_speech_shuffled(sets["true"].samples, seed),
+                "instruction": with_instructions_shuffled(sets["true"].samples, seed),
+            }
+            sets |= {name: TrainingSet(view, checkpoint, states) for name, view in views.items() if view}
+        return TrainingSet(train, checkpoint, states, self.on_error), sets
 
     def _encode(self, states: SpeechStates, checkpoint: Lsm, *sets: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """Fills the cache, with a share for each process, and leaves out samples that could not be encoded."""

@@ -124,9 +124,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(config, stop_at, monkeypatch,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_target_longer_than_its_speech_is_refused(config, manifest: Path, tmp_path: Path) -> None:
+def test_a_target_longer_than_its_speech_is_refused_or_skipped(config, manifest: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) | {"audio": str(manifest.parent / "0.wav")} for line in manifest.read_text().splitlines()]
     rows[3]["target"] = "the old town " * 20
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match=r"sample '3': the target has \d+ tokens, but the speech only \d+"):
+    with pytest.raises(InputError, match=r"sample '3': the target needs \d+ speech tokens, but .* only \d+"):
         train(config(f"train={tmp_path / 'bad.jsonl'}"), tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"left out 1: sample '3'"):
+        report = train(config(f"train={tmp_path / 'bad.jsonl'}"), tmp_path / "skipped", on_error="skip")
+    assert report["stages"][0]["samples"] == len(rows) - 1
