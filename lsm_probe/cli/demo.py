@@ -12,7 +12,7 @@ import typer
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Output folder.", metavar="FOLDER")] = Path("runs/demo"),
-    full: Annotated[bool, typer.Option("--full", help="Train longer and measure more utterances.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train longer.")] = False,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -21,10 +21,7 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    utterances: Annotated[
-        int | None,
-        typer.Option(help="Utterances to measure. [default: 8; 24 with --full]", min=2, show_default=False),
-    ] = None,
+    utterances: Annotated[int, typer.Option(help="Utterances to measure.", min=2)] = 24,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue an interrupted demo with the same training size."),
@@ -34,11 +31,11 @@ def demo(
 
     First the demo diagnoses two small speech LLMs. `builtin:vanilla_asr` was trained on transcription alone, and
     answers every instruction with the transcript; `builtin:self_powered` follows instructions. Then the demo trains
-    `builtin:vanilla_asr` on answers of the text LLM inside both (SmolLM2), and diagnoses it again. Each step prints its
-    purpose and its command. The result is after/report.html.
+    `builtin:vanilla_asr` on answers of the text LLM inside both (SmolLM2), and diagnoses the result. Each step prints
+    its purpose and its command. The result is diagnosis/report.html.
 
-    The training is sized so that the demo takes about 6 minutes on this machine. --full trains for 40 steps of 8
-    samples and measures 24 utterances. The first run downloads 164 MB of models.
+    The training is sized so that the demo takes about 6 minutes on this machine, if a useful training takes no longer.
+    --full trains for 40 steps of 8 samples. The first run downloads 164 MB of models.
 
     Examples:
         lsm-probe demo
@@ -49,9 +46,7 @@ def demo(
     size = FULL if full else None
     if steps is not None:
         size = TrainingSize(steps, FULL.batch if full else 4)
-    run_demo(
-        partial(_run_command, context), out, size=size, utterances=utterances or (24 if full else 8), resume=resume
-    )
+    run_demo(partial(_run_command, context), out, size=size, utterances=utterances, resume=resume)
 
 
 def _run_command(context: typer.Context, arguments: list[str]) -> None:
