@@ -52,6 +52,8 @@ def command_line_page() -> str:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    if page.file.src_uri.startswith("analyses/"):
+        page.meta.setdefault("search", {})["boost"] = 0.1  # below the pages that explain how to use lsm-probe
     # One folder less to leave: the site's root is docs/.
     inner = "../" * page.file.src_uri.count("/")
     markdown = markdown.replace(f"]({inner}docs/", f"]({inner}")
