@@ -6,10 +6,12 @@ attention weights and value tensors, caught as it runs, and the output projectio
 """
 
 import json
+import re
 import sys
 import warnings
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,6 +224,23 @@ REFUSED = {
         "layers of kind hybrid, linear_attention",
     ),
 }
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_lists_each_family_once():
+    """A family that is refused in some configurations is listed as exact, with the condition."""
+    rows = re.findall(r"^\| ([^|]+) \|[^|]*\| (exact|refused)", (ROOT / "docs/families.md").read_text(), re.MULTILINE)
+    listed = [(family, kind) for families, kind in rows for family in families.split(", ")]
+    expected = dict.fromkeys(REFUSED, "refused") | dict.fromkeys(EXACT, "exact")
+    assert sorted(listed) == sorted(expected.items())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/comparison.md"])
+def test_pages_that_count_the_families_count_right(page):
+    counts = re.findall(r"(\d+) families (?:are )?exact, (\d+) (?:are )?refused", (ROOT / page).read_text())
+    assert counts == [(str(len(EXACT)), str(len(REFUSED.keys() - EXACT.keys())))]
 
 
 def build(family, changes):
