@@ -8,52 +8,26 @@ The file holds the connector, and for each changed matrix of the LLM two thin fa
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-
 import lsm_probe
 from lsm_probe import assets
-from lsm_probe.models.builtin_arms import CONNECTOR, TALL, WIDE, Training
-from lsm_probe.models.connectors import LsmProjectorConfig
-
-LLM = "language_model."
+from lsm_probe.models.stored_training import Training
 
 
 def pack(folder: Path, file: Path, rank: int) -> None:
-    trained = lsm_probe.load(folder, device="cpu", dtype="float32").model
-    before = dict(lsm_probe.load("builtin:llm", device="cpu", dtype="float32").model.named_parameters())
-    tensors, missed = {}, []
-    for key, weight in trained.named_parameters():
-        if key.startswith(CONNECTOR):
-            tensors[key] = weight.detach()
-        elif key.startswith(LLM) and not torch.equal(weight, before[key.removeprefix(LLM)]):
-            change = (weight - before[key.removeprefix(LLM)]).detach()
-            tall, scales, wide = torch.linalg.svd(change, full_matrices=False)
-            missed.append(float(scales[rank:].norm() / scales.norm()))
-            root = scales[:rank].sqrt()
-            tensors |= {key + TALL: tall[:, :rank] * root, key + WIDE: root[:, None] * wide[:rank]}
-    config = trained.config
-    about = {"projector": config.projector_config.to_diff_dict(), "encoder_context": config.encoder_context}
-    tensors = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, file, metadata={"lsm_probe": json.dumps(about)})
-    print(f"{len(missed)} matrices, at most {max(missed):.1e} of a change missed, {file.stat().st_size / 1e6:.1f} MB")
+    trained, llm = (lsm_probe.load(name, device="cpu", dtype="float32") for name in (folder, "builtin:llm"))
+    training, missed = Training.of(trained.model, llm.model, rank)
+    training.save(file)
+    print(f"at most {missed:.1e} of a change is missed, {file.stat().st_size / 1e6:.1f} MB")
 
 
 def unpack(file: Path, folder: Path) -> None:
-    with safe_open(file, framework="pt") as stored:
-        about = json.loads(stored.metadata()["lsm_probe"])
-        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  # it is no dict
-    projector = LsmProjectorConfig(**about["projector"])
-    context = about["encoder_context"]
-    lsm = lsm_probe.build_lsm(
-        assets.speech_encoder(), assets.language_model(), projector=projector, encoder_context=context
-    )
-    Training(projector, context, tensors, {}).apply(lsm.model)
+    training = Training.read(file)
+    settings = {"projector": training.projector, "encoder_context": training.encoder_context}
+    lsm = lsm_probe.build_lsm(assets.speech_encoder(), assets.language_model(), **settings)
+    training.apply(lsm.model)
     lsm.save(folder)
 
 

@@ -8,50 +8,23 @@ recovers this change up to float32 rounding. The factors and the connector are t
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 import lsm_probe
-from lsm_probe.models.builtin_arms import CONNECTOR, TALL, WIDE, arm_file
+from lsm_probe.models.builtin_arms import arm_file
+from lsm_probe.models.stored_training import Training
 
 RANK = 8
-LLM = "language_model."
-
-
-def factors(change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """`[out, RANK]`, `[RANK, in]`, and the share of the change's norm that they miss."""
-    tall, scales, wide = torch.linalg.svd(change, full_matrices=False)
-    missed = float(scales[RANK:].norm() / scales.norm())
-    root = scales[:RANK].sqrt()
-    return tall[:, :RANK] * root, root[:, None] * wide[:RANK], missed
 
 
 def main(folder: Path, name: str) -> None:
-    trained = lsm_probe.load(folder)
-    before = dict(lsm_probe.load("builtin:llm").model.named_parameters())
-    tensors, missed = {}, []
-    for key, weight in trained.model.named_parameters():
-        if key.startswith(CONNECTOR):
-            tensors[key] = weight.detach()
-        elif key.startswith(LLM) and not torch.equal(weight, before[key.removeprefix(LLM)]):
-            change = (weight - before[key.removeprefix(LLM)]).detach()
-            tensors[key + TALL], tensors[key + WIDE], lost = factors(change)
-            missed.append(lost)
-    config = trained.model.config
     arm, _, seed = folder.name.rpartition("-")
-    about = {
-        "projector": config.projector_config.to_diff_dict(),
-        "encoder_context": config.encoder_context,
-        "arm": {"study": "speech_anchor_bias", "arm": arm, "seed": int(seed)},
-    }
-    tensors = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, arm_file(name), metadata={"lsm_probe": json.dumps(about)})
-    size = arm_file(name).stat().st_size / 1e6
-    print(f"{len(missed)} matrices, at most {max(missed):.1e} of a change missed, {size:.1f} MB")
+    trained, llm = (lsm_probe.load(ckpt, device="cpu", dtype="float32") for ckpt in (folder, "builtin:llm"))
+    origin = {"study": "speech_anchor_bias", "arm": arm, "seed": int(seed)}
+    training, missed = Training.of(trained.model, llm.model, RANK, origin)
+    training.save(arm_file(name))
+    print(f"at most {missed:.1e} of a change is missed, {arm_file(name).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import torch
 
 import lsm_probe
 from lsm_probe.data.audio import read_audio
-from lsm_probe.models.builtin_arms import CONNECTOR, TALL, WIDE, Training, builtin_arms, read_training
+from lsm_probe.models.builtin_arms import builtin_arms, read_training
+from lsm_probe.models.stored_training import CONNECTOR, TALL, WIDE, Training
 
 
 def test_a_training_is_added_to_the_untrained_model(tiny_lsm):

@@ -1,0 +1,57 @@
+"""What training changed in a tiny LSM, stored by the study's script, makes the same LSM again."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import lsm_probe
+from lsm_probe import assets
+
+FOLDER = Path(__file__).parents[2] / "analyses" / "open_speech"
+MATRIX = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def store(monkeypatch, tiny_encoder_folder, tiny_llm_folder):
+    """Runs store.py with tiny models in the place of the embedded ones."""
+    monkeypatch.setattr(assets, "speech_encoder", lambda: tiny_encoder_folder)
+    monkeypatch.setattr(assets, "language_model", lambda: tiny_llm_folder)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["store.py", *map(str, arguments)])
+        runpy.run_path(str(FOLDER / "store.py"), run_name="__main__")
+
+    return run
+
+
+def test_a_packed_model_is_unpacked_again(store, tiny_lsm, tmp_path):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        matrix = tiny_lsm.llm.get_parameter(MATRIX)
+        matrix.add_(torch.randn(matrix.shape[0], 2) @ torch.randn(2, matrix.shape[1]))
+        for weight in tiny_lsm.model.multi_modal_projector.parameters():
+            weight.copy_(torch.randn_like(weight))
+    tiny_lsm.save(tmp_path / "trained")
+    store("pack", tmp_path / "trained", tmp_path / "small.safetensors", 2)
+    store("unpack", tmp_path / "small.safetensors", tmp_path / "again")
+    again = lsm_probe.load(tmp_path / "again", device="cpu", dtype="float32")
+    expected = tiny_lsm.model.state_dict()
+    for name, weight in again.model.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=2e-2, atol=2e-2, msg=name)
+    with safe_open(tmp_path / "small.safetensors", framework="pt") as file:
+        stored = {name.removeprefix("language_model.") for name in file.keys() if name.startswith("language_model.")}  # noqa: SIM118
+    assert stored == {f"{MATRIX}.tall", f"{MATRIX}.wide"}
+
+
+def test_the_rank_bounds_what_is_kept(store, tiny_lsm, tmp_path, capsys):
+    with torch.no_grad():
+        matrix = tiny_lsm.llm.get_parameter(MATRIX)
+        matrix[0, 0] += 3
+        matrix[1, 1] += 4
+    tiny_lsm.save(tmp_path / "trained")
+    store("pack", tmp_path / "trained", tmp_path / "small.safetensors", 1)
+    assert "at most 6.0e-01 of a change is missed" in capsys.readouterr().out
