@@ -23,11 +23,15 @@ from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.identity import CheckpointIdentity
+from lsm_probe.runner.looks import looks_of
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.result import MeasurementResult
+from lsm_probe.runner.style import new_figure, with_own_settings
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent.parent / "figures" / HERE.name
+LLM = "builtin:llm"
 
 
 def main() -> None:
@@ -56,7 +60,7 @@ def main() -> None:
     with replacing(HERE / "ranking.json") as path:
         path.write_text(json.dumps(agreement, indent=1) + "\n", encoding="utf-8")
     FIGURES.mkdir(parents=True, exist_ok=True)
-    save_figure(_draw(frame), FIGURES / "ranking")
+    save_figure(draw(frame), FIGURES / "ranking")
     print(frame.round(3).to_string(), json.dumps(agreement, indent=1), sep="\n")
 
 
@@ -83,14 +87,22 @@ def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
     return table
 
 
-def _draw(frame: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(2.1 * len(frame.columns), 0.45 * len(frame) + 1.8), layout="constrained")
-    for ax, column in zip(figure.subplots(1, len(frame.columns), sharey=True), frame.columns, strict=True):
-        ax.barh(np.arange(len(frame)), frame[column].fillna(0), color="0.5")
-        ax.set_yticks(np.arange(len(frame)), frame.index)
-        ax.set_title(column, fontsize=8)
+@with_own_settings
+def draw(frame: pd.DataFrame) -> Figure:
+    """A panel for each measure, with a bar for each checkpoint in the colour that it has in other figures."""
+    looks = looks_of(
+        CheckpointIdentity(name=name, source="text" if name == LLM else "speech", template="", dtype="")
+        for name in frame.index
+    )
+    figure = new_figure(10, 4.6)
+    grid = figure.subplots(2, 4, sharey=True)
+    for ax, (column, values) in zip(grid.flat, frame.items(), strict=True):
+        bars = ax.barh(frame.index, values.fillna(0), color=[looks[name].color for name in frame.index])
+        ax.bar_label(bars, ["" if np.isnan(value) else f"{value:.2f}" for value in values], padding=2, fontsize=8)
+        ax.set_title(column, fontsize=10)
         ax.axvline(0, color="0.3", linewidth=0.8)
-        ax.invert_yaxis() if ax is figure.axes[0] else None
+        ax.margins(x=0.25)
+    grid[0, 0].invert_yaxis()
     return figure
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 
 from lsm_probe.files import replacing
 from lsm_probe.runner.picture_files import save_figure
-from lsm_probe.runner.style import own_settings
+from lsm_probe.runner.style import axes_or_new, new_figure, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _CURVES = {
     "loss": "training",
@@ -21,6 +22,8 @@ _CURVES = {
     "eval_loss_speech_shuffled": "held out, speech of another",
     "eval_loss_instruction_shuffled": "held out, instruction of another",
 }
+_FEW = 4
+"""Fewer losses than this are points without a line, which would say how the loss went between them."""
 
 
 def history_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
@@ -34,11 +37,9 @@ def history_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
 
 def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draws the curves of [`history_frame`] over optimizer steps."""
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
-    if ax is None:
-        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    ax = axes_or_new(ax, 6, 4)
     blue, _, green, red = sns.color_palette("colorblind", 4)
     # A control without effect coincides with the true curve, so both must stay visible.
     looks: dict[str, dict[str, Any]] = {
@@ -50,22 +51,26 @@ def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for key, label in _CURVES.items():
         curve = frame[key].dropna()
         if len(curve):
-            ax.plot(curve.index, curve, label=label, **looks[key])
+            line = {"linestyle": ""} if key != "loss" and len(curve) < _FEW else {}
+            ax.plot(curve.index, curve, label=label, **looks[key] | line)
     ax.set(xlabel="optimizer step", ylabel="loss (nats per response token)", ylim=(0, None))
     if ax.lines:
         ax.legend(frameon=False)
     return ax
 
 
+@with_own_settings
+def history_figure(frame: pd.DataFrame) -> Figure:
+    """A figure of the curves alone."""
+    figure = new_figure(6, 4)
+    plot_history(frame, figure.add_subplot())
+    return figure
+
+
 def save_history(path: Path) -> None:
     """Writes `history.png`, `.svg` and `.csv` beside a `history.json`."""
-    from matplotlib.figure import Figure
-
     frame = history_frame(json.loads(path.read_text(encoding="utf-8")))
-    with own_settings():
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        plot_history(frame, figure.add_subplot())
-    save_figure(figure, path.with_suffix(""))
+    save_figure(history_figure(frame), path.with_suffix(""))
     with replacing(path.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary)
 

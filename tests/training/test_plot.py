@@ -62,6 +62,14 @@ def test_the_curves_are_the_frames() -> None:
     plt.close(ax.figure)
 
 
+def test_a_few_held_out_losses_are_not_joined_by_a_line() -> None:
+    held_out = [{"step": step, "loss": 2.0, "eval_loss": 2.5} for step in range(5)]
+    for count, line in ((3, "None"), (5, "-")):
+        ax = plot_history(history_frame(held_out[:count]))
+        assert [drawn.get_linestyle() for drawn in ax.lines] == ["-", line]
+        plt.close(ax.figure)
+
+
 def test_it_draws_on_the_axes_it_is_given() -> None:
     figure, ax = plt.subplots()
     assert plot_history(history_frame(LOG), ax) is ax

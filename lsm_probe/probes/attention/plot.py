@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult, head_eta_difference
+from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
 from lsm_probe.runner.looks import result_labels
 from lsm_probe.runner.multiple_testing import SIGNIFICANT
@@ -111,9 +111,5 @@ def save_attention(results: Sequence[AttentionResult], out: Path) -> None:
 
 
 def _labels(results: Sequence[AttentionResult]) -> list[str]:
-    labels = []
-    for result, name in zip(results, result_labels(results), strict=True):
-        source = result.tokens[:, SEGMENTS.index("source")].mean()
-        kind = "speech" if result.checkpoint.source == "speech" else "transcript"
-        labels.append(f"{name} ({len(result.samples)} samples, {source:.0f} {kind} tokens)")
-    return labels
+    names = result_labels(results)
+    return [f"{name} ({result.measured_on})" for result, name in zip(results, names, strict=True)]

@@ -202,6 +202,13 @@ class AttentionResult(MeasurementResult):
         assert self.checkpoint.control is not None
         return self.checkpoint.control
 
+    @property
+    def measured_on(self) -> str:
+        """The number of samples and the mean source length, for legends: `48 samples, 29 speech tokens`."""
+        length = self.tokens[:, SEGMENTS.index("source")].mean()
+        kind = "speech" if self.checkpoint.source == "speech" else "transcript"
+        return f"{len(self.samples)} samples, {length:.0f} {kind} tokens"
+
     def source_lengths(self) -> dict[str, int]:
         """Number of source tokens by sample id."""
         return dict(zip(self.ids, self.tokens[:, SEGMENTS.index("source")].tolist(), strict=True))
