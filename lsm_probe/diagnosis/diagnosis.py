@@ -32,7 +32,9 @@ class Diagnosis:
         settings: how it was measured: utterances of each measurement, maximum response length, batch size and seed.
         names: short name of a checkpoint -> the name or path that the user gave.
         left_out: name of a measurement -> why the data do not allow it.
-        precision: one line for each checkpoint in half precision or with quantised weights, on its numerical precision.
+        precision: one line for each checkpoint in half precision or with quantised weights, on its numerical precision,
+            and a warning if checkpoints have different dtypes.
+        dtypes: short name of a measured checkpoint -> the dtype that it was computed in.
         versions: of the packages that the numbers depend on.
     """
 
@@ -43,6 +45,7 @@ class Diagnosis:
     names: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     precision: Sequence[str] = field(default_factory=list)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
     def __getitem__(self, checkpoint: str) -> Verdict:
@@ -94,6 +97,7 @@ class Diagnosis:
             "names": dict(self.names),
             "left_out": dict(self.left_out),
             **({"precision": list(self.precision)} if self.precision else {}),
+            "dtypes": dict(self.dtypes),
             "versions": dict(self.versions),
             "checkpoints": [each.to_dict() for each in self.verdicts],
         }
@@ -121,6 +125,7 @@ class Diagnosis:
                 verdicts=[Verdict.from_dict(each) for each in stored["checkpoints"]],
                 data=DataIdentity.from_dict(stored["data"]),
                 precision=stored.get("precision", []),
+                dtypes=stored.get("dtypes", {}),
                 **{key: stored[key] for key in ("base", "settings", "names", "left_out", "versions")},
             )
         except (InputError, OSError, ValueError, LookupError, TypeError) as error:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lsm_probe.data.manifest import explain
 from lsm_probe.errors import InputError
 from lsm_probe.probes.attention.conventions import Conventions
+from lsm_probe.runner.dtypes import dtype_warning
 
 GENERATED = "the responses are generated, and may change with the model: baselines should use --response reference"
 
@@ -149,8 +150,9 @@ def notes(baseline: Baseline, current: Baseline, *, paired: bool = False) -> Ite
     source = [result.segments["source"].tokens.mean for result in (baseline, current) if "source" in result.segments]
     if len(set(source)) > 1:
         yield f"source lengths differ ({source[0]:g}, {source[1]:g} tokens on average), which by itself changes eta"
-    if baseline.checkpoint.dtype != current.checkpoint.dtype:
-        yield f"dtypes differ ({baseline.checkpoint.dtype}, {current.checkpoint.dtype})"
+    dtypes = {"baseline": baseline.checkpoint.dtype, "current result": current.checkpoint.dtype}
+    if warning := dtype_warning(dtypes):
+        yield warning
     if baseline.checkpoint.prompt_sha256 is None and current.checkpoint.date is not None:
         yield (
             f"the current prompts contain the date {current.checkpoint.date}; the baseline was made by an older "

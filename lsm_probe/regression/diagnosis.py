@@ -5,7 +5,7 @@ Like the check of a curve, it reads two small JSON files and needs neither a mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from lsm_probe.diagnosis import FILE
 from lsm_probe.diagnosis.verdict import VerdictName
 from lsm_probe.errors import InputError
 from lsm_probe.regression.baseline import result_file
+from lsm_probe.runner.dtypes import dtype_warning
 
 CHECK_SCHEMA = "lsm-probe/check-diagnosis/1"
 TOLERANCE = 0.05
@@ -67,6 +68,7 @@ class StoredDiagnosis(_Part):
     base: str | None
     data: _Data
     settings: dict[str, Any]
+    dtypes: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
     checkpoints: Annotated[list[_Judged], Field(min_length=1)]
 
@@ -286,7 +288,9 @@ def _notes(before: StoredDiagnosis, now: StoredDiagnosis, compared: Sequence[tup
     for one, other in compared:
         if one != other:
             yield f"compared although the names differ: {one} and {other}"
-    for name in _NOTED:
+    yield from _dtype_notes(before.dtypes, now.dtypes, compared)
+    has_dtypes = bool(before.dtypes and now.dtypes)  # they say more than the setting, which may be `auto`
+    for name in _NOTED[:1] if has_dtypes else _NOTED:
         first, second = before.settings.get(name), now.settings.get(name)
         if first != second:
             yield f"the setting {name!r} differs: {first!r} in the baseline, {second!r} now"
@@ -294,6 +298,18 @@ def _notes(before: StoredDiagnosis, now: StoredDiagnosis, compared: Sequence[tup
     versions = [(name, before.versions.get(name), now.versions.get(name)) for name in names]
     if changed := [f"{name} {first} -> {second}" for name, first, second in versions if first != second]:
         yield f"versions differ: {', '.join(changed)}"
+
+
+def _dtype_notes(
+    before: Mapping[str, str], now: Mapping[str, str], compared: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """A warning about the checkpoints whose dtype has changed; older versions did not store dtypes."""
+    dtypes: dict[str, str] = {}
+    for one, other in compared:
+        if one in before and other in now and before[one] != now[other]:
+            dtypes |= {f"{one} in the baseline": before[one], f"{other} now": now[other]}
+    if warning := dtype_warning(dtypes):
+        yield warning
 
 
 def _shown(value: str | float | None) -> str:

@@ -14,6 +14,7 @@ from lsm_probe.probes.attention.conventions import Conventions
 from lsm_probe.probes.attention.reference import last_group_eta, mean_of_last_group, reference_of
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.runner.result import Curve, curve
+from lsm_probe.runner.tables import mixed_dtypes
 
 READ = ("heads", "segment", "aggregate", "span")
 """The conventions that are chosen when a result is read."""
@@ -77,8 +78,8 @@ def sides(change: Curve) -> Side:
     return "above" if change.ci_low > 0 else "open"
 
 
-def length_warnings(attention: Sequence[AttentionResult]) -> list[str]:
-    """Why eta of some checkpoints cannot be compared directly: source length alone changes eta."""
+def eta_warnings(attention: Sequence[AttentionResult]) -> list[str]:
+    """Why eta of some checkpoints cannot be compared directly: source length alone changes eta, and so does dtype."""
     measured = [result for result in attention if not result.is_control]
     speech = [result for result in measured if result.checkpoint.source == "speech"]
     text = next((result for result in measured if result.checkpoint.source == "text"), None)
@@ -101,4 +102,5 @@ def length_warnings(attention: Sequence[AttentionResult]) -> list[str]:
     compared = [{one.name, other.name} for one, other in pairs]
     pairs += [(speech[0], other) for other in speech[1:] if {speech[0].name, other.name} not in compared]
     told = [(one, other, one.warning(other)) for one, other in pairs]
-    return found + [f"{one.name} and {other.name}: {warning}." for one, other, warning in told if warning is not None]
+    found += [f"{one.name} and {other.name}: {warning}." for one, other, warning in told if warning is not None]
+    return found + mixed_dtypes(attention)

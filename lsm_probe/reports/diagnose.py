@@ -33,7 +33,7 @@ from lsm_probe.runner.named_checkpoints import named_checkpoint
 from lsm_probe.runner.options import BATCH_SIZE
 from lsm_probe.runner.run import ToMeasure, check_names
 from lsm_probe.runner.sample_keys import SOURCE_KEYS, check_key
-from lsm_probe.runner.tables import precision_notes
+from lsm_probe.runner.tables import mixed_dtypes, precision_notes
 
 REPORT = "report.html"
 Named = str | Path | Checkpoint
@@ -165,6 +165,7 @@ def diagnose(
             names={name: names[0] for name, names in full_names.items()},
             left_out=plan.left_out,
             precision=[] if results is None else _precision(results),
+            dtypes={} if results is None else {each.name: each.dtype for each in results.checkpoints()},
         )
         if out is not None and is_main_rank():
             diagnosis.save(folder)
@@ -181,7 +182,8 @@ def _precision(results: Results) -> list[str]:
     if len(alike) < 2:
         return alike
     noted = [(name, result.name, result.precision_note()) for name, result in measured]
-    return [f"{measurement} of {checkpoint}: {note}." for measurement, checkpoint, note in noted if note is not None]
+    found = [f"{measurement} of {checkpoint}: {note}." for measurement, checkpoint, note in noted if note is not None]
+    return found + mixed_dtypes([result for _, result in measured])
 
 
 def _to_measure(given: Named, loading: dict[str, Any], base: Named | None = None) -> ToMeasure:

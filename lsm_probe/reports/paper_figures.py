@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from lsm_probe.files import replacing
 from lsm_probe.probes.alignment.plot import modality_key, plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.runner.dtypes import dtype_warning
 from lsm_probe.runner.labels import use_fonts_with_all_glyphs, wrapped
 from lsm_probe.runner.looks import Look, checkpoint_looks, result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame
@@ -58,6 +60,8 @@ def save_paper_figure(name: str, results: Sequence[MeasurementResult], out: Path
             f"{name} needs at least {kind.least} {kind.result.NAME} results, and {len(results)} are given: "
             "add result folders"
         )
+    if warning := dtype_warning({result.name: result.checkpoint.dtype for result in results}):
+        warnings.warn(warning, stacklevel=2)
     frame = kind.frame(results)
     if kind.figure is not None:
         save_frame(frame, out / f"{name}.csv")

@@ -16,7 +16,7 @@ from lsm_probe.files import replacing
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.reports import curves, tables
 from lsm_probe.reports.collection import Results, StoredTimeline, measurements
-from lsm_probe.reports.conventions import READ, choices, comparisons, length_warnings
+from lsm_probe.reports.conventions import READ, choices, comparisons, eta_warnings
 from lsm_probe.reports.guide import what_to_look_at
 from lsm_probe.reports.verdicts import find_verdicts
 from lsm_probe.runner.looks import same_looks
@@ -82,7 +82,7 @@ def report_page(results: Results, verdicts: Sequence[Verdict] | None = None) -> 
             "chart_data": None,
             "choices": {name: choices(name) for name in READ},
             "geometry": curves,
-            "warnings": length_warnings(results.attention) if results.attention else [],
+            "warnings": eta_warnings(results.attention) if results.attention else [],
             "sections": shown_sections,
             "missing": [each.name for name, each in measurements().items() if not results.groups[name]],
             "provenance": [tables.checkpoints_table(results), tables.measurements_table(results)],

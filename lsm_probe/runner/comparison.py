@@ -8,6 +8,7 @@ from typing import Any
 
 from lsm_probe.errors import InputError
 from lsm_probe.intervals import METHOD
+from lsm_probe.runner.dtypes import dtype_warning
 from lsm_probe.runner.result import MeasurementResult, thinking_summary
 
 SCHEMA = "lsm-probe/comparison/1"
@@ -59,7 +60,8 @@ def _pair(first: MeasurementResult, second: MeasurementResult, controls: Sequenc
     first, second = first.paired_with(second)
     about = {"first": first.name, "second": second.name, "n_samples": len(first.ids)}
     try:
-        warnings = filter(None, [first.warning(second, controls), _thinking(first, second)])
+        dtypes = {result.name: result.checkpoint.dtype for result in (first, second)}
+        warnings = filter(None, [first.warning(second, controls), _thinking(first, second), dtype_warning(dtypes)])
         return {**about, **first.differences(second), "warning": "; ".join(warnings) or None}
     except InputError as error:  # too few common samples; the results themselves are valid
         return {**about, "warning": f"not compared: {error}"}

@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lsm_probe.runner.dtypes import is_half
+
 _STORED = "float32/"
 """Prefix of the names of stored arrays."""
 
@@ -44,11 +46,6 @@ class PrecisionCheck:
         if summary is None or not summary["verified"]:
             return None
         return cls(list(summary["verified"]), own, summary["changed_responses"])
-
-
-def is_half(dtype: str) -> bool:
-    """Whether a dtype, by its name in torch, is a half precision."""
-    return dtype in ("float16", "bfloat16")
 
 
 def largest_change(change: NDArray[Any]) -> dict[str, float]:

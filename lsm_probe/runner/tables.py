@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lsm_probe.runner.dtypes import dtype_warning
 from lsm_probe.runner.result import Curve, MeasurementResult, layer_groups, thinking_summary
 
 if TYPE_CHECKING:
@@ -99,11 +100,23 @@ def thinking_note(result: MeasurementResult) -> str | None:
 
 
 def precision_notes(results: Sequence[MeasurementResult]) -> list[str]:
-    """How exact the numbers of results are, as sentences; one that holds for all of them is given once."""
+    """How exact the numbers of results are, as sentences; one that holds for all of them is given once. The last one
+    warns if results have different dtypes."""
     notes = [result.precision_note() for result in results]
     if len(set(notes)) == 1 and (first := notes[0]) is not None:
-        return [f"{first[0].upper()}{first[1:]}."]
-    return [f"{result.name}: {note}." for result, note in zip(results, notes, strict=True) if note is not None]
+        return [_sentence(first)]
+    named = [f"{result.name}: {note}." for result, note in zip(results, notes, strict=True) if note is not None]
+    return named + mixed_dtypes(results)
+
+
+def mixed_dtypes(results: Sequence[MeasurementResult]) -> list[str]:
+    """A sentence that warns if results in half precision are shown beside results in another dtype; else nothing."""
+    warning = dtype_warning({result.name: result.checkpoint.dtype for result in results})
+    return [] if warning is None else [_sentence(warning)]
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
 
 
 def _scored_part(settings: set[str]) -> str:

@@ -108,7 +108,11 @@ def test_notes_go_to_stderr(check, current):
     code, stdout, stderr = check()
     assert code == 0
     assert stdout.startswith("holds")
-    assert stderr == "warning: dtypes differ (float32, bfloat16)\n"
+    assert stderr.startswith("warning: dtypes differ (baseline: float32, current result: bfloat16), ")
+    assert stderr.endswith(
+        "with --dtype float32, or compare the difference with the error that --verify-precision reports\n"
+    )
+    assert stderr.count("\n") == 1
 
 
 def test_two_files_are_compared_without_torch_or_numpy(probed, current):

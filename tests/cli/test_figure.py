@@ -103,6 +103,15 @@ def test_figure5_of_one_checkpoint_and_a_control_of_another_is_refused(results, 
     assert "figure5 compares llm with other checkpoints, and there are none: add result folders" in stderr
 
 
+def test_results_of_different_dtypes_are_drawn_with_a_warning(results, lsm_probe_command, tmp_path):
+    folder = results("figure3")
+    stored = folder / "lsm" / "result.json"
+    stored.write_text(stored.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    code, _, stderr = lsm_probe_command("figure", "figure3", folder, "--out", tmp_path / "paper")
+    assert code == 0
+    assert stderr.startswith("warning: dtypes differ (llm: float32, lsm: bfloat16, llm at length of lsm: float32), and")
+
+
 def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, tmp_path):
     folder = results("table2")
     assert lsm_probe_command("figure", "table2", folder, "--out", tmp_path / "paper")[0] == 0

@@ -208,7 +208,7 @@ def test_another_checkpoint_dtype_and_version_are_what_a_check_is_for(pair, edit
     verdict = check(before, now)
     assert not verdict.regressed
     for note in (
-        "dtypes differ (float32, bfloat16)",
+        "dtypes differ (baseline: float32, current result: bfloat16), and the error of half precision may be",
         "-> 9.9",
         "backends differ",
         "source lengths differ (30, 31 tokens",

@@ -118,6 +118,14 @@ def test_checkpoints_are_compared_by_name_and_one_renamed_with_a_note(compared):
     assert more.notes == ["not compared, because the baseline does not have it: b"]
 
 
+def test_another_dtype_is_noted_also_if_the_setting_is_auto(compared):
+    auto = {"settings": {"seed": 0, "max_new_tokens": 32, "dtype": "auto"}}
+    exact, half = (diagnosis(dtypes={"lsm": dtype}, **auto) for dtype in ("float32", "bfloat16"))
+    assert compared(exact, exact).notes == []
+    note = "dtypes differ (lsm in the baseline: float32, lsm now: bfloat16), and the error of half precision may be"
+    assert [each.startswith(note) for each in compared(exact, half).notes] == [True]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

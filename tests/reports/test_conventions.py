@@ -1,10 +1,12 @@
 """Eta is compared at the same source length and never otherwise, under every convention."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lsm_probe.probes.attention.reference import last_group_eta, length_controls, text_at_length
-from lsm_probe.reports.conventions import READ, all_conventions, comparisons, length_warnings, sides
+from lsm_probe.reports.conventions import READ, all_conventions, comparisons, eta_warnings, sides
 from lsm_probe.reports.curves import chart
 from lsm_probe.reports.paper_figures import gain_frame
 from lsm_probe.reports.tables import conventions_table
@@ -21,9 +23,17 @@ def test_speech_is_compared_with_the_text_llm_at_the_same_length_and_never_witho
     assert pair.reference is control
     assert float(pair.change().mean) == pytest.approx(-0.1, abs=5e-3)  # not the -0.5 to the text LLM as it is
     assert sides(pair.change()) == "below"
-    assert length_warnings([text, speech, control]) == []
+    assert eta_warnings([text, speech, control]) == []
     assert [pair.reference for pair in comparisons([text, speech])] == [None, None]
-    assert "no length-matched control" in length_warnings([text, speech])[0]
+    assert "no length-matched control" in eta_warnings([text, speech])[0]
+
+
+def test_eta_in_different_dtypes_is_shown_with_a_warning(planted):
+    first, second = (planted(name, 0.4) for name in ("first", "second"))
+    assert eta_warnings([first, second]) == []
+    half = replace(second, checkpoint=replace(second.checkpoint, dtype="bfloat16"))
+    (warning,) = eta_warnings([first, half])
+    assert warning.startswith("Dtypes differ (first: float32, second: bfloat16), and the error of half precision may")
 
 
 def test_a_control_serves_every_checkpoint_with_its_source_lengths(planted):
@@ -75,7 +85,7 @@ def test_one_checkpoint_alone_is_compared_with_balance(planted, eta, side):
     (pair,) = comparisons([alone])
     assert sides(pair.change()) == side
     np.testing.assert_allclose(pair.change().mean, last_group_eta(alone).mean - 0.5)
-    assert "of a single checkpoint" in length_warnings([alone])[0]
+    assert "of a single checkpoint" in eta_warnings([alone])[0]
 
 
 def test_a_difference_that_is_not_significant_is_open(planted):

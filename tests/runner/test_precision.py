@@ -118,7 +118,14 @@ def test_results_of_other_packages_compare_their_arrays() -> None:
     assert precision_notes([]) == []
     assert precision_notes([result, result]) == [f"Q{note[1:]}."]
     other = replace(result, checkpoint=replace(about, name="other", dtype="float32", quantised=None))
-    assert precision_notes([result, other]) == [f"llm: {note}."]
+    warning = (
+        "dtypes differ (llm: bfloat16, other: float32), and the error of half precision may be as large as the "
+        "difference between the results: measure all with --dtype float32, or compare the difference with the error "
+        "that --verify-precision reports"
+    )
+    assert precision_notes([result, other]) == [f"llm: {note}.", f"D{warning[1:]}."]
+    assert lsm_probe.compare([result, other])["pairs"][0]["warning"] == warning
+    assert lsm_probe.compare([result, replace(result, precision=None)])["pairs"][0]["warning"] is None
 
 
 def test_without_the_option_the_note_says_that_nothing_was_compared(half: Checkpoint, samples: list[Sample]) -> None:
