@@ -161,6 +161,8 @@ def norm_attention(
 ) -> tuple[Tensor, Tensor]:
     """A_j: norm-based attention to each key, averaged over rows (arXiv 2410.03798, equations 6 and 7).
 
+    Several averages, such as one over all rows and one over the answer's rows, share the Gram matrices and norms.
+
     A key costs `e^2` multiply-adds for each pair of heads, together about `d^2 / 2`, where the projections of a layer
     cost some `12 d^2`; then `H^2 R` for the squares, and `2 H R` for the means over rows.
 
@@ -168,28 +170,34 @@ def norm_attention(
         alpha: attention probabilities, `[B, H, R, K]`; with keys outermost in memory they are not copied.
         value: `[B, H_kv, K, e]`, before it is repeated over the query heads of a group.
         metric: [`output_metric`] of the output projection.
-        row_weight: `[B, R]`, weights of the rows, summing to 1 over the real rows of a sample, 0 for padding.
+        row_weight: `[..., B, R]`, weights of the rows for each average, summing to 1 over the real rows of a sample, 0
+            for padding.
         keys: [`wanted_keys`], on the device of alpha; the other keys are returned as 0 at no cost.
         chunk: number of keys processed at a time; by default chosen for the device.
 
     Returns:
-        `(a, a_heads)`: `[B, K]`, the norm of the sum over heads; and `[B, H, K]`, the norm of each head.
+        `(a, a_heads)`: `[..., B, K]`, the norm of the sum over heads; and `[..., B, H, K]`, the norm of each head.
     """
-    batch, heads, _, length = alpha.shape
-    weight = row_weight.to(alpha.dtype).expand(length, -1, -1).flatten(0, 1)[:, None]  # [K * B, 1, R]
+    batch, heads, rows, length = alpha.shape
+    averages = row_weight.to(alpha.dtype).reshape(-1, batch, rows)
+    weights = [average.expand(length, -1, -1).flatten(0, 1)[:, None] for average in averages]  # [K * B, 1, R] each
     alpha, value = _keys_first(alpha, value)
     found = []
     for part in _parts(keys, len(alpha), chunk or _keys_at_once(alpha, metric)):
-        a_HR, w_R = alpha[part], weight[part]
+        a_HR = alpha[part]
         gram = _gram(value[:, part], metric)
         norms = _squares(a_HR, gram).sqrt_()[:, None]  # [n, 1, R]
         head_norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt_()
-        found.append(torch.cat([(norms * w_R).sum(2), (a_HR * w_R).sum(2).mul_(head_norms)], 1))
-    a = torch.cat(found) if found else alpha.new_zeros(0, 1 + heads)
+        means = [
+            torch.cat([(norms * w_R).sum(2), (a_HR * w_R).sum(2).mul_(head_norms)], 1)
+            for w_R in (weight[part] for weight in weights)
+        ]
+        found.append(torch.stack(means))  # [averages, n, 1 + H]
+    a = torch.cat(found, 1) if found else alpha.new_zeros(len(weights), 0, 1 + heads)
     if keys is not None:
-        a = a.new_zeros(length * batch, 1 + heads).index_copy_(0, keys, a)
-    a = a.view(length, batch, 1 + heads).permute(1, 2, 0)
-    return a[:, 0], a[:, 1:]
+        a = a.new_zeros(len(weights), length * batch, 1 + heads).index_copy_(1, keys, a)
+    a = a.view(*row_weight.shape[:-2], length, batch, 1 + heads).movedim(-3, -1)  # [..., B, 1 + H, K]
+    return a[..., 0, :], a[..., 1:, :]
 
 
 def row_norms(alpha: Tensor, value: Tensor, metric: OutputMetric, *, chunk: int | None = None) -> Tensor:

@@ -84,6 +84,20 @@ def test_masked_keys_and_rows_of_weight_zero_do_not_count():
     assert (a_heads[0, :, 6:] == 0).all()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_several_averages_in_one_call_have_the_bits_of_single_calls(masked):
+    alpha, value, w_o = random_case()
+    key_mask = torch.ones(2, 9, dtype=torch.bool)
+    key_mask[0, 6:] = not masked
+    weights = torch.rand(3, 2, 4)
+    weights[2, 1] = torch.nan  # a sample without an answer
+    a, a_heads = norms(alpha, value, w_o, weights, key_mask, chunk=4)
+    for i, weight in enumerate(weights):
+        alone, alone_heads = norms(alpha, value, w_o, weight, key_mask, chunk=4)
+        torch.testing.assert_close(a[i], alone, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(a_heads[i], alone_heads, rtol=0, atol=0, equal_nan=True)
+
+
 def test_one_head_gives_alpha_times_the_norm_of_the_value():
     alpha, value, w_o = random_case(heads=1, kv_heads=1)
     a, _ = norms(alpha, value, w_o, *everything(alpha))

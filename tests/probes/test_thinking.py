@@ -8,6 +8,8 @@ import torch
 
 import lsm_probe
 from lsm_probe.errors import InputError
+from lsm_probe.instruments.norms import norm_attention
+from lsm_probe.probes.attention import measure
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.importance.measure import response_loss
 from lsm_probe.runner.comparison import compare
@@ -68,6 +70,25 @@ def test_eta_of_a_response_part_uses_only_its_rows(tiny_llm, samples, responses,
     assert not np.allclose(whole.eta().mean, alone.eta().mean, atol=1e-4)
     assert alone.to_dict()["checkpoint"]["response_part"] == part
     assert alone.excluded == ({"unfinished thought": ["s3"]} if part == "answer" else {"no thinking": ["s4"]})
+
+
+def test_norms_are_computed_once_for_all_rows_and_for_those_of_the_answer(
+    tiny_llm, samples, responses, whole, monkeypatch
+):
+    """The numbers have the bits of one call for each of the two averages."""
+    calls = []
+
+    def one_call_an_average(alpha, value, metric, row_weights, keys):
+        calls.append(len(row_weights))
+        found = [norm_attention(alpha, value, metric, row_weight, keys) for row_weight in row_weights]
+        return [torch.stack(part) for part in zip(*found, strict=True)]
+
+    monkeypatch.setattr(measure, "norm_attention", one_call_an_average)
+    apart = lsm_probe.attention(tiny_llm, samples[:5], responses=responses, batch_size=4)
+    layers = apart.n_layers
+    assert calls == [2] * layers + [1] * layers  # the second batch does not think
+    for name, array in whole._arrays().items():
+        np.testing.assert_array_equal(apart._arrays()[name], array)
 
 
 def test_a_stored_result_loads_unchanged(whole, tmp_path):

@@ -154,21 +154,21 @@ class SegmentSums:
         self.prompts = prompts
         self.keep_tokens = keep_tokens
         self.answer_mask: Tensor | None = None
-        row_weights = {"": row_mask / row_mask.sum(1, keepdim=True)}
+        masks = {"": row_mask}
         if any(thinking):
             is_answer = torch.arange(row_mask.shape[1]) >= torch.tensor(thinking)[:, None]
-            self.answer_mask = row_mask & is_answer
-            # NaN (0 / 0) if no row predicts an answer.
-            row_weights["answer_"] = self.answer_mask / self.answer_mask.sum(1, keepdim=True)
+            self.answer_mask = masks["answer_"] = row_mask & is_answer
+        self.kinds = list(masks)
+        # NaN (0 / 0) if no row predicts an answer.
+        row_weights = torch.stack([mask / mask.sum(1, keepdim=True) for mask in masks.values()])
         segments = pad_sequence([torch.tensor(p.segments) for p in prompts], batch_first=True)
         keys = wanted_keys(segments != Segment.PADDING)
         self.members = _membership(segments)
         members = self.members.float()
 
         @cache
-        def prepared(device: torch.device) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-            weights = {name: weight.to(device) for name, weight in row_weights.items()}
-            return members.to(device), None if keys is None else keys.to(device), weights
+        def prepared(device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+            return members.to(device), None if keys is None else keys.to(device), row_weights.to(device)
 
         self._prepared = prepared
         self.layers: list[dict[str, Tensor]] = []
@@ -177,12 +177,13 @@ class SegmentSums:
         members, keys, row_weights = self._prepared(layer.alpha.device)
         length = members.shape[1]
         alpha, value = layer.alpha[..., :length], layer.value[:, :, :length]
-        found = {}
-        for name, row_weight in row_weights.items():
-            a, a_heads = norm_attention(alpha, value, layer.metric, row_weight, keys)
-            found[name + "sums"] = torch.cat([a[:, None], a_heads], 1) @ members.to(a.dtype)  # [batch, 1 + heads, 5]
-            if self.keep_tokens and not name:
-                found["token_norms"] = a
+        a, a_heads = norm_attention(alpha, value, layer.metric, row_weights, keys)
+        sums = [
+            torch.cat([one[:, None], heads], 1) @ members.to(a.dtype) for one, heads in zip(a, a_heads, strict=True)
+        ]
+        found = {f"{kind}sums": own for kind, own in zip(self.kinds, sums, strict=True)}  # [batch, 1 + heads, 5]
+        if self.keep_tokens:
+            found["token_norms"] = a[0]
         self.layers.append(found)
 
     def by_sample(self) -> list[dict[str, np.ndarray]]:
