@@ -21,6 +21,18 @@ def test_a_notebook_shows_a_bar_from_the_start_and_takes_it_away(tiny_lsm, sampl
     assert shown.endswith("\r")
 
 
+def test_measuring_again_in_float32_is_part_of_the_progress(tiny_lsm_folder, samples, capsys, monkeypatch):
+    half, seen = lsm_probe.load(tiny_lsm_folder, device="cpu", dtype="float16"), []
+    options = {"max_new_tokens": 1, "batch_size": 1, "verify_precision": 2}
+    lsm_probe.attention(half, samples[:3], **options, on_progress=seen.append)
+    assert list(dict.fromkeys(seen)) == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    lsm_probe.attention(half, samples[:3], **options)
+    shown = capsys.readouterr().err
+    assert "4/5" in shown
+    assert "5/5" in shown
+
+
 def test_several_names_notes_and_unknown_totals(capsys, monkeypatch):
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     with notebook_progress() as on_progress:

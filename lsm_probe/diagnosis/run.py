@@ -21,6 +21,7 @@ from lsm_probe.models.retokenise import has_same_tokenizer, in_tokens_of
 from lsm_probe.probes.registry import PROBES
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.identity import Control
+from lsm_probe.runner.options import steps
 from lsm_probe.runner.output_folder import PROGRESS, FolderNames, control_folder, folder_name
 from lsm_probe.runner.result import MeasurementResult, write_json
 from lsm_probe.runner.run import ToMeasure
@@ -122,7 +123,10 @@ class DiagnosisRun:
 
     def _count_samples(self) -> int:
         """Number of samples over all parts and checkpoints, for the progress bar."""
-        return sum(len(part.samples) for part, _ in self._all_parts())
+        return sum(self._steps(part) for part, _ in self._all_parts())
+
+    def _steps(self, part: Part) -> int:
+        return steps(len(part.samples), self.options.get("verify_precision", 0))
 
     def _all_parts(self) -> Iterator[tuple[Part, Path]]:
         """Each part of each checkpoint with its folder, and one control of the base LLM."""
@@ -179,7 +183,7 @@ class DiagnosisRun:
                 result = self._run(job, lambda n: self._show(done + n, note))
         except NotMeasurable as error:
             self.not_measured.setdefault(job.needed_for, {})[job.what] = str(error)
-        self._done = done + len(job.part.samples)
+        self._done = done + self._steps(job.part)
         if result is not None:
             self._results.setdefault(job.part.name, []).append(result)
         return result

@@ -37,7 +37,7 @@ from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import encode_target
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.measurement_run import Measured, MeasurementRun, Unusable, stack
-from lsm_probe.runner.options import OnError, ResponseOptions, RunOptions
+from lsm_probe.runner.options import OnError, ResponseOptions, RunOptions, steps
 from lsm_probe.runner.prepared_samples import PreparedSample, describe_checkpoint
 from lsm_probe.runner.progress import Progress, Record
 from lsm_probe.runner.result import package_versions
@@ -87,11 +87,12 @@ def text_ability(
             raise InputError(f"--shots {shots}: {mmlu.name} has {most} examples of {name}; give 0 to {most}")
         check_tokenizer(checkpoint)
     checkpoint = replace(checkpoint, source="text")
-    total = len(samples) + (mmlu.questions if mmlu is not None else 0)
     records: list[Record] = []
     excluded: dict[str, list[str]] = {}
     parts: list[DataIdentity] = []
     run = RunOptions(**options)
+    of_texts = steps(len(samples), run.verify_precision)
+    total = of_texts + (mmlu.questions if mmlu is not None else 0)
     if run.verify_precision and not samples:
         raise InputError("--verify-precision needs samples (--data): the questions of MMLU are not run in float32")
     precision = None
@@ -116,7 +117,7 @@ def text_ability(
         if mmlu is not None:
             parts.append(mmlu.describe())
             of_mmlu = replace(run, progress_folder=below and below / "mmlu")
-            answered = _answer_mmlu(checkpoint, mmlu, shots, of_mmlu, lambda done: report(len(samples) + done, total))
+            answered = _answer_mmlu(checkpoint, mmlu, shots, of_mmlu, lambda done: report(of_texts + done, total))
             records = [*records, *answered]
     return TextAbilityResult(
         **stack(records, "counts"),

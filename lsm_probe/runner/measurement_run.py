@@ -23,7 +23,7 @@ from lsm_probe.models.thinking import UNFINISHED
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.exclusions import EMPTY, NO_THINKING
 from lsm_probe.runner.identity import CheckpointIdentity, Control
-from lsm_probe.runner.options import ResponseOptions, RunOptions
+from lsm_probe.runner.options import ResponseOptions, RunOptions, steps
 from lsm_probe.runner.precision import PrecisionCheck
 from lsm_probe.runner.prepared_samples import (
     PreparedSample,
@@ -36,6 +36,8 @@ from lsm_probe.runner.result import package_versions
 
 _NOTHING_WRONG = (EMPTY, NO_THINKING, UNFINISHED, "zero norms")
 """Reasons to leave out a sample that are not errors."""
+_RESPONSE = "float32_response"
+"""Name of the array that holds the response generated in float32."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ class MeasurementRun:
         if self.options.on_progress is not None:
             yield self.options.on_progress
             return
+        total = steps(len(self.samples), self.options.verify_precision)
         with notebook_progress() as show:
-            show(self.checkpoint.name, 0, len(self.samples))
-            yield lambda done: show(self.checkpoint.name, done, len(self.samples))
+            show(self.checkpoint.name, 0, total)
+            yield lambda done: show(self.checkpoint.name, done, total)
 
     def _measure_all(
         self, measure: MeasureBatch, on_progress: Callable[[int], None]
@@ -135,7 +138,7 @@ class MeasurementRun:
             "data": data,
             "excluded": _excluded(records),
             "seed": self.options.seed,
-            "precision": self._verify(used[: self.options.verify_precision], data, measure),
+            "precision": self._verify(used[: self.options.verify_precision], data, measure, on_progress),
         }
 
     def _measure_batches(
@@ -159,30 +162,49 @@ class MeasurementRun:
             on_progress(len(records))  # the last batches of the other processes were not counted yet
         return records
 
-    def _verify(self, chosen: Sequence[Record], data: DataIdentity, measure: MeasureBatch) -> PrecisionCheck | None:
+    def _verify(
+        self, chosen: Sequence[Record], data: DataIdentity, measure: MeasureBatch, on_progress: Callable[[int], None]
+    ) -> PrecisionCheck | None:
         """The numbers of some samples with the same weights in float32."""
         if not chosen:
             return None
-        ids, responses = [record.sample["id"] for record in chosen], self.responses
-
-        def again(part: str, responses: ResponseOptions | None, measure: MeasureBatch) -> list[Record]:
-            below = self.options.progress_folder
-            options = replace(self.options, verify_precision=0, progress_folder=below and below / part)
-            samples = [sample for sample in self.samples if sample.id in set(ids)]
-            run = replace(self, samples=samples, responses=responses, options=options)
-            identity = describe_checkpoint(self.checkpoint, responses, self.control)
-            return run._measure_batches(measure, lambda done: None, run._stamp(identity, data))
-
-        with in_float32(self.checkpoint.model, self.checkpoint.name):
-            if responses is None:
-                return _check(again("float32", None, measure))
+        ids, responses = {record.sample["id"] for record in chosen}, self.responses
+        generates = responses is not None and responses.response == "generated" and responses.responses is None
+        if responses is not None:
             given = {record.sample["id"]: record.sample["response_ids"] for record in chosen}
-            check = _check(again("float32", replace(responses, responses=given, generated=None), measure))
-            if responses.response != "generated" or responses.responses is not None:
-                return check
-            own = again("float32-responses", replace(responses, generated=None), lambda items: [{} for _ in items])
-        float32 = {record.sample["id"]: record.sample.get("response_ids") for record in own}
-        return replace(check, changed=[sample for sample in ids if float32[sample] != given[sample]])
+            responses = replace(responses, responses=given, generated=None)
+        below = self.options.progress_folder
+        options = replace(self.options, verify_precision=0, progress_folder=below and below / "float32")
+        samples = [sample for sample in self.samples if sample.id in ids]
+        with in_float32(self.checkpoint.model, self.checkpoint.name):
+            run = replace(self, samples=samples, responses=responses, options=options)
+            stamp = run._stamp(describe_checkpoint(self.checkpoint, responses, self.control), data)
+            records = run._measure_batches(
+                run._generating(measure) if generates else measure,
+                lambda done: on_progress(len(self.samples) + done),
+                stamp,
+            )
+        on_progress(steps(len(self.samples), self.options.verify_precision))  # fewer samples may have been left
+        check = _check(records)
+        if not generates:
+            return check
+        own = {record.sample["id"]: record.arrays[_RESPONSE].tolist() for record in records if record.excluded is None}
+        return replace(check, changed=[sample for sample in check.ids if own[sample] != given[sample]])
+
+    def _generating(self, measure: MeasureBatch) -> MeasureBatch:
+        """Also generates a response to each sample, which is not the one that is measured."""
+        assert self.responses is not None
+        longest = self.responses.max_new_tokens
+
+        def measure_and_generate(items: Sequence[PreparedSample]) -> list[Measured]:
+            found = measure(items)
+            generated = self.checkpoint.generate([item.embedded for item in items], max_new_tokens=longest)
+            return [
+                own if isinstance(own, Unusable) else {**own, _RESPONSE: np.array(ids, dtype=np.int64)}
+                for own, ids in zip(found, generated, strict=True)
+            ]
+
+        return measure_and_generate
 
     def _stamp(self, identity: CheckpointIdentity, data: DataIdentity) -> dict[str, Any]:
         """Everything that affects the numbers of a batch."""

@@ -84,7 +84,8 @@ class RunOptions(Choices):
             responses differ. During this check, the weights take twice the memory.
         data: identity of the data as stored with the result; by default that of [`describe_data`].
         progress_folder: where finished batches are kept, so that an interrupted run continues from there.
-        on_progress: called with the number of finished samples; by default only notebooks show a bar.
+        on_progress: called with the number of finished samples, where those that `verify_precision` repeats count
+            twice; by default only notebooks show a bar.
 
     Raises:
         InputError: `batch_size` is below 1, `verify_precision` below 0, or `on_error` is unknown.
@@ -104,6 +105,16 @@ class RunOptions(Choices):
             raise InputError(f"batch_size is {self.batch_size}: give 1 or more")
         if self.verify_precision < 0:
             raise InputError(f"verify_precision is {self.verify_precision}: give a number of samples, or 0")
+
+
+def steps(samples: int, verify_precision: int = 0) -> int:
+    """How many samples a run measures in all; those that it repeats in float32 count twice.
+
+    Args:
+        samples: number of samples.
+        verify_precision: as in [`RunOptions`].
+    """
+    return samples + min(verify_precision, samples)
 
 
 @dataclass(frozen=True, kw_only=True)

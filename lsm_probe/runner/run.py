@@ -13,6 +13,7 @@ from lsm_probe.errors import InputError
 from lsm_probe.progress import notebook_progress
 from lsm_probe.runner.comparison import compare
 from lsm_probe.runner.measurement import Measurement
+from lsm_probe.runner.options import steps
 from lsm_probe.runner.output_folder import PROGRESS, FolderNames, folder_name, output_folder, result_folder
 from lsm_probe.runner.result import MeasurementResult, write_json
 from lsm_probe.runner.sample_keys import SOURCE_KEYS, check_key
@@ -67,8 +68,8 @@ def run_measurement(
         out: output folder.
         options: keyword arguments of the measurement.
         resume: continue an interrupted run in the same folder.
-        on_progress: called with the checkpoint's name, samples done and samples in all; by default only notebooks show
-            bars.
+        on_progress: called with the checkpoint's name, samples done and samples in all, where those that
+            `verify_precision` repeats count twice; by default only notebooks show bars.
 
     Returns:
         The results, controls last, and the content of `comparison.json` (None for a single result).
@@ -91,12 +92,13 @@ def run_measurement(
     ):
 
         def measured(checkpoint: str, name: str, chosen: Sequence[Sample], **changes: Any) -> MeasurementResult:
-            show(name, 0, len(chosen))  # loading may take minutes
+            total = steps(len(chosen), options.get("verify_precision", 0))
+            show(name, 0, total)  # loading may take minutes
             result: MeasurementResult = measure(
                 of[checkpoint].load(),
                 chosen,
                 progress_folder=out / PROGRESS / progress_names.take(folder_name(name)),
-                on_progress=lambda done, total=None: show(name, done, total or len(chosen)),
+                on_progress=lambda done, total=total: show(name, done, total),
                 **{**options, **changes},
             )
             if folder is not None:

@@ -217,6 +217,13 @@ def test_a_result_is_read_back_as_it_was_saved(tiny_llm, samples, mmlu, tmp_path
     assert difference["ci_high"] == -difference["ci_low"] > 0  # few questions: others may tell them apart
 
 
+def test_texts_that_are_measured_again_in_float32_count_in_the_progress(tiny_llm_folder, samples, mmlu):
+    half, seen = lsm_probe.load(tiny_llm_folder, device="cpu", dtype="float16"), []
+    options = {"mmlu": mmlu, "shots": 0, "verify_precision": 2}
+    lsm_probe.text_ability(half, samples, **options, on_progress=lambda *counts: seen.append(counts))
+    assert list(dict.fromkeys(seen)) == [(3, 13), (5, 13), (9, 13), (13, 13)]
+
+
 def test_an_interrupted_run_resumes_with_the_next_subject(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
     arguments = {"mmlu": mmlu, "shots": 1}
     whole = lsm_probe.text_ability(tiny_llm, samples, **arguments)

@@ -123,7 +123,7 @@ def test_progress_counts_the_samples_of_all_processes(alone, shared, probe):
     for rank in range(WORLD):
         done = report_of(shared / str(rank))["done"][probe]
         assert done == sorted(done)
-        assert done[-1] == total == 8
+        assert done[-1] == total == (12 if probe == "half" else 8)  # four samples again in float32
         assert len(done) < total  # its own batches, and the end
 
 

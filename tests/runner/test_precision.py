@@ -220,6 +220,7 @@ def test_the_command_resumes_and_prints_and_reports_the_drift(
     code, stdout, stderr = lsm_probe_command(*line)
     assert code == 0, stderr
     assert not prepared  # all batches of both precisions were there
+    assert f"{tiny_llm_folder}: 5/5" in stderr  # three samples, two of them twice
     note = "computed in float16; compared with float32 on 2 samples; eta differs by up to"
     assert note in " ".join(stdout.split())
     assert f"C{note[1:]}" in report_page(read_results([out]))
