@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from lsm_probe.runner.looks import looks_of
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -24,7 +25,6 @@ from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
 from lsm_probe.runner.identity import CheckpointIdentity
-from lsm_probe.runner.looks import looks_of
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.style import new_figure, with_own_settings

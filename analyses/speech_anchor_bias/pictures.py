@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from measured import ARMS, LLM, at_length, measured, seeds
 from prediction import OUTCOMES, PROBES
 
+from lsm_probe.runner.checkpoint_styles import NEUTRAL, assign_styles
 from lsm_probe.runner.identity import CheckpointIdentity
-from lsm_probe.runner.looks import NEUTRAL, looks_of
 from lsm_probe.runner.picture_files import save_figure
 
 FIGURES = Path(__file__).parents[2] / "figures" / "speech_anchor_bias"
 FAMILIES = ("against_llm", "own_D_i", "other_text", "standardised_retrieval")
 """One probe of each family: attention, sensitivity, text ability, alignment."""
-LOOKS = looks_of(CheckpointIdentity(name=arm, source="speech", template="", dtype="") for arm in ARMS)
+STYLES = assign_styles(CheckpointIdentity(name=arm, source="speech", template="", dtype="") for arm in ARMS)
 """The same as in reports."""
 
 
@@ -54,8 +54,10 @@ def eta() -> Figure:
             )
             for arm in ARMS:
                 curve = found[arm].eta()
-                ax.plot(curve.mean, color=LOOKS[arm].color, label=arm)
-                ax.fill_between(range(len(curve.mean)), curve.ci_low, curve.ci_high, color=LOOKS[arm].color, alpha=0.15)
+                ax.plot(curve.mean, color=STYLES[arm].color, label=arm)
+                ax.fill_between(
+                    range(len(curve.mean)), curve.ci_low, curve.ci_high, color=STYLES[arm].color, alpha=0.15
+                )
             ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
             ax.set(title=f"seed {seed}, {words}", ylim=(0, 1))
     grid[0, 0].set_ylabel("η")
@@ -93,7 +95,7 @@ def outcomes(arms: pd.DataFrame) -> Figure:
             for arm in ARMS:
                 own = arms[arms["arm"] == arm]
                 ax.errorbar(
-                    own[probe], own[outcome], color=LOOKS[arm].color, fmt=LOOKS[arm].marker, label=arm,
+                    own[probe], own[outcome], color=STYLES[arm].color, fmt=STYLES[arm].marker, label=arm,
                     xerr=_reach(own, probe), yerr=_reach(own, outcome), elinewidth=0.8,
                 )  # fmt: skip
         row[0].set_ylabel(title)

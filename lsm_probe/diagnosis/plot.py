@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lsm_probe.diagnosis.table import COLUMNS
 from lsm_probe.diagnosis.verdict import Evidence, Verdict
+from lsm_probe.runner.checkpoint_styles import CheckpointStyle, assign_styles
 from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.labels import checkpoint_labels
-from lsm_probe.runner.looks import Look, looks_of
 from lsm_probe.runner.style import new_figure, with_own_settings
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def verdict_figure(verdicts: Sequence[Verdict], base: str | None = None) -> Figu
         labels = [f"{name}\n{verdict.verdict}" for name, verdict in zip(names, verdicts, strict=True)]
         axes[0].set_yticks(range(len(verdicts)), labels, fontsize=8)
         axes[0].set_ylim(len(verdicts) - 0.5, -0.5)
-        looks = _looks(verdicts, base)
+        styles = _styles(verdicts, base)
         for ax, key in zip(axes, keys, strict=False):
-            for row, (evidence, look) in enumerate(zip(found, looks, strict=True)):
+            for row, (evidence, style) in enumerate(zip(found, styles, strict=True)):
                 if key in evidence:
-                    _draw(ax, row, evidence[key], look)
+                    _draw(ax, row, evidence[key], style)
             ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
             unit = next(evidence[key].unit for evidence in found if key in evidence)
             ax.set_title(COLUMNS[key], fontsize=9)
@@ -61,13 +61,13 @@ def verdict_figure(verdicts: Sequence[Verdict], base: str | None = None) -> Figu
     return figure
 
 
-def _looks(verdicts: Sequence[Verdict], base: str | None) -> list[Look]:
+def _styles(verdicts: Sequence[Verdict], base: str | None) -> list[CheckpointStyle]:
     sources: list[Literal["speech", "text"]] = ["text" if each.checkpoint == base else "speech" for each in verdicts]
-    looks = looks_of(
+    styles = assign_styles(
         CheckpointIdentity(name=each.checkpoint, source=source, template="", dtype="")
         for each, source in zip(verdicts, sources, strict=True)
     )
-    return [looks[each.checkpoint] for each in verdicts]
+    return [styles[each.checkpoint] for each in verdicts]
 
 
 def _widen(ax: Axes, unit: str) -> None:
@@ -78,11 +78,11 @@ def _widen(ax: Axes, unit: str) -> None:
     ax.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def _draw(ax: Axes, row: int, evidence: Evidence, look: Look) -> None:
+def _draw(ax: Axes, row: int, evidence: Evidence, style: CheckpointStyle) -> None:
     """A number as a point, with its interval as a line."""
     value, low, high = evidence.value, evidence.ci_low, evidence.ci_high
     assert value is not None
     # The interval comes from another method than the point and may not contain it.
     reach = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
-    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 5, "capsize": 2}
-    ax.errorbar([value], [row], xerr=reach, linestyle="none", **style)
+    shape: dict[str, Any] = {"marker": style.marker, "markersize": 5, "capsize": 2}
+    ax.errorbar([value], [row], xerr=reach, linestyle="none", color=style.color, **shape)

@@ -17,7 +17,7 @@ from lsm_probe.evaluation.text_ability_result import AVERAGE, TextAbilityResult
 from lsm_probe.runner.labels import plain
 from lsm_probe.runner.picture_files import save_figure
 from lsm_probe.runner.result import Curve, MeasurementResult
-from lsm_probe.runner.style import axes_or_new, curve_looks, legend_height, with_own_settings
+from lsm_probe.runner.style import axes_or_new, curve_styles, legend_height, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,8 +115,8 @@ def _cut_at_100(ax: Axes) -> None:
     for line in ax.lines:
         for value, place in zip(*np.broadcast_arrays(line.get_xdata(), line.get_ydata()), strict=True):
             if line.get_marker() not in ("None", "|", "") and value > 100:
-                look: dict[str, Any] = {"color": line.get_color(), "fontsize": 7, "ha": "right", "va": "center"}
-                ax.annotate(f"{value:.0f} →", (0.995, place), xycoords=("axes fraction", "data"), **look)
+                text_style: dict[str, Any] = {"color": line.get_color(), "fontsize": 7, "ha": "right", "va": "center"}
+                ax.annotate(f"{value:.0f} →", (0.995, place), xycoords=("axes fraction", "data"), **text_style)
     ax.set_xlim(-3, 112)
     ax.set_xticks(range(0, 101, 20))
 
@@ -151,7 +151,7 @@ def _plot(
 ) -> None:
     """Draw numbers with their intervals, a row for each title and a colour for each result."""
     step = _SPREAD / max(1, len(results))
-    for i, look in enumerate(curve_looks(results)):
+    for i, curve_style in enumerate(curve_styles(results)):
         drawn = [(row, found) for row, found in enumerate(curves[i]) if found is not None]
         places = [row + (i - (len(results) - 1) / 2) * step for row, _ in drawn]
         values = [float(found.mean) for _, found in drawn]
@@ -160,8 +160,8 @@ def _plot(
             [float(np.maximum(0, found.mean - found.ci_low)) for _, found in drawn],
             [float(np.maximum(0, found.ci_high - found.mean)) for _, found in drawn],
         ]
-        look |= {"markersize": 4, "elinewidth": 1, "capsize": 2}
-        ax.errorbar(values, places, xerr=errors, linestyle="none", **look | style)
+        curve_style |= {"markersize": 4, "elinewidth": 1, "capsize": 2}
+        ax.errorbar(values, places, xerr=errors, linestyle="none", **curve_style | style)
     for row in range(1, len(titles)):
         ax.axhline(row - 0.5, color="0.85", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(titles)), titles, fontsize=8)

@@ -12,7 +12,7 @@ import numpy as np
 from lsm_probe.probes.attention.reference import differing, reference_of
 from lsm_probe.probes.attention.result import SEGMENTS, AttentionResult
 from lsm_probe.reports.conventions import READ, choices
-from lsm_probe.runner.looks import NEUTRAL, Look, checkpoint_looks
+from lsm_probe.runner.checkpoint_styles import NEUTRAL, CheckpointStyle, result_styles
 from lsm_probe.runner.result import Floats
 from lsm_probe.runner.tables import shown
 
@@ -40,7 +40,7 @@ _TRIANGLES = {-1: "l4-6h-8z", 1: "l4 6h-8z"}
 
 @dataclass(frozen=True)
 class Key:
-    """The look of a checkpoint on the page.
+    """Colour, shape and line of a checkpoint on the page.
 
     Attributes:
         color: for CSS.
@@ -68,9 +68,9 @@ class Line(Key):
     against: str | None = None
 
 
-def key(look: Look) -> Key:
-    """The page's style for a checkpoint of this look. The base LLM has the page's text colour."""
-    return Key("var(--text)" if look == NEUTRAL else look.color, SHAPES[look.marker])
+def key(style: CheckpointStyle) -> Key:
+    """How the page shows a checkpoint of this style. The base LLM has the page's text colour."""
+    return Key("var(--text)" if style == NEUTRAL else style.color, SHAPES[style.marker])
 
 
 def chart(attention: Sequence[AttentionResult]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def height(marked: int) -> int:
 def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
     measured = [r for r in attention if not r.is_control]
     lines = []
-    for result, look in zip(attention, checkpoint_looks(attention), strict=True):
+    for result, style in zip(attention, result_styles(attention), strict=True):
         control = result.is_control
         served = [r.name for r in measured if result.name in [c.name for c in r.find_controls(attention).values()]]
         tokens = result.tokens[:, SEGMENTS.index("source")].mean()
@@ -119,8 +119,8 @@ def _lines(attention: Sequence[AttentionResult]) -> list[Line]:
         against = reference_of(attention, result)
         lines.append(
             Line(
-                color=key(look).color,
-                shape=None if control else key(look).shape,
+                color=key(style).color,
+                shape=None if control else key(style).shape,
                 dashed=control,
                 name=result.name,
                 about=f"{len(result.samples)} samples, {tokens:.1f} {kind} tokens{lengths}",

@@ -22,9 +22,9 @@ from lsm_probe.files import replacing
 from lsm_probe.probes.alignment.plot import modality_key, plot_points
 from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.probes.attention.result import AttentionResult
+from lsm_probe.runner.checkpoint_styles import CheckpointStyle, result_labels, result_styles
 from lsm_probe.runner.dtypes import dtype_warning
 from lsm_probe.runner.labels import use_fonts_with_all_glyphs, wrapped
-from lsm_probe.runner.looks import Look, checkpoint_looks, result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.result import GROUPS, Curve, Floats, MeasurementResult, curve, layer_groups
 from lsm_probe.runner.style import own_settings
@@ -123,7 +123,7 @@ def gain_figure(results: Sequence[AttentionResult]) -> Figure:
     plot_groups(results, above)
     above.set(xlabel="")
     last, gains = _gains(results)
-    # What is taken away looks as it does above.
+    # Each checkpoint that is subtracted has the same style as above.
     styles = dict(zip((result.name for result in results), _styles(results), strict=True))
     labels = dict(zip(styles, _labels(results), strict=True))
     _plot_curves([(f"− {labels[name]}", gain) for name, gain in gains], below, [styles[name] for name, _ in gains])
@@ -152,12 +152,12 @@ def plane_figure(results: Sequence[AlignmentResult]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in panels[len(results) :]:
         ax.set_axis_off()
-    looks = checkpoint_looks(results)
-    for result, label, look, ax in zip(results, _labels(results), looks, panels, strict=False):
-        plot_points(result, ax=ax, color=look.color)
+    styles = result_styles(results)
+    for result, label, style, ax in zip(results, _labels(results), styles, panels, strict=False):
+        plot_points(result, ax=ax, color=style.color)
         ax.set_title(wrapped(label, width / columns, 8), fontsize=8)
         ax.set_frame_on(False)
-    figure.legend(handles=modality_key(looks), loc="outside lower center", frameon=False, fontsize=7)
+    figure.legend(handles=modality_key(styles), loc="outside lower center", frameon=False, fontsize=7)
     return figure
 
 
@@ -244,10 +244,10 @@ def _markdown(frame: pd.DataFrame) -> str:
     return str(frame.rename(columns=cell).map(cell).to_markdown(index=False)) + "\n"
 
 
-def _styles(results: Sequence[AttentionResult]) -> list[tuple[Look, str]]:
-    """The look of each result and its kind of line."""
+def _styles(results: Sequence[AttentionResult]) -> list[tuple[CheckpointStyle, str]]:
+    """The style of each result's checkpoint, and `--` for a control or `-`."""
     kinds = ["--" if result.is_control else "-" for result in results]
-    return list(zip(checkpoint_looks(results), kinds, strict=True))
+    return list(zip(result_styles(results), kinds, strict=True))
 
 
 def _rows(name: str, result: AttentionResult, numbers: Curve) -> pd.DataFrame:
@@ -255,13 +255,13 @@ def _rows(name: str, result: AttentionResult, numbers: Curve) -> pd.DataFrame:
     return pd.DataFrame({"checkpoint": name, "group": range(1, len(layers) + 1), "layers": layers, **vars(numbers)})
 
 
-def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[Look, str]]) -> None:
-    """Each result with its look and its line style."""
-    for (name, numbers), (look, line) in zip(curves, styles, strict=True):
+def _plot_curves(curves: Sequence[tuple[str, Curve]], ax: Axes, styles: Sequence[tuple[CheckpointStyle, str]]) -> None:
+    """Draws each curve with its interval as a band."""
+    for (name, numbers), (style, linestyle) in zip(curves, styles, strict=True):
         x = np.arange(1, len(numbers.mean) + 1)
-        drawn: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linewidth": 1.2}
-        ax.plot(x, numbers.mean, label=name, linestyle=line, **drawn)
-        ax.fill_between(x, numbers.ci_low, numbers.ci_high, color=look.color, alpha=0.15, linewidth=0)
+        drawn: dict[str, Any] = {"color": style.color, "marker": style.marker, "markersize": 4, "linewidth": 1.2}
+        ax.plot(x, numbers.mean, label=name, linestyle=linestyle, **drawn)
+        ax.fill_between(x, numbers.ci_low, numbers.ci_high, color=style.color, alpha=0.15, linewidth=0)
     ax.set_xticks(range(1, GROUPS + 1))
 
 

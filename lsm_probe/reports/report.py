@@ -19,7 +19,7 @@ from lsm_probe.reports.collection import Results, StoredTimeline, measurements
 from lsm_probe.reports.conventions import READ, choices, comparisons, eta_warnings
 from lsm_probe.reports.guide import what_to_look_at
 from lsm_probe.reports.verdicts import find_verdicts
-from lsm_probe.runner.looks import same_looks
+from lsm_probe.runner.checkpoint_styles import shared_styles
 from lsm_probe.runner.page import Section
 from lsm_probe.runner.style import own_settings
 from lsm_probe.runner.tables import precision_notes
@@ -65,7 +65,7 @@ def report_page(results: Results, verdicts: Sequence[Verdict] | None = None) -> 
     Raises:
         InputError: it would be larger without any timeline or sample.
     """
-    with same_looks(results.checkpoints()) as looks:
+    with shared_styles(results.checkpoints()) as styles:
         verdicts = find_verdicts(results) if verdicts is None else verdicts
         shown_sections = sections(results)
         first = next((group[0] for _, group in results.measured()), None)
@@ -74,7 +74,7 @@ def report_page(results: Results, verdicts: Sequence[Verdict] | None = None) -> 
             "about": f"{first.data.name}, {first.counted}" if first else f"{len(results.timelines)} timelines",
             "verdicts": verdicts,
             "limits": LIMITS,
-            "keys": {each.checkpoint: curves.key(looks[each.checkpoint]) for each in verdicts},
+            "keys": {each.checkpoint: curves.key(styles[each.checkpoint]) for each in verdicts},
             "value_of": tables.evidence_value,
             "decisive": {each.checkpoint: decisive(each) for each in verdicts},
             "links": what_to_look_at(verdicts, _anchors(results, verdicts, shown_sections)),

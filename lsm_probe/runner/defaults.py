@@ -13,7 +13,7 @@ from lsm_probe.runner.page import Section, picture
 from lsm_probe.runner.result import MeasurementResult
 from lsm_probe.runner.style import (
     add_legend_below,
-    curve_looks,
+    curve_styles,
     legend_height,
     new_figure,
     plot_with_band,
@@ -52,13 +52,13 @@ def plot_values(results: Sequence[MeasurementResult], ax: Axes | None = None, **
     if ax is None:
         ax = plt.subplots(layout="constrained")[1]
     name = next(name for name in results[0].BY_SAMPLE if np.ndim(getattr(results[0], name)) < 3)
-    for i, (result, look) in enumerate(zip(results, curve_looks(results), strict=True)):
+    for i, (result, curve_style) in enumerate(zip(results, curve_styles(results), strict=True)):
         found = result.mean(getattr(result, name))
         if np.ndim(found.mean):
-            plot_with_band(range(len(found.mean)), found, ax, **look | style)
+            plot_with_band(range(len(found.mean)), found, ax, **curve_style | style)
         else:
             reach = np.array([[found.mean - found.ci_low], [found.ci_high - found.mean]]).clip(min=0)
-            ax.errorbar([i], [float(found.mean)], reach, linestyle="none", capsize=3, **look | style)
+            ax.errorbar([i], [float(found.mean)], reach, linestyle="none", capsize=3, **curve_style | style)
     if np.ndim(found.mean):
         ax.set_xlabel("layer")
     else:

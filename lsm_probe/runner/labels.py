@@ -45,10 +45,10 @@ def checkpoint_labels(names: Sequence[str], longest: int = _LONGEST) -> list[str
     """Names of checkpoints for legends and titles, all different; long names lose their beginning to a `…`."""
     cut = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
     labels = [plain(name).replace("\n", r"\n") for name in cut]
-    looks = [unicodedata.normalize("NFC", label) for label in labels]
-    for i, look in enumerate(looks):
-        if looks.count(look) > 1:
-            labels[i] += f" ({looks[: i + 1].count(look)})"
+    normalised = [unicodedata.normalize("NFC", label) for label in labels]
+    for i, label in enumerate(normalised):
+        if normalised.count(label) > 1:
+            labels[i] += f" ({normalised[: i + 1].count(label)})"
     return labels
 
 

@@ -98,8 +98,8 @@ def table_html(table: Table, more: str = "") -> str:
 
 
 def _cells(row: Any, text_columns: int) -> str:
-    looks = ("text-align:left" if i < text_columns else "text-align:right;white-space:nowrap" for i in range(len(row)))
-    return "".join(f'<td style="{look}">{_escaped(_cut(cell))}</td>' for look, cell in zip(looks, row, strict=True))
+    styles = ("text-align:left" if i < text_columns else "text-align:right;white-space:nowrap" for i in range(len(row)))
+    return "".join(f'<td style="{style}">{_escaped(_cut(cell))}</td>' for style, cell in zip(styles, row, strict=True))
 
 
 def _picture(figure: Figure) -> str:

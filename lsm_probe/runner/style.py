@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from lsm_probe.progress import in_notebook
+from lsm_probe.runner.checkpoint_styles import result_labels, result_styles
 from lsm_probe.runner.labels import use_fonts_with_all_glyphs
-from lsm_probe.runner.looks import checkpoint_looks, result_labels
 from lsm_probe.runner.result import Curve, MeasurementResult
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
-def curve_looks(results: Sequence[MeasurementResult]) -> list[dict[str, Any]]:
+def curve_styles(results: Sequence[MeasurementResult]) -> list[dict[str, Any]]:
     """Label, colour and marker of each result's curve, as `Axes.plot` takes them."""
     return [
-        {"label": label, "color": look.color, "marker": look.marker, "markersize": 5 if look.marker == "*" else 3}
-        for label, look in zip(result_labels(results), checkpoint_looks(results), strict=True)
+        {"label": label, "color": style.color, "marker": style.marker, "markersize": 5 if style.marker == "*" else 3}
+        for label, style in zip(result_labels(results), result_styles(results), strict=True)
     ]
 
 
-def plot_with_band(x: Sequence[int], curve: Curve, ax: Axes, **look: Any) -> None:
+def plot_with_band(x: Sequence[int], curve: Curve, ax: Axes, **style: Any) -> None:
     """Draw a curve, and its interval as a band of the same colour."""
-    (line,) = ax.plot(x, curve.mean, **look)
+    (line,) = ax.plot(x, curve.mean, **style)
     ax.fill_between(x, curve.ci_low, curve.ci_high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 

@@ -42,7 +42,7 @@ def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax, 6, 4)
     blue, _, green, red = sns.color_palette("colorblind", 4)
     # A control without effect coincides with the true curve, so both must stay visible.
-    looks: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "loss": {"color": "0.75", "linewidth": 1},
         "eval_loss": {"color": blue, "linewidth": 3, "marker": "o"},
         "eval_loss_speech_shuffled": {"color": green, "marker": "s", "markersize": 4},
@@ -52,7 +52,7 @@ def plot_history(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         curve = frame[key].dropna()
         if len(curve):
             line = {"linestyle": ""} if key != "loss" and len(curve) < _FEW else {}
-            ax.plot(curve.index, curve, label=label, **looks[key] | line)
+            ax.plot(curve.index, curve, label=label, **styles[key] | line)
     ax.set(xlabel="optimizer step", ylabel="loss (nats per response token)", ylim=(0, None))
     if ax.lines:
         ax.legend(frameon=False)

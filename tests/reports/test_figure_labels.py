@@ -22,7 +22,7 @@ from lsm_probe.probes.sensitivity.plot import sensitivity_figure
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
 from lsm_probe.reports.paper_figures import eta_figure as paper_eta_figure
 from lsm_probe.reports.paper_figures import plane_figure
-from lsm_probe.runner.looks import same_looks
+from lsm_probe.runner.checkpoint_styles import shared_styles
 
 MODULES = {f"self_attn.{part}_proj": [4, 4] for part in "qkvo"} | {
     f"mlp.{part}_proj": [8, 4] for part in ("up", "down")
@@ -173,7 +173,7 @@ def test_the_check_finds_labels_that_overlap(attention):
 
 def test_a_checkpoint_has_one_colour_in_figures_of_some_and_of_all(attention):
     results = attention(5, 8)
-    with same_looks(result.checkpoint for result in results):
+    with shared_styles(result.checkpoint for result in results):
         whole = {
             line.get_label(): line.get_color()
             for line in knockout_figure([knockout(r, 8) for r in results]).axes[0].lines

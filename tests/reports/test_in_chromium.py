@@ -96,12 +96,12 @@ def test_text_and_figures_follow_the_dark_theme_of_the_system(browser, page):
     # Of texts in grey. Texts in the colour of a checkpoint keep it.
     fills = "[...document.querySelectorAll('figure svg text')].map(t => getComputedStyle(t).fill)"
     figure = f"[...new Set({fills}.filter(f => /^rgb\\((\\d+), \\1,/.test(f)))].join()"
-    looks = {}
+    colours = {}
     for dark in (False, True):
         browser.open(page, dark=dark)
-        looks[dark] = browser.run("getComputedStyle(document.body).backgroundColor"), browser.run(figure)
-    assert looks[False] == ("rgb(255, 255, 255)", "rgb(28, 28, 30)")
-    assert looks[True] == ("rgb(22, 22, 24)", "rgb(236, 236, 238)")
+        colours[dark] = browser.run("getComputedStyle(document.body).backgroundColor"), browser.run(figure)
+    assert colours[False] == ("rgb(255, 255, 255)", "rgb(28, 28, 30)")
+    assert colours[True] == ("rgb(22, 22, 24)", "rgb(236, 236, 238)")
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lsm_probe.probes.alignment.result import ALPHA, AlignmentResult
-from lsm_probe.runner.looks import Look, checkpoint_looks, result_labels
+from lsm_probe.runner.checkpoint_styles import CheckpointStyle, result_labels, result_styles
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
-from lsm_probe.runner.style import axes_or_new, curve_looks, new_figure, plot_with_band, with_own_settings
+from lsm_probe.runner.style import axes_or_new, curve_styles, new_figure, plot_with_band, with_own_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,13 +62,13 @@ def plot_points(
     if len(result.samples) <= _JOINED:
         ax.add_collection(LineCollection(list(np.stack(both, 1)), colors="0.75", linewidths=0.5, zorder=1))
     size = float(np.clip(600 / len(result.samples), 4, 18))
-    colors = (color or checkpoint_looks([result])[0].color, _TRANSCRIPT)
+    colors = (color or result_styles([result])[0].color, _TRANSCRIPT)
     for points, color, (label, marker) in zip(both, colors, _MODALITIES, strict=True):
         x, y = points.T
         if _spans_a_plane(points):
             sns.kdeplot(x=x, y=y, ax=ax, color=color, levels=(0.05, 0.2, 0.4, 0.6, 0.8), linewidths=0.9, zorder=2)
-        look: dict[str, Any] = {"color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.3}
-        ax.scatter(x, y, size, label=label, zorder=3, **look)
+        style: dict[str, Any] = {"color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.3}
+        ax.scatter(x, y, size, label=label, zorder=3, **style)
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xlabel="", ylabel="", xticks=[], yticks=[])
     return ax
@@ -76,12 +76,12 @@ def plot_points(
 
 def plot_curve(results: Sequence[AlignmentResult], name: str, ax: Axes, *, dashed: bool = False) -> None:
     """Draws one of the result's curves for each result; a curve that is not dashed has its 95 % interval as a band."""
-    for result, look in zip(results, _looks(results), strict=True):
+    for result, style in zip(results, _styles(results), strict=True):
         curve = result.curves()[name]
         if dashed:
-            ax.plot(result.layers, curve.mean, **look | _DASHED)
+            ax.plot(result.layers, curve.mean, **style | _DASHED)
         else:
-            plot_with_band(result.layers, curve, ax, **look)
+            plot_with_band(result.layers, curve, ax, **style)
 
 
 @with_own_settings
@@ -128,16 +128,16 @@ def point_frame(results: Sequence[AlignmentResult]) -> pd.DataFrame:
 def _draw_planes(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     rows, columns = min(len(results), 2), -(-len(results) // 2)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    names, looks = result_labels(results, _LONGEST_NAME), checkpoint_looks(results)
-    for ax, result, name, look in zip(axes, results, names, looks, strict=False):
-        plot_points(result, ax=ax, color=look.color)
+    names, styles = result_labels(results, _LONGEST_NAME), result_styles(results)
+    for ax, result, name, style in zip(axes, results, names, styles, strict=False):
+        plot_points(result, ax=ax, color=style.color)
         ax.set_title(
             f"{name}\nt-SNE of state {result.state(result.plot_layer)}, perplexity {result.perplexity:g}", fontsize=9
         )
     for ax in axes[len(results) :]:
         ax.set_axis_off()
     figure.legend(
-        handles=modality_key(looks), loc="outside lower center", ncols=min(2, columns), frameon=False, fontsize=9
+        handles=modality_key(styles), loc="outside lower center", ncols=min(2, columns), frameon=False, fontsize=9
     )
 
 
@@ -148,8 +148,8 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
     axes = figure.subplots(2, 2, sharex=True)
     cosines, cka, recall, distances = axes.ravel()
     # Wide and pale, so that it stays visible under the other curve, which often covers it.
-    for result, look in zip(results, _looks(results), strict=True):
-        cosines.plot(result.layers, result.curves()["unpaired_cosine"].mean, **look | _PALE)
+    for result, style in zip(results, _styles(results), strict=True):
+        cosines.plot(result.layers, result.curves()["unpaired_cosine"].mean, **style | _PALE)
     for name, ax in (("cosine", cosines), ("cka", cka), ("retrieval", recall)):
         plot_curve(results, "paired_cosine" if name == "cosine" else name, ax)
         plot_curve(results, f"standardised_{name}", ax, dashed=True)
@@ -176,9 +176,9 @@ def _draw_curves(results: Sequence[AlignmentResult], figure: SubFigure) -> None:
 
 def _draw_distances(results: Sequence[AlignmentResult], ax: Axes) -> None:
     plot_curve(results, "centroid_distance", ax)
-    for result, look in zip(results, _looks(results), strict=True):
+    for result, style in zip(results, _styles(results), strict=True):
         alike = result.mmd()["p_value"] >= ALPHA
-        ax.plot(np.array(result.layers)[alike], result.curves()["centroid_distance"].mean[alike], **look | _HOLLOW)
+        ax.plot(np.array(result.layers)[alike], result.curves()["centroid_distance"].mean[alike], **style | _HOLLOW)
     floors = [result.centroid_floor() for result in results]
     _draw_levels(ax, floors)
     # Logarithmic above the noise level, linear below it, because 0 is possible.
@@ -191,12 +191,12 @@ def _draw_levels(ax: Axes, levels: Sequence[float]) -> None:
         ax.axhline(level, color="0.5", zorder=0, **_DOTTED)
 
 
-def modality_key(looks: Sequence[Look]) -> list[Line2D]:
+def modality_key(styles: Sequence[CheckpointStyle]) -> list[Line2D]:
     """Legend for the points in the planes: speech has the colour of its checkpoint."""
     from matplotlib.lines import Line2D
 
-    speech = looks[0].color if len(looks) == 1 else "0.25"
-    named = ("speech" if len(looks) == 1 else "speech (in the checkpoint's colour)", "transcript")
+    speech = styles[0].color if len(styles) == 1 else "0.25"
+    named = ("speech" if len(styles) == 1 else "speech (in the checkpoint's colour)", "transcript")
     return [
         Line2D([], [], linestyle="", color=color, marker=marker, label=label)
         for label, color, (_, marker) in zip(named, (speech, _TRANSCRIPT), _MODALITIES, strict=True)
@@ -213,12 +213,12 @@ def _key() -> list[Line2D]:
         "level of chance or noise": _DOTTED,
         f"MMD: p ≥ {ALPHA:g}": _HOLLOW,
     }
-    return [Line2D([], [], **{"color": "0.3", "marker": "o", **look}, label=label) for label, look in kinds.items()]
+    return [Line2D([], [], **{"color": "0.3", "marker": "o", **style}, label=label) for label, style in kinds.items()]
 
 
-def _looks(results: Sequence[AlignmentResult]) -> list[dict[str, Any]]:
+def _styles(results: Sequence[AlignmentResult]) -> list[dict[str, Any]]:
     """Colour and marker of each checkpoint's curves."""
-    return [{**look, "label": None, "linewidth": 1.2} for look in curve_looks(results)]
+    return [{**style, "label": None, "linewidth": 1.2} for style in curve_styles(results)]
 
 
 def _spans_a_plane(points: NDArray[np.float64]) -> bool:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lsm_probe.probes.attention.result import AttentionResult, head_eta_difference
+from lsm_probe.runner.checkpoint_styles import result_labels
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
-from lsm_probe.runner.looks import result_labels
 from lsm_probe.runner.multiple_testing import SIGNIFICANT
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.style import (
     add_legend_below,
     axes_or_new,
-    curve_looks,
+    curve_styles,
     legend_height,
     new_figure,
     plot_with_band,
@@ -37,9 +37,9 @@ def plot_eta(results: Sequence[AttentionResult], ax: Axes | None = None, **style
         style: passed to every `Axes.plot`.
     """
     ax = axes_or_new(ax, 6, 4)
-    for result, look, label in zip(results, curve_looks(results), _labels(results), strict=True):
-        look |= {"label": label, "linestyle": "--" if result.is_control else "-"}
-        plot_with_band(range(result.n_layers), result.eta(), ax, **look | style)
+    for result, curve_style, label in zip(results, curve_styles(results), _labels(results), strict=True):
+        curve_style |= {"label": label, "linestyle": "--" if result.is_control else "-"}
+        plot_with_band(range(result.n_layers), result.eta(), ax, **curve_style | style)
     ax.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     ax.set(
         xlabel="layer",

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.probes.importance.result import ImportanceResult
-from lsm_probe.runner.looks import result_labels
+from lsm_probe.runner.checkpoint_styles import result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.style import (
     add_legend_below,
     axes_or_new,
-    curve_looks,
+    curve_styles,
     legend_height,
     new_figure,
     plot_with_band,
@@ -34,8 +34,8 @@ def plot_layers(results: Sequence[ImportanceResult], ax: Axes | None = None) -> 
     It draws shares because a model with worse responses has larger gradients everywhere.
     """
     ax = axes_or_new(ax, 6, 4)
-    for result, look in zip(results, curve_looks(results), strict=True):
-        plot_with_band(range(result.n_layers), result.share_by_layer(), ax, **look)
+    for result, style in zip(results, curve_styles(results), strict=True):
+        plot_with_band(range(result.n_layers), result.share_by_layer(), ax, **style)
     ax.set(xlabel="layer", ylabel="share of the importance of all layers", ylim=(0, None))
     return ax
 

@@ -11,14 +11,14 @@ import pandas as pd
 
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.knockout.result import SEGMENTS, KnockoutResult
+from lsm_probe.runner.checkpoint_styles import result_labels
 from lsm_probe.runner.head_maps import HeadMap, Scale, head_figure
-from lsm_probe.runner.looks import result_labels
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.result import Curve
 from lsm_probe.runner.style import (
     add_legend_below,
     axes_or_new,
-    curve_looks,
+    curve_styles,
     legend_height,
     new_figure,
     plot_with_band,
@@ -117,6 +117,6 @@ def save_knockout(results: Sequence[KnockoutResult], out: Path) -> None:
 
 def _plot_curves(results: Sequence[KnockoutResult], curves: Sequence[Curve], ax: Axes | None) -> Axes:
     ax = axes_or_new(ax, 5, 4)
-    for curve, look in zip(curves, curve_looks(results), strict=True):
-        plot_with_band(range(len(curve.mean)), curve, ax, **look)
+    for curve, style in zip(curves, curve_styles(results), strict=True):
+        plot_with_band(range(len(curve.mean)), curve, ax, **style)
     return ax

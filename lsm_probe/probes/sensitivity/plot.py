@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from lsm_probe.probes.sensitivity.result import SensitivityResult
-from lsm_probe.runner.looks import checkpoint_looks, result_labels
+from lsm_probe.runner.checkpoint_styles import result_labels, result_styles
 from lsm_probe.runner.picture_files import save_figure, save_frame, save_frames
 from lsm_probe.runner.style import (
     add_legend_below,
     axes_or_new,
-    curve_looks,
+    curve_styles,
     legend_height,
     new_figure,
     with_own_settings,
@@ -41,15 +41,15 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
         ax: axes to draw on; new ones if None.
     """
     ax = axes_or_new(ax, 6, 1.6 + 0.5 * len(results))
-    colors = [look.color for look in checkpoint_looks(results)]
-    looks: tuple[dict[str, Any], ...] = ({"color": colors}, {"color": "white", "edgecolor": colors, "hatch": "///"})
-    for i, (label, look) in enumerate(zip(("instruction", "source"), looks, strict=True)):
+    colors = [style.color for style in result_styles(results)]
+    styles: tuple[dict[str, Any], ...] = ({"color": colors}, {"color": "white", "edgecolor": colors, "hatch": "///"})
+    for i, (label, style) in enumerate(zip(("instruction", "source"), styles, strict=True)):
         curves = [getattr(result, label)() for result in results]
         means = np.array([float(curve.mean) for curve in curves])
         # If all samples are equal, mean and interval still differ by rounding.
         errors = np.array([[c.mean - c.ci_low, c.ci_high - c.mean] for c in curves]).T.clip(min=0).tolist()
         places = np.arange(len(results)) + (i - 0.5) * 0.38
-        ax.barh(places, means, 0.36, xerr=errors, capsize=3, **look)
+        ax.barh(places, means, 0.36, xerr=errors, capsize=3, **style)
     ceiling = max(max(result.ceilings()) for result in results)
     if results[0].conventions.per == "response":
         ax.axvline(ceiling, color="0.6", linewidth=0.8, linestyle=":", label=_MOST)
@@ -64,10 +64,10 @@ def plot_sensitivity(results: Sequence[SensitivityResult], ax: Axes | None = Non
 def plot_tokens(results: Sequence[SensitivityResult], ax: Axes | None = None) -> Axes:
     """Draws D_i (solid) and D_s (dashed) for the first tokens of the response, mean over samples."""
     ax = axes_or_new(ax, 5, 4)
-    for result, look in zip(results, curve_looks(results), strict=True):
+    for result, style in zip(results, curve_styles(results), strict=True):
         frame = token_frame([result])
-        ax.plot(frame["token"], frame["D_instruction"], **look)
-        ax.plot(frame["token"], frame["D_source"], **look | {"linestyle": "--", "label": None})
+        ax.plot(frame["token"], frame["D_instruction"], **style)
+        ax.plot(frame["token"], frame["D_source"], **style | {"linestyle": "--", "label": None})
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set(title="solid: instruction, dashed: source", xlabel="token of the response")
     ax.set_ylabel("sensitivity D (nats per token)")

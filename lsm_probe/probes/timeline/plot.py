@@ -185,12 +185,12 @@ def _draw_waveform(timeline: Timeline, ax: Axes) -> None:
     seconds = np.arange(len(shape)) * step / RATE
     ax.fill_between(seconds, shape.min(1), shape.max(1), color="0.35", linewidth=0.3)
     words = timeline.words or []
-    look: dict[str, Any] = {"fontsize": 7, "rotation": 40, "ha": "left", "va": "bottom"}
+    text_style: dict[str, Any] = {"fontsize": 7, "rotation": 40, "ha": "left", "va": "bottom"}
     # Slanted lines of text are 10 points apart if they begin 10 / sin 40 apart; the axis takes 0.75 of the width.
     points = 0.75 * 72 * _inches(timeline)
     places = spaced([word.begin for word in words], 16 * timeline.seconds / points)
     for word, place in zip(words, places, strict=True):
-        ax.annotate(plain(word.text), (place, 1.02), xycoords=("data", "axes fraction"), **look)
+        ax.annotate(plain(word.text), (place, 1.02), xycoords=("data", "axes fraction"), **text_style)
     ax.set(ylabel="wave", yticks=[])
 
 

@@ -1,4 +1,4 @@
-"""The look of checkpoints: each has one colour, marker and short label in all figures that are shown together."""
+"""Styles of checkpoints: each has one colour, marker and short label in all figures that are shown together."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ _RESERVED |= {"vanilla": 1, "four_tasks": 2}
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckpointStyle:
     """Colour and marker of a checkpoint."""
 
     color: str
     marker: str
 
     @classmethod
-    def of_number(cls, number: int) -> Look:
-        """The look with this number; when the colours run out, they repeat with other markers."""
+    def from_number(cls, number: int) -> CheckpointStyle:
+        """The style with this number; when the colours run out, they repeat with other markers."""
         return cls(COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)])
 
 
-NEUTRAL = Look("#4d4d4d", "*")
-"""The look of the base LLM: dark grey, which a page shows in its text colour."""
+NEUTRAL = CheckpointStyle("#4d4d4d", "*")
+"""The style of the base LLM: dark grey, which a page shows in its text colour."""
 
 
-_fixed: ContextVar[Mapping[str, Look]] = ContextVar("fixed", default=MappingProxyType({}))
-"""The looks of figures that are shown together, while they are drawn."""
+_shared: ContextVar[Mapping[str, CheckpointStyle]] = ContextVar("shared", default=MappingProxyType({}))
+"""Styles by checkpoint name, for all figures that are shown together."""
 
 
-def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
-    """The look of each checkpoint, by name.
+def assign_styles(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, CheckpointStyle]:
+    """Choose a style for each checkpoint; the keys are their names.
 
     The first text LLM is grey. The built-in checkpoints have fixed colours, so that they are the same in every report;
-    the other checkpoints take the remaining colours in the order given. A length-matched control looks like the
+    the other checkpoints take the remaining colours in the order given. A length-matched control has the style of the
     checkpoint whose source lengths it uses.
     """
-    found: dict[str, Look] = {}
+    found: dict[str, CheckpointStyle] = {}
     checkpoints = list(checkpoints)
     plain = [each for each in checkpoints if each.control is None]
     base = next((each.name for each in plain if each.source == "text"), None)
@@ -61,9 +61,9 @@ def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
         number = _RESERVED.get(_arm(name))
         if number is not None and number not in taken:
             taken.add(number)
-            found[name] = Look.of_number(number)
+            found[name] = CheckpointStyle.from_number(number)
     free = (number for number in range(len(names) + len(_RESERVED)) if number not in taken)
-    found |= {name: Look.of_number(next(free)) for name in names if name not in found}
+    found |= {name: CheckpointStyle.from_number(next(free)) for name in names if name not in found}
     if base is not None:
         found[base] = NEUTRAL
     for each in checkpoints:
@@ -73,33 +73,33 @@ def looks_of(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Look]:
 
 
 @contextmanager
-def same_looks(checkpoints: Iterable[CheckpointIdentity]) -> Iterator[Mapping[str, Look]]:
-    """In this block, draw all figures with one look for each of these checkpoints, and with their names unchanged."""
-    looks = looks_of(checkpoints)
-    token = _fixed.set(looks)
+def shared_styles(checkpoints: Iterable[CheckpointIdentity]) -> Iterator[Mapping[str, CheckpointStyle]]:
+    """In this block, draw all figures with one style for each of these checkpoints, and with their names unchanged."""
+    styles = assign_styles(checkpoints)
+    token = _shared.set(styles)
     try:
-        yield looks
+        yield styles
     finally:
-        _fixed.reset(token)
+        _shared.reset(token)
 
 
-def keep_looks(checkpoints: Iterable[CheckpointIdentity]) -> None:
-    """From now on, draw all figures with one look for each of these checkpoints: [`same_looks`] without an end."""
-    _fixed.set(looks_of(checkpoints))
+def set_shared_styles(checkpoints: Iterable[CheckpointIdentity]) -> None:
+    """From now on, draw all figures with one style for each of these checkpoints: [`shared_styles`] without a block."""
+    _shared.set(assign_styles(checkpoints))
 
 
-def checkpoint_looks(results: Sequence[MeasurementResult]) -> list[Look]:
-    """The look of each result's checkpoint: the one from the enclosing [`same_looks`], else chosen by order."""
-    looks = looks_of(result.checkpoint for result in results)
+def result_styles(results: Sequence[MeasurementResult]) -> list[CheckpointStyle]:
+    """The style of each result's checkpoint: the one from the enclosing [`shared_styles`], else chosen by order."""
+    styles = assign_styles(result.checkpoint for result in results)
     if _are_known(results):
-        looks |= _fixed.get()
-    return [looks[result.name] for result in results]
+        styles |= _shared.get()
+    return [styles[result.name] for result in results]
 
 
 def result_labels(results: Sequence[MeasurementResult], longest: int = 60) -> list[str]:
     """Short names of the results' checkpoints for legends and titles, all different.
 
-    A path is cut to its shortest unique end. Within [`same_looks`] the names are already short.
+    A path is cut to its shortest unique end. Within [`shared_styles`] the names are already short.
     """
     names = [result.name for result in results] if _are_known(results) else short_names(r.checkpoint for r in results)
     return checkpoint_labels(names, longest)
@@ -129,5 +129,5 @@ def _arm(name: str) -> str:
 
 
 def _are_known(results: Sequence[MeasurementResult]) -> bool:
-    fixed = _fixed.get()
-    return bool(fixed) and all(result.name in fixed for result in results)
+    shared = _shared.get()
+    return bool(shared) and all(result.name in shared for result in results)
