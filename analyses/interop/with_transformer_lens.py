@@ -56,10 +56,10 @@ def lens(layer: int, position: int) -> list[str]:
 
 
 speech = positions.nonzero()[:, 0]
-answer, heard = int(prompts.last[0]), int(speech[len(speech) // 2])
-print(f"{'layer':>5}  {'first response token':40}  {prompts.labels[0][heard]}")
+answer, spoken = int(prompts.last[0]), int(speech[len(speech) // 2])
+print(f"{'layer':>5}  {'first response token':40}  {prompts.labels[0][spoken]}")
 for layer in [*range(0, bridge.cfg.n_layers, 5), bridge.cfg.n_layers - 1]:
-    print(f"{layer:5}  {lens(layer, answer)!s:40}  {lens(layer, heard)}")
+    print(f"{layer:5}  {lens(layer, answer)!s:40}  {lens(layer, spoken)}")
 
 # %% [markdown]
 # ## Replacing speech tokens by their mean

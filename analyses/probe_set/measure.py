@@ -49,14 +49,14 @@ def main() -> None:
         assert rate == RATE
         assert samples.ndim == 1
         features = processor(samples, sampling_rate=rate, return_tensors="pt").input_features
-        heard = processor.batch_decode(model.generate(features), skip_special_tokens=True)[0]
-        counts = jiwer.process_words(normalise(row["text"]), normalise(heard))
+        transcript = processor.batch_decode(model.generate(features), skip_special_tokens=True)[0]
+        counts = jiwer.process_words(normalise(row["text"]), normalise(transcript))
         errors = counts.substitutions + counts.deletions + counts.insertions
         wrong, total = wrong + errors, total + counts.hits + counts.substitutions + counts.deletions
         levels.append(level(samples))
         print(row["id"], *(f"{name} {value:.2f}" for name, value in levels[-1].items()), sep="  ")
         if errors:
-            print(f"    {errors} wrong: {row['text']!r} heard as {heard.strip()!r}")
+            print(f"    {errors} wrong: {row['text']!r} transcribed as {transcript.strip()!r}")
     for name in levels[0]:
         values = [one[name] for one in levels]
         print(f"{name}: {min(values):.2f} to {max(values):.2f}, mean {np.mean(values):.2f}")

@@ -98,8 +98,8 @@ def _knockout(seed: str, arm: str) -> dict[str, float]:
 
 def _other_voices(seed: str, arm: str) -> dict[str, float]:
     """For voices that no arm was trained on: eta compared with the length-matched text LLM, D_i and D_s."""
-    result, heard = measured(seed, "voices")[arm], measured(seed, "voices-own-words")[arm]
-    found = columns("voices_D_i", heard.instruction()) | columns("voices_D_s", heard.source())
+    result, own = measured(seed, "voices")[arm], measured(seed, "voices-own-words")[arm]
+    found = columns("voices_D_i", own.instruction()) | columns("voices_D_s", own.source())
     if arm != LLM:
         found |= columns("voices_against_llm", Comparison(result, at_length(seed, "voices")).change())
     return found

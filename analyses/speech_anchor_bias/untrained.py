@@ -9,7 +9,7 @@ import lsm_probe
 from lsm_probe import assets
 from lsm_probe.training.config import read_config
 
-settings = read_config(f"{__file__.rpartition('/')[0]}/arms/listen.yaml").model
+settings = read_config(f"{__file__.rpartition('/')[0]}/arms/transcribe.yaml").model
 lsm_probe.build_lsm(
     assets.speech_encoder(),
     assets.language_model(),

@@ -199,10 +199,10 @@ def test_every_step_of_the_study_is_a_command_of_this_version(run_study, parsed)
 
 
 def test_a_step_that_is_done_is_passed_over(run_study, tmp_path):
-    (tmp_path / "study" / "train" / "listen-0" / "model").mkdir(parents=True)
+    (tmp_path / "study" / "train" / "transcribe-0" / "model").mkdir(parents=True)
     commands = run_study()
-    assert not any("train/listen-0" in command for command in commands)
-    assert any("train/listen-1" in command for command in commands)
+    assert not any("train/transcribe-0" in command for command in commands)
+    assert any("train/transcribe-1" in command for command in commands)
 
 
 @pytest.mark.skipif(shutil.which("xz") is None, reason="tar needs xz")

@@ -34,13 +34,13 @@ def test_checkpoints_come_in_the_order_they_were_measured(planted, tmp_path):
 
 
 def test_short_names_are_unique(planted, tmp_path):
-    names = ["/a/runs/one/1-listen/model", "/a/runs/two/1-listen/model", "org/name-7B", "builtin:llm"]
+    names = ["/a/runs/one/1-asr/model", "/a/runs/two/1-asr/model", "org/name-7B", "builtin:llm"]
     for i, name in enumerate(names):
         planted(name, 0.4).save(tmp_path / str(i))
     control = f"builtin:llm at length of {names[0]}"
     planted(control, 0.4, source="text", control=True).save(tmp_path / "control")
     results = lsm_probe.read_results([tmp_path])
-    short = ["one/1-listen", "two/1-listen", "name-7B", "builtin:llm", "builtin:llm at length of one/1-listen"]
+    short = ["one/1-asr", "two/1-asr", "name-7B", "builtin:llm", "builtin:llm at length of one/1-asr"]
     assert [r.name for r in results.attention] == short
 
 

@@ -166,8 +166,8 @@ def test_with_the_unused_part_of_their_q_former_the_sizes_are_those_of_table_2(
 
 
 def test_an_alignment_needs_no_memory_for_the_llms_activations(estimates: dict[str, Estimate]) -> None:
-    align, listen = estimates["mini/open"].stages
-    assert (align.strategy, listen.strategy) == ("align", "lora")
+    align, transcribe = estimates["mini/open"].stages
+    assert (align.strategy, transcribe.strategy) == ("align", "lora")
     assert "activations" not in align.memory
     # 8 samples of 188 speech tokens, each compared with 4,000 tokens: three float32.
     assert align.memory["logits"] == 12 * 8 * 188 * 4000

@@ -1,10 +1,10 @@
 """Measure word error rates of Whisper tiny.en on the speech of `lsm-probe data speak` or `data commands`.
 
-python analyses/spoken_text/listen.py spoken/manifest.jsonl commands/test.transcription.jsonl --limit 300
+python analyses/spoken_text/word_error_rates.py spoken/manifest.jsonl commands/test.transcription.jsonl --limit 300
 
 For each manifest the corpus word error rate (all errors over all words, jiwer) after Whisper's English normaliser on
 both sides, in total and by voice and speed, on `--limit` evenly spaced utterances. It prints the worst sentences.
-Writes listen.json beside this file.
+Writes word_error_rates.json beside this file.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def hear(samples: list[Sample], batch_size: int) -> list[str]:
+def transcribe(samples: list[Sample], batch_size: int) -> list[str]:
     """Greedy transcripts."""
     folder = speech_encoder()
     model: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     processor: Any = WhisperProcessor.from_pretrained(folder)
-    heard: list[str] = []
-    for start in track(range(0, len(samples), batch_size), description="listening"):
+    transcripts: list[str] = []
+    for start in track(range(0, len(samples), batch_size), description="transcribing"):
         clips = [read_audio(sample) for sample in samples[start : start + batch_size]]
         features = processor(clips, sampling_rate=16_000, return_tensors="pt").input_features
-        heard += processor.batch_decode(model.generate(features), skip_special_tokens=True)
-    return heard
+        transcripts += processor.batch_decode(model.generate(features), skip_special_tokens=True)
+    return transcripts
 
 
 def error_rate(pairs: Iterable[Pair]) -> dict[str, Any]:
     """Corpus word error rate of normalised pairs."""
-    said, heard = map(list, zip(*pairs, strict=True))
-    counts = jiwer.process_words(said, heard)
+    references, transcripts = map(list, zip(*pairs, strict=True))
+    counts = jiwer.process_words(references, transcripts)
     words = counts.hits + counts.substitutions + counts.deletions
     return {
-        "utterances": len(said),
+        "utterances": len(references),
         "words": words,
         "substitutions": counts.substitutions,
         "deletions": counts.deletions,
@@ -89,7 +89,7 @@ def measure(manifest: Path, limit: int, batch_size: int, worst: int) -> dict[str
     normalise, settings = EnglishTextNormalizer(), delivered(manifest)
     pairs: dict[str, Pair] = {}
     groups: dict[str, list[str]] = defaultdict(list)
-    for sample, text in zip(samples, hear(samples, batch_size), strict=True):
+    for sample, text in zip(samples, transcribe(samples, batch_size), strict=True):
         assert sample.text is not None
         pairs[sample.id] = (normalise(_unbracketed(sample.text)), normalise(_unbracketed(text)))
         if settings is not None:
@@ -98,7 +98,7 @@ def measure(manifest: Path, limit: int, batch_size: int, worst: int) -> dict[str
             groups[f"speed {speed}"].append(sample.id)
     by_errors = sorted(pairs, key=lambda i: -jiwer.process_words(*pairs[i]).wer)
     for name in by_errors[:worst]:
-        print(f"{name}\n  said  {pairs[name][0]}\n  heard {pairs[name][1]}")
+        print(f"{name}\n  reference   {pairs[name][0]}\n  transcript  {pairs[name][1]}")
     parts = {name: error_rate(pairs[i] for i in ids) for name, ids in sorted(groups.items())}
     return {"of": len(read_manifest(manifest)), "all": error_rate(pairs.values()), **parts}
 
@@ -118,11 +118,11 @@ def main() -> None:
     packages = ("transformers", "torch", "jiwer", "whisper-normalizer", "hibari-tts")
     report = {
         "date": date.today().isoformat(),
-        "listener": "Whisper tiny.en, greedy",
+        "transcriber": "Whisper tiny.en, greedy",
         "versions": {name: version(name) for name in packages},
         "manifests": found,
     }
-    with replacing(HERE / "listen.json") as temporary:
+    with replacing(HERE / "word_error_rates.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, parts in found.items():
         for part, counts in parts.items():
