@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lsm_probe.runner.looks import looks_of
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
@@ -24,6 +23,7 @@ from lsm_probe.probes.alignment.result import AlignmentResult
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.runner.checkpoint_styles import assign_styles
 from lsm_probe.runner.identity import CheckpointIdentity
 from lsm_probe.runner.picture_files import save_figure, save_frame
 from lsm_probe.runner.result import MeasurementResult
@@ -90,14 +90,14 @@ def _agreement(frame: pd.DataFrame) -> dict[str, Any]:
 @with_own_settings
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel for each measure, with a bar for each checkpoint in the colour that it has in other figures."""
-    looks = looks_of(
+    styles = assign_styles(
         CheckpointIdentity(name=name, source="text" if name == LLM else "speech", template="", dtype="")
         for name in frame.index
     )
     figure = new_figure(10, 4.6)
     grid = figure.subplots(2, 4, sharey=True)
     for ax, (column, values) in zip(grid.flat, frame.items(), strict=True):
-        bars = ax.barh(frame.index, values.fillna(0), color=[looks[name].color for name in frame.index])
+        bars = ax.barh(frame.index, values.fillna(0), color=[styles[name].color for name in frame.index])
         ax.bar_label(bars, ["" if np.isnan(value) else f"{value:.2f}" for value in values], padding=2, fontsize=8)
         ax.set_title(column, fontsize=10)
         ax.axvline(0, color="0.3", linewidth=0.8)

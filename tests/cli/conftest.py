@@ -18,7 +18,7 @@ TASKS = [
 
 @pytest.fixture
 def quick_voice(monkeypatch):
-    """Every twelfth text is spoken; the others get its sound. Only with `--workers 1`, in this process."""
+    """Synthesises every twelfth text and reuses its audio for the others. Only with `--workers 1`, in this process."""
     synthesize, asked, spoken = speech.synthesize_text, count(), []
 
     def quick(text, voice, **how):
@@ -37,7 +37,7 @@ def data(lsm_probe_command):
 
 @pytest.fixture
 def refusal(lsm_probe_command):
-    """`refusal(*arguments)`: the only line of error of a command, which must end with exit code 2 and print no more."""
+    """`refusal(*arguments)`: the error line of a command, which must end with exit code 2 and print nothing else."""
 
     def run(*arguments):
         code, stdout, stderr = lsm_probe_command(*arguments)
@@ -79,13 +79,13 @@ def run(request, lsm_probe_command, manifest, tmp_path):
 
 @pytest.fixture(scope="session")
 def files():
-    """`files(folder)`: the names in a folder, but for hidden ones such as the lock."""
+    """`files(folder)`: the names in a folder, without hidden ones such as the lock."""
     return lambda folder: {path.name for path in folder.glob("[!.]*")}
 
 
 @pytest.fixture(scope="session")
 def strict():
-    """`strict(text)` parses JSON and fails at NaN and infinity, which are no JSON."""
+    """`strict(text)` parses JSON and fails at NaN and infinity, which are not valid JSON."""
 
     def refuse(constant):
         raise AssertionError(constant)

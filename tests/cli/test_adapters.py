@@ -21,7 +21,7 @@ def adapter(tiny_llm_folder, tmp_path):
     return path.parent
 
 
-def test_an_adapter_is_measured_beside_its_base(run, adapter, tiny_llm_folder, tmp_path):
+def test_an_adapter_is_compared_with_its_base(run, adapter, tiny_llm_folder, tmp_path):
     code, _, stderr = run(adapter, tiny_llm_folder, options=("--base", tiny_llm_folder))
     assert code == 0, stderr
     results = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*/result.json"))]
@@ -33,13 +33,13 @@ def test_an_adapter_is_measured_beside_its_base(run, adapter, tiny_llm_folder, t
 
 
 @pytest.mark.parametrize("command", ["timeline", "attention", "text-ability", "evaluate"])
-def test_a_base_for_what_is_no_adapter(refusal, tiny_llm_folder, manifest, command):
+def test_a_base_option_without_an_adapter_is_refused(refusal, tiny_llm_folder, manifest, command):
     options = ("--task", f"librispeech-clean={manifest}") if command == "evaluate" else ("--data", manifest)
     line = refusal(command, "--ckpt", tiny_llm_folder, *options, "--base", tiny_llm_folder)
     assert "is not an adapter (a folder with adapter_config.json)" in line
 
 
-def test_a_base_that_is_not_here(refusal, adapter, manifest):
+def test_a_missing_base_is_refused(refusal, adapter, manifest):
     line = refusal(*COMMAND, "--ckpt", adapter, "--data", manifest, "--base", "/nowhere/base")
     assert "there is no folder" in line
 

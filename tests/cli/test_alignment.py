@@ -1,4 +1,4 @@
-"""`lsm-probe alignment` through its own door: files, tables, exit codes and one line for every mistake."""
+"""`lsm-probe alignment`: files, tables, exit codes, and one line for every error."""
 
 import json
 
@@ -34,7 +34,7 @@ def manifest(clips):
     return clips
 
 
-def test_one_checkpoint_writes_everything_into_the_folder(run, files, strict, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_writes_all_files_into_the_folder(run, files, strict, tiny_lsm_folder, tmp_path):
     out = tmp_path / "out"
     code, stdout, stderr = run(tiny_lsm_folder)
     assert code == 0, stderr

@@ -1,4 +1,4 @@
-"""The command line through its own door: files, tables, exit codes and one line for every mistake."""
+"""`lsm-probe attention`: files, tables, exit codes, and one line for every error."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ COMMAND = ("attention", *QUICK)
 
 
 @pytest.mark.usefixtures("rendered")
-def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_writes_all_files_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = run(tiny_lsm_folder)
     assert code == 0
@@ -62,7 +62,7 @@ def test_speech_checkpoints_with_the_same_source_lengths_share_one_control(
     assert warnings[str(tiny_llm_folder), str(twin)].endswith(control)
 
 
-def test_conventions_reach_the_result(run, tiny_llm_folder, tmp_path):
+def test_convention_options_are_stored_in_the_result(run, tiny_llm_folder, tmp_path):
     flags = {"heads": "mean_of_norms", "segment": "sum", "aggregate": "ratio_of_means", "span": "instruction+template"}
     options = [part for flag, value in flags.items() for part in (f"--{flag}", value)]
     assert run(tiny_llm_folder, options=options)[0] == 0
@@ -72,7 +72,7 @@ def test_conventions_reach_the_result(run, tiny_llm_folder, tmp_path):
     np.testing.assert_allclose(stored["eta"]["mean"], changed.eta().mean, atol=1e-6)
 
 
-def test_stored_responses_are_taken_again(run, tiny_llm_folder, tmp_path):
+def test_stored_responses_are_reused(run, tiny_llm_folder, tmp_path):
     assert run(tiny_llm_folder, out=tmp_path / "a")[0] == 0
     assert run(tiny_llm_folder, out=tmp_path / "b", options=("--responses", tmp_path / "a"))[0] == 0
     a, b = AttentionResult.load(tmp_path / "a"), AttentionResult.load(tmp_path / "b")
@@ -80,7 +80,7 @@ def test_stored_responses_are_taken_again(run, tiny_llm_folder, tmp_path):
     np.testing.assert_array_equal(a.norms, b.norms)
 
 
-def test_a_refused_run_leaves_an_earlier_result_alone(run, tiny_llm_folder, tmp_path):
+def test_a_refused_run_does_not_change_an_earlier_result(run, tiny_llm_folder, tmp_path):
     out = tmp_path / "out"
     assert run(tiny_llm_folder, options=("--span", "nothing"))[0] == 2
     assert not out.exists()
@@ -95,7 +95,7 @@ def test_a_refused_run_leaves_an_earlier_result_alone(run, tiny_llm_folder, tmp_
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_a_refused_run_leaves_the_progress_of_another_alone(run, tiny_llm_folder, tmp_path):
+def test_a_refused_run_does_not_change_the_progress_of_another(run, tiny_llm_folder, tmp_path):
     progress = tmp_path / "out" / "progress" / "llm"
     progress.mkdir(parents=True)
     (progress / "batch-000000.npz").write_bytes(b"hours of work")
@@ -105,7 +105,7 @@ def test_a_refused_run_leaves_the_progress_of_another_alone(run, tiny_llm_folder
     assert not progress.exists()
 
 
-def test_files_of_the_users_own_are_never_taken_for_results(refusal, tiny_llm_folder, manifest, tmp_path):
+def test_user_files_are_never_overwritten_as_results(refusal, tiny_llm_folder, manifest, tmp_path):
     own = tmp_path / "samples.jsonl"
     own.write_text(manifest.read_text())
     line = refusal("attention", "--ckpt", tiny_llm_folder, "--data", own, "--out", tmp_path)
@@ -113,7 +113,9 @@ def test_files_of_the_users_own_are_never_taken_for_results(refusal, tiny_llm_fo
     assert own.read_text() == manifest.read_text()
 
 
-def test_a_later_run_takes_away_the_folders_of_an_earlier_one(run, files, tiny_lsm_folder, tiny_llm_folder, tmp_path):
+def test_a_later_run_removes_the_result_folders_of_an_earlier_one(
+    run, files, tiny_lsm_folder, tiny_llm_folder, tmp_path
+):
     out = tmp_path / "out"
     assert run(tiny_llm_folder, tiny_lsm_folder)[0] == 0
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"llm", "lsm", "llm-at-length-of-lsm"}
@@ -129,13 +131,13 @@ def test_a_later_run_takes_away_the_folders_of_an_earlier_one(run, files, tiny_l
     assert [result.name for result in lsm_probe.read_results([out]).attention] == ["lsm"]
 
 
-def test_limit_takes_the_first_samples(run, tiny_llm_folder, tmp_path):
+def test_limit_keeps_the_first_samples(run, tiny_llm_folder, tmp_path):
     run(tiny_llm_folder, options=("--limit", 2))
     assert AttentionResult.load(tmp_path / "out").ids == ["s0", "s1"]
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path):
-    """A process killed after its second batch, taken up again, equals one that was left alone."""
+    """A run killed after its second batch and resumed equals an uninterrupted one."""
     arguments = ["attention", "--ckpt", tiny_lsm_folder, "--data", manifest, "--batch-size", 1, *QUICK]
     assert lsm_probe_command(*arguments, "--out", tmp_path / "whole")[0] == 0
     script = (
@@ -176,7 +178,7 @@ def nothing_is_loaded(monkeypatch):
     ],
 )
 @pytest.mark.usefixtures("nothing_is_loaded")
-def test_a_wrong_name_is_told_before_the_first_checkpoint_is_loaded(
+def test_an_invalid_checkpoint_name_is_reported_before_any_is_loaded(
     run, tiny_llm_folder, tmp_path, name, said, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -187,7 +189,7 @@ def test_a_wrong_name_is_told_before_the_first_checkpoint_is_loaded(
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
-def test_what_a_later_checkpoint_lacks_in_the_data_is_told_before_the_first_is_loaded(
+def test_missing_fields_in_the_data_are_reported_before_any_checkpoint_is_loaded(
     run, tiny_llm_folder, tiny_lsm_folder, manifest, rows, write, tmp_path
 ):
     for first, second, key in ((tiny_llm_folder, tiny_lsm_folder, "audio"), (tiny_lsm_folder, tiny_llm_folder, "text")):
@@ -224,7 +226,7 @@ def test_stereo_at_44_khz_is_converted_and_silence_warns(run, tiny_lsm_folder, m
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["attention", "--help"], ["demo", "--help"], ["--version"]])
-def test_help_and_version_wait_for_nothing_heavy(arguments):
+def test_help_and_version_import_no_heavy_packages(arguments):
     code = (
         "import sys; sys.argv = ['lsm-probe', *sys.argv[1:]]\n"
         "from lsm_probe import cli\n"
@@ -243,7 +245,7 @@ def test_the_command_is_installed():
     assert command.exists() or shutil.which("lsm-probe")
 
 
-def test_bad_lines_are_skipped_and_counted_if_asked(run, tiny_llm_folder, manifest, tmp_path):
+def test_bad_lines_are_skipped_and_counted_on_request(run, tiny_llm_folder, manifest, tmp_path):
     manifest.write_text(manifest.read_text() + "{not json\n")
     assert run(tiny_llm_folder)[0] == 2
     code, _, stderr = run(tiny_llm_folder, options=("--on-error", "skip"))

@@ -1,4 +1,4 @@
-"""`lsm-probe augment` through its own door."""
+"""`lsm-probe augment`: files, options and errors."""
 
 import json
 
@@ -26,7 +26,9 @@ def manifest(tmp_path):
     return path
 
 
-def test_it_writes_manifest_report_config_and_shards(lsm_probe_command, files, tiny_llm_folder, manifest, tmp_path):
+def test_augment_writes_manifest_report_config_and_shards(
+    lsm_probe_command, files, tiny_llm_folder, manifest, tmp_path
+):
     out = tmp_path / "out"
     code, stdout, stderr = lsm_probe_command(
         "augment", "--data", manifest, "--llm", tiny_llm_folder, "--out", out, *QUICK
@@ -39,7 +41,7 @@ def test_it_writes_manifest_report_config_and_shards(lsm_probe_command, files, t
     assert {sample.id for sample in read_manifest(out / "manifest.jsonl")} <= {f"s{i}" for i in range(6)}
 
 
-def test_json_is_all_of_stdout(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+def test_with_json_stdout_has_the_report_only(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
     code, stdout, _ = lsm_probe_command(
         *("augment", "--data", manifest, "--llm", tiny_llm_folder, "--out", tmp_path / "out", "--json", *QUICK)
     )
@@ -49,7 +51,7 @@ def test_json_is_all_of_stdout(lsm_probe_command, tiny_llm_folder, manifest, tmp
     assert report == json.loads((tmp_path / "out" / "report.json").read_text()) | {"left_out": []}
 
 
-def test_task_and_instruction_file_are_taken(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
+def test_task_and_instruction_file_are_used(lsm_probe_command, tiny_llm_folder, manifest, tmp_path):
     pool = tmp_path / "mine.yaml"
     pool.write_text("tasks: [{task: rhyme, instructions: [Find a rhyme.]}, {task: shout, instructions: [Shout.]}]")
     run = ("augment", "--data", manifest, "--llm", tiny_llm_folder, "--instructions", pool, "--task", "shout", *QUICK)
@@ -70,7 +72,7 @@ def test_task_and_instruction_file_are_taken(lsm_probe_command, tiny_llm_folder,
         (("--on-error", "maybe"), "invalid value for '--on-error': 'maybe' is not one of 'fail', 'skip'"),
     ],
 )
-def test_a_mistake_gives_one_line_and_writes_nothing(
+def test_invalid_arguments_are_refused_in_one_line_without_output(
     refusal, tiny_llm_folder, tiny_lsm_folder, manifest, tmp_path, arguments, said
 ):
     arguments = tuple(tiny_lsm_folder if a == "builtin:untrained" else a for a in arguments)

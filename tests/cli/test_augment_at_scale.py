@@ -1,4 +1,4 @@
-"""`lsm-probe augment --server` through its own door."""
+"""`lsm-probe augment --server`: output and errors."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ KILLS = Path(__file__).parents[2] / "analyses" / "fault_tests" / "augment_kills.
 
 @pytest.fixture
 def server():
-    """A server that says the same to everything."""
+    """A server that gives the same answer to every prompt."""
     spec = importlib.util.spec_from_file_location("augment_kills", KILLS)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up by name
@@ -38,7 +38,7 @@ def augment(lsm_probe_command, tiny_llm_folder, tmp_path):
     return lambda *options: lsm_probe_command(*common, "--max-prompt-tokens", 400, *options)
 
 
-def test_progress_goes_to_stderr_and_json_is_all_of_stdout(augment, server):
+def test_progress_goes_to_stderr_and_json_to_stdout(augment, server):
     code, stdout, stderr = augment("--server", server.url, "--json")
     assert code == 0
     report = json.loads(stdout)
@@ -57,7 +57,7 @@ def test_progress_goes_to_stderr_and_json_is_all_of_stdout(augment, server):
         (("--server", "vllm"), install_command("vllm")),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(augment, tmp_path, options, message):
+def test_invalid_options_are_refused_in_one_line(augment, tmp_path, options, message):
     code, stdout, stderr = augment(*options)
     assert (code, stdout) == (2, "")
     assert message in stderr
@@ -65,7 +65,7 @@ def test_what_cannot_be_used_is_said_in_one_line(augment, tmp_path, options, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_datatrove(augment, monkeypatch):
+def test_missing_datatrove_is_reported(augment, monkeypatch):
     def missing(package):
         raise PackageNotFoundError(package)
 

@@ -1,4 +1,4 @@
-"""`lsm-probe check` through its own door: exit codes, one line, stdout for the result alone."""
+"""`lsm-probe check`: exit codes, one line, and only the result on stdout."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def current(probed, tmp_path):
 
 @pytest.fixture
 def check(lsm_probe_command, probed, current):
-    """`check(*flags)` of the copy against the result."""
+    """`check(*flags)` compares the copy with the result."""
     return lambda *flags: lsm_probe_command("check", "--baseline", probed, "--current", current, *flags)
 
 
@@ -45,7 +45,7 @@ def lower(folder, layer, by):
 
 
 @pytest.mark.parametrize("flags", [(), ("--paired",), ("--two-sided",), ("--paired", "--two-sided"), ("--json",)])
-def test_the_same_curve_holds(check, flags):
+def test_an_unchanged_curve_passes(check, flags):
     code, stdout, stderr = check(*flags)
     assert code == 0
     assert stdout.startswith(("holds: ", "{"))
@@ -62,7 +62,7 @@ def test_a_fall_exits_with_1_and_names_the_layer(check, current):
     assert check("--tolerance", "0.06")[0] == 0
 
 
-def test_json_is_all_there_is_on_stdout(check, current, monkeypatch):
+def test_with_json_stdout_has_the_result_only(check, current, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     lower(current, 2, 0.05)
     code, stdout, stderr = check("--json")
@@ -80,7 +80,7 @@ def test_unusable_files_give_one_line_and_exit_code_2(check, flags):
     assert len(stderr.splitlines()) == 1
 
 
-def test_update_makes_the_baseline_that_then_holds(lsm_probe_command, current, tmp_path):
+def test_update_writes_a_baseline_that_passes(lsm_probe_command, current, tmp_path):
     held = ("check", "--baseline", tmp_path / "eta.json", "--current", current)
     missing = lsm_probe_command(*held)
     assert missing[0] == 2
@@ -95,7 +95,7 @@ def test_update_makes_the_baseline_that_then_holds(lsm_probe_command, current, t
     assert lsm_probe_command(*held)[0] == 0
 
 
-def test_update_with_paired_takes_the_arrays_along(lsm_probe_command, current, tmp_path):
+def test_update_with_paired_also_copies_the_arrays(lsm_probe_command, current, tmp_path):
     held = ("check", "--baseline", tmp_path / "eta", "--current", current, "--paired")
     assert lsm_probe_command(*held, "--update")[0] == 0
     assert lsm_probe_command(*held)[0] == 0

@@ -1,4 +1,4 @@
-"""`lsm-probe data NAME` through its own door: manifests that read back, and exit codes for all that can be wrong."""
+"""`lsm-probe data NAME`: manifests that can be read back, and exit codes for all errors."""
 
 import json
 
@@ -10,7 +10,7 @@ from lsm_probe.data.manifest import read_manifest
 
 @pytest.fixture
 def librispeech(clip, tmp_path):
-    """Two parts with three good utterances."""
+    """Two splits with three valid utterances."""
     for part, texts in {"test-clean": ["ALSO A", "HARANGUE"], "dev-clean": ["LOBSTERS"]}.items():
         chapter = tmp_path / "LibriSpeech" / part / "1" / "2"
         for i in range(len(texts)):
@@ -23,7 +23,7 @@ def names(folder):
     return {path.name for path in folder.glob("[!.]*")}
 
 
-def test_a_good_corpus(data, librispeech, tmp_path, besides_progress):
+def test_a_valid_corpus_is_converted(data, librispeech, tmp_path, besides_progress):
     out = tmp_path / "out"
     code, stdout, stderr = data("librispeech", "--root", librispeech, "--out", out)
     assert (code, besides_progress(stderr)) == (0, [])
@@ -41,7 +41,7 @@ def test_a_good_corpus(data, librispeech, tmp_path, besides_progress):
     assert first.instruction == "Transcribe the speech."
 
 
-def test_one_split_of_it(data, librispeech, tmp_path):
+def test_one_split_can_be_selected(data, librispeech, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = data("librispeech", "--root", librispeech, "--out", out, "--split", "dev-clean", "--json")
     assert code == 0
@@ -54,7 +54,7 @@ def test_one_split_of_it(data, librispeech, tmp_path):
 
 
 def damage(librispeech, kind):
-    """Damages the corpus in one place; what the message must say of it."""
+    """Damages the corpus in one place; returns what the message must contain."""
     chapter = librispeech / "test-clean" / "1" / "2"
     transcript = chapter / "1-2.trans.txt"
     if kind == "corrupt clip":
@@ -98,7 +98,7 @@ def test_a_bad_entry_fails_and_writes_nothing_or_is_left_out_and_counted(
     assert [s.id for s in read_manifest(out / "test-clean.transcription.jsonl")] == ["1-2-0000"]
 
 
-def test_a_missing_root_or_column_and_nothing_found(data, tmp_path, besides_progress):
+def test_a_missing_root_a_missing_column_and_an_empty_corpus_are_refused(data, tmp_path, besides_progress):
     out = tmp_path / "out"
     code, _, stderr = data("mustc", "--root", tmp_path / "gone", "--out", out)
     assert (code, len(besides_progress(stderr))) == (2, 1)
@@ -114,7 +114,7 @@ def test_a_missing_root_or_column_and_nothing_found(data, tmp_path, besides_prog
     assert "--task 'intent' is not a task of MELD; choose one of: emotion, transcription" in stderr
 
 
-def test_common_voice_mp3_and_its_translation(data, clip, tmp_path):
+def test_common_voice_mp3_is_read_with_its_translation(data, clip, tmp_path):
     root, out = tmp_path / "en", tmp_path / "out"
     clip(root / "clips" / "common_voice_en_1.mp3")
     (root / "test.tsv").write_text("client_id\tpath\tsentence\nc\tcommon_voice_en_1.mp3\tGood morning.\n")
@@ -136,7 +136,7 @@ def test_common_voice_mp3_and_its_translation(data, clip, tmp_path):
     assert read_manifest(out / "en_de.test.transcription.jsonl")[0].target == "Good morning."
 
 
-def test_sections_of_a_long_opus_file(data, clip, tmp_path):
+def test_sections_of_a_long_opus_file_are_read(data, clip, tmp_path):
     root, out = tmp_path / "gigaspeech", tmp_path / "out"
     clip(root / "audio" / "youtube" / "Y1.opus", 5.0)
     segments = [
@@ -155,7 +155,7 @@ def test_sections_of_a_long_opus_file(data, clip, tmp_path):
     ]
 
 
-def test_labels_and_what_is_not_of_the_task(data, clip, tmp_path, besides_progress):
+def test_utterances_of_other_tasks_are_left_out_with_a_warning(data, clip, tmp_path, besides_progress):
     root, out = tmp_path / "lights", tmp_path / "out"
     intents = {
         "SwitchLightOn": [{"data": [{"text": "on in the "}, {"text": "kitchen", "slot_name": "room"}]}],
@@ -196,7 +196,7 @@ def test_every_corpus_with_sound_has_a_command_that_explains_itself(data, name):
     assert all(task in words for task in CORPORA[name].tasks)
 
 
-def test_a_split_that_is_not_there_is_named(data, librispeech, tmp_path):
+def test_a_missing_split_is_named(data, librispeech, tmp_path):
     run = ("librispeech", "--root", librispeech, "--out", tmp_path / "out", "--split", "dev-clean", "--split")
     code, _, stderr = data(*run, "test-claen")
     assert code == 2
@@ -212,7 +212,7 @@ def test_pipes_and_devices_of_an_archive_are_not_read(data, librispeech, tmp_pat
     assert "metadata.csv is a pipe, socket or device" in stderr
 
 
-def test_a_recording_that_is_there_twice_is_refused(data, clip, tmp_path):
+def test_a_duplicate_recording_is_refused(data, clip, tmp_path):
     root = tmp_path / "lhotse"
     for name in ("a", "b"):
         clip(root / f"{name}.wav")
@@ -227,7 +227,7 @@ def test_a_recording_that_is_there_twice_is_refused(data, clip, tmp_path):
     assert "x_recordings_dev.jsonl, line 2: recording 'r' occurs twice" in stderr
 
 
-def test_half_a_surrogate_pair_is_one_line(data, clip, tmp_path):
+def test_half_a_surrogate_pair_is_refused_in_one_line(data, clip, tmp_path):
     clip(tmp_path / "lhotse" / "a.wav")
     recording = {
         "id": "r",
@@ -241,7 +241,7 @@ def test_half_a_surrogate_pair_is_one_line(data, clip, tmp_path):
     assert "unpaired surrogate" in stderr
 
 
-def test_a_folder_with_a_colon_reads_back(data, librispeech, tmp_path):
+def test_manifests_of_a_folder_with_a_colon_can_be_read(data, librispeech, tmp_path):
     root = librispeech.rename(tmp_path / "corpus:v1")
     assert data("librispeech", "--root", root, "--out", tmp_path / "manifests")[0] == 0
     inside = tmp_path / "manifests" / "dev-clean.transcription.jsonl"
@@ -250,7 +250,7 @@ def test_a_folder_with_a_colon_reads_back(data, librispeech, tmp_path):
     assert data("validate", tmp_path / "here.jsonl")[0] == 0
 
 
-def test_limit_takes_the_first_utterances(data, librispeech, tmp_path):
+def test_limit_keeps_the_first_utterances(data, librispeech, tmp_path):
     out = tmp_path / "out"
     code, stdout, _ = data("librispeech", "--root", librispeech, "--out", out, "--limit", 2, "--json")
     assert code == 0

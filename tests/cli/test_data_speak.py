@@ -1,4 +1,4 @@
-"""`lsm-probe data speak` and `data commands` through their own door: resume, refusals, kills, and one line each."""
+"""`lsm-probe data speak` and `data commands`: resuming, refusals, kills, and one line for every error."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def sentences(tmp_path):
 
 
 def contents(folder):
-    """Everything that is written into a folder, aside from the lock."""
+    """The content of all files in a folder, except the lock."""
     files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -48,7 +48,7 @@ def test_a_text_file_becomes_speech_and_a_manifest(data, sentences, tmp_path):
     assert data("validate", tmp_path / "moved" / "manifest.jsonl")[0] == 0
 
 
-def test_rows_keep_their_instructions_and_json_tells_the_speed(data, tmp_path):
+def test_rows_keep_their_instructions_and_json_reports_the_speed(data, tmp_path):
     rows = [
         {"id": "a/../b", "text": "Yes.", "instruction": "Shout.", "target": "YES", "task": "shout", "context": "Hm."},
         {"text": "No."},
@@ -67,7 +67,7 @@ def test_rows_keep_their_instructions_and_json_tells_the_speed(data, tmp_path):
     assert (drawn.id, drawn.instruction, drawn.target) == ("rows-000002", "Transcribe the speech.", "No.")
 
 
-def test_nothing_is_spoken_twice_and_other_settings_are_refused(data, sentences, tmp_path):
+def test_resuming_repeats_nothing_and_refuses_other_settings(data, sentences, tmp_path):
     arguments = ["speak", sentences, "--out", tmp_path / "out", "--workers", 1]
     assert data(*arguments)[0] == 0
     before = contents(tmp_path / "out")
@@ -98,13 +98,13 @@ def test_a_second_process_is_refused(data, sentences, tmp_path):
     assert "another process is writing" in stderr
 
 
-def test_a_sentence_without_words_fails_or_is_counted(data, tmp_path):
+def test_a_sentence_without_words_fails_or_is_skipped_and_counted(data, tmp_path):
     path = tmp_path / "s.txt"
     path.write_text("Yes.\n…\n-h\n$(touch x)\n")
     code, _, stderr = data("speak", path, "--out", tmp_path / "out", "--workers", 1)
     assert code == 2
     assert "s-000002" in stderr
-    # Nothing is spoken before every text has been looked at.
+    # All texts are checked before synthesis.
     assert not (tmp_path / "out").exists()
     code, stdout, stderr = data("speak", path, "--out", tmp_path / "out", "--workers", 1, "--on-error", "skip")
     assert code == 0
@@ -114,7 +114,7 @@ def test_a_sentence_without_words_fails_or_is_counted(data, tmp_path):
     assert not Path("x").exists()
 
 
-def test_a_bad_line_stops_before_anything_is_spoken(data, tmp_path):
+def test_a_bad_line_is_reported_before_synthesis(data, tmp_path):
     path = tmp_path / "s.jsonl"
     path.write_text('{"text": "Yes."}\n{oops\n')
     code, _, stderr = data("speak", path, "--out", tmp_path / "out")
@@ -173,7 +173,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gives_one_line_and_exit_code_2(refusal, sentences, write, tmp_path, monkeypatch, mistake):
+def test_invalid_arguments_give_one_line_and_exit_code_2(refusal, sentences, write, tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "blank.txt", "", " ")
     arguments, expected = MISTAKES[mistake]
@@ -227,7 +227,7 @@ def wait_for_files(out, count, process):
 
 @pytest.fixture
 def talk(tmp_path):
-    """As many sentences as two processes cannot speak at once, in chunks of eight."""
+    """More sentences than two processes can synthesise at once, in chunks of eight."""
     path = tmp_path / "talk.txt"
     path.write_text("".join(f"{text} Number {i}.\n" for i in range(5) for text in SENTENCES))
     return path
@@ -256,7 +256,7 @@ def test_a_run_killed_twice_resumes_to_the_same_bytes(data, talk, tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_processes_end_with_a_parent_that_is_killed_alone(talk, tmp_path):
+def test_worker_processes_end_if_only_their_parent_is_killed(talk, tmp_path):
     import psutil
 
     process = start("speak", talk, "--out", tmp_path / "out", "--workers", 2)
@@ -278,7 +278,7 @@ def test_an_interrupt_of_all_processes_ends_at_once_without_a_traceback(talk, tm
     assert "Traceback" not in stderr
 
 
-def test_a_file_that_a_crash_left_empty_is_spoken_again(data, sentences, tmp_path):
+def test_a_file_left_empty_by_a_crash_is_synthesised_again(data, sentences, tmp_path):
     out = tmp_path / "out"
     run = ("speak", sentences, "--out", out, "--workers", 1)
     assert data(*run)[0] == 0

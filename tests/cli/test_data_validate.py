@@ -1,4 +1,4 @@
-"""`lsm-probe data validate`: every bad line and every bad clip, by number and cause."""
+"""`lsm-probe data validate`: every bad line and every bad clip, with line number and reason."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def write(folder, *lines):
     return path
 
 
-def test_a_good_manifest(lsm_probe_command, folder):
+def test_a_valid_manifest_passes(lsm_probe_command, folder):
     path = write(folder, GOOD, GOOD | {"id": "second"}, {"id": "text", "instruction": "Say it.", "text": "Hello."})
     code, stdout, _ = lsm_probe_command("data", "validate", path)
     assert code == 0
@@ -31,8 +31,8 @@ def test_a_good_manifest(lsm_probe_command, folder):
     assert "asr: 2" in stdout
 
 
-def test_what_the_usable_samples_have_is_counted(lsm_probe_command, folder):
-    """A misspelt key is only warned about: the counts show what it costs."""
+def test_fields_of_usable_samples_are_counted(lsm_probe_command, folder):
+    """A misspelt key only gives a warning; the counts show what is missing."""
     spoken = GOOD | {"text": "Hello.", "target": "Hello."}
     misspelt = {"id": "wav", "instruction": "Say it.", "text": "Hello.", "wav": "good.wav"}
     path = write(folder, spoken, misspelt, GOOD | {"id": "damaged", "audio": "none.wav", "target": "Hello."})
@@ -54,7 +54,7 @@ def test_keys_that_no_sample_has_are_counted_too(lsm_probe_command, folder):
     assert "  of those, 0 with audio, 1 with text, 0 with target" in stdout
 
 
-def test_every_bad_line_is_named_with_its_cause(lsm_probe_command, folder):
+def test_every_bad_line_is_named_with_the_reason(lsm_probe_command, folder):
     path = write(
         folder,
         GOOD,
@@ -89,7 +89,7 @@ def test_every_bad_line_is_named_with_its_cause(lsm_probe_command, folder):
 
 
 def bad_clips(folder, waveform):
-    """Name of each damaged clip to what is said of it."""
+    """The name of each damaged clip, and what its message contains."""
     whole = (folder / "good.wav").read_bytes()
     (folder / "empty.wav").touch()
     (folder / "cut.wav").write_bytes(whole[:5_000])
@@ -111,7 +111,7 @@ def bad_clips(folder, waveform):
     }
 
 
-def test_every_bad_clip_is_named_with_its_cause(lsm_probe_command, folder, waveform):
+def test_every_bad_clip_is_named_with_the_reason(lsm_probe_command, folder, waveform):
     said = bad_clips(folder, waveform)
     path = write(folder, GOOD, *(GOOD | {"id": name, "audio": name} for name in said))
     code, stdout, _ = lsm_probe_command("data", "validate", path, "--json")
@@ -123,7 +123,7 @@ def test_every_bad_clip_is_named_with_its_cause(lsm_probe_command, folder, wavef
         assert cause in line
 
 
-def test_headers_alone_find_less_but_open_nothing_more(lsm_probe_command, folder, waveform):
+def test_headers_option_checks_file_headers_only(lsm_probe_command, folder, waveform):
     bad_clips(folder, waveform)
     path = write(folder, GOOD, GOOD | {"id": "nan", "audio": "nan.wav"}, GOOD | {"id": "cut", "audio": "cut.wav"})
     code, stdout, stderr = lsm_probe_command("data", "validate", path, "--headers")
@@ -132,14 +132,14 @@ def test_headers_alone_find_less_but_open_nothing_more(lsm_probe_command, folder
     assert "cut.wav: is truncated" in stderr
 
 
-def test_a_manifest_that_cannot_be_read_is_one_line(lsm_probe_command, tmp_path):
+def test_an_unreadable_manifest_is_refused_in_one_line(lsm_probe_command, tmp_path):
     code, _, stderr = lsm_probe_command("data", "validate", tmp_path / "none.jsonl")
     assert code == 2
     assert stderr.strip() == f"error: manifest {tmp_path / 'none.jsonl'} does not exist; check the path"
 
 
-def test_validate_says_what_reading_does(lsm_probe_command, folder, waveform):
-    """Two streams in one file are 3 s; a size that is too small is told and passed over."""
+def test_validate_reports_the_same_as_reading(lsm_probe_command, folder, waveform):
+    """Two streams in one file are 3 s; a size that is too small gives a warning."""
     speech = [io.BytesIO(), io.BytesIO()]
     for file, seconds in zip(speech, (1.0, 2.0), strict=True):
         soundfile.write(file, waveform(seconds), 16_000, format="OGG")
@@ -162,7 +162,7 @@ def test_validate_says_what_reading_does(lsm_probe_command, folder, waveform):
 
 
 @pytest.mark.parametrize("kind", ["llm", "lsm"])
-def test_text_that_a_checkpoint_reads_as_markup(lsm_probe_command, folder, request, kind):
+def test_text_with_control_tokens_of_a_checkpoint_is_reported(lsm_probe_command, folder, request, kind):
     ckpt = request.getfixturevalue(f"tiny_{kind}_folder")
     path = write(
         folder,
@@ -185,7 +185,7 @@ def test_text_that_a_checkpoint_reads_as_markup(lsm_probe_command, folder, reque
         assert line in stderr
 
 
-def test_a_checkpoint_that_is_not_there(lsm_probe_command, folder):
+def test_a_missing_checkpoint_is_refused(lsm_probe_command, folder):
     code, _, stderr = lsm_probe_command("data", "validate", write(folder, GOOD), "--ckpt", folder / "nowhere")
     assert code == 2
     assert "there is no folder nowhere" in stderr

@@ -1,4 +1,4 @@
-"""The demo's steps: command lines that this version takes, run in order, resumed where they stopped."""
+"""The demo's steps: valid commands, run in order, and resumed after an interruption."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from lsm_probe.reports.demo import FULL, TrainingSize, diagnosis_steps, largest_
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The command lines that a demo runs, none of which does anything; `failures` are the errors they end with."""
+    """The commands that a demo runs, none of which does anything; `failures` are the errors that they raise."""
     commands, failures = [], {}
 
     def run(context, arguments):
@@ -33,11 +33,11 @@ STEPS = [*diagnosis_steps(5), *repair_steps(TrainingSize(3, 4), 5)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=[f"{i}-{step.command.split()[0]}" for i, step in enumerate(STEPS)])
-def test_every_step_is_a_command_of_this_version(step, parsed, tmp_path):
+def test_every_step_is_a_valid_command(step, parsed, tmp_path):
     assert parsed(shlex.split(step.command.replace("OUT", str(tmp_path))))
 
 
-def test_each_step_is_printed_and_run_and_the_report_is_named_last(ran, lsm_probe_command, tmp_path):
+def test_each_step_is_printed_and_run_and_the_report_is_named_at_the_end(ran, lsm_probe_command, tmp_path):
     code, out, _ = lsm_probe_command("demo", "--out", tmp_path / "demo", "--steps", 3, "--utterances", 5)
     assert code == 0
     assert ran[0] == [shlex.split(step.command.replace("OUT", str(tmp_path / "demo"))) for step in STEPS]
@@ -45,7 +45,7 @@ def test_each_step_is_printed_and_run_and_the_report_is_named_last(ran, lsm_prob
     assert out.splitlines()[-1].endswith(f"Open {tmp_path / 'demo' / 'diagnosis' / 'report.html'}")
 
 
-def test_the_first_result_comes_before_anything_is_made_or_trained(ran, lsm_probe_command, tmp_path):
+def test_the_first_step_is_a_diagnosis_of_built_in_checkpoints(ran, lsm_probe_command, tmp_path):
     lsm_probe_command("demo", "--out", tmp_path / "demo")
     names = [command[0] for command in ran[0]]
     assert names[0] == "diagnose"
@@ -62,17 +62,17 @@ def test_the_first_result_comes_before_anything_is_made_or_trained(ran, lsm_prob
         (-50, 1.0, TrainingSize(24, 4)),
     ],
 )
-def test_the_training_is_the_largest_that_fits(seconds, each, size):
+def test_the_largest_training_within_the_time_limit_is_chosen(seconds, each, size):
     assert largest_training(seconds, each) == size
 
 
-def test_full_trains_for_longer(ran, lsm_probe_command, tmp_path):
+def test_option_full_trains_for_longer(ran, lsm_probe_command, tmp_path):
     assert lsm_probe_command("demo", "--out", tmp_path / "demo", "--full")[0] == 0
     train = next(command for command in ran[0] if command[0] == "train")
     assert {"max_steps=40", "batch_size=8"} < set(train)
 
 
-def test_only_the_check_may_fail(ran, lsm_probe_command, tmp_path):
+def test_the_demo_continues_only_after_a_failed_check(ran, lsm_probe_command, tmp_path):
     commands, failures = ran
     failures["check"] = CheckFailed()
     assert lsm_probe_command("demo", "--out", tmp_path / "demo")[0] == 0
@@ -82,7 +82,7 @@ def test_only_the_check_may_fail(ran, lsm_probe_command, tmp_path):
     assert commands[-1][0] == "train"
 
 
-def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_probe_command, tmp_path):
+def test_an_interrupted_demo_is_resumed_with_the_same_size(ran, lsm_probe_command, tmp_path):
     out = tmp_path / "demo"
     for made in ("commands/test.transcription.jsonl", "answers/manifest.jsonl", "repaired/config.yaml"):
         (out / made).parent.mkdir(parents=True, exist_ok=True)
@@ -102,9 +102,7 @@ def test_an_interrupted_demo_resumes_its_steps_with_the_size_it_had(ran, lsm_pro
 
 @pytest.mark.real
 @pytest.mark.usefixtures("quick_voice")
-def test_the_demo_times_the_machine_and_ends_with_a_report_of_before_and_after(
-    lsm_probe_command, monkeypatch, tmp_path
-):
+def test_the_demo_runs_and_writes_a_report_of_both_checkpoints(lsm_probe_command, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "PLANNED_SECONDS", 0)  # the smallest training
     monkeypatch.setattr(demo, "_SMALLEST", TrainingSize(2, 2))
     command = import_module("lsm_probe.cli.demo")

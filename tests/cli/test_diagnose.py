@@ -1,4 +1,4 @@
-"""`lsm-probe diagnose`: the table of verdicts, JSON, several processes, and mistakes."""
+"""`lsm-probe diagnose`: the table of verdicts, JSON, several processes, and errors."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def options(tiny_lsm_folder, manifest):
     return (*lsm, "--max-new-tokens", 4, "--batch-size", 2, "--quick")
 
 
-def test_it_prints_the_verdicts_and_what_was_not_measured(lsm_probe_command, options, tmp_path):
+def test_diagnose_prints_verdicts_and_what_was_not_measured(lsm_probe_command, options, tmp_path):
     code, told, err = lsm_probe_command("diagnose", *options, "--utterances", 3, "--out", tmp_path / "out")
     assert code == 0
     assert "Verdicts" in told
@@ -35,7 +35,7 @@ def test_it_prints_the_verdicts_and_what_was_not_measured(lsm_probe_command, opt
     assert "transcription: " in err
 
 
-def test_two_processes_write_the_diagnosis_of_one(lsm_probe_command, options, tmp_path):
+def test_two_processes_write_the_same_diagnosis_as_one(lsm_probe_command, options, tmp_path):
     code, told, _ = lsm_probe_command("diagnose", *options, "--json", "--out", tmp_path / "one")
     assert code == 0
     command = [*TORCHRUN, "-m", "lsm_probe", "diagnose", *map(str, options), "--json", "--out", str(tmp_path / "two")]
@@ -53,7 +53,7 @@ def test_two_processes_write_the_diagnosis_of_one(lsm_probe_command, options, tm
         (("--utterances", "0"), "invalid value for '--utterances': Input should be greater than or equal to 1"),
     ],
 )
-def test_a_mistake_gives_one_line_and_exit_code_2(
+def test_invalid_arguments_give_one_line_and_exit_code_2(
     lsm_probe_command, options, besides_progress, more, message, tmp_path
 ):
     code, _, err = lsm_probe_command("diagnose", *options, *more, "--out", tmp_path / "out")

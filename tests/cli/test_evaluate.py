@@ -1,4 +1,4 @@
-"""`lsm-probe evaluate` and `lsm-probe score`: files, tables, and one line for every mistake."""
+"""`lsm-probe evaluate` and `lsm-probe score`: files, tables, and one line for every error."""
 
 import json
 
@@ -56,7 +56,7 @@ def run(lsm_probe_command, manifests, tmp_path):
 
 
 @pytest.mark.usefixtures("rendered")
-def test_one_checkpoint_leaves_predictions_metrics_and_tables(run, files, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_writes_predictions_metrics_and_tables(run, files, tiny_lsm_folder, tmp_path):
     code, out, err = run(tiny_lsm_folder)
     assert code == 0, err
     assert files(tmp_path / "out") == FILES
@@ -75,7 +75,7 @@ def test_one_checkpoint_leaves_predictions_metrics_and_tables(run, files, tiny_l
     assert all(row.keys() >= {"task", "instruction", "reference", "response", "response_ids"} for row in rows)
 
 
-def test_several_checkpoints_side_by_side(run, files, tiny_lsm_folder, tiny_llm_folder, tmp_path):
+def test_several_checkpoints_are_compared(run, files, tiny_lsm_folder, tiny_llm_folder, tmp_path):
     code, out, _ = run(tiny_llm_folder, tiny_lsm_folder, options=["--json"])
     assert code == 0
     printed = json.loads(out)
@@ -96,7 +96,7 @@ class Recogniser(Transcriber):
         return ["the quick brown fox" for _ in waveforms]
 
 
-def test_a_cascade_is_measured_in_the_same_run(run, tiny_lsm_folder, tiny_llm_folder, tmp_path, monkeypatch):
+def test_a_cascade_is_evaluated_in_the_same_run(run, tiny_lsm_folder, tiny_llm_folder, tmp_path, monkeypatch):
     loaded = []
 
     def load(name, **running):
@@ -142,9 +142,7 @@ def test_an_invalid_cascade_is_refused_before_the_first_checkpoint_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_predictions_are_scored_again_without_a_model(
-    run, lsm_probe_command, tiny_lsm_folder, tiny_llm_folder, tmp_path
-):
+def test_score_needs_no_model(run, lsm_probe_command, tiny_lsm_folder, tiny_llm_folder, tmp_path):
     run(tiny_lsm_folder, out=tmp_path / "a")
     run(tiny_llm_folder, out=tmp_path / "b")
     run(tiny_lsm_folder, tiny_llm_folder, out=tmp_path / "both")
@@ -156,7 +154,7 @@ def test_predictions_are_scored_again_without_a_model(
         assert one_by_one["checkpoints"][name]["agreement_with_text_llm"] == found["agreement_with_text_llm"]
 
 
-def test_a_task_file_is_read_again_when_scoring(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
+def test_score_reads_the_task_file_again(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
     run(tiny_lsm_folder, out=tmp_path / "a")
     rows = [json.loads(line) for line in (tmp_path / "a" / "samples.jsonl").read_text().splitlines()]
     rows[4]["response"] = "In the kitchen, I think"
@@ -178,7 +176,7 @@ def test_two_results_of_one_checkpoint_are_refused(run, lsm_probe_command, tiny_
     assert "two of these folders hold results of the same checkpoint" in err
 
 
-def test_scoring_does_not_write_over_predictions(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
+def test_score_does_not_overwrite_predictions(run, lsm_probe_command, tiny_lsm_folder, tmp_path):
     run(tiny_lsm_folder, out=tmp_path / "runs" / "a")
     for out in (tmp_path / "runs", tmp_path / "runs" / "a"):
         code, _, err = lsm_probe_command("score", tmp_path / "runs" / "a", "--out", out)
@@ -187,7 +185,7 @@ def test_scoring_does_not_write_over_predictions(run, lsm_probe_command, tiny_ls
     assert EvaluationResult.load(tmp_path / "runs" / "a").samples
 
 
-def test_list_names_every_task(lsm_probe_command):
+def test_list_option_names_every_task(lsm_probe_command):
     code, out, _ = lsm_probe_command("evaluate", "--task", "list")
     assert code == 0
     assert [line.split(":")[0] for line in out.splitlines()] == builtin_tasks()
@@ -209,7 +207,7 @@ def test_the_limit_applies_to_each_task(run, tiny_lsm_folder, tmp_path):
         ({"checkpoints": ()}, "there is nothing to evaluate: give --ckpt or --cascade"),
     ],
 )
-def test_mistakes_are_reported_in_one_line(run, tiny_lsm_folder, change, message):
+def test_invalid_arguments_are_reported_in_one_line(run, tiny_lsm_folder, change, message):
     change = {"checkpoints": (tiny_lsm_folder,), **change}
     code, _, err = run(*change.pop("checkpoints"), **change)
     assert (code, err.count("\n")) == (2, 1), err

@@ -1,4 +1,4 @@
-"""`lsm-probe figure`: the paper's figures and tables of one's own results."""
+"""`lsm-probe figure`: the paper's figures and tables from one's own results."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ QUICK = ("--max-new-tokens", 3, "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory, waveform):
-    """Six samples of a task, below the folder that the task's manifest is looked for in."""
+    """Six samples of a task, in the folder where the task expects its manifest."""
     folder = tmp_path_factory.mktemp("data") / "commands"
     folder.mkdir()
     lines = []
@@ -45,7 +45,7 @@ class Recogniser(Transcriber):
 
 @pytest.fixture
 def results(lsm_probe_command, manifest, tiny_llm_folder, tiny_lsm_folder, mmlu_folder, tmp_path, monkeypatch):
-    """`results(name)`: a folder of results that the figure is made of, of a text LLM and an LSM."""
+    """`results(name)`: a folder of results of a text LLM and an LSM, as input of the figure."""
     both = ("--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder)
     monkeypatch.setattr(cascade, "load_transcriber", lambda name, **_: Recogniser(name, None, None, WHISPER))
     asked = ("--task", "commands-place", "--data", manifest.parent.parent, "--cascade", tiny_llm_folder)
@@ -67,7 +67,7 @@ def results(lsm_probe_command, manifest, tiny_llm_folder, tiny_lsm_folder, mmlu_
 
 
 @pytest.mark.parametrize("name", PAPER_FIGURES)
-def test_each_writes_its_files_with_the_numbers(name, results, lsm_probe_command, tmp_path):
+def test_each_figure_and_table_is_written_with_its_numbers(name, results, lsm_probe_command, tmp_path):
     folder = results(name)
     code, out, err = lsm_probe_command("figure", name, folder, "--out", tmp_path / "paper")
     assert code == 0, err
@@ -79,7 +79,7 @@ def test_each_writes_its_files_with_the_numbers(name, results, lsm_probe_command
     assert np.isfinite(frame.select_dtypes("number").dropna(axis=1, how="all")).all().all()
 
 
-def test_figure5_is_what_the_last_lsm_adds_to_the_others(results, lsm_probe_command, tmp_path):
+def test_figure5_shows_the_difference_of_the_last_lsm_from_the_others(results, lsm_probe_command, tmp_path):
     folder = results("figure5")
     assert lsm_probe_command("figure", "figure5", folder, "--out", tmp_path / "paper")[0] == 0
     frame = pd.read_csv(tmp_path / "paper" / "figure5.csv")
@@ -128,7 +128,7 @@ def test_table2_holds_the_first_metric_of_each_task(results, lsm_probe_command, 
         ("figure9", "figure3", "invalid value for 'name': 'figure9' is not one of 'figure3', 'figure5',"),
     ],
 )
-def test_mistakes_are_reported_in_one_line(name, made, message, results, refusal, tmp_path):
+def test_invalid_arguments_are_reported_in_one_line(name, made, message, results, refusal, tmp_path):
     assert message in refusal("figure", name, results(made), "--out", tmp_path / "paper")
 
 

@@ -1,4 +1,4 @@
-"""`lsm-probe importance` through its own door: files, table, resuming, and one line for every mistake."""
+"""`lsm-probe importance`: files, table, resuming, and one line for every error."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ DATA = {"result.json", "arrays.npz", "samples.jsonl"}
 
 @pytest.fixture
 def run(run, monkeypatch):
-    """`run(*checkpoints, ...)` runs the command; drawing takes long, so it must be asked for."""
+    """`run(*checkpoints, ...)` runs the command; plotting takes long, so it is off by default."""
 
     def command(*checkpoints, draw=False, **given):
         with monkeypatch.context() as patch:
@@ -34,7 +34,7 @@ def run(run, monkeypatch):
 
 
 @pytest.mark.usefixtures("rendered")
-def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_writes_all_files_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     code, stdout, stderr = run(tiny_lsm_folder, options=("--limit", 2), draw=True)
     out = tmp_path / "out"
     assert code == 0, stderr
@@ -52,7 +52,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_f
     assert len((out / "importance.csv").read_text().splitlines()) == 1 + len(result.parameters)
 
 
-def test_masks_are_written_where_they_are_asked_for(run, files, tiny_llm_folder, tmp_path):
+def test_masks_are_written_on_request(run, files, tiny_llm_folder, tmp_path):
     code, _, stderr = run(tiny_llm_folder, options=("--masks", 0.05))
     assert code == 0, stderr
     assert files(tmp_path / "out") == DATA | {"masks.npz"}
@@ -61,7 +61,7 @@ def test_masks_are_written_where_they_are_asked_for(run, files, tiny_llm_folder,
     assert all(masks.mask(name).sum() == round(0.05 * masks.mask(name).size) for name in masks.packed)
 
 
-def test_ablation_shows_perplexities(run, tiny_llm_folder, tmp_path):
+def test_ablation_reports_perplexities(run, tiny_llm_folder, tmp_path):
     code, stdout, stderr = run(tiny_llm_folder, options=("--ablate", 0.03))
     assert code == 0, stderr
     result = ImportanceResult.load(tmp_path / "out")
@@ -69,13 +69,13 @@ def test_ablation_shows_perplexities(run, tiny_llm_folder, tmp_path):
     assert list(found["perplexity"]) == ["none", "top", "bottom", "random"]
     shown = ", ".join(f"{which} {value:.4g}" for which, value in found["perplexity"].items())
     assert f"perplexity with 3 % of each matrix set to 0: {shown}" in stdout
-    for broken in (6.1e6, 1.7e7):  # worse than guessing: what two machines may find
+    for broken in (6.1e6, 1.7e7):  # worse than random
         perplexity = {"none": 2.5, "top": broken, "bottom": 2.5, "random": 7.5}
         note = importance_note(replace(result, ablation={"share": 0.03, "perplexity": perplexity}))
         assert "none 2.5, top about 1e7, bottom 2.5, random 7.5" in note
 
 
-def test_conventions_reach_the_result(run, strict, tiny_lsm_folder, tmp_path):
+def test_convention_options_are_stored_in_the_result(run, strict, tiny_lsm_folder, tmp_path):
     options = ("--mode", "signed", "--modality", "text", "--response", "generated", "--max-new-tokens", 3, "--seed", 5)
     code, stdout, stderr = run(tiny_lsm_folder, options=options)
     assert code == 0, stderr
@@ -89,7 +89,7 @@ def test_conventions_reach_the_result(run, strict, tiny_lsm_folder, tmp_path):
     assert "responses: its own; mode signed" in stdout
 
 
-def test_given_responses_are_measured(run, tiny_llm_folder, tiny_lsm_folder, tmp_path):
+def test_given_responses_are_used(run, tiny_llm_folder, tiny_lsm_folder, tmp_path):
     own = ("--response", "generated", "--max-new-tokens", 3)
     assert run(tiny_lsm_folder, out=tmp_path / "first", options=own)[0] == 0
     code, stdout, _ = run(tiny_llm_folder, options=("--responses", tmp_path / "first"))
@@ -100,7 +100,7 @@ def test_given_responses_are_measured(run, tiny_llm_folder, tiny_lsm_folder, tmp
 
 
 def test_two_checkpoints_are_compared(run, files, strict, tiny_llm_folder, tiny_lsm_folder, tmp_path):
-    """The text LLM and its speech-tuned child, on the transcript."""
+    """The text LLM and an LSM trained from it, on the transcript."""
     code, stdout, stderr = run(
         tiny_llm_folder, tiny_lsm_folder, options=("--modality", "text", "--masks", 0.1), draw=True
     )
@@ -121,7 +121,7 @@ def test_two_checkpoints_are_compared(run, files, strict, tiny_llm_folder, tiny_
     assert str(tiny_lsm_folder) in stdout
 
 
-def test_modality_text_needs_no_audio_of_an_lsm(run, tiny_llm_folder, tiny_lsm_folder, manifest, rows, write):
+def test_modality_text_needs_no_audio_for_an_lsm(run, tiny_llm_folder, tiny_lsm_folder, manifest, rows, write):
     write(manifest, *(json.dumps({key: value for key, value in row.items() if key != "audio"}) for row in rows))
     assert run(tiny_llm_folder, tiny_lsm_folder, options=("--modality", "text"))[0] == 0
     code, _, stderr = run(tiny_llm_folder, tiny_lsm_folder)
@@ -129,7 +129,7 @@ def test_modality_text_needs_no_audio_of_an_lsm(run, tiny_llm_folder, tiny_lsm_f
     assert f"4 of 4 samples have no `audio`, which {tiny_lsm_folder} needs here" in stderr
 
 
-def test_different_weights_give_a_shift(run, strict, tiny_llm_folder, save_llm, tmp_path):
+def test_different_weights_have_a_shift_of_importance(run, strict, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     rates = tmp_path / "rates.yaml"
     assert run(tiny_llm_folder, second, options=("--masks", 0.1, "--write-lr-schedule", rates))[0] == 0
@@ -145,7 +145,7 @@ def test_different_weights_give_a_shift(run, strict, tiny_llm_folder, save_llm, 
     assert shift["mask_overlap"]["mean"] == pytest.approx(np.mean(list(overlap.values())))
 
 
-def test_a_model_of_another_depth_is_warned_about(run, strict, tiny_llm_folder, save_llm, tmp_path):
+def test_a_model_of_another_depth_gives_a_warning(run, strict, tiny_llm_folder, save_llm, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
@@ -159,10 +159,10 @@ def test_a_model_of_another_depth_is_warned_about(run, strict, tiny_llm_folder, 
     assert f"warning: {warning}" in stderr
     (pair,) = strict((tmp_path / "out" / "comparison.json").read_text())["pairs"]
     assert (pair["shift"], pair["warning"]) == (None, warning)
-    assert "1/3" in stdout  # groups of layers, as their numbers mean other things
+    assert "1/3" in stdout  # groups of layers, because layer numbers mean different depths
 
 
-def test_learning_rates_are_written_as_training_reads_them(run, tiny_llm_folder, tmp_path):
+def test_written_learning_rates_can_be_read_by_training(run, tiny_llm_folder, tmp_path):
     path = tmp_path / "new" / "rates.yaml"
     code, _, stderr = run(tiny_llm_folder, options=("--write-lr-schedule", path, "--strength", 0.3))
     assert code == 0, stderr
@@ -200,7 +200,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(run, files, tiny_lsm_fol
     monkeypatch.setattr(module, "response_loss", lambda c, s: measured.append(s.sample.id) or loss(c, s))
     code, _, stderr = run(tiny_lsm_folder, options=(*options, "--resume"))
     assert code == 0, stderr
-    # Sums go on where they stopped; what is added up by single weights begins afresh.
+    # Sums are resumed; per-weight sums start again.
     assert measured == (["s2", "s3"] if len(options) == 2 else ["s0", "s1", "s2", "s3"])
     whole, resumed = ImportanceResult.load(tmp_path / "whole"), ImportanceResult.load(tmp_path / "out")
     np.testing.assert_array_equal(resumed.sums, whole.sums)
@@ -208,8 +208,8 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(run, files, tiny_lsm_fol
     assert files(tmp_path / "out") == DATA
 
 
-def test_numbers_kept_in_files_are_those_kept_in_memory(run, strict, tiny_llm_folder, save_llm, tmp_path):
-    """For two checkpoints in turn, whose parameters have the same names."""
+def test_scores_kept_in_files_equal_those_kept_in_memory(run, strict, tiny_llm_folder, save_llm, tmp_path):
+    """For two checkpoints one after the other, whose parameters have the same names."""
     second = save_llm(tmp_path / "second", seed=1)
     options = ("--mode", "signed", "--masks", 0.05, "--ablate", 0.1)
     kept = ("--scratch", tmp_path / "scratch")

@@ -1,4 +1,4 @@
-"""`lsm-probe knockout` through its own door: files, notes, single heads, and one line for every mistake."""
+"""`lsm-probe knockout`: files, notes, single heads, and one line for every error."""
 
 import json
 
@@ -20,7 +20,7 @@ def rows():
     return [{"id": f"s{i}", "instruction": "Repeat the text.", "text": text} for i, text in enumerate(texts)]
 
 
-def test_windows_alone_write_nothing_of_heads(run, files, tiny_llm_folder, tmp_path):
+def test_without_heads_only_layer_windows_are_written(run, files, tiny_llm_folder, tmp_path):
     code, stdout, _ = run(tiny_llm_folder)
     assert code == 0
     assert files(tmp_path / "out") == PLAIN
@@ -28,13 +28,13 @@ def test_windows_alone_write_nothing_of_heads(run, files, tiny_llm_folder, tmp_p
 
 
 @pytest.mark.usefixtures("rendered")
-def test_heads_of_chosen_layers_are_written_and_named(run, files, tiny_llm_folder, tmp_path):
+def test_heads_of_selected_layers_are_written_and_named(run, files, tiny_llm_folder, tmp_path):
     code, stdout, _ = run(tiny_llm_folder, options=("--single-heads", "--layers", 0, "--layers", "1-2"))
     assert code == 0
     assert files(tmp_path / "out") == PLAIN | HEADS
     result = KnockoutResult.load(tmp_path / "out")
     assert result.head_layers == [0, 1, 2]
-    assert "of 18 heads source heads, 0; instruction heads, 0; both, 0" in stdout  # three samples find nothing
+    assert "of 18 heads source heads, 0; instruction heads, 0; both, 0" in stdout  # three samples: none is significant
     frame = pd.read_csv(tmp_path / "out" / "knockout_heads.csv")
     np.testing.assert_allclose(frame["fall_source"], result.head_frame()["fall_source"], atol=1e-6)
 

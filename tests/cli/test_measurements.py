@@ -1,6 +1,6 @@
-"""What the commands that measure have in common: JSON alone on stdout, and one line for every mistake.
+"""What all measurement commands share: with --json only JSON on stdout, and one line for every error.
 
-The probes' own tests hold what each measurement refuses; here stand the mistakes that the command line sees first.
+The probes' own tests cover what each measurement refuses; here are errors that the command line finds first.
 """
 
 import json
@@ -69,7 +69,7 @@ def measure(lsm_probe_command, folder, tmp_path, monkeypatch):
         ("text-ability", "--ckpt llm"),
     ],
 )
-def test_json_goes_to_stdout_and_nothing_else_does(measure, strict, tmp_path, command, options):
+def test_with_json_stdout_has_the_result_only(measure, strict, tmp_path, command, options):
     code, stdout, stderr = measure(command, f"{options} --json")
     assert code == 0, stderr
     printed = strict(stdout)
@@ -128,6 +128,6 @@ def test_json_goes_to_stdout_and_nothing_else_does(measure, strict, tmp_path, co
     ],
     ids=lambda value: value[:40],
 )
-def test_a_mistake_gives_one_line_and_exit_code_2(measure, refusal, tmp_path, command, options, message):
+def test_invalid_arguments_give_one_line_and_exit_code_2(measure, refusal, tmp_path, command, options, message):
     assert message in measure(command, options, refusal)
     assert not list((tmp_path / "out").rglob("result.json")) + list((tmp_path / "out").rglob("timeline.json"))

@@ -1,4 +1,4 @@
-"""Where the output goes: paths that cannot be written, streams that cannot encode, pictures that cannot be drawn."""
+"""Output: paths that cannot be written, streams that cannot encode, and figures that cannot be drawn."""
 
 import io
 import json
@@ -49,14 +49,16 @@ def manifest(tmp_path):
 
 @pytest.fixture
 def odd(tiny_llm_folder, tmp_path):
-    """A checkpoint with a name that markup, formulas, fonts and encodings stumble over."""
+    """A checkpoint whose name is difficult for markup, formulas, fonts and encodings."""
     shutil.copytree(tiny_llm_folder, tmp_path / ODD)
     return tmp_path / ODD
 
 
 @pytest.mark.parametrize("place", ["file/x", "x" * 256, "new/" + "x" * 256 + "/y", "/proc/x", "/dev/null"])
 @pytest.mark.parametrize("command", [*RUNS, *FILES])
-def test_a_path_that_cannot_be_written_is_refused_first(command, place, lsm_probe_command, tmp_path, monkeypatch):
+def test_a_path_that_cannot_be_written_is_refused_before_the_run(
+    command, place, lsm_probe_command, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     arguments = (RUNS | FILES)[command]
@@ -68,26 +70,26 @@ def test_a_path_that_cannot_be_written_is_refused_first(command, place, lsm_prob
 
 
 @pytest.mark.parametrize("command", RUNS)
-def test_a_file_where_a_folder_must_be(command, lsm_probe_command, tmp_path):
+def test_a_file_is_refused_as_output_folder(command, lsm_probe_command, tmp_path):
     (tmp_path / "file").touch()
     code, _, stderr = lsm_probe_command(*RUNS[command], tmp_path / "file")
     assert (code, stderr) == (2, f"error: {RUNS[command][-1]} {tmp_path / 'file'} is a file: name a folder\n")
 
 
 @pytest.mark.parametrize("command", ["report", "rates"])
-def test_a_folder_where_a_file_must_be(command, lsm_probe_command, tmp_path):
+def test_a_folder_is_refused_as_output_file(command, lsm_probe_command, tmp_path):
     code, _, stderr = lsm_probe_command(*FILES[command], tmp_path)
     assert (code, stderr) == (2, f"error: {FILES[command][-1]} {tmp_path} is a folder: name a file\n")
 
 
-def test_a_page_and_its_notebook_are_two_files(lsm_probe_command, tmp_path):
+def test_a_page_with_the_path_of_its_notebook_is_refused(lsm_probe_command, tmp_path):
     code, _, stderr = lsm_probe_command("report", tmp_path, "--out", "page.ipynb")
     assert code == 2
     assert "page.ipynb would overwrite the page with its notebook" in stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_any_encoding_prints_the_table_and_json(encoding, odd, lsm_probe_command, manifest, tmp_path, monkeypatch):
+def test_tables_and_json_are_printed_in_any_encoding(encoding, odd, lsm_probe_command, manifest, tmp_path, monkeypatch):
     def printed(*more):
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, write_through=True))
@@ -105,7 +107,7 @@ def test_any_encoding_prints_the_table_and_json(encoding, odd, lsm_probe_command
     assert stored["checkpoint"]["name"] == str(odd)
 
 
-def test_the_users_matplotlib_and_streams_change_nothing(odd, manifest, tmp_path):
+def test_matplotlib_settings_and_stream_encodings_of_the_user_do_not_matter(odd, manifest, tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     settings = {"MPLBACKEND": "no such backend", "MATPLOTLIBRC": str(tmp_path), "PYTHONIOENCODING": "ascii"}
     out = tmp_path / "out"
@@ -125,7 +127,7 @@ def test_the_users_matplotlib_and_streams_change_nothing(odd, manifest, tmp_path
         ("timeline", "timeline.plot.save_timeline", "timeline.json", "words : silence", "timeline.png"),
     ],
 )
-def test_results_are_kept_and_printed_if_drawing_fails(
+def test_results_are_kept_and_printed_if_plotting_fails(
     command, drawing, kept, printed, picture, lsm_probe_command, tiny_lsm_folder, clip, write, tmp_path, monkeypatch
 ):
     clip(tmp_path / "a.wav", 1.0)
@@ -147,7 +149,7 @@ def test_results_are_kept_and_printed_if_drawing_fails(
     assert picture not in stdout
 
 
-def test_without_a_home_folder_the_cache_must_be_named(monkeypatch):
+def test_without_a_home_folder_the_cache_option_is_required(monkeypatch):
     def unknown():
         raise RuntimeError("Could not determine home directory.")
 
@@ -160,7 +162,7 @@ def test_without_a_home_folder_the_cache_must_be_named(monkeypatch):
     assert cache_root() == Path("/somewhere")
 
 
-def test_a_name_that_is_no_text_is_refused(lsm_probe_command, manifest, tmp_path):
+def test_a_name_that_is_not_utf8_is_refused(lsm_probe_command, manifest, tmp_path):
     name = str(tmp_path / "half\udcff")
     code, _, stderr = lsm_probe_command("attention", "--ckpt", name, "--data", manifest, "--out", tmp_path / "out")
     assert code == 2

@@ -1,10 +1,10 @@
-"""Progress where stderr is a log: lines from the start on, not too many of them."""
+"""Progress if stderr is a log: lines from the start, but not too many."""
 
 from lsm_probe.cli import progress as module
 from lsm_probe.cli.progress import progress
 
 
-def test_a_log_says_where_the_work_is_at_the_start_every_ten_seconds_and_at_the_end(capsys, monkeypatch):
+def test_progress_is_logged_at_the_start_every_ten_seconds_and_at_the_end(capsys, monkeypatch):
     now = iter([0.0, 1.0, 10.5, 11.0, 12.0, 12.5])
     monkeypatch.setattr(module, "monotonic", lambda: next(now))
     with progress() as on_progress:

@@ -1,4 +1,4 @@
-"""`lsm-probe report`: its files, and one line for every mistake."""
+"""`lsm-probe report`: its files, and one line for every error."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def result(lsm_probe_command, tiny_llm_folder, tmp_path):
     return out
 
 
-def test_the_page_is_written(lsm_probe_command, result, tmp_path):
+def test_report_writes_the_page(lsm_probe_command, result, tmp_path):
     out = tmp_path / "pages" / "report.html"
     code, stdout, stderr = lsm_probe_command("report", result, "--out", out, "--no-notebook")
     assert code == 0, stderr
@@ -26,9 +26,7 @@ def test_the_page_is_written(lsm_probe_command, result, tmp_path):
     assert not out.with_suffix(".ipynb").exists()
 
 
-def test_without_notebook_packages_the_page_is_written_and_a_line_names_them(
-    lsm_probe_command, result, tmp_path, monkeypatch
-):
+def test_without_notebook_packages_the_page_is_written_with_a_note(lsm_probe_command, result, tmp_path, monkeypatch):
     monkeypatch.setattr(notebook, "missing", lambda: ["nbclient"])
     out = tmp_path / "report.html"
     code, _, stderr = lsm_probe_command("report", result, "--out", out)
@@ -38,7 +36,7 @@ def test_without_notebook_packages_the_page_is_written_and_a_line_names_them(
     assert lsm_probe_command("report", result, "--out", out, "--notebook")[0] == 2
 
 
-def test_a_mistake_gives_one_line_and_exit_code_2(refusal, result, tmp_path):
+def test_invalid_arguments_give_one_line_and_exit_code_2(refusal, result, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, expected in (
         ((tmp_path / "none",), "is not a folder"),

@@ -1,4 +1,4 @@
-"""`lsm-probe sensitivity` through its own door: files, table, warnings, and one line for every mistake."""
+"""`lsm-probe sensitivity`: files, table, warnings, and one line for every error."""
 
 import json
 
@@ -33,7 +33,7 @@ def sizes(log_probs):
 
 
 @pytest.mark.usefixtures("rendered")
-def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
+def test_one_checkpoint_writes_all_files_into_the_folder(run, files, tiny_lsm_folder, tmp_path):
     code, stdout, stderr = run(tiny_lsm_folder)
     out = tmp_path / "out"
     assert code == 0, stderr
@@ -51,7 +51,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_lsm_f
     assert len((out / "sensitivity_tokens.csv").read_text().splitlines()) == 1 + result.instruction_log_probs.shape[2]
 
 
-def test_conventions_reach_the_result(run, tiny_llm_folder, rows, pool, tmp_path):
+def test_convention_options_are_stored_in_the_result(run, tiny_llm_folder, rows, pool, tmp_path):
     options = ("--per", "response", "--pool", "paraphrases", "--response", "reference", "--instructions", pool)
     code, stdout, stderr = run(tiny_llm_folder, options=(*options, "--sources", 2, "--seed", 3))
     assert code == 0, stderr
@@ -68,7 +68,7 @@ def test_conventions_reach_the_result(run, tiny_llm_folder, rows, pool, tmp_path
     assert "responses: the reference" in stdout
 
 
-def test_an_instruction_file_reaches_the_result(run, tiny_llm_folder, pool, tmp_path):
+def test_an_instruction_file_is_used(run, tiny_llm_folder, pool, tmp_path):
     assert run(tiny_llm_folder, out=tmp_path / "own")[0] == 0
     again = ("--responses", tmp_path / "own")
     assert run(tiny_llm_folder, out=tmp_path / "file", options=(*again, "--instructions", pool))[0] == 0
@@ -77,7 +77,7 @@ def test_an_instruction_file_reaches_the_result(run, tiny_llm_folder, pool, tmp_
     own, file, both = (SensitivityResult.load(tmp_path / name) for name in ("own", "file", "joined"))
     assert sizes(own.instruction_log_probs) == [3] * 4
     assert sizes(file.instruction_log_probs) == [4] * 4
-    # `probing` brings three tasks more: its `translation` and `summary` are in the file already.
+    # `probing` adds three tasks: its `translation` and `summary` are already in the file.
     assert sizes(both.instruction_log_probs) == [7] * 4
     assert json.loads((tmp_path / "file" / "result.json").read_text())["instruction"]["ceiling"] == pytest.approx(
         np.log(4), abs=1e-6
@@ -85,7 +85,7 @@ def test_an_instruction_file_reaches_the_result(run, tiny_llm_folder, pool, tmp_
     np.testing.assert_allclose(file.instruction_log_probs[:, 0], own.instruction_log_probs[:, 0], rtol=1e-4, atol=1e-4)
 
 
-def test_two_checkpoints_are_compared_and_warned_about(run, files, tiny_llm_folder, save_llm, tmp_path):
+def test_two_checkpoints_are_compared_with_a_warning(run, files, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     code, stdout, stderr = run(tiny_llm_folder, second)
     out = tmp_path / "out"
@@ -106,7 +106,7 @@ def test_two_checkpoints_are_compared_and_warned_about(run, files, tiny_llm_fold
     assert "are measured on different responses" not in stdout
 
 
-def test_what_is_warned_of_in_every_pair_is_said_once(run, tiny_llm_folder, save_llm, tmp_path):
+def test_a_warning_that_holds_for_every_pair_is_printed_once(run, tiny_llm_folder, save_llm, tmp_path):
     others = [save_llm(tmp_path / name, seed=seed) for seed, name in enumerate(("second", "third"), start=1)]
     code, _, stderr = run(tiny_llm_folder, *others)
     assert code == 0, stderr
@@ -115,7 +115,7 @@ def test_what_is_warned_of_in_every_pair_is_said_once(run, tiny_llm_folder, save
     assert "the same of 2 more pairs" in warning
 
 
-def test_one_reference_for_both_needs_no_warning(run, tiny_llm_folder, save_llm, tmp_path):
+def test_reference_responses_need_no_warning(run, tiny_llm_folder, save_llm, tmp_path):
     second = save_llm(tmp_path / "second", seed=1)
     code, _, stderr = run(tiny_llm_folder, second, options=("--response", "reference"))
     assert code == 0
@@ -134,7 +134,7 @@ def test_text_and_speech_are_compared_on_given_responses(run, tiny_llm_folder, t
     assert speech.responses() == SensitivityResult.load(tmp_path / "first").responses()
 
 
-def test_the_folder_of_another_probe_is_refused_and_left_alone(
+def test_the_folder_of_another_probe_is_refused_and_not_changed(
     run, lsm_probe_command, tiny_llm_folder, manifest, tmp_path
 ):
     out = tmp_path / "out"

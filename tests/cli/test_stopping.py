@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: one line that says how to go on, and an exit code that says which of them came."""
+"""Ctrl-C and SIGTERM: one line that says how to resume, and an exit code for each signal."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped by 
 
 @pytest.fixture
 def signalled(monkeypatch):
-    """`signalled(target, number)`: what is called there sends this process a signal, and then works for a minute."""
+    """`signalled(target, number)`: replaces a function by one that sends this process a signal and then takes a
+    minute."""
 
     def patch(target, number):
         def work(*args, **kwargs):

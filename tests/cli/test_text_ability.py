@@ -1,4 +1,4 @@
-"""`lsm-probe text-ability` through its own door: files, table, forgetting rates, and one line for every mistake."""
+"""`lsm-probe text-ability`: files, table, forgetting rates, and one line for every error."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def mmlu(mmlu_folder):
     return mmlu_folder
 
 
-def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_llm_folder, mmlu, tmp_path):
+def test_one_checkpoint_writes_all_files_into_the_folder(run, files, tiny_llm_folder, mmlu, tmp_path):
     code, stdout, stderr = run(tiny_llm_folder, options=("--mmlu", mmlu, "--shots", 1, "--limit", 4))
     assert code == 0, stderr
     out = tmp_path / "out"
@@ -54,7 +54,7 @@ def test_one_checkpoint_writes_everything_into_the_folder(run, files, tiny_llm_f
     assert [line for line in stderr.splitlines() if "Building" in line or "it/s" in line] == []
 
 
-def test_several_are_compared_with_the_first(run, files, tiny_llm_folder, tiny_lsm_folder, tmp_path):
+def test_several_checkpoints_are_compared_with_the_first(run, files, tiny_llm_folder, tiny_lsm_folder, tmp_path):
     code, stdout, stderr = run(tiny_llm_folder, tiny_lsm_folder)
     assert code == 0, stderr
     assert files(tmp_path / "out") == {"comparison.json", "text_ability.csv", tiny_llm_folder.name, "lsm"}
@@ -66,7 +66,7 @@ def test_several_are_compared_with_the_first(run, files, tiny_llm_folder, tiny_l
     assert "STEM" not in stdout
 
 
-def test_a_rate_is_shown_only_where_more_than_guessing_could_be_forgotten():
+def test_a_forgetting_rate_is_shown_only_for_accuracy_above_chance():
     def result(name, right):
         rows = [{"id": str(i), "subject": "anatomy", "group": "stem", "chosen": "A"} for i in range(200)]
         return TextAbilityResult(
@@ -94,12 +94,14 @@ def test_a_rate_is_shown_only_where_more_than_guessing_could_be_forgotten():
         (("--mmlu", "mmlu", "--shots", 9), "--shots 9: mmlu has 5 examples of anatomy; give 0 to 5"),
     ],
 )
-def test_mistakes_are_reported_in_one_line(refusal, tiny_llm_folder, mmlu, tmp_path, monkeypatch, options, message):
+def test_invalid_arguments_are_reported_in_one_line(
+    refusal, tiny_llm_folder, mmlu, tmp_path, monkeypatch, options, message
+):
     monkeypatch.chdir(tmp_path)
     assert message in refusal("text-ability", "--ckpt", tiny_llm_folder, "--out", "out", *options)
 
 
-def test_two_processes_find_what_one_finds(run, tiny_llm_folder, mmlu_folder, manifest, tmp_path):
+def test_two_processes_give_the_result_of_one(run, tiny_llm_folder, mmlu_folder, manifest, tmp_path):
     options = ("--mmlu", mmlu_folder, "--shots", 1, "--limit", 2, "--batch-size", 1)
     code, _, stderr = run(tiny_llm_folder, options=options)
     assert code == 0, stderr

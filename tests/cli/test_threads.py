@@ -1,4 +1,4 @@
-"""Threads of a command: waiting threads sleep, a container's limit counts, and the user's variables decide."""
+"""Threads of a command: waiting threads sleep, a container's limit is respected, and the user's variables are kept."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_a_container_limit_is_rounded_up_to_cpus(tmp_path, content, cpus):
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(2, "2"), (64, None), (None, None)])
-def test_no_more_threads_than_the_container_may_use(environment, limit, expected):
+def test_threads_are_limited_to_the_container_limit(environment, limit, expected):
     environment.setattr(threads, "container_cpus", lambda: limit)
     threads.set_thread_defaults()
     assert threads.os.environ.get("OMP_NUM_THREADS") == expected
@@ -32,7 +32,7 @@ def test_no_more_threads_than_the_container_may_use(environment, limit, expected
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_the_usual_variables_decide(environment, name):
+def test_thread_variables_of_the_user_are_kept(environment, name):
     environment.setattr(threads, "container_cpus", lambda: 2)
     environment.setenv(name, "7")
     environment.setenv("OMP_WAIT_POLICY", "active")

@@ -1,4 +1,4 @@
-"""`lsm-probe timeline`: its files, its table, and one line for every mistake."""
+"""`lsm-probe timeline`: its files, its table, and one line for every error."""
 
 import json
 
@@ -13,7 +13,7 @@ FILES = {"timeline.html", "timeline.png", "timeline.svg", "timeline.json"}
 
 @pytest.fixture
 def manifest(tmp_path, waveform, monkeypatch):
-    """Two spoken samples, their words placed without the real Whisper."""
+    """Two spoken samples; the word times are made without the real Whisper."""
     monkeypatch.setattr(timeline_module, "word_times", lambda wave, text: [Word(text.split()[0], 0.1, 0.4)])
     rows = []
     for i, text in enumerate(["the quick brown fox", "rain falls softly"]):
@@ -41,7 +41,7 @@ def test_a_timeline_is_written_and_printed(lsm_probe_command, tiny_lsm_folder, m
     assert "Loading weights" not in stderr
 
 
-def test_json_is_what_the_file_holds(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path):
+def test_printed_json_equals_the_file(lsm_probe_command, tiny_lsm_folder, manifest, tmp_path):
     code, stdout, _ = lsm_probe_command(
         "timeline", "--ckpt", tiny_lsm_folder, "--data", manifest, "--out", tmp_path / "o", "--max-new-tokens", 4,
         "--layer", 2, "--json",
@@ -53,7 +53,7 @@ def test_json_is_what_the_file_holds(lsm_probe_command, tiny_lsm_folder, manifes
     assert 'layer <tspan id="named">2' in (tmp_path / "o" / "timeline.html").read_text()
 
 
-def test_samples_have_folders_of_their_own_whatever_their_ids_are_written_in(
+def test_samples_have_separate_folders_for_ids_in_any_script(
     lsm_probe_command, tiny_lsm_folder, manifest, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -65,9 +65,7 @@ def test_samples_have_folders_of_their_own_whatever_their_ids_are_written_in(
     assert folders == {"a-音", "b-音"}
 
 
-def test_a_layer_that_is_not_there_is_refused_before_the_model_runs(
-    refusal, tiny_lsm_folder, manifest, tmp_path, monkeypatch
-):
+def test_a_missing_layer_is_refused_before_the_model_runs(refusal, tiny_lsm_folder, manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(timeline_module, "timeline", None)
     arguments = ("--ckpt", tiny_lsm_folder, "--data", manifest, "--out", tmp_path / "out", "--layer", 3)
     assert "layer 3 is not one of 3" in refusal("timeline", *arguments)

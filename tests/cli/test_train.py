@@ -1,4 +1,4 @@
-"""`lsm-probe train` through its own door: what it writes, says and refuses, each refusal in one line."""
+"""`lsm-probe train`: files, output, and one line for every refusal."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def write_manifest(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def rows(tmp_path: Path, waveform: Callable[..., np.ndarray]) -> list[dict[str, Any]]:
-    """Four sounds, each with two tasks."""
+    """Four audio files, each with two tasks."""
     found = []
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.flac", waveform(0.4 + 0.3 * i, seed=i), 16_000)
@@ -66,7 +66,8 @@ def config(
 
 @pytest.fixture
 def train_command(lsm_probe_command: Any, config: Path, tmp_path: Path, besides_progress: Any) -> Command:
-    """`train_command("key=value", ...)` trains into `out`: exit code, stdout, and stderr's lines but for bars."""
+    """`train_command("key=value", ...)` trains into `out`; returns exit code, stdout, and lines of stderr without
+    progress bars."""
 
     def run(*arguments: Any, name: str | Path = config) -> tuple[int, str, list[str]]:
         out = () if "--out" in arguments else ("--out", tmp_path / "out")
@@ -76,7 +77,9 @@ def train_command(lsm_probe_command: Any, config: Path, tmp_path: Path, besides_
     return run
 
 
-def test_a_run_writes_what_it_says(train_command: Command, write_manifest: Any, rows: Any, tmp_path: Path) -> None:
+def test_a_run_writes_the_files_that_it_reports(
+    train_command: Command, write_manifest: Any, rows: Any, tmp_path: Path
+) -> None:
     held_out = write_manifest("held-out", rows[:4])
     code, stdout, stderr = train_command(f"eval={held_out}", 'machine.report_to=["tensorboard"]')
     assert (code, stderr) == (0, [])
@@ -99,7 +102,7 @@ def test_a_run_writes_what_it_says(train_command: Command, write_manifest: Any, 
     assert checkpoint.generate(checkpoint.embed([prompt]), max_new_tokens=3)[0]
 
 
-def test_the_report_is_printed_where_drawing_fails(
+def test_the_report_is_printed_if_plotting_fails(
     train_command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail(*_: Any) -> None:
@@ -112,7 +115,7 @@ def test_the_report_is_printed_where_drawing_fails(
     assert json.loads(stdout)["model"] == str(tmp_path / "out" / "model")
 
 
-def test_json_is_the_report_alone(train_command: Command, tmp_path: Path) -> None:
+def test_with_json_stdout_has_the_report_only(train_command: Command, tmp_path: Path) -> None:
     code, stdout, stderr = train_command("--json")
     assert (code, stderr) == (0, [])
     report = json.loads(stdout)
@@ -121,7 +124,7 @@ def test_json_is_the_report_alone(train_command: Command, tmp_path: Path) -> Non
     assert report["stages"][0]["evaluation"] == {}
 
 
-def test_two_stages_the_connector_alone_then_all(train_command: Command, tmp_path: Path) -> None:
+def test_two_stages_train_the_connector_and_then_all(train_command: Command, tmp_path: Path) -> None:
     stages = (
         "stages=[{name: connect, strategy: frozen_llm, tasks: [repeat]}, {name: all, strategy: lora, max_steps: 1}]"
     )
@@ -169,7 +172,7 @@ def test_invalid_training_runs_are_refused_in_one_line(
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_an_unknown_preset_names_those_there_are(train_command: Command) -> None:
+def test_an_unknown_preset_error_lists_the_presets(train_command: Command) -> None:
     code, _, stderr = train_command(name="self_power")
     assert code == 2
     assert len(stderr) == 1
@@ -177,7 +180,7 @@ def test_an_unknown_preset_names_those_there_are(train_command: Command) -> None
     assert "self_powered" in stderr[0]
 
 
-def test_a_preset_without_data_asks_for_it(train_command: Command) -> None:
+def test_a_preset_without_data_is_refused(train_command: Command) -> None:
     code, _, stderr = train_command(name="self_powered")
     assert (code, stderr) == (2, ["error: the config names no training data: add train=MANIFEST.jsonl"])
 
@@ -213,7 +216,7 @@ def test_an_unusable_sample_fails_or_is_skipped(
 
 @pytest.fixture
 def damaged(rows: Any, tmp_path: Path) -> Path:
-    """A FLAC with a good header and a good end, and 64 bytes lost in the middle."""
+    """A FLAC with a valid header and end, and 64 bytes damaged in the middle."""
     path = tmp_path / rows[2]["audio"]
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -223,7 +226,7 @@ def damaged(rows: Any, tmp_path: Path) -> Path:
 
 
 @WITH_AND_WITHOUT_CACHE
-def test_damage_that_the_header_does_not_tell_stops_the_run(cache: str, train_command: Command, damaged: Path) -> None:
+def test_damage_beyond_the_header_stops_the_run(cache: str, train_command: Command, damaged: Path) -> None:
     code, stdout, stderr = train_command(cache)
     assert (code, stdout) == (2, "")
     assert len(stderr) == 1, stderr
@@ -231,9 +234,7 @@ def test_damage_that_the_header_does_not_tell_stops_the_run(cache: str, train_co
     assert str(damaged) in stderr[0]
 
 
-def test_damage_that_the_header_does_not_tell_is_skipped_where_speech_is_encoded_first(
-    train_command: Command, damaged: Path
-) -> None:
+def test_damage_beyond_the_header_is_skipped_with_cached_features(train_command: Command, damaged: Path) -> None:
     code, stdout, stderr = train_command("cache_features=true", "--on-error", "skip")
     assert (code, len(stderr)) == (0, 1)
     assert stderr[0].startswith("warning: left out 1: sample '")
@@ -241,7 +242,7 @@ def test_damage_that_the_header_does_not_tell_is_skipped_where_speech_is_encoded
     assert "2 steps, 6 samples" in stdout  # both tasks of that speech
 
 
-def test_nothing_left_to_train_on(train_command: Command, damaged: Path, write_manifest: Any, rows: Any) -> None:
+def test_no_usable_sample_is_an_error(train_command: Command, damaged: Path, write_manifest: Any, rows: Any) -> None:
     write_manifest("train", rows[2:4])
     code, _, stderr = train_command("cache_features=true", "--on-error", "skip")
     assert code == 2
@@ -249,7 +250,7 @@ def test_nothing_left_to_train_on(train_command: Command, damaged: Path, write_m
 
 
 @WITH_AND_WITHOUT_CACHE
-def test_a_sample_longer_than_the_context(
+def test_a_sample_longer_than_the_context_is_refused(
     cache: str, train_command: Command, write_manifest: Any, rows: Any, tmp_path: Path
 ) -> None:
     rows[5]["target"] = "the old town " * 400
@@ -260,7 +261,7 @@ def test_a_sample_longer_than_the_context(
     assert stderr[0].endswith("tokens exceed the LLM's context of 1024; shorten it")
 
 
-def test_a_folder_in_use_by_another_run(train_command: Command, tmp_path: Path) -> None:
+def test_a_folder_in_use_by_another_run_is_refused(train_command: Command, tmp_path: Path) -> None:
     assert train_command()[0] == 0
     code, _, stderr = train_command()
     assert (code, len(stderr)) == (2, 1)

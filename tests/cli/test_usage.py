@@ -1,4 +1,4 @@
-"""What the command line says of itself: help, choices and mistakes in options."""
+"""Help, choices, and errors in options."""
 
 import inspect
 import re
@@ -26,7 +26,7 @@ from lsm_probe.reports.paper_figures import PAPER_FIGURES
         (("data", "librispeech"), "missing option '--root'; see lsm-probe data librispeech --help"),
     ],
 )
-def test_mistakes_are_reported_in_one_line(arguments, message, lsm_probe_command):
+def test_invalid_arguments_are_reported_in_one_line(arguments, message, lsm_probe_command):
     code, stdout, stderr = lsm_probe_command(*arguments)
     assert (code, stdout, stderr.count("\n")) == (2, "", 1)
     assert stderr.startswith(f"error: {message}")
@@ -40,7 +40,7 @@ def test_mistakes_are_reported_in_one_line(arguments, message, lsm_probe_command
         ("augment", ("lsm-probe augment --data",)),
     ],
 )
-def test_help_names_what_is_written_or_gives_examples(lsm_probe_command, command, words):
+def test_help_names_written_files_or_gives_examples(lsm_probe_command, command, words):
     code, stdout, _ = lsm_probe_command(command, "--help")
     assert code == 0
     assert all(word in stdout for word in words)
@@ -65,7 +65,7 @@ COMMANDS = dict(commands(PROGRAM))
 
 
 def examples(command: typer.core.TyperCommand) -> list[list[str]]:
-    """The arguments of each `lsm-probe` command among the examples of a command's help."""
+    """The arguments of each `lsm-probe` command in the examples of a command's help."""
     lines = inspect.cleandoc(command.help).replace("\\\n", " ").splitlines()
     shown = [shlex.split(line) for line in lines if line.startswith("    ")]
     return [words[1 + max(map(words.index, {"lsm-probe", "lsm_probe"} & {*words})) :] for words in shown]
@@ -92,12 +92,12 @@ def test_help_fits_a_terminal(name, help_of):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_summary_is_one_line(name):
+def test_the_summary_of_a_command_is_one_line(name):
     assert len(summary(COMMANDS[name].help)) <= 80
     assert summary(COMMANDS[name].help).endswith(".")
 
 
-def test_the_list_of_commands_has_a_line_for_each(help_of):
+def test_each_command_has_one_line_in_the_list(help_of):
     lines = [line.rstrip() for line in help_of().splitlines()]
     assert len(lines) < 60
     for title in ("Diagnose", "Measure", "Report", "Make data", "Train", "Evaluate"):
@@ -109,7 +109,7 @@ def test_the_list_of_commands_has_a_line_for_each(help_of):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_examples_can_be_pasted(name, parsed, help_of):
+def test_examples_in_help_are_valid_commands(name, parsed, help_of):
     found = examples(COMMANDS[name])
     assert found or isinstance(COMMANDS[name], typer.core.TyperGroup)
     for words in found:
@@ -141,7 +141,7 @@ def test_choices_are_shown_and_completed(lsm_probe_command, help_of, monkeypatch
         assert (code, expected in stdout.splitlines()) == (0, True)
 
 
-def test_help_lists_the_names_that_exist():
+def test_help_lists_the_existing_presets_templates_and_pools():
     pytest.importorskip("torch")
     config, templates = (import_module(f"lsm_probe.{name}") for name in ("training.config", "models.templates"))
     assert config.presets() == PRESETS
@@ -149,5 +149,5 @@ def test_help_lists_the_names_that_exist():
     assert all(import_module("lsm_probe.data.pools").read_pool(name).tasks for name in POOLS)
 
 
-def test_the_names_of_figures_are_those_that_can_be_drawn():
+def test_the_command_offers_exactly_the_existing_figures():
     assert list(PAPER_FIGURES) == list(get_args(import_module("lsm_probe.cli.figure").Name))

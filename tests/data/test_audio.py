@@ -27,7 +27,7 @@ def noise(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
 
 
 def measure(audio: np.ndarray, rate: int) -> tuple[float, float]:
-    """Frequency (Hz) and amplitude of the strongest partial, from the middle half, by a windowed spectrum."""
+    """Frequency (Hz) and amplitude of the strongest partial, from a windowed spectrum of the middle half."""
     middle = audio[len(audio) // 4 : -len(audio) // 4]
     window = np.hanning(len(middle))
     spectrum = np.abs(np.fft.rfft(middle * window))
@@ -36,7 +36,7 @@ def measure(audio: np.ndarray, rate: int) -> tuple[float, float]:
 
 
 def flac_bomb(frames: int, size: int = 132, rate: int = 16_000) -> bytes:
-    """A FLAC of `size` bytes whose header claims `frames` mono 16-bit frames and which holds none."""
+    """A FLAC of `size` bytes whose header claims `frames` mono 16-bit frames but which has none."""
     claim = rate << 44 | 0 << 41 | 15 << 36 | frames
     info = b"\x10\x00\x10\x00" + bytes(6) + claim.to_bytes(8, "big") + bytes(16)
     return (b"fLaC\x80\x00\x00\x22" + info + b"\xff\xf8").ljust(size, b"\0")
@@ -45,7 +45,7 @@ def flac_bomb(frames: int, size: int = 132, rate: int = 16_000) -> bytes:
 def refusal(path: Path, start: float = 0.0, duration: float | None = None) -> str:
     """The message of the InputError: one line that names sample and file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a refusal is an error and nothing besides
+        warnings.simplefilter("error")  # a refusal is an error without warnings
         with pytest.raises(InputError) as caught:
             read_audio(Sample(id="s1", instruction="Repeat.", audio=path, start=start, duration=duration))
     message = str(caught.value)
@@ -54,12 +54,12 @@ def refusal(path: Path, start: float = 0.0, duration: float | None = None) -> st
     return message
 
 
-# What is converted
+# Conversion
 
 
 @pytest.mark.parametrize("rate", [1_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 384_000])
 @pytest.mark.parametrize("channels", [1, 2, 7])
-def test_any_rate_and_channel_count_keeps_the_tone(tmp_path: Path, rate: int, channels: int) -> None:
+def test_resampling_keeps_a_tone_at_any_rate_and_channel_count(tmp_path: Path, rate: int, channels: int) -> None:
     tone = sine(200, 2, rate)
     soundfile.write(tmp_path / "x.wav", np.tile(tone[:, None], channels), rate, subtype="FLOAT")
     audio = read_audio_file(tmp_path / "x.wav")
@@ -85,7 +85,9 @@ def test_same_rate_is_bit_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
-def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+def test_reading_in_blocks_equals_resampling_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
     stereo = noise(1.3, rate, channels=2)
     soundfile.write(tmp_path / "x.wav", stereo, rate, subtype="FLOAT")
     expected = soxr.resample(stereo.mean(axis=1), rate, 16_000, quality="HQ")
@@ -124,16 +126,16 @@ def test_section_equals_the_slice_of_the_whole(
     np.testing.assert_allclose(read_audio_file(path, duration=0.1), whole[:1_600], atol=1e-6)
 
 
-def test_section_of_a_resampled_file(tmp_path: Path) -> None:
+def test_section_of_a_resampled_file_equals_the_slice_of_the_whole(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", noise(3, 44_100), 44_100)
     section = read_audio_file(tmp_path / "x.wav", 1.0, 1.0)
     whole = read_audio_file(tmp_path / "x.wav")[16_000:32_000]
     assert section.shape == whole.shape
-    # The resampler's filter reaches over the edges, where a section knows less than the whole.
+    # The resampler's filter extends beyond the edges, where a section lacks the neighbouring samples.
     np.testing.assert_allclose(section[200:-200], whole[200:-200], atol=1e-4)
 
 
-def test_section_rounded_to_a_millisecond_is_cut_to_the_file(tmp_path: Path) -> None:
+def test_section_slightly_beyond_the_end_is_cut_to_the_file(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", sine(440, 1, 16_000)[:15_995], 16_000)
     assert len(read_audio_file(tmp_path / "x.wav", 0.5, 0.5)) == 7_995
 
@@ -145,7 +147,7 @@ def untagged_mp3(path: Path) -> None:
     path.write_bytes(raw[raw.index(raw[:2], 4) :])
 
 
-def test_section_after_the_end_of_an_mp3_without_a_length_tag(tmp_path: Path) -> None:
+def test_section_after_the_end_of_an_mp3_without_a_length_tag_is_refused(tmp_path: Path) -> None:
     untagged_mp3(tmp_path / "x.mp3")
     assert len(read_audio_file(tmp_path / "x.mp3")) == pytest.approx(11 * 16_000, rel=0.01)
     estimate = soundfile.info(tmp_path / "x.mp3").duration
@@ -169,24 +171,24 @@ def test_a_file_named_dash_is_not_standard_input(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("amplitude", [0.0, 0.9e-4])
-def test_silence_warns_and_is_returned(tmp_path: Path, amplitude: float) -> None:
+def test_silence_is_returned_with_a_warning(tmp_path: Path, amplitude: float) -> None:
     soundfile.write(tmp_path / "x.wav", sine(440, 1, 16_000, amplitude), 16_000, subtype="FLOAT")
     with pytest.warns(UserWarning, match=r"sample 'a': .*x\.wav: is silent"):
         audio = read_audio(Sample(id="a", instruction="Repeat.", audio=tmp_path / "x.wav"))
     assert len(audio) == 16_000
 
 
-def test_quiet_is_not_silent(tmp_path: Path) -> None:
+def test_quiet_audio_is_not_reported_as_silence(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", sine(440, 1, 16_000, 1.1e-4), 16_000, subtype="FLOAT")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_audio_file(tmp_path / "x.wav")
 
 
-# What is refused
+# Refusals
 
 
-def test_no_audio() -> None:
+def test_a_sample_without_audio_is_refused() -> None:
     with pytest.raises(InputError, match="sample 'a': has no audio"):
         read_audio(Sample(id="a", instruction="Repeat.", text="hello"))
 
@@ -207,12 +209,12 @@ def test_no_audio() -> None:
         ("x.flac", flac_bomb(2**32, size=2**20), "covers 268435 s, and the limit is 3600 s"),
     ],
 )
-def test_files_that_hold_no_audio(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_files_without_audio_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert said in refusal(tmp_path / name)
 
 
-def test_absent_directory_fifo_and_device(tmp_path: Path) -> None:
+def test_missing_files_directories_fifos_and_devices_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent.wav")
     assert "is a directory" in refusal(tmp_path)
     os.mkfifo(tmp_path / "fifo.wav")
@@ -221,7 +223,7 @@ def test_absent_directory_fifo_and_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.aiff"])
-def test_zero_frames(tmp_path: Path, name: str) -> None:
+def test_files_with_zero_frames_are_refused(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, np.zeros(0, np.float32), 16_000)
     message = refusal(tmp_path / name)
     assert name != "x.wav" or "holds no audio (0 frames)" in message
@@ -229,7 +231,7 @@ def test_zero_frames(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.aiff", "x.au", "x.caf", "x.w64", "x.rf64", "x.ogg", "x.mp3"])
-def test_truncated(tmp_path: Path, name: str, kept: float) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, name: str, kept: float) -> None:
     soundfile.write(tmp_path / name, noise(3, 16_000), 16_000)
     raw = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(raw[: int(len(raw) * kept)])
@@ -237,7 +239,7 @@ def test_truncated(tmp_path: Path, name: str, kept: float) -> None:
 
 
 @pytest.mark.parametrize("lost", [1, 2, 7])
-def test_wav_short_of_a_few_bytes(tmp_path: Path, lost: int) -> None:
+def test_wav_that_lacks_a_few_bytes_is_refused(tmp_path: Path, lost: int) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, 16_000), 16_000)
     (tmp_path / "x.wav").write_bytes((tmp_path / "x.wav").read_bytes()[:-lost])
     assert f"is truncated ({32_000 - lost} of 32000 bytes" in refusal(tmp_path / "x.wav")
@@ -245,20 +247,20 @@ def test_wav_short_of_a_few_bytes(tmp_path: Path, lost: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_samples_that_are_not_finite(tmp_path: Path, value: float, subtype: str) -> None:
+def test_samples_that_are_not_finite_are_refused(tmp_path: Path, value: float, subtype: str) -> None:
     audio = noise(1, 16_000, channels=2)
     audio[-1, 1] = value
     soundfile.write(tmp_path / "x.wav", audio, 16_000, subtype=subtype)
     assert "NaN or infinite" in refusal(tmp_path / "x.wav")
 
 
-def test_infinities_that_cancel(tmp_path: Path) -> None:
+def test_infinities_that_cancel_between_channels_are_refused(tmp_path: Path) -> None:
     audio = np.tile(np.array([np.inf, -np.inf], np.float32), (99, 1))
     soundfile.write(tmp_path / "x.wav", audio, 16_000, subtype="FLOAT")
     assert "NaN or infinite" in refusal(tmp_path / "x.wav")
 
 
-def test_doubles_beyond_float32(tmp_path: Path) -> None:
+def test_doubles_beyond_float32_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", np.full(99, 1e300), 16_000, subtype="DOUBLE")
     assert "NaN or infinite" in refusal(tmp_path / "x.wav")
 
@@ -273,19 +275,21 @@ def test_doubles_beyond_float32(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
-def test_floats_that_are_scaled_as_integers(tmp_path: Path, peak: float, advice: str, subtype: str) -> None:
+def test_floats_scaled_as_integers_are_refused_with_advice(
+    tmp_path: Path, peak: float, advice: str, subtype: str
+) -> None:
     tone = sine(440, 1, 16_000, peak)
     soundfile.write(tmp_path / "x.wav", np.stack([tone, -tone], axis=1), 16_000, subtype=subtype)  # their mean is 0
     assert advice in refusal(tmp_path / "x.wav")
 
 
-def test_floats_somewhat_over_full_scale_are_read_as_they_are(tmp_path: Path) -> None:
+def test_floats_slightly_above_full_scale_are_read_unchanged(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", sine(440, 1, 16_000, 4), 16_000, subtype="FLOAT")
     assert np.abs(read_audio_file(tmp_path / "x.wav")).max() == pytest.approx(4, rel=1e-3)
 
 
 @pytest.mark.parametrize("rate", [999, 384_001])
-def test_rates_outside_the_range(tmp_path: Path, rate: int) -> None:
+def test_rates_outside_the_range_are_refused(tmp_path: Path, rate: int) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, rate), rate)
     assert f"is sampled at {rate} Hz" in refusal(tmp_path / "x.wav")
 
@@ -302,7 +306,7 @@ def test_rates_outside_the_range(tmp_path: Path, rate: int) -> None:
         (0.5, 1e-9, "shorter than one frame"),
     ],
 )
-def test_sections_outside_the_file(tmp_path: Path, start: float, duration: float | None, said: str) -> None:
+def test_sections_outside_the_file_are_refused(tmp_path: Path, start: float, duration: float | None, said: str) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, 16_000), 16_000)
     assert said in refusal(tmp_path / "x.wav", start, duration)
 
@@ -311,13 +315,13 @@ def test_sections_outside_the_file(tmp_path: Path, start: float, duration: float
     ("start", "duration"),
     [(np.nan, None), (-1.0, None), (0.0, np.nan), (0.0, 0.0), (0.0, -1.0), (0.0, np.inf)],
 )
-def test_sections_no_sample_would_hold(tmp_path: Path, start: float, duration: float | None) -> None:
+def test_invalid_sections_are_refused(tmp_path: Path, start: float, duration: float | None) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, 16_000), 16_000)
     with pytest.raises(InputError, match=r"x\.wav"):
         read_audio_file(tmp_path / "x.wav", start, duration)
 
 
-def test_section_that_resamples_to_nothing(tmp_path: Path) -> None:
+def test_section_that_resamples_to_nothing_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, 384_000), 384_000)
     assert "too short" in refusal(tmp_path / "x.wav", 0.5, 1 / 384_000)
 
@@ -328,7 +332,7 @@ def test_only_the_section_counts_against_the_limit(tmp_path: Path) -> None:
     assert len(read_audio_file(tmp_path / "x.flac", start=3_600)) == 32_000
 
 
-def test_line_break_in_the_name(tmp_path: Path) -> None:
+def test_line_break_in_the_file_name_stays_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "line\nbreak.wav"
     path.write_bytes(b"")
     with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""From utterances to manifests: instruction and answer for each task, all files or none."""
+"""From utterances to manifests: instruction and answer for each task, and either all files or none."""
 
 import pytest
 import soundfile
@@ -78,7 +78,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_cannot_be_used_fails_or_is_counted(tmp_path, clip, what):
+def test_unusable_utterances_fail_or_are_skipped_and_counted(tmp_path, clip, what):
     wrong, said = bad(clip, tmp_path)[what]
     utterances = [Utterance("good", "s", "Good.", clip), wrong, Utterance("better", "s", "Better.", clip)]
     out = tmp_path / "out"
@@ -93,13 +93,13 @@ def test_what_cannot_be_used_fails_or_is_counted(tmp_path, clip, what):
     assert len(problems.found) == 1
 
 
-def test_what_the_reader_met_counts_too(tmp_path, clip):
+def test_problems_of_the_reader_stop_the_build(tmp_path, clip):
     problems = Problems(["table, line 7: has no text"])
     with pytest.raises(InputError, match="table, line 7"):
         build([Utterance("a", "s", "t", clip)], tmp_path / "out", "transcription", problems=problems)
 
 
-def test_nothing_at_all_is_an_error(tmp_path):
+def test_an_empty_corpus_is_refused(tmp_path):
     with pytest.raises(InputError, match="nothing was found"):
         build([], tmp_path / "out", "transcription")
 
@@ -114,6 +114,6 @@ def test_an_earlier_manifest_survives_a_failed_run(tmp_path, clip):
     assert (tmp_path / "out" / "s.transcription.jsonl").read_bytes() == before
 
 
-def test_clips_below_the_manifest_are_named_relative_to_it(tmp_path, clip):
+def test_clips_below_the_manifest_have_relative_paths(tmp_path, clip):
     build([Utterance("a", "s", "Good.", clip)], clip.parent, "transcription")
     assert '"audio": "./a.wav"' in (clip.parent / "s.transcription.jsonl").read_text()

@@ -1,4 +1,4 @@
-"""The commands world: natural, closed, balanced, split without overlap, and right in every answer."""
+"""Generated commands: distinct, balanced, split without overlap, with correct answers."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from lsm_probe.data.problems import Problems
 from lsm_probe.errors import InputError
 
 SPLITS = {"train", "validation", "test"}
-# What each action may be called, written down apart from the templates.
+# The verbs of each action, written independently of the templates.
 VERBS = {
     "activate": {"turn on", "switch on"},
     "deactivate": {"turn off", "switch off"},
@@ -29,14 +29,14 @@ def words(text):
     return re.sub("[^a-z ]", "", text.lower()).split()
 
 
-def test_the_world_is_large_and_no_sentence_comes_twice():
+def test_there_are_10400_distinct_commands():
     commands = all_commands()
     assert len(commands) == 10_400
     assert len({" ".join(words(command.text)) for command in commands}) == len(commands)
     assert {4 <= len(words(command.text)) <= 12 for command in commands} == {True}
 
 
-def test_every_answer_is_right():
+def test_every_answer_matches_its_sentence():
     for utterance in command_utterances(10_400, 0):
         said, answers = words(utterance.text), utterance.answers
         sentence = " ".join(said)
@@ -50,14 +50,14 @@ def test_every_answer_is_right():
         assert place == answers["place"]
         assert [p for p in PLACES if f" {p} " in f" {sentence} "] == [place]
         assert answers["capitals"] == utterance.text.upper()
-        # No other action's particle or verb is said.
+        # No particle or verb of another action occurs.
         others = {v for a in VERBS for v in VERBS[a] if a != action}
         assert not any(set(v.split()) <= set(said) for v in others), utterance.text
 
 
 @pytest.mark.parametrize("count", [240, 1_000, 2_000, 10_400])
 @pytest.mark.parametrize("seed", [0, 1, 7])
-def test_splits_share_no_text_and_each_has_everything(count, seed):
+def test_splits_share_no_text_and_each_has_all_intents(count, seed):
     utterances = command_utterances(count, seed)
     assert len(utterances) == len({u.id for u in utterances}) == count
     assert len({" ".join(words(u.text)) for u in utterances}) == count
@@ -78,7 +78,7 @@ def test_intents_and_places_are_balanced():
         assert max(counts) - min(counts) <= 3
 
 
-def test_the_draw_is_the_seeds():
+def test_the_draw_depends_on_the_seed_only():
     assert command_utterances(300, 3) == command_utterances(300, 3)
     assert command_utterances(300, 3) == command_utterances(500, 3)[:300]
     assert {u.text for u in command_utterances(300, 3)} != {u.text for u in command_utterances(300, 4)}
@@ -90,7 +90,7 @@ def test_a_count_out_of_range_is_refused(count):
         command_utterances(count, 0)
 
 
-def test_the_pool_asks_for_every_task_and_knows_every_label():
+def test_the_pool_has_every_task_and_label():
     pool = {task.task: task for task in read_pool("commands").tasks}
     assert tuple(pool) == TASKS
     assert sorted(pool["intent"].labels) == sorted(intents())
@@ -98,7 +98,7 @@ def test_the_pool_asks_for_every_task_and_knows_every_label():
     assert all("speech" in wording for task in pool.values() for wording in task.instructions)
 
 
-def test_manifests_are_made_of_all_tasks(tmp_path):
+def test_manifests_are_made_for_all_tasks(tmp_path):
     counts = build_manifests(command_utterances(240, 0), tmp_path, TASKS, read_pool("commands"), problems=Problems())
     assert counts.keys() == {f"{split}.{task}.jsonl" for split in SPLITS for task in TASKS}
     assert sum(counts.values()) == 240 * len(TASKS)

@@ -42,7 +42,7 @@ def as_array(path):
 
 def hugging_face(audio, **options):
     datasets = pytest.importorskip("datasets")
-    # Decoding, which would need torchcodec and change the rate, is never asked for.
+    # Decoding would need torchcodec and change the rate; it is never requested.
     return datasets.Dataset.from_list(rows(audio)).cast_column("audio", datasets.Audio(sampling_rate=8_000))
 
 
@@ -87,7 +87,7 @@ def made(kind: str) -> list[Sample]:
 
 
 @pytest.mark.parametrize("kind", [*BYTES, *ARRAYS])
-def test_samples_and_waveforms_are_those_of_the_manifest(kind):
+def test_samples_and_waveforms_equal_those_of_the_manifest(kind):
     found = made(kind)
     for sample, true in zip(found, of_manifest(), strict=True):
         assert sample.model_dump(exclude={"audio"}) == true.model_dump(exclude={"audio"})
@@ -97,7 +97,7 @@ def test_samples_and_waveforms_are_those_of_the_manifest(kind):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "float32", "datasets, bytes", "paths", "lhotse"])
-def test_attention_is_equal_bit_for_bit(kind, tiny_lsm):
+def test_attention_of_audio_in_memory_is_bit_identical(kind, tiny_lsm):
     pair = of_manifest()[:2], made(kind)[:2]
     true, found = (lsm_probe.attention(tiny_lsm, samples, max_new_tokens=4) for samples in pair)
     for name in true.BY_SAMPLE:
@@ -115,7 +115,7 @@ def test_nothing_is_decoded_or_copied_from_a_dataset_on_disk(tmp_path, monkeypat
     assert found[0].audio.sha256 == AudioBytes(of_manifest()[2].audio.read_bytes()).sha256
 
 
-def test_rows_of_a_dataset_may_lack_audio_or_hold_none():
+def test_rows_of_a_dataset_may_have_no_audio():
     datasets = pytest.importorskip("datasets")
     held = [None, {"bytes": b"", "path": None}, {"bytes": b"sound", "path": None}, {"bytes": None, "path": None}]
     entries = [{"audio": audio, "text": "hello"} for audio in held]
@@ -126,7 +126,7 @@ def test_rows_of_a_dataset_may_lack_audio_or_hold_none():
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff"])
-def test_every_format_is_read_from_memory_as_from_a_file(suffix, clip, tmp_path):
+def test_every_format_is_read_the_same_from_memory_and_from_a_file(suffix, clip, tmp_path):
     path = clip(tmp_path / f"a.{suffix}", 1.5)
     held = AudioBytes(path.read_bytes())
     for section in ((0.0, None), (0.25, 0.5)):
@@ -135,13 +135,13 @@ def test_every_format_is_read_from_memory_as_from_a_file(suffix, clip, tmp_path)
     assert held.suffix == {"opus": ".ogg"}.get(suffix, f".{suffix}")
 
 
-def test_another_rate_is_resampled_as_a_file_is(tmp_path, waveform):
+def test_another_rate_is_resampled_like_a_file(tmp_path, waveform):
     soundfile.write(tmp_path / "a.wav", waveform(1.0), 22_050, subtype="FLOAT")
     (sample,) = lsm_probe.samples([(waveform(1.0), 22_050)], instruction=SAY)
     np.testing.assert_array_equal(read_audio(sample), read_audio_file(tmp_path / "a.wav"), strict=True)
 
 
-def test_a_sample_in_memory_is_immutable_and_goes_to_other_processes(waveform):
+def test_a_sample_in_memory_is_immutable_and_can_be_pickled(waveform):
     samples = waveform(0.5)
     (sample,) = lsm_probe.samples([(samples, 16_000)], instruction=SAY)
     before, key = read_audio(sample), sample.utterance
@@ -154,7 +154,7 @@ def test_a_sample_in_memory_is_immutable_and_goes_to_other_processes(waveform):
     assert len(repr(sample)) < 300
 
 
-def test_the_same_waveform_is_one_utterance(waveform):
+def test_equal_waveforms_are_one_utterance(waveform):
     twice = [(waveform(0.5), 16_000), (waveform(0.5), 16_000), (waveform(0.5, 1), 16_000), (waveform(0.5), 8_000)]
     keys = [sample.utterance for sample in lsm_probe.samples(twice, instruction=SAY)]
     assert [keys.index(key) for key in keys] == [0, 0, 2, 3]
@@ -165,7 +165,7 @@ def test_instructions_are_used_in_turn_and_samples_numbered(waveform):
     assert [(sample.id, sample.instruction) for sample in found] == [("0", SAY), ("1", "Repeat."), ("2", SAY)]
 
 
-def test_columns_are_taken_by_name_and_missing_values_left_out(waveform):
+def test_columns_are_chosen_by_name_and_missing_values_left_out(waveform):
     frame = pd.DataFrame(
         {
             "clip": [waveform(0.5)] * 2,
@@ -185,13 +185,13 @@ def test_columns_are_taken_by_name_and_missing_values_left_out(waveform):
     assert lsm_probe.samples(frame, instruction=SAY, text=False, **named)[0].text is None
 
 
-def test_a_part_of_a_recording_is_read_as_the_cut_says():
+def test_a_cut_of_a_recording_is_read_as_a_section():
     (cut, *_) = cuts().cut_into_windows(0.5)
     (sample,) = lsm_probe.samples(pytest.importorskip("lhotse").CutSet.from_cuts([cut]), text=False)
     assert (sample.start, sample.duration) == (0.0, 0.5)
 
 
-def test_a_manifest_written_from_memory_is_the_same_data(tmp_path):
+def test_a_manifest_written_from_memory_has_the_same_data(tmp_path):
     found = made("float32")
     found = [*found, found[0].model_copy(update={"id": "again/and:again"})]
     path = lsm_probe.write_manifest(found, tmp_path / "clips.jsonl")
@@ -203,7 +203,7 @@ def test_a_manifest_written_from_memory_is_the_same_data(tmp_path):
     assert not (tmp_path / "moved_audio").exists()
 
 
-def test_what_needs_files_refuses_audio_in_memory(tmp_path, tiny_llm, waveform):
+def test_functions_that_need_files_refuse_audio_in_memory(tmp_path, tiny_llm, waveform):
     found = lsm_probe.samples([{"audio": (waveform(0.5), 16_000), "text": "hello"}], instruction=SAY)
     with (
         pytest.raises(InputError, match=r"in memory.*lsm_probe.write_manifest"),
@@ -226,7 +226,7 @@ def test_training_reads_audio_in_memory(tmp_path, tiny_lsm):
 
 
 @pytest.mark.parametrize("kind", [list, np.array])
-def test_further_right_answers_are_kept(kind):
+def test_alternative_answers_are_kept(kind):
     rows = [{"audio": b"x", "alternatives": kind(["four", "4"])}, {"audio": b"y", "alternatives": None}]
     found = lsm_probe.samples(pd.DataFrame(rows), instruction=SAY)
     assert [sample.alternatives for sample in found] == [("four", "4"), ()]
@@ -266,20 +266,20 @@ ROW = {"audio": b"x"}
         ([{**ROW, "id": 3}, {**ROW, "id": 3}], {}, "row 1: an earlier row has the same id '3'"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(source, options, message):
+def test_invalid_sources_and_options_are_refused_in_one_line(source, options, message):
     with pytest.raises(InputError, match=message) as error:
         lsm_probe.samples(source, **{"instruction": SAY, **options})
     assert "\n" not in str(error.value)
 
 
-def test_a_dataset_of_several_splits_is_refused():
+def test_a_dataset_with_several_splits_is_refused():
     datasets = pytest.importorskip("datasets")
     splits = datasets.DatasetDict({"test": hugging_face(str)})
     with pytest.raises(InputError, match=r"has the splits 'test': give one of them, such as data\['test'\]"):
         lsm_probe.samples(splits)
 
 
-def test_cuts_that_lhotse_would_have_to_read_are_refused():
+def test_cuts_that_only_lhotse_can_read_are_refused():
     for wrong in (cuts().resample(8_000), cuts().mix(cuts())):
         with pytest.raises(InputError, match=r"row 0: cut .*: let lhotse read it and give rows such as"):
             lsm_probe.samples(wrong, instruction=SAY)
@@ -291,7 +291,7 @@ def test_cuts_that_lhotse_would_have_to_read_are_refused():
         lsm_probe.samples(pytest.importorskip("lhotse").CutSet.from_cuts(wrong))
 
 
-def test_rows_that_cannot_be_used_can_be_skipped(waveform):
+def test_unusable_rows_can_be_skipped(waveform):
     source = [(waveform(0.5), 16_000), (np.zeros((2, 9)), 16_000)]
     with pytest.warns(UserWarning, match="left out 1: row 1"):
         assert len(lsm_probe.samples(source, instruction=SAY, on_error="skip")) == 1
@@ -307,13 +307,13 @@ def test_rows_that_cannot_be_used_can_be_skipped(waveform):
         ((np.zeros(900), 500), "audio of row 0: is sampled at 500 Hz"),
     ],
 )
-def test_what_reading_shows_is_told_as_for_a_file(audio, message):
+def test_problems_of_audio_in_memory_are_reported_like_those_of_a_file(audio, message):
     (sample,) = lsm_probe.samples([{"audio": audio}], instruction=SAY)
     with pytest.raises(InputError, match=f"sample '0': {message}"):
         read_audio(sample)
 
 
-def test_silence_warns(waveform):
+def test_silence_gives_a_warning(waveform):
     (sample,) = lsm_probe.samples([(np.zeros(900), 16_000)], instruction=SAY)
     with pytest.warns(UserWarning, match="sample '0': audio of row 0: is silent"):
         read_audio(sample)

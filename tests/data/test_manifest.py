@@ -1,4 +1,4 @@
-"""Manifests: what is read, and that every mistake is one line with file and line number."""
+"""Manifests: what is read, and that every error is one line with file and line number."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a manifest of the lines given: objects as JSON, str and bytes as they are."""
+    """Writes a manifest with the given lines: objects as JSON, str and bytes unchanged."""
 
     def _write(*lines: dict[str, Any] | str | bytes, start: bytes = b"") -> Path:
         def to_bytes(line: dict[str, Any] | str | bytes) -> bytes:
@@ -55,7 +55,7 @@ def test_reads_in_order_with_blank_lines_bom_and_crlf(write: Write) -> None:
     assert [sample.id for sample in read_manifest(path)] == ["b", "a"]
 
 
-def test_every_key_arrives(write: Write, tmp_path: Path) -> None:
+def test_every_key_is_read(write: Write, tmp_path: Path) -> None:
     (tmp_path / "x.wav").write_bytes(b"x")
     values = GOOD | {
         "audio": "x.wav",
@@ -76,12 +76,14 @@ def test_line_separators_inside_strings_are_kept(write: Write) -> None:
     assert sample.text == text
 
 
-def test_null_means_left_out(write: Write) -> None:
+def test_null_equals_a_missing_key(write: Write) -> None:
     (sample,) = read_manifest(write(GOOD | {"start": None, "duration": None, "audio": None}))
     assert (sample.start, sample.duration, sample.audio) == (0.0, None, None)
 
 
-def test_relative_audio_starts_at_the_manifest(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_audio_paths_start_at_the_manifest(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "flac").mkdir()
     (tmp_path / "flac" / "x.flac").write_bytes(b"x")
     write(GOOD | {"audio": "flac/x.flac"})
@@ -91,14 +93,14 @@ def test_relative_audio_starts_at_the_manifest(write: Write, tmp_path: Path, mon
     assert sample.audio == tmp_path / "flac" / "x.flac"
 
 
-def test_absolute_audio_outside_the_folder(write: Write, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_absolute_audio_paths_may_be_outside_the_folder(write: Write, tmp_path_factory: pytest.TempPathFactory) -> None:
     audio = tmp_path_factory.mktemp("elsewhere") / "x.wav"
     audio.write_bytes(b"x")
     (sample,) = read_manifest(write(GOOD | {"audio": str(audio)}))
     assert sample.audio == audio
 
 
-def test_name_with_a_colon_is_reached_with_a_dot(write: Write, tmp_path: Path) -> None:
+def test_name_with_a_colon_can_be_written_with_a_leading_dot(write: Write, tmp_path: Path) -> None:
     (tmp_path / "take:1.wav").write_bytes(b"x")
     (sample,) = read_manifest(write(GOOD | {"audio": "./take:1.wav"}))
     assert sample.audio == tmp_path / "take:1.wav"
@@ -162,7 +164,7 @@ def test_bad_line_is_named_with_its_number(
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_manifest_packed_by_gzip_is_read_and_one_packed_otherwise_refused(write: Write, tmp_path: Path) -> None:
+def test_a_gzip_manifest_is_read_and_other_compression_refused(write: Write, tmp_path: Path) -> None:
     content = write(GOOD, GOOD | {"id": "second"}).read_bytes()
     packed = tmp_path / "packed.jsonl.gz"
     packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")))
@@ -174,7 +176,7 @@ def test_a_manifest_packed_by_gzip_is_read_and_one_packed_otherwise_refused(writ
 
 
 @pytest.mark.parametrize(("written", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_a_file_name_in_another_form_of_unicode_is_found(
+def test_a_file_name_in_another_unicode_normal_form_is_found(
     write: Write, tmp_path: Path, written: Literal["NFC", "NFD"], on_disk: Literal["NFC", "NFD"]
 ) -> None:
     file = tmp_path / unicodedata.normalize(on_disk, "dör") / unicodedata.normalize(on_disk, "é.wav")
@@ -203,7 +205,7 @@ def test_further_bad_lines_are_counted(write: Write, bad: int, said: str) -> Non
     assert message.endswith(said)
 
 
-def test_unusable_manifests(tmp_path: Path, write: Write) -> None:
+def test_unusable_manifests_are_refused(tmp_path: Path, write: Write) -> None:
     absent = tmp_path / "absent.jsonl"
     assert refusal(absent) == f"manifest {absent} does not exist; check the path"
     assert "is a directory" in refusal(tmp_path)
@@ -216,7 +218,7 @@ def test_unusable_manifests(tmp_path: Path, write: Write) -> None:
     assert "does not exist" in refusal(tmp_path / "line\nbreak")
 
 
-def test_unknown_keys_are_named_once(write: Write) -> None:
+def test_unknown_keys_are_named_in_one_warning(write: Write) -> None:
     path = write(GOOD, GOOD | {"id": "b", "speaker": 1}, GOOD | {"id": "c", "speaker": 2, "emotion": "x"})
     with pytest.warns(UserWarning, match="unknown keys") as caught:
         samples = read_manifest(path)
@@ -244,11 +246,11 @@ def test_unknown_keys_are_named_once(write: Write) -> None:
         ({"id": "x", "instruction": "Repeat.", "text": " ", "wav": "x.wav"}, "or leave the key out"),
     ],
 )
-def test_a_line_that_lacks_something_names_its_unknown_keys(write: Write, line: dict[str, Any], said: str) -> None:
+def test_a_line_with_a_missing_key_names_its_unknown_keys(write: Write, line: dict[str, Any], said: str) -> None:
     assert refusal(write(GOOD, line)).endswith(said)
 
 
-def test_ten_lines_of_one_mistake_are_one_short_line(write: Write) -> None:
+def test_ten_lines_with_the_same_mistake_are_reported_in_one_line(write: Write) -> None:
     path = write(*({"id": str(i), "prompt": "Repeat.", "text": "hello"} for i in range(10)))
     mistake = "sample '0': 'instruction' is missing; add it (unknown keys of this line: 'prompt')"
     assert refusal(path) == f"{path}, line 1: {mistake} (and 9 more)"
@@ -261,20 +263,20 @@ def test_known_keys_do_not_warn(write: Write) -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN_SETS)
-def test_builtin_name(name: str) -> None:
+def test_builtin_data_is_found_by_name(name: str) -> None:
     samples = read_manifest(f"builtin:{name}")
     assert all(sample.audio and sample.text and sample.target and sample.task for sample in samples)
     assert len({sample.id for sample in samples}) == len(samples) >= 24
 
 
-def test_a_builtin_name_that_is_none() -> None:
+def test_an_unknown_builtin_name_is_refused() -> None:
     said = refusal("builtin:probes")
     assert "builtin:probes is not built in; use one of builtin:probe, builtin:commands, or the path of" in said
 
 
 @pytest.fixture
 def spoken(tmp_path: Path) -> Path:
-    """A folder with a manifest of two instructions on one sound file."""
+    """A folder with a manifest of two instructions for one audio file."""
     folder = tmp_path / "one"
     folder.mkdir()
     (folder / "x.wav").write_bytes(b"sound")
@@ -283,7 +285,7 @@ def spoken(tmp_path: Path) -> Path:
     return folder
 
 
-def test_fingerprint_does_not_see_the_folder(spoken: Path, tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_the_folder(spoken: Path, tmp_path: Path) -> None:
     before = fingerprint(read_manifest(spoken / "manifest.jsonl"))
     assert len(before) == 64
     moved = shutil.copytree(spoken, tmp_path / "two")
@@ -293,7 +295,7 @@ def test_fingerprint_does_not_see_the_folder(spoken: Path, tmp_path: Path) -> No
     assert fingerprint(read_manifest(moved / "manifest.jsonl")) == before
 
 
-def test_fingerprint_sees_the_content(spoken: Path) -> None:
+def test_fingerprint_depends_on_the_content(spoken: Path) -> None:
     first, second = read_manifest(spoken / "manifest.jsonl")
     seen = {fingerprint([first, second]), fingerprint([second, first]), fingerprint([first])}
     changes: list[dict[str, Any]] = [
@@ -315,7 +317,7 @@ def test_fingerprint_sees_the_content(spoken: Path) -> None:
     assert len(seen) == 3 + len(changes) + 1
 
 
-def test_fingerprint_of_a_file_gone_names_the_sample(spoken: Path) -> None:
+def test_fingerprint_of_a_missing_file_names_the_sample(spoken: Path) -> None:
     samples = read_manifest(spoken / "manifest.jsonl")
     (spoken / "x.wav").unlink()
     with pytest.raises(InputError, match=r"sample 'a': audio .*x\.wav does not exist"):
@@ -331,7 +333,7 @@ def test_bad_lines_can_be_skipped_and_are_counted(write: Write) -> None:
     assert caught[0].filename == __file__
 
 
-def test_nothing_left_is_an_error_also_when_skipping(write: Write) -> None:
+def test_no_usable_sample_is_an_error_even_when_skipping(write: Write) -> None:
     with pytest.warns(UserWarning, match="left out 1"), pytest.raises(InputError, match="holds no usable sample"):
         read_manifest(write("{"), on_error="skip")
 
@@ -342,7 +344,7 @@ def test_every_problem_is_found_in_one_reading(write: Write) -> None:
     assert [line.split(":")[0].rpartition(" ")[2] for line in problems.found] == ["1", "3", "4"]
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_written_samples_are_read_back_unchanged(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     inside, outside = tmp_path / "in" / "a b.wav", tmp_path / "é.wav"
     for audio in (inside, outside):
@@ -356,7 +358,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         for sample in samples:
             write_sample(sample)
     assert read_manifest(tmp_path / "in" / "m.jsonl") == samples
-    # The folder can be moved: what lies in it is named relative to it.
+    # The folder can be moved: paths inside it are relative.
     assert '"audio": "./a b.wav"' in (tmp_path / "in" / "m.jsonl").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Instruction pools: what is in the package, what a file may hold, and the draw."""
+"""Instruction pools: built-in ones, files, and the random assignment."""
 
 from collections import Counter
 from pathlib import Path
@@ -24,26 +24,26 @@ def refusal(path: Path, text: str) -> str:
     return message
 
 
-def test_every_built_in_pool_reads_and_says_where_its_tasks_come_from() -> None:
+def test_every_built_in_pool_can_be_read_and_names_its_source() -> None:
     assert {"probing", "evaluation", "generation", "transcription", "continuation"} <= set(builtin_pools())
     for name in builtin_pools():
         wordings = [instruction for task in read_pool(name).tasks for instruction in task.instructions]
         assert len(set(wordings)) == len(wordings)
 
 
-def test_the_training_mix_has_the_papers_tasks_and_numbers() -> None:
+def test_the_training_mix_has_the_tasks_and_numbers_of_the_paper() -> None:
     tasks = {task.task: task for task in read_pool(*GENERATION).tasks}
     six = {"repetition", "translation", "keywords", "intent", "sentiment", "continuation"}
     assert set(tasks) == six | {"transcription"}
     assert all(len(task.instructions) == 5 for task in tasks.values())
     assert tasks["translation"].languages == ["German", "Chinese", "French", "Spanish"]
     assert {name for name, task in tasks.items() if task.answer == "transcript"} == {"transcription"}
-    # The LLM reads a transcript, and its instructions go unchanged into training.
+    # The LLM gets a transcript, and the instructions are used unchanged in training.
     assert all("text" in i and "speech" not in i for name in six for i in tasks[name].instructions)
     assert all("50" in instruction for instruction in tasks["continuation"].instructions)
 
 
-def test_the_evaluation_pool_has_the_papers_labels() -> None:
+def test_the_evaluation_pool_has_the_labels_of_the_paper() -> None:
     tasks = {task.task: task for task in read_pool("evaluation").tasks}
     assert (len(tasks["emotion"].labels), len(tasks["intent"].labels)) == (7, 19)
     assert tasks["keywords-lights"].labels == tasks["keywords-washing"].labels
@@ -53,7 +53,7 @@ def test_the_evaluation_pool_has_the_papers_labels() -> None:
     assert "{'label'}" in drawn
 
 
-def test_tasks_are_drawn_equally_and_wordings_and_languages_inside_them() -> None:
+def test_tasks_wordings_and_languages_are_drawn_uniformly() -> None:
     pool = read_pool(*GENERATION)
     assigned = [pool.assign(0, f"sample-{i}") for i in range(14_000)]
     per_task = Counter(a.task for a in assigned)
@@ -68,20 +68,20 @@ def test_tasks_are_drawn_equally_and_wordings_and_languages_inside_them() -> Non
     assert all("{" not in d.instruction for d in assigned)
 
 
-def test_a_draw_depends_on_seed_and_id_alone() -> None:
+def test_a_draw_depends_on_seed_and_id_only() -> None:
     pool = read_pool(*GENERATION)
     ids = [f"{i}" for i in range(200)]
     first = {i: pool.assign(3, i) for i in ids}
     assert {i: pool.assign(3, i) for i in reversed(ids)} == first
     assert {i: pool.assign(4, i) for i in ids} != first
-    # Fixed: data made with an earlier release must be made again alike.
+    # Fixed values: data of an earlier release must be reproducible.
     assert [pool.assign(0, i).instruction_id for i in ("a", "b", "c")] == PINNED
 
 
 PINNED = ["translation/Spanish/0", "translation/Chinese/3", "continuation/4"]
 
 
-def test_one_task_alone() -> None:
+def test_one_task_can_be_selected() -> None:
     pool = read_pool(*GENERATION).only(["continuation"])
     assert {pool.assign(0, f"{i}").task for i in range(50)} == {"continuation"}
     with pytest.raises(InputError, match="'juggling' is not in the instruction pool; it has: repetition"):
@@ -94,7 +94,7 @@ def test_a_language_can_be_given() -> None:
     assert (assignment.language, "into Turkish" in assignment.instruction) == ("Turkish", True)
 
 
-def test_pools_join_and_extend(tmp_path: Path) -> None:
+def test_pools_can_be_joined_and_extended(tmp_path: Path) -> None:
     mine = write(
         tmp_path / "mine.yaml",
         "tasks:\n- {task: sentiment, instructions: ['How does it feel?']}\n- {task: rhyme, instructions: [Rhyme.]}",
@@ -104,7 +104,7 @@ def test_pools_join_and_extend(tmp_path: Path) -> None:
     assert tasks["rhyme"] == ["Rhyme."]
 
 
-def test_pools_that_disagree_are_not_joined(tmp_path: Path) -> None:
+def test_pools_with_conflicting_tasks_are_refused(tmp_path: Path) -> None:
     mine = write(tmp_path / "mine.yaml", "tasks: [{task: sentiment, answer: transcript, instructions: [x]}]")
     with pytest.raises(InputError, match="'sentiment' has other languages, labels or answer"):
         read_pool("generation", mine)
@@ -132,7 +132,7 @@ def test_pools_that_disagree_are_not_joined(tmp_path: Path) -> None:
         ("[" * 5_000, "cannot be read as YAML"),
     ],
 )
-def test_a_bad_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_pool_file_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
     assert said in refusal(tmp_path / "pool.yaml", text)
 
 

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from lsm_probe.data.sample import Sample
 
 
-def test_defaults() -> None:
+def test_optional_fields_have_defaults() -> None:
     sample = Sample(id="a", instruction="Repeat.", text="hello")
     assert sample.audio is None
     assert sample.start == 0
     assert (sample.target, sample.duration, sample.task, sample.language, sample.context) == (None,) * 5
 
 
-def test_frozen() -> None:
+def test_a_sample_is_immutable() -> None:
     sample = Sample(id="a", instruction="Repeat.", text="hello")
     with pytest.raises(ValidationError):
         sample.id = "b"
@@ -59,14 +59,14 @@ def test_audio_becomes_a_path() -> None:
         ({"unheard_of": 1}, "not permitted"),
     ],
 )
-def test_refused(change: dict[str, object], said: str) -> None:
+def test_invalid_values_are_refused(change: dict[str, object], said: str) -> None:
     values: dict[str, object] = {"id": "a", "instruction": "Repeat.", "text": "hello"}
     with pytest.raises(ValidationError, match=said):
         Sample.model_validate(values | change)
 
 
 @pytest.mark.parametrize("audio", ["x.wav", "a|b.wav", "C:\\speech\\x.wav", "2024-01-01T10:00.wav", "ä ö/x.wav"])
-def test_unusual_paths_pass(audio: str) -> None:
+def test_unusual_paths_are_accepted(audio: str) -> None:
     assert Sample.model_validate({"id": "a", "instruction": "Repeat.", "audio": audio}).audio == Path(audio)
 
 
@@ -86,11 +86,11 @@ def test_utterance_without_audio_is_the_text() -> None:
     assert one.utterance != Sample(id="a", instruction="Repeat.", text="goodbye").utterance
 
 
-def test_utterance_tells_no_path(tmp_path: Path) -> None:
+def test_utterance_does_not_contain_the_path(tmp_path: Path) -> None:
     assert tmp_path.name not in Sample(id="a", instruction="Repeat.", audio=tmp_path / "x.wav").utterance
 
 
-def test_importing_sample_and_manifest_stays_light() -> None:
+def test_importing_the_manifest_module_does_not_import_numpy_or_torch() -> None:
     code = "import sys, lsm_probe.data.manifest; print({'numpy', 'soundfile', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

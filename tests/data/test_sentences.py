@@ -22,7 +22,7 @@ def jsonl(tmp_path, *rows):
     return path
 
 
-def test_a_text_file_has_a_sentence_a_line(tmp_path):
+def test_a_text_file_has_one_sentence_per_line(tmp_path):
     path = tmp_path / "my text.txt"
     path.write_bytes("\ufeffOne.\n\n  Two and\u2028more. \r\n\t\nThree.".encode())
     sentences, problems = read(path)
@@ -31,7 +31,7 @@ def test_a_text_file_has_a_sentence_a_line(tmp_path):
     assert [s.utterance.text for s in sentences] == ["One.", "Two and\u2028more.", "Three."]
 
 
-def test_rows_keep_what_they_bring(tmp_path):
+def test_rows_keep_their_own_fields(tmp_path):
     row = {"id": "a/b", "text": "Hi.", "instruction": "Shout.", "target": "HI", "task": "shout", "context": "c"}
     (full, plain), problems = read(jsonl(tmp_path, row, {"text": "Bye.", "instruction": None, "language": "fr"}))
     assert problems == []
@@ -77,13 +77,13 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
     assert "line 2: byte 3 is not UTF-8" in problems[0]
 
 
-def test_unknown_keys_are_warned_of(tmp_path):
+def test_unknown_keys_give_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="'instructions' .line 1."):
         read(jsonl(tmp_path, {"text": "One.", "instructions": "x"}))
 
 
 @pytest.mark.parametrize("name", ["none.txt", ".", "fifo"])
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name):
+def test_an_unreadable_file_is_refused(tmp_path, name):
     import os
 
     os.mkfifo(tmp_path / "fifo")
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name):
         read(tmp_path / name)
 
 
-def test_a_file_name_that_is_no_unicode_gives_ids_that_are(tmp_path):
+def test_ids_are_valid_unicode_for_any_file_name(tmp_path):
     path = tmp_path / "caf\udce9.txt"
     path.write_bytes(b"One.\n")
     (sentence,), _ = read(path)

@@ -1,4 +1,4 @@
-"""Speaking into a folder: the same bytes whoever speaks, nothing torn, nothing spoken twice, no name trusted."""
+"""Speech synthesis into a folder: deterministic, resumable, no partial files, and safe file names."""
 
 import errno
 import io
@@ -29,7 +29,7 @@ def contents(folder):
 
 @pytest.fixture
 def tones(monkeypatch):
-    """A voice that is quick: a tone for each character. Gives the texts it was asked for."""
+    """A fast voice: a tone for each character. Returns the list of texts that it was asked for."""
     asked = []
 
     def tone(text, voice, *, speed, seed):
@@ -58,7 +58,7 @@ def test_the_bytes_are_the_same_with_one_process_and_with_two(tmp_path, monkeypa
         assert 0.2 < info.duration < 3
 
 
-def test_a_draw_hangs_on_seed_and_id_alone():
+def test_a_draw_depends_on_seed_and_id_only():
     settings = SpeechSettings(voices=("hibari:heart",), speeds=(0.8, 1.0, 1.2), seed=1)
     chosen = [settings.choose(f"s{i}") for i in range(300)]
     assert chosen == [settings.choose(f"s{i}") for i in range(300)]
@@ -79,7 +79,7 @@ def test_an_unknown_voice_is_refused():
         SpeechSettings(voices=("hibari:x",))
 
 
-def test_what_is_there_is_not_spoken_again(tmp_path, tones):
+def test_existing_clips_are_not_synthesised_again(tmp_path, tones):
     first = synthesize(said(*TEXTS[:2]), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.flac")}
     seen = []
@@ -91,7 +91,7 @@ def test_what_is_there_is_not_spoken_again(tmp_path, tones):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_leftovers_of_a_killed_run_are_removed(tmp_path, tones):
+def test_partial_files_of_a_killed_run_are_removed(tmp_path, tones):
     (spoken,) = synthesize(said("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
     leftover = spoken.audio.with_name(f".{spoken.audio.stem}.4711.flac")
     leftover.write_bytes(b"half")
@@ -100,7 +100,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path, tones):
     assert spoken.audio.exists()
 
 
-def test_a_text_that_cannot_be_spoken_is_counted(tmp_path, tones):
+def test_a_text_that_cannot_be_synthesised_is_counted(tmp_path, tones):
     problems = Problems()
     spoken = synthesize(said("Yes.", "", "No.", " "), tmp_path, SpeechSettings(), workers=1, problems=problems)
     assert [u.id for u in spoken.utterances] == ["s0", "s2"]
@@ -112,7 +112,7 @@ NASTY = ["a/b", "../../up", "..", ".", "/etc/passwd", "nul\0byte", "x" * 1_000, 
 NASTY += ["é", "e\u0301", "日本", "con", "a b", "a\nb", "-h", " ", "a:b", "a.flac", ".a.1.flac"]
 
 
-def test_no_id_leaves_the_folder_or_shares_a_file(tmp_path, tones):
+def test_every_id_gets_its_own_file_inside_the_folder(tmp_path, tones):
     utterances = [Utterance(id=name, split=split, text="Yes.") for name in NASTY for split in ("", "b")]
     spoken = synthesize(utterances, tmp_path / "in", SpeechSettings(), workers=1, problems=Problems())
     names = [str(u.audio.relative_to(tmp_path / "in")) for u in spoken.utterances]
@@ -122,7 +122,7 @@ def test_no_id_leaves_the_folder_or_shares_a_file(tmp_path, tones):
     assert len(contents(tmp_path / "in")) == len(utterances)
 
 
-def test_an_id_that_is_taken_is_a_problem(tmp_path, tones):
+def test_a_duplicate_id_is_a_problem(tmp_path, tones):
     problems = Problems()
     utterances = [Utterance(id="a", split="x", text=text) for text in ("Yes.", "No.")]
     made = synthesize(utterances, tmp_path, SpeechSettings(), workers=1, problems=problems).utterances
@@ -130,7 +130,7 @@ def test_an_id_that_is_taken_is_a_problem(tmp_path, tones):
     assert problems.found == ["x, a: an earlier utterance has the same id"]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, tones, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, tones, monkeypatch):
     write = Path.write_bytes
 
     def full(path, content):
@@ -150,7 +150,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, tones, mo
     assert all(soundfile.read(u.audio)[0].size for u in spoken.utterances)
 
 
-def test_over_full_scale_is_scaled_and_not_clipped(tmp_path, monkeypatch):
+def test_audio_above_full_scale_is_scaled_and_not_clipped(tmp_path, monkeypatch):
     square = np.where(np.arange(24_000) // 60 % 2, 1.0, -1.0).astype(np.float32)  # overshoots when resampled
     monkeypatch.setattr(speech, "synthesize_text", lambda *args, **kwargs: (square, 24_000))
     (loud,) = synthesize(said("Loud."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
@@ -160,14 +160,14 @@ def test_over_full_scale_is_scaled_and_not_clipped(tmp_path, monkeypatch):
     assert (np.abs(samples.astype(int)) == 32_767).sum() < 10
 
 
-def test_the_digest_of_the_texts_tells_every_change():
+def test_the_digest_of_the_texts_changes_with_every_edit():
     texts = said(*TEXTS)
     others = [texts[::-1], texts[:3], said("Yes", *TEXTS[1:]), [Utterance(id="x", split="", text="Yes."), *texts[1:]]]
     assert len({texts_sha256(t) for t in [texts, *others]}) == 5
     assert texts_sha256(said(*TEXTS)) == texts_sha256(texts)
 
 
-def test_a_flac_in_memory_is_that_of_a_file(tmp_path):
+def test_a_flac_in_memory_equals_the_file(tmp_path):
     samples = (np.sin(np.arange(16_000) / 9) * 20_000).astype(np.int16)
     memory = io.BytesIO()
     soundfile.write(memory, samples, RATE, format="FLAC", subtype="PCM_16")
@@ -175,7 +175,7 @@ def test_a_flac_in_memory_is_that_of_a_file(tmp_path):
     assert memory.getvalue() == (tmp_path / "a.flac").read_bytes()
 
 
-def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
+def test_a_killed_worker_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "_CHUNK_SIZE", 1)
     monkeypatch.setattr(speech, "_initialize_worker", partial(os._exit, 9))
     with pytest.raises(InputError, match="fewer --workers"):

@@ -1,4 +1,4 @@
-"""Speech is read to the end of the file, whatever a header says and however many streams there are."""
+"""Audio is read to the end of the file, whatever the header claims and however many streams there are."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def with_field(content: bytes, at: int, field: bytes) -> bytes:
 
 
 def length(path: Path, content: bytes) -> int:
-    """Samples read; reading, checking and sections agree, and nothing is said."""
+    """The number of samples read; reading, checking and sections must agree, without a warning."""
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -53,7 +53,7 @@ def agreed_length(path: Path) -> int:
 
 
 def refusal(path: Path, content: bytes) -> str:
-    """What reading and checking say."""
+    """The message of reading and checking, which must agree."""
     path.write_bytes(content)
     with pytest.raises(InputError) as checked:
         check_audio_file(path)
@@ -82,7 +82,7 @@ def refusal(path: Path, content: bytes) -> str:
         ("CAF", None),
     ],
 )
-def test_files_one_after_another_are_read_one_after_another(tmp_path: Path, kind: str, subtype: str | None) -> None:
+def test_concatenated_files_are_read_completely(tmp_path: Path, kind: str, subtype: str | None) -> None:
     contents = [encoded(noise(seconds, seed), kind, subtype) for seed, seconds in enumerate((1.0, 1.5, 0.75))]
     parts = []
     for content in contents:
@@ -95,7 +95,7 @@ def test_files_one_after_another_are_read_one_after_another(tmp_path: Path, kind
     np.testing.assert_allclose(over_a_joint, np.concatenate(parts)[round(0.9 * RATE) : round(2.6 * RATE)], atol=1e-6)
 
 
-def test_streams_of_different_rates_are_refused(tmp_path: Path) -> None:
+def test_concatenated_streams_of_different_rates_are_refused(tmp_path: Path) -> None:
     other = io.BytesIO()
     soundfile.write(other, noise(1), 8_000, format="OGG")
     said = refusal(tmp_path / "x.ogg", encoded(noise(1), "OGG") + other.getvalue())
@@ -109,7 +109,9 @@ def test_streams_of_different_rates_are_refused(tmp_path: Path) -> None:
         *(("WAV", "FLAC", "fLaC"), ("WAV", "OGG", "OggS"), ("MP3", "AIFF", "FORM"), ("NIST", "NIST", "NIST_1A")),
     ],
 )
-def test_a_file_behind_one_of_another_kind_is_refused(tmp_path: Path, first: str, second: str, said: str) -> None:
+def test_concatenated_files_of_different_formats_are_refused(
+    tmp_path: Path, first: str, second: str, said: str
+) -> None:
     content = encoded(noise(1), first)
     assert f"holds a second sound file ({said} at byte {len(content)})" in refusal(
         tmp_path / "x", content + encoded(noise(1, 1), second)
@@ -120,19 +122,19 @@ def ogg_pages(content: bytes) -> list[bytes]:
     return [b"OggS" + page for page in content.split(b"OggS")[1:]]
 
 
-def test_ogg_streams_side_by_side_are_refused(tmp_path: Path) -> None:
+def test_multiplexed_ogg_streams_are_refused(tmp_path: Path) -> None:
     first, *rest = ogg_pages(encoded(noise(1), "OGG"))
     other, *others = ogg_pages(encoded(noise(1, 1), "OGG"))
     assert "several streams side by side" in refusal(tmp_path / "x.ogg", b"".join([first, other, *rest, *others]))
 
 
-def test_ogg_that_counts_backwards_is_refused(tmp_path: Path) -> None:
+def test_ogg_with_decreasing_positions_is_refused(tmp_path: Path) -> None:
     pages = ogg_pages(encoded(noise(30), "OGG"))
     pages[-1] = with_field(pages[-1], 6, struct.pack("<q", 100))
     assert "has a position that decreases (Ogg page at byte " in refusal(tmp_path / "x.ogg", b"".join(pages))
 
 
-def test_wav_with_two_runs_of_audio_is_refused(tmp_path: Path) -> None:
+def test_wav_with_two_data_chunks_is_refused(tmp_path: Path) -> None:
     content = encoded(noise(1), "WAV")
     assert "audio in several chunks" in refusal(tmp_path / "x.wav", content + content[content.index(b"data") :])
 
@@ -141,14 +143,14 @@ def test_wav_with_two_runs_of_audio_is_refused(tmp_path: Path) -> None:
 
 
 def untagged(audio: np.ndarray) -> bytes:
-    """An MP3 of a changing bit rate without the frame that tells its length."""
+    """An MP3 with variable bit rate and without the frame that states its length."""
     content = encoded(audio, "MP3", bitrate_mode="VARIABLE", compression_level=0.5)
     assert b"Xing" in content[:100]
     return content[content.index(content[:2], 4) :]
 
 
 @pytest.mark.parametrize("loud_first", [False, True])
-def test_mp3_without_a_length_is_read_to_its_end(tmp_path: Path, loud_first: bool) -> None:
+def test_mp3_without_a_length_is_read_to_the_end(tmp_path: Path, loud_first: bool) -> None:
     loud, silent = noise(4, amplitude=0.3), np.zeros(4 * RATE, np.float32)
     content = untagged(np.concatenate([loud, silent, loud[:RATE]] if loud_first else [silent, loud, loud[:RATE]]))
     (tmp_path / "x.mp3").write_bytes(content)
@@ -158,14 +160,14 @@ def test_mp3_without_a_length_is_read_to_its_end(tmp_path: Path, loud_first: boo
     assert estimate < 4 * RATE if loud_first else estimate > 16 * RATE
 
 
-def test_mp3_that_ends_within_a_frame(tmp_path: Path) -> None:
+def test_mp3_that_ends_within_a_frame_gives_a_warning(tmp_path: Path) -> None:
     content = untagged(noise(2))
     whole = length(tmp_path / "x.mp3", content)
     assert length_with_warning(tmp_path / "x.mp3", content[:-10], "last MP3 frame is not whole") == whole - 576
 
 
 @pytest.mark.parametrize("claimed", [1, 20])
-def test_mp3_whose_tag_gives_too_few_frames(tmp_path: Path, claimed: int) -> None:
+def test_mp3_tag_with_too_few_frames_gives_a_warning(tmp_path: Path, claimed: int) -> None:
     content = encoded(noise(3), "MP3")
     at = content.index(b"Xing" if b"Xing" in content[:100] else b"Info") + 8
     read = length_with_warning(
@@ -174,7 +176,7 @@ def test_mp3_whose_tag_gives_too_few_frames(tmp_path: Path, claimed: int) -> Non
     assert 0 <= read - 3 * RATE < 4 * 576
 
 
-def test_mp3_whose_tag_gives_too_many_frames(tmp_path: Path) -> None:
+def test_mp3_tag_with_too_many_frames_is_refused_as_truncated(tmp_path: Path) -> None:
     content = encoded(noise(3), "MP3")
     path = tmp_path / "x.mp3"
     assert "is truncated" in refusal(path, content[: len(content) // 2])
@@ -186,7 +188,7 @@ def test_mp3_whose_tag_gives_too_many_frames(tmp_path: Path) -> None:
 
 
 def size_field(kind: str, content: bytes) -> tuple[int, str, int]:
-    """Where the size of the audio is, its format, and what it counts besides."""
+    """Position and format of the size field, and the bytes that it counts besides the audio."""
     if kind == "AU":
         return 8, ">I", 0
     if kind == "RF64":
@@ -214,19 +216,19 @@ def with_size(kind: str, content: bytes, size: int) -> bytes:
         *(("RF64", size) for size in (0, -1)),
     ],
 )
-def test_unknown_size_means_to_the_end(tmp_path: Path, kind: str, size: int) -> None:
+def test_unknown_size_means_reading_to_the_end(tmp_path: Path, kind: str, size: int) -> None:
     assert length(tmp_path / "x", with_size(kind, encoded(noise(1), kind), size)) == RATE
 
 
 @pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT", "ULAW", "IMA_ADPCM", "GSM610"])
-def test_unknown_size_of_other_encodings(tmp_path: Path, subtype: str) -> None:
+def test_unknown_size_of_other_encodings_means_reading_to_the_end(tmp_path: Path, subtype: str) -> None:
     content = encoded(noise(1), "WAV", subtype)
     whole = length(tmp_path / "x.wav", content)
     assert length(tmp_path / "x.wav", with_size("WAV", content, 0)) == whole >= RATE
 
 
 @pytest.mark.parametrize("kind", ["WAV", "AU", "AIFF", "CAF", "W64", "RF64"])
-def test_too_small_a_size_is_said_and_all_is_read(tmp_path: Path, kind: str) -> None:
+def test_too_small_a_size_gives_a_warning_and_all_is_read(tmp_path: Path, kind: str) -> None:
     content = encoded(noise(1), kind)
     half = with_size(kind, content, RATE + size_field(kind, content)[2])
     assert length_with_warning(tmp_path / "x", half, "claims 16000 bytes of audio, and 32000 are there") == RATE
@@ -252,11 +254,11 @@ def test_too_large_a_size_is_refused(tmp_path: Path, kind: str) -> None:
         ("MP3", b"TAG" + b"\x55" * 125),
     ],
 )
-def test_what_follows_the_audio_is_no_audio(tmp_path: Path, kind: str, chunk: bytes) -> None:
+def test_chunks_after_the_audio_are_not_read_as_audio(tmp_path: Path, kind: str, chunk: bytes) -> None:
     assert length(tmp_path / "x", encoded(noise(1), kind) + chunk) == RATE
 
 
-def test_nist_counts(tmp_path: Path) -> None:
+def test_nist_sample_counts_are_checked(tmp_path: Path) -> None:
     content = encoded(noise(1), "NIST")
     at = content.index(b"sample_count -i 16000") + len(b"sample_count -i ")
     assert length(tmp_path / "x.sph", content) == RATE
@@ -272,25 +274,25 @@ def flac_claiming(content: bytes, frames: int) -> bytes:
     return with_field(content, 18, fields.to_bytes(8, "big"))
 
 
-def test_flac_of_unknown_length(tmp_path: Path) -> None:
+def test_flac_without_a_length_is_read_to_the_end(tmp_path: Path) -> None:
     assert length(tmp_path / "x.flac", flac_claiming(encoded(noise(3), "FLAC"), 0)) == 3 * RATE
 
 
 @pytest.mark.parametrize("claimed", [1, 4_096, 20_000, 47_999])
-def test_flac_that_claims_too_little(tmp_path: Path, claimed: int) -> None:
+def test_flac_header_with_too_few_frames_gives_a_warning(tmp_path: Path, claimed: int) -> None:
     content = flac_claiming(encoded(noise(3), "FLAC"), claimed)
     said = f"its header claims {claimed} frames, and 48000 are there"
     assert length_with_warning(tmp_path / "x.flac", content, said) == 3 * RATE
 
 
-def test_flac_that_claims_too_much(tmp_path: Path) -> None:
+def test_flac_header_with_too_many_frames_is_refused(tmp_path: Path) -> None:
     content = flac_claiming(encoded(noise(3), "FLAC"), 48_001)
     assert "is truncated (48000 of 48001 frames" in refusal(tmp_path / "x.flac", content)
 
 
-# Kinds of files that cannot be checked
+# Formats that cannot be checked
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [("VOC", None), ("MAT4", None), ("CAF", "ALAC_16"), ("AIFF", "GSM610")])
-def test_kinds_whose_length_cannot_be_checked(tmp_path: Path, kind: str, subtype: str | None) -> None:
+def test_formats_whose_length_cannot_be_checked_are_refused(tmp_path: Path, kind: str, subtype: str | None) -> None:
     assert "whose length cannot be checked" in refusal(tmp_path / "x", encoded(noise(1), kind, subtype))

@@ -1,4 +1,4 @@
-"""Voices: what they say, and that a text is never taken for an option, a file or a command."""
+"""Voices: synthesis is deterministic, and a text is never read as an option, a file or a command."""
 
 import shutil
 
@@ -13,18 +13,18 @@ flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not i
 EVERY = ["hibari:heart", pytest.param("flite:slt", marks=flite)]
 
 
-def test_the_neural_voice_is_there():
+def test_the_neural_voice_is_available():
     assert "hibari:heart" in available_voices()
 
 
 @flite
-def test_flite_offers_no_clock():
+def test_the_flite_voice_for_clock_times_is_not_offered():
     assert "flite:slt" in available_voices()
     assert "flite:awb_time" not in available_voices()
 
 
 @pytest.mark.parametrize("voice", EVERY)
-def test_a_sentence_is_spoken_and_repeats_itself(voice):
+def test_synthesis_is_deterministic(voice):
     samples, rate = synthesize_text("The kettle is on.", voice, seed=1)
     again, _ = synthesize_text("The kettle is on.", voice, seed=1)
     assert samples.dtype == np.float32
@@ -34,7 +34,7 @@ def test_a_sentence_is_spoken_and_repeats_itself(voice):
 
 
 @pytest.mark.parametrize("voice", EVERY)
-def test_speed_shortens(voice):
+def test_a_higher_speed_gives_shorter_audio(voice):
     slow, fast = (len(synthesize_text("The kettle is on the stove.", voice, speed=speed)[0]) for speed in (0.8, 1.6))
     assert fast == pytest.approx(slow / 2, rel=0.25)
 
@@ -43,7 +43,7 @@ def test_speed_shortens(voice):
 @pytest.mark.parametrize(
     "text", ["-h", "--version", "-t", "-voice kal", "/etc/passwd", "$(touch x)", "; touch x", "a\0b"]
 )
-def test_a_text_is_only_ever_spoken(voice, text, tmp_path, monkeypatch):
+def test_a_text_is_never_read_as_an_option_or_file(voice, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "-").write_text("Another text, and one that takes much longer to be spoken than the first.")
     samples, rate = synthesize_text(text, voice)
@@ -52,7 +52,7 @@ def test_a_text_is_only_ever_spoken(voice, text, tmp_path, monkeypatch):
 
 
 @flite
-def test_the_name_of_a_file_is_spoken_and_not_the_file(tmp_path, monkeypatch):
+def test_a_text_equal_to_a_file_name_is_spoken_literally(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     absent = synthesize_text("notes", "flite:kal16")[0]
     (tmp_path / "notes").write_text("This is a long text about something else altogether.")
@@ -63,14 +63,14 @@ def test_the_name_of_a_file_is_spoken_and_not_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text", ["", " \n", "…", "?!", "@#$%", "\0", "🙂", "你好", "Hello Привет", "word " * MAX_CHARACTERS]
 )
-def test_what_cannot_be_spoken_is_one_line(voice, text):
+def test_texts_that_cannot_be_spoken_are_refused_in_one_line(voice, text):
     with pytest.raises(InputError) as caught:
         synthesize_text(text, voice)
     assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("text", ["①x", "9" * 38])
-def test_numbers_that_hibari_cannot_read_are_one_line(text):
+def test_numbers_that_hibari_cannot_read_are_refused(text):
     with pytest.raises(InputError, match="hibari:heart cannot read"):
         synthesize_text(text, "hibari:heart")
 
@@ -82,7 +82,7 @@ def test_flite_reads_letters_with_accents_and_curly_quotes():
 
 
 @flite
-def test_a_broken_flite_is_one_line(monkeypatch, tmp_path):
+def test_an_error_of_flite_is_reported_in_one_line(monkeypatch, tmp_path):
     program = tmp_path / "flite"
     program.write_text('#!/bin/sh\n[ "$1" = -lv ] && echo "Voices available: slt" || echo "no room" >&2\n')
     program.chmod(0o755)
@@ -94,13 +94,13 @@ def test_a_broken_flite_is_one_line(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "voice", ["hibari", "hibari:emma", "flite:/etc/passwd", "flite:awb_time", "espeak:en", "", "a\nb"]
 )
-def test_an_unknown_voice_says_what_there_is(voice):
+def test_an_unknown_voice_error_lists_the_available_voices(voice):
     with pytest.raises(InputError, match="hibari:heart") as caught:
         synthesize_text("Hello.", voice)
     assert "apt-get install flite" in str(caught.value)
 
 
-def test_without_flite_and_hibari_there_is_no_voice(monkeypatch):
+def test_without_flite_and_hibari_no_voice_is_available(monkeypatch):
     monkeypatch.setattr(voices, "find_spec", lambda name: None)
     monkeypatch.setattr(voices, "_flite_voices", list)
     assert available_voices() == []
@@ -109,6 +109,6 @@ def test_without_flite_and_hibari_there_is_no_voice(monkeypatch):
 
 
 @flite
-def test_flite_keeps_its_own_rate():
+def test_flite_keeps_the_sampling_rate_of_the_voice():
     assert synthesize_text("Hello.", "flite:kal")[1] == 8_000
     assert synthesize_text("Hello.", "flite:slt")[1] == 16_000

@@ -1,4 +1,4 @@
-"""Reading responses: exact on the asked-for form, tolerant of its typography, never fooled by part of a word."""
+"""Parsing responses: exact for the requested form, tolerant of typography, never matching part of a word."""
 
 import pytest
 
@@ -18,13 +18,13 @@ TARGETS = {
 }
 
 
-def test_text_follows_unless_blank():
+def test_any_text_follows_the_form_unless_blank():
     assert text(" Hello. \n") == Answer("Hello.", True)
     assert text(" \n\t") == Answer(None, False)
 
 
 @pytest.mark.parametrize("task", ["emotion", "intent"])
-def test_every_right_answer_reads_as_its_label(task):
+def test_every_correct_answer_is_parsed_as_its_label(task):
     labels = labels_of(task)
     assert [label(labels)(label_answer(name)) for name in labels] == [Answer(name, True) for name in labels]
     assert [label(labels)(name) for name in labels] == [Answer(name, True) for name in labels]
@@ -71,7 +71,7 @@ def test_typography_of_a_label_does_not_matter(response):
         "joy.The speaker laughs",
     ],
 )
-def test_other_words_or_brackets_around_one_label_give_the_label_but_do_not_follow(response):
+def test_a_label_with_other_words_is_parsed_but_not_in_form(response):
     assert label(EMOTIONS)(response) == Answer("joy", False)
 
 
@@ -95,24 +95,24 @@ def test_other_words_or_brackets_around_one_label_give_the_label_but_do_not_foll
         ", ".join(EMOTIONS),
     ],
 )
-def test_no_label_or_two_labels_give_nothing(response):
+def test_no_label_or_two_labels_give_no_value(response):
     assert label(EMOTIONS)(response) == Answer(None, False)
 
 
-def test_label_inside_a_longer_label_does_not_count():
+def test_a_label_inside_a_longer_label_does_not_count():
     intents = labels_of("intent")
     assert label(intents)("{'deactivate lamp'}") == Answer("deactivate lamp", True)
     assert label(["living", "living room"])("the living room") == Answer("living room", False)
     assert label(["happy", "unhappiness", "happiness"])("unhappiness") == Answer("unhappiness", True)
 
 
-def test_label_is_given_as_written_in_the_list():
+def test_a_label_is_returned_as_written_in_the_list():
     parse = label(labels_of("intent"))
     assert parse("change language chinese") == Answer("change language Chinese", True)
     assert parse("change_language\n CHINESE") == Answer("change language Chinese", True)
 
 
-def test_signs_in_a_label_are_not_a_pattern():
+def test_special_characters_in_a_label_are_matched_literally():
     assert label(["a.b", "c+"])("axb") == Answer(None, False)
     assert label(["a.b", "c+"])("a.b") == Answer("a.b", True)
 
@@ -134,7 +134,7 @@ def test_unusable_labels_are_refused(labels):
         "[kitchen, turn_on]",
     ],
 )
-def test_a_bracketed_list_follows_in_any_order(response):
+def test_a_bracketed_list_is_in_form_in_any_order(response):
     assert keywords(KEYWORDS, 2)(response) == Answer(frozenset({"kitchen", "turn on"}), True)
 
 
@@ -154,12 +154,12 @@ def test_a_bracketed_list_follows_in_any_order(response):
         ("['kitchens', 'turn on']", {"kitchens", "turn on"}),
     ],
 )
-def test_another_number_form_or_keyword_does_not_follow(response, value):
+def test_another_number_format_or_keyword_is_not_in_form(response, value):
     assert keywords(KEYWORDS, 2)(response) == Answer(frozenset(value), False)
 
 
 @pytest.mark.parametrize("response", ["", "[]", "['']", "the kitchens increased"])
-def test_no_keyword_gives_nothing(response):
+def test_no_keyword_gives_no_value(response):
     assert keywords(KEYWORDS, 2)(response) == Answer(None, False)
 
 
@@ -177,27 +177,27 @@ def test_no_keyword_gives_nothing(response):
         ("", Answer(None, False)),
     ],
 )
-def test_true_false(response, answer):
+def test_true_and_false_are_parsed(response, answer):
     assert true_false(response) == answer
 
 
 @pytest.mark.parametrize("code", TARGETS)
-def test_a_translation_follows_in_its_own_language_alone(code):
+def test_a_translation_is_in_form_only_in_its_own_language(code):
     assert {said: language(said)(TARGETS[code]).follows for said in TARGETS} == {said: said == code for said in TARGETS}
     assert language(code)(f" {TARGETS[code]}\n").value == TARGETS[code]
 
 
-def test_a_language_goes_by_code_or_name():
+def test_a_language_is_given_by_code_or_name():
     assert language("Chinese")(TARGETS["zh"]) == language("zh-CN")(TARGETS["zh"]) == Answer(TARGETS["zh"], True)
 
 
 @pytest.mark.parametrize("spelling", ["zh_CN", "cmn", "yue", "Mandarin", "ZH"])
-def test_a_language_goes_by_any_spelling(spelling):
+def test_a_language_is_given_in_any_spelling(spelling):
     assert language(spelling)(TARGETS["zh"]) == Answer(TARGETS["zh"], True)
     assert language(spelling)(TARGETS["de"]).follows is False
 
 
-def test_vowel_signs_belong_to_words():
+def test_vowel_signs_are_part_of_words():
     assert label(["हिन्द", "दुख"])("हिन्दी") == Answer(None, False)
     assert label(["खुशी", "दुख"])("यह खुशी है।") == Answer("खुशी", False)
     assert keywords(["दिल", "घर"], 2)("दिल्ली, घर") == Answer(frozenset({"घर"}), False)
@@ -210,13 +210,13 @@ def test_a_label_is_found_in_a_script_without_spaces():
     assert label(["kitchen"])("在kitchen里") == Answer("kitchen", False)
 
 
-def test_half_chinese_is_chinese_and_less_is_not():
+def test_text_is_chinese_if_at_least_half_its_characters_are():
     assert language("zh")("我是 ab").follows is True
     assert language("zh")("我是 abc, 12").follows is False
 
 
 def test_short_and_ungrammatical_responses_count_as_their_language():
-    """A small LLM's German, French and Spanish are noise; which language they imitate can be told all the same."""
+    """A small LLM's German, French and Spanish are nonsense, but their language can be identified."""
     for response, code in {
         "Danke.": "de",
         "Ich habe die Schulem des Schulem.": "de",
@@ -228,20 +228,20 @@ def test_short_and_ungrammatical_responses_count_as_their_language():
         assert {said for said in TARGETS if language(said)(response).follows} == {code}, response
 
 
-def test_a_language_beyond_the_usual_ones_is_told_from_them():
+def test_less_common_languages_are_identified():
     assert language("Swedish")("Mannen går till parken med sin hund och hon väntar på honom.").follows is True
     assert language("ja")("男の人は犬を連れて公園に行きます。").follows is True
     assert [language(other)(TARGETS["en"]).follows for other in ("sv", "ja")] == [False, False]
 
 
 @pytest.mark.parametrize("response", ["12:30", "...", "OK"])
-def test_a_language_that_cannot_be_told_is_unknown(response):
+def test_an_unidentifiable_language_is_unknown(response):
     assert language("de")(response) == Answer(response, None)
 
 
-def test_a_language_that_the_identifier_does_not_know_is_unknown():
+def test_a_language_unknown_to_the_identifier_is_unknown():
     assert language("tlh")(TARGETS["en"]).follows is None
 
 
-def test_a_blank_translation_does_not_follow():
+def test_a_blank_translation_is_not_in_form():
     assert language("zh")(" ") == language("sv")("") == Answer(None, False)

@@ -1,4 +1,4 @@
-"""BERTScore: the equation in float64, the library's own numbers, and no way to a silently wrong one."""
+"""BERTScore: compared with the equation in float64 and with the library; wrong settings are refused."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ RESPONSES = [
     "a mat and a cat",
     "the sea",
     "rains",
-    # In the RoBERTa a word of this is at more than a right angle to all of its reference.
+    # In this RoBERTa, a word of this text has a negative cosine with all words of its reference.
     "the cat sat on the mat today and she sells sea shells",
 ]
 N = len(REFERENCES)
@@ -83,7 +83,7 @@ def byte_tokenizer() -> RobertaTokenizer:
 
 
 def save_roberta(folder: Path) -> Path:
-    """Like `roberta-large`: with a head that nobody needs and without the pooler."""
+    """Like `roberta-large`: with a head that is not used, and without the pooler."""
     tokenizer = byte_tokenizer()
     config = RobertaConfig(
         vocab_size=len(tokenizer), max_position_embeddings=POSITIONS + 2, initializer_range=0.3, pad_token_id=1, **SIZES
@@ -166,7 +166,7 @@ def by_the_equation(folder: Path, layer: int, tokenizer) -> np.ndarray:
 
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 @pytest.mark.parametrize("kind", ["bert", "roberta", "bart"])
-def test_equals_the_equation_in_float64(folders, kind, layer):
+def test_scores_equal_the_equation_in_float64(folders, kind, layer):
     scorer = load_bert_scorer(str(folders[kind]), layer)
     metric = bert_score(REFERENCES, RESPONSES, scorer)
     expected = by_the_equation(folders[kind], layer, scorer.tokenizer)
@@ -177,7 +177,7 @@ def test_equals_the_equation_in_float64(folders, kind, layer):
     assert metric.details["recall"] == pytest.approx(100 * expected[:, 1].mean(), abs=1e-3)
 
 
-def test_equals_the_library(bert, monkeypatch):
+def test_scores_equal_those_of_the_library(bert, monkeypatch):
     from bert_score import BERTScorer
 
     monkeypatch.chdir(Path(bert).parent)
@@ -193,7 +193,7 @@ def test_equals_the_library(bert, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_depends_on_neither_batch_size_nor_order(folders, kind):
+def test_scores_do_not_depend_on_batch_size_or_order(folders, kind):
     scorer = load_bert_scorer(str(folders[kind]), 2)
     references, responses = [*REFERENCES, "the cat"], [*RESPONSES, " "]
     alone = bert_score(references, responses, scorer, batch_size=1)
@@ -209,11 +209,11 @@ def test_equal_texts_score_100(bert):
     assert bert_score(REFERENCES, REFERENCES, load_bert_scorer(bert, 2)).value == pytest.approx(100, abs=1e-3)
 
 
-def test_blank_texts_stay_as_zeros_without_a_word_on_stderr(bert, capfd):
+def test_blank_texts_score_zero_without_output_on_stderr(bert, capfd):
     scorer = load_bert_scorer(bert, 2)
     capfd.readouterr()
     plain = bert_score(REFERENCES, RESPONSES, scorer)
-    # The zero-width space is no blank to Python, and no token to BERT.
+    # The zero-width space is not white space in Python, and not a token for BERT.
     metric = bert_score([*REFERENCES, "the", " ", "\n", "sea"], [*RESPONSES, "", "cat", "\t", "\u200b"], scorer)
     assert capfd.readouterr().err == ""
     np.testing.assert_allclose(metric.counts[:N], plain.counts, atol=1e-5)
@@ -224,8 +224,8 @@ def test_blank_texts_stay_as_zeros_without_a_word_on_stderr(bert, capfd):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_long_texts_are_cut_where_the_models_positions_end(folders, kind):
-    """The tokenizers say of no limit, for which the library fails; RoBERTa's positions begin at 2."""
+def test_long_texts_are_cut_to_the_models_positions(folders, kind):
+    """The tokenizers state no limit, so the library fails; RoBERTa's positions begin at 2."""
     scorer = load_bert_scorer(str(folders[kind]), 2)
     fits = " ".join(["cat"] * (POSITIONS - 2))
     uncut, cut = (bert_score([text], ["the cat"], scorer) for text in (fits, f"{fits} sea" * 9))
@@ -233,7 +233,7 @@ def test_long_texts_are_cut_where_the_models_positions_end(folders, kind):
     assert cut.value == pytest.approx(uncut.value, abs=1e-3)
 
 
-def test_is_the_mean_over_samples_in_resamples_too(bert):
+def test_the_score_is_the_mean_over_samples_also_in_resamples(bert):
     metric = bert_score(REFERENCES, RESPONSES, load_bert_scorer(bert, 2))
     assert metric.counts.shape == (N, 2)
     assert metric.value == pytest.approx(100 * metric.counts[:, 0].mean())
@@ -244,7 +244,7 @@ def test_is_the_mean_over_samples_in_resamples_too(bert):
     json.dumps(score.to_dict())
 
 
-def test_details_tell_what_was_compared_by(bert):
+def test_details_name_model_layer_and_weights(bert):
     details = bert_score(REFERENCES, RESPONSES, load_bert_scorer(bert, 2)).details
     weights = hashlib.sha256((Path(bert) / "model.safetensors").read_bytes()).hexdigest()
     assert details["weights_sha256"] == {"model.safetensors": weights}
@@ -253,13 +253,13 @@ def test_details_tell_what_was_compared_by(bert):
     assert f"{bert}_L2_no-idf_version=" in details["library"]
 
 
-def test_a_folder_called_t5_is_what_it_holds(bert, tmp_path):
+def test_a_folder_named_t5_is_loaded_by_its_content(bert, tmp_path):
     folder = shutil.copytree(bert, tmp_path / "t5")
     value, other = (bert_score(REFERENCES, RESPONSES, load_bert_scorer(str(name), 2)).value for name in (bert, folder))
     assert value == pytest.approx(other)
 
 
-def test_roberta_reads_the_first_word_like_any_other(folders):
+def test_roberta_tokenises_the_first_word_like_any_other(folders):
     scorer = load_bert_scorer(str(folders["roberta"]), 2)
     assert scorer.tokenizer.tokenize("cat cat") == ["Ġcat", "Ġcat"]
 
@@ -302,7 +302,7 @@ class TestRefusals:
         assert "give one of its 3 layers" in line
 
     @pytest.mark.parametrize("layer", [-1, LAYERS + 1])
-    def test_a_layer_that_it_does_not_have(self, bert, layer):
+    def test_a_layer_that_the_model_lacks(self, bert, layer):
         assert f"no layer {layer}" in refusal(bert, layer)
 
     def test_a_model_without_special_tokens_around_a_text(self, tiny_llm_folder):

@@ -1,4 +1,4 @@
-"""Evaluation: the same predictions in any batch, order and number of goes, every sample kept, and times that add up."""
+"""Evaluation: predictions do not depend on batch, order or interruptions; all samples are kept; times add up."""
 
 from dataclasses import replace
 
@@ -41,22 +41,22 @@ def samples(tmp_path_factory, waveform):
 
 
 def told(result):
-    """What a result holds, but for the times."""
+    """The content of a result without its times."""
     content = result.to_dict()
     del content["seconds_per_sample"]
     return content, result.samples
 
 
 @pytest.mark.parametrize("source", ["speech", "text"])
-def test_the_same_result_in_any_batch(tiny_lsm, tiny_llm, samples, source):
+def test_the_result_does_not_depend_on_the_batch(tiny_lsm, tiny_llm, samples, source):
     checkpoint = tiny_lsm if source == "speech" else tiny_llm
     one = lsm_probe.evaluate(checkpoint, samples, batch_size=1, **QUICK)
     eight = lsm_probe.evaluate(checkpoint, samples, batch_size=8, **QUICK)
     assert told(one) == told(eight)
-    assert len({row["response"] for row in one.samples}) > 1  # it says different things, that could be mixed up
+    assert len({row["response"] for row in one.samples}) > 1  # different responses, which could be mixed up
 
 
-def test_rows_come_in_the_samples_order_and_scores_hang_on_none(tiny_lsm, samples):
+def test_rows_keep_the_order_of_samples_and_scores_do_not_depend_on_it(tiny_lsm, samples):
     turned = samples[::-1]
     forth, back = (lsm_probe.evaluate(tiny_lsm, s, **QUICK) for s in (samples, turned))
     assert forth.ids == [sample.id for sample in samples]
@@ -67,12 +67,12 @@ def test_rows_come_in_the_samples_order_and_scores_hang_on_none(tiny_lsm, sample
 
 
 def test_two_checkpoints_draw_the_same_utterances(tiny_lsm, tiny_llm, samples):
-    """They take the samples in different order: by seconds of speech, and by length of text."""
+    """They process samples in different orders: by seconds of speech, and by length of text."""
     speech, text = (lsm_probe.evaluate(checkpoint, samples, **QUICK) for checkpoint in (tiny_lsm, tiny_llm))
     assert speech.clusters.tolist() == text.clusters.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_same_result(tiny_lsm, samples, tmp_path):
+def test_an_interrupted_evaluation_is_resumed_with_the_same_result(tiny_lsm, samples, tmp_path):
     whole = lsm_probe.evaluate(tiny_lsm, samples, batch_size=2, **QUICK)
     seen = []
 
@@ -90,7 +90,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_same_result(tiny_lsm, sample
     assert told(resumed) == told(whole)
 
 
-def test_a_result_comes_back_from_its_folder(tiny_lsm, samples, tmp_path):
+def test_a_saved_result_is_loaded_unchanged(tiny_lsm, samples, tmp_path):
     result = lsm_probe.evaluate(tiny_lsm, samples, **QUICK)
     back = EvaluationResult.load(result.save(tmp_path))
     assert back.to_dict() == result.to_dict()
@@ -98,17 +98,17 @@ def test_a_result_comes_back_from_its_folder(tiny_lsm, samples, tmp_path):
     assert back.seconds.tolist() == result.seconds.tolist()
 
 
-def test_predictions_can_be_read_by_another_definition(tiny_lsm, samples):
+def test_predictions_can_be_scored_with_another_task_definition(tiny_lsm, samples):
     result = lsm_probe.evaluate(tiny_lsm, samples, **QUICK)
     free = Task(name="colour", title="Colour", metrics=("answer_contained",))
     again = result.rescored([free])
-    assert list(again.metrics()["colour"]) == ["answer_contained"]  # any text will do: nothing to follow
+    assert list(again.metrics()["colour"]) == ["answer_contained"]  # any text is in form
     assert again.metrics()["said"].keys() == result.metrics()["said"].keys()
     with pytest.raises(InputError, match="has no answers to task mood; it has: said, colour"):
         result.rescored([Task(name="mood", title="Mood", metrics=("accuracy",))])
 
 
-def test_differences_are_paired_and_agreement_is_with_the_other(tiny_lsm, tiny_llm, samples):
+def test_differences_and_agreement_are_paired_by_sample(tiny_lsm, tiny_llm, samples):
     speech, text = (lsm_probe.evaluate(checkpoint, samples, **QUICK) for checkpoint in (tiny_lsm, tiny_llm))
     found = text.differences(speech)
     for task in TASKS:
@@ -135,7 +135,7 @@ def test_following_is_the_mean_over_the_tasks_that_ask_for_a_form(tiny_lsm, samp
     assert only_text.following() is None
 
 
-def test_responses_as_long_as_they_may_be_and_empty_ones_are_counted(tiny_lsm, samples):
+def test_responses_at_the_length_limit_and_empty_responses_are_counted(tiny_lsm, samples):
     result = lsm_probe.evaluate(tiny_lsm, samples, **QUICK)
     rows = [dict(row) for row in result.samples]
     rows[0] |= {"response": "", "response_ids": [2]}
@@ -157,7 +157,7 @@ def test_responses_as_long_as_they_may_be_and_empty_ones_are_counted(tiny_lsm, s
         ({"id": "said/0"}, "two samples have the same id"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_before_anything_is_answered(tiny_lsm, samples, change, message, monkeypatch):
+def test_samples_that_cannot_be_scored_are_refused_before_generation(tiny_lsm, samples, change, message, monkeypatch):
     monkeypatch.setattr(tiny_lsm, "generate", lambda *a, **k: pytest.fail("answered"))
     with pytest.raises(InputError, match=message):
         lsm_probe.evaluate(tiny_lsm, [*samples[:-1], samples[-1].model_copy(update=change)], **QUICK)
@@ -168,7 +168,7 @@ def test_a_task_without_samples_is_refused(tiny_lsm, samples):
         lsm_probe.evaluate(tiny_lsm, samples[::2], **QUICK)
 
 
-def test_samples_that_cannot_be_used_are_left_out_where_asked(tiny_lsm, samples, tmp_path):
+def test_unusable_samples_are_left_out_on_request(tiny_lsm, samples, tmp_path):
     damaged = tmp_path / "damaged.wav"
     damaged.write_bytes(samples[0].audio.read_bytes()[:100])
     broken = [sample.model_copy(update={"audio": damaged}) if sample.id == "said/0" else sample for sample in samples]
@@ -183,7 +183,7 @@ WHISPER = WeightsIdentity(model_type="whisper")
 
 
 class Recogniser(Transcriber):
-    """Hears the text of a clip by its length."""
+    """A transcriber whose transcripts state the length of the clip."""
 
     def transcribe(self, waveforms, languages):
         assert languages == ["en"] * len(waveforms)
@@ -195,7 +195,7 @@ def listening(tiny_llm):
     return cascade(tiny_llm, Recogniser("builtin:whisper", None, None, WHISPER))
 
 
-def test_a_cascade_answers_to_what_was_heard(listening, tiny_llm, samples):
+def test_a_cascade_answers_the_transcript_of_the_transcriber(listening, tiny_llm, samples):
     result = lsm_probe.evaluate(listening, samples, batch_size=3, **QUICK)
     lengths = [soundfile.info(sample.audio).frames for sample in samples]
     heard = [f"heard {length} samples" if length > 8_000 else NO_WORDS for length in lengths]
@@ -213,7 +213,7 @@ def test_a_cascade_needs_a_text_llm(tiny_lsm):
         cascade(tiny_lsm, Recogniser("w", None, None, WHISPER))
 
 
-def test_a_cascade_goes_on_where_it_stopped_without_hearing_again(listening, samples, tmp_path):
+def test_a_cascade_is_resumed_without_transcribing_again(listening, samples, tmp_path):
     whole = lsm_probe.evaluate(listening, samples, batch_size=2, progress_folder=tmp_path, **QUICK)
 
     object.__setattr__(listening.transcriber, "transcribe", lambda waves, langs: ["once"] * len(waves))  # the warm-up
@@ -222,14 +222,14 @@ def test_a_cascade_goes_on_where_it_stopped_without_hearing_again(listening, sam
     assert again.seconds.tolist() == whole.seconds.tolist()
 
 
-def test_the_seconds_of_a_batch_are_shared_among_its_samples(tiny_lsm, samples, monkeypatch):
+def test_the_seconds_of_a_batch_are_divided_among_its_samples(tiny_lsm, samples, monkeypatch):
     clock = iter(range(1_000))
     monkeypatch.setattr("lsm_probe.runner.prepared_samples.perf_counter", lambda: float(next(clock)))
     result = lsm_probe.evaluate(tiny_lsm, samples, batch_size=4, **QUICK)
     assert result.seconds.tolist() == pytest.approx(np.full(8, 1 / 4))
 
 
-def test_two_checkpoints_in_one_folder(tiny_lsm_folder, tiny_llm_folder, samples, tmp_path):
+def test_two_checkpoints_are_compared_in_one_folder(tiny_lsm_folder, tiny_llm_folder, samples, tmp_path):
     loading = {"device": "cpu", "dtype": "float32"}
     checkpoints = [named_checkpoint(str(folder), loading) for folder in (tiny_llm_folder, tiny_lsm_folder)]
     results, comparison = run_measurement(EVALUATION, checkpoints, samples, tmp_path, options=QUICK)
@@ -239,9 +239,7 @@ def test_two_checkpoints_in_one_folder(tiny_lsm_folder, tiny_llm_folder, samples
     assert pair["speed_ratio"]["mean"] == pytest.approx(results[0].seconds.sum() / results[1].seconds.sum(), abs=1e-6)
 
 
-def test_a_metric_that_cannot_be_had_is_told_before_anything_is_answered(
-    tiny_lsm, tiny_bert_folder, samples, monkeypatch
-):
+def test_an_unavailable_metric_is_reported_before_generation(tiny_lsm, tiny_bert_folder, samples, monkeypatch):
     monkeypatch.setattr(tiny_lsm, "generate", lambda *a, **k: pytest.fail("answered"))
     compared = Task(name="said", title="Said", metrics=("bert_score",), bert_layer=99)
     compared = compared.model_copy(update={"bert_model": str(tiny_bert_folder)})
@@ -249,7 +247,7 @@ def test_a_metric_that_cannot_be_had_is_told_before_anything_is_answered(
         lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[compared], max_new_tokens=2)
 
 
-def test_a_rate_that_is_undefined_is_null_and_a_warning_says_why(tiny_lsm, samples):
+def test_an_undefined_rate_is_null_with_a_warning(tiny_lsm, samples):
     maori = Task(name="said", title="Said", answer="translation", language="mi", metrics=("bleu",))
     result = lsm_probe.evaluate(tiny_lsm, samples[::2], tasks=[maori], max_new_tokens=2)
     why = "no response can be checked for the requested form"

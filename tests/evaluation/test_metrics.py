@@ -1,4 +1,4 @@
-"""Metrics: hand-computed values, the libraries' own numbers, and intervals over whole utterances."""
+"""Metrics: compared with values computed by hand and with libraries; intervals over utterances."""
 
 import json
 import math
@@ -33,7 +33,7 @@ UTTERANCES = [f"u{i}" for i in range(6)]
 
 
 def metrics():
-    """One of each, of four samples."""
+    """One of each metric, for four samples."""
     return [
         word_error_rate(ENGLISH, HEARD),
         word_error_rate(ENGLISH, HEARD, macro=True),
@@ -70,14 +70,14 @@ def test_word_error_rate_normalises_as_whisper_does():
     assert word_error_rate(["Mr. Smith's colour: twenty-one, um"], ["mister smith is color 21"]).value == 0
 
 
-def test_word_error_rate_is_jiwers():
+def test_word_error_rate_equals_jiwers():
     assert word_error_rate(ENGLISH, HEARD).value == pytest.approx(100 * jiwer.wer(ENGLISH, HEARD))
     assert word_error_rate([*ENGLISH, ""], [*HEARD, "so so"]).value == pytest.approx(
         100 * jiwer.wer([*ENGLISH, ""], [*HEARD, "so so"])
     )
 
 
-def test_empty_references_are_counted_not_scored_as_all_wrong():
+def test_empty_references_are_counted_and_not_scored():
     rate = word_error_rate(["she sells sea shells", "um", ""], ["she sells sea shells", "", "thank you"])
     assert rate.value == pytest.approx(50)
     assert rate.details["empty_references"] == 2
@@ -95,7 +95,7 @@ def test_without_any_reference_word_the_rate_is_undefined():
     assert score.shown == "undefined"
 
 
-def test_utterances_without_a_count_do_not_narrow_the_interval():
+def test_utterances_without_a_value_do_not_narrow_the_interval():
     known = following_rate([True] * 5 + [False]).estimate(list("abcdef"))
     more = following_rate([True] * 5 + [False] + [None] * 4).estimate(list("abcdefghij"))
     assert (more.value, more.ci_low, more.ci_high) == (known.value, known.ci_low, known.ci_high)
@@ -104,7 +104,7 @@ def test_utterances_without_a_count_do_not_narrow_the_interval():
     assert (alone.to_dict()["ci_low"], alone.to_dict()["ci_high"]) == (None, None)
 
 
-def test_silent_model_has_all_words_deleted():
+def test_empty_responses_count_as_deletions():
     assert word_error_rate(ENGLISH, [""] * 4).value == 100
     assert bleu(ENGLISH, [""] * 4, "en").value == 0
 
@@ -121,7 +121,7 @@ def test_silent_model_has_all_words_deleted():
         (["x"], ["y"], "es", "13a"),
     ],
 )
-def test_bleu_is_sacrebleus_to_the_bit(references, responses, language, tokenizer):
+def test_bleu_equals_sacrebleu_exactly(references, responses, language, tokenizer):
     scorer = sacrebleu.BLEU(tokenize=tokenizer)
     expected = scorer.corpus_score(responses, [references])
     found = bleu(references, responses, language)
@@ -147,7 +147,7 @@ def test_bleu_by_hand():
         ("hi ko ar DE_de deutsch zh-Latn", "मैं किताब पढ़ता हूँ", "13a"),
     ],
 )
-def test_bleu_takes_a_language_in_any_spelling(spellings, text, tokenizer):
+def test_bleu_accepts_a_language_in_any_spelling(spellings, text, tokenizer):
     for spelling in spellings.split():
         found = bleu([text], [text], spelling)
         assert (found.value, found.details["tokenizer"]) == (pytest.approx(100), tokenizer), spelling
@@ -161,12 +161,12 @@ def test_bleu_of_japanese_counts_characters():
 
 
 @pytest.mark.parametrize("language", ["xx", "jp", "und", "gb", "pirate"])
-def test_bleu_refuses_what_names_no_language(language):
+def test_bleu_refuses_an_unknown_language(language):
     with pytest.raises(InputError, match=f"'{language}' .*write"):
         bleu(["a"], ["a"], language)
 
 
-def test_accuracy_counts_nothing_read_as_wrong():
+def test_accuracy_counts_unparsed_responses_as_wrong():
     found = accuracy(MEANT, VALUES)
     assert (found.value, found.n, found.details) == (50, 6, {"unread": 1})
     assert accuracy([True, False, frozenset("ab")], [True, None, frozenset("ba")]).value == pytest.approx(200 / 3)
@@ -175,7 +175,7 @@ def test_accuracy_counts_nothing_read_as_wrong():
 
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
-def test_f1_is_scikit_learns(average):
+def test_f1_equals_scikit_learn(average):
     said = [value or "unread" for value in VALUES]
     expected = f1_score(MEANT, said, labels=LABELS, average=average, zero_division=np.nan)
     assert f1(MEANT, VALUES, LABELS, average=average).value == pytest.approx(100 * expected)
@@ -191,12 +191,12 @@ def test_f1_by_label_by_hand():
     assert f1(MEANT, VALUES, LABELS).value == pytest.approx((80 + 50 + 0) / 3)
 
 
-def test_micro_f1_is_accuracy_where_all_is_read():
+def test_micro_f1_equals_accuracy_if_all_responses_are_parsed():
     values = [value or "fear" for value in VALUES]
     assert f1(MEANT, values, LABELS, average="micro").value == pytest.approx(100 * accuracy_score(MEANT, values))
 
 
-def test_f1_refuses_what_is_no_label():
+def test_f1_refuses_an_unknown_label():
     for references, values in ((["happy"], ["joy"]), (["joy"], ["happy"]), ([None], ["joy"])):
         with pytest.raises(InputError, match="none of the labels"):
             f1(references, values, LABELS)
@@ -222,17 +222,17 @@ def test_f1_refuses_what_is_no_label():
         (["Paris"], "", False),
     ],
 )
-def test_an_answer_is_contained_as_whole_words(answers, response, held):
+def test_answer_contained_matches_whole_words(answers, response, held):
     assert answer_contained([answers], [response]).value == 100 * held
 
 
-def test_answers_are_lists():
+def test_answer_contained_needs_non_empty_lists():
     for answers in ("Paris", []):
         with pytest.raises(InputError, match="sample 0"):
             answer_contained([answers], ["Paris"])
 
 
-def test_following_rate_leaves_the_unknown_out():
+def test_following_rate_leaves_out_unknown_values():
     found = following_rate([True, None, False, True])
     assert (found.value, found.n, found.details) == (pytest.approx(200 / 3), 3, {"unknown": 1})
     assert math.isnan(following_rate([None, None]).value)
@@ -245,25 +245,25 @@ def test_agreement_ignores_case_and_punctuation_but_not_brackets():
     assert agreement([""], [""]).details["word_error_rate"] is None
 
 
-def test_agreement_tells_vowel_signs_apart_and_counts_chinese_by_character():
+def test_agreement_distinguishes_vowel_signs_and_compares_chinese_by_character():
     assert agreement(["किताब"], ["कितब"]).value == 0
     assert agreement(["他去学校。"], ["她去学校"]).details["word_error_rate"] == pytest.approx(25)
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))
-def test_order_of_samples_does_not_matter(i):
+def test_scores_of_counts_do_not_depend_on_their_order(i):
     metric = metrics()[i]
     assert metric.score(metric.counts[::-1].sum(0)) == pytest.approx(metric.value)
 
 
-def test_order_of_input_does_not_matter():
+def test_metrics_do_not_depend_on_the_order_of_input():
     assert word_error_rate(ENGLISH[::-1], HEARD[::-1]).value == word_error_rate(ENGLISH, HEARD).value
     assert bleu(CHINESE[::-1], SAID[::-1], "zh").value == bleu(CHINESE, SAID, "zh").value
     assert f1(MEANT[::-1], VALUES[::-1], LABELS).value == f1(MEANT, VALUES, LABELS).value
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))
-def test_a_resample_is_the_score_without_an_utterance(i):
+def test_a_leave_one_out_resample_equals_the_score_without_the_utterance(i):
     metric, utterances = metrics()[i], np.array(["a", "b", "a", "c"])
     found = metric.leave_one_out(utterances)
     assert metric.counts.dtype == np.float64
@@ -271,14 +271,14 @@ def test_a_resample_is_the_score_without_an_utterance(i):
     np.testing.assert_allclose(found, [metric.score(counts.sum(0)) for counts in kept], rtol=1e-12)
 
 
-def test_a_resample_of_bleu_is_sacrebleus_of_the_other_sentences():
+def test_a_leave_one_out_bleu_equals_sacrebleu_of_the_other_sentences():
     found = bleu(CHINESE, SAID, "zh").leave_one_out(list("abc"))
     for i, score in enumerate(found):
         references, responses = ([text for j, text in enumerate(texts) if j != i] for texts in (CHINESE, SAID))
         assert score == sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score
 
 
-def test_the_interval_of_a_word_error_rate_is_of_the_ratio_over_utterances(slow_interval):
+def test_the_interval_of_a_word_error_rate_is_that_of_the_ratio_over_utterances(slow_interval):
     metric = word_error_rate(["a b c d", "e f", "g h i", "j", "k l m n"] * 2, ["a c d", "e f", "g x y", "j", "k l"] * 2)
     clusters = [0, 1, 2, 3, 4, 5, 0, 1, 2, 2]
     edits, length = metric.counts.T
@@ -288,26 +288,26 @@ def test_the_interval_of_a_word_error_rate_is_of_the_ratio_over_utterances(slow_
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 8), (8, 8), (3, 8), (1, 24), (5, 5)])
-def test_a_share_of_one_sample_an_utterance_has_the_exact_binomial_interval(hits, n):
+def test_a_share_with_one_sample_per_utterance_has_the_exact_binomial_interval(hits, n):
     score = accuracy(["a"] * n, ["a"] * hits + ["b"] * (n - hits)).estimate([f"u{i}" for i in range(n)])
     expected = binomtest(hits, n).proportion_ci(0.95, "exact")
     assert (score.ci_low, score.ci_high) == pytest.approx((100 * expected.low, 100 * expected.high))
 
 
-def test_samples_of_one_utterance_count_as_far_as_they_differ():
+def test_the_interval_widens_if_samples_of_an_utterance_agree():
     def width(right):
         score = accuracy(["a"] * 16, ["a" if hit else "b" for hit in right]).estimate([f"u{i // 2}" for i in range(16)])
         assert score.value == 50
         return score.ci_high - score.ci_low
 
-    alike = width([True, True, False, False] * 4)  # eight utterances say no more than eight samples
+    alike = width([True, True, False, False] * 4)  # as precise as eight samples
     eight = binomtest(4, 8).proportion_ci(0.95, "exact")
     assert alike == pytest.approx(100 * (eight.high - eight.low), rel=0.1)
     assert width([True, True, False, False, *[True, False] * 6]) < 0.85 * alike
 
 
 @pytest.mark.parametrize("make", [word_error_rate, lambda texts, said: bleu(texts, said, "en")])
-def test_a_perfect_score_on_few_utterances_is_not_certain(make):
+def test_a_perfect_score_on_few_utterances_has_a_wide_interval(make):
     texts = ["she sells sea shells", "the cat sat on the mat", "how are you all", "where is the old town"] * 2
     score = make(texts, texts).estimate([f"u{i}" for i in range(8)])
     worst = score.ci_high if score.value == 0 else 100 - score.ci_low
@@ -322,7 +322,7 @@ def test_two_utterances_are_too_few_for_an_interval():
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))
-def test_a_score_goes_to_json(i):
+def test_a_score_can_be_written_as_json(i):
     metric = metrics()[i]
     score = metric.estimate(UTTERANCES[:4])
     assert score.ci_low <= score.value <= score.ci_high or math.isnan(score.ci_low)
@@ -366,7 +366,7 @@ def test_a_difference_needs_the_same_metric_and_samples():
         lambda meant, said: f1(meant, said, LABELS),
     ],
 )
-def test_lists_that_do_not_pair_are_refused(metric):
+def test_lists_of_different_lengths_are_refused(metric):
     with pytest.raises(InputError, match=r"2 \w+ and 1 \w+ do not match"):
         metric(["joy", "joy"], ["joy"])
     with pytest.raises(InputError, match="no samples"):

@@ -1,4 +1,4 @@
-"""MMLU: a folder of CSV files becomes tasks of lm-evaluation-harness, and our answers are those of its own model."""
+"""MMLU: a folder of CSV files becomes tasks of lm-evaluation-harness; answers equal those of its own model."""
 
 import csv
 import logging
@@ -39,7 +39,7 @@ def rows_of(path):
 
 
 def original(folder, to):
-    """The same in the form of the original release: no header, letters."""
+    """The same data in the format of the original release: no header, answers as letters."""
     for path in folder.glob("*/*.csv"):
         (to / path.parent.name).mkdir(parents=True, exist_ok=True)
         with (to / path.parent.name / path.name).open("w", newline="") as file:
@@ -48,7 +48,7 @@ def original(folder, to):
 
 
 def answers(checkpoint, mmlu, folder, *, shots=2, batch_size=8):
-    """What the harness notes of each question, by subject."""
+    """The harness's record of each question, by subject."""
     tasks = write_mmlu_tasks(mmlu, folder)
     harness = Harness(checkpoint, folder, shots=shots, batch_size=batch_size)
     return {name: harness.run(task) for name, task in zip(mmlu.subjects, tasks, strict=True)}
@@ -58,7 +58,7 @@ def likelihoods(found):
     return np.array([[value for value, _ in row["filtered_resps"]] for rows in found.values() for row in rows])
 
 
-def test_both_forms_of_the_files_hold_the_same_questions(mmlu_folder, tmp_path):
+def test_both_file_formats_give_the_same_questions(mmlu_folder, tmp_path):
     header = read_mmlu(mmlu_folder)
     assert list(header.subjects) == ["anatomy", "sociology", "world_religions"]
     assert header.questions == 21
@@ -69,7 +69,7 @@ def test_both_forms_of_the_files_hold_the_same_questions(mmlu_folder, tmp_path):
     assert read_mmlu(original(mmlu_folder, tmp_path / "original" / "mmlu")) == header
 
 
-def test_a_limit_takes_the_first_questions_and_leaves_the_examples(mmlu_folder):
+def test_a_limit_keeps_the_first_questions_and_all_examples(mmlu_folder):
     whole, limited = read_mmlu(mmlu_folder), read_mmlu(mmlu_folder, questions=2)
     for name, subject in limited.subjects.items():
         assert subject.test == whole.subjects[name].test[:2]
@@ -119,13 +119,13 @@ def test_a_subject_without_its_examples_is_refused(mmlu_folder):
         read_mmlu(mmlu_folder)
 
 
-def test_without_the_harness_one_line_names_the_extra(mmlu_folder, monkeypatch):
+def test_a_missing_harness_is_reported_with_the_extra_to_install(mmlu_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"^MMLU needs lm-evaluation-harness .*: pip install .*lm-eval"):
         read_mmlu(mmlu_folder)
 
 
-def test_the_prompt_is_that_of_mmlus_authors(tiny_llm, tmp_path):
+def test_the_prompt_equals_that_of_the_mmlu_authors(tiny_llm, tmp_path):
     example = {"question": "Which fox jumps?", "choices": ["quick", "brown", "lazy", "old"], "answer": 2}
     asked = {"question": "Where does rain fall? ", "choices": ["town", "shore", "sea", "forest"], "answer": 1}
     mmlu = Mmlu("by hand", {"anatomy": Subject("stem", [example], [asked])})
@@ -134,7 +134,7 @@ def test_the_prompt_is_that_of_mmlus_authors(tiny_llm, tmp_path):
     assert row["target"] == 1
 
 
-def test_answers_are_those_of_the_harness_own_model(tiny_llm, tiny_llm_folder, mmlu_folder, tmp_path):
+def test_answers_equal_those_of_the_harness_own_model(tiny_llm, tiny_llm_folder, mmlu_folder, tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -163,13 +163,13 @@ def test_answers_are_those_of_the_harness_own_model(tiny_llm, tiny_llm_folder, m
     assert len({accuracy.value for accuracy in accuracies.values()}) > 1
 
 
-def test_the_llm_inside_an_lsm_answers_as_it_does_alone(tiny_lsm, tiny_llm, mmlu_folder, tmp_path):
+def test_the_llm_inside_an_lsm_gives_the_same_answers_as_alone(tiny_lsm, tiny_llm, mmlu_folder, tmp_path):
     mmlu = read_mmlu(mmlu_folder)
     alone, inside = (answers(model, mmlu, tmp_path / model.name[-3:]) for model in (tiny_llm, tiny_lsm))
     np.testing.assert_allclose(likelihoods(inside), likelihoods(alone), atol=1e-5)
 
 
-def test_answers_do_not_depend_on_the_batch_nor_on_how_much_memory_there_is(tiny_llm, mmlu_folder, tmp_path):
+def test_answers_do_not_depend_on_batch_size_or_available_memory(tiny_llm, mmlu_folder, tmp_path):
     mmlu = Mmlu("one", {"anatomy": read_mmlu(mmlu_folder).subjects["anatomy"]})
     one = likelihoods(answers(tiny_llm, mmlu, tmp_path / "1", batch_size=1))
     np.testing.assert_allclose(likelihoods(answers(tiny_llm, mmlu, tmp_path / "8")), one, atol=1e-5)
@@ -186,8 +186,8 @@ def test_answers_do_not_depend_on_the_batch_nor_on_how_much_memory_there_is(tiny
     assert refused
 
 
-def test_sparse_attention_answers_each_question_alone(tiny_llm, mmlu_folder, tmp_path):
-    """In a padded batch Doge would choose other keys: see the tests of families."""
+def test_answers_of_sparse_attention_models_do_not_depend_on_batch_size(tiny_llm, mmlu_folder, tmp_path):
+    """In a padded batch, Doge would choose other keys: see `test_families.py`."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 1024, "keep_window_size": 16}
@@ -205,7 +205,7 @@ def test_sparse_attention_answers_each_question_alone(tiny_llm, mmlu_folder, tmp
     np.testing.assert_array_equal(many, one)
 
 
-def test_the_harness_is_silent_and_leaves_things_as_they_were(tiny_llm, mmlu_folder, tmp_path, capfd, caplog):
+def test_the_harness_prints_nothing_and_restores_global_state(tiny_llm, mmlu_folder, tmp_path, capfd, caplog):
     from lm_eval.models import huggingface
     from tqdm import tqdm
 
@@ -222,7 +222,7 @@ def test_the_harness_is_silent_and_leaves_things_as_they_were(tiny_llm, mmlu_fol
     assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
 
 
-def test_what_is_made_of_the_data_stays_in_the_folder(tiny_llm, mmlu_folder, tmp_path):
+def test_files_made_from_the_data_stay_in_the_folder(tiny_llm, mmlu_folder, tmp_path):
     answers(tiny_llm, read_mmlu(mmlu_folder), tmp_path / "tasks")
     assert {path.name for path in (tmp_path / "tasks").iterdir()} == {
         *(f"mmlu_{name}.yaml" for name in ("anatomy", "sociology", "world_religions")),
@@ -231,7 +231,7 @@ def test_what_is_made_of_the_data_stays_in_the_folder(tiny_llm, mmlu_folder, tmp
     assert any((tmp_path / "tasks" / "cache").rglob("*.arrow"))
 
 
-def test_prompts_that_the_harness_cuts_are_told(tiny_llm, mmlu_folder, tmp_path):
+def test_prompts_that_the_harness_truncates_are_reported(tiny_llm, mmlu_folder, tmp_path):
     mmlu = read_mmlu(mmlu_folder, questions=3)
     rows = [row for rows in answers(tiny_llm, mmlu, tmp_path).values() for row in rows]
     lengths = sorted(len(tiny_llm.tokenizer(row["arguments"][0][0])["input_ids"]) for row in rows)

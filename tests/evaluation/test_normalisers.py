@@ -1,4 +1,5 @@
-"""Word and character error rates by language, counted by hand; texts that would take Whisper's normalisers minutes."""
+"""Word and character error rates by language, counted by hand; texts on which Whisper's normalisers would be very
+slow."""
 
 import random
 import time
@@ -35,7 +36,7 @@ ONE_ERROR = {
 
 
 @pytest.mark.parametrize("language", ONE_ERROR)
-def test_one_error_counts_as_one(language):
+def test_one_error_counts_as_one_word_or_character(language):
     reference, response, length, unit = ONE_ERROR[language]
     rate = word_error_rate([reference], [response], [language])
     assert rate.value == pytest.approx(100 / length)
@@ -46,7 +47,7 @@ def test_one_error_counts_as_one(language):
 
 @pytest.mark.parametrize("given", [None, "en"])
 @pytest.mark.parametrize("language", ["hi", "ta", "ko", "zh", "yue", "ja", "th", "lo", "km", "my"])
-def test_other_scripts_without_their_language_count_the_same_and_one_warning_says_so(language, given):
+def test_other_scripts_without_a_language_give_the_same_rate_and_one_warning(language, given):
     reference, response, length, unit = ONE_ERROR[language]
     with pytest.warns(UserWarning, match=r"2 samples \(first: s1\) .* not in Latin script") as warned:
         rate = word_error_rate([reference] * 2, [response] * 2, [given] * 2, ids=["s1", "s2"])
@@ -56,7 +57,7 @@ def test_other_scripts_without_their_language_count_the_same_and_one_warning_say
     assert rate.details["normalisers"] == {"basic-with-marks": 2}
 
 
-def test_latin_script_without_a_language_is_read_as_english_and_accents_are_warned_of():
+def test_latin_script_without_a_language_is_read_as_english_with_a_warning_for_accents():
     with pytest.warns(UserWarning, match=r"first: number 1 \(from 0\).*does not tell ä from a"):
         rate = word_error_rate(["He's here", "Schöne Grüße"], ["he is here", "Schone Grüße"])
     assert (rate.value, rate.details["normalisers"], rate.details["assumed_english"]) == (0, {"whisper-english": 2}, 2)
@@ -82,7 +83,7 @@ def test_samples_of_several_languages_each_count_in_their_own_unit():
         ("ＡＢＣ（笑）", "abc 笑", "ja"),
     ],
 )
-def test_the_same_text_in_another_spelling_is_right(reference, response, language):
+def test_the_same_text_in_another_spelling_has_no_errors(reference, response, language):
     assert word_error_rate([reference], [response], [language]).value == 0
 
 
@@ -99,7 +100,7 @@ def test_a_task_is_scored_in_its_language_or_that_of_each_sample():
     assert score(Predictions(task, [rows[0] | {"language": "German"}]))["word_error_rate"].value == 100
 
 
-def test_normalisers_are_whispers_own_whatever_brackets_and_spaces_a_text_has():
+def test_normalisers_equal_whispers_for_any_brackets_and_spaces():
     theirs = {"en": EnglishTextNormalizer(), "de": BasicTextNormalizer(preserve_marks=True)}
     draw = random.Random(0)
     parts = [*"ab[]<>() \n.,5$", "'s", "can", "'t", "'d been", " one"]
@@ -113,13 +114,13 @@ def test_normalisers_are_whispers_own_whatever_brackets_and_spaces_a_text_has():
 @pytest.mark.parametrize("text", ["[" * 50_000, "(" * 50_000, "<" * 50_000, " " * 50_000 + "x", "7" * 5_000])
 @pytest.mark.parametrize("language", ["en", "de", "zh"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_degenerate_response_takes_no_time_and_is_wrong(text, language):
+def test_a_degenerate_response_is_scored_quickly_as_wrong(text, language):
     start = time.process_time()
     assert word_error_rate(["go home"], [text], [language]).value >= 100
     assert time.process_time() - start < 5
 
 
-def test_what_the_english_normaliser_cannot_read_is_told_with_its_sample():
+def test_text_that_the_english_normaliser_cannot_read_is_reported_with_its_sample():
     with pytest.warns(UserWarning, match=r"1 samples \(first: b\) hold what Whisper's English normaliser cannot read"):
         rate = word_error_rate(["one", "two three"], ["1", "7" * 5_000], ["en", "en"], ids=["a", "b"])
     assert rate.value == pytest.approx(100 * 2 / 3)
@@ -127,7 +128,7 @@ def test_what_the_english_normaliser_cannot_read_is_told_with_its_sample():
 
 
 @pytest.mark.parametrize("tail", [" x" * 100_000, "e" + "\u0301\u0327" * 100_000])
-def test_of_an_endless_response_the_first_part_is_scored_and_a_warning_names_it(tail):
+def test_only_the_start_of_a_very_long_response_is_scored_with_a_warning(tail):
     rows = [{"id": f"s{i}", "reference": "true", "response": said} for i, said in enumerate(["True.", "true" + tail])]
     predictions, start = Predictions(read_task("boolq"), rows), time.process_time()
     with pytest.warns(UserWarning, match=r"of 1 samples \(first: s1\) a text is too long"):

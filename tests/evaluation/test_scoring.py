@@ -1,7 +1,7 @@
-"""Each task of the package on responses written by hand: what its metrics must be, counted by hand or by the library.
+"""Each built-in task on responses written by hand, with expected metrics counted by hand or by a library.
 
-`strict` is what follows the instruction and is right, `lenient` also what names the right label in other words: that is
-what a model does that is anchored in the speech and transcribes where it was asked for a label.
+`strict` counts responses that have the requested form and are right. `lenient` also counts those that name the right
+label among other words, as a model with speech anchor bias does when it transcribes instead of giving a label.
 """
 
 import jiwer
@@ -25,7 +25,7 @@ TRANSCRIPTION = (HEARD, {"word_error_rate": 100 * 5 / 15, "word_error_rate_macro
 
 CAPITALS = (
     [
-        ("TURN ON THE LAMP.", "TURN ON THE LAMP"),  # no full stop: as right as with it
+        ("TURN ON THE LAMP.", "TURN ON THE LAMP"),  # the full stop does not matter
         ("TURN ON THE FAN.", "Turn on the fan."),  # the transcript: not in capitals, though every word is right
         ("OPEN THE DOOR.", "SHUT THE DOOR."),  # in capitals, 1 of 3 words wrong
         ("SHUT THE DOOR.", ""),  # 3 words deleted
@@ -36,7 +36,7 @@ CAPITALS = (
 
 
 def labels(*pairs, strict, lenient, following):
-    """Numbers of responses, as counted by hand, instead of rates."""
+    """Numbers of responses counted by hand, instead of rates."""
     numbers = {"accuracy": strict, "accuracy_lenient": lenient, FOLLOWING: following}
     return pairs, {name: 100 * number / len(pairs) for name, number in numbers.items()}
 
@@ -207,7 +207,7 @@ ANSWERS = (
 
 
 def translation(tokenizer, *pairs):
-    """Of the five responses two are in the language, two (English and blank) are not, and of one it cannot be told."""
+    """Of the five responses, two are in the language, two are not (English and blank), and one is unknown."""
     references, responses = zip(*pairs, strict=True)
     bleu = sacrebleu.corpus_bleu(list(responses), [list(references)], tokenize=tokenizer).score
     return pairs, {"bleu": bleu, FOLLOWING: 100 * 2 / 4}
@@ -283,31 +283,31 @@ def values(task, cases):
     return {name: metric.value for name, metric in score(Predictions(task, rows)).items()}
 
 
-def test_every_task_has_a_case():
+def test_every_built_in_task_has_a_test_case():
     assert {*CASES, *BY_MODEL} == set(builtin_tasks())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_metrics_are_those_counted_by_hand(name):
+def test_metrics_equal_those_counted_by_hand(name):
     cases, expected = CASES[name]
     assert values(read_task(name), cases) == pytest.approx(expected)
 
 
-def test_word_error_rate_is_jiwers_of_what_whispers_normaliser_gives():
+def test_word_error_rate_equals_jiwer_after_whispers_normaliser():
     references, responses = zip(*HEARD, strict=True)
     normalise = EnglishTextNormalizer()
     theirs = jiwer.wer([normalise(text) for text in references], [normalise(text) for text in responses])
     assert values(read_task("ljspeech"), HEARD)["word_error_rate"] == pytest.approx(100 * theirs)
 
 
-def test_only_the_translation_itself_counts():
-    """Repeating the speech in English costs BLEU, and is told apart from a bad translation by the form."""
+def test_repeating_the_speech_lowers_bleu_and_the_following_rate():
+    """Repeating the speech in English lowers BLEU; the following rate distinguishes it from a bad translation."""
     cases, expected = GERMAN
     better = [(reference, reference) for reference, _ in cases]
     assert 0 < expected["bleu"] < values(read_task("covost2-en-de"), better)["bleu"] == pytest.approx(100)
 
 
-def test_bert_score_is_the_librarys(tiny_bert_folder, monkeypatch):
+def test_bert_score_equals_the_library(tiny_bert_folder, monkeypatch):
     from bert_score import BERTScorer
 
     cases = [

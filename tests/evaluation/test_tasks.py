@@ -1,4 +1,4 @@
-"""Task files: the package's and the user's own, where their samples are looked for, and one line for each mistake."""
+"""Task files: built-in and user files, where their samples are found, and one line for each error."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def task_file(write, tmp_path):
 
 @pytest.fixture
 def manifest(write, tmp_path):
-    """`manifest(path, **values)`: two samples with further values."""
+    """`manifest(path, **values)`: two samples with additional values."""
 
     def make(path, **values):
         rows = [{"id": i, "instruction": "How is it?", "text": "Oh!", "target": "glad"} | values for i in ("s1", "s2")]
@@ -39,7 +39,7 @@ def refusal(*names, **where):
 
 
 @pytest.mark.parametrize("name", builtin_tasks())
-def test_a_task_of_the_package_has_a_title_and_a_manifest(name):
+def test_a_built_in_task_has_a_title_and_a_manifest(name):
     task = read_task(name)
     assert task.name == name != task.title
     assert task.manifest.suffix == ".jsonl"
@@ -48,7 +48,7 @@ def test_a_task_of_the_package_has_a_title_and_a_manifest(name):
 
 
 @pytest.mark.parametrize("name", ["intent", "keywords", "device", "place", "capitals"])
-def test_every_answer_of_the_commands_can_be_given(name):
+def test_every_answer_of_the_commands_can_be_parsed(name):
     task = read_task(f"commands-{name}")
     answers = [task.parser()(answer) for answer in {command.answers()[name] for command in all_commands()}]
     assert all(answer.follows for answer in answers)
@@ -59,7 +59,7 @@ def test_every_answer_of_the_commands_can_be_given(name):
         assert frozenset().union(*values) == set(task.labels)
 
 
-def test_a_file_makes_a_task_of_its_name(task_file):
+def test_a_task_file_defines_a_task_named_after_it(task_file):
     task = read_task(task_file(MOOD))
     assert (task.name, task.title, task.labels, task.metrics) == ("mood", "mood", ("glad", "sad"), ("accuracy",))
     assert read_task(task_file(MOOD + "title: The mood\n")).title == "The mood"
@@ -67,7 +67,7 @@ def test_a_file_makes_a_task_of_its_name(task_file):
     assert not read_task(task_file("metrics: [word_error_rate]")).has_form
 
 
-def test_labels_come_from_a_pool_of_the_package_or_of_a_file(task_file, write, tmp_path):
+def test_labels_come_from_a_built_in_pool_or_a_file(task_file, write, tmp_path):
     mood = "answer: label\nmetrics: [accuracy]\nlabels: "
     assert read_task(task_file(mood + "evaluation/intent")).labels == labels_of("intent")
     pool = write(
@@ -130,7 +130,7 @@ def test_the_limit_applies_to_each_task(task_file, manifest):
     assert [sample.id for sample in read_tasks(names, limit=1)[1]] == ["one/s1", "two/s1"]
 
 
-def test_unusable_lines_fail_or_are_left_out(task_file, manifest):
+def test_unusable_manifest_lines_fail_or_are_left_out(task_file, manifest):
     path = manifest("m.jsonl")
     path.write_text("{oops\n" + path.read_text())
     name = f"{task_file(MOOD)}={path}"
@@ -151,7 +151,7 @@ def test_unusable_lines_fail_or_are_left_out(task_file, manifest):
         ("boolq", "task boolq: manifest boolq/dev.boolq.jsonl does not exist; check the path"),
     ],
 )
-def test_a_task_that_is_not_there_is_named(name, message, tmp_path, monkeypatch):
+def test_an_unknown_task_is_named(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in refusal(name)
 
@@ -188,7 +188,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("text", FAULTS)
-def test_a_mistake_in_a_task_file_is_one_line(text, task_file):
+def test_an_invalid_task_file_is_refused_in_one_line(text, task_file):
     file = task_file(text)
     message = refusal(file)
     assert FAULTS[text] in message
@@ -203,12 +203,12 @@ def test_a_task_given_twice_is_refused(task_file, manifest):
         )
 
 
-def test_a_pipe_is_no_task_file(tmp_path):
+def test_a_pipe_is_refused_as_a_task_file(tmp_path):
     os.mkfifo(tmp_path / "mood.yaml")
     assert "is a pipe, socket or device" in refusal(str(tmp_path / "mood.yaml"))
 
 
-def test_a_path_may_hold_an_equals_sign(tmp_path):
+def test_a_path_may_contain_an_equals_sign(tmp_path):
     folder = tmp_path / "lr=1e-4"
     folder.mkdir()
     (folder / "mood.yaml").write_text("manifest: mood.jsonl\nmetrics: [answer_contained]\n")

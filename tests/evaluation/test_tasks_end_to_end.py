@@ -1,6 +1,6 @@
-"""Every task of the package, from its corpus as it lies on disk to its metrics, by the command line alone.
+"""Every built-in task, from its corpus on disk to its metrics, with the command line only.
 
-Prepared by `lsm-probe data NAME --out manifests/NAME`, a manifest must lie where the task looks for it.
+A manifest made by `lsm-probe data NAME --out manifests/NAME` must be where the task expects it.
 """
 
 import json
@@ -117,7 +117,7 @@ def snips_washing(root, write, clip):
 
 
 def question_set(file, *rows):
-    """Text alone: it is spoken as it is prepared."""
+    """Text only: speech is synthesised when it is prepared."""
     return lambda root, write, clip: write(root / file, *map(json.dumps, rows))
 
 
@@ -165,13 +165,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def manifests(folder, write, clip, waveform, lsm_probe_command, monkeypatch):
-    """The manifests of all tasks, in a folder for each corpus, made once. The voice is a quick one."""
+    """The manifests of all tasks, in a folder for each corpus, made once with a fast voice."""
     monkeypatch.setattr(speech, "synthesize_text", lambda text, voice, **how: (waveform(0.5), 16_000))
     for corpus in {task.manifest.parts[0] for task in TASKS.values()}:
         out = folder / "manifests" / corpus
         if out.exists():
             continue
-        if corpus == "commands":  # a world of its own
+        if corpus == "commands":  # with its own labels
             code, _, stderr = lsm_probe_command("data", corpus, "--out", out, "--count", 240, "--workers", 1)
         else:
             root = LAYOUTS[corpus](folder / corpus, write, clip)
@@ -183,7 +183,7 @@ def manifests(folder, write, clip, waveform, lsm_probe_command, monkeypatch):
 
 @pytest.fixture
 def tasks(folder, write, tiny_bert_folder):
-    """What `--task` is given for each: its name, or a file that names a BERT that is at hand."""
+    """The `--task` value for each: its name, or a file that names a local BERT."""
 
     def given(task):
         if "bert_score" not in task.metrics:
@@ -197,7 +197,7 @@ def tasks(folder, write, tiny_bert_folder):
 
 @pytest.fixture
 def evaluated(folder, manifests, tasks, lsm_probe_command, tiny_lsm_folder):
-    """What the evaluation of all tasks together left, done once."""
+    """The output folder of an evaluation of all tasks together, made once."""
     out = folder / "evaluated"
     if not out.exists():
         arguments = [part for task in tasks.values() for part in ("--task", task)]
@@ -224,8 +224,8 @@ def test_a_corpus_on_disk_becomes_metrics(name, evaluated, manifests):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_right_answers_of_a_corpus_are_all_right_and_in_form(name, manifests, tasks):
-    """The corpus's answers, the instruction and the task's reading of responses belong together."""
+def test_the_reference_answers_of_a_corpus_score_100_percent(name, manifests, tasks):
+    """The corpus's answers, the instruction and the task's parser fit together."""
     (task,), samples = read_tasks([tasks[name]], data=manifests)
     check([task], samples)
     rows = [{"reference": s.target, "response": s.target, "alternatives": s.alternatives} for s in samples]
@@ -233,5 +233,5 @@ def test_the_right_answers_of_a_corpus_are_all_right_and_in_form(name, manifests
     for metric in found:
         best = 0 if metric.startswith("word_error_rate") else 100
         assert found[metric].value == pytest.approx(best, abs=1e-3), metric
-    if task.labels and name not in ("commands-device", "commands-place", "commands-keywords"):  # asked for by kind
+    if task.labels and name not in ("commands-device", "commands-place", "commands-keywords"):  # requested by kind
         assert all(repr(label) in sample.instruction for label in task.labels for sample in samples)

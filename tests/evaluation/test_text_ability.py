@@ -1,4 +1,4 @@
-"""Text ability: perplexity by its definition, MMLU by groups, forgetting rates, and runs that go on."""
+"""Text ability: perplexity by its definition, MMLU by groups, forgetting rates, and resuming."""
 
 import math
 from dataclasses import replace
@@ -39,7 +39,7 @@ def mmlu(mmlu_folder):
 
 
 def made(right, *, name="by hand", texts=(), seed=0):
-    """A result of given answers: `right` by (group, subject), and (nats, tokens) of texts."""
+    """A result with given answers: `right` by (group, subject), and (nats, tokens) of texts."""
     rows = [
         {"id": f"mmlu/{subject}/{i}", "subject": subject, "group": group, "answer": "A", "chosen": "A" if hit else "B"}
         for (group, subject), hits in right.items()
@@ -72,7 +72,7 @@ def by_definition(checkpoint, sample):
     return -sum(logs[first + i - 1, token].item() for i, token in enumerate(target)), len(target)
 
 
-def test_perplexity_is_that_of_all_tokens_of_the_targets_without_their_end(tiny_llm, samples):
+def test_perplexity_covers_all_target_tokens_except_eos(tiny_llm, samples):
     found = lsm_probe.text_ability(tiny_llm, samples)
     expected = np.array([by_definition(tiny_llm, sample) for sample in samples])
     np.testing.assert_allclose(found.counts, expected, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_perplexity_is_that_of_all_tokens_of_the_targets_without_their_end(tiny_
     assert found.accuracies == {}
 
 
-def test_the_llm_inside_an_lsm_reads_only_transcripts(tiny_lsm, samples, tmp_path):
+def test_the_llm_inside_an_lsm_is_scored_on_transcripts_only(tiny_lsm, samples, tmp_path):
     (tmp_path / "noise.wav").write_bytes(b"no sound")
     spoken = [sample.model_copy(update={"audio": tmp_path / "noise.wav"}) for sample in samples]
     found = lsm_probe.text_ability(tiny_lsm, spoken)
@@ -93,7 +93,7 @@ def test_the_llm_inside_an_lsm_reads_only_transcripts(tiny_lsm, samples, tmp_pat
     np.testing.assert_allclose(found.counts, expected, rtol=1e-5)
 
 
-def test_a_number_does_not_depend_on_what_else_is_measured(tiny_llm, samples, mmlu):
+def test_perplexity_and_mmlu_do_not_depend_on_each_other(tiny_llm, samples, mmlu):
     both = lsm_probe.text_ability(tiny_llm, samples, mmlu=mmlu, shots=1)
     texts, questions = lsm_probe.text_ability(tiny_llm, samples), lsm_probe.text_ability(tiny_llm, mmlu=mmlu, shots=1)
     assert both.summary() == {"mmlu": questions.summary()["mmlu"], "perplexity": texts.summary()["perplexity"]}
@@ -102,7 +102,7 @@ def test_a_number_does_not_depend_on_what_else_is_measured(tiny_llm, samples, mm
     assert len({both.data.sha256, texts.data.sha256, questions.data.sha256}) == 3
 
 
-def test_the_average_is_over_questions_and_beside_it_stands_that_of_groups():
+def test_the_average_is_over_questions_and_each_group_has_its_own():
     anatomy, virology, nutrition = ("stem", "anatomy"), ("stem", "virology"), ("other", "nutrition")
     result = made({anatomy: hits(1, 2), virology: hits(2, 4), nutrition: hits(2, 2)})
     found = {name: number.value for name, number in result.accuracies.items()}
@@ -122,20 +122,20 @@ def test_the_average_is_over_questions_and_beside_it_stands_that_of_groups():
     assert summary["chosen"] == {"A": 62.5, "B": 37.5, "C": 0, "D": 0}
 
 
-def test_intervals_are_those_of_the_binomial():
+def test_intervals_of_accuracies_are_binomial():
     average = made({("stem", "anatomy"): hits(120, 400)}).accuracies["average"].curve
     spread = 1.96 * 100 * math.sqrt(0.3 * 0.7 / 400)
     assert average.ci_low == pytest.approx(30 - spread, abs=0.7)
     assert average.ci_high == pytest.approx(30 + spread, abs=0.7)
 
 
-def test_samples_of_one_utterance_are_drawn_together(tiny_llm, samples):
+def test_samples_of_one_utterance_are_resampled_together(tiny_llm, samples):
     repeated = [sample.model_copy(update={"id": f"{sample.id}-{i}"}) for sample in samples for i in range(4)]
     once, often = (lsm_probe.text_ability(tiny_llm, given).nats.curve for given in (samples, repeated))
     assert (often.ci_low, often.ci_high) == pytest.approx((float(once.ci_low), float(once.ci_high)), rel=1e-6)
 
 
-def test_forgetting_rates_by_hand():
+def test_forgetting_rates_equal_those_computed_by_hand():
     before, after = made({("stem", "anatomy"): hits(80, 100)}), made({("stem", "anatomy"): hits(60, 100)}, name="after")
     found = before.differences(after)["mmlu"]["average"]
     assert found["difference"]["mean"] == pytest.approx(-20)
@@ -147,7 +147,7 @@ def test_forgetting_rates_by_hand():
     assert back["forgetting_rate"]["mean"] == pytest.approx(-100 / 3, abs=1e-6)
 
 
-def test_where_there_was_nothing_to_forget_there_is_no_rate():
+def test_accuracy_at_chance_level_has_no_forgetting_rate():
     before, after = made({("stem", "anatomy"): hits(25, 100)}), made({("stem", "anatomy"): hits(20, 100)}, name="after")
     found = before.differences(after)["mmlu"]["subjects"]["anatomy"]
     assert found["forgetting_rate"]["mean"] == pytest.approx(20)
@@ -169,7 +169,7 @@ def test_differences_are_paired():
     assert before.nats.curve.ci_high - before.nats.curve.ci_low > 1
 
 
-def test_a_perplexity_too_large_for_a_float_is_null_and_told():
+def test_a_perplexity_too_large_for_a_float_is_null_with_a_warning():
     with pytest.warns(UserWarning, match=r"^the perplexity of big overflows \(exp of 1800 nats") as warned:
         found = made({}, name="big", texts=[(9000.0, 5)] * 3).summary()["perplexity"]
     assert len(warned) == 1
@@ -177,7 +177,7 @@ def test_a_perplexity_too_large_for_a_float_is_null_and_told():
     assert found["perplexity"] == {"mean": None, "ci_low": None, "ci_high": None}
 
 
-def test_an_interval_alone_that_is_too_large_is_told_as_such():
+def test_an_interval_too_large_for_a_float_is_null_with_a_warning():
     texts = [(9000.0, 5)] * 2 + [(5.0, 5)] * 6
     with pytest.warns(UserWarning, match=r"^the interval of the perplexity of by hand overflows \(exp of \d{4} nats"):
         found = made({}, texts=texts).summary()["perplexity"]["perplexity"]
@@ -185,7 +185,7 @@ def test_an_interval_alone_that_is_too_large_is_told_as_such():
     assert (found["ci_low"], found["ci_high"]) == (None, None)
 
 
-def test_a_ratio_too_large_for_a_float_is_null_and_told():
+def test_a_ratio_too_large_for_a_float_is_null_with_a_warning():
     before, after = made({}, texts=[(5.0, 5)] * 3), made({}, name="after", texts=[(9000.0, 5)] * 3)
     with pytest.warns(UserWarning, match="^the ratio of perplexities of after and by hand overflows"):
         found = before.differences(after)["perplexity"]
@@ -193,13 +193,13 @@ def test_a_ratio_too_large_for_a_float_is_null_and_told():
     assert found["ratio"]["mean"] is None
 
 
-def test_other_tokens_are_warned_of():
+def test_comparing_different_tokens_gives_a_warning():
     before = made({}, texts=[(10.0, 5), (20.0, 8)])
     assert before.warning(made({}, texts=[(11.0, 5), (20.0, 8)])) is None
     assert "different tokens" in before.warning(made({}, texts=[(10.0, 5), (20.0, 9)]))
 
 
-def test_a_result_is_read_back_as_it_was_saved(tiny_llm, samples, mmlu, tmp_path):
+def test_a_saved_result_is_loaded_unchanged(tiny_llm, samples, mmlu, tmp_path):
     result = lsm_probe.text_ability(tiny_llm, samples, mmlu=mmlu, shots=1, seed=3)
     back = TextAbilityResult.load(result.save(tmp_path))
     assert back.to_dict() == result.to_dict()
@@ -214,7 +214,7 @@ def test_a_result_is_read_back_as_it_was_saved(tiny_llm, samples, mmlu, tmp_path
     assert pair["perplexity"]["ratio"] == {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0}
     difference = pair["mmlu"]["average"]["difference"]
     assert difference["mean"] == 0
-    assert difference["ci_high"] == -difference["ci_low"] > 0  # few questions: others may tell them apart
+    assert difference["ci_high"] == -difference["ci_low"] > 0  # few questions; others may distinguish them
 
 
 def test_texts_that_are_measured_again_in_float32_count_in_the_progress(tiny_llm_folder, samples, mmlu):
@@ -263,7 +263,7 @@ def test_invalid_input_is_refused_before_the_run(tiny_llm, samples, mmlu, tmp_pa
             lsm_probe.text_ability(tiny_llm, given, mmlu=questions, shots=shots)
 
 
-def test_a_sample_that_cannot_be_used_stops_the_run_or_is_left_out(tiny_llm, samples):
+def test_an_unusable_sample_stops_the_run_or_is_left_out(tiny_llm, samples):
     long = [*samples, Sample(id="long", instruction="Go on.", text="the rain " * 800, target="falls")]
     with pytest.raises(InputError, match=r"sample long: a prompt of .* exceed the context"):
         lsm_probe.text_ability(tiny_llm, long)

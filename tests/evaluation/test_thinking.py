@@ -1,4 +1,4 @@
-"""Answers of reasoning models: what is read behind the thinking, and what is said of it."""
+"""Answers of reasoning models: parsing after the thinking, and what is reported about it."""
 
 import json
 
@@ -37,12 +37,12 @@ def evaluated(tiny_llm, monkeypatch):
     def make(**settings):
         nonlocal order
         target = {"colour": "brown", "said": "the brown fox"}
-        # All prompts of a task are of one length, so that they stay in order.
+        # All prompts of a task have one length, so that they stay in order.
         samples = [
             Sample(id=key, task=key.split("/")[0], instruction="Say it.", text="fox", target=target[key.split("/")[0]])
             for key in RESPONSES
         ]
-        order = iter([*list(RESPONSES)[-1:], *RESPONSES])  # one is answered before, to warm up
+        order = iter([*list(RESPONSES)[-1:], *RESPONSES])  # one more for the warm-up
         tasks = [task.model_copy(update=settings) for task in (COLOUR, SAID)]
         return lsm_probe.evaluate(tiny_llm, samples, tasks=tasks, max_new_tokens=60)
 
@@ -53,11 +53,11 @@ def scores(result):
     return {task: {name: metric.value for name, metric in found.items()} for task, found in result.metrics().items()}
 
 
-def test_answers_are_read_behind_the_thinking(evaluated):
+def test_answers_are_read_after_the_thinking(evaluated):
     result = evaluated()
     assert scores(result) == {
         "colour": {"accuracy": 50.0, "following_rate": 75.0},
-        "said": {"word_error_rate": 50.0},  # an unfinished thought is not an answer, even if it holds the right words
+        "said": {"word_error_rate": 50.0},  # unfinished thinking is not an answer, even if it contains the right words
     }
     rows = {row["id"]: row for row in result.samples}
     assert rows["colour/right"]["response"] == THINKING + "{'brown'}"  # stays as it was
@@ -66,20 +66,20 @@ def test_answers_are_read_behind_the_thinking(evaluated):
     assert "answer" not in rows["colour/plain"]
 
 
-def test_thinking_and_unfinished_thoughts_are_counted(evaluated):
+def test_finished_and_unfinished_thinking_is_counted(evaluated):
     result = evaluated()
     stored = metrics_summary([result])["checkpoints"][result.name]["tasks"]
     counts = {task: (found["thinking"]["responses"], found["thinking"]["unfinished"]) for task, found in stored.items()}
     assert counts == {"colour": (3, 1), "said": (2, 1)}
 
 
-def test_all_of_a_response_is_read_if_the_task_says_so(evaluated):
+def test_the_whole_response_is_read_if_the_task_says_so(evaluated):
     found = scores(evaluated(read="all"))
     assert found["colour"] == {"accuracy": 25.0, "following_rate": 25.0}
     assert found["said"]["word_error_rate"] > 100
 
 
-def test_predictions_are_read_the_other_way_without_a_model(evaluated, tmp_path, lsm_probe_command):
+def test_predictions_can_be_rescored_with_thinking_without_a_model(evaluated, tmp_path, lsm_probe_command):
     result = evaluated()
     result.save(tmp_path / "predictions")
     again = EvaluationResult.load(tmp_path / "predictions")
@@ -97,15 +97,15 @@ def test_predictions_are_read_the_other_way_without_a_model(evaluated, tmp_path,
     assert "'--read': 'some' is not one of 'after_thinking', 'all'" in error
 
 
-def test_an_ordinary_evaluation_says_nothing_of_thinking(tiny_llm):
+def test_an_evaluation_without_thinking_does_not_mention_it(tiny_llm):
     sample = Sample(id="said/0", task="said", instruction="Say it.", text="fox", target="fox")
     result = lsm_probe.evaluate(tiny_llm, [sample], tasks=[SAID], max_new_tokens=3)
     content = json.dumps([result.to_dict(), result.samples])
     assert not any(word in content for word in ("thinking", "answer", "read"))
 
 
-def test_targets_whose_perplexity_is_measured_are_not_told_apart(tiny_llm):
-    """Under a template that opens the thinking, a target without EOS would look like an unfinished thought."""
+def test_thinking_in_targets_is_not_split_off(tiny_llm):
+    """Under a template with an opening mark, a target without EOS would look like unfinished thinking."""
     template = tiny_llm.tokenizer.chat_template
     tiny_llm.tokenizer.chat_template = template.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
     targets = ["the old town", "<think>rain</think>the old town"]

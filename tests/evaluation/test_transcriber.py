@@ -1,4 +1,4 @@
-"""The recogniser of a cascade: the same transcript alone and in any batch, and nobody's settings but ours."""
+"""The transcriber of a cascade: transcripts do not depend on the batch or on the checkpoint's settings."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def edit(folder: Path, file: str, **changes) -> str:
-    """Changes settings; None takes one out."""
+    """Changes settings; None removes one."""
     path = folder / file
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
@@ -109,7 +109,7 @@ def alone(transcriber, waveforms, languages) -> list[str]:
     ]
 
 
-def test_a_clip_reads_the_same_alone_and_in_any_batch(transcriber, waveform):
+def test_transcripts_do_not_depend_on_the_batch(transcriber, waveform):
     clips = [waveform(seconds, seed) for seed, seconds in enumerate((2, 31, 0.3, 62, 30, 30.005))]
     languages = ["en", "de", None, "de", "en", "zh"]
     expected = alone(transcriber, clips, languages)
@@ -120,7 +120,7 @@ def test_a_clip_reads_the_same_alone_and_in_any_batch(transcriber, waveform):
     assert transcriber.transcribe([], []) == []
 
 
-def test_a_language_is_told_by_code_or_name_and_found_where_it_is_not_told(transcriber, waveform):
+def test_a_language_is_given_by_code_or_name_and_otherwise_detected(transcriber, waveform):
     clips = [waveform(3, seed) for seed in range(3)]
     told = {code: alone(transcriber, clips, [code] * 3) for code in LANGUAGES}
     assert told["en"] != told["de"] != told["zh"]
@@ -135,14 +135,14 @@ def test_a_language_is_told_by_code_or_name_and_found_where_it_is_not_told(trans
     assert transcriber.transcribe(clips, [None] * 3) == [told[code_of[i]][row] for row, i in enumerate(ids)]
 
 
-def test_the_task_is_to_transcribe(copy, transcriber, waveform):
+def test_the_whisper_task_is_transcribe(copy, transcriber, waveform):
     clip = waveform(3)
     translating = load_transcriber(edit(copy, "generation_config.json", task="translate"))
     assert translating.transcribe([clip], ["en"]) == transcriber.transcribe([clip], ["en"])
 
 
 @pytest.mark.parametrize("seconds", [3, 31])
-def test_the_checkpoints_own_beams_samples_and_thresholds_do_not_count(copy, transcriber, waveform, seconds):
+def test_the_checkpoints_generation_settings_are_ignored(copy, transcriber, waveform, seconds):
     clip = waveform(seconds)
     expected = transcriber.transcribe([clip], ["de"])
     edit(copy, "config.json", forced_decoder_ids=[[1, transcriber.model.generation_config.lang_to_id["<|en|>"]]])
@@ -164,7 +164,7 @@ def test_the_checkpoints_own_beams_samples_and_thresholds_do_not_count(copy, tra
     assert other.transcribe([clip, clip], ["de", "de"]) == expected * 2
 
 
-def test_an_english_only_model_takes_english_and_nothing_else(copy, waveform):
+def test_an_english_only_model_accepts_english_only(copy, waveform):
     english = load_transcriber(edit(copy, "generation_config.json", **ENGLISH_ONLY))
     first, *others = english.transcribe([waveform(3)] * 4, [None, "en", "English", "en-GB"])
     assert others == [first] * 3
@@ -177,10 +177,10 @@ def test_an_unknown_language_is_refused(transcriber, waveform):
         transcriber.transcribe([waveform(3)] * 2, ["en", "fr"])
 
 
-def test_not_a_word_on_stderr(copy, waveform, capfd):
+def test_nothing_is_printed_to_stderr(copy, waveform, capfd):
     edit(copy, "generation_config.json", forced_decoder_ids=[[1, None], [2, 5]])
     whisper = load_transcriber(str(copy))
-    logging.warning_once.cache_clear()  # what transformers has said once in this process it would not say again
+    logging.warning_once.cache_clear()  # transformers shows some warnings only once per process
     remarks = Remarks()
     logging.add_handler(remarks)
     capfd.readouterr()
@@ -191,7 +191,7 @@ def test_not_a_word_on_stderr(copy, waveform, capfd):
 
 
 class Remarks(Handler):
-    """Keeps log lines: transformers' own handler writes to the stderr there was when it was imported."""
+    """Collects log lines: transformers' own handler writes to the stderr of the time when it was imported."""
 
     def __init__(self):
         super().__init__()
@@ -201,7 +201,7 @@ class Remarks(Handler):
         self.seen.append(record.getMessage())
 
 
-def test_identity_tells_the_weights(transcriber, folder):
+def test_identity_contains_the_weights(transcriber, folder):
     assert transcriber.identity.model_type == "whisper"
     assert list(transcriber.identity.weights_sha256) == ["model.safetensors"]
     assert transcriber.name == str(folder)
@@ -224,7 +224,7 @@ class TestRefusals:
     def test_a_model_of_another_kind(self, tiny_llm_folder):
         assert "'llama' model" in self.refusal(tiny_llm_folder)
 
-    def test_an_encoder_alone(self, copy):
+    def test_an_encoder_without_decoder(self, copy):
         from safetensors.torch import load_file, save_file
 
         weights = load_file(copy / "model.safetensors")
@@ -233,10 +233,10 @@ class TestRefusals:
         assert "lack" in self.refusal(copy)
 
     @pytest.mark.parametrize("key", ["is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id"])
-    def test_a_checkpoint_that_does_not_say_how_it_is_prompted(self, copy, key):
+    def test_a_checkpoint_without_prompt_settings(self, copy, key):
         assert f"lacks {key}" in self.refusal(edit(copy, "generation_config.json", **{key: None}))
 
-    def test_checksums_that_do_not_hold(self, copy):
+    def test_checksums_that_do_not_match(self, copy):
         from lsm_probe.checksums import write_checksums
 
         write_checksums(copy)
@@ -256,14 +256,14 @@ def whisper():
 
 @pytest.mark.real
 class TestTinyEn:
-    def test_hears_the_built_in_speech(self, whisper, speech):
+    def test_transcribes_the_built_in_speech_without_errors(self, whisper, speech):
         speech = speech[:6]
         texts = whisper.transcribe([read_audio(sample) for sample in speech], [sample.language for sample in speech])
         rate = word_error_rate([sample.text for sample in speech], texts)
         assert rate.details["words"] > 70
         assert rate.value == 0
 
-    def test_hears_speech_of_more_than_30_s_and_the_same_alone_and_in_a_batch(self, whisper, speech):
+    def test_transcribes_speech_above_30_s_the_same_alone_and_in_a_batch(self, whisper, speech):
         clips = [read_audio(sample) for sample in speech]
         parts = [range(9, 10), range(8), range(24, 25)]
         spoken = [np.concatenate([clips[i] for i in part]) for part in parts]

@@ -1,4 +1,4 @@
-"""Second opinions: our own capture, TransformerLens and nnsight give the same norms, and leave the model alone."""
+"""Backends: native capture, TransformerLens and nnsight give the same norms, and do not change the model."""
 
 import sys
 
@@ -78,7 +78,7 @@ def probe(checkpoint, samples, **options):
 
 
 def assert_same_norms(ours, theirs, rtol=1e-4):
-    """Per sample, layer and segment, in both head forms, and of every prompt token."""
+    """Norms per sample, layer and segment, in both head forms, and of every prompt token."""
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
     np.testing.assert_allclose(theirs.norms, ours.norms, rtol=rtol)
     np.testing.assert_allclose(theirs.head_norms, ours.head_norms, rtol=rtol)
@@ -102,7 +102,7 @@ def norms_through(backend, model):
     return found
 
 
-def test_backends_agree(checkpoint, samples, backend):
+def test_backends_give_the_same_norms(checkpoint, samples, backend):
     ours = probe(checkpoint, samples)
     theirs = probe(checkpoint, samples, backend=backend)
     assert theirs.responses() == ours.responses()
@@ -110,19 +110,19 @@ def test_backends_agree(checkpoint, samples, backend):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_backends_agree_whatever_the_attention_is_made_of(name, backend):
+def test_backends_give_the_same_norms_for_every_attention_variant(name, backend):
     model = build(name)
     for ours, theirs in zip(norms_through("native", model), norms_through(backend, model), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
 
 
-def test_backends_agree_on_given_and_reference_responses_in_any_batch(tiny_lsm, samples, backend):
+def test_backends_agree_for_given_and_reference_responses_in_any_batch(tiny_lsm, samples, backend):
     ours = probe(tiny_lsm, samples, response="reference")
     assert_same_norms(ours, probe(tiny_lsm, samples, response="reference", backend=backend, batch_size=3))
     assert_same_norms(ours, probe(tiny_lsm, samples, responses=ours.responses(), backend=backend, batch_size=1))
 
 
-def test_the_model_is_left_alone(checkpoint, samples, backend):
+def test_the_model_is_not_changed(checkpoint, samples, backend):
     llm = checkpoint.llm
     inputs = torch.randn(2, 9, 48, generator=torch.Generator().manual_seed(0))
     weights = {name: tensor.clone() for name, tensor in [*llm.named_parameters(), *llm.named_buffers()]}
@@ -138,7 +138,7 @@ def test_the_model_is_left_alone(checkpoint, samples, backend):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in [*llm.named_parameters(), *llm.named_buffers()])
 
 
-def test_out_of_memory_halves_the_batch_through_a_library_too(tiny_llm, samples, backend, monkeypatch):
+def test_out_of_memory_halves_the_batch_with_every_backend(tiny_llm, samples, backend, monkeypatch):
     whole = probe(tiny_llm, samples)
     forward, sizes = LlamaForCausalLM.forward, []
 
@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_batch_through_a_library_too(tiny_llm, samples,
     assert sizes[-3:] == [8, 4, 4]
 
 
-def test_the_result_says_whose_activations_it_was_made_of(tiny_llm, samples, backend, tmp_path):
+def test_the_result_names_its_backend(tiny_llm, samples, backend, tmp_path):
     ours = probe(tiny_llm, samples)
     probe(tiny_llm, samples, backend=backend).save(tmp_path)
     theirs = AttentionResult.load(tmp_path)
@@ -172,7 +172,7 @@ def test_a_run_is_not_resumed_through_another_backend(tiny_llm, samples, backend
 
 
 def shown(faulty=lambda pattern, value, w_o, bias, output: (pattern, value, w_o, bias, output), dtype=torch.float32):
-    """Shows one layer's attention, made by hand; `faulty` changes what is shown of it. Returns the errors."""
+    """Passes one layer's attention, made by hand, to the check; `faulty` changes what is passed. Returns the errors."""
     torch.manual_seed(0)
     pattern = torch.randn(2, 6, 15, 15).softmax(-1).to(dtype)
     value, w_o, bias = torch.randn(2, 2, 15, 8).to(dtype), torch.randn(6, 8, 48).to(dtype), torch.randn(48).to(dtype)
@@ -190,22 +190,22 @@ def shown(faulty=lambda pattern, value, w_o, bias, output: (pattern, value, w_o,
         lambda a, v, w, b, out: (a, v.flip(1), w, b, out),  # another group's values
         lambda a, v, w, b, out: (a, v, w.roll(1, 0), b, out),  # another head's W_O
         lambda a, v, w, b, out: (a, v, w, None, out),  # no output bias
-        lambda a, v, w, b, out: (a, v, w, b, 1.001 * out),  # something more is done to the output
+        lambda a, v, w, b, out: (a, v, w, b, 1.001 * out),  # the output is changed afterwards
     ],
 )
-def test_what_a_library_shows_is_held_against_what_it_computed(fault):
+def test_captured_activations_must_reproduce_the_attention_output(fault):
     assert shown().max() < 1e-6
     assert shown(dtype=torch.bfloat16).max() < 5e-3
     with pytest.raises(InputError, match="through Library: alpha, v and W_O do not reproduce its output"):
         shown(fault)
 
 
-def test_an_output_that_is_not_finite_is_the_samples_fault():
+def test_an_output_that_is_not_finite_is_a_sample_fault():
     with pytest.raises(SampleFault, match="not finite"):
         shown(lambda a, v, w, b, out: (a, v, w, b, out / 0))
 
 
-def test_a_wrong_weight_from_transformer_lens_is_never_returned(tiny_llm, samples, monkeypatch):
+def test_a_wrong_weight_from_transformer_lens_is_refused(tiny_llm, samples, monkeypatch):
     components = pytest.importorskip("transformer_lens.model_bridge.generalized_components.attention")
     right = components.AttentionBridge.W_O.fget
     monkeypatch.setattr(components.AttentionBridge, "W_O", property(lambda self: right(self).flip(0)))
@@ -213,7 +213,7 @@ def test_a_wrong_weight_from_transformer_lens_is_never_returned(tiny_llm, sample
         probe(tiny_llm, samples, backend="transformer-lens")
 
 
-def test_adapters_are_measured_as_they_are_or_refused(tiny_llm, samples):
+def test_adapters_are_measured_by_nnsight_and_refused_by_transformer_lens(tiny_llm, samples):
     """nnsight calls the adapted projection; TransformerLens reads the weight below the adapter."""
     for library in LIBRARIES.values():
         pytest.importorskip(library)
@@ -224,13 +224,13 @@ def test_adapters_are_measured_as_they_are_or_refused(tiny_llm, samples):
         probe(tiny_llm, samples, backend="transformer-lens")
 
 
-def test_what_our_own_capture_refuses_no_library_measures(backend):
-    model = Olmo2ForCausalLM(Olmo2Config(num_key_value_heads=2, **SIZE)).eval()  # a norm behind the attention
+def test_models_that_native_capture_refuses_are_refused_by_every_backend(backend):
+    model = Olmo2ForCausalLM(Olmo2Config(num_key_value_heads=2, **SIZE)).eval()  # a norm after the attention
     with pytest.raises(InputError, match="passes through"), open_backend(backend, model):
         pass
 
 
-def test_more_than_a_text_llm_is_refused(tiny_lsm, backend):
+def test_models_other_than_text_llms_are_refused(tiny_lsm, backend):
     with pytest.raises(InputError, match="more parts than a causal LM"), open_backend(backend, tiny_lsm.model):
         pass
 
@@ -249,7 +249,7 @@ def test_a_model_without_an_adapter_is_refused_in_one_line():
         pass
 
 
-def test_a_missing_library_is_named_with_the_way_to_get_it(tiny_llm, samples, backend, monkeypatch):
+def test_a_missing_library_is_reported_with_the_install_command(tiny_llm, samples, backend, monkeypatch):
     for module in [m for m in sys.modules if m.partition(".")[0] == LIBRARIES[backend]]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, LIBRARIES[backend], None)
@@ -257,12 +257,12 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(tiny_llm, samples, ba
         probe(tiny_llm, samples, backend=backend)
 
 
-def test_an_unknown_backend_is_named_with_those_there_are(tiny_llm, samples):
+def test_an_unknown_backend_is_refused_with_the_known_names(tiny_llm, samples):
     with pytest.raises(InputError, match="native, transformer-lens, nnsight"):
         probe(tiny_llm, samples, backend="pyvene")
 
 
-def test_the_command_takes_the_backend(tiny_llm_folder, samples, backend, tmp_path, monkeypatch, capsys):
+def test_the_command_has_a_backend_option(tiny_llm_folder, samples, backend, tmp_path, monkeypatch, capsys):
     manifest = tmp_path / "clips.jsonl"
     rows = [f'{{"id": "{s.id}", "instruction": "{s.instruction}", "text": "{s.text}"}}\n' for s in samples[:2]]
     manifest.write_text("".join(rows))

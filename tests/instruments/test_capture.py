@@ -1,6 +1,6 @@
-"""Capturing attention in whole models: the self-check, adapters, and what is refused whatever the model.
+"""Capturing attention in whole models: the self-check, adapters, and refusals that do not depend on the model.
 
-`test_families.py` holds the numbers against brute force, family by family.
+`test_families.py` compares the values with brute force for each family.
 """
 
 import pytest
@@ -64,14 +64,14 @@ def measured(model, inputs):
     return torch.stack([a for a, _ in found]), torch.stack([h for _, h in found]), logits, captured
 
 
-def test_the_self_check_reports_every_real_row_of_every_layer():
+def test_the_self_check_covers_every_row_of_every_layer():
     captured = measured(build("grouped"), batch("none"))[3]
     errors = captured.errors_by_sample()
     assert [tuple(e.shape) for e in errors] == [(3, 3), (3, 3)]
     assert 0 < max(e.max() for e in errors) < 1e-5
 
 
-def test_a_lora_adapter_on_the_output_projection_counts():
+def test_a_lora_adapter_on_the_output_projection_is_included():
     model = build("grouped")
     adapted = get_peft_model(model, LoraConfig(target_modules=["o_proj"], r=4, init_lora_weights=False)).eval()
     through_adapter = measured(adapted.base_model.model, batch("none"))[0]
@@ -104,7 +104,7 @@ def test_a_missing_mask_is_refused(monkeypatch):
     refused(build("grouped"), r"layer 0 .*do not reproduce its output", batch("left"))
 
 
-def test_an_attention_that_scales_its_scores_in_secret_is_refused(monkeypatch):
+def test_an_attention_that_rescales_its_scores_is_refused(monkeypatch):
     monkeypatch.setattr(
         capture_module,
         "sdpa_attention_forward",
@@ -125,7 +125,7 @@ def test_training_mode_is_refused():
     refused(model, "training mode")
 
 
-def test_an_error_in_the_visitor_leaves_the_model_as_it_was():
+def test_the_model_is_restored_after_an_error_in_the_visitor():
     model, inputs = build("grouped"), batch("none")
     with torch.no_grad():
         plain = model(**inputs).logits

@@ -1,8 +1,8 @@
-"""Every family of decoder-only LMs: measured exactly, or refused with the reason; never a wrong number.
+"""Every family of decoder-only LMs is measured exactly, or refused with the reason.
 
-Tiny random models of the real classes. The brute force is a float64 copy with the family's own eager attention: its
-attention weights and value tensors, caught as it runs, and the output projection's weights give the vectors
-`alpha v W_O`, whose norms are taken one by one.
+Tiny random models of the real classes. The brute force is a float64 copy with the family's own eager attention. Its
+attention weights and value tensors, captured while it runs, and the weights of the output projection give the vectors
+`alpha v W_O`; their norms are computed one by one.
 """
 
 import json
@@ -281,7 +281,8 @@ def measured(model, inputs):
 
 
 def in_double(model, replace_eager, monkeypatch):
-    """A float64 copy and its attention layers; `replace_eager(eager)` makes what stands in for the family's own."""
+    """A float64 copy and its attention layers; `replace_eager(eager)` returns a replacement for the family's own
+    function."""
     double = deepcopy(model).double()
     double.set_attn_implementation("eager")
     double.set_experts_implementation("eager")
@@ -298,7 +299,7 @@ def brute_force(model, inputs, monkeypatch):
     def replace_eager(eager):
         def catch(module, query, key, value, attention_mask=None, **kwargs):
             if attention_mask is not None:
-                attention_mask = attention_mask.clamp_min(-1e9)  # rows of padding see nothing: not NaN
+                attention_mask = attention_mask.clamp_min(-1e9)  # rows of padding see no keys, and must not be NaN
             one_hot = torch.eye(TOKENS, dtype=value.dtype).expand(*value.shape[:2], -1, -1)
             weights = eager(module, query, key, one_hot, attention_mask, **kwargs)[0]
             caught[id(module)] = value, weights.transpose(1, 2)
@@ -336,7 +337,7 @@ def brute_force(model, inputs, monkeypatch):
 
 
 @pytest.mark.parametrize("family", EXACT)
-def test_is_measured_exactly(family, monkeypatch):
+def test_norms_of_a_supported_family_are_exact(family, monkeypatch):
     model = build(family, EXACT[family])
     for padding in ("none", "right", "left"):
         inputs = batch(padding)
@@ -351,7 +352,7 @@ def test_is_measured_exactly(family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", EXACT)
-def test_holds_in_half_precision(family):
+def test_the_self_check_passes_in_half_precision(family):
     captured = measured(build(family, EXACT[family]).to(torch.bfloat16), batch("right"))[3]
     worst = max(e.max() for e in captured.errors_by_sample())
     assert 1e-5 < worst < 2e-2
@@ -359,8 +360,9 @@ def test_holds_in_half_precision(family):
 
 # Doge's layer multiplies the whole stream with a learned vector after the sum, as a norm of the stream would.
 @pytest.mark.parametrize("family", [family for family in EXACT if family != "doge"])
-def test_what_is_measured_joins_the_residual_stream_times_a_constant(family):
-    """Nothing after the module rescales it row by row: what a layer puts out with it less what without, rest silent."""
+def test_the_measured_output_is_added_to_the_residual_stream_up_to_a_constant(family):
+    """Nothing after the module rescales its rows: compares a layer's output with and without it, all else set to
+    zero."""
     model = build(family, EXACT[family])
     for layer in find_attention_layers(model):
         block = model.get_submodule(layer.name.rpartition(".")[0])
@@ -397,7 +399,7 @@ def put_out(model, *modules):
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_is_refused_for_the_true_reason(family):
+def test_an_unsupported_family_is_refused_with_the_right_reason(family):
     changes, reason = REFUSED[family]
     model = build(family, changes)
     with torch.no_grad():
@@ -408,8 +410,8 @@ def test_is_refused_for_the_true_reason(family):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_gate_is_told_from_linear_attention():
-    """Qwen3-Next's attention by itself: were all of its layers full attention, the gate still forbids it."""
+def test_gated_attention_and_linear_attention_are_distinguished():
+    """Qwen3-Next's attention alone: even if all layers had full attention, the gate would forbid it."""
     changes = {**EXPERTS, **DELTA_NET, "layer_types": ["full_attention"] * LAYERS}
     with pytest.raises(InputError, match=GATE):
         measured(build("qwen3_next", changes), batch("right"))
@@ -439,7 +441,7 @@ RESPONSE = [5, 17, 99, 33]
 
 
 def build_lively(family):
-    """Large enough weights for responses that hang on the prompt. The sparse ones see more than 4 keys: with fewer,
+    """Weights large enough that responses depend on the prompt. The sparse ones see more than 4 keys: with fewer,
     transformers' own cache and left padding change what they choose."""
     changes = EXACT[family] if family in EXACT else REFUSED[family][0]
     model = build(family, {**changes, "index_topk": 64} if "index_topk" in changes else changes)
@@ -451,7 +453,7 @@ def build_lively(family):
 
 
 def prompts():
-    """Three that share a beginning, `[tokens]` each."""
+    """Three prompts with a common beginning, `[tokens]` each."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, VOCABULARY, (3, 23), generator=generator)
     ids[1:, :6] = ids[0, :6]
@@ -464,9 +466,9 @@ def plain_logits(model, *ids):
         return model(input_ids=whole[None], use_cache=False).logits[0]
 
 
-# The last ones' attention is refused, which scoring does not look at; they keep a state beside keys and values.
+# Attention of the last ones is refused, but scoring does not need it; they keep a state beside keys and values.
 @pytest.mark.parametrize("family", [*KINDS, "falcon_h1", "jamba", "lfm2", "qwen3_next"])
-def test_responses_are_scored_as_in_plain_passes(family):
+def test_scores_of_responses_equal_those_of_plain_passes(family):
     model = build_lively(family)
     embedding = model.get_input_embeddings()
     expected = torch.stack(
@@ -482,7 +484,7 @@ def test_responses_are_scored_as_in_plain_passes(family):
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_answers_are_those_of_plain_passes_token_by_token(family):
+def test_generated_answers_equal_plain_passes_token_by_token(family):
     model = build_lively(family)
     expected = []
     for prompt in prompts():
@@ -497,22 +499,22 @@ def test_answers_are_those_of_plain_passes_token_by_token(family):
     assert generate_greedily(model, embedded, max_new_tokens=12, eos_token_ids=[end]) == expected
 
 
-def test_a_model_that_does_not_answer_embeddings_is_refused_in_one_line():
+def test_a_model_that_cannot_generate_from_embeddings_is_refused_in_one_line():
     model = build("bamba", REFUSED["bamba"][0])
     with pytest.raises(InputError, match="BambaForCausalLM cannot answer embedded prompts"):
         generate_greedily(model, [torch.zeros(3, 48)], max_new_tokens=2, eos_token_ids=[])
 
 
 @pytest.mark.parametrize("family", ["deepseek_v4", "gemma3n_text", "gemma4_text"])
-def test_layers_that_look_at_token_ids_are_refused_when_loaded(family):
-    """Speech tokens have none, and what such a model makes of embeddings alone is something else."""
+def test_models_that_need_token_ids_are_refused_when_loaded(family):
+    """Speech tokens have no ids, and embeddings alone give other results in such a model."""
     model = build(family, REFUSED[family][0])
     with pytest.raises(InputError, match=r"reads no embeddings|uses its input ids for more than embeddings"):
         check_reads_embeddings(model, family)
 
 
 @pytest.mark.parametrize("family", EXACT)
-def test_saved_weights_are_loaded_without_a_false_alarm(family, tmp_path):
+def test_saved_weights_are_loaded_without_an_error_about_unused_tensors(family, tmp_path):
     """Unused tensors are an error; no family has any of its own. Those saved from a model that runs eager run the same
     attention as a fresh one."""
     model = build(family, EXACT[family])
@@ -536,7 +538,7 @@ SPARSE_UP_TO_60 = {
 
 
 @pytest.mark.parametrize("family", SPARSE_UP_TO_60)
-def test_sparse_attention_is_refused_beyond_the_length_that_it_sees_in_full(family, tiny_llm):
+def test_sparse_attention_is_refused_beyond_its_full_window(family, tiny_llm):
     sizes = {"vocab_size": tiny_llm.llm.config.vocab_size, "max_position_embeddings": 256}
     model = build(family, {**EXACT[family], **SPARSE_UP_TO_60[family], **sizes})
     checkpoint = replace(tiny_llm, model=model, name="sparse")
@@ -550,7 +552,7 @@ def test_sparse_attention_is_refused_beyond_the_length_that_it_sees_in_full(fami
 
 
 def test_doges_attention_depends_on_the_batch_beyond_its_window():
-    """Why it is refused there: keys tie, and padding decides which of them are kept."""
+    """The reason for refusing it there: keys tie, and padding decides which of them are kept."""
     ids = torch.randint(3, VOCABULARY, (6, 40), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[:, :15] = 0
@@ -563,7 +565,7 @@ def test_doges_attention_depends_on_the_batch_beyond_its_window():
 
 
 @pytest.mark.parametrize("family", KINDS_OF_MASK)
-def test_knockouts_equal_passes_with_the_mask_edited_by_hand(family, tiny_llm, monkeypatch):
+def test_knockouts_equal_passes_with_a_mask_edited_by_hand(family, tiny_llm, monkeypatch):
     wide = {"sliding_window": 24, "attention_chunk_size": 24, "local_attention": 24, "index_topk": 256}
     changes = {key: wide.get(key, value) for key, value in EXACT[family].items()}
     model = build(family, {**changes, "vocab_size": tiny_llm.llm.config.vocab_size, "max_position_embeddings": 256})

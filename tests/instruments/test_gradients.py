@@ -1,4 +1,5 @@
-"""Gradients that are taken as they arrive: freed at once, nothing left behind, and the loss does what they say."""
+"""Gradients taken during the backward pass: freed at once, nothing left on the model, and scores that predict the
+loss."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -31,7 +32,7 @@ def names(result):
 
 
 def no_trace(model, flags):
-    """No gradient is held, no hook is left, and what learns is what learned before."""
+    """Check that no gradient and no hook is left, and that the same parameters are trainable as before."""
     parameters = dict(model.named_parameters())
     assert not [name for name, p in parameters.items() if p.grad is not None]
     assert not [name for name, p in parameters.items() if p._post_accumulate_grad_hooks]
@@ -43,7 +44,7 @@ def flags_of(model):
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
-# The context manager, by itself
+# The context manager alone
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def parameters_of(net, *chosen):
     return [Parameter(name, None, name, p) for name, p in net.named_parameters() if not chosen or name in chosen]
 
 
-def test_each_gradient_is_whole_when_it_is_taken(net):
+def test_each_gradient_is_complete_when_it_is_taken(net):
     expected = dict(
         zip(
             dict(net.named_parameters()),
@@ -84,7 +85,7 @@ def test_each_gradient_is_whole_when_it_is_taken(net):
         torch.testing.assert_close(gradient, expected[name])
 
 
-def test_what_is_not_asked_for_has_no_gradient(net):
+def test_parameters_that_were_not_requested_have_no_gradient(net):
     flags = flags_of(net)
     taken = []
     with gradients_taken(net, parameters_of(net, "second.weight"), lambda p, g: taken.append(p.name)):
@@ -96,7 +97,7 @@ def test_what_is_not_asked_for_has_no_gradient(net):
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 @pytest.mark.parametrize("where", ["in the block", "while taking"])
-def test_everything_is_as_it_was_after_an_error(net, error, where):
+def test_the_models_state_is_restored_after_an_error(net, error, where):
     net["first"].bias.requires_grad_(False)
     flags = flags_of(net)
 
@@ -112,7 +113,7 @@ def test_everything_is_as_it_was_after_an_error(net, error, where):
     with pytest.raises(type(error)):
         run()
     no_trace(net, flags)
-    # And it learns as ever.
+    # It can still be trained.
     loss_of(net).backward()
     assert net["first"].weight.grad is not None
     assert net["first"].bias.grad is None
@@ -129,8 +130,8 @@ def test_quantised_parameters_are_refused_in_one_line(net):
     no_trace(net, flags)
 
 
-def test_gradients_from_before_are_not_added_in(net):
-    """A model that was just trained still holds its last step's gradients."""
+def test_earlier_gradients_are_not_included(net):
+    """A model that was just trained still has its last step's gradients."""
     fresh, stale = {}, {}
     for taken in (fresh, stale):
         with gradients_taken(net, parameters_of(net), lambda p, g, taken=taken: taken.update({p.name: g.clone()})):
@@ -140,7 +141,7 @@ def test_gradients_from_before_are_not_added_in(net):
         torch.testing.assert_close(stale[name], fresh[name])
 
 
-def test_a_gradient_that_could_not_be_taken_is_not_added_to_the_next(net):
+def test_a_failed_gradient_is_not_added_to_the_next(net):
     taken = []
 
     def take(parameter, gradient):
@@ -156,8 +157,8 @@ def test_a_gradient_that_could_not_be_taken_is_not_added_to_the_next(net):
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (300, 4000)])
-def test_a_sum_is_exact_whatever_the_shape(shape):
-    """A large matrix summed in float32 as a whole is off by whole per cents."""
+def test_sums_are_exact_for_any_shape(shape):
+    """A large matrix summed in float32 at once is off by whole per cents."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert absolute_sum(values).item() == pytest.approx(values.double().abs().sum().item(), rel=1e-6)
 
@@ -165,7 +166,7 @@ def test_a_sum_is_exact_whatever_the_shape(shape):
 # In the probe
 
 
-def test_hardly_a_gradient_is_held_at_once(checkpoint, samples):
+def test_only_few_gradients_are_held_at_once(checkpoint, samples):
     parameters, held = list(checkpoint.model.parameters()), []
     # Hooks run in the order in which they came: this one sees what the probe has not freed yet.
     handles = [
@@ -181,7 +182,7 @@ def test_hardly_a_gradient_is_held_at_once(checkpoint, samples):
 
 
 @pytest.mark.parametrize("modality", ["own", "text"])
-def test_the_model_is_as_it_was(checkpoint, samples, modality):
+def test_the_model_is_not_changed(checkpoint, samples, modality):
     checkpoint.llm.model.layers[0].mlp.requires_grad_(False)
     flags = flags_of(checkpoint.model)
     before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
@@ -192,7 +193,7 @@ def test_the_model_is_as_it_was(checkpoint, samples, modality):
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["response_loss", "absolute_sum"])
-def test_the_model_is_as_it_was_after_an_error(checkpoint, samples, monkeypatch, error, place):
+def test_the_model_is_not_changed_after_an_error(checkpoint, samples, monkeypatch, error, place):
     def fail(*args):
         raise error
 
@@ -204,21 +205,21 @@ def test_the_model_is_as_it_was_after_an_error(checkpoint, samples, monkeypatch,
     no_trace(checkpoint.model, flags)
 
 
-def test_a_model_that_holds_gradients_already_is_measured_the_same(tiny_llm, samples):
+def test_existing_gradients_of_the_model_do_not_change_the_result(tiny_llm, samples):
     expected = probe(tiny_llm, samples[:2])
     ids = torch.tensor([[3, 4, 5, 6]])
     tiny_llm.model(input_ids=ids, labels=ids).loss.backward()
     np.testing.assert_allclose(probe(tiny_llm, samples[:2]).sums, expected.sums, rtol=1e-6)
 
 
-def test_no_grad_around_the_probe_changes_nothing(tiny_llm, samples):
+def test_no_grad_around_the_probe_does_not_change_the_result(tiny_llm, samples):
     expected = probe(tiny_llm, samples[:1])
     with torch.no_grad():
         np.testing.assert_array_equal(probe(tiny_llm, samples[:1]).sums, expected.sums)
         assert not torch.is_grad_enabled()
 
 
-def test_what_is_frozen_is_not_trained_rather_than_0(tiny_lsm, samples):
+def test_frozen_parameters_are_reported_as_not_trained(tiny_lsm, samples):
     """Matrices, norms, embeddings and a part of the connector."""
     llm, connector = tiny_lsm.llm, tiny_lsm.model.multi_modal_projector
     whole = probe(tiny_lsm, samples[:1])
@@ -242,7 +243,7 @@ def test_what_is_frozen_is_not_trained_rather_than_0(tiny_lsm, samples):
     assert np.isnan(result.by_module()[1, result.modules.index("mlp.up_proj")])
 
 
-def test_a_model_that_is_frozen_altogether_is_refused_in_one_line(checkpoint, samples):
+def test_a_completely_frozen_model_is_refused_in_one_line(checkpoint, samples):
     checkpoint.llm.requires_grad_(False)
     with pytest.raises(InputError, match="has no layer that is trained"):
         probe(checkpoint, samples[:1])
@@ -267,8 +268,8 @@ def inside_lsm(tiny_lsm, llm):
 
 
 @pytest.mark.parametrize("modality", ["own", "text"])
-def test_a_model_of_which_only_adapters_are_trained_is_refused_in_one_line(tiny_llm, tiny_lsm, samples, modality):
-    """An LSM's connector is trained then, but has no layers."""
+def test_a_model_with_only_adapters_trained_is_refused_in_one_line(tiny_llm, tiny_lsm, samples, modality):
+    """The LSM's connector is trainable then, but it has no layers."""
     for checkpoint in (
         replace(tiny_llm, model=with_adapters(tiny_llm.model)),
         inside_lsm(tiny_lsm, with_adapters(tiny_lsm.llm)),
@@ -279,8 +280,8 @@ def test_a_model_of_which_only_adapters_are_trained_is_refused_in_one_line(tiny_
         no_trace(checkpoint.model, flags)
 
 
-def test_adapters_beside_trained_weights_are_not_trained_rather_than_0(tiny_llm, samples):
-    """New adapters add 0: the weights have the importance that they have without them."""
+def test_adapters_beside_trained_weights_are_reported_as_not_trained(tiny_llm, samples):
+    """New adapters add 0: the weights have the same importance as without them."""
     plain = probe(tiny_llm, samples[:2])
     checkpoint = replace(tiny_llm, model=with_adapters(deepcopy(tiny_llm.model)))
     adapters = thaw_the_base(checkpoint.model)
@@ -293,7 +294,7 @@ def test_adapters_beside_trained_weights_are_not_trained_rather_than_0(tiny_llm,
     np.testing.assert_allclose(result.by_layer().mean, plain.by_layer().mean, rtol=1e-5)
 
 
-def test_adapters_inside_an_lsm_are_not_trained_rather_than_0(tiny_lsm, samples):
+def test_adapters_inside_an_lsm_are_reported_as_not_trained(tiny_lsm, samples):
     plain = probe(tiny_lsm, samples[:1])
     checkpoint = inside_lsm(tiny_lsm, with_adapters(tiny_lsm.llm))
     adapters = thaw_the_base(checkpoint.llm)
@@ -303,12 +304,12 @@ def test_adapters_inside_an_lsm_are_not_trained_rather_than_0(tiny_lsm, samples)
     assert result.not_trained == plain.not_trained | {"language_model": sum(p.numel() for p in adapters.values())}
 
 
-# First order: the loss does what the scores say
+# First order: scores predict changes of the loss
 
 
 @pytest.fixture
 def gpt2(tiny_llm):
-    """Of a family that computes in float64 throughout, where it is asked to: Llama's norms are float32 always."""
+    """From a family that computes in float64 throughout if requested: Llama's norms are always float32."""
     torch.manual_seed(0)
     size = tiny_llm.llm.config.vocab_size
     config = GPT2Config(vocab_size=size, n_embd=32, n_layer=3, n_head=4, n_positions=512, initializer_range=0.2)
@@ -316,7 +317,7 @@ def gpt2(tiny_llm):
 
 
 def text_loss(checkpoint, sample):
-    """Mean negative log-likelihood of the response: a whole pass, nothing taken from the probe."""
+    """Mean negative log-likelihood of the response, from a whole pass without any code of the probe."""
     prompt = checkpoint.encode(sample.instruction, sample.text)
     logits = checkpoint.model(input_ids=torch.tensor([[*prompt.input_ids, *RESPONSE]])).logits[0]
     rows = logits[len(prompt) - 1 : len(prompt) - 1 + len(RESPONSE)]
@@ -339,7 +340,7 @@ def gradients_of(checkpoint, sample):
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_shrinking_a_matrix_changes_the_loss_as_its_signed_sum_says(gpt2, samples, name):
+def test_the_signed_sum_predicts_the_loss_change_from_shrinking_a_matrix(gpt2, samples, name):
     result = probe(gpt2, samples[:1], responses={"s0": RESPONSE})
     weight = dict(gpt2.model.named_parameters())[name]
     slope = -(weight.detach() * gradients_of(gpt2, samples[0])[name]).sum().item()
@@ -348,16 +349,16 @@ def test_shrinking_a_matrix_changes_the_loss_as_its_signed_sum_says(gpt2, sample
         for step in (1e-2, 1e-3, 1e-4):
             weight.copy_(kept * (1 - step))
             errors.append(abs(text_loss(gpt2, samples[0]).item() - before - step * slope))
-    # A tenth of the step: a hundredth of what is left over.
+    # A tenth of the step gives a hundredth of the error.
     assert errors[1] < 0.02 * errors[0]
     assert errors[2] < 0.02 * errors[1]
     assert errors[2] < 1e-2 * abs(1e-4 * slope)
-    # What the probe stores has lost the sign weight by weight: the change can only be smaller.
+    # The probe stores absolute values for each weight, so the change can only be smaller.
     assert abs(slope) <= result.values()[names(result).index(name)] * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("name", PLACES[1:4])
-def test_a_single_weights_score_is_the_change_of_the_loss_when_it_shrinks(gpt2, samples, tmp_path, name):
+def test_the_score_of_a_weight_is_the_loss_change_when_it_shrinks(gpt2, samples, tmp_path, name):
     """The scores come from the probe's own files; the error of a linear estimate shrinks with the step."""
     probe(gpt2, samples[:1], responses={"s0": RESPONSE}, masks=0.05, scratch=tmp_path)
     before = text_loss(gpt2, samples[0]).item()

@@ -1,4 +1,4 @@
-"""The maths of norm-based attention against the equation written out in float64, on random input."""
+"""Norm-based attention compared with the equation in float64, on random input."""
 
 import pytest
 import torch
@@ -43,14 +43,14 @@ def random_case(heads=6, kv_heads=2, rows=4, keys=9, width=5, d=17, batch=2, see
 
 
 def everything(alpha):
-    """Weights and mask that take every row and key."""
+    """Weights and mask that include every row and key."""
     batch, _, rows, keys = alpha.shape
     return torch.full((batch, rows), 1 / rows), torch.ones(batch, keys, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 6), (6, 3), (6, 2), (6, 1), (8, 4), (1, 1)])
 @pytest.mark.parametrize("chunk", [1, 4, None])
-def test_equals_brute_force(heads, kv_heads, chunk):
+def test_norms_equal_a_brute_force_computation(heads, kv_heads, chunk):
     alpha, value, w_o = random_case(heads, kv_heads)
     a, a_heads = norms(alpha, value, w_o, *everything(alpha), chunk=chunk)
     expected, expected_heads = brute_force(alpha, value, w_o)
@@ -58,14 +58,14 @@ def test_equals_brute_force(heads, kv_heads, chunk):
     torch.testing.assert_close(a_heads.double(), expected_heads.mean(2), rtol=1e-5, atol=0)
 
 
-def test_is_exact_in_float64():
+def test_norms_are_exact_in_float64():
     alpha, value, w_o = (t.double() for t in random_case())
     row_weight, key_mask = everything(alpha)
     a, _ = norms(alpha, value, w_o, row_weight.double(), key_mask)
     torch.testing.assert_close(a, brute_force(alpha, value, w_o)[0].mean(1), rtol=1e-12, atol=0)
 
 
-def test_the_norms_of_rows_average_to_those_of_keys():
+def test_row_norms_equal_a_brute_force_computation():
     alpha, value, w_o = random_case()
     found = row_norms(alpha, value, output_metric(w_o, 2), chunk=4)
     torch.testing.assert_close(found.double(), brute_force(alpha, value, w_o)[0], rtol=1e-5, atol=0)
@@ -98,7 +98,7 @@ def test_several_averages_in_one_call_have_the_bits_of_single_calls(masked):
         torch.testing.assert_close(a_heads[i], alone_heads, rtol=0, atol=0, equal_nan=True)
 
 
-def test_one_head_gives_alpha_times_the_norm_of_the_value():
+def test_with_one_head_the_norm_is_alpha_times_the_value_norm():
     alpha, value, w_o = random_case(heads=1, kv_heads=1)
     a, _ = norms(alpha, value, w_o, *everything(alpha))
     expected = alpha[:, 0].mean(1) * (value[:, 0] @ w_o[0]).norm(dim=-1)
@@ -109,10 +109,10 @@ def test_sum_over_heads_is_at_most_the_sum_of_the_heads_norms():
     alpha, value, w_o = random_case()
     a, a_heads = norms(alpha, value, w_o, *everything(alpha))
     assert (a <= a_heads.sum(1) * (1 + 1e-6)).all()
-    assert (a < a_heads.sum(1) * 0.99).any()  # heads do point in different directions
+    assert (a < a_heads.sum(1) * 0.99).any()  # heads have different directions
 
 
-def test_permuting_heads_changes_nothing():
+def test_permuting_heads_does_not_change_the_norms():
     alpha, value, w_o = random_case(heads=4, kv_heads=4)
     order = torch.tensor([2, 0, 3, 1])
     straight, _ = norms(alpha, value, w_o, *everything(alpha))
@@ -127,7 +127,7 @@ def test_grouped_query_attention_equals_repeated_values():
     torch.testing.assert_close(grouped, repeated)
 
 
-def test_the_vectors_sum_to_the_attention_output():
+def test_the_weighted_vectors_sum_to_the_attention_output():
     alpha, value, w_o = random_case()
     bias = torch.randn(17)
     wide = value.repeat_interleave(3, 1)
@@ -142,7 +142,7 @@ def test_attention_weights_of_chosen_rows_equal_the_full_softmax(kind):
     seen = torch.ones(8, 8, dtype=torch.bool).tril().expand(2, 1, 8, 8).clone()
     if kind != "causal":
         seen[1, :, :, :3] = False  # left padding
-        seen[1, :, :3, :] = True  # rows of padding themselves: anything, never looked at
+        seen[1, :, :3, :] = True  # rows of padding may have any value
     if kind == "none":
         seen[:] = True
     scores = query.double() @ key.double().repeat_interleave(3, 1).transpose(2, 3) * 0.3
@@ -155,7 +155,7 @@ def test_attention_weights_of_chosen_rows_equal_the_full_softmax(kind):
 
 
 @pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -2.0])])
-def test_attention_weights_over_thousands_of_keys_lose_no_digit(sinks):
+def test_attention_weights_over_thousands_of_keys_are_precise(sinks):
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(1, 2, 8, 16, generator=generator), torch.randn(1, 1, 5000, 16, generator=generator)
     options = {"scaling": 1.0, "mask": None, "causal": False, "sinks": sinks}

@@ -1,7 +1,7 @@
-"""Every kind of rotary position that transformers has: a sample has the same numbers alone, in any batch, in any order.
+"""Every rope type of transformers: results of a sample do not depend on batch or order.
 
-`longrope` and `dynamic` take their frequencies from the longest sequence of a pass; the limits here lie between the
-samples' lengths, so that a batch holds sequences of both sides.
+`longrope` and `dynamic` choose their frequencies by the longest sequence of a pass. The limits here are between the
+samples' lengths, so that a batch has sequences below and above.
 """
 
 from copy import deepcopy
@@ -116,7 +116,7 @@ def checkpoint(case: str, tiny_llm: Checkpoint, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def own(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The model as transformers makes it, with nothing of ours."""
+    """The model as transformers runs it, without our code."""
     model = AutoModelForCausalLM.from_config(deepcopy(checkpoint.llm.config)).eval()
     model.load_state_dict(checkpoint.llm.state_dict())
     return model
@@ -128,7 +128,7 @@ RESPONSE = [5, 9, 300, 44, 120, 7]
 
 @pytest.fixture
 def samples(checkpoint: Checkpoint) -> list[Sample]:
-    """Three: one shorter than the limit, one far longer, and one whose response passes it."""
+    """Three samples: one shorter than the limit, one much longer, and one whose response passes it."""
     instruction = "Translate the speech into German."
     texts = ["rain falls", f"{WORDS} {WORDS} {WORDS}", WORDS]
     while len(checkpoint.encode(instruction, texts[2])) + len(RESPONSE) <= LIMIT + 2:
@@ -139,14 +139,14 @@ def samples(checkpoint: Checkpoint) -> list[Sample]:
     return [Sample(id=str(i), instruction=instruction, text=text, task=f"task {i}") for i, text in enumerate(texts)]
 
 
-def test_there_is_a_case_for_each_type() -> None:
+def test_every_rope_type_has_a_test_case() -> None:
     assert set(OF_TYPE) == {*ROPE_INIT_FUNCTIONS, "default"}
 
 
-def test_transformers_itself_lets_the_batch_decide_for_these_alone(
+def test_only_these_types_depend_on_the_batch_in_transformers(
     case: str, checkpoint: Checkpoint, own: torch.nn.Module, samples: list[Sample]
 ) -> None:
-    """What the other tests rule out is there to be ruled out."""
+    """Shows that the dependence that the other tests exclude exists."""
     with torch.no_grad():
         short, long = checkpoint.embed([checkpoint.encode(s.instruction, s.text or "") for s in samples[:2]])
         inputs = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
@@ -186,7 +186,7 @@ def test_log_probabilities_agree_between_probes(
     np.testing.assert_allclose(losses, [-mean for mean in plain], rtol=0, atol=1e-5)
 
 
-def test_answers_are_those_of_the_model_without_a_cache(
+def test_answers_equal_those_of_the_model_without_a_cache(
     checkpoint: Checkpoint, own: torch.nn.Module, samples: list[Sample]
 ) -> None:
     prompts = [checkpoint.encode(sample.instruction, sample.text or "") for sample in samples]
@@ -206,7 +206,7 @@ def test_answers_are_those_of_the_model_without_a_cache(
 
 
 @pytest.mark.parametrize("case", BY_LENGTH, indirect=True)
-def test_the_check_of_sensitivity_sees_prompts_that_change_each_other(
+def test_the_self_check_of_sensitivity_detects_dependence_on_the_batch(
     checkpoint: Checkpoint, own: torch.nn.Module, samples: list[Sample]
 ) -> None:
     checkpoint.model = own  # type: ignore[assignment]  # as transformers runs it

@@ -1,4 +1,4 @@
-"""Scoring with a shared beginning against plain passes, on tiny random models of several architectures."""
+"""Scoring with a shared prefix compared with plain passes, on tiny random models of several architectures."""
 
 import copy
 
@@ -18,7 +18,7 @@ from lsm_probe.instruments.scoring import gathered_log_probabilities, log_probab
 
 VOCABULARY = 120
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
-# Wide initial weights: attention that prefers some tokens over others, so that a wrong mask or position shows.
+# Large initial weights: attention prefers some tokens, so that a wrong mask or position has an effect.
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -40,7 +40,7 @@ ARCHITECTURES = {
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=WINDOW),
     "mistral, window over the shared": lambda: MistralConfig(**SIZES, sliding_window=SHARED + 5),
-    # Its local attention is told by no `sliding_window`.
+    # Its local attention has no `sliding_window` in the config.
     "gpt-neo": lambda: GPTNeoConfig(
         **GPT_NEO, attention_types=[[["global", "local"], 1]], window_size=WINDOW, initializer_range=0.2
     ),
@@ -65,7 +65,7 @@ def models():
 
 
 def prompts(model, *lengths, shared=0):
-    """Embedded prompts of a shared beginning and then random tokens: how many of those, by prompt."""
+    """Embedded prompts with a shared prefix, followed by the given numbers of random tokens."""
     draw = torch.Generator().manual_seed(1)
     head = torch.randint(5, VOCABULARY, (shared,), generator=draw)
     tails = [torch.randint(5, VOCABULARY, (length,), generator=draw) for length in lengths]
@@ -74,7 +74,7 @@ def prompts(model, *lengths, shared=0):
 
 @torch.no_grad()
 def plain(model, embedded, response):
-    """Each prompt by itself, without padding or cache, the softmax in float64."""
+    """Each prompt alone, without padding or cache, with softmax in float64."""
     rows = []
     for prompt in embedded:
         said = model.get_input_embeddings()(torch.tensor(response[:-1], dtype=torch.long))
@@ -107,16 +107,16 @@ def test_scores_equal_those_of_plain_passes(models, name, kind, response):
     torch.testing.assert_close(scores.double(), plain(model, embedded, response), rtol=1e-4, atol=1e-4)
 
 
-def test_plain_passes_tell_the_prompts_apart(models):
-    """Scores that did not look at the prompt would pass the test above only if the models did not either."""
+def test_plain_passes_give_different_scores_for_different_prompts(models):
+    """Otherwise scores that ignore the prompt could pass the test above."""
     for name in ARCHITECTURES:
         model = models(name)
         scores = plain(model, PROMPTS["other lengths after a long shared beginning"](model), RESPONSE)
         assert (scores - scores[0])[1:].abs().amax(1).min() > 1e-2, name
 
 
-def test_scores_are_logarithms_of_probabilities_that_add_up(models):
-    """Over all tokens of the vocabulary, what one may say first adds up to 1."""
+def test_scores_are_log_probabilities_that_sum_to_1(models):
+    """The probabilities of the first token sum to 1 over the vocabulary."""
     model = models("llama")
     embedded = prompts(model, 3, 9, shared=SHARED)
     scores = torch.stack([log_probabilities(model, embedded, [token])[:, 0] for token in range(VOCABULARY)])
@@ -131,7 +131,7 @@ def test_the_order_of_the_prompts_does_not_matter(models):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
-def test_what_all_prompts_share_runs_once(models, name):
+def test_the_shared_prefix_of_prompts_is_computed_once(models, name):
     model, shapes = models(name), []
     embedded = prompts(model, 3, 9, 1, shared=SHARED)
     hook = model.register_forward_pre_hook(
@@ -139,12 +139,12 @@ def test_what_all_prompts_share_runs_once(models, name):
     )
     log_probabilities(model, embedded, RESPONSE)
     hook.remove()
-    # The last token of the shortest prompt is scored from and so is run with the rest.
+    # The last token of the shortest prompt predicts the response, so it is not part of the shared prefix.
     assert shapes == [(1, SHARED), (3, 9 + len(RESPONSE) - 1)]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_the_model_stays_as_it_was(models, implementation):
+def test_the_model_is_not_changed(models, implementation):
     model = copy.deepcopy(models("llama"))
     model.set_attn_implementation(implementation)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -159,7 +159,7 @@ def test_the_model_stays_as_it_was(models, implementation):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_prompts_stay_as_they_were(models):
+def test_prompts_are_not_changed(models):
     model = models("llama")
     embedded = prompts(model, 3, 9, shared=SHARED)
     before = [prompt.clone() for prompt in embedded]
@@ -168,7 +168,7 @@ def test_prompts_stay_as_they_were(models):
 
 
 def test_nan_stays_nan(models):
-    """A broken prompt shows in its own row, and in no other."""
+    """NaN in one prompt affects its own row only."""
     model = models("llama")
     embedded = prompts(model, 3, 9, 5, shared=SHARED)
     whole = log_probabilities(model, embedded, RESPONSE)
@@ -179,7 +179,7 @@ def test_nan_stays_nan(models):
     torch.testing.assert_close(scores[[0, 2]], whole[[0, 2]], rtol=1e-4, atol=1e-4)
 
 
-def test_gathered_scores_are_those_of_the_tokens_in_question():
+def test_gathered_scores_equal_the_full_log_softmax():
     logits = torch.randn(3, 4, 11, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([5, 0, 10, 5])
     scores = gathered_log_probabilities(logits.bfloat16(), ids)

@@ -1,4 +1,4 @@
-"""Likeness of two paired sets against the textbook formulas written out as plain loops, on random input."""
+"""Similarity of two paired sets compared with textbook formulas as plain loops, on random input."""
 
 import itertools
 import math
@@ -119,14 +119,14 @@ def looked_up(queries, keys, clusters):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_retrieval_equals_looking_through_the_candidates(seed):
+def test_retrieval_equals_a_search_over_all_candidates(seed):
     x, y = pairs(noise=0.8, seed=seed)
     hits_xy, hits_yx = retrieval(x, y, CLUSTERS)
     np.testing.assert_array_equal(hits_xy, looked_up(x, y, CLUSTERS))
     np.testing.assert_array_equal(hits_yx, looked_up(y, x, CLUSTERS))
 
 
-def test_the_two_ways_of_retrieval_are_not_mixed_up():
+def test_the_two_directions_of_retrieval_are_not_swapped():
     x = np.array([[1.0, 0], [1, 0.2], [0, 1]])
     y = np.array([[1.0, 0.2], [1, 0.4], [0, 1]])  # y_0 is the nearest to both x_0 and x_1
     hits_xy, hits_yx = retrieval(x, y, singles(3))
@@ -134,7 +134,7 @@ def test_the_two_ways_of_retrieval_are_not_mixed_up():
     np.testing.assert_array_equal(hits_yx, [0, 1, 1])
 
 
-def test_the_same_utterance_under_another_instruction_is_neither_hit_nor_miss():
+def test_other_rows_of_the_same_utterance_are_not_candidates():
     x = np.array([[1.0, 0], [1, 0.1], [0, 1]])
     y = x[[1, 0, 2]]  # rows 0 and 1 lie nearest to each other's partner
     assert retrieval(x, y, singles(3))[0].tolist() == [0, 0, 1]
@@ -151,7 +151,7 @@ def test_constant_sets_retrieve_at_the_level_of_chance(value):
         np.testing.assert_allclose(hits, expected, rtol=1e-12)
 
 
-def test_a_tie_counts_by_the_number_tied():
+def test_a_tie_is_divided_by_the_number_of_tied_candidates():
     x = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]])
     y = np.array([[2.0, 0], [3, 0], [0, 1], [0, 1]])
     np.testing.assert_allclose(retrieval(x, y, singles(4))[0], [1 / 2, 1 / 2, 0, 1 / 2])
@@ -175,7 +175,7 @@ def test_debiased_cka_averages_the_rows_of_an_utterance():
     assert debiased_cka(x, y, singles(8)) == debiased_cka(x, y)
 
 
-def test_cka_does_not_see_rotation_scale_and_place():
+def test_cka_is_invariant_to_rotation_scale_and_shift():
     x, y = pairs(n=30, d=20)
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(20, 20)))[0]
     assert debiased_cka(x, 3 * y @ rotation + 1000) == pytest.approx(debiased_cka(x, y), rel=1e-9)
@@ -194,14 +194,14 @@ def test_debiased_cka_of_unrelated_wide_sets_is_near_zero_where_the_biased_is_no
     assert min(found) < 0 < max(found)
 
 
-def test_rows_of_one_utterance_bring_the_bias_back_unless_averaged():
+def test_rows_of_one_utterance_bias_cka_unless_averaged():
     x, y = np.random.default_rng(0).normal(size=(2, 50, 1000)).repeat(4, axis=1)
     assert debiased_cka(x, y) > 0.8
     assert abs(debiased_cka(x, y, np.arange(50).repeat(4))) < 0.1
 
 
 @pytest.mark.parametrize("n", [4, 5, 300])
-def test_cka_of_a_set_without_geometry_is_nan(n):
+def test_cka_of_a_constant_set_is_nan(n):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, 700))
     constant = np.tile(1000 * rng.random(700), (n, 1))
@@ -212,7 +212,7 @@ def test_cka_of_a_set_without_geometry_is_nan(n):
 
 
 @pytest.mark.parametrize("clusters", [CLUSTERS, singles(8)])
-def test_jackknife_leaves_out_one_utterance_at_a_time(clusters):
+def test_the_jackknife_leaves_out_one_utterance_at_a_time(clusters):
     x, y = pairs()
     expected = [
         debiased_cka(x[clusters != c], y[clusters != c], clusters[clusters != c]) for c in sorted(set(clusters))
@@ -220,8 +220,8 @@ def test_jackknife_leaves_out_one_utterance_at_a_time(clusters):
     np.testing.assert_allclose(jackknife_cka(x, y, clusters), expected, rtol=1e-10)
 
 
-def test_a_set_that_is_constant_but_for_one_row_has_no_geometry():
-    """Its one distance from the others is on the diagonal; rounding must not be taken for the rest."""
+def test_cka_of_a_set_that_is_constant_except_for_one_row_is_nan():
+    """Its only distance from the others is on the diagonal; rounding must not be mistaken for other distances."""
     x, y = pairs()
     x[:] = [0.1, 0.2, 0.3, 0.4, 0.5]
     x[6:] += 1e5
@@ -259,7 +259,8 @@ def test_mmd_equals_the_double_loop(clusters):
 
 
 def test_mmd_is_unbiased_for_paired_and_clustered_rows():
-    """Marginals alike, partners and rows of an utterance much alike: equation 3 would be off by their likeness."""
+    """Equal marginals, with similar partners and rows of an utterance: equation 3 would be biased by their
+    similarity."""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(300):
@@ -270,7 +271,7 @@ def test_mmd_is_unbiased_for_paired_and_clustered_rows():
 
 
 def test_p_value_is_the_share_of_swaps_of_whole_utterances():
-    """All 2^5 ways to swap x and y, done on the rows and computed from the formula."""
+    """All 2^5 ways to swap x and y, applied to the rows and computed from the formula."""
     x, y = pairs(seed=3)
     y += 0.4
     observed, _ = textbook_mmd(x, y, CLUSTERS)
@@ -286,7 +287,7 @@ def test_p_value_is_the_share_of_swaps_of_whole_utterances():
 
 @pytest.mark.parametrize("shared", [False, True], ids=["noise of each row", "noise of each utterance"])
 def test_p_value_is_uniform_under_the_null(shared):
-    """Noise of the modality that the rows of an utterance share would make swaps of single rows reject too often."""
+    """Rows of an utterance share noise of the modality, so swaps of single rows would reject too often."""
     rng = np.random.default_rng(0)
     clusters = np.arange(12).repeat(4)
     found = []
@@ -312,7 +313,7 @@ def test_the_permutations_are_seeded():
 
 
 @pytest.mark.parametrize("place", [0.0, 1e4])
-def test_identical_sets_are_not_apart(place):
+def test_identical_sets_have_zero_mmd_and_p_1(place):
     x = np.random.default_rng(0).normal(size=(150, 400)) + place
     found = mmd(x, x.copy(), singles(150), permutations=200)
     assert found.squared == pytest.approx(0, abs=1e-10)
@@ -325,7 +326,7 @@ def test_two_utterances_cannot_be_significant():
     assert p_value == pytest.approx(0.5, abs=0.05)  # swapping both gives the same value as swapping none
 
 
-def test_width_where_most_distances_are_zero():
+def test_the_kernel_width_ignores_distances_of_zero():
     constant = np.tile(np.random.default_rng(0).random(700), (10, 1))  # distances of 0 up to rounding
     changed = constant.copy()
     changed[0, 0] += 3
@@ -347,7 +348,7 @@ def test_distances_between_equal_rows_are_zero_despite_rounding():
     assert mmd(rows[:150], rows[150:], singles(150)).sigma == pytest.approx(np.median(np.repeat(distances, weights)))
 
 
-def test_a_large_common_part_costs_no_digits():
+def test_a_large_common_offset_does_not_reduce_precision():
     x, y = pairs()
     expected = mmd(x, y + 1, CLUSTERS).squared
     assert mmd(x + 1e8, y + 1 + 1e8, CLUSTERS).squared == pytest.approx(expected, rel=1e-5)
@@ -376,7 +377,7 @@ def test_centroid_distance_equals_the_formula():
     np.testing.assert_allclose(centroid_distance(x, y, weights), expected, rtol=1e-10)
 
 
-def test_centroid_distance_has_no_unit():
+def test_centroid_distance_does_not_depend_on_the_unit():
     x, y = pairs()
     y += 1
     expected = centroid_distance(x, y)
@@ -395,7 +396,7 @@ def test_centroid_distance_of_constant_sets_is_nan(n):
     assert np.isfinite(centroid_distance(varied, x + 1, n * np.eye(n) + 1)).all()
 
 
-def test_centroid_distance_builds_nothing_of_draws_by_samples_by_width():
+def test_centroid_distance_needs_no_array_of_draws_by_samples_by_width():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 1000, 256))
     weights = 1 - np.eye(1000)  # the product would be 2 GB
@@ -425,7 +426,7 @@ def test_tsne_shows_both_sets_in_one_plane_and_is_seeded():
     assert apart > np.linalg.norm(places_x - places_x.mean(0), axis=1).mean()
 
 
-def test_tsne_places_alike_rows_together_across_the_sets():
+def test_tsne_places_similar_rows_of_both_sets_together():
     x, _ = pairs(n=20, d=10)
     y = x + 1e-3 * np.random.default_rng(2).normal(size=x.shape)
     places_x, places_y = joint_tsne(x, y, perplexity=5)
@@ -446,13 +447,13 @@ def test_tsne_refuses_too_few_samples_in_one_line():
         joint_tsne(x, y, perplexity=0)
 
 
-def test_tsne_of_rows_all_the_same():
+def test_tsne_places_identical_rows_at_the_origin():
     x = np.full((20, 3), 0.1)
     for places in joint_tsne(x, x):
         assert not places.any()
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

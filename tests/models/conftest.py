@@ -1,4 +1,4 @@
-"""The tiny LSM in every shape: each connector, Whisper's decoder in the tower, speech without the silence after it."""
+"""The tiny LSM in every shape: each connector, Whisper's decoder in the tower, and speech without trailing silence."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def shape(request: pytest.FixtureRequest, build_shape: Callable[..., Checkpoint]
 
 @pytest.fixture(scope="session")
 def beats_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of BEATs' authors: two layers, 8 wide, random; do not write into it."""
+    """A file in the format of BEATs' authors: two layers of width 8, random weights. Do not write into it."""
     cfg = {"input_patch_size": 16, "embed_dim": 6, "conv_bias": False, "activation_fn": "gelu", "deep_norm": True}
     cfg |= {"encoder_layers": 2, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 12, "encoder_attention_heads": 2}
     cfg |= {"layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": 8}
@@ -104,7 +104,7 @@ def save_sentencepiece() -> Callable[..., None]:
 
 @pytest.fixture
 def keep_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], Path]:
-    """`keep_from_hub(name, folder)`: a folder's files as the hub's client keeps them here, without a network."""
+    """`keep_from_hub(name, folder)`: puts a folder's files into the local cache of the model hub, without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     commit = "0123456789abcdef" * 2 + "01234567"
@@ -121,7 +121,7 @@ def keep_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 @pytest.fixture
 def hub_name(keep_from_hub: Callable[[str, Path], Path]) -> Callable[[Path], str]:
-    """`hub_name(folder)`: the name on the model hub of a copy, as the hub's client keeps it here."""
+    """`hub_name(folder)`: copies the folder into the local cache of the model hub and returns its name there."""
 
     def keep(folder: Path) -> str:
         keep_from_hub("somebody/llama", folder)

@@ -39,7 +39,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save_adapter(folder: Path, model: Any, config: peft.PeftConfig, base: str) -> Path:
-    """Saves an adapter whose weights differ from where training begins."""
+    """Saves an adapter whose weights differ from their initial values."""
     torch.manual_seed(0)
     adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():
@@ -88,7 +88,7 @@ class TestMerging:
         assert not any("lora" in name or "base_layer" in name for name in checkpoint.model.state_dict())
 
     @pytest.mark.parametrize("trained_on", ["lsm", "llm"])
-    def test_an_lsm_takes_an_adapter_of_its_own_or_of_its_llm(
+    def test_an_lsm_accepts_an_adapter_for_itself_or_for_its_llm(
         self, tiny_lsm_folder: Path, tmp_path: Path, trained_on: str, waveform: Callable[..., Any]
     ) -> None:
         targets = r"(.*language_model.*|model.*)\.q_proj"
@@ -121,17 +121,17 @@ class TestMerging:
         assert torch.equal(checkpoint.model(input_ids=IDS).logits, expected.model(input_ids=IDS).logits)
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-    def test_in_half_precision(self, adapter: Path, dtype: str) -> None:
+    def test_half_precision_is_kept(self, adapter: Path, dtype: str) -> None:
         model = lsm_probe.load(adapter, device="cpu", dtype=dtype).model
         assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
-    def test_a_torch_file(self, adapter: Path) -> None:
+    def test_adapter_model_bin_is_read(self, adapter: Path) -> None:
         expected = lsm_probe.load(adapter).model(input_ids=IDS).logits
         torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
         (adapter / "adapter_model.safetensors").unlink()
         assert torch.equal(lsm_probe.load(adapter).model(input_ids=IDS).logits, expected)
 
-    def test_the_tokenizer_beside_it_is_used(self, adapter: Path, tiny_llm: Any) -> None:
+    def test_the_tokenizer_in_the_adapter_folder_is_used(self, adapter: Path, tiny_llm: Any) -> None:
         tokenizer = tiny_llm.tokenizer
         written = tokenizer.chat_template
         try:
@@ -142,7 +142,7 @@ class TestMerging:
         checkpoint = lsm_probe.load(adapter)
         assert checkpoint.decode(checkpoint.encode("Repeat.", "the rain").input_ids).startswith("NEW")
 
-    def test_a_saved_merged_checkpoint_loads_alike(self, tiny_llm_folder: Path, tmp_path: Path) -> None:
+    def test_a_saved_merged_checkpoint_gives_the_same_logits(self, tiny_llm_folder: Path, tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
         folder = save_adapter(tmp_path / "adapter", model, KINDS["new head"], str(tiny_llm_folder))
         merged = lsm_probe.load(folder)
@@ -151,10 +151,10 @@ class TestMerging:
         assert torch.equal(merged.model(input_ids=IDS).logits, again.model(input_ids=IDS).logits)
 
 
-def test_an_adapter_and_its_base_on_the_hub(
+def test_an_adapter_and_its_base_are_loaded_from_the_hub(
     adapter: Path, tiny_llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the hub's client keeps them here."""
+    """With files in the local cache of the model hub."""
     expected = lsm_probe.load(adapter).model(input_ids=IDS).logits
     edit(adapter, base_model_name_or_path="somebody/base")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -167,7 +167,7 @@ def test_an_adapter_and_its_base_on_the_hub(
     lacking.mkdir(parents=True)
     for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"):
         (lacking / name).touch()
-    monkeypatch.setattr("lsm_probe.models.adapters.find_file", None)  # of the adapter, nothing is asked again
+    monkeypatch.setattr("lsm_probe.models.adapters.find_file", None)  # no file of the adapter is requested again
     checkpoint = lsm_probe.load("somebody/adapter")
     assert torch.equal(checkpoint.model(input_ids=IDS).logits, expected)
     assert checkpoint.identity.revision == commit
@@ -176,7 +176,7 @@ def test_an_adapter_and_its_base_on_the_hub(
     refusal(Path("somebody/base"), "is not an adapter", base=str(tiny_llm_folder))
 
 
-def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_on_the_hub_is_loaded_without_a_cached_copy(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lsm_probe.models import adapters
 
     def from_hub(name: str, file: str) -> Path | None:
@@ -199,13 +199,15 @@ def test_an_adapter_on_the_hub_that_is_not_kept_here(adapter: Path, monkeypatch:
 
 
 class TestBase:
-    def test_a_folder_relative_to_the_adapters(self, adapter: Path, tiny_llm_folder: Path) -> None:
+    def test_a_base_path_relative_to_the_adapter_folder_is_found(self, adapter: Path, tiny_llm_folder: Path) -> None:
         shutil.copytree(tiny_llm_folder, adapter / "base")
         edit(adapter, base_model_name_or_path="base")
         assert look_up(str(adapter)) == "text"
         lsm_probe.load(adapter)
 
-    def test_looked_up_without_loading(self, adapter: Path, tiny_lsm_folder: Path, tiny_llm_folder: Path) -> None:
+    def test_the_kind_of_the_base_is_known_without_loading_weights(
+        self, adapter: Path, tiny_lsm_folder: Path, tiny_llm_folder: Path
+    ) -> None:
         assert look_up(str(adapter)) == "text"
         assert look_up(str(adapter), base=str(tiny_lsm_folder)) == "speech"
         assert look_up(str(adapter), base="builtin:untrained") == "speech"
@@ -215,11 +217,11 @@ class TestBase:
         ("named", "said"),
         [(None, "names no base"), ("/nowhere/base", "on /nowhere/base, which is not here"), ("no/one", "--base names")],
     )
-    def test_one_that_is_not_here(self, adapter: Path, named: str | None, said: str) -> None:
+    def test_a_missing_base_is_refused(self, adapter: Path, named: str | None, said: str) -> None:
         edit(adapter, base_model_name_or_path=named)
         refusal(adapter, said, "--base")
 
-    def test_an_adapter_as_the_base(self, adapter: Path) -> None:
+    def test_an_adapter_as_the_base_is_refused(self, adapter: Path) -> None:
         edit(adapter, base_model_name_or_path=str(adapter))
         refusal(adapter, "which is an adapter itself")
 
@@ -230,7 +232,7 @@ class TestBase:
             ({"num_hidden_layers": 1}, "which has no place for 4 tensors (base_model.model.model.layers.1."),
         ],
     )
-    def test_one_of_another_size(
+    def test_a_base_of_another_size_is_refused(
         self, adapter: Path, tiny_llm_folder: Path, tmp_path: Path, sizes: dict[str, int], said: str
     ) -> None:
         other = tmp_path / "other"
@@ -239,7 +241,7 @@ class TestBase:
             shutil.copy(tiny_llm_folder / name, other)
         refusal(adapter, f"{adapter} does not fit its base {other}", said, "--base", base=str(other))
 
-    def test_is_part_of_the_identity(self, adapter: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
+    def test_the_base_is_part_of_the_identity(self, adapter: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
         identity = lsm_probe.load(adapter).identity
         base = lsm_probe.load(tiny_llm_folder).identity
         assert identity.adapter is not None
@@ -259,23 +261,23 @@ def test_a_name_that_is_too_long_is_refused(lsm_probe_command: Any) -> None:
     assert err.splitlines()[-1].startswith(f"error: {name} cannot be loaded")
 
 
-class TestTheTokenizerBesideAnAdapterOnAnLsm:
+class TestTokenizerInTheFolderOfAnAdapter:
     @pytest.fixture
     def on_lsm(self, adapter: Path, tiny_lsm_folder: Path) -> Path:
         edit(adapter, base_model_name_or_path=str(tiny_lsm_folder))
         return adapter
 
-    def test_that_of_its_llm_is_the_same(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
+    def test_the_tokenizer_of_the_llm_is_accepted(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
         AutoTokenizer.from_pretrained(tiny_llm_folder).save_pretrained(on_lsm)
         assert lsm_probe.load(on_lsm, device="cpu").source == "speech"
 
-    def test_one_with_other_tokens_is_refused(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
+    def test_a_tokenizer_with_other_tokens_is_refused(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
         tokenizer.add_tokens(["<new>"])
         tokenizer.save_pretrained(on_lsm)
         refusal(on_lsm, "has another tokenizer than its base")
 
-    def test_one_with_another_chat_template_is_refused(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
+    def test_a_tokenizer_with_another_chat_template_is_refused(self, on_lsm: Path, tiny_llm_folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tiny_llm_folder)
         tokenizer.chat_template = f"NEW {tokenizer.chat_template}"
         tokenizer.save_pretrained(on_lsm)
@@ -293,14 +295,14 @@ class TestRefusals:
         ],
         ids=lambda value: getattr(value, "peft_type", None),
     )
-    def test_kinds_that_are_no_change_of_weights(
+    def test_adapters_that_do_not_only_change_weights(
         self, tiny_llm_folder: Path, tmp_path: Path, config: peft.PeftConfig, said: str
     ) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
         folder = save_adapter(tmp_path / "adapter", model, config, str(tiny_llm_folder))
         refusal(folder, f"is a {config.peft_type.value} adapter that cannot be merged into its base", said)
 
-    def test_a_kind_that_peft_cannot_merge(self, tiny_llm_folder: Path, tmp_path: Path) -> None:
+    def test_an_adapter_type_that_peft_cannot_merge(self, tiny_llm_folder: Path, tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
         config = LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True)
         folder = save_adapter(tmp_path / "adapter", model, config, str(tiny_llm_folder))
@@ -320,24 +322,24 @@ class TestRefusals:
             ({"peft_type": None}, "names no peft_type"),
         ],
     )
-    def test_settings(self, adapter: Path, changes: dict[str, Any], said: str) -> None:
+    def test_invalid_settings(self, adapter: Path, changes: dict[str, Any], said: str) -> None:
         edit(adapter, **changes)
         refusal(adapter, str(adapter), said)
 
-    def test_a_tensor_that_is_not_used(self, adapter: Path) -> None:
+    def test_an_unused_tensor(self, adapter: Path) -> None:
         path = adapter / "adapter_model.safetensors"
         more = {"base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight": torch.ones(2, 48)}
         save_file({**load_file(path), **more}, path, metadata={"format": "pt"})
         refusal(adapter, "has no place for 1 tensor", "k_proj.lora_A")
 
-    def test_a_tensor_that_is_missing(self, adapter: Path) -> None:
+    def test_a_missing_tensor(self, adapter: Path) -> None:
         path = adapter / "adapter_model.safetensors"
         weights = load_file(path)
         del weights["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
         save_file(weights, path, metadata={"format": "pt"})
         refusal(adapter, "lacks 1 tensor", "layers.1.self_attn.q_proj.lora_B")
 
-    def test_no_or_damaged_weights(self, adapter: Path) -> None:
+    def test_missing_or_damaged_weights(self, adapter: Path) -> None:
         path = adapter / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:100])
         refusal(adapter, "is damaged")
@@ -346,7 +348,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("config", [True, False])
     def test_tensors_outside_of_the_adapter(self, adapter: Path, tiny_llm_folder: Path, config: bool) -> None:
-        """As LLaVA's training leaves them: adapter, connector and config.json in one folder."""
+        """As LLaVA's training saves them: adapter, connector and config.json in one folder."""
         weights = {"base_model.model.model.mm_projector.weight": torch.ones(4)}
         torch.save(weights, adapter / "non_lora_trainables.bin")
         if config:

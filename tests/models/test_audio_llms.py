@@ -1,8 +1,8 @@
-"""Audio LLMs of transformers' own classes, tiny and random, with their real processors round a small tokenizer.
+"""Audio LLMs of transformers' own classes, tiny and random, with their real processors and a small tokenizer.
 
-The tokenizer carries the special tokens that the real checkpoints document, and the chat templates lay a turn out as
-theirs do. Two libraries have no build for the torch that the tests run on, so two parts are stood in for: the
-mel spectrogram that Granite-Speech takes from torchaudio, and the video processor (torchvision) of Qwen2.5-Omni.
+The tokenizer has the documented special tokens of the real checkpoints, and the chat templates have the same layout.
+Two libraries have no build for the torch version of the tests, so two parts are replaced: the mel spectrogram that
+Granite-Speech takes from torchaudio, and the video processor (torchvision) of Qwen2.5-Omni.
 """
 
 import base64
@@ -80,7 +80,7 @@ def tokenizer_with(base: PreTrainedTokenizerFast, *special: str, **named: str) -
 def save(folder: Path, model_class: str, config: Any, processor: Any = None, eos: int = 2) -> Path:
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(config).eval()
-    for parameter in model.parameters():  # livelier than a fresh model, so that tokens and layers tell apart
+    for parameter in model.parameters():  # larger weights than in a new model, so that tokens and layers differ
         if parameter.dim() >= 2:
             parameter.data.mul_(4)
     model.generation_config.eos_token_id = eos
@@ -188,7 +188,7 @@ def granite_speech(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pyt
     torchaudio = SimpleNamespace(transforms=SimpleNamespace(MelSpectrogram=_Mel))
     monkeypatch.setattr(granite_features, "torchaudio", torchaudio, raising=False)
     tokenizer = tokenizer_with(base, "<|audio|>")
-    tokenizer.chat_template = STRINGS_ALONE  # as the checkpoints have it: no content but text
+    tokenizer.chat_template = STRINGS_ALONE  # as in the checkpoints: text content only
     audio_token_id = tokenizer.convert_tokens_to_ids("<|audio|>")
     config = transformers.GraniteSpeechConfig(
         encoder_config={
@@ -231,7 +231,7 @@ def granite_speech(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: pyt
 
 
 class _Mel(torch.nn.Module):
-    """In the place of torchaudio's: a spectrogram of as many bins and frames."""
+    """Replaces torchaudio's spectrogram: the same number of bins and frames."""
 
     def __init__(self, **settings: Any):
         super().__init__()
@@ -322,7 +322,7 @@ def phi4_multimodal(folder: Path, base: PreTrainedTokenizerFast, monkeypatch: py
 
 
 def _without_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets processors do without their parts for pictures, which need torchvision."""
+    """Lets processors work without their image parts, which need torchvision."""
     own = ProcessorMixin.check_argument_for_proper_class
     monkeypatch.setattr(
         ProcessorMixin,
@@ -346,7 +346,7 @@ AUDIO_LLMS: dict[str, Callable[[Path, PreTrainedTokenizerFast, pytest.MonkeyPatc
 
 @pytest.fixture
 def build(tmp_path, make_tokenizer, monkeypatch) -> Callable[[str], Path]:
-    """`build(name)`: the folder of one of them."""
+    """`build(name)`: the folder of one of these models."""
     return lambda name: AUDIO_LLMS[name](tmp_path / name, make_tokenizer(None), monkeypatch)
 
 
@@ -371,7 +371,7 @@ def load(folder: Path, **options: Any) -> Checkpoint:
 
 @pytest.fixture
 def samples(tmp_path, waveform) -> list[Sample]:
-    """Utterances of different lengths, each with an instruction of another length."""
+    """Utterances of different lengths, each with an instruction of different length."""
     instructions = ["Translate the speech into German.", "Repeat.", "Answer the question about the speech in one word."]
     made = []
     for i, (instruction, text) in enumerate(
@@ -385,7 +385,7 @@ def samples(tmp_path, waveform) -> list[Sample]:
     return made
 
 
-def test_a_template_that_writes_the_date_writes_a_fixed_one(qwen, waveform):
+def test_a_template_with_a_date_uses_a_fixed_date(qwen, waveform):
     template = CHAT.replace("AUDIO", "<|AUDIO|>").replace("a helpful assistant.", "{{ strftime_now('%d %B %Y') }}.")
     (qwen / "chat_template.jinja").write_text(template)
     fixed, other = load(qwen), load(qwen, date="2031-03-01")
@@ -396,7 +396,7 @@ def test_a_template_that_writes_the_date_writes_a_fixed_one(qwen, waveform):
     assert fixed.identity.prompt_sha256 != other.identity.prompt_sha256
 
 
-def test_text_that_looks_like_markup_is_text_or_refused(folder, waveform):
+def test_text_that_looks_like_markup_is_tokenised_as_text_or_refused(folder, waveform):
     """mistral-common reads no text as markup; every other tokenizer's text is refused."""
     checkpoint = load(folder)
     special = [
@@ -419,7 +419,7 @@ def test_text_that_looks_like_markup_is_text_or_refused(folder, waveform):
 
 
 def spelled(checkpoint: Checkpoint, prompt: Any) -> list[tuple[str, str]]:
-    """A prompt as runs of one segment and what they spell; speech as its number of tokens."""
+    """A prompt as runs of one segment with their text; speech as its number of tokens."""
     runs = []
     for segment, group in groupby(zip(prompt.segments, prompt.input_ids, strict=True), key=lambda pair: pair[0]):
         ids = [token for _, token in group]
@@ -434,14 +434,14 @@ def whole_pass(checkpoint: Checkpoint, prompt: Any, **more: Any) -> Any:
         return checkpoint.model(input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.features, **more)
 
 
-# What a prompt is, labelled by hand
+# Prompts labelled by hand
 
 SYSTEM = [("TEMPLATE", "<|im_start|>system\n"), ("SYSTEM", "You are a helpful assistant.")]
 END = "<|im_end|>\n<|im_start|>assistant\n"
 USER = "<|im_end|>\n<|im_start|>user\n"
 TRANSLATE = ("INSTRUCTION", "Translate the speech into German.")
 PROMPTS = {
-    # Speech tokens of 2 s: 25 a second; Voxtral's 30 s at 12.5, whatever is in them; Granite's 3 for each 15 frames.
+    # Speech tokens of 2 s: 25 per second; Voxtral has 30 s at 12.5 for any length; Granite has 3 per 15 frames.
     ("qwen2_audio", "chat"): [
         *SYSTEM,
         ("TEMPLATE", USER),
@@ -519,7 +519,7 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize(("name", "template"), PROMPTS)
-def test_segments_of_a_prompt_labelled_by_hand(name, template, build, waveform):
+def test_segments_equal_those_labelled_by_hand(name, template, build, waveform):
     checkpoint = load(build(name), template=template)
     prompt = checkpoint.encode(" Translate the speech into German. ", waveform(2.0))
     assert spelled(checkpoint, prompt) == PROMPTS[name, template]
@@ -528,7 +528,7 @@ def test_segments_of_a_prompt_labelled_by_hand(name, template, build, waveform):
     }
 
 
-def test_a_bos_that_the_tokenizer_adds_begins_every_prompt(tmp_path, make_tokenizer, monkeypatch, waveform):
+def test_a_bos_token_that_the_tokenizer_adds_begins_every_prompt(tmp_path, make_tokenizer, monkeypatch, waveform):
     base = make_tokenizer(None)
     base.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     checkpoint = load(qwen2_audio(tmp_path / "bos", base, monkeypatch))
@@ -542,7 +542,7 @@ def test_a_bos_that_the_tokenizer_adds_begins_every_prompt(tmp_path, make_tokeni
 
 
 @pytest.mark.parametrize("template", ["chat", "chat_source_first"])
-def test_a_transcript_stands_where_the_speech_would(folder, template):
+def test_a_transcript_takes_the_place_of_the_speech(folder, template):
     checkpoint = load(folder, template=template)
     prompt = checkpoint.encode("Translate the speech into German.", "the old town")
     runs = [run for run in spelled(checkpoint, prompt) if run[0] in ("INSTRUCTION", "SOURCE")]
@@ -552,7 +552,7 @@ def test_a_transcript_stands_where_the_speech_would(folder, template):
     assert not prompt.features
 
 
-# The model is what it is
+# The model is not changed
 
 
 def test_embedded_prompts_give_the_models_own_logits(folder, waveform):
@@ -564,10 +564,10 @@ def test_embedded_prompts_give_the_models_own_logits(folder, waveform):
     expected = whole_pass(checkpoint, prompt).logits
     assert torch.equal(logits, expected)
     silent = checkpoint.encode("Translate the speech into German.", np.zeros(len(waveform(1.3)), np.float32))
-    assert not torch.allclose(whole_pass(checkpoint, silent).logits, expected)  # and the speech counts in them
+    assert not torch.allclose(whole_pass(checkpoint, silent).logits, expected)  # and they depend on the speech
 
 
-def test_answers_are_the_models_own(folder, waveform):
+def test_generated_answers_equal_the_models_own(folder, waveform):
     checkpoint = load(folder)
     prompts = [checkpoint.encode("Translate it.", waveform(s, seed=i)) for i, s in enumerate((0.6, 1.9))]
     for prompt, answer in zip(prompts, checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=20), strict=True):
@@ -584,7 +584,7 @@ def test_answers_are_the_models_own(folder, waveform):
         assert answer == own[0, len(prompt) :].tolist()
 
 
-def test_speech_heard_once_serves_every_instruction(folder, waveform):
+def test_encoded_speech_can_be_reused_with_every_instruction(folder, waveform):
     checkpoint = load(folder)
     audio = waveform(1.3)
     again = checkpoint.encode("Repeat what was said.", checkpoint.encode_speech(audio))
@@ -594,7 +594,7 @@ def test_speech_heard_once_serves_every_instruction(folder, waveform):
     assert torch.equal(checkpoint.embed([again])[0], checkpoint.embed([whole])[0])
 
 
-def test_the_loss_reaches_the_embeddings_as_in_the_model(folder, samples):
+def test_the_gradient_of_the_embeddings_equals_the_models_own(folder, samples):
     checkpoint = load(folder)
     item = prepare(checkpoint, samples[:1], ResponseOptions(response="reference"), "fail")[0][0]
     weight = checkpoint.llm.get_input_embeddings().weight
@@ -608,7 +608,7 @@ def test_the_loss_reaches_the_embeddings_as_in_the_model(folder, samples):
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_granites_adapter_stays_on_in_generation(granite, waveform):
+def test_the_granite_adapter_stays_active_during_generation(granite, waveform):
     from peft import LoraConfig
 
     checkpoint = load(granite)
@@ -633,7 +633,7 @@ def test_granites_adapter_stays_on_in_generation(granite, waveform):
 # Probes
 
 
-def test_attention_leaves_the_logits_and_checks_itself(folder, samples):
+def test_attention_leaves_logits_unchanged_and_passes_its_self_check(folder, samples):
     checkpoint = load(folder)
     prompt = checkpoint.encode(samples[0].instruction, "the old town")
     before = whole_pass(checkpoint, prompt).logits
@@ -689,7 +689,7 @@ def test_attention_equals_brute_force_in_float64(folder, samples):
         assert got == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_probe_measures_it(folder, samples):
+def test_every_probe_runs_on_an_audio_llm(folder, samples):
     checkpoint = load(folder)
     reference = {"response": "reference"}
     sensitivity = lsm_probe.sensitivity(checkpoint, samples, instructions=lsm_probe.read_pool("probing"), **reference)
@@ -706,8 +706,8 @@ def test_every_probe_measures_it(folder, samples):
     assert {parameter["layer"] for parameter in heard.parameters} == {None, 0, 1, 2}
 
 
-def test_the_timeline_lays_tokens_over_what_was_heard(folder, samples):
-    """Voxtral hears 30 s, 12.5 tokens a second, whatever is in them."""
+def test_timeline_token_times_span_the_utterance(folder, samples):
+    """Voxtral encodes 30 s at 12.5 tokens per second, whatever the length of the speech."""
     checkpoint = load(folder)
     found = lsm_probe.timeline(checkpoint, samples[1], response="reference")
     seconds = len(read_audio(samples[1])) / 16_000
@@ -719,7 +719,7 @@ def test_the_timeline_lays_tokens_over_what_was_heard(folder, samples):
         assert len(found.token_times) == int(np.ceil(seconds / 0.08))
 
 
-# Refusals: one line, what and why
+# Refusals in one line
 
 
 @pytest.mark.parametrize(
@@ -730,7 +730,7 @@ def test_the_timeline_lays_tokens_over_what_was_heard(folder, samples):
         ("vibevoice_asr", "VibeVoiceAsrForConditionalGeneration"),
     ],
 )
-def test_speech_without_positions_of_its_own_or_with_noise_is_refused(model_type, model_class, tmp_path):
+def test_models_that_add_speech_to_text_positions_or_add_noise_are_refused(model_type, model_class, tmp_path):
     config = {"model_type": model_type, "architectures": [model_class]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"cannot be measured: it adds (its speech onto|random noise)"):
@@ -746,7 +746,7 @@ def test_bad_waveforms_are_refused(folder, waveform, value, said):
 
 
 @pytest.mark.parametrize("name", ["qwen2_audio", "audioflamingo3"])
-def test_an_adapter_is_merged_into_it(build, name, tmp_path, waveform):
+def test_an_adapter_is_merged_into_an_audio_llm(build, name, tmp_path, waveform):
     folder = build(name)
     base = load(folder)
     adapted = peft.get_peft_model(base.model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
@@ -767,7 +767,7 @@ def test_an_adapter_is_merged_into_it(build, name, tmp_path, waveform):
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("name", ["speech_generator.weight", "audio_tower.layers.0.lora_A.weight"])
-def test_tensors_that_its_class_does_not_have_are_refused(qwen, name, kind):
+def test_tensors_unknown_to_the_model_class_are_refused(qwen, name, kind):
     path = qwen / "model.safetensors"
     weights = load_file(path) | {name: torch.ones(4)}
     if kind == "bin":
@@ -779,7 +779,7 @@ def test_tensors_that_its_class_does_not_have_are_refused(qwen, name, kind):
         load(qwen)
 
 
-def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
+def test_speech_that_the_processor_would_truncate_is_refused(qwen, waveform):
     checkpoint = load(qwen)
     checkpoint.encode("Repeat.", waveform(30.0))
     for seconds in (30.2, 31.0):
@@ -787,13 +787,13 @@ def test_speech_that_the_processor_would_cut_is_refused(qwen, waveform):
             checkpoint.encode("Repeat.", waveform(seconds))
 
 
-def test_long_speech_that_ends_in_silence_is_not_taken_for_cut(build, waveform):
+def test_long_speech_that_ends_in_silence_is_not_reported_as_truncated(build, waveform):
     checkpoint = load(build("voxtral"))
     silence = np.zeros(16_000, np.float32)
     assert checkpoint.encode("Repeat.", np.concatenate([waveform(30.0), silence])).count(Segment.SOURCE) == 750
 
 
-def test_long_speech_that_is_taken_whole_is_measured(build, waveform):
+def test_long_speech_that_is_not_truncated_is_embedded(build, waveform):
     checkpoint = load(build("audioflamingo3"))
     prompt = checkpoint.encode("Repeat.", waveform(31.0))
     assert prompt.count(Segment.SOURCE) > 750
@@ -807,7 +807,7 @@ def test_other_templates_are_refused(qwen, template):
         load(qwen, template=template)
 
 
-def test_the_placeholder_in_the_users_words_is_refused(qwen, waveform):
+def test_the_placeholder_in_the_instruction_is_refused(qwen, waveform):
     checkpoint = load(qwen)
     with pytest.raises(InputError, match=r"instruction holds <\|AUDIO\|>"):
         checkpoint.encode("Repeat <|AUDIO|>.", waveform(1.0))
@@ -820,12 +820,12 @@ def test_no_speech_is_refused(folder):
         load(folder).encode("Repeat.", np.zeros(0, np.float32))
 
 
-def test_too_little_speech_for_a_token_is_refused(qwen, waveform):
+def test_speech_too_short_for_one_token_is_refused(qwen, waveform):
     with pytest.raises(InputError, match=r"the speech of 0\.020 s is too short"):
         load(qwen).encode("Repeat.", waveform(0.02))
 
 
-def test_speech_that_the_processor_fails_on_is_refused(granite, waveform):
+def test_an_error_of_the_processor_is_reported(granite, waveform):
     with pytest.raises(InputError, match=r"GraniteSpeechProcessor takes no 0\.010 s of speech: .*[Pp]adding"):
         load(granite).encode("Repeat.", waveform(0.01))
 
@@ -837,7 +837,7 @@ def test_an_empty_transcript_is_refused(folder):
 
 def test_a_folder_without_its_processor_is_refused(qwen, tmp_path, monkeypatch, make_tokenizer):
     tokenizer = make_tokenizer(None)
-    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *a, **k: tokenizer)  # what it falls to
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *a, **k: tokenizer)  # what is left of it
     with pytest.raises(InputError, match="has no processor, only a TokenizersBackend"):
         load(qwen)
 
@@ -872,10 +872,10 @@ def test_a_template_that_rewrites_the_instruction_is_refused(qwen, waveform):
         processor.chat_template = processor.chat_template.replace(written, rewritten)
         with pytest.raises(InputError, match="rewrites the user's words") as refused:
             checkpoint.encode("Repeat.", waveform(1.0))
-        assert "--template" not in str(refused.value)  # no other would be taken
+        assert "--template" not in str(refused.value)  # no other template would be accepted
 
 
-def test_a_model_that_merges_inside_its_llm_is_refused(qwen, waveform, monkeypatch):
+def test_a_model_that_combines_speech_and_text_inside_its_llm_is_refused(qwen, waveform, monkeypatch):
     checkpoint = load(qwen)
     prompt = checkpoint.encode("Repeat.", waveform(1.0))
     whole = checkpoint.model.model
@@ -884,8 +884,8 @@ def test_a_model_that_merges_inside_its_llm_is_refused(qwen, waveform, monkeypat
         checkpoint.embed([prompt])
 
 
-def test_a_model_that_lengthens_the_prompt_inside_is_refused(qwen, waveform):
-    """Qwen2-Audio's old way: one placeholder for all of the speech."""
+def test_a_model_that_expands_placeholders_itself_is_refused(qwen, waveform):
+    """The old format of Qwen2-Audio: one placeholder for all of the speech."""
     checkpoint = load(qwen)
     prompt = checkpoint.encode("Repeat.", waveform(1.0))
     first = prompt.positions(Segment.SOURCE)[0]
@@ -896,7 +896,7 @@ def test_a_model_that_lengthens_the_prompt_inside_is_refused(qwen, waveform):
         merged_embeddings(checkpoint.model, torch.tensor([short]), dict(prompt.features))
 
 
-def test_a_model_that_tells_its_llm_more_than_embeddings_is_refused(qwen, waveform, monkeypatch):
+def test_a_model_that_passes_its_llm_more_than_embeddings_is_refused(qwen, waveform, monkeypatch):
     checkpoint = load(qwen)
     prompt = checkpoint.encode("Repeat.", waveform(1.0))
     own = type(checkpoint.llm.get_decoder()).forward
@@ -913,7 +913,7 @@ def test_a_model_that_tells_its_llm_more_than_embeddings_is_refused(qwen, wavefo
         checkpoint.embed([prompt])
 
 
-def test_training_an_audio_llm_is_refused_by_name(qwen):
+def test_training_an_audio_llm_is_refused(qwen):
     from lsm_probe.training.config import ModelSettings
     from lsm_probe.training.start import start_model
 
@@ -921,7 +921,7 @@ def test_training_an_audio_llm_is_refused_by_name(qwen):
         start_model(ModelSettings(start=str(qwen)), None, 0)
 
 
-def test_phi4s_logits_from_speech_are_those_from_its_embeddings(build, waveform):
+def test_phi4_logits_from_speech_equal_those_from_its_embeddings(build, waveform):
     checkpoint = load(build("phi4_multimodal"))
     prompt = checkpoint.encode("Repeat.", waveform(1.5))
     silent = checkpoint.encode("Repeat.", np.zeros_like(waveform(1.5)))
@@ -934,8 +934,8 @@ def test_phi4s_logits_from_speech_are_those_from_its_embeddings(build, waveform)
     assert (other[0, -1] - expected[0, -1]).abs().max() > 1e-3
 
 
-def test_phi4s_speech_adapter_is_asked_for(build, waveform):
-    """Its release keeps it in a folder within the model's; without it the model hardly follows speech."""
+def test_phi4_without_its_speech_adapter_is_refused(build, waveform):
+    """The release keeps the adapter in a subfolder; without it the model hardly follows speech."""
     folder = build("phi4_multimodal")
     adapted = peft.get_peft_model(
         load(folder).model, peft.LoraConfig(r=2, target_modules=["qkv_proj"], init_lora_weights=False)
@@ -952,7 +952,7 @@ def test_phi4s_speech_adapter_is_asked_for(build, waveform):
     assert (expected - found).abs().max() < 1e-4
 
 
-def test_the_harness_reads_text_as_the_model_does_after_its_own_embeddings(folder, mmlu_folder, tmp_path):
+def test_harness_scores_of_text_equal_those_from_the_models_embeddings(folder, mmlu_folder, tmp_path):
     from lsm_probe.evaluation.harness import Harness
     from lsm_probe.evaluation.mmlu import Mmlu, read_mmlu, write_mmlu_tasks
 

@@ -1,4 +1,4 @@
-"""The same utterance gives the same embeddings, logits and answer alone, in any batch, with any padding."""
+"""An utterance has the same embeddings, logits and answer alone, in any batch and with any padding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from lsm_probe.models.checkpoint_kinds import Lsm
 
 INSTRUCTION = "Continue writing the text."
 SECONDS = 1.7
-# Lengths of the companions; 31 s makes two pieces, so that pieces and rows no longer count alike.
+# Lengths of the other utterances; 31 s makes two pieces, so that the numbers of pieces and rows differ.
 COMPANIONS = [6.0, 0.3, 31.0, 2.0, 9.5, 4.4, 12.0]
 MAX_NEW_TOKENS = 10
 
 
 @dataclass
 class Batch:
-    """Eight utterances with ours among them at `row`."""
+    """Eight utterances; the one that is compared is in row `row`."""
 
     inputs: dict[str, Tensor]
     row: int
 
     @property
     def positions(self) -> Tensor:
-        """Of our tokens in our row."""
+        """Positions of the compared utterance's tokens in its row."""
         return self.inputs["attention_mask"][self.row].nonzero()[:, 0]
 
 
@@ -75,7 +75,7 @@ def make_batch(processor: LsmProcessor, waveform: Callable[..., np.ndarray]) -> 
 @pytest.mark.parametrize("row", [0, 4, 7])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()
-def test_embeddings_and_logits(
+def test_embeddings_and_logits_do_not_depend_on_the_batch(
     model: LsmForConditionalGeneration,
     alone: dict[str, Tensor],
     make_batch: Callable[..., Batch],
@@ -94,13 +94,13 @@ def test_embeddings_and_logits(
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()
-def test_every_connector_and_tower(
+def test_every_connector_and_tower_is_batch_invariant(
     shape: Lsm, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
 ) -> None:
     processor, model = shape.processor, shape.model
     assert isinstance(model, LsmForConditionalGeneration)
     alone = dict(processor(INSTRUCTION, waveform(SECONDS)))
-    # Longer ones, a shorter one, two pieces, and one of our own length.
+    # Longer ones, a shorter one, two pieces, and one of the same length.
     audios = [waveform(s, seed) for seed, s in enumerate([6.0, SECONDS, 31.0, 0.3, SECONDS])]
     audios[1] = waveform(SECONDS)
     instructions = [f"{INSTRUCTION} {'Say it again. ' * n}" for n in (2, 0, 3, 1, 1)]
@@ -122,7 +122,7 @@ def gpt2_lsm(
     tiny_projector: Callable[..., LsmProjectorConfig],
     make_tokenizer: Callable[..., PreTrainedTokenizerFast],
 ) -> Lsm:
-    """An LSM whose LLM has learned absolute positions: unlike rotary ones they show any shift."""
+    """An LSM whose LLM has learned absolute positions, which show any shift, unlike rotary ones."""
     sizes = {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": 448}
     torch.manual_seed(0)
     config = GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, initializer_range=0.2)
@@ -133,7 +133,7 @@ def gpt2_lsm(
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()
-def test_learned_positions(
+def test_models_with_learned_positions_are_batch_invariant(
     gpt2_lsm: Lsm, waveform: Callable[..., np.ndarray], padding_side: Literal["left", "right"]
 ) -> None:
     processor, model = gpt2_lsm.processor, gpt2_lsm.model
@@ -153,7 +153,7 @@ def test_learned_positions(
 
 
 @pytest.mark.parametrize("row", [0, 7])
-def test_generated_tokens(
+def test_generated_tokens_do_not_depend_on_the_batch(
     model: LsmForConditionalGeneration, alone: dict[str, Tensor], make_batch: Callable[..., Batch], row: int
 ) -> None:
     batch = make_batch("left", row)
@@ -165,7 +165,7 @@ def test_generated_tokens(
     assert len({tuple(answer) for answer in answers[0].tolist()}) > 1
 
 
-def test_checkpoints_own_batches(tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]) -> None:
+def test_embed_and_generate_do_not_depend_on_the_batch(tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]) -> None:
     prompts = [tiny_lsm.encode(INSTRUCTION, waveform(s, n)) for n, s in enumerate([SECONDS, *COMPANIONS])]
     embedded = tiny_lsm.embed(prompts)
     assert all(torch.equal(e, tiny_lsm.embed([p])[0]) for e, p in zip(embedded, prompts, strict=True))
@@ -173,7 +173,7 @@ def test_checkpoints_own_batches(tiny_lsm: Lsm, waveform: Callable[..., np.ndarr
     assert together == [tiny_lsm.generate([e], max_new_tokens=MAX_NEW_TOKENS)[0] for e in embedded]
 
 
-def test_a_text_llm_answers_alike_alone_and_among_longer_prompts(tiny_llm: Checkpoint) -> None:
+def test_a_text_llm_generates_the_same_alone_and_with_longer_prompts(tiny_llm: Checkpoint) -> None:
     sources = ["the rain", "the lazy dog jumps over the quick brown fox " * 8, "she sells sea shells " * 3]
     embedded = tiny_llm.embed([tiny_llm.encode(INSTRUCTION, source) for source in sources])
     together = tiny_llm.generate(embedded, max_new_tokens=MAX_NEW_TOKENS)
@@ -181,7 +181,7 @@ def test_a_text_llm_answers_alike_alone_and_among_longer_prompts(tiny_llm: Check
 
 
 @torch.no_grad()
-def test_what_stands_in_the_padding_does_not_matter(
+def test_the_content_of_the_padding_does_not_matter(
     model: LsmForConditionalGeneration, make_batch: Callable[..., Batch]
 ) -> None:
     batch = make_batch("left", 3)

@@ -1,4 +1,4 @@
-"""BEATs: its features, states and converted weights, against the original's states and against sums written by hand."""
+"""BEATs: features, states and converted weights, compared with the original's states and with equations written out."""
 
 import math
 import os
@@ -178,7 +178,7 @@ class ByHand:
 
 
 def bucket(offset: int) -> int:
-    """Of 4 buckets for each direction: distances 0 and 1 have their own, those up to 7 share two on a log scale."""
+    """4 buckets for each direction: distances 0 and 1 have their own, those up to 7 share two on a log scale."""
     distance = abs(offset)
     near = distance if distance < 2 else min(2 + int(math.log(distance / 2) / math.log(7 / 2) * 2), 3)
     return near + (4 if offset > 0 else 0)
@@ -186,7 +186,7 @@ def bucket(offset: int) -> int:
 
 class TestStates:
     @torch.no_grad()
-    def test_they_are_those_of_the_papers_written_out(self, beats: Beats) -> None:
+    def test_states_equal_the_equations_of_the_paper(self, beats: Beats) -> None:
         features = draw_features(53)  # three patches, and five frames that fill none
         states = beats(features[None], torch.tensor([53]))[0]
         expected = ByHand(draw_state()).encode(features.numpy())
@@ -207,7 +207,7 @@ class TestStates:
             assert (states[count:] == 0).all()
 
     @torch.no_grad()
-    def test_they_have_the_type_of_the_weights(self, beats: Beats) -> None:
+    def test_states_have_the_dtype_of_the_weights(self, beats: Beats) -> None:
         features, frames = draw_features(1, 32), torch.tensor([32])
         exact = beats(features, frames)
         rounded = beats.bfloat16()(features, frames)
@@ -218,12 +218,14 @@ class TestStates:
         ("samples", "states"),
         [(1, 0), (2799, 0), (2800, 8), (5359, 8), (5360, 16), (RATE, 48), (25_563, 72), (30 * RATE, 1496)],
     )
-    def test_8_come_of_every_160_ms(self, samples: int, states: int) -> None:
+    def test_there_are_8_states_per_160_ms(self, samples: int, states: int) -> None:
         assert num_beats_states(samples) == states
 
     @pytest.mark.parametrize("samples", [2800, 5359, 5360, 9000])
     @torch.no_grad()
-    def test_as_many_are_made_as_are_counted(self, beats: Beats, samples: int, waveform: Callable[..., Any]) -> None:
+    def test_the_number_of_states_equals_the_predicted_number(
+        self, beats: Beats, samples: int, waveform: Callable[..., Any]
+    ) -> None:
         features = beats_features(waveform(samples / RATE))
         assert beats(features[None], torch.tensor([len(features)])).shape == (1, num_beats_states(samples), 8)
 
@@ -255,7 +257,7 @@ def features_by_hand(waveform: Array) -> Array:
 
 class TestFeatures:
     @pytest.mark.filterwarnings("error")
-    def test_they_are_kaldis_filter_bank(self) -> None:
+    def test_features_equal_the_kaldi_filter_bank(self) -> None:
         draw = np.random.default_rng(0)
         quiet_then_loud = np.concatenate([np.zeros(1000), draw.normal(0, 0.1, 3000) + 0.05, draw.normal(0, 1e-5, 1001)])
         features = beats_features(quiet_then_loud)
@@ -263,7 +265,7 @@ class TestFeatures:
         assert features.shape == (29, 128)
         np.testing.assert_allclose(features.numpy(), features_by_hand(quiet_then_loud), rtol=0, atol=1e-6)
 
-    def test_integers_and_floats_of_one_recording_give_the_same(self) -> None:
+    def test_integers_and_floats_of_one_recording_give_the_same_features(self) -> None:
         samples = np.random.default_rng(0).integers(-8000, 8000, 4000).astype(np.int16)
         features = beats_features(samples)
         assert torch.equal(features, beats_features((samples / 32768).astype(np.float32)))
@@ -298,7 +300,7 @@ class TestConversion:
         with pytest.raises(InputError, match=rf"hold 1 unknown tensor \({name}\)"):
             convert_beats(draw_state() | {name: torch.zeros(8)})
 
-    def test_of_many_unknown_tensors_the_first_are_named(self) -> None:
+    def test_only_the_first_unknown_tensors_are_named(self) -> None:
         with pytest.raises(InputError, match=r"7 unknown tensors \(a\.0, a\.1 and 5 more\)"):
             convert_beats({f"a.{i}": torch.zeros(1) for i in range(7)})
 
@@ -312,7 +314,7 @@ class TestConversion:
             convert_beats(state)
 
     @pytest.mark.parametrize("layers", [[0], [0, 2]])
-    def test_the_position_bias_may_be_saved_once(self, layers: list[int]) -> None:
+    def test_the_position_bias_may_be_saved_for_one_layer_only(self, layers: list[int]) -> None:
         state = {
             name: tensor
             for name, tensor in draw_state().items()
@@ -349,7 +351,7 @@ class TestConversion:
             convert_beats_config(CFG | change)
 
     @pytest.mark.parametrize("name", ["max_distance", "gru_rel_pos"])
-    def test_a_cfg_that_lacks_a_setting_is_refused(self, name: str) -> None:
+    def test_a_cfg_without_a_required_setting_is_refused(self, name: str) -> None:
         with pytest.raises(InputError, match=rf"^BEATs: its cfg lacks 1 setting \({name}\)"):
             convert_beats_config({key: value for key, value in CFG.items() if key != name})
 
@@ -370,7 +372,7 @@ class TestOriginal:
         return Path(published) / "salmonn-beats"
 
     @torch.no_grad()
-    def test_the_states_are_the_same(self, folder: Path) -> None:
+    def test_states_equal_those_of_the_original_code(self, folder: Path) -> None:
         [file] = (folder / "beats").glob("*.pt")
         found = torch.load(file, weights_only=True)
         beats = Beats(convert_beats_config(found["cfg"])).eval()

@@ -63,7 +63,7 @@ def build(tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Any)
 
 @torch.no_grad()
 def encode(lsm: Lsm, *waves: Any) -> list[torch.Tensor]:
-    """The states of each piece, those that count."""
+    """The valid states of each piece."""
     inputs = lsm.processor(instruction=[INSTRUCTION] * len(waves), audio=list(waves))
     speech = {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
     states, lengths = lsm.model.encode_speech(**speech)
@@ -82,7 +82,7 @@ def test_states_do_not_depend_on_the_batch(build, waveform, context: str) -> Non
 
 
 @torch.no_grad()
-def test_whisper_and_beats_stand_side_by_side(build, waveform) -> None:
+def test_whisper_and_beats_states_are_concatenated(build, waveform) -> None:
     lsm, wave = build(), waveform(1.37)
     [states] = encode(lsm, wave)
     features = lsm.processor.extract(wave)
@@ -97,7 +97,7 @@ def test_whisper_and_beats_stand_side_by_side(build, waveform) -> None:
     torch.testing.assert_close(states[:, :32], tower.encoder(features["input_features"]).last_hidden_state[0])
 
 
-def test_less_than_a_second_is_filled_up_with_silence(build, waveform) -> None:
+def test_speech_below_one_second_is_padded_with_silence(build, waveform) -> None:
     lsm, wave = build(), waveform(0.1)
     filled = np.pad(wave, (0, 16_000 - len(wave)))
     short, long = lsm.processor.extract(wave), lsm.processor.extract(filled)
@@ -105,7 +105,7 @@ def test_less_than_a_second_is_filled_up_with_silence(build, waveform) -> None:
     assert all(torch.equal(short[name], long[name]) for name in long)
 
 
-def test_it_comes_back_from_its_folder(build, waveform, tmp_path) -> None:
+def test_a_saved_model_gives_the_same_states(build, waveform, tmp_path) -> None:
     lsm, wave = build(), waveform(1.0)
     lsm.save(tmp_path / "saved")
     again = lsm_probe.load(tmp_path / "saved", device="cpu")
@@ -113,7 +113,7 @@ def test_it_comes_back_from_its_folder(build, waveform, tmp_path) -> None:
     assert torch.equal(again.encode_speech(wave), lsm.encode_speech(wave))
 
 
-def test_beams_repeat_all_of_an_utterance(build, waveform) -> None:
+def test_beam_search_repeats_all_pieces_of_an_utterance(build, waveform) -> None:
     lsm = build()
     waves = [waveform(31.2, 1), waveform(0.5)]
     options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False}
@@ -134,7 +134,7 @@ def test_missing_and_superfluous_inputs_are_refused(build, tiny_lsm, waveform) -
         lsm.model.embed(torch.tensor([[1]]), **beats)
 
 
-def test_training_reads_it_with_and_without_stored_states(build, waveform, tmp_path, clip) -> None:
+def test_training_loss_is_the_same_with_and_without_stored_states(build, waveform, tmp_path, clip) -> None:
     lsm = build()
     samples = [
         lsm_probe.Sample(id=str(i), instruction=INSTRUCTION, audio=clip(tmp_path / f"{i}.wav", 0.4 + i), target="town")
@@ -153,7 +153,7 @@ def test_training_reads_it_with_and_without_stored_states(build, waveform, tmp_p
     assert lsm.model.audio_tower.beats.patch_embedding.weight.grad.abs().sum() > 0
 
 
-def test_the_attention_of_whispers_frames_is_measured(build, waveform) -> None:
+def test_speech_attention_measures_whisper_frames(build, waveform) -> None:
     lsm, wave = build(), waveform(2.0)
     found = lsm_probe.speech_attention(lsm, wave)
     assert found.norms.shape == (2, 1500)
@@ -164,7 +164,7 @@ def test_the_attention_of_whispers_frames_is_measured(build, waveform) -> None:
     assert all(check["median"] <= check["median_bound"] for check in found.self_check.values())
 
 
-def test_the_timeline_leaves_the_silence_out(build, waveform, tmp_path, clip) -> None:
+def test_the_timeline_leaves_out_the_padding(build, waveform, tmp_path, clip) -> None:
     sample = lsm_probe.Sample(id="a", instruction=INSTRUCTION, audio=clip(tmp_path / "a.wav", 1.3))
     found = lsm_probe.timeline(build(), sample, max_new_tokens=2)
     assert found.frame_times.shape == (65, 2)
@@ -174,13 +174,13 @@ def test_the_timeline_leaves_the_silence_out(build, waveform, tmp_path, clip) ->
     np.testing.assert_allclose(found.over_time().sum(-1), found.norms.mean(1).sum(-1), rtol=1e-5)
 
 
-def test_other_connectors_read_the_wider_states(build, waveform) -> None:
+def test_other_connectors_accept_the_concatenated_states(build, waveform) -> None:
     lsm = build("trimmed", connector="conv")
     assert lsm.model.multi_modal_projector.convs[0].in_channels == 40
     assert lsm.encode_speech(waveform(0.9)).isfinite().all()
 
 
-def test_the_norm_reads_the_first_channels(tiny_projector) -> None:
+def test_the_layer_norm_applies_to_the_first_channels_only(tiny_projector) -> None:
     torch.manual_seed(0)
     connector = WindowQFormer(tiny_projector(layer_norm_dim=5), encoder_dim=8, llm_dim=6).eval()
     connector.query.data.normal_()

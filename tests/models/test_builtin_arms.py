@@ -1,4 +1,4 @@
-"""The trained miniatures in the package: they load by name, say where they come from, and do what their arms do."""
+"""The trained built-in checkpoints: they load by name, name their study, and transcribe."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lsm_probe.models.builtin_arms import builtin_arms, read_training
 from lsm_probe.models.stored_training import CONNECTOR, TALL, WIDE, Training
 
 
-def test_a_training_is_added_to_the_untrained_model(tiny_lsm):
+def test_trained_weights_are_added_to_the_untrained_model(tiny_lsm):
     model, rank = tiny_lsm.model, 2
     matrix = "language_model.model.layers.0.self_attn.q_proj.weight"
     bias = next(name for name, _ in model.named_parameters() if name.startswith(CONNECTOR))
@@ -26,7 +26,7 @@ def test_a_training_is_added_to_the_untrained_model(tiny_lsm):
 
 
 @pytest.mark.parametrize("name", builtin_arms())
-def test_each_is_small_and_says_where_it_comes_from(name):
+def test_each_training_file_is_small_and_names_its_study(name):
     training = read_training(name)
     assert training.arm == {"study": "speech_anchor_bias", "arm": name, "seed": 0}
     assert sum(tensor.nbytes for tensor in training.tensors.values()) < 15e6
@@ -34,7 +34,7 @@ def test_each_is_small_and_says_where_it_comes_from(name):
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", builtin_arms())
-def test_each_hears_what_is_said(name, builtin):
+def test_each_arm_transcribes_the_builtin_commands(name, builtin):
     checkpoint = builtin(f"builtin:{name}")
     assert checkpoint.identity.training.arm == name
     assert checkpoint.identity.connector.trained

@@ -1,4 +1,4 @@
-"""The kinds of checkpoints, made by hand as well as by `load`."""
+"""The kinds of checkpoints, constructed directly and by `load`."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from lsm_probe.models.identity import ModelIdentity
 from lsm_probe.models.segments import Segment
 
 
-def test_an_lsm_made_by_hand_takes_speech_and_text(tiny_lsm, waveform):
+def test_an_lsm_from_model_and_processor_encodes_speech_and_text(tiny_lsm, waveform):
     made = Lsm("mine", tiny_lsm.model, tiny_lsm.processor)
     assert (made.tokenizer, made.template) == (tiny_lsm.processor.tokenizer, tiny_lsm.template)
     assert (made.source, made.identity) == ("speech", ModelIdentity())
@@ -27,7 +27,7 @@ def test_an_lsm_made_by_hand_takes_speech_and_text(tiny_lsm, waveform):
     assert reading.encode("Repeat.", "rain").input_ids == made.encode("Repeat.", "rain").input_ids
 
 
-def test_a_text_llm_made_by_hand_reads_text(tiny_llm):
+def test_a_text_llm_from_model_and_tokenizer_encodes_text(tiny_llm):
     made = TextLlm("mine", tiny_llm.model, tiny_llm.tokenizer, "vicuna")
     assert (made.source, made.processor, made.connector) == ("text", None, None)
     assert made.speech_token_times(16_000) is None
@@ -35,7 +35,7 @@ def test_a_text_llm_made_by_hand_reads_text(tiny_llm):
     assert made.encode("Repeat.", "rain", source_length=9).count(Segment.SOURCE) == 9
 
 
-def test_what_needs_an_lsm_of_ours_refuses_others_in_one_line(tiny_lsm, tiny_llm):
+def test_require_lsm_refuses_other_checkpoints_in_one_line(tiny_lsm, tiny_llm):
     assert require_lsm(tiny_lsm, "give one") is tiny_lsm
     with pytest.raises(InputError, match=f"^{tiny_llm.name} is not an LSM of this package: give one$"):
         require_lsm(tiny_llm, "give one")
@@ -43,7 +43,7 @@ def test_what_needs_an_lsm_of_ours_refuses_others_in_one_line(tiny_lsm, tiny_llm
         require_lsm(tiny_llm, "give one", name="model.start=x")
 
 
-def test_prompt_ids_and_logits_are_those_of_the_model_itself(tiny_lsm, clip, tmp_path):
+def test_prompt_ids_and_logits_equal_the_models_own(tiny_lsm, clip, tmp_path):
     audio = clip(tmp_path / "a.wav", seconds=1.3)
     sample = lsm_probe.Sample(id="a", instruction="Repeat.", audio=audio)
     inputs = tiny_lsm.processor(["Repeat."], [read_audio(sample)])
@@ -63,7 +63,7 @@ def test_a_text_llm_reads_the_transcript_of_a_sample(tiny_llm):
     torch.testing.assert_close(tiny_llm.logits(sample), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_sample_without_what_the_checkpoint_reads_is_refused(tiny_llm, clip, tmp_path):
+def test_a_sample_without_a_transcript_is_refused_for_a_text_llm(tiny_llm, clip, tmp_path):
     sample = lsm_probe.Sample(id="a", instruction="Repeat.", audio=clip(tmp_path / "a.wav"))
     with pytest.raises(InputError, match="sample 'a': has no transcript; add 'text' to it"):
         tiny_llm.prompt_ids(sample)

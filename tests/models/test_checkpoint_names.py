@@ -1,4 +1,4 @@
-"""A name that can only be a folder's is refused by us, with what was probably meant; any other is left to the hub."""
+"""A name that can only be a folder is refused with a suggestion; other names are looked up on the model hub."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from lsm_probe.models.lookup import load_prompter, look_up
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: `my-checkpoint`, `runs/vanilla/model` and a file; and no network."""
+    """A working directory with `my-checkpoint`, `runs/vanilla/model` and a file; no network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for folder in ("my-checkpoint", "runs/vanilla/model"):
         (tmp_path / folder).mkdir(parents=True)
@@ -47,7 +47,7 @@ def refusal(function: Callable[..., object], name: str) -> str:
     ],
 )
 @pytest.mark.parametrize("load", [lsm_probe.load, load_prompter, look_up])
-def test_a_path_that_is_no_folder(
+def test_a_missing_folder_is_refused(
     load: Callable[..., object], name: str, said: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(here))
@@ -56,11 +56,11 @@ def test_a_path_that_is_no_folder(
 
 
 @pytest.mark.parametrize("name", ["a\0b/c/d", "/" + "x" * 5000])
-def test_what_can_be_no_path_is_refused_too(name: str) -> None:
+def test_an_invalid_path_is_refused(name: str) -> None:
     assert "cannot be loaded" in refusal(require_folder, name)
 
 
-def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_read_permission_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
@@ -70,14 +70,14 @@ def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "my-checkpont", "nobody/no-such-model", "my-checkpoint"])
-def test_names_that_the_hub_may_have_are_left_to_it(name: str) -> None:
+def test_possible_hub_names_are_not_refused(name: str) -> None:
     require_folder(name)
     if name != "my-checkpoint":
         assert look_up(name) is None
 
 
 @pytest.mark.parametrize("name", ["builtin:llm", "my-checkpoint", "./gpt2", "a/b/c", "builtin:whisper + builtin:llm"])
-def test_the_hub_is_asked_for_no_other_name(name: str) -> None:
+def test_names_that_cannot_be_on_the_hub_are_not_looked_up_there(name: str) -> None:
     assert may_be_on_hub("gpt2")
     assert not may_be_on_hub(name)
 
@@ -90,19 +90,19 @@ def test_the_hub_is_asked_for_no_other_name(name: str) -> None:
         ("gpt2", "there is no folder gpt2 in HERE, and the model hub does not give it: "),
     ],
 )
-def test_an_error_of_the_hub_begins_with_the_missing_folder(name: str, said: str, here: Path) -> None:
+def test_an_error_of_the_hub_first_names_the_missing_folder(name: str, said: str, here: Path) -> None:
     message = refusal(lsm_probe.load, name)
     assert message.startswith(f"{name} cannot be loaded: {said.replace('HERE', str(here))}")
     assert not message.endswith(": ")
 
 
-def test_the_parts_of_a_new_lsm_are_looked_for_alike(tiny_encoder_folder: Path, tiny_llm_folder: Path) -> None:
+def test_build_lsm_refuses_missing_parts(tiny_encoder_folder: Path, tiny_llm_folder: Path) -> None:
     for parts in (("./nothere", tiny_llm_folder), (tiny_encoder_folder, "./nothere")):
         with pytest.raises(InputError, match="there is no folder nothere in"):
             lsm_probe.build_lsm(*parts)
 
 
-def test_what_a_checkpoint_reads_is_told_without_loading_it(
+def test_the_kind_of_a_checkpoint_is_found_without_loading_it(
     tiny_lsm_folder: Path, tiny_llm_folder: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))

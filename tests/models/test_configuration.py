@@ -1,4 +1,4 @@
-"""Configurations: the sizes a connector has by itself, what cannot be built, folders saved before."""
+"""Configurations: default sizes of connectors, invalid settings, and folders saved by earlier versions."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from lsm_probe.models.connectors import CONNECTORS
         ("transformer", 8, 384),
     ],
 )
-def test_each_connector_has_its_own_sizes(connector: str, window: int | None, hidden_size: int | None) -> None:
+def test_each_connector_has_its_own_default_sizes(connector: str, window: int | None, hidden_size: int | None) -> None:
     config = LsmProjectorConfig(connector=connector)
     assert (config.window, config.hidden_size) == (window, hidden_size)
     given = LsmProjectorConfig(connector=connector, window=17, hidden_size=768)
@@ -34,8 +34,8 @@ def test_each_connector_has_its_own_sizes(connector: str, window: int | None, hi
 
 @pytest.mark.parametrize("connector", CONNECTORS)
 @pytest.mark.parametrize("sizes", [{}, {"window": 17, "hidden_size": 768}, {"window": 3, "hidden_size": 32}])
-def test_a_saved_configuration_comes_back(connector: str, sizes: dict[str, int], tmp_path: Path) -> None:
-    """A size equal to the one that another connector has by itself is not lost either."""
+def test_a_saved_configuration_is_loaded_unchanged(connector: str, sizes: dict[str, int], tmp_path: Path) -> None:
+    """A size equal to another connector's default is kept as well."""
     projector = LsmProjectorConfig(connector=connector, **sizes)
     config = LsmConfig(projector_config=projector, encoder_context="trimmed")
     config.save_pretrained(tmp_path)
@@ -97,7 +97,7 @@ def test_a_folder_with_an_unusable_configuration_is_named(copy: Path) -> None:
         lsm_probe.load(copy, device="cpu")
 
 
-def test_folders_saved_before_there_was_a_choice_load_as_they_did(copy: Path) -> None:
+def test_folders_saved_by_earlier_versions_load_with_the_old_defaults(copy: Path) -> None:
     for file in ("config.json", "processor_config.json"):
         content = json.loads((copy / file).read_text())
         for name in ("decoder_states", "encoder_context"):

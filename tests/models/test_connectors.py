@@ -27,7 +27,7 @@ Projector = Callable[..., LsmProjectorConfig]
 
 
 def make_connector(config: LsmProjectorConfig) -> Any:
-    """A connector of 32-wide states to 48-wide tokens with every weight drawn, biases and layer norms too."""
+    """A connector from width 32 to width 48 with all weights random, also biases and layer norms."""
     torch.manual_seed(0)
     connector = CONNECTORS[config.connector](config, encoder_dim=32, llm_dim=48).eval()
     for parameter in connector.parameters():
@@ -52,9 +52,7 @@ def slow_reference(connector: WindowQFormer, frames: torch.Tensor, lengths: list
 
 @pytest.mark.parametrize(("window", "queries"), [(17, 1), (17, 3), (5, 2), (1, 1)])
 @torch.no_grad()
-def test_each_window_gives_its_queries_and_sees_only_its_own_valid_frames(
-    tiny_projector: Projector, window: int, queries: int
-) -> None:
+def test_each_window_sees_only_its_own_valid_frames(tiny_projector: Projector, window: int, queries: int) -> None:
     connector = make_connector(tiny_projector(window=window, num_queries=queries))
     lengths = [1, 16, 17, 18, 34, 50, 60]
     frames = draw_frames(len(lengths), 60)
@@ -97,7 +95,7 @@ def rms(vector: np.ndarray, norm: Any) -> np.ndarray:
 
 
 def convolved_by_hand(connector: Conv, states: np.ndarray) -> np.ndarray:
-    """The sums written out, in numpy, over the valid states of one piece and no others."""
+    """The convolutions written out in numpy, on the valid states of one piece only."""
     for conv in connector.convs:
         weight, bias = array(conv.weight), array(conv.bias)  # [out, in, 5]
         made = []
@@ -118,13 +116,13 @@ def array(parameter: torch.Tensor) -> np.ndarray:
     return parameter.detach().double().numpy()
 
 
-# 24 and 25 states: the conv's last token whole, and of a single state.
+# 24 and 25 states: the last token of `conv` reads a full window, and a single state.
 LENGTHS = [1, 2, 4, 5, 6, 8, 9, 24, 25, 59, 60]
 
 
 @pytest.mark.parametrize("window", [5, 3, 1])
 @torch.no_grad()
-def test_a_stack_is_its_states_side_by_side(window: int) -> None:
+def test_a_frame_stack_concatenates_its_states(window: int) -> None:
     connector = make_connector(LsmProjectorConfig(connector="frame_stack", window=window, hidden_size=40))
     states = draw_frames(len(LENGTHS), 60)
     expected = [stacked_by_hand(connector, array(s[:n]), window) for s, n in zip(states, LENGTHS, strict=True)]
@@ -145,7 +143,7 @@ def test_a_gated_stack_is_normalised_before_or_after_its_last_layer(window: int,
 
 
 @torch.no_grad()
-def test_the_transformer_reads_each_piece_whole_and_alone() -> None:
+def test_the_transformer_attends_within_each_piece_only() -> None:
     connector = make_connector(LsmProjectorConfig(connector="transformer", window=4, hidden_size=24))
     states = draw_frames(len(LENGTHS), 60)
     expected = []
@@ -165,7 +163,7 @@ def test_the_transformer_reads_each_piece_whole_and_alone() -> None:
 
 
 @torch.no_grad()
-def test_the_convolutions_see_the_valid_states_alone() -> None:
+def test_the_convolutions_see_valid_states_only() -> None:
     connector = make_connector(LsmProjectorConfig(connector="conv", hidden_size=24))
     states = draw_frames(len(LENGTHS), 60)
     expected = [convolved_by_hand(connector, array(s[:n])) for s, n in zip(states, LENGTHS, strict=True)]
@@ -174,7 +172,7 @@ def test_the_convolutions_see_the_valid_states_alone() -> None:
 
 
 @torch.no_grad()
-def test_a_linear_makes_each_state_a_token() -> None:
+def test_a_linear_connector_makes_one_token_per_state() -> None:
     connector = make_connector(LsmProjectorConfig(connector="linear"))
     states, lengths = draw_frames(3, 60), [40, 1, 60]
     valid = torch.cat([s[:n] for s, n in zip(states, lengths, strict=True)])
@@ -216,7 +214,7 @@ def test_every_connector_makes_the_predicted_number_of_tokens(tiny_projector: Pr
 
 @pytest.mark.parametrize("frames", [1, 16, 17, 18, 34, 35, 1499, 1500])
 @pytest.mark.parametrize(("window", "queries"), [(17, 1), (17, 2), (50, 4)])
-def test_the_predicted_number_of_tokens_is_the_made_one(
+def test_the_predicted_number_of_tokens_holds_for_all_windows_and_queries(
     tiny_projector: Projector, frames: int, window: int, queries: int
 ) -> None:
     config = tiny_projector(window=window, num_queries=queries)
@@ -231,19 +229,19 @@ class TestEveryConnector:
 
     @pytest.mark.parametrize("beyond", [1e4, 1e38, math.inf, math.nan])
     @torch.no_grad()
-    def test_what_stands_beyond_the_valid_states_changes_no_bit(self, connector: Connector, beyond: float) -> None:
+    def test_padding_states_do_not_change_the_output(self, connector: Connector, beyond: float) -> None:
         lengths = torch.tensor([20, 34, 5])
         states = draw_frames(3, 60)
         disturbed = states.clone()
         for piece, length in zip(disturbed, lengths.tolist(), strict=True):
             piece[length:] = beyond * (draw_frames(1, 60 - length, seed=2)[0] if beyond == 1e4 else 1)
         assert torch.equal(connector(states, lengths), connector(disturbed, lengths))
-        # The last valid state, which shares its token with others, does count.
+        # The last valid state, which shares its token with others, has an effect.
         states[0, 19] += torch.linspace(-1, 1, 32)
         assert not torch.equal(connector(states, lengths), connector(disturbed, lengths))
 
     @torch.no_grad()
-    def test_pieces_keep_their_order_and_do_not_see_each_other(self, connector: Connector) -> None:
+    def test_pieces_keep_their_order_and_are_independent(self, connector: Connector) -> None:
         states, lengths = draw_frames(3, 60), torch.tensor([40, 10, 60])
         together = connector(states, lengths)
         # Alone, without the padding that the longest of the batch needs.
@@ -252,7 +250,7 @@ class TestEveryConnector:
         swapped = connector(states[[2, 0, 1]], lengths[[2, 0, 1]])
         torch.testing.assert_close(swapped, torch.cat([apart[2], apart[0], apart[1]]), rtol=1e-5, atol=1e-5)
 
-    def test_no_gradient_comes_from_beyond_the_valid_states(self, connector: Connector) -> None:
+    def test_padding_states_get_no_gradient(self, connector: Connector) -> None:
         lengths = torch.tensor([20, 34, 5])
         states = draw_frames(3, 60)
         for piece, length in zip(states, lengths.tolist(), strict=True):
@@ -266,7 +264,7 @@ class TestEveryConnector:
 
 
 class TestSpeech:
-    """From the waveform on, through the processor and the encoder."""
+    """From the waveform through the processor and the encoder."""
 
     @pytest.mark.parametrize(
         ("samples", "tokens"),
@@ -281,16 +279,16 @@ class TestSpeech:
             pytest.param(65 * RATE, 89 + 89 + 15, id="65 s"),
         ],
     )
-    def test_a_token_is_17_frames_of_20_ms_and_nothing_is_cut(
+    def test_a_token_covers_17_frames_and_no_frame_is_dropped(
         self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray], samples: int, tokens: int
     ) -> None:
         prompt = tiny_lsm.encode("Repeat the speech.", waveform(samples / RATE))
         assert prompt.features["input_features"].shape == (math.ceil(samples / (30 * RATE)), 80, 3000)
         assert prompt.features["input_features_mask"].sum() >= samples / 160
         assert prompt.count(Segment.SOURCE) == tokens
-        assert tiny_lsm.embed([prompt])[0].shape == (len(prompt), 48)  # refused if the model made another number
+        assert tiny_lsm.embed([prompt])[0].shape == (len(prompt), 48)  # refused if the model makes another number
 
-    def test_more_than_30_s_is_its_pieces_one_after_another(
+    def test_speech_above_30_s_is_encoded_piece_by_piece(
         self, tiny_lsm: Lsm, waveform: Callable[..., np.ndarray]
     ) -> None:
         audio = waveform(31)

@@ -1,4 +1,4 @@
-"""Chat templates that write the date: prompts and numbers are the same on every day."""
+"""Chat templates that write the date: prompts and results do not depend on the day."""
 
 import datetime
 import json
@@ -41,7 +41,7 @@ def save_dated(
 
 @pytest.fixture
 def on_day(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`on_day("2031-03-01")`: the day that transformers takes for today."""
+    """`on_day("2031-03-01")`: sets the current date that transformers sees."""
 
     def move(day: str) -> None:
         class Clock(datetime.datetime):
@@ -73,7 +73,7 @@ def test_prompts_and_numbers_do_not_depend_on_the_day(
     assert results[0].checkpoint.model.date == DATE
 
 
-def test_another_date_is_written_stored_and_hashed(save_dated: Callable[..., Path]) -> None:
+def test_another_date_changes_prompt_and_identity(save_dated: Callable[..., Path]) -> None:
     folder = save_dated(LLAMA)
     default, other = lsm_probe.load(folder), lsm_probe.load(folder, date="2031-03-01")
     assert "Today Date: 01 Mar 2031<" in prompt_of(other)
@@ -82,7 +82,9 @@ def test_another_date_is_written_stored_and_hashed(save_dated: Callable[..., Pat
     assert load_prompter(folder, date="2031-03-01").identity == other.identity
 
 
-def test_a_template_that_writes_none_keeps_its_results(tiny_llm_folder: Path, save_dated: Callable[..., Path]) -> None:
+def test_a_template_without_a_date_ignores_the_option_with_a_warning(
+    tiny_llm_folder: Path, save_dated: Callable[..., Path]
+) -> None:
     assert lsm_probe.load(tiny_llm_folder).identity.date is None
     assert lsm_probe.load(save_dated(LLAMA), template="vicuna").identity.date is None
     with pytest.warns(UserWarning, match=r"--date 2031-03-01 has no effect: the prompt template of .* writes no date"):
@@ -90,12 +92,12 @@ def test_a_template_that_writes_none_keeps_its_results(tiny_llm_folder: Path, sa
 
 
 @pytest.mark.parametrize("date", ["today", "2024-02-30", "26 Jul 2024", ""])
-def test_what_is_no_date_is_refused(tiny_llm_folder: Path, date: str) -> None:
+def test_an_invalid_date_is_refused(tiny_llm_folder: Path, date: str) -> None:
     with pytest.raises(InputError, match=r"^--date '.*' is not a date: write it as 2024-07-26$"):
         lsm_probe.load(tiny_llm_folder, date=date)
 
 
-def test_a_saved_lsm_keeps_the_date_and_takes_another(
+def test_a_saved_lsm_keeps_its_date_unless_another_is_given(
     save_dated: Callable[..., Path],
     tiny_encoder_folder: Path,
     tiny_projector: Callable[..., LsmProjectorConfig],
@@ -113,7 +115,7 @@ def test_a_saved_lsm_keeps_the_date_and_takes_another(
 
 
 @pytest.mark.parametrize("day", ["2024-07-06", "2030-12-31"])
-def test_every_code_is_written_as_strftime_writes_it(
+def test_every_code_equals_strftime(
     make_tokenizer: Callable[..., Any], on_day: Callable[[str], None], day: str
 ) -> None:
     codes = " ".join(f"%{code}" for code in "aAbBcdDeFfGhHIjmMpRSTuUVwWxXyY%") + " %-d %-m %-H %-I %-j %-y!"
@@ -125,7 +127,7 @@ def test_every_code_is_written_as_strftime_writes_it(
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == expected
 
 
-def test_an_interrupted_run_does_not_go_on_with_another_date(save_dated: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_not_resumed_with_another_date(save_dated: Callable[..., Path], tmp_path: Path) -> None:
     folder = save_dated(LLAMA)
 
     def interrupt(done: int) -> None:
@@ -140,7 +142,7 @@ def test_an_interrupted_run_does_not_go_on_with_another_date(save_dated: Callabl
     lsm_probe.attention(lsm_probe.load(folder), samples, **running)
 
 
-def test_the_option_of_the_command_line(
+def test_the_command_line_option_sets_the_date(
     save_dated: Callable[..., Path], lsm_probe_command: Callable[..., Any], tmp_path: Path
 ) -> None:
     data = tmp_path / "clips.jsonl"

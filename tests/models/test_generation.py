@@ -1,4 +1,4 @@
-"""Answers in a batch whose rows leave it: the same as each prompt's own, by transformers alone."""
+"""Generation in a batch whose rows end at different times gives the same as transformers on each prompt alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +25,9 @@ def alone(checkpoint: Checkpoint, ids: list[int], limit: int, eos: list[int]) ->
 
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 40])
-def test_a_batch_answers_as_each_prompt_does_alone(tiny_llm: Checkpoint, limit: int) -> None:
+def test_a_batch_generates_the_same_as_each_prompt_alone(tiny_llm: Checkpoint, limit: int) -> None:
     prompts = [tiny_llm.encode("Continue writing the text.", text) for text in TEXTS]
-    # Tokens that these answers really hold, at different places: some rows end early, some never.
+    # Tokens that occur in these answers at different places: some rows end early, some never.
     free = [alone(tiny_llm, prompt.input_ids, 40, [0]) for prompt in prompts]
     ends = [free[0][2], free[2][11]]
     tiny_llm.model.generation_config.eos_token_id = ends
@@ -47,7 +47,7 @@ def test_the_model_keeps_its_own_generation_settings(tiny_llm: Checkpoint) -> No
     assert own.repetition_penalty == 1.7
 
 
-def test_nan_is_refused_and_no_answer(tiny_llm: Checkpoint) -> None:
+def test_nan_logits_are_refused(tiny_llm: Checkpoint) -> None:
     with torch.no_grad():
         tiny_llm.llm.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     prompts = [tiny_llm.encode("Continue writing the text.", TEXTS[0])]
@@ -55,7 +55,7 @@ def test_nan_is_refused_and_no_answer(tiny_llm: Checkpoint) -> None:
         tiny_llm.generate(tiny_llm.embed(prompts), max_new_tokens=3)
 
 
-def test_a_cache_whose_rows_cannot_be_chosen_is_refused(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:
+def test_a_cache_whose_rows_cannot_be_selected_is_refused(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer()
     config = MambaConfig(vocab_size=448, hidden_size=32, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path)

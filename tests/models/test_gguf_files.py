@@ -1,4 +1,4 @@
-"""Text LLMs in GGUF files, written here by llama.cpp's own package from a tiny random Llama."""
+"""Text LLMs in GGUF files, written by llama.cpp's own package from a tiny random Llama."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def write(
         if written == leave_out:
             continue
         data = tensor.numpy()
-        if "attn_q" in written or "attn_k" in written:  # llama.cpp rotates neighbouring values, transformers halves
+        if "attn_q" in written or "attn_k" in written:  # llama.cpp rotates neighbours, transformers halves
             heads = HEADS if "attn_q" in written else GROUPS
             data = data.reshape(heads, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
         if data.ndim == 2 and kind is not gguf.GGMLQuantizationType.F32:
@@ -114,7 +114,7 @@ def logits(checkpoint: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("given", ["file", "folder"])
-def test_the_models_own_logits(tmp_path, llama, tokenizer, given):
+def test_a_gguf_file_gives_the_logits_of_the_original_model(tmp_path, llama, tokenizer, given):
     path = write(tmp_path / "tiny.gguf", llama, tokenizer)
     with pytest.warns(UserWarning, match="weights are dequantised from GGUF"):
         checkpoint = lsm_probe.load(path if given == "file" else tmp_path, device="cpu")
@@ -131,7 +131,7 @@ def test_the_models_own_logits(tmp_path, llama, tokenizer, given):
     load_text_check(str(path))("Repeat.", "the rain", None)
 
 
-def test_no_weights_are_drawn_on_the_way(tmp_path, llama, tokenizer):
+def test_loading_draws_no_random_weights(tmp_path, llama, tokenizer):
     path = write(tmp_path / "tiny.gguf", llama, tokenizer)
     with torch.no_grad():
         expected = llama(input_ids=IDS).logits
@@ -142,7 +142,7 @@ def test_no_weights_are_drawn_on_the_way(tmp_path, llama, tokenizer):
     assert (logits(checkpoint) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_quantised_weights_are_those_that_were_stored(tmp_path, llama, tokenizer):
+def test_quantised_weights_are_dequantised_exactly(tmp_path, llama, tokenizer):
     kind = gguf.GGMLQuantizationType.Q8_0
     path = write(tmp_path / "tiny.gguf", llama, tokenizer, kind)
     for name, parameter in llama.named_parameters():
@@ -158,7 +158,7 @@ def test_quantised_weights_are_those_that_were_stored(tmp_path, llama, tokenizer
     assert {parameter.dtype for parameter in checkpoint.model.parameters()} == {torch.float32}
 
 
-def test_it_is_measured_and_saved_as_any_other(tmp_path, llama, tokenizer):
+def test_a_gguf_checkpoint_can_be_measured_and_saved(tmp_path, llama, tokenizer):
     checkpoint = lsm_probe.load(write(tmp_path / "tiny.gguf", llama, tokenizer), device="cpu")
     sample = lsm_probe.Sample(id="a", instruction="Repeat.", text="the rain", target="the rain")
     measured = lsm_probe.importance(checkpoint, [sample], response="reference")
@@ -179,20 +179,20 @@ def test_it_is_measured_and_saved_as_any_other(tmp_path, llama, tokenizer):
     ],
     ids=["rotary factors of Llama 3", "a projector", "a missing tensor"],
 )
-def test_tensors_that_are_not_used_or_missing(tmp_path, llama, tokenizer, options, said):
+def test_missing_or_unused_tensors_are_refused(tmp_path, llama, tokenizer, options, said):
     path = write(tmp_path / "tiny.gguf", llama, tokenizer, **options)
     with pytest.raises(InputError) as error:
         lsm_probe.load(path)
     assert said in str(error.value)
 
 
-def test_rotary_positions_that_are_scaled(tmp_path, llama, tokenizer):
+def test_scaled_rotary_positions_are_refused(tmp_path, llama, tokenizer):
     path = write(tmp_path / "tiny.gguf", llama, tokenizer, rope_scaling="yarn")
     with pytest.raises(InputError, match=r"scales rotary positions \(yarn\), which transformers does not read"):
         lsm_probe.load(path)
 
 
-def test_several_files(tmp_path, llama, tokenizer):
+def test_a_folder_with_several_files_is_refused(tmp_path, llama, tokenizer):
     path = write(tmp_path / "a.gguf", llama, tokenizer)
     shutil.copy(path, tmp_path / "b.gguf")
     with pytest.raises(InputError, match=r"holds a\.gguf, b\.gguf: give the path of the file"):
@@ -201,14 +201,14 @@ def test_several_files(tmp_path, llama, tokenizer):
 
 
 @pytest.mark.parametrize("kept", [0, 3, 100, 5000])
-def test_a_damaged_file(tmp_path, llama, tokenizer, kept):
+def test_a_damaged_file_is_refused(tmp_path, llama, tokenizer, kept):
     path = write(tmp_path / "tiny.gguf", llama, tokenizer)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match="GGUF"):
         lsm_probe.load(path)
 
 
-def test_a_model_that_transformers_does_not_read_from_gguf(tmp_path):
+def test_an_architecture_without_gguf_support_is_refused(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "clip.gguf", "clip")
     writer.add_name("projector")
     writer.add_tensor("v.blk.0.attn_q.weight", np.ones((4, 4), np.float32))

@@ -42,12 +42,12 @@ IDENTITY = ModelIdentity(
 )
 
 
-def test_is_stored_as_plain_values_in_a_fixed_order():
+def test_an_identity_is_stored_as_plain_values_in_a_fixed_order():
     assert json.dumps(IDENTITY.to_dict()) == json.dumps(STORED)
     assert ModelIdentity.from_dict(STORED) == IDENTITY
 
 
-def test_what_is_none_is_left_out():
+def test_missing_values_are_left_out():
     assert ModelIdentity().to_dict() == {}
     assert ModelIdentity.from_dict({}) == ModelIdentity()
     untrained_seedless = ConnectorIdentity(settings={"connector": "conv"}, trained=True)
@@ -66,6 +66,6 @@ def test_what_is_none_is_left_out():
         ({"connector": None}, "^ConnectorIdentity is None: it must be a JSON object$"),
     ],
 )
-def test_what_it_cannot_read_is_refused_by_name(changed, message):
+def test_invalid_stored_values_are_refused_by_name(changed, message):
     with pytest.raises(InputError, match=message):
         ModelIdentity.from_dict(STORED | changed)

@@ -1,4 +1,4 @@
-"""Checkpoints made of models in memory, and measuring them without changing them."""
+"""Checkpoints made from models in memory, and measuring them without changing them."""
 
 import random
 from copy import deepcopy
@@ -23,7 +23,7 @@ def given_with(checkpoint: Checkpoint) -> object:
     return checkpoint.processor or checkpoint.tokenizer
 
 
-def test_a_model_in_memory_gives_the_numbers_of_the_loaded_one(checkpoint, samples) -> None:
+def test_a_model_in_memory_gives_the_same_numbers_as_the_loaded_one(checkpoint, samples) -> None:
     wrapped = nn.DataParallel(checkpoint.model)
     live = lsm_probe.from_model(wrapped, given_with(checkpoint), name="step 3")
     assert type(live) is type(checkpoint)
@@ -34,7 +34,7 @@ def test_a_model_in_memory_gives_the_numbers_of_the_loaded_one(checkpoint, sampl
     assert np.array_equal(loaded.eta().mean, own.eta().mean)
 
 
-def test_adapters_stay_at_work(tiny_lsm, samples) -> None:
+def test_adapters_stay_active(tiny_lsm, samples) -> None:
     before = lsm_probe.attention(tiny_lsm, samples[:2], response="reference").eta().mean
     settings = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     live = lsm_probe.from_model(get_peft_model(tiny_lsm.model, settings), tiny_lsm.processor)
@@ -42,7 +42,7 @@ def test_adapters_stay_at_work(tiny_lsm, samples) -> None:
         assert not np.allclose(before, lsm_probe.attention(live, samples[:2], response="reference").eta().mean)
 
 
-def test_what_cannot_be_probed_is_one_line(tiny_llm, tiny_lsm) -> None:
+def test_unsupported_models_are_refused_in_one_line(tiny_llm, tiny_lsm) -> None:
     with pytest.raises(InputError, match=r"needs its tokenizer .* as processing_class, and was given none"):
         lsm_probe.from_model(tiny_llm.model, None)
     with pytest.raises(InputError, match="needs the LsmProcessor it was saved with"):
@@ -56,7 +56,7 @@ def test_what_cannot_be_probed_is_one_line(tiny_llm, tiny_lsm) -> None:
         lsm_probe.from_model(tuned, tiny_llm.tokenizer)
 
 
-def test_everything_is_put_back_after_the_block_and_after_an_error_in_it(tiny_lsm) -> None:
+def test_the_models_state_is_restored_after_the_block_and_after_an_error(tiny_lsm) -> None:
     model = tiny_lsm.model.train()
     model.language_model.eval()  # a part that is not trained
     model.register_buffer("counted", torch.zeros(2))

@@ -1,4 +1,4 @@
-"""Tokenizers of Llama's kind: the same ids for a text LLM and for LSMs made from it, whatever file they come from."""
+"""Llama tokenizers: a text LLM and LSMs made from it have the same ids, whatever file the tokenizer comes from."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def llm_folder(
     save_sentencepiece: Callable[..., None],
     legacy: bool | None,
 ) -> Path:
-    """An LLM with Llama's `tokenizer.model`, or with a `tokenizer.json` of one of the ways to write the first space."""
+    """An LLM with Llama's `tokenizer.model`, or a `tokenizer.json` with one of the ways to write the first space."""
     folder = tmp_path / "llm"
     shutil.copytree(tiny_llm_folder, folder, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
     save_sentencepiece(folder, legacy)
@@ -66,7 +66,7 @@ def llm_folder(
 
 @pytest.fixture
 def written_out(llm_folder: Path, tmp_path: Path) -> Callable[[str], list[int]]:
-    """`written_out(template)`: the ids by sentencepiece itself."""
+    """`written_out(template)`: the ids computed by sentencepiece."""
     from sentencepiece import SentencePieceProcessor
 
     file = next(path for path in (llm_folder / "tokenizer.model", tmp_path / "tokenizer.model") if path.is_file())
@@ -85,7 +85,7 @@ def test_ids_are_those_of_sentencepiece(
         assert prompt.segments[1] is (Segment.SYSTEM if template == "vicuna" else Segment.TEMPLATE)
 
 
-def test_a_text_llm_and_its_lsm_read_the_same_prompt(
+def test_a_text_llm_and_its_lsm_have_the_same_prompt(
     llm_folder: Path, tiny_encoder_folder: Path, tmp_path: Path, written_out: Callable[[str], list[int]]
 ) -> None:
     text_llm = lsm_probe.load(llm_folder, device="cpu", template="vicuna")
@@ -99,7 +99,7 @@ def test_a_text_llm_and_its_lsm_read_the_same_prompt(
     assert encode_prompt(lsm.tokenizer, "vicuna", *WORDS).input_ids == written_out("vicuna")
 
 
-def test_spaces_and_special_tokens_inside_a_text_are_read_the_same(llm_folder: Path) -> None:
+def test_spaces_and_special_tokens_inside_a_text_have_the_same_ids(llm_folder: Path) -> None:
     for text in (" she", "<s>she", "<s> she", "she</s>she", "she</s>\nshe"):
         found = [
             read(llm_folder)(text, add_special_tokens=False)["input_ids"]
@@ -108,7 +108,7 @@ def test_spaces_and_special_tokens_inside_a_text_are_read_the_same(llm_folder: P
         assert found[0] == found[1]
 
 
-def test_a_name_on_the_model_hub_reads_as_its_folder(
+def test_a_name_on_the_model_hub_gives_the_same_ids_as_its_folder(
     llm_folder: Path, written_out: Callable[[str], list[int]], hub_name: Callable[[Path], str]
 ) -> None:
     name = hub_name(llm_folder)
@@ -118,7 +118,7 @@ def test_a_name_on_the_model_hub_reads_as_its_folder(
     assert text_llm.encode(*WORDS).input_ids == written_out("vicuna")
 
 
-def test_other_tokenizers_are_those_of_transformers(tiny_llm_folder: Path) -> None:
+def test_other_tokenizers_are_loaded_by_transformers(tiny_llm_folder: Path) -> None:
     own = load_llm_tokenizer(tiny_llm_folder)
     stock: Any = AutoTokenizer.from_pretrained(tiny_llm_folder)
     assert type(own) is type(stock)

@@ -1,4 +1,4 @@
-"""Loading: what cannot be probed is refused in one line that names it, and nothing from outside is executed."""
+"""Loading: unsupported checkpoints are refused in one line that names them, and no foreign code is executed."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["llm", "lsm"])
 def copy(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of the tiny text LLM, and of the tiny LSM, to damage."""
+    """A copy of the tiny text LLM and one of the tiny LSM; a test may damage them."""
     return shutil.copytree(request.getfixturevalue(f"tiny_{request.param}_folder"), tmp_path / request.param)
 
 
@@ -56,7 +56,7 @@ def llm_copy(tiny_llm_folder: Path, tmp_path: Path) -> Path:
 
 
 def refusal(*names: str, **options: Any) -> str:
-    """The one line `load` refuses with; it holds each of `names`."""
+    """The one line with which `load` refuses; it must contain each of `names`."""
     with pytest.raises(InputError) as error:
         lsm_probe.load(**options)
     line = str(error.value)
@@ -91,7 +91,7 @@ class TestRefusals:
     def test_folder_without_a_config(self, tmp_path: Path) -> None:
         refusal(str(tmp_path), "config.json", name=tmp_path)
 
-    def test_missing_folder_or_hub_name_offline(self, tmp_path: Path) -> None:
+    def test_missing_folder_or_offline_hub_name(self, tmp_path: Path) -> None:
         refusal(str(tmp_path / "nowhere"), name=tmp_path / "nowhere")
         refusal("nobody/no-such-model", name="nobody/no-such-model")
 
@@ -111,14 +111,14 @@ class TestRefusals:
     def test_unknown_option(self, tiny_llm_folder: Path, option: str, value: str) -> None:
         refusal(f"--{option}", value, name=tiny_llm_folder, **{option: value})
 
-    def test_model_that_is_no_causal_llm(self, tmp_path: Path) -> None:
+    def test_model_that_is_not_a_causal_llm(self, tmp_path: Path) -> None:
         ViTConfig().save_pretrained(tmp_path)
         refusal(str(tmp_path), "vit", name=tmp_path)
 
-    def test_encoder_that_sees_what_follows(
+    def test_encoder_with_bidirectional_attention(
         self, tmp_path: Path, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
     ) -> None:
-        # transformers lists BERT among the causal LMs: it is one only with is_decoder, which encoders do not set.
+        # transformers lists BERT among the causal LMs. It is one only with is_decoder, which encoders do not set.
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         for is_decoder in (True, False):
             config = BertConfig(vocab_size=448, is_decoder=is_decoder, initializer_range=0.2, **sizes)
@@ -136,17 +136,19 @@ class TestRefusals:
         make_tokenizer().save_pretrained(folder)
         refusal(str(folder), "whisper", name=folder)
 
-    def test_config_that_is_no_json(self, copy: Path) -> None:
+    def test_config_that_is_not_json(self, copy: Path) -> None:
         (copy / "config.json").write_text("{ not json")
         refusal(str(copy), name=copy)
 
-    def test_unknown_kind_of_model(self, copy: Path) -> None:
+    def test_unknown_model_type(self, copy: Path) -> None:
         edit_config(copy, model_type="perceptron2000")
         refusal(str(copy), "perceptron2000", name=copy)
 
     @pytest.mark.parametrize("classes", [None, ["PerceptronForCausalLM"]])
     @pytest.mark.parametrize("code", [True, False])
-    def test_an_unknown_kind_is_not_told_to_upgrade(self, copy: Path, classes: list[str] | None, code: bool) -> None:
+    def test_an_unknown_model_type_does_not_suggest_an_upgrade(
+        self, copy: Path, classes: list[str] | None, code: bool
+    ) -> None:
         edit_config(copy, model_type="perceptron2000", architectures=classes)
         if code:
             edit_config(copy, auto_map={"AutoConfig": "own.Own"})
@@ -156,7 +158,7 @@ class TestRefusals:
         assert ("PerceptronForCausalLM" in line) == bool(classes)
         assert ("the code that comes with it is not run" in line) == code
 
-    def test_no_kind(self, copy: Path) -> None:
+    def test_config_without_a_model_type(self, copy: Path) -> None:
         edit_config(copy, model_type=None)
         refusal("names no model_type", name=copy)
 
@@ -186,7 +188,7 @@ class TestRefusals:
         (tmp_path / "config.json").write_text(json.dumps(settings))
         assert "upgrade" not in refusal(said, name=tmp_path)
 
-    def test_mini_omnis_own_layout(self, tmp_path: Path) -> None:
+    def test_mini_omni_folder_layout(self, tmp_path: Path) -> None:
         (tmp_path / "model_config.yaml").write_text("name: qwen2-0.5b\nwhisper_adapter_dim: 768\n")
         refusal("Mini-Omni", "averages several streams", name=tmp_path)
 
@@ -219,7 +221,7 @@ class TestRefusals:
         save_file(weights, path, metadata={"format": "pt"})
         refusal(str(copy), lost.split("model.")[-1], name=copy)
 
-    def test_weights_of_another_size(self, copy: Path) -> None:
+    def test_weights_of_the_wrong_size(self, copy: Path) -> None:
         path = copy / "model.safetensors"
         weights = load_file(path)
         other = next(name for name in weights if name.endswith("layers.1.self_attn.v_proj.weight"))
@@ -238,7 +240,7 @@ class TestRefusals:
             pytest.param("layers.0.self_attn.bias_of_ours", "bias_of_ours", id="any other"),
         ],
     )
-    def test_tensors_that_the_model_does_not_use(self, copy: Path, tensor: str, named: str, kind: str) -> None:
+    def test_unused_tensors(self, copy: Path, tensor: str, named: str, kind: str) -> None:
         # transformers would drop them and only log it.
         path = copy / "model.safetensors"
         weights = load_file(path)
@@ -252,10 +254,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "module", ["model.speech_encoder.conv1", "model.mm_projector", "speech_generator", "model.speech_projector"]
     )
-    def test_the_speech_modules_of_a_class_that_transformers_does_not_have(
+    def test_speech_modules_of_a_class_that_transformers_lacks(
         self, llm_copy: Path, module: str, named: str | None, kind: str
     ) -> None:
-        """They belong to the model, whatever class config.json names; the text LLM in it is another model."""
+        """They belong to the model, whatever class config.json names; its text LLM alone is another model."""
         weights = load_file(llm_copy / "model.safetensors")
         more = {f"{module}.weight": torch.ones(4), f"{module}.bias": torch.ones(4)}
         save_weights(llm_copy, {**weights, **more}, kind)
@@ -281,7 +283,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "file", ["mm_projector.bin", "model-00003-of-00002.safetensors", "connector.pt", "speech.safetensors"]
     )
-    def test_a_file_of_weights_that_is_not_read(self, copy: Path, file: str) -> None:
+    def test_a_weights_file_that_would_not_be_read(self, copy: Path, file: str) -> None:
         weights = {"mm_projector.0.weight": torch.ones(4), "mm_projector.2.weight": torch.ones(4)}
         if file.endswith(".safetensors"):
             save_file(weights, copy / file)
@@ -305,7 +307,7 @@ class TestRefusals:
         model: Any = lsm_probe.load(llm_copy).model
         assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight * 2)
 
-    def test_what_a_class_of_transformers_drops_without_a_word(
+    def test_tensors_that_transformers_ignores_silently(
         self, tmp_path: Path, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
     ) -> None:
         """The text LLM of a model with vision; its class ignores all of `model.visual`."""
@@ -328,7 +330,7 @@ class TestRefusals:
         with pytest.warns(UserWarning, match=said):
             lsm_probe.load(tmp_path)
 
-    def test_a_head_of_another_task(self, llm_copy: Path) -> None:
+    def test_a_head_for_another_task(self, llm_copy: Path) -> None:
         path = llm_copy / "model.safetensors"
         save_file({**load_file(path), "score.weight": torch.ones(2, 48)}, path, metadata={"format": "pt"})
         refusal("1 tensor (score.weight)", name=llm_copy)
@@ -336,7 +338,7 @@ class TestRefusals:
         with pytest.warns(UserWarning, match=r"loaded as a LlamaForCausalLM, without 1 tensor \(score.weight\)"):
             lsm_probe.load(llm_copy)
 
-    def test_constants_that_older_versions_saved_are_no_weights(self, copy: Path) -> None:
+    def test_constants_saved_by_older_versions_are_not_counted_as_weights(self, copy: Path) -> None:
         path = copy / "model.safetensors"
         weights = load_file(path)
         before = next(name for name in weights if "layers.0.mlp" in name).partition("layers.0.")[0]
@@ -349,7 +351,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "name", ["self_attn.bias", "attention.masked_bias", "rotary_emb.inv_freq", "attn.position_ids"]
     )
-    def test_a_tensor_with_the_name_of_a_constant_and_another_shape_is_a_weight(self, copy: Path, name: str) -> None:
+    def test_a_tensor_named_like_a_constant_with_another_shape_is_a_weight(self, copy: Path, name: str) -> None:
         path = copy / "model.safetensors"
         weights = load_file(path)
         before = next(name for name in weights if "layers.0.mlp" in name).partition("layers.0.")[0]
@@ -358,7 +360,7 @@ class TestRefusals:
         refusal("1 tensor", name, name=copy)
 
     @pytest.mark.parametrize("whole", [False, True])
-    def test_a_whisper_with_a_layer_that_its_config_has_not(
+    def test_a_whisper_with_a_layer_missing_from_its_config(
         self,
         tmp_path: Path,
         tiny_encoder_folder: Path,
@@ -366,7 +368,7 @@ class TestRefusals:
         tiny_projector: Callable[..., LsmProjectorConfig],
         whole: bool,
     ) -> None:
-        """The encoder alone is taken out of a whole Whisper with its head; a layer of it must not be lost."""
+        """Only the encoder of a Whisper with its head is used; none of its layers may be lost."""
         folder = shutil.copytree(tiny_encoder_folder, tmp_path / "whisper")
         config = WhisperConfig.from_pretrained(folder)
         (WhisperForConditionalGeneration if whole else WhisperModel)(config).save_pretrained(folder)
@@ -380,7 +382,7 @@ class TestRefusals:
             lsm_probe.build_lsm(folder, tiny_llm_folder, projector=tiny_projector())
 
     @pytest.mark.parametrize("name", ["adapter.weight", "model.speech_adapter.weight", "encoder.adapter.weight"])
-    def test_a_whisper_with_modules_of_no_class(
+    def test_a_whisper_with_unknown_modules(
         self,
         tmp_path: Path,
         tiny_encoder_folder: Path,
@@ -409,8 +411,8 @@ class TestRefusals:
         lsm_probe.load(llm_copy)
 
     @pytest.mark.parametrize("file", ["../outside.safetensors", "{folder}/outside.safetensors"])
-    def test_an_index_of_weights_that_lie_elsewhere(self, copy: Path, file: str) -> None:
-        # transformers would read them, and the identity would not tell of them.
+    def test_an_index_that_points_outside_the_folder(self, copy: Path, file: str) -> None:
+        # transformers would read them, and they would be missing from the identity.
         file = file.format(folder=copy.parent)
         (copy / "model.safetensors").rename(copy.parent / "outside.safetensors")
         weight_map = dict.fromkeys(load_file(copy.parent / "outside.safetensors"), file)
@@ -424,7 +426,7 @@ class TestRefusals:
         (copy / "model.safetensors.index.json").write_text(content)
         refusal(str(copy / "model.safetensors.index.json"), name=copy)
 
-    def test_parts_in_each_others_place(
+    def test_encoder_and_llm_swapped(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Callable[..., LsmProjectorConfig]
     ) -> None:
         for encoder, llm in (
@@ -480,7 +482,7 @@ class TestNothingIsExecuted:
         weights = load_file(copy / "model.safetensors")
         (copy / "model.safetensors").unlink()
         shard = "pytorch_model-00001-of-00001.bin"
-        # Legacy files are bare pickles, which run whole on loading.
+        # Legacy files are plain pickles, which are executed on loading.
         torch.save({**weights, "bomb": bomb}, copy / shard, _use_new_zipfile_serialization=not legacy)
         index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
         (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
@@ -497,7 +499,7 @@ class TestNothingIsExecuted:
         refusal(str(llm_copy), name=llm_copy)
         assert not marker.exists()
 
-    def test_weights_of_torch_alone_are_read_as_tensors_only(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_torch_weights_are_read_as_tensors_only(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = lsm_probe.load(copy).model.state_dict()
         torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
         (copy / "model.safetensors").unlink()
@@ -524,7 +526,7 @@ class TestNothingIsExecuted:
             r"^\s*import .*pickle|from pickle import (?!UnpicklingError$)",
         ],
     )
-    def test_the_package_never_asks_for_it(self, banned: str) -> None:
+    def test_the_package_never_enables_code_execution(self, banned: str) -> None:
         sources = sorted(Path(lsm_probe.__file__).parent.rglob("*.py"))
         assert len(sources) > 50
         found = [
@@ -537,11 +539,13 @@ class TestNothingIsExecuted:
 
 
 class TestAttention:
-    """The probes need sdpa: what `config.json` asks for is not run, and one line says so."""
+    """The probes need sdpa: another implementation in `config.json` is ignored with one warning."""
 
     @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
     @pytest.mark.parametrize("asked", ["eager", "flash_attention_2", "flex_attention"])
-    def test_a_config_that_asks_for_another(self, tiny_llm_folder: Path, llm_copy: Path, key: str, asked: str) -> None:
+    def test_another_implementation_in_the_config_is_overridden(
+        self, tiny_llm_folder: Path, llm_copy: Path, key: str, asked: str
+    ) -> None:
         sample = lsm_probe.Sample(id="a", instruction="Repeat.", text="the rain", target="the rain")
         plain = lsm_probe.attention(lsm_probe.load(tiny_llm_folder), [sample], response="reference")
         edit_config(llm_copy, **{key: asked})
@@ -553,7 +557,9 @@ class TestAttention:
         assert changed.norms.tolist() == plain.norms.tolist()
 
     @pytest.mark.parametrize("part", ["text_config", "audio_config"])
-    def test_a_part_that_asks_for_another(self, tiny_lsm_folder: Path, tmp_path: Path, part: str) -> None:
+    def test_another_implementation_in_a_part_is_overridden(
+        self, tiny_lsm_folder: Path, tmp_path: Path, part: str
+    ) -> None:
         folder = shutil.copytree(tiny_lsm_folder, tmp_path / "lsm")
         edit_config(folder, attn_implementation={part: "eager"})
         with pytest.warns(UserWarning, match=rf"config\.json \({part}\) asks for attn_implementation eager"):
@@ -561,7 +567,7 @@ class TestAttention:
         running = {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")}
         assert running - {None} == {"sdpa"}
 
-    def test_both_parts_of_a_new_lsm(
+    def test_both_parts_of_a_new_lsm_use_it(
         self,
         tiny_encoder_folder: Path,
         llm_copy: Path,
@@ -580,16 +586,16 @@ class TestAttention:
 
 class TestOptions:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-    def test_dtype(self, copy: Path, dtype: str) -> None:
+    def test_the_dtype_option_is_used(self, copy: Path, dtype: str) -> None:
         model = lsm_probe.load(copy, device="cpu", dtype=dtype).model
         assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
 
-    def test_auto_is_float32_on_cpu_and_the_model_does_not_drop_out(self, copy: Path) -> None:
+    def test_auto_is_float32_on_cpu_and_dropout_is_off(self, copy: Path) -> None:
         model = lsm_probe.load(copy, device="cpu").model
         assert model.dtype == torch.float32
         assert not any(module.training for module in model.modules())
 
-    def test_template_is_the_tokenizers_or_vicuna(
+    def test_the_default_template_is_the_tokenizers_or_vicuna(
         self, tmp_path: Path, tiny_llm_folder: Path, save_llm: Callable[..., Path]
     ) -> None:
         assert lsm_probe.load(tiny_llm_folder).template.name == "chat"
@@ -617,7 +623,7 @@ class TestOptions:
         built.processor.save_pretrained(tmp_path)
         assert lsm_probe.load(tmp_path).template.name == "llama3"
 
-    def test_kinds_are_told_apart(self, tiny_llm_folder: Path, tiny_lsm_folder: Path) -> None:
+    def test_text_llms_and_lsms_are_distinguished(self, tiny_llm_folder: Path, tiny_lsm_folder: Path) -> None:
         text, speech = lsm_probe.load(tiny_llm_folder), lsm_probe.load(str(tiny_lsm_folder))
         assert (text.source, speech.source) == ("text", "speech")
         assert text.llm is text.model
@@ -629,7 +635,7 @@ class TestOptions:
 
 
 class TestIdentity:
-    def test_it_holds_the_weights_sha256(self, copy: Path) -> None:
+    def test_it_contains_the_sha256_of_the_weights(self, copy: Path) -> None:
         identity = lsm_probe.load(copy).identity
         expected = hashlib.sha256((copy / "model.safetensors").read_bytes()).hexdigest()
         assert identity.weights_sha256 == {"model.safetensors": expected}
@@ -660,7 +666,7 @@ class TestIdentity:
         assert ModelIdentity.from_dict(json.loads(json.dumps(identity.to_dict()))) == identity
 
 
-def test_a_tokenizer_with_more_tokens_than_the_llm_is_refused_where_they_are_used(tiny_llm):
+def test_a_prompt_with_token_ids_beyond_the_embeddings_is_refused(tiny_llm):
     embeddings = tiny_llm.llm.get_input_embeddings()
     embeddings.weight = torch.nn.Parameter(embeddings.weight[:300].detach())
     prompt = tiny_llm.encode("Repeat.", "She sells sea shells.")
@@ -669,7 +675,7 @@ def test_a_tokenizer_with_more_tokens_than_the_llm_is_refused_where_they_are_use
 
 
 @pytest.mark.parametrize("change", [{"feature_size": 128}, {"chunk_length": 20}, {"sampling_rate": 8_000}])
-def test_a_feature_extractor_of_another_encoder_is_refused(
+def test_a_feature_extractor_for_another_encoder_is_refused(
     tiny_lsm, tiny_encoder_folder, tiny_llm_folder, tmp_path, change
 ):
     tiny_lsm.save(tmp_path / "lsm")

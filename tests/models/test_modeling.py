@@ -1,4 +1,4 @@
-"""The LSM is a transformers model like any other: saved, loaded, generated from, trained and wrapped as one."""
+"""The LSM works like any other transformers model: it is saved, loaded, trained, wrapped, and generates."""
 
 import re
 import subprocess
@@ -48,7 +48,7 @@ def trainable_labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 class TestSaving:
-    def test_every_bit_comes_back(self, model: LsmForConditionalGeneration, tmp_path: Path) -> None:
+    def test_saved_weights_are_loaded_bit_for_bit(self, model: LsmForConditionalGeneration, tmp_path: Path) -> None:
         model.generation_config.eos_token_id = [2, 4]
         model.save_pretrained(tmp_path)
         loaded = LsmForConditionalGeneration.from_pretrained(tmp_path)
@@ -69,7 +69,9 @@ class TestSaving:
             head, embedding = each.get_output_embeddings().weight, each.get_input_embeddings().weight
             assert head.data_ptr() == embedding.data_ptr()
 
-    def test_safetensors_only(self, tiny_lsm_folder: Path, model: LsmForConditionalGeneration, tmp_path: Path) -> None:
+    def test_weights_are_saved_as_safetensors_only(
+        self, tiny_lsm_folder: Path, model: LsmForConditionalGeneration, tmp_path: Path
+    ) -> None:
         model.save_pretrained(tmp_path, max_shard_size="100KB")
         for folder in (tiny_lsm_folder, tmp_path):
             assert {p.suffix for p in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".yaml"}
@@ -77,8 +79,8 @@ class TestSaving:
         sharded = LsmForConditionalGeneration.from_pretrained(tmp_path).state_dict()
         assert all(torch.equal(tensor, sharded[name]) for name, tensor in model.state_dict().items())
 
-    def test_auto_classes_find_it(self, tiny_lsm_folder: Path) -> None:
-        # In a process of its own: nothing but the import of one of the classes may be needed.
+    def test_auto_classes_load_it(self, tiny_lsm_folder: Path) -> None:
+        # In a separate process: importing one of the classes must be enough.
         code = f"""
 from lsm_probe.models import LsmConfig
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
@@ -88,7 +90,7 @@ print("made:", *[type(auto.from_pretrained({str(tiny_lsm_folder)!r})).__name__ f
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert "made: LsmConfig LsmForConditionalGeneration LsmProcessor" in run.stdout
 
-    def test_processor_comes_back(
+    def test_the_processor_is_loaded_unchanged(
         self, tiny_lsm: Lsm, waveform: Waveform, tmp_path: Path, tiny_projector: Projector
     ) -> None:
         assert isinstance(tiny_lsm.model.config, LsmConfig)
@@ -111,7 +113,7 @@ print("made:", *[type(auto.from_pretrained({str(tiny_lsm_folder)!r})).__name__ f
 
 
 class TestBuilding:
-    def test_parts_are_the_pretrained_ones(
+    def test_the_parts_have_the_pretrained_weights(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Projector
     ) -> None:
         model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector()).model
@@ -150,10 +152,10 @@ class TestBuilding:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         assert not [name for name, tensor in tensors.items() if tensor.is_meta]
         frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-        assert all(name.endswith("embed_positions.weight") for name in frozen)  # as transformers has it
+        assert all(name.endswith("embed_positions.weight") for name in frozen)  # as transformers computes it
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
-    def test_the_rotary_frequencies_are_the_llms(
+    def test_the_rotary_frequencies_equal_those_of_the_llm(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Projector
     ) -> None:
         model = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector()).model
@@ -163,7 +165,7 @@ class TestBuilding:
         assert any("inv_freq" in name for name in own)
         assert all(torch.equal(tensor, buffers[name]) for name, tensor in own.items())
 
-    def test_the_connector_does_not_depend_on_what_it_stands_between(
+    def test_the_initial_connector_does_not_depend_on_encoder_and_llm(
         self,
         tmp_path: Path,
         tiny_encoder_folder: Path,
@@ -182,7 +184,7 @@ class TestBuilding:
         assert not torch.equal(first.get_input_embeddings().weight, second.get_input_embeddings().weight)
 
     @pytest.mark.parametrize("connector", ["window_qformer", "frame_stack", "conv", "swiglu_stack"])
-    def test_a_new_connectors_weights_have_the_spread_they_are_given(
+    def test_initial_connector_weights_have_the_specified_spread(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, connector: str
     ) -> None:
         config = LsmProjectorConfig(connector=connector)
@@ -192,11 +194,11 @@ class TestBuilding:
                 assert not parameter.any(), name
             elif "norm" in name.lower() or name.startswith("ln_"):
                 assert (parameter == 1).all(), name
-            else:  # the Q-Former's own; the tiny LLM's, 0.2, elsewhere
+            else:  # that of the Q-Former; elsewhere 0.2, that of the tiny LLM
                 spread = 0.02 if "qformer" in name or name == "query" else 0.2
                 assert parameter.std().item() == pytest.approx(spread, rel=0.1), name
 
-    def test_the_llms_stop_tokens_are_kept(
+    def test_the_eos_tokens_of_the_llm_are_kept(
         self, tmp_path: Path, tiny_encoder_folder: Path, tiny_llm: Checkpoint, tiny_projector: Projector
     ) -> None:
         tiny_llm.model.generation_config.eos_token_id = [2, 4]
@@ -205,7 +207,7 @@ class TestBuilding:
         built = lsm_probe.build_lsm(tiny_encoder_folder, tmp_path, projector=tiny_projector())
         assert built.eos_token_ids == [2, 4]
 
-    def test_text_alone_gives_the_llms_own_logits(
+    def test_text_without_speech_gives_the_logits_of_the_llm(
         self, tiny_lsm: Lsm, tiny_llm: Checkpoint, tiny_tokenizer: Any
     ) -> None:
         ids = tiny_tokenizer("The quick brown fox jumps over", return_tensors="pt")["input_ids"]
@@ -220,7 +222,7 @@ class TestBuilding:
         assert model.get_input_embeddings().weight.shape[0] == vocabulary
         assert model.get_output_embeddings().weight.shape[0] == vocabulary
 
-    def test_seed_decides_the_connector_and_nothing_else(
+    def test_the_seed_changes_the_connector_only(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Projector
     ) -> None:
         def build(seed: int) -> dict[str, torch.Tensor]:
@@ -238,7 +240,7 @@ class TestBuilding:
         matrices = [n for n, t in first.items() if n.startswith("multi_modal_projector.") and t.squeeze().dim() > 1]
         assert set(matrices) <= set(drawn)
 
-    def test_building_leaves_the_random_state_alone(
+    def test_building_does_not_change_the_random_state(
         self, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_projector: Projector
     ) -> None:
         before = torch.get_rng_state()
@@ -248,7 +250,7 @@ class TestBuilding:
 
 class TestInputs:
     @pytest.mark.parametrize("change", [-1, 1])
-    def test_another_number_of_placeholders_is_refused(
+    def test_the_wrong_number_of_placeholders_is_refused(
         self, model: LsmForConditionalGeneration, batch: dict[str, torch.Tensor], change: int
     ) -> None:
         audio = model.config.audio_token_id
@@ -278,7 +280,7 @@ class TestInputs:
 
 
 class TestGenerating:
-    def test_transformers_door_and_ours_answer_alike(
+    def test_transformers_generate_and_ours_give_the_same_answers(
         self,
         tiny_lsm: Lsm,
         model: LsmForConditionalGeneration,
@@ -298,14 +300,14 @@ class TestGenerating:
             assert model.generate(**alone, **settings)[0, len(prompt) :].tolist() == ours[row]
             assert tiny_lsm.generate(tiny_lsm.embed([prompt]), max_new_tokens=12) == [ours[row]]
 
-    def test_the_cache_changes_no_answer(
+    def test_the_cache_does_not_change_answers(
         self, model: LsmForConditionalGeneration, batch: dict[str, torch.Tensor]
     ) -> None:
         settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
         cached = model.generate(**batch, **settings)
         assert torch.equal(cached, model.generate(**batch, **settings, use_cache=False))
 
-    def test_it_stops_at_eos_and_says_so(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
+    def test_generation_stops_at_eos_and_includes_it(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
         embedded = tiny_lsm.embed([tiny_lsm.encode(i, waveform(s)) for i, s in zip(INSTRUCTIONS, SECONDS, strict=True)])
         free = tiny_lsm.generate(embedded, max_new_tokens=12)
         stop = free[1][4]
@@ -315,19 +317,19 @@ class TestGenerating:
         assert stopped[1][-1] == stop
 
     @torch.no_grad()
-    def test_it_is_greedy_whatever_the_checkpoints_own_settings(self, tiny_llm: Checkpoint) -> None:
-        # Many checkpoints ship a repetition penalty: a text LLM would answer by another rule than the LSM round it.
+    def test_generation_is_greedy_regardless_of_the_checkpoints_settings(self, tiny_llm: Checkpoint) -> None:
+        # Many checkpoints have a repetition penalty: a text LLM and an LSM with it would decode differently.
         tiny_llm.model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, min_length=500)
         prompt = tiny_llm.encode(INSTRUCTIONS[0], "the rain falls")
         ids = list(prompt.input_ids)
         for _ in range(20):
             ids.append(int(tiny_llm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         greedy = ids[len(prompt) :]
-        assert len(set(greedy)) < 20  # a penalty would have shown
+        assert len(set(greedy)) < 20  # a penalty would have changed it
         assert tiny_llm.generate(tiny_llm.embed([prompt]), max_new_tokens=20) == [greedy]
         assert tiny_llm.model.generation_config.repetition_penalty == 5.0
 
-    def test_beams_keep_the_pieces_of_long_speech_together(
+    def test_beam_search_keeps_the_pieces_of_long_speech_together(
         self, tiny_lsm: Lsm, model: LsmForConditionalGeneration, waveform: Waveform
     ) -> None:
         inputs = dict(tiny_lsm.processor(INSTRUCTIONS, [waveform(31), waveform(1, 1), waveform(33, 2)]))
@@ -338,7 +340,7 @@ class TestGenerating:
         )
         assert torch.equal(model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :], right)
 
-    def test_a_repetition_penalty_does_not_trip_over_the_placeholder(
+    def test_a_repetition_penalty_works_with_the_placeholder(
         self, model: LsmForConditionalGeneration, batch: dict[str, torch.Tensor]
     ) -> None:
         out = model.generate(**batch, max_new_tokens=4, do_sample=False, repetition_penalty=1.1)
@@ -371,7 +373,7 @@ class TestTraining:
         scaled = model(**batch, labels=labels, num_items_in_batch=torch.tensor(4 * counted)).loss
         torch.testing.assert_close(scaled, mean / 4)
 
-    def test_accumulated_micro_batches_are_the_whole_batch(
+    def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(
         self, tiny_lsm: Lsm, model: LsmForConditionalGeneration, waveform: Waveform
     ) -> None:
         parts = [
@@ -397,7 +399,7 @@ class TestTraining:
         for name, parameter in model.named_parameters():
             if name.startswith("multi_modal_projector."):
                 assert parameter.grad is not None, name
-                # One query can only attend to itself, and a softmax does not feel a key's bias.
+                # One query can only attend to itself, and a softmax does not depend on a key's bias.
                 idle = re.search(r"\.attention\.attention\.(query|key)\.|key\.bias", name)
                 assert idle or parameter.grad.abs().max() > 0, name
             else:
@@ -424,7 +426,7 @@ class TestTraining:
         wrapped.save_pretrained(tmp_path)
         assert (tmp_path / "adapter_model.safetensors").is_file()
 
-    def test_gradient_checkpointing_changes_no_gradient(
+    def test_gradient_checkpointing_does_not_change_gradients(
         self, model: LsmForConditionalGeneration, batch: dict[str, torch.Tensor]
     ) -> None:
         def gradients() -> dict[str, torch.Tensor]:
@@ -442,7 +444,7 @@ class TestTraining:
             torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_runs_and_stays_bfloat16(
+def test_a_bfloat16_model_computes_in_bfloat16(
     tiny_lsm_folder: Path,
     tiny_encoder_folder: Path,
     tiny_llm_folder: Path,

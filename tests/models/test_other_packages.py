@@ -91,7 +91,7 @@ def test_a_connector_is_built_saved_and_loaded(
     assert torch.equal(loaded.embed([again])[0], embedded)
 
 
-def test_a_config_of_training_takes_the_sizes_of_a_connector(other_connector):
+def test_a_training_config_accepts_the_settings_of_a_connector(other_connector):
     settings = ModelSettings(connector={"connector": "mean_pool", "stride": 4})
     assert settings.projector().stride == 4
     with pytest.raises(ValueError, match="has no setting 'stride'"):
@@ -100,12 +100,12 @@ def test_a_config_of_training_takes_the_sizes_of_a_connector(other_connector):
         ModelSettings(connector={"connector": "mean_pool", "stride": 0}).projector()
 
 
-def test_an_unknown_connector_is_refused_with_the_names_of_all(other_connector):
+def test_an_unknown_connector_is_refused_with_all_known_names(other_connector):
     with pytest.raises(InputError, match=r"'pool' is unknown; choose one of: conv, .*, window_qformer, mean_pool$"):
         LsmProjectorConfig(connector="pool")
 
 
-def test_a_template_writes_the_prompts_of_speech_and_text(
+def test_a_registered_template_makes_prompts_with_speech_and_text(
     other_template, tiny_encoder_folder, tiny_llm_folder, tiny_projector, waveform, tmp_path
 ):
     text = lsm_probe.load(tiny_llm_folder, device="cpu", template="question")
@@ -118,6 +118,6 @@ def test_a_template_writes_the_prompts_of_speech_and_text(
     assert loaded.encode("Repeat.", waveform(1)).segments == built.encode("Repeat.", waveform(1)).segments
 
 
-def test_an_unknown_template_is_refused_with_the_names_of_all(other_template, tiny_llm_folder):
+def test_an_unknown_template_is_refused_with_all_known_names(other_template, tiny_llm_folder):
     with pytest.raises(InputError, match=r"'questions' is unknown; give a YAML file, or one of: .*, question$"):
         lsm_probe.load(tiny_llm_folder, template="questions")

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: measured through their layers where that is exact, else refused with the reason."""
+"""Quantised checkpoints: measured through their layers if that is exact, else refused with the reason."""
 
 import shutil
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def run(probe: str, checkpoint: Checkpoint) -> Any:
 
 
 @pytest.mark.parametrize("kind", WEIGHTS_ALONE)
-def test_w_o_of_quantised_weights_is_read_through_the_layer(kind: str, tiny_llm_folder: Path) -> None:
+def test_w_o_of_a_quantised_layer_is_dequantised(kind: str, tiny_llm_folder: Path) -> None:
     checkpoint = quantised(tiny_llm_folder, WEIGHTS_ALONE[kind]())
     found = run("attention", checkpoint)
     assert found.self_check["worst"] < 1e-5
@@ -78,7 +78,7 @@ def test_w_o_of_quantised_weights_is_read_through_the_layer(kind: str, tiny_llm_
 
 
 @pytest.mark.parametrize("kind", WITH_INPUTS)
-def test_layers_that_round_their_inputs_are_refused_for_that(kind: str, tiny_llm_folder: Path) -> None:
+def test_layers_that_round_their_inputs_are_refused(kind: str, tiny_llm_folder: Path) -> None:
     checkpoint = quantised(tiny_llm_folder, WITH_INPUTS[kind]())
     for probe in ("attention", "knockout", "sensitivity"):
         with pytest.raises(
@@ -99,7 +99,7 @@ def test_importance_and_training_refuse_quantised_weights(
         start_model(ModelSettings(encoder="encoder", llm="llm"), None, seed=0)
 
 
-def test_a_quantised_folder_is_loaded_in_the_dtype_asked_for(tiny_llm_folder: Path, tmp_path: Path) -> None:
+def test_a_quantised_folder_is_loaded_in_the_requested_dtype(tiny_llm_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_llm_folder, tmp_path / "4bit")
     quantised(tiny_llm_folder, bitsandbytes(load_in_4bit=True)).model.save_pretrained(tmp_path / "4bit")
     checkpoint = lsm_probe.load(tmp_path / "4bit", device="cpu", dtype="bfloat16")
@@ -117,7 +117,7 @@ class _RoundsInputs(nn.Linear):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nonlinearity_tells_rounded_inputs_from_rounded_outputs(dtype: torch.dtype) -> None:
+def test_find_nonlinearity_detects_rounded_inputs_only(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for width in (32, 576):
         assert find_nonlinearity(nn.Linear(width, 64, dtype=dtype), dtype) is None
@@ -126,7 +126,7 @@ def test_nonlinearity_tells_rounded_inputs_from_rounded_outputs(dtype: torch.dty
         assert 7e-3 < error < 4e-2
 
 
-def test_dense_and_packed_tensors_are_told_apart() -> None:
+def test_dense_and_packed_tensors_are_distinguished() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Embedding(3, 4), nn.BatchNorm1d(4))
     model.register_buffer("positions", torch.arange(8)[None])
     assert find_quantised(model) is None

@@ -1,4 +1,4 @@
-"""The embedded models: what loads, how many speech tokens there are, that the LLM answers."""
+"""The embedded models: loading, number of speech tokens, and an answer of the LLM."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def speech() -> np.ndarray:
     return read_audio(lsm_probe.read_manifest("builtin:probe")[0])
 
 
-def test_the_untrained_connector_has_the_papers_shape(untrained: Checkpoint) -> None:
+def test_the_untrained_connector_has_the_sizes_of_the_paper(untrained: Checkpoint) -> None:
     model = untrained.model
     assert isinstance(model, LsmForConditionalGeneration)
     count = sum(p.numel() for p in model.multi_modal_projector.parameters())
@@ -46,13 +46,13 @@ def test_the_untrained_connector_has_the_papers_shape(untrained: Checkpoint) -> 
     assert untrained.name == "builtin:untrained"
 
 
-def test_the_llm_inside_is_the_embedded_one(untrained: Checkpoint, text_llm: Checkpoint) -> None:
+def test_the_lsm_contains_the_embedded_llm_unchanged(untrained: Checkpoint, text_llm: Checkpoint) -> None:
     inside, own = untrained.llm.state_dict(), text_llm.model.state_dict()
     assert inside.keys() == own.keys()
     assert all(torch.equal(inside[name], own[name]) for name in own)
 
 
-def test_a_speech_token_is_a_third_of_a_second(untrained: Checkpoint, speech: np.ndarray) -> None:
+def test_a_speech_token_covers_a_third_of_a_second(untrained: Checkpoint, speech: np.ndarray) -> None:
     prompt = untrained.encode("Continue writing the text.", speech)
     assert 2 < len(speech) / 16_000 < 10
     assert prompt.count(Segment.SOURCE) == math.ceil(math.ceil(len(speech) / 320) / 17)
@@ -62,7 +62,7 @@ def test_a_speech_token_is_a_third_of_a_second(untrained: Checkpoint, speech: np
     assert 1 <= len(untrained.generate([embedded], max_new_tokens=4)[0]) <= 4
 
 
-def test_speech_is_the_same_alone_and_among_longer_companions(untrained: Checkpoint, speech: np.ndarray) -> None:
+def test_speech_is_embedded_the_same_alone_and_beside_longer_speech(untrained: Checkpoint, speech: np.ndarray) -> None:
     processor, model = untrained.processor, untrained.model
     instruction = "Continue writing the text."
     alone = dict(processor(instruction, speech))
@@ -74,21 +74,21 @@ def test_speech_is_the_same_alone_and_among_longer_companions(untrained: Checkpo
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_the_llm_answers(text_llm: Checkpoint) -> None:
+def test_the_llm_answers_a_question_correctly(text_llm: Checkpoint) -> None:
     prompt = text_llm.encode("Answer the question in one word.", "What is the capital of France?")
     [answer] = text_llm.generate(text_llm.embed([prompt]), max_new_tokens=20)
     assert "Paris" in text_llm.decode(answer)
     assert answer[-1] in text_llm.eos_token_ids
 
 
-def test_seed_0_is_the_built_in_one(untrained: Checkpoint) -> None:
+def test_building_with_seed_0_gives_the_builtin_checkpoint(untrained: Checkpoint) -> None:
     again = lsm_probe.build_lsm(assets.speech_encoder(), assets.language_model(), seed=0).model.state_dict()
     state = untrained.model.state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
-def test_how_much_the_silence_after_the_speech_changes_the_encoders_states(untrained: Checkpoint) -> None:
-    """Whisper was trained on 30 s: without the silence that fills them up its states are near, and not the same."""
+def test_trimmed_encoder_states_are_close_to_those_with_trailing_silence(untrained: Checkpoint) -> None:
+    """Whisper was trained on 30 s with trailing silence: without it, states are close but not equal."""
     trimmed = lsm_probe.build_lsm(assets.speech_encoder(), assets.language_model(), encoder_context="trimmed")
     relative, cosine = [], []
     for sample in lsm_probe.read_manifest("builtin:probe")[:6]:

@@ -1,4 +1,4 @@
-"""What a name stands for, and which parts of a release go to which of several checkpoints."""
+"""What kind of checkpoint a name refers to, and which of several checkpoints gets which part options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lsm_probe.runner.named_checkpoints import named_checkpoints
 
 @pytest.fixture
 def release(tmp_path: Path, tiny_encoder_folder: Path, tiny_llm_folder: Path) -> Path:
-    """An Ultravox release of the connector alone."""
+    """An Ultravox release that contains only the connector."""
     folder = tmp_path / "ultravox"
     folder.mkdir()
     config = {"model_type": "ultravox", "stack_factor": 4, "hidden_size": 32, "projector_ln_mid": True}
@@ -59,7 +59,7 @@ def manifest(tmp_path: Path, clip: Callable[..., Path], write: Callable[..., Pat
     return write(tmp_path / "clips.jsonl", json.dumps(row | {"audio": str(clip(tmp_path / "a.wav", 1.0))}))
 
 
-def test_each_name_stands_for_one_thing(
+def test_each_name_resolves_to_one_kind_of_checkpoint(
     release: Path, adapter: Path, tiny_lsm_folder: Path, keep_from_hub: Callable[[str, Path], Path], tmp_path: Path
 ) -> None:
     keep_from_hub("somebody/ultravox", release)
@@ -82,7 +82,7 @@ def test_each_name_stands_for_one_thing(
         lsm_probe.load("my--model")
 
 
-def test_the_hub_is_asked_for_one_kind_of_weights(
+def test_only_one_format_of_weights_is_downloaded(
     release: Path, keep_from_hub: Callable[[str, Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_from_hub("somebody/ultravox", release)
@@ -99,7 +99,7 @@ def test_the_hub_is_asked_for_one_kind_of_weights(
     assert [pattern for pattern in asked[0] if not pattern.startswith("*")] == ["model.safetensors"]
 
 
-def test_parts_go_to_the_checkpoints_that_lack_them(
+def test_part_options_apply_to_checkpoints_without_that_part(
     release: Path,
     adapter: Path,
     parts: dict[str, str],
@@ -124,7 +124,7 @@ def test_parts_go_to_the_checkpoints_that_lack_them(
         lsm_probe.load("somebody/base", llm="x")
 
 
-def test_an_adapter_on_a_release_takes_its_parts(
+def test_part_options_apply_to_an_adapter_on_a_release(
     release: Path, adapter: Path, parts: dict[str, str], manifest: Path, lsm_probe_command: Any, tmp_path: Path
 ) -> None:
     options = [word for part, place in parts.items() for word in (f"--{part}", place)]
@@ -139,7 +139,7 @@ def test_an_adapter_on_a_release_takes_its_parts(
         lsm_probe.load(adapter, device="cpu")
 
 
-def test_texts_are_checked_with_the_parts(
+def test_data_validate_accepts_part_options(
     release: Path, parts: dict[str, str], manifest: Path, lsm_probe_command: Any
 ) -> None:
     options = [word for part, place in parts.items() for word in (f"--{part}", place)]
@@ -152,7 +152,7 @@ def test_texts_are_checked_with_the_parts(
         load_text_check(str(release), parts=Parts(**parts))("Repeat </s>", "rain", None)
 
 
-def test_an_import_of_parts_is_in_float32(
+def test_an_import_from_parts_is_saved_in_float32(
     release: Path,
     parts: dict[str, str],
     keep_from_hub: Callable[[str, Path], Path],

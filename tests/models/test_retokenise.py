@@ -22,13 +22,13 @@ def other(base, save_llm, make_tokenizer, tmp_path):
     return lsm_probe.load(folder)
 
 
-def test_token_ids_that_mean_the_same_are_kept(base, other) -> None:
+def test_token_ids_are_kept_if_the_tokenizers_are_equal(base, other) -> None:
     responses = {"a": base.encode_response(TEXT)[:-1], "b": []}
     assert has_same_tokenizer(other, base)  # it has all tokens of the base
     assert in_tokens_of(other, base, responses) == responses
 
 
-def test_other_token_ids_have_the_same_text_and_the_same_end(base, other) -> None:
+def test_retokenised_responses_keep_text_and_eos(base, other) -> None:
     assert not has_same_tokenizer(base, other)
     ended, eos = other.encode_response(TEXT), other.eos_token_ids
     found = in_tokens_of(base, other, {"ended": ended, "cut": ended[:-1], "empty": eos})

@@ -1,4 +1,4 @@
-"""A saved tokenizer makes the tokens that it made before."""
+"""A saved tokenizer gives the same tokens as before."""
 
 import shutil
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def llama_folder(
     return folder
 
 
-def test_an_lsm_of_a_llama_tokenizer_has_the_same_prompt_when_it_is_loaded(
+def test_an_lsm_with_a_llama_tokenizer_has_the_same_prompt_after_loading(
     tmp_path: Path, llama_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     connector = LsmProjectorConfig(connector="frame_stack")
@@ -32,7 +32,7 @@ def test_an_lsm_of_a_llama_tokenizer_has_the_same_prompt_when_it_is_loaded(
     assert loaded.encode("Continue writing the text.", "She sells sea shells.") == prompt
 
 
-def test_a_text_llm_of_a_llama_tokenizer_has_the_same_prompt_when_it_is_loaded(
+def test_a_text_llm_with_a_llama_tokenizer_has_the_same_prompt_after_loading(
     tmp_path: Path, llama_folder: Path
 ) -> None:
     loaded = lsm_probe.load(llama_folder, device="cpu", template="vicuna")

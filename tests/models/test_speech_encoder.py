@@ -1,4 +1,4 @@
-"""The audio tower: the states of Whisper's encoder, trimmed or not, and of its decoder; computed once or every time."""
+"""The audio tower: states of Whisper's encoder (full or trimmed) and of its decoder, computed or given."""
 
 import math
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def make_batch(checkpoint: Lsm, waveform: Waveform, **options: Any) -> dict[str,
 
 
 def with_states(checkpoint: Lsm, batch: dict[str, Tensor], beyond: float | None = None) -> dict[str, Tensor]:
-    """The batch with the tower's states in place of the features, `beyond` in place of padding."""
+    """The batch with the tower's states instead of features, and with `beyond` as padding."""
     rest = dict(batch)
     states, lengths = lsm(checkpoint).encode_speech(rest.pop("input_features"), rest.pop("input_features_mask"))
     if beyond is not None:
@@ -65,7 +65,7 @@ class TestTrimmed:
 
     @pytest.mark.parametrize("states", [1, 2, 65, 1499, 1500])
     @torch.no_grad()
-    def test_it_is_a_whisper_made_for_that_length(self, encoder: Any, states: int) -> None:
+    def test_it_equals_a_whisper_with_that_number_of_positions(self, encoder: Any, states: int) -> None:
         config = WhisperConfig(**encoder.config.to_dict() | {"max_source_positions": states})
         shorter = WhisperEncoder(config).eval()
         weights = encoder.state_dict()
@@ -75,11 +75,11 @@ class TestTrimmed:
         assert torch.equal(encoder(mel).last_hidden_state, shorter(mel).last_hidden_state)
 
     @torch.no_grad()
-    def test_an_odd_mel_frame_stays(self, encoder: Any) -> None:
+    def test_an_odd_number_of_mel_frames_is_kept(self, encoder: Any) -> None:
         assert encoder(torch.randn(1, 80, 33)).last_hidden_state.shape == (1, 17, 32)
 
     @torch.no_grad()
-    def test_only_the_speech_is_seen(self, build_shape: Build, waveform: Waveform) -> None:
+    def test_only_speech_frames_are_encoded(self, build_shape: Build, waveform: Waveform) -> None:
         checkpoint = build_shape("conv-trimmed")
         batch = make_batch(checkpoint, waveform)
         features, mask = batch["input_features"], batch["input_features_mask"]
@@ -91,7 +91,9 @@ class TestTrimmed:
         assert torch.equal(again, states)
 
     @torch.no_grad()
-    def test_full_and_trimmed_agree_on_30_s_and_differ_on_less(self, build_shape: Build, waveform: Waveform) -> None:
+    def test_full_and_trimmed_agree_on_30_s_and_differ_on_shorter_speech(
+        self, build_shape: Build, waveform: Waveform
+    ) -> None:
         full, trimmed = lsm(build_shape("conv")), lsm(build_shape("conv-trimmed"))
         batch = make_batch(build_shape("conv"), waveform)
         speech = batch["input_features"], batch["input_features_mask"]
@@ -101,7 +103,7 @@ class TestTrimmed:
 
 
 @torch.no_grad()
-def test_the_decoders_states_are_those_of_whisper_reading_start_tokens(
+def test_the_decoder_states_equal_whispers_for_start_tokens(
     build_shape: Build, waveform: Waveform, tiny_encoder_folder: Path
 ) -> None:
     checkpoint = build_shape("linear-decoder")
@@ -117,8 +119,8 @@ def test_the_decoders_states_are_those_of_whisper_reading_start_tokens(
     torch.testing.assert_close(tokens, connector.linear(expected).flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_names_of_weights(build_shape: Build) -> None:
-    """The encoder's names hold with every connector and context; Whisper's decoder has a place beside it."""
+def test_weight_names_do_not_depend_on_connector_and_context(build_shape: Build) -> None:
+    """The encoder's weight names are the same for every connector and context, also beside Whisper's decoder."""
     plain, trimmed, decoder = (lsm(build_shape(s)) for s in ("conv", "conv-trimmed", "linear-decoder"))
     assert plain.state_dict().keys() == trimmed.state_dict().keys()
     assert "audio_tower.conv1.weight" in plain.state_dict()
@@ -128,7 +130,7 @@ def test_names_of_weights(build_shape: Build) -> None:
 
 class TestShapes:
     @torch.no_grad()
-    def test_saved_and_loaded_it_is_the_same(self, shape: Checkpoint, waveform: Waveform, tmp_path: Path) -> None:
+    def test_a_saved_model_is_loaded_unchanged(self, shape: Checkpoint, waveform: Waveform, tmp_path: Path) -> None:
         shape.save(tmp_path)
         loaded = lsm_probe.load(tmp_path, device="cpu")
         saved, state = shape.model.state_dict(), loaded.model.state_dict()
@@ -141,7 +143,7 @@ class TestShapes:
         assert torch.equal(batch["input_ids"], again["input_ids"])
         assert torch.equal(shape.model(**batch).logits, loaded.model(**again).logits)
 
-    def test_long_speech_has_the_tokens_of_its_pieces(self, shape: Checkpoint, waveform: Waveform) -> None:
+    def test_long_speech_is_encoded_piece_by_piece(self, shape: Checkpoint, waveform: Waveform) -> None:
         audio = waveform(61.2)
         pieces = [audio[i : i + 480_000] for i in range(0, len(audio), 480_000)]
         whole, *parts = (shape.encode("Go.", a) for a in (audio, *pieces))
@@ -154,7 +156,7 @@ class TestShapes:
         assert_same(speech[0], torch.cat(speech[1:]))
 
     @torch.no_grad()
-    def test_states_in_place_of_features(self, shape: Checkpoint, waveform: Waveform) -> None:
+    def test_states_give_the_same_logits_as_features(self, shape: Checkpoint, waveform: Waveform) -> None:
         batch = make_batch(shape, waveform)
         expected = shape.model(**batch).logits
         assert torch.equal(shape.model(**with_states(shape, batch)).logits, expected)
@@ -164,7 +166,7 @@ class TestShapes:
         assert torch.equal(lsm(shape).embed(**cached), embedded)
 
     @torch.no_grad()
-    def test_no_bit_depends_on_what_stands_beyond_the_states(self, shape: Checkpoint, waveform: Waveform) -> None:
+    def test_padding_states_do_not_change_the_logits(self, shape: Checkpoint, waveform: Waveform) -> None:
         batch = make_batch(shape, waveform)
         expected = shape.model(**batch).logits
         for beyond in (float("nan"), float("inf"), 1e30):
@@ -188,10 +190,10 @@ class TestShapes:
         assert all(gradient.abs().max() > 0 for gradient in weights)
         for name, gradient in gradients[0].items():
             assert torch.equal(gradients[1][name], gradient), name
-            # Sums over a longer padding, which rounds in another order.
+            # Sums over longer padding are rounded in another order.
             assert_same(gradients[2][name], gradient)
 
-    def test_a_tower_that_learns_gets_gradients(self, shape: Checkpoint, waveform: Waveform) -> None:
+    def test_a_trainable_tower_gets_gradients(self, shape: Checkpoint, waveform: Waveform) -> None:
         batch = make_batch(shape, waveform)
         lsm(shape)(**batch, labels=labels_of(batch)).loss.backward()
         for name, parameter in lsm(shape).audio_tower.named_parameters():
@@ -201,7 +203,7 @@ class TestShapes:
 
 
 class TestFrozen:
-    def test_it_builds_no_graph(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
+    def test_a_frozen_tower_builds_no_graph(self, tiny_lsm: Lsm, waveform: Waveform) -> None:
         batch = make_batch(tiny_lsm, waveform)
         speech = batch["input_features"], batch["input_features_mask"]
         assert lsm(tiny_lsm).encode_speech(*speech)[0].requires_grad
@@ -235,7 +237,7 @@ class TestFrozen:
     @pytest.mark.parametrize("tower_learns", [False, True])
     @pytest.mark.parametrize("cached", [False, True])
     @pytest.mark.parametrize("name", ["window_qformer", "conv-trimmed", "linear-decoder"])
-    def test_gradient_checkpointing_changes_no_gradient(
+    def test_gradient_checkpointing_does_not_change_gradients(
         self, build_shape: Build, waveform: Waveform, name: str, cached: bool, tower_learns: bool
     ) -> None:
         checkpoint = build_shape(name)
@@ -288,7 +290,7 @@ class TestInputs:
         with pytest.raises(ValueError, match="audio placeholders in input_ids"):
             tiny_lsm.model(**inputs)
 
-    def test_states_take_the_models_type(self, tiny_lsm: Lsm, batch: dict[str, Tensor]) -> None:
+    def test_states_are_cast_to_the_models_dtype(self, tiny_lsm: Lsm, batch: dict[str, Tensor]) -> None:
         inputs = with_states(tiny_lsm, batch)
         half = inputs | {"speech_states": inputs["speech_states"].half()}
         same = inputs | {"speech_states": inputs["speech_states"].half().float()}
@@ -297,7 +299,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("beams", [1, 3])
     @torch.no_grad()
-    def test_answers_to_states_are_answers_to_features(
+    def test_states_and_features_give_the_same_answers(
         self, tiny_lsm: Lsm, batch: dict[str, Tensor], beams: int
     ) -> None:
         settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
@@ -306,7 +308,7 @@ class TestInputs:
         assert expected.shape[1] > batch["input_ids"].shape[1]
 
 
-def test_beams_over_the_decoders_states(build_shape: Build, waveform: Waveform) -> None:
+def test_beam_search_works_with_decoder_states(build_shape: Build, waveform: Waveform) -> None:
     checkpoint = build_shape("linear-decoder")
     model, batch = lsm(checkpoint), make_batch(checkpoint, waveform)
     embedded = model.embed(batch["input_ids"], batch["input_features"], batch["input_features_mask"])
@@ -317,7 +319,7 @@ def test_beams_over_the_decoders_states(build_shape: Build, waveform: Waveform) 
 
 
 class TestPartsForSharding:
-    """Accelerate wraps each layer that the model names, and refuses a name that is not there."""
+    """Accelerate wraps each layer that the model names, and refuses unknown names."""
 
     @pytest.mark.parametrize(
         ("name", "expected"),
@@ -327,7 +329,9 @@ class TestPartsForSharding:
             ("linear-decoder", {"WhisperEncoderLayer", "WhisperDecoderLayer", "LlamaDecoderLayer"}),
         ],
     )
-    def test_layers_of_the_llm_and_the_tower(self, build_shape: Build, name: str, expected: set[str]) -> None:
+    def test_no_split_modules_name_layers_of_llm_and_tower(
+        self, build_shape: Build, name: str, expected: set[str]
+    ) -> None:
         from accelerate.utils.dataclasses import get_module_class_from_name
 
         model = lsm(build_shape(name))
@@ -336,7 +340,7 @@ class TestPartsForSharding:
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1.3, 31.0])
-def test_the_decoder_gives_as_many_states_for_any_length(
+def test_the_decoder_gives_a_fixed_number_of_states_per_piece(
     build_shape: Build, waveform: Waveform, seconds: float
 ) -> None:
     prompt = build_shape("linear-decoder").encode("Go.", waveform(seconds))
@@ -365,15 +369,15 @@ class TestLearnedDecoderInput:
         assert lengths.tolist() == [300, 300]
         tower.query[7] += torch.linspace(-1, 1, 32)
         changed, _ = model.encode_speech(features, mask)
-        # Whisper's decoder is causal: what stands before the query stays.
+        # Whisper's decoder is causal: states before the query do not change.
         assert (changed != states).any(-1).any(0).nonzero()[:, 0].tolist() == list(range(7, 300))
 
-    def test_a_saved_model_comes_back(self, model: LsmForConditionalGeneration, tmp_path: Path) -> None:
+    def test_a_saved_model_is_loaded_unchanged(self, model: LsmForConditionalGeneration, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         loaded = LsmForConditionalGeneration.from_pretrained(tmp_path)
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
 
-    def test_the_queries_learn_where_they_may(self, model: LsmForConditionalGeneration) -> None:
+    def test_the_queries_get_gradients_if_trainable(self, model: LsmForConditionalGeneration) -> None:
         tower: Any = model.audio_tower
         tower.requires_grad_(False)
         tower.query.requires_grad_()

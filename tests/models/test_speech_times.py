@@ -1,4 +1,4 @@
-"""Which time each speech token covers: all of the utterance, where the connector reads it."""
+"""Which time each speech token covers: all of the utterance, at the place that the connector reads."""
 
 from typing import Any
 
@@ -51,8 +51,8 @@ def test_there_are_as_many_spans_as_tokens(name: str, states: int) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_token_lies_in_the_middle_of_what_it_reads(name: str) -> None:
-    """The states that a token depends on, found by its gradient, hold its span, and spread as far on either side."""
+def test_a_token_span_is_the_middle_of_its_receptive_field(name: str) -> None:
+    """The states that a token depends on, found by its gradient, contain its span and extend equally to both sides."""
     torch.manual_seed(0)
     projector, count = CONFIGS[name], 40
     connector = CONNECTORS[projector.connector](projector, encoder_dim=32, llm_dim=8).eval()
@@ -67,13 +67,13 @@ def test_a_token_lies_in_the_middle_of_what_it_reads(name: str) -> None:
         assert seen == list(range(seen[0], seen[-1] + 1))
         assert seen[0] <= first < past <= seen[-1] + 1
         if seen[0] > 0 and seen[-1] < count - 1:
-            # An even number of states about an odd number read: half a state off the middle.
+            # An even number of states around an odd number that is read: half a state off the middle.
             assert abs((first + past) - (seen[0] + seen[-1] + 1)) <= 1
         reads.append(len(seen))
     assert max(reads) == {"conv": 29, "linear": 1, "transformer": count}.get(name, projector.window)
 
 
-def test_each_piece_of_30_s_begins_a_token() -> None:
+def test_a_token_begins_at_each_30_s_boundary() -> None:
     times = speech_token_times(config("window_qformer"), 61 * RATE)
     for border in (30.0, 60.0):
         assert border in times[:, 0]
@@ -82,18 +82,18 @@ def test_each_piece_of_30_s_begins_a_token() -> None:
     assert len(times) == 2 * 89 + 3
 
 
-def test_tokens_and_frames_are_as_many_as_the_processor_counts(tiny_lsm: Any) -> None:
+def test_the_numbers_of_tokens_and_frames_equal_the_processors_counts(tiny_lsm: Any) -> None:
     for length in LENGTHS:
         assert len(speech_token_times(tiny_lsm.model.config, length)) == tiny_lsm.processor.count_speech_tokens(length)
     assert len(frame_times(30 * RATE + 321)) == 1502
 
 
-def test_states_of_whispers_decoder_have_no_time() -> None:
+def test_decoder_states_have_no_times() -> None:
     with pytest.raises(InputError, match="they have no times"):
         speech_token_times(config("linear", decoder_states=7), RATE)
 
 
-def test_even_times_share_the_utterance_out() -> None:
+def test_even_times_divide_the_utterance_equally() -> None:
     times = even_times(7, 3 * RATE)
     np.testing.assert_allclose(np.diff(times), 3 / 7)
     assert times[0, 0] == 0

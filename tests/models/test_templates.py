@@ -1,4 +1,4 @@
-"""Prompt templates: the built-in ones, YAML files of a user's own, and those that a checkpoint's folder carries."""
+"""Prompt templates: built-in ones, YAML files of the user, and those in a checkpoint's folder."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def text_of(checkpoint, prompt, segment=None):
     return checkpoint.tokenizer.decode(kept)
 
 
-def test_a_yaml_file_lays_out_the_prompt_of_a_text_llm(tiny_llm_folder, tmp_path):
+def test_a_yaml_file_defines_the_prompt_of_a_text_llm(tiny_llm_folder, tmp_path):
     checkpoint = lsm_probe.load(tiny_llm_folder, device="cpu", template=str(write(tmp_path, OWN)))
     prompt = checkpoint.encode("Repeat {source}", "rain")
     assert text_of(checkpoint, prompt) == "Be brief. Q: Repeat {source} T: rain"
@@ -42,7 +42,7 @@ def test_a_yaml_file_lays_out_the_prompt_of_a_text_llm(tiny_llm_folder, tmp_path
     assert checkpoint.template.name == "own"
 
 
-def test_an_lsm_folder_carries_its_template(tiny_encoder_folder, tiny_llm_folder, tiny_projector, waveform, tmp_path):
+def test_an_lsm_folder_contains_its_template(tiny_encoder_folder, tiny_llm_folder, tiny_projector, waveform, tmp_path):
     template = str(write(tmp_path, OWN))
     built = lsm_probe.build_lsm(tiny_encoder_folder, tiny_llm_folder, projector=tiny_projector(), template=template)
     built.save(tmp_path / "lsm")
@@ -62,7 +62,7 @@ def test_a_built_in_template_keeps_its_name_in_a_folder(tiny_encoder_folder, tin
 
 
 @pytest.mark.parametrize("bos", [0, 1, 2])
-def test_as_many_bos_tokens_as_it_says(tiny_tokenizer, tmp_path, bos):
+def test_a_template_sets_the_number_of_bos_tokens(tiny_tokenizer, tmp_path, bos):
     path = write(tmp_path, f"bos: {bos}\nprompt: [instruction, {{template: ' '}}, source]")
     prompt = encode_prompt(tiny_tokenizer, str(path), "Repeat.", "rain")
     assert prompt.input_ids.count(tiny_tokenizer.bos_token_id) == bos
@@ -82,7 +82,7 @@ def test_text_before_and_after_the_source_can_be_tokenised_separately(tiny_token
     assert split.count(Segment.SOURCE) == len(ids("rain"))
 
 
-def test_messages_may_hold_a_system_turn(make_tokenizer, tmp_path):
+def test_messages_may_contain_a_system_turn(make_tokenizer, tmp_path):
     tokenizer = make_tokenizer("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}[reply]")
     own = "messages: [{role: system, content: '{instruction}'}, {role: user, content: '{source}'}]"
     prompt = encode_prompt(tokenizer, str(write(tmp_path, own)), "Repeat.", "rain")
@@ -107,14 +107,14 @@ def test_messages_may_hold_a_system_turn(make_tokenizer, tmp_path):
         ("bos: " + 5000 * "1" + "\nprompt: [source]", "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_template_is_refused_with_what_is_wrong(tmp_path, content, reason):
+def test_an_invalid_template_file_is_refused_with_the_reason(tmp_path, content, reason):
     with pytest.raises(InputError) as refused:
         find_template(write(tmp_path, content))
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_description_that_looks_like_a_date_is_text(tmp_path):
+def test_a_description_that_looks_like_a_date_is_read_as_text(tmp_path):
     assert find_template(write(tmp_path, "description: 2024-99-99\nprompt: [source]")).name == "own"
 
 

@@ -1,4 +1,4 @@
-"""Where the thinking in a response ends: the marks of several families, as tokens of their own and as plain text."""
+"""Where the thinking in a response ends: the marks of several model families, as special tokens and as text."""
 
 import pytest
 from transformers import AddedToken
@@ -20,7 +20,7 @@ GEMMA = [("<|channel>", True), ("<channel|>", True)]
 
 @pytest.fixture
 def tokenizer_with(make_tokenizer):
-    """`tokenizer_with(tokens)`: the tiny tokenizer, with tokens and whether each is special."""
+    """`tokenizer_with(tokens)`: the tiny tokenizer with added tokens; the values say which are special."""
 
     def make(tokens=()):
         tokenizer = make_tokenizer()
@@ -56,7 +56,7 @@ def ids_of(tokenizer, text):
         (GEMMA, "", "<|channel>thought\nIs it green?<channel|>", "It is brown.</s>"),
     ],
 )
-def test_the_answer_is_what_follows_the_thinking(tokenizer_with, tokens, opening, thinking, answer):
+def test_the_answer_follows_the_thinking(tokenizer_with, tokens, opening, thinking, answer):
     tokenizer = tokenizer_with(tokens)
     response = ids_of(tokenizer, thinking + answer)
     found = find_thought(tokenizer, response, opening, ended=True)
@@ -74,13 +74,13 @@ def test_the_answer_is_what_follows_the_thinking(tokenizer_with, tokens, opening
         (THINK, "", "It is brown.</s>"),
         # A model that does not know the mark may repeat it.
         ((), "", "Write </think> behind it.</s>"),
-        # So may one whose prompt has closed the thought: thinking is turned off.
+        # So may one whose prompt has closed the thinking, because it is turned off.
         (THINK, "<|im_start|>assistant\n<think>\n\n</think>\n\n", "Write </think> behind it.</s>"),
-        # Trained to answer at once, under a template that opens a thought.
+        # Trained to answer directly, with a template that opens the thinking.
         (THINK, "<|im_start|>assistant\n<think>\n", "It is brown.</s>"),
     ],
 )
-def test_what_is_no_thinking_stays_whole(tokenizer_with, tokens, opening, response):
+def test_a_response_without_thinking_is_not_split(tokenizer_with, tokens, opening, response):
     tokenizer = tokenizer_with(tokens)
     assert find_thought(tokenizer, ids_of(tokenizer, response), opening, ended=True) is None
 
@@ -93,14 +93,14 @@ def test_a_response_that_ends_with_its_thinking_has_no_answer(tokenizer_with, re
     assert (found.tokens, found.answer) == (len(ids), None)
 
 
-def test_a_token_that_holds_the_end_of_the_mark_and_more_loses_no_text(make_tokenizer):
+def test_text_in_the_same_token_as_the_end_mark_is_kept(make_tokenizer):
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken(">It", normalized=False)])
     response = ids_of(tokenizer, "<think>No.</think>It is brown.</s>")
     assert find_thought(tokenizer, response, "", ended=True).answer == "It is brown."
 
 
-def test_the_marks_that_a_response_template_declares(tokenizer_with):
+def test_marks_are_read_from_the_response_template(tokenizer_with):
     tokenizer = tokenizer_with()
     tokenizer.response_template = {
         "fields": {"reasoning_content": {"open": "{mull}", "close": ["{/mull}", "{done}"]}, "content": {}}
@@ -109,7 +109,7 @@ def test_the_marks_that_a_response_template_declares(tokenizer_with):
     assert find_thought(tokenizer, response, "", ended=True).answer == "It is brown."
 
 
-def test_what_a_prompt_opens_is_read_behind_the_users_words(tokenizer_with):
+def test_an_opening_mark_in_the_prompt_is_found_after_the_users_text(tokenizer_with):
     tokenizer, plain = tokenizer_with(THINK), tokenizer_with(THINK)
     tokenizer.chat_template = plain.chat_template.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     prompt = encode_prompt(tokenizer, "chat", "Say it.", "the sea")
@@ -118,7 +118,7 @@ def test_what_a_prompt_opens_is_read_behind_the_users_words(tokenizer_with):
     assert "<think>" not in text_after_user(plain, encode_prompt(plain, "chat", "Say it.", "the sea"))
 
 
-def test_a_text_from_a_server_is_read_as_its_tokens_are(tokenizer_with):
+def test_text_from_a_server_is_split_like_token_ids(tokenizer_with):
     tokenizer = tokenizer_with(MAGISTRAL)
     assert has_special_marks(tokenizer)
     assert not has_special_marks(tokenizer_with(THINK))

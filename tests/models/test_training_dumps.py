@@ -1,4 +1,4 @@
-"""What training frameworks leave in place of a model: read, or refused with a command that works."""
+"""Files that training frameworks save instead of a model: read, or refused with a conversion command."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from lsm_probe.errors import InputError
 
 @pytest.fixture
 def folder(tiny_llm_folder: Path, tmp_path: Path) -> Path:
-    """A text LLM's folder whose weights a test saves in another form."""
+    """A text LLM's folder; tests save its weights in another form."""
     return shutil.copytree(tiny_llm_folder, tmp_path / "trained model", ignore=shutil.ignore_patterns("*.safetensors"))
 
 
@@ -46,7 +46,7 @@ def refusal(folder: Path) -> str:
 
 
 def run(command: str, out: Path) -> None:
-    """Runs a command of an error message, with this Python, into the folder `out`."""
+    """Runs a command from an error message with this Python; its output goes to the folder `out`."""
     parts = [part.replace("OUT", str(out), 1) if part.startswith("OUT") else part for part in shlex.split(command)]
     programs = {"python": [sys.executable], "accelerate": [str(Path(sys.executable).parent / "accelerate")]}
     done = subprocess.run([*programs[parts[0]], *parts[1:]], capture_output=True, text=True, check=False)
@@ -78,7 +78,7 @@ class TestOneFile:
         ],
         ids=["Lightning", "plain", "nested", "DeepSpeed without ZeRO", "compiled"],
     )
-    def test_a_line_of_python_converts_it(
+    def test_the_suggested_python_command_converts_the_file(
         self, folder: Path, weights: dict[str, torch.Tensor], expected: torch.Tensor, name: str, made: Any
     ) -> None:
         torch.save(made(weights), folder / name)
@@ -88,11 +88,11 @@ class TestOneFile:
         (folder / name).unlink()
         assert torch.equal(logits(folder), expected)
 
-    def test_one_that_holds_more_than_tensors(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    def test_a_file_with_more_than_tensors_is_refused(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         torch.save({"state_dict": weights, "hyper_parameters": Path("a")}, folder / "last.ckpt")
         assert "last.ckpt, which is damaged or holds more than tensors" in refusal(folder)
 
-    def test_safetensors_under_another_name(
+    def test_safetensors_under_another_name_should_be_renamed(
         self, folder: Path, weights: dict[str, torch.Tensor], expected: torch.Tensor
     ) -> None:
         save_file(weights, folder / "weights.safetensors", metadata={"format": "pt"})
@@ -100,7 +100,7 @@ class TestOneFile:
         (folder / "weights.safetensors").rename(folder / "model.safetensors")
         assert torch.equal(logits(folder), expected)
 
-    def test_several(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    def test_several_files_are_refused(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         for name in ("a.pt", "b.pt"):
             torch.save(weights, folder / name)
         assert "a.pt, b.pt: keep the file that holds the whole model" in refusal(folder)
@@ -109,7 +109,7 @@ class TestOneFile:
 class TestPrefixes:
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."])
     @pytest.mark.parametrize("kind", ["safetensors", "bin", "shards"])
-    def test_one_of_all_names_is_taken_off(
+    def test_a_prefix_of_all_names_is_removed(
         self, folder: Path, weights: dict[str, torch.Tensor], expected: torch.Tensor, prefix: str, kind: str
     ) -> None:
         weights = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
@@ -125,13 +125,13 @@ class TestPrefixes:
         with pytest.warns(UserWarning, match=f"{prefix} is removed from the names of all tensors"):
             assert torch.equal(logits(folder), expected)
 
-    def test_one_of_some_names_is_not(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    def test_a_prefix_of_some_names_is_not_removed(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         name = "model.layers.1.self_attn.q_proj.weight"
         weights[f"module.{name}"] = weights.pop(name)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         assert f"lack 1 tensor ({name}) and hold 1 tensor (module.{name})" in refusal(folder)
 
-    def test_an_lsm(self, tiny_lsm_folder: Path, tmp_path: Path) -> None:
+    def test_a_prefix_is_removed_for_an_lsm(self, tiny_lsm_folder: Path, tmp_path: Path) -> None:
         folder = shutil.copytree(tiny_lsm_folder, tmp_path / "lsm")
         weights = load_file(folder / "model.safetensors")
         save_file({f"module.{name}": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
@@ -143,7 +143,7 @@ class TestPrefixes:
 class TestParts:
     @pytest.mark.parametrize("name", ["pytorch_model_fsdp_0", "checkpoint-5"])
     @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-    def test_of_torchs_distributed_checkpoints(
+    def test_the_suggested_command_converts_torch_distributed_checkpoints(
         self, folder: Path, tmp_path: Path, weights: dict[str, torch.Tensor], expected: torch.Tensor, name: str
     ) -> None:
         saved = {"model": weights}
@@ -157,13 +157,13 @@ class TestParts:
         assert command[1].startswith("accelerate merge-weights" if "fsdp" in name else "python -m torch.distributed")
         out = shutil.copytree(folder, tmp_path / "OUT", ignore=shutil.ignore_patterns(name))
         run(command[1], out)
-        if name == "checkpoint-5":  # the file of torch's converter needs the line of Python
+        if name == "checkpoint-5":  # the file written by torch's converter needs the Python command as well
             run(converter(refusal(out)), out)
             (out / "weights.pt").unlink()
         assert torch.equal(logits(out), expected)
 
     @pytest.mark.parametrize("given", ["checkpoint", "global_step5"])
-    def test_of_deepspeed(self, folder: Path, given: str) -> None:
+    def test_deepspeed_checkpoints_are_refused_with_a_conversion_command(self, folder: Path, given: str) -> None:
         parts = folder / "global_step5"
         parts.mkdir()
         (folder / "latest").write_text("global_step5")

@@ -1,4 +1,4 @@
-"""Every door through which Python hands over a waveform checks it, and no keyword is ignored."""
+"""Every function that takes a waveform checks it, and no keyword is ignored."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def test_bad_waveforms_are_refused(tiny_lsm, waveform, door, said):
 
 
 @pytest.mark.parametrize("said", BAD)
-def test_the_transcriber_refuses_them_too(waveform, said):
+def test_the_transcriber_refuses_bad_waveforms(waveform, said):
     audio = waveform(1.0)
     audio[100] = BAD[said]
     with pytest.raises(InputError, match=said):
         load_transcriber("builtin:whisper", device="cpu").transcribe([audio], [None])
 
 
-def test_16_bit_integers_are_what_a_file_of_them_is(tiny_lsm, waveform):
+def test_16_bit_integers_are_scaled_as_in_a_file(tiny_lsm, waveform):
     integers = np.rint(waveform(1.0) * 10_000).astype(np.int16)
     found, expected = tiny_lsm.processor("Repeat.", integers), tiny_lsm.processor("Repeat.", integers / 32_768)
     assert torch.equal(found["input_features"], expected["input_features"])
@@ -52,7 +52,7 @@ def test_16_bit_integers_are_what_a_file_of_them_is(tiny_lsm, waveform):
     [torch.from_numpy, lambda audio: audio.astype(">f4"), lambda audio: torch.from_numpy(audio).requires_grad_()],
     ids=["tensor", "big-endian", "tensor with gradient"],
 )
-def test_tensors_and_other_byte_orders_are_the_same_speech(tiny_lsm, waveform, other):
+def test_tensors_and_other_byte_orders_give_the_same_features(tiny_lsm, waveform, other):
     audio = waveform(1.0)
     found, expected = tiny_lsm.processor("Repeat.", other(audio)), tiny_lsm.processor("Repeat.", audio)
     assert torch.equal(found["input_features"], expected["input_features"])
@@ -80,7 +80,7 @@ def test_unknown_keywords_are_refused(tiny_lsm, waveform, keyword):
         model(**tiny_lsm.processor("Repeat.", waveform(1.0)), **{keyword: 1})
 
 
-def test_the_model_still_takes_what_its_llm_takes(tiny_lsm, waveform):
+def test_the_model_accepts_the_keywords_of_its_llm(tiny_lsm, waveform):
     inputs = tiny_lsm.processor("Repeat.", waveform(1.0))
     output = tiny_lsm.model(**inputs, use_cache=True, output_hidden_states=True, return_dict=True, logits_to_keep=1)
     assert output.hidden_states
@@ -88,7 +88,7 @@ def test_the_model_still_takes_what_its_llm_takes(tiny_lsm, waveform):
     assert output.logits.shape[1] == 1
 
 
-def test_the_processor_is_still_one_of_transformers(tiny_lsm, waveform, tmp_path):
+def test_the_processor_has_the_interface_of_transformers(tiny_lsm, waveform, tmp_path):
     tiny_lsm.processor.save_pretrained(tmp_path)
     loaded = LsmProcessor.from_pretrained(tmp_path)
     found, expected = (p("Repeat.", waveform(1.0)) for p in (loaded, tiny_lsm.processor))

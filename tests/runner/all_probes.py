@@ -1,8 +1,8 @@
-"""Run by `torchrun`, and by the tests in a single process: every probe once, and what it takes to go on.
+"""Run by `torchrun`, and by the tests in a single process: every probe once, and what is needed to resume a run.
 
-Arguments: the LSM's folder, the manifest, the output folder. Each process writes into a folder of its own below it: the
-result of each probe, and `report.json`. There, `begun` is the progress of an earlier run, `taken` another result, and
-`damaged.wav` no sound.
+Arguments: the LSM's folder, the manifest, the output folder. Each process writes into its own folder there: the
+result of each probe, and `report.json`. There, `begun` is the progress of an earlier run, `taken` another result,
+and `damaged.wav` an invalid audio file.
 """
 
 import json
@@ -32,7 +32,7 @@ TASK = Task(name="said", title="Said", metrics=("word_error_rate",))
 
 
 def evaluation(checkpoint, samples, **options):
-    """The one result that holds times, which are never the same twice: on a clock that stands still."""
+    """The only result that contains times; here the clock stands still."""
     with patch.object(items, "perf_counter", lambda: 0.0):
         asked = [sample.model_copy(update={"task": TASK.name}) for sample in samples]
         return lsm_probe.evaluate(checkpoint, asked, tasks=[TASK], **options)
@@ -57,7 +57,7 @@ RUNS = {
 
 
 def run(lsm, manifest, out, report):
-    """Runs everything; in `report` how far the progress came and whose weights changed."""
+    """Runs everything; `report` gets the progress of each probe and whether its weights changed."""
     samples = read_manifest(manifest)
     checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
     before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
@@ -71,7 +71,7 @@ def run(lsm, manifest, out, report):
 
 @contextmanager
 def noted():
-    """Gives the ids of the samples that this process begins with inside the block."""
+    """Records the ids of the samples that this process begins with inside the block."""
     begun, prepare = [], sampling.prepare
 
     def noting(checkpoint, batch, *others):
@@ -86,7 +86,7 @@ def noted():
 
 
 def go_on(lsm, manifest, progress):
-    """Attention with progress kept there. Returns the result and the ids that had to be measured."""
+    """Attention with its progress folder. Returns the result and the ids that had to be measured."""
     checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
     with noted() as measured:
         result = lsm_probe.attention(checkpoint, read_manifest(manifest), progress_folder=progress, **QUICK)
@@ -100,7 +100,7 @@ def in_folder(lsm, manifest, out):
 
 
 def refusal(run, *arguments):
-    """The line that a run is refused with."""
+    """The line with which a run is refused."""
     try:
         run(*arguments)
     except InputError as error:
@@ -109,7 +109,7 @@ def refusal(run, *arguments):
 
 
 def with_damage(lsm, manifest, damaged):
-    """Attention to samples of which `s3` has a damaged sound file. After a batch, waits until another process fails."""
+    """Attention on samples of which `s3` has a damaged audio file. After a batch, waits until another process fails."""
 
     def wait(done):
         deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Results of random numbers, made without a model."""
+"""Results with random numbers, made without a model."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def common(n, **fields):
 
 @pytest.fixture(scope="session")
 def attention_result():
-    """`attention_result(n=..., layers=..., heads=..., **fields)`: one result, whatever it is asked for again."""
+    """`attention_result(n=..., layers=..., heads=..., **fields)`: a result, the same for the same arguments."""
 
     def make(n=12, layers=6, heads=3, **fields):
         rng = np.random.default_rng(0)
@@ -34,7 +34,8 @@ def attention_result():
 
 @pytest.fixture(scope="session")
 def knockout_result():
-    """`knockout_result(fall_heads, head_layers, layers)`: what single heads lose is given, `[n, 2, layers, heads]`."""
+    """`knockout_result(fall_heads, head_layers, layers)`: with the given falls of single heads, `[n, 2, layers,
+    heads]`."""
 
     def make(fall_heads, head_layers, layers):
         n = len(fall_heads)

@@ -1,4 +1,4 @@
-"""Weights that are on a device only while their layer runs, and how layers are divided among devices."""
+"""Weights that are on a device only while their layer runs, and the division of layers among devices."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ PROBES = {
 
 
 def load(folder):
-    """The model; its head has weights of its own, so that it can lie elsewhere than the embeddings."""
+    """The model; its head has its own weights, so that it can be on another device than the embeddings."""
     checkpoint = lsm_probe.load(folder, device="cpu", dtype="float32")
     head = checkpoint.llm.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -30,7 +30,7 @@ def load(folder):
 
 @pytest.fixture(scope="module")
 def taken(samples):
-    """Six samples, each instruction a task of its own."""
+    """Six samples, each instruction a separate task."""
     return [sample.model_copy(update={"task": None}) for sample in samples[:6]]
 
 
@@ -63,7 +63,7 @@ def offload(model, kind, folder):
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
 @pytest.mark.parametrize("name", [name for name in PROBES if name != "importance"])
-def test_offloaded_weights_give_the_same_numbers(tiny_lsm_folder, taken, in_place, tmp_path, name, kind):
+def test_offloaded_weights_give_the_same_results(tiny_lsm_folder, taken, in_place, tmp_path, name, kind):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
     assert device_map.is_offloaded(checkpoint.model)
@@ -84,7 +84,7 @@ def test_importance_refuses_weights_without_gradients(tiny_lsm_folder, taken, tm
 
 @pytest.fixture
 def split(monkeypatch):
-    """`split(model, {0: bytes, 1: bytes})`: the device map of a model on GPUs of this size."""
+    """`split(model, {0: bytes, 1: bytes})`: the device map of a model on GPUs of these sizes."""
 
     def made(model, sizes):
         found = {}
@@ -108,7 +108,7 @@ def test_whole_layers_are_placed_on_gpus_and_the_rest_stays_on_the_cpu(tiny_lsm,
     assert all(name.count(".") == 3 for name in inside)
 
 
-def test_without_gpus_a_model_stays_as_it_is(tiny_lsm_folder, tiny_lsm):
+def test_without_gpus_a_model_is_not_changed(tiny_lsm_folder, tiny_lsm):
     checkpoint = lsm_probe.load(tiny_lsm_folder, device="spread")
     assert device_map.input_device(checkpoint.model) == CPU
     for mine, theirs in zip(checkpoint.model.parameters(), tiny_lsm.model.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Two processes measure what one measures, go on where one stopped, and fail as one."""
+"""Two processes give the result of one, resume its run, and fail together."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def all_probes():
 
 @pytest.fixture(scope="module")
 def manifest(samples, tmp_path_factory):
-    """The eight spoken samples of the other tests: four batches of two. Each instruction is a task of its own."""
+    """The eight spoken samples of the other tests: four batches of two. Each instruction is a separate task."""
     path = tmp_path_factory.mktemp("manifest") / "clips.jsonl"
     lines = [sample.model_dump_json(exclude_none=True, exclude={"task"}) for sample in samples]
     path.write_text("\n".join(lines) + "\n")
@@ -43,7 +43,7 @@ def manifest(samples, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(all_probes, tiny_lsm_folder, manifest, tmp_path_factory):
-    """What a single process writes, `begun` (progress of the first and the last batch) among it."""
+    """The output of a single process, with `begun` (progress of the first and the last batch)."""
     out = tmp_path_factory.mktemp("alone")
     report = {}
     all_probes.run(tiny_lsm_folder, manifest, out, report)
@@ -57,7 +57,7 @@ def alone(all_probes, tiny_lsm_folder, manifest, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared(alone, tiny_lsm_folder, manifest, tmp_path_factory):
-    """What two processes write: a folder each, and `begun`, which they went on from."""
+    """The output of two processes: a folder each, and `begun`, from which they resumed."""
     out = tmp_path_factory.mktemp("shared")
     shutil.copytree(alone / "begun", out / "begun")
     shutil.copytree(alone / "knockout", out / "taken")
@@ -69,7 +69,7 @@ def shared(alone, tiny_lsm_folder, manifest, tmp_path_factory):
 
 
 def damage(manifest, path):
-    """Writes the beginning of a sound file, where the samples ought to begin."""
+    """Writes a valid beginning of an audio file, but damages the samples."""
     whole = Path(json.loads(manifest.read_text().splitlines()[3])["audio"])
     path.write_bytes(whole.read_bytes()[:100])
 
@@ -79,7 +79,7 @@ def report_of(folder):
 
 
 def assert_same(folder, expected):
-    """Equal results: samples and words to the letter, numbers to rounding, masks to the bit."""
+    """Check that results are equal: samples and words exactly, numbers up to rounding, masks bit for bit."""
     assert (folder / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
     for name in [path.name for path in expected.glob("*.npz")]:
         with np.load(folder / name) as mine, np.load(expected / name) as theirs:
@@ -98,17 +98,17 @@ def assert_same(folder, expected):
 
 @pytest.mark.parametrize("rank", range(WORLD))
 @pytest.mark.parametrize("probe", PROBES)
-def test_every_process_ends_with_the_result_of_a_single_one(alone, shared, probe, rank):
+def test_every_process_has_the_result_of_a_single_process_run(alone, shared, probe, rank):
     assert_same(shared / str(rank) / probe, alone / probe)
 
 
 @pytest.mark.parametrize("probe", PROBES)
-def test_processes_agree_to_the_bit(shared, probe):
+def test_processes_write_identical_files(shared, probe):
     for path in (shared / "0" / probe).iterdir():
         assert path.read_bytes() == (shared / "1" / probe / path.name).read_bytes(), path.name
 
 
-def test_ablation_runs_on_the_same_weights_and_leaves_them_as_they_were(alone, shared):
+def test_ablation_gives_the_same_result_and_restores_the_weights(alone, shared):
     expected = json.loads((alone / "importance" / "result.json").read_text())["ablation"]
     assert expected["perplexity"]["top"] != expected["perplexity"]["none"]
     for rank in range(WORLD):
@@ -128,7 +128,7 @@ def test_progress_counts_the_samples_of_all_processes(alone, shared, probe):
 
 
 def test_two_processes_resume_a_run_of_one(alone, shared):
-    """Batches 0 and 3 were there; 1 is the second process's, 2 the first's."""
+    """Batches 0 and 3 exist; 1 belongs to the second process, 2 to the first."""
     assert [report_of(shared / str(rank))["measured"] for rank in range(WORLD)] == [["s4", "s5"], ["s2", "s3"]]
     for rank in range(WORLD):
         assert_same(shared / str(rank) / "resumed", alone / "resumed")
@@ -142,16 +142,17 @@ def test_one_process_resumes_a_run_of_two(all_probes, alone, shared, tiny_lsm_fo
     assert_same(result.save(tmp_path / "resumed"), alone / "resumed")
 
 
-def test_a_failure_of_one_process_is_raised_in_all_and_they_can_go_on(shared):
-    """The sample is the second process's."""
+def test_a_failure_of_one_process_is_raised_in_all_and_the_run_can_be_resumed(shared):
+    """The sample belongs to the second process."""
     reports = [report_of(shared / str(rank)) for rank in range(WORLD)]
     assert reports[0]["refused"] == reports[1]["refused"]
     assert reports[0]["refused"].startswith("sample s3: ")
     assert [report["after"] for report in reports] == [[0, 1], [0, 1]]
 
 
-def test_others_stop_at_the_failure_of_one(shared):
-    """The first process has two batches, the second fails in its first; on a busy machine before the first begins."""
+def test_other_processes_stop_when_one_fails(shared):
+    """The first process has two batches, the second fails in its first; on a busy machine this may happen before the
+    first process begins."""
     assert report_of(shared / "1")["begun"] == ["s2", "s3"]
     assert report_of(shared / "0")["begun"] in (["s0", "s1"], [])
 
@@ -161,7 +162,7 @@ def test_only_rank_0_writes_results(shared):
     assert not list((shared / "1" / "folder").glob("*.json*"))
 
 
-def test_all_processes_fail_if_rank_0_cannot_use_the_folder(shared):
+def test_all_processes_fail_if_rank_0_cannot_write_to_the_folder(shared):
     for rank in range(WORLD):
         assert "result of `lsm-probe knockout`" in report_of(shared / str(rank))["taken"]
 
@@ -256,7 +257,7 @@ def test_ctrl_c_in_one_process_ends_both_and_the_run_can_be_resumed(tiny_lsm_fol
 # One process
 
 
-def test_a_single_process_has_all_the_work():
+def test_a_single_process_gets_all_the_work():
     share = distributed.RankShare([1, 2, 3])
     assert list(share) == [1, 2, 3]
     assert [share.done(2), share.done(1)] == [2, 3]

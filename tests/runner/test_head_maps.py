@@ -1,4 +1,4 @@
-"""Maps of heads show the numbers of the results: colour, area, frame; and the same numbers give the same files."""
+"""Maps of heads show the values of the results by colour, area and frame; equal values give identical files."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def maps(figure):
 
 
 def by_place(squares, numbers):
-    """`[layers, heads]` from what belongs to each square, by where the square is."""
+    """`[layers, heads]` from values of the squares, by their positions."""
     found = {}
     for path, number in zip(squares.get_paths(), numbers, strict=True):
         x, y = path.get_extents().get_points().mean(0).round().astype(int)
@@ -52,7 +52,7 @@ def by_place(squares, numbers):
     return np.array([[found[x, y] for y in range(max(y for _, y in found) + 1)] for x in range(len(found) // HEADS)])
 
 
-def test_the_colour_of_a_head_is_its_eta_and_its_area_its_share(etas):
+def test_the_colour_of_a_head_shows_its_eta_and_the_area_its_share(etas):
     squares = maps(eta_heads_figure(etas[:1]))[0]
     np.testing.assert_allclose(by_place(squares, squares.get_array()), etas[0].head_eta().mean)
     areas = by_place(squares, [np.prod(path.get_extents().size) for path in squares.get_paths()])
@@ -60,7 +60,7 @@ def test_the_colour_of_a_head_is_its_eta_and_its_area_its_share(etas):
     np.testing.assert_allclose(areas / areas.max(), share / share.max(1, keepdims=True), rtol=1e-6)
 
 
-def test_several_checkpoints_share_one_scale_and_two_have_their_difference(etas):
+def test_several_checkpoints_share_one_scale_and_two_have_a_difference_map(etas):
     one, two, difference = maps(eta_heads_figure(etas))
     assert one.get_clim() == two.get_clim() == (0, 1)
     found = head_eta_difference(*etas)
@@ -72,7 +72,7 @@ def test_several_checkpoints_share_one_scale_and_two_have_their_difference(etas)
     assert len(maps(eta_heads_figure([*etas, third]))) == 3
 
 
-def test_what_cannot_be_paired_has_no_difference(etas):
+def test_results_that_cannot_be_paired_have_no_difference_map(etas):
     first, second = etas
     fewer = second.subset(second.ids[:-1])
     shallower = replace(second, norms=second.norms[:, 1:], head_norms=second.head_norms[:, 1:])
@@ -126,7 +126,7 @@ def test_equal_results_give_identical_files(etas, falls, tmp_path):
     assert frame.loc[("first", 4, 2), "kind"] == "source"
 
 
-def test_without_single_heads_no_map_of_them_is_written(falls, tmp_path):
+def test_without_single_heads_no_map_of_heads_is_written(falls, tmp_path):
     plain = replace(falls[0], head_layers=[], fall_heads=falls[0].fall_heads[:, :, :0])
     save_knockout([plain], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"knockout.png", "knockout.svg", "knockout.csv"}

@@ -1,4 +1,4 @@
-"""Names that others chose are drawn as they are written, each of them, and no two alike."""
+"""Names given by users are drawn literally, completely, and with unique labels."""
 
 import unicodedata
 from dataclasses import replace
@@ -31,7 +31,7 @@ def named(result, *names):
 
 @pytest.fixture
 def no_further_fonts(monkeypatch):
-    """Only the fonts that come with matplotlib."""
+    """Only the fonts that are included in matplotlib."""
     own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     labels._font_of.cache_clear()
@@ -42,7 +42,7 @@ def no_further_fonts(monkeypatch):
 
 @pytest.fixture
 def font_with(no_further_fonts, tmp_path):
-    """`font_with(characters)` installs a font that has these, as squares; its name."""
+    """`font_with(characters)` installs a font that draws these as squares; returns its name."""
 
     def make(characters):
         pen = TTGlyphPen(None)
@@ -67,7 +67,7 @@ def font_with(no_further_fonts, tmp_path):
 
 
 @pytest.mark.usefixtures("no_further_fonts")
-def test_every_name_stands_in_the_legend_and_on_disk(result, tmp_path):
+def test_every_name_is_shown_in_the_legend_and_in_the_files(result, tmp_path):
     with pytest.warns(
         UserWarning, match=r"no installed font, so the figures show their codes, such as \\u6a21: install"
     ):
@@ -123,7 +123,7 @@ def test_undecodable_bytes_are_written_as_codes():
 
 
 @pytest.mark.parametrize("setting", ["text.usetex: True", "font.family: no such font", "savefig.format: pdf"])
-def test_the_users_settings_change_no_picture(result, tmp_path, setting):
+def test_the_users_matplotlib_settings_do_not_change_figures(result, tmp_path, setting):
     (tmp_path / "matplotlibrc").write_text(setting)
     for folder, settings in (("own", {}), ("theirs", plt.matplotlib.rc_params_from_file(tmp_path / "matplotlibrc"))):
         (tmp_path / folder).mkdir()

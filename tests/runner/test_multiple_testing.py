@@ -1,4 +1,4 @@
-"""Single heads: who is who among them, what chance alone would find, and what a result says of them."""
+"""Single heads: kinds of heads, correction for multiple tests, and what a result stores."""
 
 import json
 from copy import deepcopy
@@ -25,10 +25,10 @@ def probe(checkpoint, samples, **options):
     return lsm_probe.knockout(checkpoint, samples, **{"max_new_tokens": 4, "single_heads": True, **options})
 
 
-# What chance alone would find.
+# Effects found by chance.
 
 
-def test_of_many_heads_without_an_effect_one_is_found_in_5_of_100_runs_at_most():
+def test_the_familywise_error_rate_is_at_most_5_percent():
     runs, heads = 300, 60
     for side in ("greater", "both"):
         found = by_itself = 0
@@ -37,10 +37,10 @@ def test_of_many_heads_without_an_effect_one_is_found_in_5_of_100_runs_at_most()
             found += (corrected_p(values, np.arange(10), seed=run, side=side) < 0.05).any()
             by_itself += (corrected_p(values[:, :1], np.arange(10), seed=run, side=side) < 0.05).any()
         assert found / runs < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
-        assert by_itself / runs > 0.01  # a test that finds nothing ever would pass as well
+        assert by_itself / runs > 0.01  # a test that never finds anything would pass as well
 
 
-def test_an_effect_is_found_among_many_heads():
+def test_an_effect_is_detected_among_many_heads():
     values = RNG(0).normal(size=(20, 300))
     values[:, 7] += 3
     values[:, 9] -= 3
@@ -56,7 +56,7 @@ def test_four_utterances_are_never_significant_for_any_seed():
     assert corrected_p(values, np.arange(4), seed=0, side="both") == 2 / 16
 
 
-def test_samples_of_one_utterance_count_once():
+def test_samples_of_one_utterance_count_as_one():
     values = RNG(1).normal(0.5, 1, size=(9, 5, 4))
     once = corrected_p(values, np.arange(9), seed=3)
     twice = corrected_p(np.repeat(values, 2, 0), np.repeat(np.arange(9), 2), seed=3)
@@ -64,7 +64,7 @@ def test_samples_of_one_utterance_count_once():
     assert corrected_p(np.repeat(values, 9, 0), np.arange(81), seed=3).min() < once.min()
 
 
-def test_four_utterances_find_nothing_and_constants_are_found_among_six():
+def test_constant_effects_need_five_utterances_one_sided_and_six_two_sided():
     for n, side, found in ((4, "greater", False), (5, "greater", True), (5, "both", False), (6, "both", True)):
         assert (corrected_p(np.ones((n, 3)), np.arange(n), seed=0, side=side) < 0.05).all() == found
 
@@ -80,7 +80,7 @@ def test_zero_or_undefined_effects_have_p_1():
 
 
 def test_masking_a_head_without_output_has_no_effect(tiny_llm, samples):
-    """Heads are query heads: of the three that share a key and a value only the one without output is idle."""
+    """Heads are query heads: of the three that share key and value, only the one without output has no effect."""
     model = deepcopy(tiny_llm.llm)
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight[:, 4 * 8 : 5 * 8] = 0
@@ -89,7 +89,7 @@ def test_masking_a_head_without_output_has_no_effect(tiny_llm, samples):
     assert [tuple(place) for place in np.argwhere(idle)] == [(0, 1, 4), (1, 1, 4)]
 
 
-def test_chosen_layers_have_the_numbers_of_all(tiny_llm, samples):
+def test_selected_layers_have_the_same_results_as_in_a_full_run(tiny_llm, samples):
     every = probe(tiny_llm, samples[:2])
     chosen = probe(tiny_llm, samples[:2], layers=[2, 0, 2])
     assert (every.head_layers, chosen.head_layers) == ([0, 1, 2], [0, 2])
@@ -97,7 +97,7 @@ def test_chosen_layers_have_the_numbers_of_all(tiny_llm, samples):
     np.testing.assert_allclose(chosen.fall, every.fall, atol=1e-6)
 
 
-def test_heads_are_left_out_unless_asked_for(tiny_llm, samples, tmp_path):
+def test_heads_can_be_left_out(tiny_llm, samples, tmp_path):
     result = probe(tiny_llm, samples[:1], single_heads=False)
     assert result.fall_heads.size == 0
     assert len(result.head_frame()) == 0
@@ -121,8 +121,8 @@ def test_invalid_layers_are_refused(tiny_llm, samples, options, line):
 
 @pytest.fixture
 def result(knockout_result):
-    """Three layers of four heads, none of which matters but in layer 5: a source head, an instruction head, one that
-    is both, and one whose instruction is as dear as its source, though it scatters too widely to be found so."""
+    """Three layers of four heads without effect, except in layer 5: a source head, an instruction head, one that is
+    both, and one whose instruction matters as much as its source, with too much variance to be detected."""
     fall = RNG(0).normal(0, 0.01, size=(20, 2, 3, 4))
     fall[:, 1, 1, 0] += 0.1
     fall[:, 0, 1, 1] += 0.1
@@ -136,7 +136,7 @@ def test_a_speech_anchor_head_needs_the_source_more_than_the_instruction(result,
     kinds = result.head_kinds()
     assert kinds[1].tolist() == ["source", "instruction", "both", ""]
     assert (kinds[[0, 2]] == "").all()
-    assert result.head_falls(Segment.SOURCE).p[1, 3] < 0.05  # found by itself, but not to be more than the instruction
+    assert result.head_falls(Segment.SOURCE).p[1, 3] < 0.05  # but not larger than for the instruction
     stored = json.loads((result.save(tmp_path) / "result.json").read_text())["heads"]
     assert stored["kinds"] == {"source": [[5, 0]], "instruction": [[5, 1]], "both": [[5, 2]]}
     assert stored["fall_source"]["n_heads"] == 12
@@ -190,14 +190,14 @@ def test_differences_by_head_are_paired_and_corrected(result):
 
 
 @pytest.mark.parametrize("segment", ["mean", "sum"])
-def test_the_layers_eta_is_its_heads_weighed_by_their_shares(attention_result, segment):
+def test_the_eta_of_a_layer_is_the_mean_of_its_heads_weighted_by_share(attention_result, segment):
     result = attention_result(conventions=Conventions("mean_of_norms", segment, "ratio_of_means"))
     np.testing.assert_allclose((result.head_share() * result.head_eta().mean).sum(1), result.eta().mean, rtol=1e-6)
     for aggregate in ("ratio_of_means", "mean_of_ratios"):
         np.testing.assert_allclose(result.with_conventions(aggregate=aggregate).head_share().sum(1), 1)
 
 
-def test_a_models_only_head_has_the_layers_eta_and_interval(attention_result):
+def test_the_only_head_of_a_layer_has_its_eta_and_interval(attention_result):
     result = attention_result(conventions=Conventions("mean_of_norms"))
     lone = replace(result, head_norms=result.head_norms[:, :, :1])
     for aggregate in ("ratio_of_means", "mean_of_ratios"):
@@ -220,7 +220,7 @@ def test_a_head_without_attention_has_no_eta_and_no_share(attention_result, tmp_
     json.dumps(pair, allow_nan=False)
 
 
-def test_heads_that_changed_are_found_among_those_that_did_not(attention_result):
+def test_a_changed_head_is_detected_among_unchanged_heads(attention_result):
     first = attention_result(conventions=Conventions("mean_of_norms"))
     source = ATTENTION_SEGMENTS.index("source")
     head_norms = first.head_norms * RNG(7).lognormal(0, 0.02, size=first.head_norms.shape)

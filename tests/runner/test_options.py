@@ -1,4 +1,4 @@
-"""Shared options are declared once: keyword arguments, dataclasses and the command line agree."""
+"""Shared options: keyword arguments, dataclasses and the command line agree."""
 
 from dataclasses import dataclass, fields
 from inspect import Parameter, signature
@@ -34,7 +34,7 @@ class Mixed(lsm_probe.MeasurementResult):
 BUILTIN = tuple(PROBES.built_in)
 
 
-def test_keywords_are_the_fields():
+def test_keyword_types_match_the_fields_of_the_options():
     run, response = ({field.name for field in fields(options)} for options in (RunOptions, ResponseOptions))
     assert set(RunKeywords.__annotations__) == run
     assert set(MeasureKeywords.__annotations__) == run | response
@@ -57,7 +57,7 @@ def test_an_unknown_option_is_refused(keywords, error, message):
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_a_command_without_options_measures_what_the_function_does(name):
+def test_commands_and_functions_have_the_same_defaults(name):
     probe = PROBES[name]
     given = probe.parse_options({parameter.name: parameter.default for parameter in probe.own_parameters()}).measure
     parameters = signature(probe.get("measure")).parameters
@@ -74,7 +74,7 @@ def test_every_probe_and_its_result_are_public():
         lsm_probe.no_such_name  # noqa: B018
 
 
-def test_results_of_other_packages_may_hold_no_arrays_or_arrays_of_several_shapes():
+def test_results_of_other_packages_may_have_no_arrays_or_arrays_of_several_shapes():
     about = {
         "clusters": np.arange(3),
         "samples": [{"id": str(i)} for i in range(3)],

@@ -1,4 +1,4 @@
-"""Half precision says so, and is compared with float32 on request, without changing anything else."""
+"""Half precision is reported, and compared with float32 on request, without other changes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> boo
 
 
 @pytest.mark.parametrize("probe", OPTIONS)
-def test_the_drift_is_that_from_a_float32_model_with_the_same_weights(
+def test_the_drift_is_measured_against_float32_with_the_same_weights(
     probe: str, half: Checkpoint, tiny_lsm_folder: Path, samples: list[Sample], tmp_path: Path
 ) -> None:
     before, measure, options = weights(half), getattr(lsm_probe, probe), {**QUICK, **OPTIONS[probe]}
@@ -128,7 +128,7 @@ def test_results_of_other_packages_compare_their_arrays() -> None:
     assert lsm_probe.compare([result, replace(result, precision=None)])["pairs"][0]["warning"] is None
 
 
-def test_without_the_option_the_note_says_that_nothing_was_compared(half: Checkpoint, samples: list[Sample]) -> None:
+def test_without_the_option_the_note_reports_no_comparison(half: Checkpoint, samples: list[Sample]) -> None:
     found = lsm_probe.attention(half, samples[:2], **QUICK)
     assert found.to_dict()["precision"] == {"dtype": "float16", "verified": [], "changed_responses": None, "drift": {}}
     line = "computed in float16; not compared with float32 (--verify-precision 4 does so on 4 samples)"
@@ -164,7 +164,7 @@ def test_changed_greedy_responses_are_counted(
         ("float16", {"mode": "signed"}, "--verify-precision cannot be used with --mode signed"),
     ],
 )
-def test_what_cannot_be_verified_is_refused(
+def test_verification_of_unsupported_cases_is_refused(
     dtype: str, options: dict[str, Any], reason: str, tiny_llm_folder: Path, samples: list[Sample]
 ) -> None:
     checkpoint = lsm_probe.load(tiny_llm_folder, device="cpu", dtype=dtype)
@@ -191,7 +191,7 @@ def test_too_little_memory_is_reported_in_one_line_before_the_run(
     assert same(before, weights(half))
 
 
-def test_the_command_resumes_and_prints_and_reports_the_drift(
+def test_the_command_prints_and_stores_the_drift_and_can_be_resumed(
     lsm_probe_command: Callable[..., tuple[int | str, str, str]],
     tiny_llm_folder: Path,
     tmp_path: Path,

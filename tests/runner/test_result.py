@@ -1,4 +1,4 @@
-"""Reading a result: every convention against the formula written out, intervals, files, comparison."""
+"""Reading a result: every convention compared with its formula, intervals, files, comparison."""
 
 import json
 from dataclasses import replace
@@ -83,7 +83,7 @@ def test_every_convention_equals_its_definition(heads, segment, aggregate, span)
 
 
 def test_conventions_differ_from_each_other():
-    """The test above would not notice a convention that has no effect."""
+    """The test above would pass for a convention without effect."""
     result = make()
     plain = result.eta().mean
     changes = {
@@ -101,7 +101,7 @@ def test_response_cannot_be_changed_when_reading():
         make().with_conventions(response="reference")
 
 
-def test_interval_holds_the_mean_and_shrinks_with_samples():
+def test_the_interval_contains_the_mean_and_shrinks_with_samples():
     few, many = make(samples=6).eta(), make(samples=200).eta()
     for curve in (few, many):
         assert ((curve.ci_low <= curve.mean) & (curve.mean <= curve.ci_high)).all()
@@ -127,8 +127,8 @@ def test_the_interval_of_eta_is_over_utterances(aggregate, slow_interval):
         np.testing.assert_allclose([head_eta.ci_low[layer, 0], head_eta.ci_high[layer, 0]], expected, rtol=1e-9)
 
 
-def test_an_utterance_keeps_its_instructions_together():
-    # Twins in one cluster say no more than one sample would: the interval is wider than if they were independent.
+def test_samples_of_one_utterance_are_resampled_together():
+    # Equal samples in one cluster count as one: the interval is wider than if they were independent.
     base = make(samples=30)
     twice = [*range(30), *range(30)]
     twins = replace(
@@ -141,7 +141,7 @@ def test_an_utterance_keeps_its_instructions_together():
     assert (width[0] > width[1]).mean() > 0.8
 
 
-def test_groups_are_array_split():
+def test_layer_groups_equal_array_split():
     result = make(layers=8)
     groups = result.eta_groups()
     assert [group["layers"] for group in groups] == [[0, 1], [2, 3], [4, 4], [5, 5], [6, 6], [7, 7]]
@@ -196,7 +196,7 @@ def test_a_failed_save_leaves_no_result_json(tmp_path):
         AttentionResult.load(tmp_path)
 
 
-def test_responses_may_hold_any_character(tmp_path):
+def test_responses_may_contain_any_character(tmp_path):
     strange = "a\u2028b\u2029c\u0085d\ne"
     result = make()
     result = replace(result, samples=[{**sample, "response": strange} for sample in result.samples])
@@ -215,7 +215,7 @@ def test_a_result_of_schema_1_names_the_checkpoint_of_its_control(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "schema", "samples", "keys", "no object"])
-def test_files_that_are_no_result_are_refused(tmp_path, damage):
+def test_invalid_result_files_are_refused(tmp_path, damage):
     make().save(tmp_path)
     if damage == "missing":
         (tmp_path / "arrays.npz").unlink()
@@ -234,7 +234,7 @@ def test_files_that_are_no_result_are_refused(tmp_path, damage):
         AttentionResult.load(tmp_path)
 
 
-def test_frame_has_a_row_for_each_layer():
+def test_the_frame_has_a_row_for_each_layer():
     result = make()
     frame = result.to_frame()
     assert frame["layer"].tolist() == list(range(7))
@@ -259,8 +259,8 @@ def test_paired_results_share_their_resamples_for_any_seed():
 
 
 def test_differences_are_paired():
-    """Two checkpoints that differ by the same small step on every sample: the paired interval is far narrower than
-    either curve's own."""
+    """Two checkpoints that differ by the same small step on every sample: the paired interval is much narrower than
+    those of the curves."""
     first = make(samples=40)
     norms = first.norms.copy()
     norms[..., INSTRUCTION] *= 1.1
@@ -296,7 +296,7 @@ def test_different_source_lengths_give_a_warning():
     assert "have prompts of different layouts" in compare([first, laid_out])["pairs"][0]["warning"]
 
 
-def test_a_control_among_the_results_is_named_where_lengths_differ():
+def test_the_warning_about_lengths_names_the_length_matched_control():
     def at(name, longer, control=None):
         tokens = first.tokens.copy()
         tokens[:, SEGMENTS.index("source")] += longer

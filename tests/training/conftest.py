@@ -1,4 +1,4 @@
-"""A training set that trains in seconds: noise and a few sentences, an LSM of tiny parts."""
+"""A training set for runs of seconds: noise and a few sentences, and a tiny LSM."""
 
 import importlib.util
 import json
@@ -31,14 +31,14 @@ HELD_OUT = 4
 
 @pytest.fixture(scope="session", autouse=True)
 def _small_garbage(small_garbage: None) -> None:
-    """In all of these tests."""
+    """Used by all of these tests."""
 
 
 @pytest.fixture(scope="session")
 def training_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path, tiny_encoder_folder: Path, waveform
 ) -> Path:
-    """`train.jsonl` (20 samples), `eval.jsonl` (4), their sound, and `tiny.yaml`; do not write into it."""
+    """`train.jsonl` (20 samples), `eval.jsonl` (4), their audio, and `tiny.yaml`; do not write into it."""
     folder = tmp_path_factory.mktemp("training")
     rows = []
     for i in range(SOUNDS):
@@ -78,7 +78,7 @@ def training_config(training_folder: Path) -> Callable[..., TrainConfig]:
 
 @pytest.fixture(scope="session")
 def probing(training_folder: Path, tiny_llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """`key=value` that probe the held-out samples every third step, on the words of the tiny text LLM."""
+    """`key=value` that measure the bias on the held-out samples every third step, on responses of the tiny text LLM."""
     rows = [json.loads(line) for line in (training_folder / "eval.jsonl").read_text().splitlines()]
     manifest = tmp_path_factory.mktemp("probing") / "probed.jsonl"
     spoken = [row | {"audio": str(training_folder / row["audio"]), "text": f"words {row['audio']}"} for row in rows]
@@ -88,7 +88,7 @@ def probing(training_folder: Path, tiny_llm_folder: Path, tmp_path_factory: pyte
 
 @pytest.fixture(scope="session")
 def uninterrupted(training_config, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`uninterrupted("key=value", ...)`: what such a run leaves; trained once, do not write into it."""
+    """`uninterrupted("key=value", ...)`: the folder of such a run, trained once; do not write into it."""
     made: dict[tuple[str, ...], Path] = {}
 
     def trained(*overrides: str) -> Path:
@@ -107,7 +107,7 @@ def probed_run(uninterrupted, probing) -> Callable[..., Path]:
 
 
 class Stopped(BaseException):
-    """Ends a run in the tests, where a kill of its own process would take seconds; it leaves what a kill leaves."""
+    """Ends a run in the test's own process, faster than killing a process; it leaves the same files as a kill."""
 
 
 @pytest.fixture(scope="session")
@@ -138,13 +138,14 @@ def stopped_run(training_config, stop_at, tmp_path: Path) -> Callable[..., Path]
 
 @pytest.fixture
 def finished_run(uninterrupted, tmp_path: Path) -> Callable[..., Path]:
-    """`finished_run("key=value", ...)`: a copy of what an uninterrupted run leaves."""
+    """`finished_run("key=value", ...)`: a copy of the folder of an uninterrupted run."""
     return lambda *overrides: shutil.copytree(uninterrupted(*overrides), tmp_path / "finished")
 
 
 @pytest.fixture
 def train_command(training_folder: Path, capsys, monkeypatch, besides_progress) -> Callable[..., tuple[int, list[str]]]:
-    """`train_command(*arguments)` runs `lsm-probe train tiny.yaml` here: exit code, lines on stderr but for the bar."""
+    """`train_command(*arguments)` runs `lsm-probe train tiny.yaml`; returns exit code and lines of stderr without
+    the progress bar."""
 
     def run(*arguments: Any) -> tuple[int, list[str]]:
         command = ["lsm-probe", "train", training_folder / "tiny.yaml", *arguments]
@@ -162,10 +163,10 @@ def train_command(training_folder: Path, capsys, monkeypatch, besides_progress) 
 
 @pytest.fixture(scope="session")
 def kills() -> ModuleType:
-    """The script that kills training at random."""
+    """The script that kills training at random times."""
     spec = importlib.util.spec_from_file_location("train_kills", KILLS)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["train_kills"] = module  # dataclasses look there
+    sys.modules["train_kills"] = module  # dataclasses need it there
     spec.loader.exec_module(module)
     return module
 
@@ -179,13 +180,13 @@ def launcher(kills) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def model_sha256(kills) -> Callable[[Path], str]:
-    """Of the weights in the model that a run left in its folder."""
+    """`model_sha256(folder)`: of the weights of a run's final model."""
     return kills.model_sha256
 
 
 @pytest.fixture
 def gpt2_lsm(tmp_path: Path, tiny_encoder_folder: Path, tiny_projector, make_tokenizer) -> Checkpoint:
-    """An LSM whose LLM has biases everywhere, its layers elsewhere, and GPT-2's `Conv1D` for linear layers."""
+    """An LSM on GPT-2, whose LLM has biases everywhere, other names of layers, and `Conv1D` for linear layers."""
     config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=448, bos_token_id=1, eos_token_id=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     make_tokenizer().save_pretrained(tmp_path / "gpt2")
@@ -199,7 +200,7 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
 
 @pytest.fixture
 def groups_of(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
-    """`groups_of(model, stage)`: decayed are the parameters that the Trainer names, as in a run."""
+    """`groups_of(model, stage)`: the optimizer's parameter groups, as in a run."""
 
     def groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
         trainer = Trainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))

@@ -25,7 +25,7 @@ from lsm_probe.training.run import train
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of this process's parts."""
+    """Bytes of the tensors that this process holds."""
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
 
 

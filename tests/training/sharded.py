@@ -1,4 +1,5 @@
-"""Run by `torchrun` with two processes: trains a sharded LSM, saves it, loads it into another, and trains both on.
+"""Run by `torchrun` with two processes: trains a sharded LSM, saves it, loads it into another, and continues training
+both.
 
 Arguments: the LSM's folder, the manifest, the output folder. Writes `checkpoint/` (torch.distributed.checkpoint, after
 one step), `on.safetensors` (all weights after two steps) and `report.json`.
@@ -41,7 +42,7 @@ def prepared(folder: Path, *, sharded: bool) -> tuple[Any, torch.optim.Optimizer
                 fully_shard(module)
         fully_shard(model)
     decayed = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
-    # With so large an eps, gradients that are nothing but rounding move nothing: with AdamW's own they move as any.
+    # With such a large eps, gradients of pure rounding error change nothing; with the default they make full steps.
     return model.eval(), torch.optim.AdamW(parameter_groups(model, decayed, STAGE), lr=STAGE.learning_rate, eps=1e-3)
 
 

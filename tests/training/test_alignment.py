@@ -1,4 +1,4 @@
-"""Strategy `align`: the connector alone, by CTC onto the LLM's token embeddings."""
+"""Strategy `align`: trains only the connector, by CTC onto the LLM's token embeddings."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ def config(training_config, manifest: Path) -> Callable[..., TrainConfig]:
 
 
 def nats_by_paths(log_probs: np.ndarray, target: list[int], blank: int) -> float:
-    """The definition: the sum over all paths that, without repetitions and blanks, are the target."""
+    """The definition: the sum over all paths that give the target after repetitions and blanks are removed."""
     total = 0.0
     for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
         merged = [token for token, _ in itertools.groupby(path) if token != blank]
@@ -64,7 +64,7 @@ def nats_by_paths(log_probs: np.ndarray, target: list[int], blank: int) -> float
     return -np.log(total)
 
 
-def test_the_loss_is_that_of_all_paths(checkpoint: Lsm, samples: AlignmentSet) -> None:
+def test_the_loss_equals_the_sum_over_all_ctc_paths(checkpoint: Lsm, samples: AlignmentSet) -> None:
     lsm = checkpoint.model.eval()
     batch = collate([samples[i] for i in range(4)], pad_id=0)
     loss = AlignmentLoss(checkpoint, [samples])
@@ -86,12 +86,14 @@ def test_the_loss_is_that_of_all_paths(checkpoint: Lsm, samples: AlignmentSet) -
         assert found[i, 0] == pytest.approx(nats_by_paths(log_probs, target, 0), rel=1e-4)
 
 
-def test_targets_are_spelled_without_case_and_punctuation(checkpoint: Lsm, samples: AlignmentSet) -> None:
+def test_targets_ignore_case_and_punctuation(checkpoint: Lsm, samples: AlignmentSet) -> None:
     spelled = [checkpoint.tokenizer.decode(ids).split() for ids in samples.responses]
     assert spelled == [["the", "old"], ["the", "old"], ["town"], ["the", "the"]]
 
 
-def test_few_candidates_change_the_partition_alone(checkpoint: Lsm, samples: AlignmentSet, monkeypatch) -> None:
+def test_fewer_candidates_change_the_partition_function_only(
+    checkpoint: Lsm, samples: AlignmentSet, monkeypatch
+) -> None:
     batch = collate([samples[2]], pad_id=0)
     loss = AlignmentLoss(checkpoint, [samples])
     lsm = checkpoint.model.train()
@@ -102,7 +104,7 @@ def test_few_candidates_change_the_partition_alone(checkpoint: Lsm, samples: Ali
     assert loss(lsm, batch)[0, 0] < whole
 
 
-def test_only_the_connector_learns(config, tmp_path: Path) -> None:
+def test_only_the_connector_is_trained(config, tmp_path: Path) -> None:
     train(config("max_steps=40"), tmp_path / "out")
     history = json.loads((tmp_path / "out" / "history.json").read_text())
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
@@ -114,7 +116,7 @@ def test_only_the_connector_learns(config, tmp_path: Path) -> None:
     assert changed == {"multi_modal_projector"}
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(config, stop_at, monkeypatch, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(config, stop_at, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(alignment, "CANDIDATES", 1)
     train(config(), tmp_path / "whole")
     with pytest.raises(BaseException, match="step 5"):

@@ -73,7 +73,7 @@ def qwen(untrained) -> Any:
 
 
 class Sentences(torch.utils.data.Dataset):
-    """What the language model is trained on; it need not hear anything for its weights to change."""
+    """Training text for the LLM; its weights change without any speech."""
 
     def __len__(self) -> int:
         return 32
@@ -84,7 +84,7 @@ class Sentences(torch.utils.data.Dataset):
 
 
 class DrawRandomNumbers(TrainerCallback):
-    """Changes the weights by random numbers, so that they show whether anything else drew some."""
+    """Changes the weights by random numbers, so that they show whether anything else used the random generator."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         drawn = torch.rand(()).item() + np.random.rand() + random.random()  # noqa: NPY002  # the global generator
@@ -117,8 +117,8 @@ def train(processor, tmp_path_factory: pytest.TempPathFactory) -> Train:
 
 @pytest.fixture(scope="module")
 def probed(untrained, tasks, train: Train, tmp_path_factory) -> tuple[Trainer, BiasCallback, Path]:
-    """A model that was probed at steps 0, 3 and 6, its callback, and its folder with TensorBoard's events in `events`;
-    do not change them."""
+    """A model measured at steps 0, 3 and 6, its callback, and its folder with TensorBoard's events in `events`; do
+    not change them."""
     folder, callback = tmp_path_factory.mktemp("probed"), BiasCallback(tasks, every=3, sources=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder / "events"))
@@ -128,16 +128,16 @@ def probed(untrained, tasks, train: Train, tmp_path_factory) -> tuple[Trainer, B
 
 
 @pytest.mark.usefixtures("rendered")
-def test_numbers_reach_the_log_the_files_and_tensorboard(probed, tmp_path: Path) -> None:
+def test_values_are_written_to_the_log_the_files_and_tensorboard(probed, tmp_path: Path) -> None:
     trainer, callback, folder = probed
     frame = callback.to_frame()
     assert frame["step"].tolist() == [0, 3, 6]
     assert frame[[f"eta_{i}" for i in range(1, 7)]].notna().all().all()
-    assert frame["D_i"].nunique() == 3  # the model that trains is what is measured
+    assert frame["D_i"].nunique() == 3  # the trained model itself is measured
     logged = [entry for entry in trainer.state.log_history if "bias_D_i" in entry]
     assert [entry["step"] for entry in logged] == [0, 3, 6]
     assert {entry["bias_responses"] for entry in logged} == {"reference"}
-    assert sum("loss" in entry for entry in trainer.state.log_history) == 6  # a probing does not replace any
+    assert sum("loss" in entry for entry in trainer.state.log_history) == 6  # the measurement does not replace any
     events = EventAccumulator(str(folder / "events")).Reload()
     for name in ("eta", "eta_6", "D_i", "D_s"):
         written = events.Scalars(f"train/bias_{name}")
@@ -152,7 +152,7 @@ def test_numbers_reach_the_log_the_files_and_tensorboard(probed, tmp_path: Path)
     assert [list(line.get_xdata()) for line in lines[0][:6]] == [[0, 3, 6]] * 6
 
 
-def test_two_utterances_have_no_interval_and_valid_json(probed) -> None:
+def test_two_utterances_give_no_interval_and_valid_json(probed) -> None:
     _, callback, folder = probed
     assert len({sample.utterance for sample in callback.samples}) == 2
     for line in (folder / "bias.jsonl").read_text().splitlines():
@@ -162,7 +162,7 @@ def test_two_utterances_have_no_interval_and_valid_json(probed) -> None:
     assert not callback.plot().axes[1].collections
 
 
-def test_numbers_that_an_earlier_version_stored_as_nan_are_left_out(tmp_path) -> None:
+def test_nan_values_stored_by_earlier_versions_are_left_out(tmp_path) -> None:
     (tmp_path / "bias.jsonl").write_text('{"setup": {}}\n{"step": 0, "D_i": 0.1, "D_i_low": NaN}\n')
     history = BiasHistory.load(tmp_path)
     assert history.rows == {0: {"D_i": 0.1}}
@@ -170,12 +170,12 @@ def test_numbers_that_an_earlier_version_stored_as_nan_are_left_out(tmp_path) ->
     assert "NaN" not in (tmp_path / "bias.jsonl").read_text()
 
 
-def test_a_band_is_drawn_where_there_is_an_interval() -> None:
+def test_a_band_is_drawn_only_with_an_interval() -> None:
     row = {"eta": 0.5, "D_i": 0.2, "D_s": 0.3, "D_i_low": 0.1, "D_i_high": 0.4}
     assert len(BiasHistory(rows={0: row, 1: row}).plot().axes[1].collections) == 1
 
 
-def test_a_probing_equals_a_measurement_of_the_trained_model(probed, processor, tasks) -> None:
+def test_values_during_training_equal_a_measurement_of_the_trained_model(probed, processor, tasks) -> None:
     trainer, callback, _ = probed
     last = callback.to_frame().iloc[-1]
     with lsm_probe.unchanged(trainer.model):
@@ -192,7 +192,7 @@ MIXED = {"bf16": True, "gradient_checkpointing": True, "dataloader_num_workers":
 
 
 @pytest.mark.parametrize(("adapters", "more"), [(False, MIXED), (True, PLAIN), (True, MIXED)])
-def test_probing_changes_no_bit_of_the_weights(untrained, tasks, train: Train, adapters: bool, more) -> None:
+def test_probing_does_not_change_the_trained_weights(untrained, tasks, train: Train, adapters: bool, more) -> None:
     def trained(*callbacks: TrainerCallback) -> Any:
         model = deepcopy(untrained)
         if adapters:
@@ -213,7 +213,9 @@ def test_probing_changes_no_bit_of_the_weights(untrained, tasks, train: Train, a
     assert probed.config.to_dict() == plain.config.to_dict()
 
 
-def test_the_words_of_a_base_llm_are_made_once_and_kept(qwen, tasks, train: Train, tiny_llm_folder, tmp_path) -> None:
+def test_responses_of_a_base_llm_are_generated_once_and_stored(
+    qwen, tasks, train: Train, tiny_llm_folder, tmp_path
+) -> None:
     callback = BiasCallback(tasks, every=6, base=tiny_llm_folder, max_new_tokens=3)
     trainer = train(qwen, callback, out=tmp_path)
     base = lsm_probe.load(tiny_llm_folder)
@@ -223,28 +225,28 @@ def test_the_words_of_a_base_llm_are_made_once_and_kept(qwen, tasks, train: Trai
     assert logged["bias_responses"] == f"base of {tiny_llm_folder}"
 
 
-def test_a_resumed_run_keeps_the_probings_before_it(probed, qwen, tasks, train: Train, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_earlier_values(probed, qwen, tasks, train: Train, tmp_path: Path) -> None:
     _, earlier, folder = probed
     (tmp_path / "bias.jsonl").write_bytes((folder / "bias.jsonl").read_bytes())
     callback = BiasCallback(tasks, every=3, sources=2)
     train(qwen, callback, out=tmp_path, resume=str(folder / "checkpoint-4"))
     assert callback.to_frame()["step"].tolist() == [0, 3, 6]
     assert callback.to_frame()[:2].equals(earlier.to_frame()[:2])
-    assert callback.to_frame()["seconds"][2] != earlier.to_frame()["seconds"][2]  # measured anew
+    assert callback.to_frame()["seconds"][2] != earlier.to_frame()["seconds"][2]  # measured again
 
 
-def test_training_stops_where_a_number_falls_below_its_bound(probed, qwen, tasks, train: Train) -> None:
+def test_training_stops_when_a_value_falls_below_its_bound(probed, qwen, tasks, train: Train) -> None:
     first, second, _ = probed[1].to_frame().to_dict("records")
     fallen = next(name for name in STOPPABLE if second[name] < first[name])
     bound = (first[fallen] + second[fallen]) / 2
-    callback = BiasCallback(tasks, every=3, sources=2, stop_below={"D_s": 99, fallen: bound})  # D_s never was at 99
+    callback = BiasCallback(tasks, every=3, sources=2, stop_below={"D_s": 99, fallen: bound})  # D_s was never at 99
     with pytest.warns(UserWarning, match=f"training was stopped at step 3: {fallen} fell to .*, below"):
         trainer = train(qwen, callback)
     assert trainer.state.global_step == 3
     assert callback.stopped
 
 
-def test_a_bound_for_layers_that_the_model_lacks_is_refused(processor, tasks, train: Train) -> None:
+def test_a_bound_for_missing_layers_is_refused(processor, tasks, train: Train) -> None:
     config = transformers.Qwen2AudioConfig(
         audio_config=ENCODER,
         text_config={**LLM, "num_hidden_layers": 2},
@@ -264,7 +266,7 @@ def test_a_bound_for_layers_that_the_model_lacks_is_refused(processor, tasks, tr
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train: Train, monkeypatch, error) -> None:
+def test_a_later_failure_of_the_probe_does_not_end_training(qwen, tasks, train: Train, monkeypatch, error) -> None:
     measure = BiasProbing.measure
 
     def fail_at_second(self, checkpoint, responses):
@@ -279,15 +281,15 @@ def test_a_later_probing_that_fails_does_not_end_the_training(qwen, tasks, train
         assert train(qwen, BiasCallback(tasks, every=1), max_steps=1).state.global_step == 1
 
 
-def test_a_run_too_short_for_a_second_probing_says_so(qwen, tasks, train: Train) -> None:
+def test_a_run_too_short_for_a_second_measurement_gives_a_warning(qwen, tasks, train: Train) -> None:
     callback = BiasCallback(tasks)
     with pytest.warns(UserWarning, match=r"5 % of the time of 4 steps is too short for a second probing"):
         train(qwen, callback, max_steps=4)
     assert callback.to_frame()["step"].tolist() == [0]
 
 
-def test_long_steps_allow_more_probings(qwen, tasks, train: Train, monkeypatch) -> None:
-    def seconds(timer: StepTimer) -> float | None:  # 5 % of ten steps is the time of a little over three probings
+def test_slower_steps_allow_more_measurements(qwen, tasks, train: Train, monkeypatch) -> None:
+    def seconds(timer: StepTimer) -> float | None:  # 5 % of ten steps is the time of a little over three measurements
         return 7 * callback.to_frame()["seconds"][0] if len(timer.seconds) >= MEASURED_STEPS else None
 
     monkeypatch.setattr(StepTimer, "step_seconds", property(seconds))
@@ -297,7 +299,7 @@ def test_long_steps_allow_more_probings(qwen, tasks, train: Train, monkeypatch) 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_chosen_steps_stay_below_the_share_and_use_it(seed: int) -> None:
+def test_the_chosen_steps_stay_just_below_the_time_share(seed: int) -> None:
     draw = random.Random(seed)
     given = {
         "share": draw.choice([0.01, 0.05, 0.2]),
@@ -316,7 +318,7 @@ def test_the_chosen_steps_stay_below_the_share_and_use_it(seed: int) -> None:
     assert steps_between(**given) == (min(affordable) if affordable else 0)
 
 
-def test_what_cannot_be_used_is_one_line(tasks, qwen, train: Train) -> None:
+def test_invalid_options_are_refused_in_one_line(tasks, qwen, train: Train) -> None:
     with pytest.raises(InputError, match="every is 0"):
         BiasCallback(tasks, every=0)
     with pytest.raises(InputError, match="stop_below has 'D_x'; choose from: eta"):

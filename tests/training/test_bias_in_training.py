@@ -21,11 +21,11 @@ LORA = ("strategy=lora", "lora.dropout=0.1", "machine.workers=1")
 
 
 @pytest.mark.parametrize("settings", [(), LORA])
-def test_probing_changes_no_bit_of_the_weights(probed_run, uninterrupted, model_sha256, settings) -> None:
+def test_probing_does_not_change_the_trained_weights(probed_run, uninterrupted, model_sha256, settings) -> None:
     assert model_sha256(probed_run(*settings)) == model_sha256(uninterrupted(*settings))
 
 
-def test_a_run_leaves_the_numbers_and_their_curves(probed_run) -> None:
+def test_a_run_writes_bias_values_and_their_figure(probed_run) -> None:
     out = probed_run()
     history = BiasHistory.load(out)
     assert sorted(history.rows) == [0, 3, 6, 9]
@@ -34,7 +34,9 @@ def test_a_run_leaves_the_numbers_and_their_curves(probed_run) -> None:
     assert {"bias.png", "bias.svg", "bias.csv"} <= {path.name for path in out.iterdir()}
 
 
-def test_a_bound_ends_the_run_early_with_a_model(probed_run, probing, training_config, tmp_path: Path) -> None:
+def test_a_bound_ends_the_run_early_and_the_model_is_saved(
+    probed_run, probing, training_config, tmp_path: Path
+) -> None:
     frame = BiasHistory.load(probed_run()).to_frame()
     columns = [name for name in frame if name.startswith("eta") or name in ("D_i", "D_s")]
     fallen = next(name for name in columns if frame[name][1] < frame[name][0])
@@ -46,20 +48,22 @@ def test_a_bound_ends_the_run_early_with_a_model(probed_run, probing, training_c
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
-def test_probing_may_differ_when_a_run_goes_on(stopped_run, training_config, probing, uninterrupted, model_sha256):
+def test_probing_options_may_change_when_a_run_is_resumed(
+    stopped_run, training_config, probing, uninterrupted, model_sha256
+):
     out = stopped_run(5)
     train(training_config(*probing), out, resume=True)
     assert sorted(BiasHistory.load(out).rows) == [6, 9]
     assert model_sha256(out) == model_sha256(uninterrupted())
 
 
-def test_what_cannot_be_probed_is_said_before_the_model_is_loaded(training_config, tmp_path: Path) -> None:
+def test_invalid_probing_options_are_refused_before_the_model_is_loaded(training_config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="what probe_every measures: stop_below has 'eta_7'"):
         train(training_config("probe_every=auto", "probe_stop_below={eta_7: 1}"), tmp_path / "out")
 
 
 class SlowModel:
-    """Makes the first pass for which `when` holds take ten minutes. Half a second after its begin, SIGTERM comes."""
+    """Makes the first pass for which `when` holds take ten minutes, and sends SIGTERM half a second after its start."""
 
     def __init__(self) -> None:
         self.when: Callable[[], bool] = lambda: False
@@ -84,7 +88,7 @@ def slow_model() -> Iterator[SlowModel]:
     hook.remove()
 
 
-def test_sigterm_ends_any_long_work_within_seconds_and_the_run_resumes(
+def test_sigterm_ends_any_long_work_within_seconds_and_the_run_can_be_resumed(
     training_config, training_folder, probing, uninterrupted, model_sha256, slow_model: SlowModel, tmp_path: Path
 ) -> None:
     given, out = ("eval_steps=3", f"eval={training_folder / 'eval.jsonl'}"), tmp_path / "out"
@@ -103,7 +107,7 @@ def test_sigterm_ends_any_long_work_within_seconds_and_the_run_resumes(
         slow_model.when = lambda step=step, note=note: shown[-1][0] == step and shown[-1][1].startswith(note)
         with pytest.raises(Terminated, match="before the first of 9" if step == 0 else f"saved at step {step} of 9"):
             train(training_config(*given, *probing), out, resume=step > 0, on_progress=on_progress)
-        assert time.monotonic() - slow_model.signalled < 5  # with the save
+        assert time.monotonic() - slow_model.signalled < 5  # including the save
     train(training_config(*given, *probing), out, resume=True)
     assert model_sha256(out) == model_sha256(uninterrupted(*given))
     assert sorted(BiasHistory.load(out).rows) == [0, 3, 6, 9]

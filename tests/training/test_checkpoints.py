@@ -1,4 +1,4 @@
-"""Checkpoints that were cut, damaged or forged: a run goes on from a whole one, and runs no code from any."""
+"""Incomplete, damaged or forged checkpoints: a run resumes from a complete one, and executes no code from any."""
 
 import json
 import os
@@ -22,13 +22,13 @@ def in_order_of_writing(checkpoint: Path) -> list[Path]:
 
 @pytest.fixture
 def cut_run(finished_run):
-    """A run that reached step 9 but has no model yet: checkpoints 8 and 9."""
+    """A run that reached step 9 but has no final model yet: checkpoints 8 and 9."""
     out = finished_run()
     shutil.rmtree(out / "model")
     return out
 
 
-def test_a_kill_at_any_point_of_a_save_leaves_a_run_that_goes_on(cut_run, training_config, uninterrupted, model_sha256):
+def test_a_run_killed_at_any_point_of_a_save_can_be_resumed(cut_run, training_config, uninterrupted, model_sha256):
     newest = cut_run / "checkpoint-9"
     files = in_order_of_writing(newest)
     assert files[-1].name == CHECKSUMS
@@ -41,10 +41,10 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_run_that_goes_on(cut_run, traini
         train(training_config(), out, resume=True, on_progress=lambda _, step, *__: steps.append(step))
         assert model_sha256(out) == model_sha256(uninterrupted()), out.name
         assert (out / newest.name / CHECKSUMS).exists()
-    assert set(steps) == {8, 9}  # where it goes on from, and its only step
+    assert set(steps) == {8, 9}  # the checkpoint from which it resumes, and its only step
 
 
-def test_what_a_killed_save_left_is_removed_at_once(cut_run, training_config):
+def test_files_of_a_killed_save_are_removed_on_resume(cut_run, training_config):
     (cut_run / "checkpoint-9" / CHECKSUMS).unlink()
     (cut_run / "checkpoint-11").mkdir()
     seen = []
@@ -57,10 +57,10 @@ def test_what_a_killed_save_left_is_removed_at_once(cut_run, training_config):
     assert set(seen) == {"checkpoint-8"}
 
 
-def test_the_newest_checkpoints_stay_whatever_their_times_say(stopped_run, training_config):
+def test_the_newest_checkpoints_are_kept_regardless_of_file_times(stopped_run, training_config):
     out = stopped_run(7)
     for n, checkpoint in enumerate(sorted(out.glob("checkpoint-*"))):
-        os.utime(checkpoint, (4e9 + 100 * n, 4e9 + 100 * n))  # the clock was set back since
+        os.utime(checkpoint, (4e9 + 100 * n, 4e9 + 100 * n))  # the clock was set back afterwards
     train(training_config(), out, resume=True)
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-8", "checkpoint-9"]
     assert (out / "checkpoint-9" / "model.safetensors").exists()
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_named(cut_run, train_command, uninterrupted, model_sh
 
 
 class Bomb:
-    """Leaves a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -117,7 +117,7 @@ def reseal(checkpoint: Path) -> None:
         ("training_args.bin", None, ()),
     ],
 )
-def test_a_pickle_in_a_checkpoint_is_never_run(finished_run, train_command, tmp_path, name, instead_of, overrides):
+def test_a_pickle_in_a_checkpoint_is_never_executed(finished_run, train_command, tmp_path, name, instead_of, overrides):
     for step, as_torch_saves in ((8, True), (9, False), (9, True)):
         out = finished_run(*overrides)
         shutil.rmtree(out / "model")
@@ -138,7 +138,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(finished_run, train_command, tmp_
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"global_step": "many"}', '{"global_step": 7}'])
-def test_a_state_that_is_none_is_refused(cut_run, train_command, text):
+def test_an_invalid_trainer_state_is_refused(cut_run, train_command, text):
     (cut_run / "checkpoint-9" / "trainer_state.json").write_text(text)
     reseal(cut_run / "checkpoint-9")
     code, lines = train_command("--out", cut_run, "--resume")
@@ -146,13 +146,13 @@ def test_a_state_that_is_none_is_refused(cut_run, train_command, text):
     assert "checkpoint-9" in lines[0]
 
 
-def test_checkpoints_hold_no_pickle_that_nothing_reads(uninterrupted):
+def test_checkpoints_contain_no_unused_pickle(uninterrupted):
     names = {path.name for path in (uninterrupted() / "checkpoint-9").iterdir()}
     assert "training_args.bin" not in names
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
 
 
-def test_only_what_is_trained_is_saved_of_adapters(uninterrupted):
+def test_lora_checkpoints_contain_trained_weights_only(uninterrupted):
     saved = load_file(uninterrupted(*LORA) / "checkpoint-9" / "adapter_model.safetensors")
     assert all("lora" in name or "multi_modal_projector" in name for name in saved)
     assert json.loads((uninterrupted(*LORA) / "checkpoint-9" / CHECKSUMS).read_text())["files"]

@@ -1,4 +1,4 @@
-"""The typed config: files and their bases, overrides, stages, and one line for whatever is wrong with them."""
+"""The typed config: files and their bases, overrides, stages, and one line for each error."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def refusal(name: str | Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_a_file_changes_what_it_names_and_keeps_the_rest_of_its_base(write) -> None:
+def test_a_file_overrides_settings_of_its_base_and_inherits_the_rest(write) -> None:
     middle = write("middle.yaml", "base: self_powered\nmodel: {encoder: openai/whisper-medium}\nepochs: 1\n")
     config = read_config(write("mine.yaml", f"base: {middle}\nmachine: {{devices: 4}}\nexpected_samples: null\n"))
     assert config.model.encoder == "openai/whisper-medium"
@@ -36,12 +36,12 @@ def test_a_file_changes_what_it_names_and_keeps_the_rest_of_its_base(write) -> N
     assert config.expected_samples is None
 
 
-def test_an_empty_override_list_is_the_file_itself() -> None:
+def test_an_empty_override_list_changes_nothing() -> None:
     assert read_config("self_powered") == read_config("self_powered", [])
     assert read_config("self_powered", ["epochs=2"]) == read_config("self_powered")
 
 
-def test_overrides_are_yaml_and_reach_nested_settings() -> None:
+def test_overrides_are_yaml_and_can_set_nested_settings() -> None:
     config = read_config(
         "self_powered",
         [
@@ -64,7 +64,7 @@ def test_overrides_are_yaml_and_reach_nested_settings() -> None:
     assert (config.lora.rank, config.lora.dropout) == (8, 0.1)
     assert config.tasks is None
     assert config.learning_rate == 1e-4
-    assert config.max_steps == 5  # the last word counts
+    assert config.max_steps == 5  # the last override wins
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_overrides_are_yaml_and_reach_nested_settings() -> None:
         ("stages=[1]", "stages.0"),
     ],
 )
-def test_an_override_that_cannot_be_used_is_one_line(override: str, says: str) -> None:
+def test_an_invalid_override_is_refused_in_one_line(override: str, says: str) -> None:
     assert says in refusal("self_powered", override)
 
 
-def test_a_file_that_cannot_be_used_is_one_line(write) -> None:
+def test_an_invalid_file_is_refused_in_one_line(write) -> None:
     assert "presets are: " + ", ".join(presets()) in refusal("no-such-preset")
     assert "holds no settings" in refusal(write("list.yaml", "- 1\n"))
     assert "holds no settings" in refusal(write("empty.yaml", ""))
@@ -102,18 +102,18 @@ def test_a_file_that_cannot_be_used_is_one_line(write) -> None:
     assert "'bogus' is not a setting" in refusal(write("unknown.yaml", "bogus: 1\n"))
 
 
-def test_a_directory_is_no_config(tmp_path: Path) -> None:
+def test_a_directory_is_refused_as_a_config(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(tmp_path)
 
 
-def test_a_base_is_found_beside_the_file_that_names_it(write, tmp_path: Path, monkeypatch) -> None:
+def test_a_base_is_found_relative_to_the_file_that_names_it(write, tmp_path: Path, monkeypatch) -> None:
     write("below.yaml", "base: self_powered\nepochs: 7\n")
     above = write("above.yaml", "base: below.yaml\n")
     monkeypatch.chdir("/")
     assert read_config(above).epochs == 7
 
 
-def test_a_base_that_leads_back_is_refused(write, tmp_path: Path) -> None:
+def test_a_circular_base_is_refused(write, tmp_path: Path) -> None:
     own = write("own.yaml", f"base: {tmp_path / 'own.yaml'}\n")
     assert f"is its own base ({own} -> {own})" in refusal(own)
     write("one.yaml", f"base: {tmp_path / 'two.yaml'}\n")
@@ -123,7 +123,7 @@ def test_a_base_that_leads_back_is_refused(write, tmp_path: Path) -> None:
     assert "is its own base" in refusal(tmp_path / "round.yaml")
 
 
-def test_stages_take_the_common_settings_and_change_some(write) -> None:
+def test_stages_inherit_common_settings_and_override_some(write) -> None:
     config = read_config(
         write(
             "two.yaml",
@@ -156,11 +156,11 @@ def test_a_config_without_stages_is_one_stage() -> None:
         ("[{name: a, epochs: -1}]", "'epochs' is -1"),
     ],
 )
-def test_stages_that_cannot_be_used_are_one_line(stages: str, says: str) -> None:
+def test_invalid_stages_are_refused_in_one_line(stages: str, says: str) -> None:
     assert says in refusal("self_powered", f"stages={stages}")
 
 
-def test_what_decides_the_outcome_leaves_the_machine_out() -> None:
+def test_machine_settings_do_not_count_as_deciding_settings() -> None:
     config = read_config("self_powered")
     elsewhere = read_config("self_powered", ["machine.devices=2", "machine.workers=4", "expected_samples=7"])
     assert config.deciding() == elsewhere.deciding()
@@ -181,7 +181,7 @@ def test_what_decides_the_outcome_leaves_the_machine_out() -> None:
         "window=2.5",
     ],
 )
-def test_a_connector_setting_of_another_type_is_refused_and_not_cut(override: str) -> None:
+def test_a_connector_setting_of_the_wrong_type_is_refused(override: str) -> None:
     setting, _ = override.split("=")
     with pytest.raises(InputError, match=rf"{setting} is .*; it must be of type"):
         read_config("mini/commands", [f"model.connector.{override}"])
@@ -190,7 +190,7 @@ def test_a_connector_setting_of_another_type_is_refused_and_not_cut(override: st
 @pytest.mark.parametrize(
     ("override", "value"), [("middle_norm=false", False), ("drop_partial_window=true", True), ("dropout=0", 0)]
 )
-def test_a_connector_setting_is_taken_as_it_is(override: str, value: object) -> None:
+def test_a_valid_connector_setting_is_used_unchanged(override: str, value: object) -> None:
     setting, _ = override.split("=")
     projector = read_config("mini/commands", [f"model.connector.{override}"]).model.projector()
     assert getattr(projector, setting) == value

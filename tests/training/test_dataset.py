@@ -1,4 +1,4 @@
-"""What a batch holds: labels on the response alone, and padding that neither the loss nor its gradient can see."""
+"""What a batch contains: labels on the response only, and padding that affects neither loss nor gradient."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from lsm_probe.training.states import SpeechStates
 INSTRUCTION = "Continue writing the text."
 TARGET = "the old town"
 PAD = 2
-# Ours first; then a longer prompt, a longer response, more speech, and several pieces: each alone, and all at once.
+# The compared sample first; then a longer prompt, a longer response, more speech, and several pieces: alone and all.
 OURS: tuple[float, str, str] = (1.3, INSTRUCTION, TARGET)
 LONG_PROMPT = (0.6, f"{INSTRUCTION} {'Say it again. ' * 5}", "rain")
 LONG_RESPONSE = (0.9, "Translate the speech into German.", f"{TARGET} {'in early spring ' * 4}")
@@ -42,7 +42,7 @@ BOTH_SPEECHES = pytest.mark.parametrize("variant", ["features", "states"], indir
 
 @pytest.fixture
 def make_samples(tmp_path: Path, waveform: Callable[..., np.ndarray]) -> MakeSamples:
-    """`make_samples((seconds, instruction, target), ...)`: samples with sound files."""
+    """`make_samples((seconds, instruction, target), ...)`: samples with audio files."""
 
     def make(*rows: tuple[float, str, str]) -> list[Sample]:
         samples = []
@@ -77,7 +77,7 @@ def variant(
     tiny_projector: Callable[..., LsmProjectorConfig],
     tmp_path: Path,
 ) -> tuple[Checkpoint, Callable[[list[Sample]], TrainingSet]]:
-    """An LSM and what makes its training set: speech as features or as cached states, Llama or GPT-2."""
+    """An LSM and a function that makes its training set: speech as features or cached states, Llama or GPT-2."""
     checkpoint = tiny_lsm
     if request.param != "features":
         llm = gpt2_folder if request.param == "gpt2" else tiny_llm_folder
@@ -115,7 +115,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @BOTH_SPEECHES
-def test_labels_are_on_the_response_alone(variant: Any, make_samples: MakeSamples) -> None:
+def test_labels_are_on_response_tokens_only(variant: Any, make_samples: MakeSamples) -> None:
     checkpoint, make_set = variant
     samples = make_samples(*ALL)
     batch = batch_of(make_set(samples))
@@ -140,7 +140,7 @@ def test_labels_are_on_the_response_alone(variant: Any, make_samples: MakeSample
 
 
 @BOTH_SPEECHES
-def test_shifted_labels_are_the_labels_one_on(variant: Any, make_samples: MakeSamples) -> None:
+def test_shift_labels_equal_the_labels_shifted_by_one(variant: Any, make_samples: MakeSamples) -> None:
     _, make_set = variant
     batch = batch_of(make_set(make_samples(*ALL)))
     columns = batch["logits_to_keep"]
@@ -148,7 +148,7 @@ def test_shifted_labels_are_the_labels_one_on(variant: Any, make_samples: MakeSa
     assert (batch["shift_labels"] != IGNORED).sum() == (batch["labels"] != IGNORED).sum()
 
 
-def test_speech_has_no_label_by_a_boolean_mask(tiny_lsm: Checkpoint, make_samples: MakeSamples) -> None:
+def test_speech_tokens_have_no_labels_and_labels_are_integers(tiny_lsm: Checkpoint, make_samples: MakeSamples) -> None:
     """BLSP (5cdf012) and Qwen2-Audio (issue 137): -100 written into a boolean mask is True, which is token 1."""
     batch = batch_of(TrainingSet(make_samples(*ALL), tiny_lsm))
     speech = batch["input_ids"] == tiny_lsm.model.config.audio_token_id
@@ -181,7 +181,7 @@ def test_left_padding_does_not_shift_the_labels(
 
 
 @torch.no_grad()
-def test_a_sample_is_the_same_alone_and_in_any_batch(variant: Any, make_samples: MakeSamples) -> None:
+def test_a_sample_does_not_depend_on_its_batch(variant: Any, make_samples: MakeSamples) -> None:
     checkpoint, make_set = variant
     items = list(make_set(make_samples(*ALL)))
     alone = collate(items[:1], pad_id=PAD)
@@ -198,7 +198,7 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(variant: Any, make_samples:
 
 
 @torch.no_grad()
-def test_the_losses_of_a_batch_are_those_of_its_samples(variant: Any, make_samples: MakeSamples) -> None:
+def test_the_losses_of_a_batch_equal_those_of_single_samples(variant: Any, make_samples: MakeSamples) -> None:
     checkpoint, make_set = variant
     items = list(make_set(make_samples(*ALL)))
     batches = [collate([item], pad_id=PAD) for item in items]
@@ -221,19 +221,19 @@ def test_the_gradient_of_a_batch_is_the_sum_of_single_gradients(variant: Any, ma
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
         assert actual[name].isfinite().all(), name
-        # A key's bias moves no softmax: its gradient is rounding alone.
+        # A softmax does not depend on a key's bias: its gradient is only rounding error.
         assert (actual[name] - gradient).abs().max() <= 1e-5 * max(gradient.abs().max(), 1e-2 * largest), name
 
 
 def gradients(checkpoint: Checkpoint, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of the summed loss, without dropout."""
+    """Gradients of the summed loss, without dropout."""
     model = checkpoint.model.eval()
     model.zero_grad()
     run(checkpoint, batch, num_items_in_batch=1).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_what_stands_in_the_padding_does_not_matter(variant: Any, make_samples: MakeSamples) -> None:
+def test_the_content_of_the_padding_does_not_matter(variant: Any, make_samples: MakeSamples) -> None:
     checkpoint, make_set = variant
     items = list(make_set(make_samples(*ALL)))
     prepare_model(checkpoint.model, Stage())
@@ -244,7 +244,7 @@ def test_what_stands_in_the_padding_does_not_matter(variant: Any, make_samples: 
 
 
 @torch.no_grad()
-def test_the_loss_is_the_cross_entropy_over_all_columns(variant: Any, make_samples: MakeSamples) -> None:
+def test_the_loss_equals_the_cross_entropy_over_all_positions(variant: Any, make_samples: MakeSamples) -> None:
     checkpoint, make_set = variant
     batch = batch_of(make_set(make_samples(*ALL)))
     speech = {key: batch[key] for key in batch if key.startswith(("speech", "input_features"))}
@@ -263,7 +263,7 @@ def test_the_loss_is_the_cross_entropy_over_all_columns(variant: Any, make_sampl
 
 
 @BOTH_SPEECHES
-def test_lengths_are_those_of_the_items(variant: Any, make_samples: MakeSamples) -> None:
+def test_lengths_equal_the_token_counts_of_the_items(variant: Any, make_samples: MakeSamples) -> None:
     _, make_set = variant
     train_set = make_set(make_samples(*ALL))
     found = [len(train_set[i]["prompt"]) + len(train_set[i]["response"]) for i in range(len(train_set))]
@@ -271,7 +271,7 @@ def test_lengths_are_those_of_the_items(variant: Any, make_samples: MakeSamples)
 
 
 @BOTH_SPEECHES
-def test_an_item_depends_on_its_index_alone(variant: Any, make_samples: MakeSamples) -> None:
+def test_an_item_depends_on_its_index_only(variant: Any, make_samples: MakeSamples) -> None:
     _, make_set = variant
     train_set = make_set(make_samples(*ALL))
     first = batch_of(train_set)
@@ -283,7 +283,9 @@ def test_an_item_depends_on_its_index_alone(variant: Any, make_samples: MakeSamp
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_cached_states_are_the_features_speech(tiny_lsm: Checkpoint, make_samples: MakeSamples, tmp_path: Path) -> None:
+def test_cached_states_give_the_same_logits_as_features(
+    tiny_lsm: Checkpoint, make_samples: MakeSamples, tmp_path: Path
+) -> None:
     samples = make_samples(*ALL)
     given = [batch_of(TrainingSet(samples, tiny_lsm, s)) for s in (None, cached(tiny_lsm, samples, tmp_path))]
     assert torch.equal(given[0]["input_ids"], given[1]["input_ids"])
@@ -292,7 +294,7 @@ def test_cached_states_are_the_features_speech(tiny_lsm: Checkpoint, make_sample
     assert_close(actual, expected)
 
 
-def test_a_section_of_a_file_is_the_file_of_that_section(tiny_lsm: Checkpoint, make_samples: MakeSamples) -> None:
+def test_a_section_of_a_file_equals_a_file_with_that_section(tiny_lsm: Checkpoint, make_samples: MakeSamples) -> None:
     [whole] = make_samples((3.0, INSTRUCTION, TARGET))
     section = whole.model_copy(update={"start": 1.0, "duration": 1.5})
     cut = read_audio(whole)[16_000:40_000]
@@ -320,7 +322,7 @@ def test_no_samples_are_refused(tiny_lsm: Checkpoint) -> None:
 
 
 @BOTH_SPEECHES
-def test_damage_met_in_a_loaders_process_is_told_in_one_line(
+def test_damage_found_in_a_loader_process_is_reported_in_one_line(
     variant: Any, make_samples: MakeSamples, tmp_path: Path
 ) -> None:
     _, make_set = variant
@@ -332,7 +334,7 @@ def test_damage_met_in_a_loaders_process_is_told_in_one_line(
     try:
         train_set[0]
     except InputError:
-        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")  # what a worker hands over
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")  # what a worker passes on
     with pytest.raises(InputError) as there:
         wrapped.reraise()
     assert str(there.value) == str(here.value)

@@ -16,7 +16,7 @@ def bytes_below(folder) -> int:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """`small_disk(size)` mounts a file system of so many bytes, or gives it that size; returns its folder."""
+    """`small_disk(size)` mounts a file system of this size in bytes, or resizes it; returns its folder."""
     folder = tmp_path / "disk"
 
     def mounted(size: int):
@@ -32,10 +32,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-# Room for so many checkpoints: the next meets the end of the disk in its weights (safetensors), in the optimizer's
-# state (torch), or as the third, before the first is removed.
+# Space for this number of checkpoints: the next fills the disk while it writes its weights (safetensors) or
+# its optimizer state (torch), or it is the third, before the first is removed.
 @pytest.mark.parametrize("checkpoints", [1.15, 1.7, 2.6])
-def test_a_full_disk_ends_the_run_and_a_whole_checkpoint_is_left(
+def test_a_full_disk_ends_the_run_and_leaves_a_complete_checkpoint(
     small_disk, train_command, uninterrupted, training_config, model_sha256, checkpoints
 ) -> None:
     size = bytes_below(uninterrupted() / "checkpoint-8")
@@ -52,7 +52,7 @@ def test_a_full_disk_ends_the_run_and_a_whole_checkpoint_is_left(
     assert model_sha256(out) == model_sha256(uninterrupted())
 
 
-def test_what_safetensors_calls_a_full_disk_is_one(train_command, tmp_path, monkeypatch) -> None:
+def test_a_full_disk_reported_by_safetensors_is_recognised(train_command, tmp_path, monkeypatch) -> None:
     save = safetensors.torch.save_file
     saved = []
 
@@ -69,7 +69,7 @@ def test_what_safetensors_calls_a_full_disk_is_one(train_command, tmp_path, monk
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_other_errors_stay_what_they_are(training_config, tmp_path, monkeypatch) -> None:
+def test_other_errors_are_raised_unchanged(training_config, tmp_path, monkeypatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a file of ours is broken")
 

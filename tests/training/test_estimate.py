@@ -1,4 +1,4 @@
-"""The estimate: counts against models really made, steps, samples, memory by hand and by measurement, what is shown."""
+"""The estimate: parameters, steps, samples and memory, compared with real models and measurements; and its output."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from lsm_probe.training.table import show_estimate
 
 @pytest.fixture
 def config(tiny_lsm_folder: Path):
-    """`config(**settings)`: a run that goes on from the tiny LSM, in float32."""
+    """`config(**settings)`: a run that starts from the tiny LSM, in float32."""
 
     def made(model: dict[str, Any] | None = None, **settings: Any) -> TrainConfig:
         model = model or {"start": str(tiny_lsm_folder)}
@@ -43,7 +43,7 @@ def size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_the_parts_are_those_of_the_real_model(config, tiny_lsm) -> None:
+def test_parameter_counts_equal_those_of_the_real_model(config, tiny_lsm) -> None:
     model = tiny_lsm.model
     found = parts(config())
     embeddings = model.get_input_embeddings().weight.numel()  # the head is tied to them
@@ -55,7 +55,7 @@ def test_the_parts_are_those_of_the_real_model(config, tiny_lsm) -> None:
     }
 
 
-def test_a_frozen_llm_trains_the_connector_alone(config, tiny_lsm) -> None:
+def test_a_frozen_llm_leaves_only_the_connector_trainable(config, tiny_lsm) -> None:
     trained = {name: trained for name, (_, trained) in parts(config(strategy="frozen_llm")).items() if trained}
     assert trained == {"connector": size(tiny_lsm.model.multi_modal_projector)}
 
@@ -76,7 +76,7 @@ def test_adapters_are_counted_as_peft_makes_them(config, tiny_lsm, rank: int) ->
     assert found["connector"] == (size(tiny_lsm.model.multi_modal_projector),) * 2
 
 
-def test_a_run_from_parts_is_counted_as_one_from_the_model_they_make(
+def test_a_run_from_parts_has_the_same_counts_as_one_from_their_model(
     config, tiny_encoder_folder: Path, tiny_llm_folder: Path
 ) -> None:
     connector = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -96,7 +96,7 @@ def test_a_run_from_parts_is_counted_as_one_from_the_model_they_make(
         ({"llm": "EMPTY"}, "its configuration cannot be read"),
     ],
 )
-def test_models_that_do_not_fit_are_one_line(
+def test_invalid_models_are_refused_in_one_line(
     change, says, tiny_encoder_folder: Path, tiny_llm_folder: Path, tiny_lsm_folder: Path, tmp_path: Path
 ) -> None:
     folders = {"LLM": tiny_llm_folder, "ENCODER": tiny_encoder_folder, "LSM": tiny_lsm_folder, "EMPTY": tmp_path}
@@ -118,7 +118,7 @@ def test_models_that_do_not_fit_are_one_line(
         ({"batch_size": 8, "epochs": 9, "max_steps": 7}, 80, 7),
     ],
 )
-def test_steps_are_counted_as_the_trainer_counts_them(
+def test_the_number_of_steps_equals_the_trainers(
     settings: dict[str, Any], samples: int, steps: int, tmp_path: Path
 ) -> None:
     from transformers import Trainer, TrainingArguments
@@ -140,14 +140,14 @@ def test_steps_are_counted_as_the_trainer_counts_them(
 
 
 @pytest.mark.parametrize(("warmup", "rises"), [(0, 0), (100, 100), (0.03, 2), (0.5, 25)])
-def test_warm_up_is_counted_as_the_trainer_counts_it(warmup: float, rises: int, tmp_path: Path) -> None:
+def test_the_number_of_warmup_steps_equals_the_trainers(warmup: float, rises: int, tmp_path: Path) -> None:
     from transformers import TrainingArguments
 
     assert warmup_steps(Stage(warmup=warmup), 50) == rises
     assert TrainingArguments(str(tmp_path), warmup_steps=warmup, use_cpu=True).get_warmup_steps(50) == rises
 
 
-def test_a_batch_is_made_of_whole_passes() -> None:
+def test_gradient_accumulation_divides_the_batch() -> None:
     assert accumulation(Stage(batch_size=512), Machine(per_device_batch_size=4), 8) == 16
     assert accumulation(Stage(batch_size=8), Machine(per_device_batch_size=8), 1) == 1
 
@@ -162,7 +162,7 @@ def test_a_batch_is_made_of_whole_passes() -> None:
         (2, 1, 4, "batch_size=4"),
     ],
 )
-def test_a_batch_that_is_not_is_refused_with_a_mend_that_works(
+def test_a_batch_that_cannot_be_divided_is_refused_with_a_valid_remedy(
     batch: int, in_a_pass: int, world: int, remedy: str
 ) -> None:
     stage, machine = Stage(batch_size=batch), Machine(per_device_batch_size=in_a_pass)
@@ -197,13 +197,13 @@ def manifests(tmp_path: Path) -> list[Path]:
     ("settings", "samples"),
     [({}, 9), ({"tasks": ["a"]}, 5), ({"tasks": ["a", "b"]}, 8), ({"limit": 4}, 8), ({"tasks": ["a"], "limit": 2}, 4)],
 )
-def test_samples_are_counted_where_the_manifests_are(config, manifests, settings, samples: int) -> None:
+def test_samples_are_counted_if_the_manifests_exist(config, manifests, settings, samples: int) -> None:
     (stage,) = estimate(config(train=manifests, expected_samples=1000, **settings)).stages
     assert (stage.samples, stage.samples_from) == (samples, "counted")
     assert stage.steps == -(-samples // 8)
 
 
-def test_samples_are_taken_on_trust_where_they_are_not(config, manifests) -> None:
+def test_expected_samples_is_used_if_manifests_are_missing(config, manifests) -> None:
     elsewhere = [manifests[0], Path("elsewhere.jsonl")]
     (stage,) = estimate(config(train=elsewhere, expected_samples=1000)).stages
     assert (stage.samples, stage.samples_from, stage.steps) == (1000, "expected_samples", 125)
@@ -234,14 +234,14 @@ def test_memory_on_one_device_in_float32(config) -> None:
     assert frozen["activations"] < stage.memory["activations"]
 
 
-def test_memory_under_bf16_adds_what_is_computed_with(config) -> None:
+def test_memory_with_bf16_includes_the_bfloat16_copy(config) -> None:
     stage = estimate(config(precision="bf16")).stages[0]
     encoder = stage.parts[0].parameters
     assert stage.memory["bfloat16 copy"] == 2 * (stage.parameters - encoder)
     assert stage.memory["weights"] == 4 * stage.parameters
 
 
-def test_fsdp_shards_and_ddp_copies(config) -> None:
+def test_fsdp_divides_memory_and_ddp_does_not(config) -> None:
     alone = memory(config(batch_size=32))
     fsdp = memory(config(batch_size=32, machine={"devices": 4}))
     ddp = memory(config(batch_size=32, machine={"devices": 4, "sharding": "ddp"}))
@@ -258,7 +258,7 @@ def test_fsdp_shards_and_ddp_copies(config) -> None:
     assert frozen["gathered"] == gathered
 
 
-def test_a_pass_of_half_the_samples_takes_half_the_room(config) -> None:
+def test_half_the_samples_per_pass_halve_the_activation_memory(config) -> None:
     eight, four = memory(config()), memory(config(machine={"per_device_batch_size": 4}))
     assert four["activations"] * 2 == eight["activations"]
     assert four["logits"] * 2 == eight["logits"]
@@ -267,7 +267,7 @@ def test_a_pass_of_half_the_samples_takes_half_the_room(config) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("strategy", ["full", "frozen_llm"])
-def test_activations_are_those_that_autograd_keeps(config, tiny_lsm, precision: str, strategy: str) -> None:
+def test_activation_memory_equals_what_autograd_saves(config, tiny_lsm, precision: str, strategy: str) -> None:
     made: Any = tiny_lsm.model.language_model
     llm = LlamaForCausalLM(made.config).train().requires_grad_(strategy == "full")
     batch, tokens = 8, 89 + 60 + 60
@@ -279,7 +279,7 @@ def test_activations_are_those_that_autograd_keeps(config, tiny_lsm, precision: 
             held.append(tensor)
         return tensor
 
-    held: list[torch.Tensor] = []  # or another tensor takes the freed one's place
+    held: list[torch.Tensor] = []  # or another tensor reuses the freed memory
     embeds = torch.randn(batch, tokens, made.config.hidden_size, requires_grad=True)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -290,7 +290,7 @@ def test_activations_are_those_that_autograd_keeps(config, tiny_lsm, precision: 
     assert estimated == pytest.approx(sum(kept.values()), rel=0.15)
 
 
-def test_the_launch_line_is_what_was_typed() -> None:
+def test_the_launch_command_repeats_the_arguments() -> None:
     arguments = ["self_powered", "train=[a.jsonl, b.jsonl]", "machine.devices=1"]
     alone = estimate(read_config("self_powered", arguments[1:]), arguments)
     assert alone.launch == "lsm-probe train self_powered 'train=[a.jsonl, b.jsonl]' machine.devices=1 --out DIR"
@@ -298,7 +298,7 @@ def test_the_launch_line_is_what_was_typed() -> None:
     assert several.launch == "torchrun --nproc-per-node 8 -m lsm_probe train self_powered --out runs/a"
 
 
-def test_what_is_shown_fits_a_page_and_names_every_part(capsys) -> None:
+def test_the_printed_estimate_fits_120_columns_and_names_every_part(capsys) -> None:
     show_estimate(estimate(read_config("llasm"), ["llasm"]), as_json=False)
     out = capsys.readouterr().out
     assert all(len(line) <= 120 for line in out.splitlines())
@@ -319,13 +319,13 @@ def test_what_is_shown_fits_a_page_and_names_every_part(capsys) -> None:
     assert "optimizer steps: 6,494, the first 100 warm-up; one is 512 samples, 16" in capsys.readouterr().out
 
 
-def test_a_long_launch_line_is_not_broken(capsys) -> None:
+def test_a_long_launch_command_is_not_wrapped(capsys) -> None:
     arguments = ["self_powered", f"train=[{', '.join(f'folder/part-{i}.jsonl' for i in range(20))}]"]
     show_estimate(estimate(read_config("self_powered"), arguments), as_json=False)
     assert capsys.readouterr().out.splitlines()[-1].endswith("part-19.jsonl]' --out DIR")
 
 
-def test_the_json_is_the_estimate(config, capsys) -> None:
+def test_the_json_equals_the_estimate(config, capsys) -> None:
     found = estimate(config(expected_samples=100))
     show_estimate(found, as_json=True)
     shown = json.loads(capsys.readouterr().out)
@@ -339,15 +339,15 @@ def test_the_json_is_the_estimate(config, capsys) -> None:
     assert shown["launch"] == "lsm-probe train CONFIG --out DIR"
 
 
-def test_the_package_runs_as_a_module_as_torchrun_needs() -> None:
+def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "lsm_probe", "--version"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
 @pytest.mark.real
-def test_weights_gradients_and_optimizer_take_the_memory_estimated() -> None:
-    """What the tensors of SmolLM2 behind tiny.en hold after a real step in float32."""
+def test_the_estimate_matches_measured_memory() -> None:
+    """The bytes of all tensors of SmolLM2 with tiny.en after a real step in float32."""
     from lsm_probe.training.parameters import prepare_model
 
     settings = TrainConfig(precision="float32", machine=Machine(device="cpu"))
@@ -356,7 +356,7 @@ def test_weights_gradients_and_optimizer_take_the_memory_estimated() -> None:
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
     ids = torch.full((1, 8), 5)
     model(input_ids=ids, labels=ids).loss.backward()
-    for parameter in model.multi_modal_projector.parameters():  # no speech, no gradient: give it one
+    for parameter in model.multi_modal_projector.parameters():  # without speech it has no gradient: give it one
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     found = memory(settings)

@@ -1,4 +1,4 @@
-"""A run that has reached its end makes no further step, and writes its model where that is missing."""
+"""A finished run makes no further step, and writes its model if it is missing."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def test_resuming_a_finished_run_changes_nothing(finished_run, training_config, 
 
 
 @pytest.mark.parametrize("overrides", [(), LORA])
-def test_a_model_that_a_kill_left_out_is_written_without_a_step(
+def test_a_missing_final_model_is_written_without_further_steps(
     finished_run, training_config, uninterrupted, model_sha256, overrides
 ) -> None:
     out = finished_run(*overrides)
@@ -42,7 +42,7 @@ def test_a_model_that_a_kill_left_out_is_written_without_a_step(
     assert steps == list(range(1, 10))
 
 
-def test_the_model_of_a_lora_run_is_merged_and_loads(uninterrupted) -> None:
+def test_the_final_model_of_a_lora_run_is_merged_and_can_be_loaded(uninterrupted) -> None:
     out = uninterrupted(*LORA)
     weights = load_file(out / "model" / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in weights)

@@ -1,4 +1,5 @@
-"""A whole training run with FSDP, in two processes on the CPU: what each holds, and the numbers of one process."""
+"""A complete training run with FSDP in two processes on the CPU: memory of each, and the same results as one
+process."""
 
 import json
 import subprocess
@@ -39,18 +40,18 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def test_no_process_ever_has_the_whole_model_on_its_device(sharded_run: Path) -> None:
+def test_no_process_moves_the_whole_model_to_its_device(sharded_run: Path) -> None:
     assert [rank["moved"] for rank in ranks(sharded_run)] == [[], []]
 
 
-def test_each_process_holds_what_the_dry_run_says(sharded_run: Path, training_config) -> None:
+def test_memory_of_each_process_equals_the_dry_run_estimate(sharded_run: Path, training_config) -> None:
     [stage] = estimate(training_config(*SETTINGS, *TWO, "machine.device=auto")).stages
     for rank in ranks(sharded_run):
         for what in ("weights", "AdamW"):
             assert rank[what] == [pytest.approx(stage.memory[what], rel=0.01)] * 3, what
 
 
-def test_two_processes_train_as_one(sharded_run: Path, uninterrupted, tmp_path_factory, monkeypatch) -> None:
+def test_two_processes_train_like_one(sharded_run: Path, uninterrupted, tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setenv("LSM_PROBE_CACHE", str(tmp_path_factory.mktemp("cache")))
     alone = uninterrupted(*SETTINGS)
     assert losses(sharded_run) == pytest.approx(losses(alone), abs=1e-6)
@@ -61,5 +62,5 @@ def test_two_processes_train_as_one(sharded_run: Path, uninterrupted, tmp_path_f
         assert (trained[name] - tensor).abs().max() <= 1e-5, name
 
 
-def test_its_checkpoint_is_sharded(sharded_run: Path) -> None:
+def test_the_checkpoint_is_sharded(sharded_run: Path) -> None:
     assert (sharded_run / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()

@@ -1,4 +1,4 @@
-"""The held-out losses: numbers worked out by hand, and their intervals."""
+"""The held-out losses and their intervals, compared with values computed by hand."""
 
 import math
 from collections.abc import Callable
@@ -29,14 +29,14 @@ def test_each_response_has_its_own_sum_and_count() -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def test_sums_are_not_made_in_the_logits_precision() -> None:
+def test_losses_of_bfloat16_logits_are_summed_in_float32() -> None:
     logits = torch.randn(1, 300, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.arange(300)[None] % 50
     exact = torch.nn.functional.cross_entropy(logits[0].double(), labels[0], reduction="sum").item()
     assert sample_losses(logits, labels)[0, 0].item() == pytest.approx(exact, rel=1e-6)
 
 
-def test_numbers_worked_out_by_hand() -> None:
+def test_losses_and_gains_equal_those_computed_by_hand() -> None:
     losses = {
         "true": np.array([[6.0, 3], [2.0, 1], [4.0, 4]]),
         "speech": np.array([[9.0, 3], [3.0, 1], [9.0, 4]]),
@@ -77,14 +77,14 @@ def test_the_interval_is_of_the_paired_difference_over_utterances(slow_interval:
     assert "eval_loss_task_none" not in metrics
 
 
-def test_the_same_losses_gain_nothing() -> None:
+def test_equal_losses_give_zero_gain() -> None:
     true = np.array([[3.0, 2], [5.0, 3], [1.0, 1]], dtype=np.float32)
     metrics = summarise({"true": true, "instruction": true.copy()}, samples_of([0, 1, 2], [None] * 3))
     gains = {key: value for key, value in metrics.items() if "_gain" in key}
     assert gains == {f"eval_instruction_gain{end}": 0.0 for end in ("", "_low", "_high")}
 
 
-def test_samples_without_a_task_are_counted_apart() -> None:
+def test_samples_without_a_task_have_their_own_loss() -> None:
     losses = {"true": np.array([[4.0, 2], [9.0, 3]])}
     metrics = summarise(losses, samples_of([0, 1], ["a", None]))
     assert metrics == {"eval_loss": 13 / 5, "eval_loss_task_a": 2.0, "eval_loss_task_none": 3.0}

@@ -1,4 +1,4 @@
-"""Processes of their own, killed: one process and two that train together."""
+"""Training processes that are killed: a single one, and two that train together."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lsm_probe.training.bias_history import BiasHistory
 
 PASSES_OF_2 = "machine.per_device_batch_size=2"
-WITHOUT_DROPOUT = "model.connector.dropout=0.0"  # each process draws its own
+WITHOUT_DROPOUT = "model.connector.dropout=0.0"  # each process has its own random numbers
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def setup(kills, training_folder):
     return lambda *changes, processes=1: kills.Setup(training_folder / "tiny.yaml", changes, processes)
 
 
-def test_no_run_is_lost_or_changed_by_kills_at_random(
+def test_kills_at_random_times_do_not_change_the_trained_model(
     kills, launcher, setup, uninterrupted, model_sha256, tmp_path
 ) -> None:
     outcome = kills.trial(
@@ -33,7 +33,7 @@ def test_no_run_is_lost_or_changed_by_kills_at_random(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_is_told_to_stop_saves_and_goes_on(
+def test_a_run_stopped_by_a_signal_saves_and_can_be_resumed(
     kills, launcher, setup, uninterrupted, model_sha256, train_command, tmp_path, workers
 ) -> None:
     out = tmp_path / "out"
@@ -58,7 +58,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
 
 @pytest.fixture(scope="session")
 def two_ranks(training_folder: Path, probing, tmp_path_factory) -> Path:
-    """What a run under torchrun leaves: 2 processes x 2 samples, probed every third step."""
+    """The folder of a run under torchrun: 2 processes x 2 samples, measured every third step."""
     out = tmp_path_factory.mktemp("torchrun") / "out"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "lsm_probe"]
     settings = [training_folder / "tiny.yaml", PASSES_OF_2, WITHOUT_DROPOUT, *probing]
@@ -72,16 +72,16 @@ def losses(out: Path) -> list[float]:
 
 
 def farthest(one: Path, other: Path) -> float:
-    """The largest difference of two runs' weights, but for the biases of keys.
+    """The largest difference between two runs' weights, without the biases of keys.
 
-    Those change no attention: their gradients are nothing but rounding, and AdamW makes whole steps of it.
+    Those do not change attention: their gradients are only rounding errors, and AdamW turns them into full steps.
     """
     first, second = (load_file(out / "model" / "model.safetensors") for out in (one, other))
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first if not name.endswith("key.bias"))
 
 
-def test_two_processes_train_as_one(two_ranks, uninterrupted) -> None:
+def test_two_processes_train_like_one(two_ranks, uninterrupted) -> None:
     alone = uninterrupted(WITHOUT_DROPOUT)
     assert losses(two_ranks) == pytest.approx(losses(alone), abs=1e-5)
     assert farthest(two_ranks, alone) < 1e-5
@@ -89,7 +89,7 @@ def test_two_processes_train_as_one(two_ranks, uninterrupted) -> None:
     assert {path.name for path in (two_ranks / "checkpoint-9").glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
-def test_two_processes_probe_what_one_does(two_ranks, probed_run) -> None:
+def test_two_processes_give_the_bias_values_of_one(two_ranks, probed_run) -> None:
     together, alone = BiasHistory.load(two_ranks), BiasHistory.load(probed_run(WITHOUT_DROPOUT))
     assert together.setup == alone.setup
     assert together.responses == alone.responses
@@ -100,7 +100,7 @@ def test_two_processes_probe_what_one_does(two_ranks, probed_run) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_go_on_together(kills, launcher, setup, two_ranks, model_sha256, tmp_path, number) -> None:
+def test_two_processes_resume_together(kills, launcher, setup, two_ranks, model_sha256, tmp_path, number) -> None:
     together = setup(PASSES_OF_2, WITHOUT_DROPOUT, processes=2)
     out = tmp_path / "out"
     victim = together.start(launcher, out)

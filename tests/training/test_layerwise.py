@@ -1,4 +1,4 @@
-"""The strategy `layerwise_lr`: each layer of the LLM at its own rate, as importance wrote them."""
+"""Strategy `layerwise_lr`: each layer of the LLM has its own learning rate, written by importance."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,14 +37,14 @@ def by_name(model: nn.Module, groups: list[dict[str, Any]], key: str) -> dict[st
 
 
 def layer_number(name: str) -> int | None:
-    """Of a parameter of the LLM, told by the spelling of both families."""
+    """The layer number of a parameter of the LLM, in the naming of both families."""
     for start in ("language_model.model.layers.", "language_model.transformer.h."):
         if name.startswith(start):
             return int(name.removeprefix(start).split(".")[0])
     return None
 
 
-def test_each_layers_matrices_learn_at_their_own_rate_and_all_else_at_the_base_rate(
+def test_matrices_have_the_rate_of_their_layer_and_other_weights_the_base_rate(
     checkpoint: Checkpoint, groups_of: Groups
 ) -> None:
     model = prepare_model(checkpoint.model, stage())
@@ -65,7 +65,7 @@ def test_each_layers_matrices_learn_at_their_own_rate_and_all_else_at_the_base_r
     assert seen == {"connector", 0, 1, 2, "norm or bias", None}
 
 
-def test_weight_decay_is_what_it_is_without_layer_rates(checkpoint: Checkpoint, groups_of: Groups) -> None:
+def test_weight_decay_does_not_depend_on_layer_rates(checkpoint: Checkpoint, groups_of: Groups) -> None:
     model = prepare_model(checkpoint.model, stage())
     own, full = (
         by_name(model, groups_of(model, settings), "weight_decay") for settings in (stage(), stage(strategy="full"))
@@ -74,20 +74,20 @@ def test_weight_decay_is_what_it_is_without_layer_rates(checkpoint: Checkpoint, 
     assert set(own.values()) == {0.0, 0.05}
 
 
-def test_a_connector_without_a_rate_of_its_own_learns_at_the_base_rate(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
+def test_a_connector_without_its_own_rate_uses_the_base_rate(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     settings = stage(connector_learning_rate=None)
     model = prepare_model(tiny_lsm.model, settings)
     found = by_name(model, groups_of(model, settings), "lr")
     assert {rate for name, rate in found.items() if name.startswith("multi_modal_projector.")} == {BASE}
 
 
-def test_other_strategies_leave_layer_rates_alone(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
+def test_other_strategies_ignore_layer_rates(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     settings = stage(strategy="full")
     model = prepare_model(tiny_lsm.model, settings)
     assert {group["lr"] for group in groups_of(model, settings)} == {BASE, CONNECTOR_RATE}
 
 
-def test_what_is_trained_is_what_full_training_trains(tiny_lsm: Checkpoint) -> None:
+def test_the_trained_parameters_equal_those_of_full_training(tiny_lsm: Checkpoint) -> None:
     trained = {}
     for strategy in ("full", "layerwise_lr"):
         model = prepare_model(tiny_lsm.model, stage(strategy=strategy))
@@ -124,7 +124,7 @@ def test_rates_come_as_a_list_or_in_a_file(tmp_path: Path) -> None:
         assert config.deciding()["layer_rates"] == RATES
 
 
-def test_what_importance_writes_is_what_training_reads(tiny_llm: Checkpoint, tmp_path: Path) -> None:
+def test_rates_written_by_importance_are_read_by_training(tiny_llm: Checkpoint, tmp_path: Path) -> None:
     samples = [Sample(id="a", instruction="Repeat it.", text="the old town", target="the old town")]
     result = lsm_probe.importance(tiny_llm, samples, modality="text")
     write_rates(result, 0.4, tmp_path / "rates.yaml")
@@ -139,7 +139,7 @@ def test_a_config_without_rates_is_refused() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n", "strength: 0.4\n", "rates: [a", "just words", "\x00\xff"])
-def test_a_file_that_holds_no_rates_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_without_rates_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "rates.yaml"
     path.write_text(content, encoding="latin-1")
     message = refusal(f"layer_rates={path}")
@@ -147,13 +147,13 @@ def test_a_file_that_holds_no_rates_is_refused(tmp_path: Path, content: str) -> 
     assert "write it with lsm-probe importance" in message
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "holds no rates" in refusal(f"layer_rates={tmp_path / 'none.yaml'}")
     assert "holds no rates" in refusal(f"layer_rates={tmp_path}")
 
 
 @pytest.mark.parametrize("rates", ["[1.0, 0.0]", "[1.0, -0.5]", "[1.0, fast]", "[1.0, .nan]", "[1.0, .inf]", "0.5"])
-def test_rates_that_are_none_are_refused(tmp_path: Path, rates: str) -> None:
+def test_invalid_rates_are_refused(tmp_path: Path, rates: str) -> None:
     assert "layer_rates" in refusal(f"layer_rates={rates}")
     (tmp_path / "rates.yaml").write_text(f"rates: {rates}\n")
     assert "layer_rates" in refusal(f"layer_rates={tmp_path / 'rates.yaml'}")
@@ -169,10 +169,10 @@ def rates_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_finishes_and_each_layer_has_moved_as_far_as_its_rate(
+def test_weight_changes_are_proportional_to_the_layer_rates(
     train_command: Callable[..., tuple[int, list[str]]], rates_file: Path, tiny_llm_folder: Path, tmp_path: Path
 ) -> None:
-    """Adam's first step moves every weight by its rate, whatever the gradient."""
+    """Adam's first step changes every weight by its learning rate, whatever the gradient."""
     out = tmp_path / "out"
     code, stderr = train_command(
         "strategy=layerwise_lr",
@@ -214,7 +214,7 @@ def test_a_run_without_rates_is_refused_in_one_line(
     assert "needs layer_rates" in stderr[0]
 
 
-def test_a_run_that_goes_on_after_the_file_has_changed_is_refused(
+def test_resuming_with_a_changed_rates_file_is_refused(
     train_command: Callable[..., tuple[int, list[str]]], rates_file: Path, tmp_path: Path
 ) -> None:
     arguments = ("strategy=layerwise_lr", f"layer_rates={rates_file}", "max_steps=1", "--out", tmp_path / "out")
@@ -226,8 +226,8 @@ def test_a_run_that_goes_on_after_the_file_has_changed_is_refused(
     assert "layer_rates" in stderr[0]
 
 
-def test_the_rates_of_a_stage_are_stored_as_numbers_too(rates_file: Path) -> None:
-    """A stage of its own may have its own file: what is stored must not change when that file does."""
+def test_the_rates_of_a_stage_are_stored_as_numbers(rates_file: Path) -> None:
+    """A stage may have its own file; the stored rates must not change with the file."""
     tune = f"{{name: tune, strategy: layerwise_lr, layer_rates: {rates_file}}}"
     config = read_config("self_powered", [f"stages=[{{name: align, strategy: frozen_llm}}, {tune}]"])
     assert config.resolved_stages()[1].layer_rates == RATES

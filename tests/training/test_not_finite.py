@@ -1,4 +1,4 @@
-"""Steps that come to nothing: they stop the run before they can spoil it."""
+"""Losses and gradients that are not finite stop the run before they change the weights."""
 
 import json
 import math
@@ -15,7 +15,7 @@ UNEVEN = "limit=18"  # the fifth step is filled up from the first
 
 
 def gradients_times(monkeypatch, factor: float, *, step: int) -> None:
-    """Multiplies the gradients of one step, of one pass; its loss stays what it is."""
+    """Multiplies the gradients of one pass of one step; the loss is unchanged."""
     forward = LsmForConditionalGeneration.forward
     passes = []
 
@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_a_number_names_its_samples(train_command, tmp_path, 
 
 
 def check_whole(out, *, logged: int) -> None:
-    """What the run left is finite: the weights, and every loss that was logged."""
+    """Check that weights and logged losses of the run are finite."""
     last = out / f"checkpoint-{logged}"
     assert all(tensor.isfinite().all() for tensor in load_file(last / "model.safetensors").values())
     logs = [entry for entry in json.loads((last / "trainer_state.json").read_text())["log_history"] if "loss" in entry]

@@ -1,4 +1,4 @@
-"""The order of the data: every sample once an epoch, random steps, and nothing but seed and epoch decide it."""
+"""The order of the data: every sample once per epoch, random steps, determined by seed and epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def steps_of(order: list[int], batch_size: int = 8) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("batch_size", "drawn"), [(1, 53), (8, 56), (53, 53), (100, 100)])
-def test_every_sample_comes_once_an_epoch_and_the_first_fill_the_last_step(batch_size: int, drawn: int) -> None:
+def test_each_epoch_has_every_sample_and_the_last_step_is_filled_from_the_first(batch_size: int, drawn: int) -> None:
     for epoch in range(4):
         order = epoch_of(epoch, batch_size)
         times = np.bincount(order, minlength=53)
@@ -37,14 +37,14 @@ def test_every_sample_comes_once_an_epoch_and_the_first_fill_the_last_step(batch
         assert len(order) == len(LengthGrouped(LENGTHS, batch_size, 0)) == drawn
 
 
-def test_epochs_and_seeds_differ_and_repeat() -> None:
+def test_the_order_differs_between_epochs_and_seeds_and_is_reproducible() -> None:
     orders = [epoch_of(epoch, seed=seed) for epoch in range(4) for seed in range(4)]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     assert orders == [epoch_of(epoch, seed=seed) for epoch in range(4) for seed in range(4)]
 
 
-def test_the_epoch_is_the_one_that_the_trainer_is_in() -> None:
-    """After a resume in the middle of an epoch the state holds a fraction."""
+def test_the_order_follows_the_trainers_epoch() -> None:
+    """After resuming within an epoch, the trainer state has a fractional epoch."""
     order = LengthGrouped(LENGTHS, 8, 0)
     order.on_epoch_begin(None, TrainerState(epoch=2 + 6 / 7), None)
     assert list(order) == epoch_of(2)
@@ -58,8 +58,8 @@ def test_a_step_is_sorted_by_length() -> None:
         assert lengths == sorted(lengths, reverse=True)
 
 
-def test_a_step_is_a_random_draw() -> None:
-    """Steps of one length each would be steps of one task each."""
+def test_a_step_is_a_random_draw_over_lengths() -> None:
+    """If each step had one length, it would have one task."""
     means = [LENGTHS[step].mean() for epoch in range(40) for step in steps_of(epoch_of(epoch))[:-1]]
     expected = LENGTHS.std() / np.sqrt(8) * np.sqrt((53 - 8) / (53 - 1))  # drawn without replacement
     assert np.std(means) == pytest.approx(expected, rel=0.15)
@@ -72,7 +72,7 @@ def test_lengths_decide_the_order_in_a_step_but_not_the_steps() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_trainer_takes_it_however_steps_are_divided(
+def test_the_trainer_uses_the_order_for_any_division_of_steps(
     workers: int, training_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []

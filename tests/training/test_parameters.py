@@ -1,4 +1,4 @@
-"""What each strategy trains, at which rate, and with how much weight decay."""
+"""Which parameters each strategy trains, with which learning rate and weight decay."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +39,7 @@ def is_plain(name: str) -> bool:
 
 
 @pytest.mark.parametrize("strategy", ["full", "frozen_llm", "lora"])
-def test_each_trained_parameter_is_in_one_group_of_the_right_rate(
+def test_each_trained_parameter_is_in_one_group_with_the_right_rate(
     checkpoint: Checkpoint, strategy: str, groups_of: Groups
 ) -> None:
     settings = stage(strategy)
@@ -60,7 +60,7 @@ def trained_names(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("strategy", ["full", "frozen_llm"])
-def test_what_is_trained(checkpoint: Checkpoint, strategy: str) -> None:
+def test_the_strategy_decides_which_parts_are_trained(checkpoint: Checkpoint, strategy: str) -> None:
     model = checkpoint.model
     names = dict(model.named_parameters())
     assert prepare_model(model, stage(strategy)) is model
@@ -108,13 +108,13 @@ def test_tied_embeddings_are_counted_once(tiny_lsm: Checkpoint, groups_of: Group
     assert trained == sum(p.numel() for part in (llm, model.multi_modal_projector) for p in part.parameters())
 
 
-def test_a_connector_without_a_rate_of_its_own_learns_like_the_llm(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
+def test_a_connector_without_its_own_rate_uses_the_rate_of_the_llm(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
     settings = stage("full", connector_learning_rate=None)
     model = prepare_model(tiny_lsm.model, settings)
     assert {group["lr"] for group in groups_of(model, settings)} == {1e-4}
 
 
-def test_a_second_stage_thaws_what_the_first_froze(tiny_lsm: Checkpoint) -> None:
+def test_a_second_stage_unfreezes_the_llm(tiny_lsm: Checkpoint) -> None:
     model = prepare_model(tiny_lsm.model, stage("frozen_llm"))
     assert not any(name.startswith("language_model.") for name in trained_names(model))
     assert any(name.startswith("language_model.") for name in trained_names(prepare_model(model, stage("full"))))

@@ -1,4 +1,4 @@
-"""The losses of a log: a table of what was logged, and files that show it."""
+"""The losses of a log as a table and as figures."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_row_for_each_step_and_a_column_for_each_curve() -> None:
         np.testing.assert_array_equal(frame[name].to_numpy(dtype=float), values)
 
 
-def test_a_run_that_went_on_overwrites_the_steps_it_repeats() -> None:
+def test_a_resumed_run_overwrites_the_steps_it_repeats() -> None:
     frame = history_frame([*LOG[:3], {"step": 5, "loss": 3.3}, {"step": 10, "loss": 2.9}])
     assert frame["loss"].dropna().to_dict() == {1: 4.2, 5: 3.3, 10: 2.9}
 
@@ -50,7 +50,7 @@ def test_an_empty_log_has_no_rows() -> None:
     plt.close(plot_history(frame).figure)
 
 
-def test_the_curves_are_the_frames() -> None:
+def test_the_curves_show_the_values_of_the_frame() -> None:
     frame = history_frame(LOG)
     ax = plot_history(frame)
     drawn = {line.get_label(): line for line in ax.lines}
@@ -70,7 +70,7 @@ def test_a_few_held_out_losses_are_not_joined_by_a_line() -> None:
         plt.close(ax.figure)
 
 
-def test_it_draws_on_the_axes_it_is_given() -> None:
+def test_given_axes_are_used() -> None:
     figure, ax = plt.subplots()
     assert plot_history(history_frame(LOG), ax) is ax
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Each preset against what its source says, in a table written by hand, and on the meta device."""
+"""Each preset compared with its source: a table written by hand, and the model on the meta device."""
 
 import socket
 from math import ceil
@@ -85,7 +85,7 @@ WHISPERS = {
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to reach a hub fails the test."""
+    """Any access to the model hub fails the test."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("the network was asked")
@@ -103,16 +103,16 @@ def parts(found: Estimate, stage: int = 0) -> dict[str, tuple[int, int]]:
     return {part.name: (part.parameters, part.trainable) for part in found.stages[stage].parts}
 
 
-def test_the_table_has_every_preset() -> None:
+def test_every_preset_has_a_row_in_the_table_of_facts() -> None:
     assert set(FACTS) == {name for name in presets() if not name.startswith("mini/")}
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_a_preset_says_what_its_source_says(name: str, estimates: dict[str, Estimate]) -> None:
+def test_a_preset_has_the_settings_of_its_source(name: str, estimates: dict[str, Estimate]) -> None:
     model, stages, (devices, in_a_pass, passes), samples = FACTS[name]
     config = read_config(name)
     connector = config.model.connector
-    # Sizes are the connector's own: were they written here, they would stay when a user changes the kind.
+    # Presets leave sizes at the connector's defaults: written sizes would remain if a user changes the connector.
     assert list(connector) == ["connector"]
     assert (
         config.model.encoder.removeprefix("openai/whisper-"),
@@ -151,12 +151,12 @@ def test_every_preset_is_built_on_the_meta_device(estimates: dict[str, Estimate]
 
 
 @pytest.mark.parametrize(("name", "billions"), BILLIONS.items())
-def test_a_model_is_as_large_as_its_paper_says(name: str, billions: float, estimates: dict[str, Estimate]) -> None:
+def test_a_model_has_the_size_stated_in_its_paper(name: str, billions: float, estimates: dict[str, Estimate]) -> None:
     assert round(estimates[name].stages[0].parameters / 1e9, 1) == billions
 
 
 @pytest.mark.parametrize(("size", "billions"), [("small", 6.9), ("medium", 7.1), ("large", 7.4)])
-def test_with_the_unused_part_of_their_q_former_the_sizes_are_those_of_table_2(
+def test_sizes_with_the_unused_q_former_weights_equal_table_2(
     size: str, billions: float, estimates: dict[str, Estimate]
 ) -> None:
     # The released Q-Former keeps BERT's word embeddings, positions and, in both blocks, the MLP for text.
@@ -165,7 +165,7 @@ def test_with_the_unused_part_of_their_q_former_the_sizes_are_those_of_table_2(
     assert round((estimates[f"paper/vicuna_{size}"].stages[0].parameters + unused) / 1e9, 1) == billions
 
 
-def test_an_alignment_needs_no_memory_for_the_llms_activations(estimates: dict[str, Estimate]) -> None:
+def test_strategy_align_needs_no_memory_for_activations_of_the_llm(estimates: dict[str, Estimate]) -> None:
     align, transcribe = estimates["mini/open"].stages
     assert (align.strategy, transcribe.strategy) == ("align", "lora")
     assert "activations" not in align.memory
@@ -192,7 +192,7 @@ def test_memory_is_estimated_for_30_s_of_speech(name: str, tokens: int, estimate
     assert f" {tokens} speech (30 s)" in estimates[name].assumptions
 
 
-def test_strategies_train_what_they_say(estimates: dict[str, Estimate]) -> None:
+def test_each_strategy_trains_the_parts_it_names(estimates: dict[str, Estimate]) -> None:
     for name in ("self_powered", "llama_omni"):
         found = parts(estimates[name])
         assert found["encoder"][1] == 0
@@ -204,13 +204,13 @@ def test_strategies_train_what_they_say(estimates: dict[str, Estimate]) -> None:
     assert parts(estimates["llasm"], 1)["LLM layers"][1] == parts(estimates["llasm"])["LLM layers"][0]
 
 
-def test_the_papers_run_has_6494_steps(estimates: dict[str, Estimate]) -> None:
+def test_the_run_of_the_paper_has_6494_steps(estimates: dict[str, Estimate]) -> None:
     (stage,) = estimates["self_powered"].stages
     assert stage.steps == ceil(2 * ceil(1_662_023 / 512)) == 6494
     assert stage.warmup_steps == 100
 
 
-def test_the_papers_run_starts_on_eight_devices(estimates: dict[str, Estimate]) -> None:
+def test_the_run_of_the_paper_is_launched_on_eight_devices(estimates: dict[str, Estimate]) -> None:
     launch = "torchrun --nproc-per-node 8 -m lsm_probe train self_powered --out DIR"
     assert estimates["self_powered"].launch == launch
 
@@ -228,7 +228,7 @@ def test_whisper_shapes_have_the_published_number_of_parameters(name: str, param
     assert sum(parameter.numel() for parameter in whisper.parameters()) == parameters
 
 
-def test_a_shape_is_a_fresh_one_each_time() -> None:
+def test_model_config_returns_a_new_object_each_time() -> None:
     model_config("builtin:llm").vocab_size = 1
     assert model_config("builtin:llm").vocab_size == 49152
 
@@ -237,7 +237,7 @@ def test_a_shape_is_a_fresh_one_each_time() -> None:
 @pytest.mark.parametrize(
     ("name", "folder"), [("builtin:llm", assets.language_model), ("builtin:encoder", assets.speech_encoder)]
 )
-def test_embedded_models_have_the_shapes_written_down(name, folder) -> None:
+def test_embedded_models_have_the_stated_shapes(name, folder) -> None:
     real, known = model_config(str(folder())), model_config(name)
     ours = {"transformers_version", "architectures", "dtype", "_name_or_path"}
     sizes = [
@@ -249,14 +249,14 @@ def test_embedded_models_have_the_shapes_written_down(name, folder) -> None:
     assert {key: getattr(real, key) for key in sizes} == {key: getattr(known, key) for key in sizes}
 
 
-def test_the_embedded_untrained_model_is_made_of_the_embedded_parts() -> None:
+def test_the_embedded_untrained_model_consists_of_the_embedded_parts() -> None:
     whole, from_parts = (
         read_config("mini/commands", [f"model={model}"]) for model in ("{start: builtin:untrained}", "{}")
     )
     assert parts(estimate(whole))["LLM layers"] == parts(estimate(from_parts))["LLM layers"]
 
 
-def test_an_unknown_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_model_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError) as caught:
         model_config("nobody/no-such-model")

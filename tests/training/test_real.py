@@ -1,4 +1,4 @@
-"""The real embedded models: they learn from speech, and what they become is a checkpoint for the probes."""
+"""The real embedded models: they learn from speech, and the result can be probed."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def spoken(tmp_path: Path) -> Path:
 
 
 @pytest.mark.real
-def test_the_bias_of_a_real_model_is_watched(tmp_path: Path, builtin) -> None:
+def test_bias_of_a_real_model_is_measured_during_training(tmp_path: Path, builtin) -> None:
     samples = lsm_probe.read_manifest("builtin:commands")
     with manifest_writer(tmp_path / "train.jsonl") as write:
         write(samples[0])
@@ -46,7 +46,7 @@ def test_the_bias_of_a_real_model_is_watched(tmp_path: Path, builtin) -> None:
 
 
 @pytest.mark.real
-def test_a_few_steps_teach_and_leave_a_checkpoint_to_probe(spoken: Path, tmp_path: Path) -> None:
+def test_a_few_steps_lower_the_loss_and_the_checkpoint_can_be_probed(spoken: Path, tmp_path: Path) -> None:
     settings = [f"train={spoken}", f"eval={spoken}", "batch_size=2", "max_steps=12", "warmup=0", "eval_steps=12"]
     config = read_config("mini/commands", [*settings, "schedule=constant", "machine.per_device_batch_size=2"])
     report = train(config, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on: the same weights, bit for bit, and nothing that was not asked for."""
+"""Stopped and resumed runs: bit-identical weights, and no setting changes silently."""
 
 import json
 import weakref
@@ -16,14 +16,14 @@ from lsm_probe.training.trainer import LsmTrainer
 
 LORA = ("strategy=lora", "lora.dropout=0.1")
 PASSES_OF_2 = "machine.per_device_batch_size=2"
-WITHOUT_DROPOUT = "model.connector.dropout=0.0"  # what it draws depends on the passes
+WITHOUT_DROPOUT = "model.connector.dropout=0.0"  # its random numbers depend on the passes
 UNEVEN = "limit=18"  # the last step of an epoch is filled up
 
 
 @pytest.mark.parametrize(
     ("overrides", "workers", "save_steps"),
     [
-        # Saved every 3 steps it goes on in the second epoch, every 5 between the two.
+        # Saved every 3 steps, it resumes in the second epoch; every 5, between two epochs.
         ((UNEVEN,), 0, 3),
         ((UNEVEN,), 2, 5),
         ((UNEVEN, PASSES_OF_2), 0, 5),
@@ -32,7 +32,7 @@ UNEVEN = "limit=18"  # the last step of an epoch is filled up
         ((UNEVEN, *LORA, PASSES_OF_2), 2, 3),
     ],
 )
-def test_a_stopped_run_ends_with_the_same_weights(
+def test_a_resumed_run_ends_with_the_same_weights(
     uninterrupted, stopped_run, training_config, model_sha256, overrides, workers, save_steps
 ) -> None:
     expected = uninterrupted(*overrides)
@@ -47,7 +47,7 @@ def losses(out) -> list[float]:
     return [entry["loss"] for entry in json.loads((out / "history.json").read_text()) if "loss" in entry]
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     uninterrupted, stopped_run, training_config, model_sha256
 ) -> None:
     out = stopped_run(1)
@@ -56,7 +56,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
     assert model_sha256(out) == model_sha256(uninterrupted())
 
 
-def test_a_run_of_two_stages_goes_on_in_the_second(training_config, stop_at, model_sha256, tmp_path) -> None:
+def test_a_run_of_two_stages_is_resumed_in_the_second(training_config, stop_at, model_sha256, tmp_path) -> None:
     stages = "stages=[{name: connector, strategy: frozen_llm, max_steps: 3}, {name: all, max_steps: 6}]"
     config = training_config(stages, "limit=12")  # 3 steps an epoch
     train(config, tmp_path / "whole")
@@ -69,7 +69,9 @@ def test_a_run_of_two_stages_goes_on_in_the_second(training_config, stop_at, mod
     assert model_sha256(tmp_path / "stopped") == model_sha256(tmp_path / "whole")
 
 
-def test_the_machine_may_change_when_a_run_goes_on(stopped_run, training_config, uninterrupted, model_sha256) -> None:
+def test_machine_settings_may_change_when_a_run_is_resumed(
+    stopped_run, training_config, uninterrupted, model_sha256
+) -> None:
     out = stopped_run(3)
     given = ("machine.workers=1", "machine.save_steps=5", "machine.log_steps=4")
     seen = []
@@ -92,7 +94,7 @@ def test_the_machine_may_change_when_a_run_goes_on(stopped_run, training_config,
         ("batch_size=8", "batch_size"),
     ],
 )
-def test_other_settings_are_refused_when_a_run_goes_on(finished_run, train_command, change, named) -> None:
+def test_changed_settings_are_refused_when_a_run_is_resumed(finished_run, train_command, change, named) -> None:
     code, lines = train_command(change, "--out", finished_run(), "--resume")
     assert code == 2
     assert len(lines) == 1
@@ -100,7 +102,7 @@ def test_other_settings_are_refused_when_a_run_goes_on(finished_run, train_comma
     assert named in lines[0]
 
 
-def test_a_folder_that_holds_a_run_is_not_trained_in_without_resume(finished_run, train_command, model_sha256) -> None:
+def test_a_folder_with_a_run_is_refused_without_resume(finished_run, train_command, model_sha256) -> None:
     out = finished_run()
     before = model_sha256(out)
     code, lines = train_command("--out", out)
@@ -118,7 +120,7 @@ def test_a_second_process_is_refused(train_command, tmp_path) -> None:
 
 
 def out_of_memory_above(monkeypatch, samples: int, *, from_call: int = 0) -> None:
-    """Lets the model run out of memory on batches of more than so many samples."""
+    """Makes the model run out of memory on batches of more than this number of samples."""
     forward = LsmForConditionalGeneration.forward
     calls = []
 
@@ -131,7 +133,7 @@ def out_of_memory_above(monkeypatch, samples: int, *, from_call: int = 0) -> Non
     monkeypatch.setattr(LsmForConditionalGeneration, "forward", limited)
 
 
-def test_where_memory_runs_out_a_step_keeps_its_samples(
+def test_out_of_memory_halves_the_pass_and_keeps_the_samples_of_a_step(
     uninterrupted, training_config, model_sha256, tmp_path, monkeypatch
 ) -> None:
     expected = uninterrupted(PASSES_OF_2)
@@ -145,9 +147,7 @@ def test_where_memory_runs_out_a_step_keeps_its_samples(
     assert losses(tmp_path / "out") == losses(expected)
 
 
-def test_where_memory_runs_out_late_no_finished_step_is_made_again(
-    uninterrupted, training_config, tmp_path, monkeypatch
-) -> None:
+def test_out_of_memory_does_not_repeat_finished_steps(uninterrupted, training_config, tmp_path, monkeypatch) -> None:
     expected = uninterrupted(WITHOUT_DROPOUT)
     out_of_memory_above(monkeypatch, 2, from_call=5)
     steps = []
@@ -162,9 +162,7 @@ def test_where_memory_runs_out_late_no_finished_step_is_made_again(
     assert losses(tmp_path / "out") == pytest.approx(losses(expected), abs=1e-5)
 
 
-def test_the_model_of_a_pass_that_did_not_fit_is_freed_before_the_next(
-    training_config, probing, tmp_path, monkeypatch
-) -> None:
+def test_out_of_memory_frees_the_model_before_the_next_attempt(training_config, probing, tmp_path, monkeypatch) -> None:
     out_of_memory_above(monkeypatch, 2)
     start, models = stage.start_model, []
 
@@ -180,7 +178,7 @@ def test_the_model_of_a_pass_that_did_not_fit_is_freed_before_the_next(
     assert len(models) == 2
 
 
-def test_memory_that_does_not_do_for_one_sample_is_an_error(training_config, tmp_path, monkeypatch) -> None:
+def test_out_of_memory_with_one_sample_is_an_error(training_config, tmp_path, monkeypatch) -> None:
     out_of_memory_above(monkeypatch, 0)
     with (
         pytest.warns(UserWarning, match="continuing with 1"),
@@ -189,9 +187,7 @@ def test_memory_that_does_not_do_for_one_sample_is_an_error(training_config, tmp
         train(training_config(PASSES_OF_2), tmp_path / "out")
 
 
-def test_what_helps_against_full_memory_is_not_what_the_run_does_already(
-    training_config, tmp_path, monkeypatch
-) -> None:
+def test_out_of_memory_advice_does_not_repeat_active_settings(training_config, tmp_path, monkeypatch) -> None:
     out_of_memory_above(monkeypatch, 0)
     given = (PASSES_OF_2, "machine.per_device_batch_size=1", "machine.gradient_checkpointing=true")
     with pytest.raises(WorkFailed, match=r"1 sample in a pass: start a new run with strategy=lora \(--dry-run"):
@@ -203,7 +199,9 @@ def test_what_helps_against_full_memory_is_not_what_the_run_does_already(
         train(training_config(*given, "strategy=lora"), tmp_path / "lora")
 
 
-def test_a_model_that_does_not_fit_is_not_tried_with_smaller_passes(training_config, tmp_path, monkeypatch) -> None:
+def test_out_of_memory_for_the_weights_is_not_retried_with_smaller_passes(
+    training_config, tmp_path, monkeypatch
+) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -219,7 +217,7 @@ def test_a_config_without_training_data_is_refused(training_config, tmp_path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_other_samples_are_refused_when_a_run_goes_on(training_folder, training_config, stop_at, tmp_path) -> None:
+def test_changed_samples_are_refused_when_a_run_is_resumed(training_folder, training_config, stop_at, tmp_path) -> None:
     manifest = tmp_path / "train.jsonl"
     text = (training_folder / "train.jsonl").read_text().replace('"audio": "', f'"audio": "{training_folder}/')
     manifest.write_text(text)
@@ -233,8 +231,8 @@ def test_other_samples_are_refused_when_a_run_goes_on(training_folder, training_
     train(config, tmp_path / "out", resume=True)
 
 
-def test_a_step_is_the_same_however_it_is_divided(training_config, tmp_path, monkeypatch) -> None:
-    # AdamW would make whole steps of gradients that are nothing but rounding.
+def test_a_step_does_not_depend_on_its_division_into_passes(training_config, tmp_path, monkeypatch) -> None:
+    # AdamW would make full steps from gradients that are only rounding errors.
     monkeypatch.setattr(LsmTrainer, "get_optimizer_cls_and_kwargs", lambda *_: (torch.optim.SGD, {"lr": 0.1}))
     for samples in (8, 4, 1):
         given = (WITHOUT_DROPOUT, "batch_size=8", "max_steps=4", f"machine.per_device_batch_size={samples}")

@@ -1,4 +1,4 @@
-"""Which samples a stage gets, and controls in which no sample keeps its own input."""
+"""Which samples a stage gets, and controls in which no sample keeps its own speech or instruction."""
 
 import json
 import random
@@ -20,7 +20,7 @@ ALL: dict[str, Any] = {"tasks": None, "limit": None, "on_error": "fail"}
 
 @pytest.fixture
 def manifest(tmp_path: Path, waveform: Callable[..., np.ndarray]) -> Callable[..., Path]:
-    """`manifest(name, *changes)`: a manifest with a row for each of `changes`, which None values leave out."""
+    """`manifest(name, *changes)`: a manifest with a row for each of `changes`; values that are None are removed."""
     soundfile.write(tmp_path / "good.wav", waveform(0.3), 16_000)
     (tmp_path / "damaged.wav").write_bytes(b"not audio at all")
 
@@ -38,12 +38,12 @@ def ids(samples: list[Sample]) -> list[str]:
     return [sample.id for sample in samples]
 
 
-def test_all_manifests_in_their_order(manifest: Callable[..., Path]) -> None:
+def test_all_manifests_are_read_in_order(manifest: Callable[..., Path]) -> None:
     paths = [manifest("b", {}, {"id": "twice"}), manifest("a", {"id": "twice"}, {})]
     assert ids(read_samples(paths, **ALL)) == ["b0", "twice", "twice", "a1"]
 
 
-def test_tasks_are_chosen_before_the_first_are_counted(manifest: Callable[..., Path]) -> None:
+def test_tasks_are_selected_before_the_limit_applies(manifest: Callable[..., Path]) -> None:
     tasks = [{"task": task} for task in ("x", "y", "x", "z", "y", "x")]
     paths = [manifest("m", *tasks), manifest("n", *tasks[::-1])]
     assert ids(read_samples(paths, tasks=["x"], limit=2, on_error="fail")) == ["m0", "m2", "n0", "n3"]
@@ -64,7 +64,7 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
-def test_what_cannot_be_trained_on_fails_or_is_left_out_and_counted(kind: str, manifest: Callable[..., Path]) -> None:
+def test_unusable_samples_fail_or_are_left_out_and_counted(kind: str, manifest: Callable[..., Path]) -> None:
     change, message = UNUSABLE[kind]
     path = manifest("m", {}, change, {})
     with pytest.raises(InputError) as caught:
@@ -78,9 +78,9 @@ def test_what_cannot_be_trained_on_fails_or_is_left_out_and_counted(kind: str, m
 
 
 def random_samples(rng: random.Random) -> list[Sample]:
-    """Of a few utterances, tasks and wordings; in some draws one group is most of all."""
+    """A random set of few utterances, tasks and wordings; sometimes one group is the majority."""
     count = rng.randint(2, 30)
-    heavy = rng.choice([1, 1, 10])  # how much the first of each weighs
+    heavy = rng.choice([1, 1, 10])  # the weight of the first of each
 
     def draw(kinds: int) -> int:
         return rng.choices(range(kinds), [heavy, *[1] * (kinds - 1)])[0]
@@ -99,7 +99,7 @@ SPEECH, INSTRUCTION = {"audio", "text", "start", "duration"}, {"instruction"}
 
 
 @pytest.mark.parametrize("control", ["speech", "instruction"])
-def test_nobody_keeps_its_own(control: str) -> None:
+def test_shuffling_leaves_no_sample_with_its_own_speech_or_instruction(control: str) -> None:
     shuffle = {"speech": with_speech_shuffled, "instruction": with_instructions_shuffled}[control]
     changed = SPEECH if control == "speech" else INSTRUCTION
     impossible = 0
@@ -129,7 +129,7 @@ def speech_samples(sizes: list[int]) -> list[Sample]:
 
 
 @pytest.mark.parametrize("sizes", [[1] * 9, [4, 4], [5, 3, 2], [3, 1, 1, 1], [8, 1], [7, 2, 1]])
-def test_each_sample_lends_its_speech_about_once(sizes: list[int]) -> None:
+def test_speech_of_each_sample_is_reused_about_once(sizes: list[int]) -> None:
     samples = speech_samples(sizes)
     shuffled = with_speech_shuffled(samples, 3)
     assert shuffled is not None
@@ -144,14 +144,14 @@ def test_each_sample_lends_its_speech_about_once(sizes: list[int]) -> None:
             assert abs(lent[f"{group}.wav"] - size * largest / rest) <= size
 
 
-def test_the_seed_decides() -> None:
+def test_the_shuffle_depends_on_the_seed() -> None:
     samples = speech_samples([1] * 20)
     drawn = [with_speech_shuffled(samples, seed) for seed in range(5)]
     assert all(a != b for i, a in enumerate(drawn) for b in drawn[:i])
 
 
-def test_an_instruction_is_that_of_another_task() -> None:
-    """Not another wording of the same task, which a model that reads would answer alike."""
+def test_a_shuffled_instruction_comes_from_another_task() -> None:
+    """Another wording of the same task would not do: a model that follows instructions would answer the same."""
     samples = [
         Sample(id=f"s{i}", instruction=f"Wording {i % 3} of {i % 2}.", text="x", target="y", task=str(i % 2))
         for i in range(12)
@@ -161,15 +161,15 @@ def test_an_instruction_is_that_of_another_task() -> None:
     assert all(after.instruction.endswith(f"of {1 - int(after.task)}.") for after in shuffled)
 
 
-def test_one_task_gets_another_wording() -> None:
+def test_with_one_task_the_instruction_gets_another_wording() -> None:
     samples = [Sample(id=f"s{i}", instruction=f"Wording {i % 3}.", text="x", target="y", task="t") for i in range(7)]
     shuffled = with_instructions_shuffled(samples, 0)
     assert shuffled is not None
     assert all(a.instruction != b.instruction for a, b in zip(samples, shuffled, strict=True))
 
 
-def test_tasks_of_one_wording_have_no_control() -> None:
-    """A gain of 0 would say that the model ignores its instructions, where there was nothing to tell apart."""
+def test_tasks_with_one_wording_have_no_instruction_control() -> None:
+    """A gain of 0 would wrongly suggest that the model ignores its instructions."""
     samples = [Sample(id=f"s{i}", instruction="Answer.", text="x", target="y", task=str(i % 2)) for i in range(4)]
     assert with_instructions_shuffled(samples, 0) is None
 
@@ -178,7 +178,7 @@ def test_one_utterance_has_no_speech_control() -> None:
     assert with_speech_shuffled(speech_samples([5]), 0) is None
 
 
-def test_a_file_that_was_damaged_meanwhile_is_looked_at_again(manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_damaged_later_is_checked_again(manifest: Callable[..., Path], tmp_path: Path) -> None:
     path = manifest("m", {})
     read_samples([path], **ALL)
     (tmp_path / "good.wav").write_bytes(b"not audio at all")

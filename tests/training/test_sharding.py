@@ -1,4 +1,4 @@
-"""The LSM sharded over two processes (FSDP2 on CPU, which the Trainer offers on GPUs alone), saved and loaded again."""
+"""The LSM sharded over two processes (FSDP2 on CPU; the Trainer offers it on GPUs only), saved and loaded again."""
 
 import importlib.util
 import json
@@ -24,14 +24,14 @@ def sharded_run(tiny_lsm_folder: Path, training_folder: Path, tmp_path_factory) 
     return out
 
 
-def test_two_processes_go_on_with_what_two_saved(sharded_run) -> None:
+def test_two_processes_resume_from_a_checkpoint_of_two(sharded_run) -> None:
     report = json.loads((sharded_run / "report.json").read_text())
     assert report["farthest"] == 0
     assert report["groups"] == 4  # connector and LLM, with and without weight decay
     assert report["share"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_one_process_goes_on_with_what_two_saved(sharded_run, tiny_lsm_folder, training_folder) -> None:
+def test_one_process_resumes_from_a_checkpoint_of_two(sharded_run, tiny_lsm_folder, training_folder) -> None:
     spec = importlib.util.spec_from_file_location("sharded", SCRIPT)
     sharded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sharded)

@@ -1,4 +1,4 @@
-"""The cache of the frozen encoder's states: the encoder's own values, made once, shared by what is the same speech."""
+"""The cache of the frozen encoder's states: equal to the encoder's output, computed once, shared by equal speech."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def build(
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pieces went through the audio tower, call by call."""
+    """The number of pieces in each call of the audio tower."""
     calls: list[int] = []
     encode = LsmForConditionalGeneration.encode_speech
 
@@ -74,7 +74,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("batch_size", [1, 3])
 @torch.no_grad()
-def test_values_are_the_encoders(
+def test_stored_states_equal_the_encoder_output(
     shape: str, batch_size: int, build: Callable[..., Checkpoint], samples: list[Sample], tmp_path: Path
 ) -> None:
     checkpoint = build(**SHAPES[shape])
@@ -108,7 +108,7 @@ def test_each_utterance_is_encoded_once(
     assert sum(encoded) == 5
 
 
-def test_the_same_speech_at_another_place_is_shared(
+def test_equal_speech_at_another_path_shares_its_states(
     build: Callable[..., Checkpoint], samples: list[Sample], tmp_path: Path
 ) -> None:
     checkpoint = build(encoder_context="trimmed")
@@ -123,7 +123,7 @@ def test_the_same_speech_at_another_place_is_shared(
     assert section.model_copy(update={"duration": 0.6}) not in states
 
 
-def test_other_sound_at_the_same_place_is_encoded_again(
+def test_changed_audio_at_the_same_path_is_encoded_again(
     build: Callable[..., Checkpoint], samples: list[Sample], waveform: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
     checkpoint = build(encoder_context="trimmed")
@@ -139,14 +139,14 @@ def test_other_sound_at_the_same_place_is_encoded_again(
     assert not torch.allclose(before, after)
 
 
-def test_the_folder_is_named_by_all_that_decides_the_states(
+def test_the_folder_name_depends_on_everything_that_changes_the_states(
     build: Callable[..., Checkpoint], save_encoder: Callable[..., Path], tmp_path: Path
 ) -> None:
     def folder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Path:
         return SpeechStates(tmp_path, checkpoint, dtype).folder
 
     plain = folder(build())
-    assert folder(build(seed=7, projector=LsmProjectorConfig(connector="conv"))) == plain  # the connector has no part
+    assert folder(build(seed=7, projector=LsmProjectorConfig(connector="conv"))) == plain  # any connector
     others = [
         folder(build(encoder=save_encoder(tmp_path / "other", seed=1))),
         folder(build(encoder_context="trimmed")),
@@ -158,7 +158,7 @@ def test_the_folder_is_named_by_all_that_decides_the_states(
     assert {path.parent for path in others} == {tmp_path}
 
 
-def test_bfloat16_is_stored_as_it_is_computed(
+def test_bfloat16_states_are_stored_exactly(
     build: Callable[..., Checkpoint], samples: list[Sample], tmp_path: Path
 ) -> None:
     checkpoint = build(encoder_context="trimmed")
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_refused_by_name(
     assert "delete it" in str(caught.value)
 
 
-def test_unusable_sound_is_left_out_and_the_others_are_encoded(
+def test_unusable_audio_is_left_out_and_the_rest_is_encoded(
     build: Callable[..., Checkpoint], samples: list[Sample], tmp_path: Path
 ) -> None:
     checkpoint = build(encoder_context="trimmed")
@@ -199,7 +199,7 @@ def test_unusable_sound_is_left_out_and_the_others_are_encoded(
     assert [sample in states for sample in samples] == [True, False, True, True]
 
 
-def test_the_last_of_a_batch_being_unusable_leaves_no_one_behind(
+def test_an_unusable_last_sample_of_a_batch_loses_no_other(
     build: Callable[..., Checkpoint], samples: list[Sample], tmp_path: Path
 ) -> None:
     checkpoint = build(encoder_context="trimmed")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in the middle of a step, of an evaluation, of a backward pass."""
+"""SIGTERM and Ctrl-C during a step, an evaluation, or a backward pass."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ KINDS = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 
 
 def signal_when(number: int, step: int, note: str) -> Callable[..., None]:
-    """An `on_progress` that sends this process a signal once, when that is shown after that step."""
+    """An `on_progress` that sends this process a signal once, after the given step and when the given note is shown."""
     sent = []
 
     def on_progress(_: str, done: int, total: int | None, shown: str = "") -> None:
@@ -32,7 +32,7 @@ def signal_when(number: int, step: int, note: str) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("number", KINDS)
-def test_a_step_is_left_at_once_and_the_run_resumes_as_if_nothing_had_happened(
+def test_a_signal_interrupts_a_step_and_the_resumed_run_is_unchanged(
     training_config, training_folder: Path, uninterrupted, model_sha256, tmp_path: Path, number: int
 ) -> None:
     given = (IN_FOUR_PASSES, EVALUATED, f"eval={training_folder / 'eval.jsonl'}")
@@ -48,7 +48,7 @@ def test_a_step_is_left_at_once_and_the_run_resumes_as_if_nothing_had_happened(
     assert model_sha256(out) == model_sha256(uninterrupted(*given))
 
 
-def test_before_the_first_step_there_is_nothing_to_save(training_config, tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_saves_nothing(training_config, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Terminated, match=r"before the first of 9 steps: .* --resume to start again"):
         train(training_config(IN_FOUR_PASSES), out, on_progress=signal_when(signal.SIGTERM, 0, "pass 1 of 4"))
@@ -56,7 +56,7 @@ def test_before_the_first_step_there_is_nothing_to_save(training_config, tmp_pat
     assert train(training_config(IN_FOUR_PASSES), out, resume=True)["stages"][0]["steps"] == 9
 
 
-def test_what_comes_before_the_first_step_is_shown(
+def test_progress_before_the_first_step_is_shown(
     training_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LSM_PROBE_CACHE", str(tmp_path / "cache"))  # nothing is encoded yet
@@ -71,7 +71,7 @@ def test_what_comes_before_the_first_step_is_shown(
     assert "encoding speech" in [note for _, note in shown]
 
 
-def test_a_backward_pass_is_left_between_two_layers() -> None:
+def test_a_backward_pass_is_interrupted_between_two_layers() -> None:
     class Layers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -99,8 +99,8 @@ def test_a_backward_pass_is_left_between_two_layers() -> None:
     assert model.layers[0].weight.grad is None
 
 
-def test_a_system_without_signal_masks_starts_its_workers(monkeypatch) -> None:
-    """Windows has neither function, and macOS not the second."""
+def test_workers_start_on_systems_without_signal_masks(monkeypatch) -> None:
+    """Windows has neither function, macOS lacks the second."""
     started: list[threading.Thread] = []
     monkeypatch.setattr(threading.Thread, "start", started.append)
     for name in ("sigwaitinfo", "pthread_sigmask"):

@@ -1,4 +1,4 @@
-"""Training as a whole, in tiny: the numbers it logs, what it changes and what it leaves, and that it learns."""
+"""Training a tiny model: logged values, changed and unchanged weights, and learning."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -38,14 +38,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def configure(training_config: Configure) -> Configure:
-    """`configure("key=value", ...)`: a run without dropout, its speech encoded once, that saves nothing on its way."""
+    """`configure("key=value", ...)`: a run without dropout that encodes speech once and saves no checkpoints."""
     quick = ("model.connector.dropout=0", "machine.save_steps=1000", "cache_features=true")
     return lambda *overrides: training_config(*quick, *overrides)
 
 
 @pytest.fixture
 def start(configure: Configure) -> Checkpoint:
-    """The model that such a run begins with."""
+    """The start model of these runs."""
     return start_model(configure().model, None, 0)
 
 
@@ -97,8 +97,8 @@ def per_token(losses: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_step_is_the_same_however_it_is_divided(strategy: str, trained: Train) -> None:
-    """Every pass must know how many tokens the whole step has: responses are not of one length."""
+def test_a_step_does_not_depend_on_its_division_into_passes(strategy: str, trained: Train) -> None:
+    """Every pass needs the number of tokens of the whole step, because responses differ in length."""
     given = (f"strategy={strategy}", "batch_size=16", "max_steps=3")  # steps of 16, 4 and 16 samples
     one, four = (trained(*given, f"machine.per_device_batch_size={size}") for size in (16, 4))
     for key in ("loss", "grad_norm"):
@@ -106,7 +106,7 @@ def test_a_step_is_the_same_however_it_is_divided(strategy: str, trained: Train)
         assert logged(four, key) == pytest.approx(logged(one, key), rel=2e-5)
 
 
-def test_the_first_loss_is_that_of_the_start_model_per_token(
+def test_the_first_loss_equals_the_loss_per_token_of_the_start_model(
     trained: Train, start: Checkpoint, training_folder: Path
 ) -> None:
     expected = per_token(losses_of(start, read_manifest(training_folder / "train.jsonl")))
@@ -116,27 +116,27 @@ def test_the_first_loss_is_that_of_the_start_model_per_token(
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*:FutureWarning")
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_activations_computed_twice_change_nothing(strategy: str, trained: Train) -> None:
+def test_gradient_checkpointing_does_not_change_losses_and_gradients(strategy: str, trained: Train) -> None:
     given = (f"strategy={strategy}", "max_steps=2")
     kept, again = (trained(*given, f"machine.gradient_checkpointing={on}") for on in ("false", "true"))
     for key in ("loss", "grad_norm"):
         assert logged(again, key) == pytest.approx(logged(kept, key), rel=1e-6)
 
 
-def test_cached_features_train_alike(trained: Train) -> None:
+def test_cached_features_do_not_change_losses_and_gradients(trained: Train) -> None:
     plain, cached = (trained("max_steps=3", f"cache_features={on}") for on in ("false", "true"))
     for key in ("loss", "grad_norm"):
         assert logged(cached, key) == pytest.approx(logged(plain, key), rel=2e-5)
 
 
-def test_bf16_computes_roughly_the_same_and_keeps_float32_weights(trained: Train) -> None:
+def test_bf16_gives_similar_losses_and_keeps_float32_weights(trained: Train) -> None:
     exact, rounded = (trained("max_steps=3", f"precision={precision}") for precision in ("float32", "bf16"))
     assert logged(rounded, "loss") == pytest.approx(logged(exact, "loss"), rel=0.02)
     assert logged(rounded, "loss") != logged(exact, "loss")
     assert {tensor.dtype for tensor in weights(rounded / "model").values()} == {torch.float32}
 
 
-def test_the_connectors_rate_is_its_own(trained: Train, start: Checkpoint) -> None:
+def test_the_connector_has_its_own_learning_rate(trained: Train, start: Checkpoint) -> None:
     after = weights(trained("max_steps=2", "connector_learning_rate=1e-30", "weight_decay=0") / "model")
     before = start.model.state_dict()
     for name, tensor in after.items():
@@ -146,7 +146,7 @@ def test_the_connectors_rate_is_its_own(trained: Train, start: Checkpoint) -> No
 
 @pytest.fixture
 def views(training_folder: Path) -> dict[str, list[Sample]]:
-    """The held-out samples as each evaluation sees them."""
+    """The held-out samples of each evaluation: unchanged, and with other speech or instructions."""
     held_out = read_manifest(training_folder / "eval.jsonl")
     speech, instruction = with_speech_shuffled(held_out, 0), with_instructions_shuffled(held_out, 0)
     assert speech is not None
@@ -154,7 +154,7 @@ def views(training_folder: Path) -> dict[str, list[Sample]]:
     return {"true": held_out, "speech": speech, "instruction": instruction}
 
 
-def test_the_held_out_losses_are_those_of_the_samples_alone(
+def test_the_held_out_losses_equal_those_of_single_samples(
     views: dict[str, list[Sample]], training_folder: Path, trained: Train
 ) -> None:
     out = trained(f"eval={training_folder / 'eval.jsonl'}", "max_steps=2", "eval_steps=1")
@@ -174,7 +174,7 @@ def test_the_held_out_losses_are_those_of_the_samples_alone(
     assert {key: entries[-1][key] for key in last} == last
 
 
-def test_evaluation_does_not_disturb_training(training_folder: Path, trained: Train) -> None:
+def test_evaluation_does_not_change_training(training_folder: Path, trained: Train) -> None:
     given = ("max_steps=3", "model.connector.dropout=0.5")
     plain, watched = trained(*given), trained(*given, f"eval={training_folder / 'eval.jsonl'}", "eval_steps=1")
     assert logged(watched, "loss") == logged(plain, "loss")
@@ -184,21 +184,21 @@ def test_evaluation_does_not_disturb_training(training_folder: Path, trained: Tr
 
 @torch.no_grad()
 def make_deaf_and_blind(llm: Any) -> None:
-    """No position learns anything of another."""
+    """No position depends on any other."""
     for layer in llm.model.layers:
         layer.self_attn.o_proj.weight.zero_()
 
 
 @torch.no_grad()
 def make_blind(llm: Any) -> None:
-    """All words look the same; speech does not."""
+    """All words have the same embedding; speech does not."""
     llm.config.tie_word_embeddings = False
     llm.lm_head.weight = torch.nn.Parameter(llm.lm_head.weight.clone())
     llm.model.embed_tokens.weight[:] = llm.model.embed_tokens.weight[5]
 
 
 @pytest.mark.parametrize("cripple", [make_deaf_and_blind, make_blind])
-def test_a_model_that_ignores_its_input_gains_nothing_by_it(
+def test_a_model_that_ignores_an_input_has_no_gain_from_it(
     cripple: Callable[[Any], None], start: Checkpoint, training_folder: Path, trained: Train, tmp_path: Path
 ) -> None:
     words = {"translate": "Say the speech again.", "repeat": "Say again the speech."}  # as many tokens
@@ -216,12 +216,12 @@ def test_a_model_that_ignores_its_input_gains_nothing_by_it(
 
 
 def connector_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
-    """Whether every matrix of it has. (Biases that add the same to all scores of a softmax never do.)"""
+    """Whether every matrix of the connector changed. (Biases that add the same to all scores of a softmax never do.)"""
     names = [name for name in after if name.startswith("multi_modal_projector.") and after[name].dim() > 1]
     return len(names) > 5 and all(not torch.equal(before[name], after[name]) for name in names)
 
 
-def test_what_is_frozen_stays_bit_for_bit(trained: Train, start: Checkpoint) -> None:
+def test_frozen_weights_are_unchanged_bit_for_bit(trained: Train, start: Checkpoint) -> None:
     before, after = start.model.state_dict(), weights(trained("strategy=frozen_llm", "max_steps=3") / "model")
     for name, tensor in after.items():
         if not name.startswith("multi_modal_projector."):
@@ -229,7 +229,7 @@ def test_what_is_frozen_stays_bit_for_bit(trained: Train, start: Checkpoint) -> 
     assert connector_moved(before, after)
 
 
-def test_loras_model_is_the_base_with_its_adapters_added(trained: Train, start: Checkpoint) -> None:
+def test_the_model_of_a_lora_run_is_the_base_plus_its_adapters(trained: Train, start: Checkpoint) -> None:
     given = ("strategy=lora", "lora={rank: 3, dropout: 0.1}", "learning_rate=1e-2", "max_steps=4")
     out = trained(*given, "machine.save_steps=4")
     saved = load_file(out / "checkpoint-4" / "adapter_model.safetensors")
@@ -278,7 +278,7 @@ def test_the_report_counts_each_parameter_once(
     assert stage["tokens"] == 2 * tokens
 
 
-def test_the_second_stage_begins_where_the_first_ended(
+def test_the_second_stage_starts_from_the_model_of_the_first(
     trained: Train, start: Checkpoint, training_folder: Path
 ) -> None:
     stages = "stages=[{name: connect, strategy: frozen_llm, max_steps: 3}, {name: all, max_steps: 2}]"
@@ -298,7 +298,7 @@ def test_the_second_stage_begins_where_the_first_ended(
 
 @pytest.fixture
 def four_answers(tmp_path: Path, waveform: Callable[..., np.ndarray]) -> Path:
-    """Two sounds and two instructions, each pair with an answer of its own."""
+    """Two audio files and two instructions; each pair has its own answer."""
     answers = {
         ("low", "Translate the speech."): "green",
         ("low", "Say it again."): "the rain falls",
@@ -318,9 +318,9 @@ def four_answers(tmp_path: Path, waveform: Callable[..., np.ndarray]) -> Path:
 
 @pytest.fixture
 def start_with_eos(start: Checkpoint, tmp_path: Path) -> Path:
-    """The start model with an embedding of EOS, which transformers sets to 0 where EOS also pads.
+    """The start model with an embedding for EOS, which transformers sets to 0 if EOS is also the padding token.
 
-    Its head is the same matrix: with a frozen one EOS could not be learned.
+    The output head is the same matrix: if it is frozen, EOS cannot be learned.
     """
     embeddings: Any = start.llm.get_input_embeddings()
     with torch.no_grad():
@@ -331,7 +331,7 @@ def start_with_eos(start: Checkpoint, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("strategy", "rate", "reached"), [("full", 3e-3, 0.05), ("lora", 1e-2, 0.3)])
-def test_it_learns_what_only_speech_and_instruction_together_tell(
+def test_training_learns_answers_that_need_both_speech_and_instruction(
     strategy: str, rate: float, reached: float, four_answers: Path, start_with_eos: Path, trained: Train
 ) -> None:
     out = trained(
@@ -348,7 +348,7 @@ def test_it_learns_what_only_speech_and_instruction_together_tell(
     )
     found = evaluation(out)
     assert logged(out, "eval_loss")[0] > 5
-    assert found["eval_loss"] < reached  # adapters leave the head and the last norm: they cannot be as certain
+    assert found["eval_loss"] < reached  # without training of head and last norm, probabilities stay lower
     assert found["eval_speech_gain"] > 1
     assert found["eval_instruction_gain"] > 1
     checkpoint = lsm_probe.load(out / "model", device="cpu", dtype="float32")

@@ -1,4 +1,4 @@
-"""Self-powered data through datatrove and a server: the in-process engine's rows, whatever is killed or refused."""
+"""Self-powered data through datatrove and a server: the same rows as in process, also after kills and refusals."""
 
 import importlib.util
 import socket
@@ -46,7 +46,7 @@ def prompter(tiny_llm_folder):
 
 @pytest.fixture
 def model_answer(tiny_llm):
-    """Answers as a server of completions does: by the model, the text as it is detokenised."""
+    """Answers like a completion server: the model's output as detokenised text."""
 
     def answer(prompt, max_tokens):
         (ids,) = tiny_llm.generate(tiny_llm.embed([Prompt(prompt, [])]), max_new_tokens=max_tokens)
@@ -58,7 +58,7 @@ def model_answer(tiny_llm):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs the pipeline in this process, which saves half of the time."""
+    """Runs the pipeline in this process, which halves the time."""
     from datatrove.executor.local import LocalPipelineExecutor
 
     def run_here(steps, out, workers, on_tick):
@@ -83,14 +83,16 @@ def run(kills, prompter, samples, out, answer=quick_answer, settings=None, **giv
         return report, server.prompts[1:]
 
 
-def test_prompts_are_those_of_the_whole_checkpoint(tiny_llm, prompter, transcripts):
+def test_prompts_equal_those_of_the_loaded_checkpoint(tiny_llm, prompter, transcripts):
     for sample in transcripts(12):
         assert prompter.encode("Say it.", sample.text) == tiny_llm.encode("Say it.", sample.text).input_ids
 
 
-def test_a_server_makes_what_this_process_makes(here, tiny_llm, kills, prompter, model_answer, transcripts, tmp_path):
+def test_a_server_gives_the_same_manifest_as_this_process(
+    here, tiny_llm, kills, prompter, model_answer, transcripts, tmp_path
+):
     (tmp_path / "out").mkdir()
-    clip = tmp_path / "out" / "a.wav"  # inside: written relative, and found again
+    clip = tmp_path / "out" / "a.wav"  # inside the folder: its path is written relative to the manifest
     clip.touch()
     sample = Sample(
         id="é", instruction="x", audio=clip, start=1.5, duration=2.5, text="the “old”\u2028town", language="en"
@@ -113,7 +115,7 @@ def test_a_server_makes_what_this_process_makes(here, tiny_llm, kills, prompter,
     assert shards == ["00000_chunk_0.parquet", "00001_chunk_0.parquet"]
 
 
-def test_the_manifest_is_byte_for_byte_the_same_and_a_second_run_asks_nothing(
+def test_the_manifest_is_identical_and_a_second_run_sends_no_requests(
     here, tiny_llm, kills, prompter, model_answer, transcripts, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(ranks, "SHARD_ROWS", 8)
@@ -145,7 +147,7 @@ def test_the_manifest_is_byte_for_byte_the_same_and_a_second_run_asks_nothing(
         augment(tiny_llm, samples, made, recipe(), resume=True)
 
 
-def test_the_steps_run_under_an_executor_of_the_users_own(kills, prompter, transcripts, tmp_path):
+def test_the_steps_run_under_the_users_own_executor(kills, prompter, transcripts, tmp_path):
     import dill
     from datatrove.executor.local import LocalPipelineExecutor
 
@@ -154,7 +156,7 @@ def test_the_steps_run_under_an_executor_of_the_users_own(kills, prompter, trans
     at_scale.write_samples(out, samples)
     with kills.CompletionServer(quick_answer) as server:
         steps = at_scale.generation_steps(out, prompter, recipe(), find_server(server.url, prompter), shard_rows=2)
-        steps = dill.loads(dill.dumps(steps))  # as a cluster's executor hands them over
+        steps = dill.loads(dill.dumps(steps))  # as a cluster's executor passes them
         for first, tasks in ((0, 2), (2, 1)):  # two machines
             LocalPipelineExecutor(steps, 3, 1, str(out / "logs"), local_tasks=tasks, local_rank_offset=first).run()
     report = collect(out, [sample.id for sample in samples])
@@ -163,7 +165,7 @@ def test_the_steps_run_under_an_executor_of_the_users_own(kills, prompter, trans
 
 
 @pytest.mark.parametrize("engine", ["local", "datatrove"])
-def test_a_killed_run_loses_repeats_and_tears_nothing(kills, tiny_llm_folder, tmp_path, engine):
+def test_a_killed_run_resumes_without_lost_repeated_or_partial_rows(kills, tiny_llm_folder, tmp_path, engine):
     with kills.prepared(engine, tiny_llm_folder, tmp_path / engine, 60) as bench:
         outcome = kills.trial(bench, tmp_path / "out", kills=1, seed=2, window=0.3)
     assert (outcome["exit_code"], outcome["rows"], outcome["kills"]) == (0, 60, 1), (tmp_path / "out.log").read_text()
@@ -188,7 +190,7 @@ def shard(path, rows):
         ([], None, None),
     ],
 )
-def test_the_count_is_repaired_from_the_shards(tmp_path, shard_rows, counted, repaired):
+def test_the_row_count_is_recomputed_from_the_shards(tmp_path, shard_rows, counted, repaired):
     rank = Rank(tmp_path, 0, rows=10, shard_rows=4)
     for chunk, rows in enumerate(shard_rows):
         shard(rank.shard(chunk), 4 if rows == "torn" else rows)
@@ -205,13 +207,13 @@ def test_the_count_is_repaired_from_the_shards(tmp_path, shard_rows, counted, re
     assert rank.is_finished
 
 
-def test_what_a_kill_left_unfinished_is_made_again(here, kills, prompter, transcripts, tmp_path, monkeypatch):
+def test_shards_left_unfinished_by_a_kill_are_made_again(here, kills, prompter, transcripts, tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "SHARD_ROWS", 8)
     out, samples = tmp_path / "out", transcripts(20)
     run(kills, prompter, samples, out)
     whole = (out / "manifest.jsonl").read_bytes()
     last = out / "shards" / "00000_chunk_2.parquet"
-    last.write_bytes(last.read_bytes()[:-20])  # datatrove holds the rank for complete
+    last.write_bytes(last.read_bytes()[:-20])  # datatrove considers the rank complete
     assert (out / "logs" / "completions" / "00000").exists()
     with pytest.raises(InputError, match="delete it and continue with --resume"):
         collect(out, [sample.id for sample in samples])
@@ -231,7 +233,7 @@ def test_a_row_that_could_not_be_saved_is_made_in_the_next_run(
             raise OSError(28, "No space left on device")
         return row_of(writer, document)
 
-    monkeypatch.setattr(at_scale, "_row_of", full)  # datatrove says so in its log, and holds the rank for complete
+    monkeypatch.setattr(at_scale, "_row_of", full)  # datatrove logs the failure, and considers the rank complete
     with pytest.raises(InputError, match="does not hold each of the 20 samples once: continue with --resume"):
         run(kills, prompter, samples, out)
     monkeypatch.setattr(at_scale, "_row_of", row_of)
@@ -254,7 +256,7 @@ def test_prompts_that_the_server_refuses_are_dropped_and_counted(here, kills, pr
     assert refused
 
 
-def test_a_server_that_fails_ends_the_run_in_one_line_and_the_next_goes_on(
+def test_a_failing_server_ends_the_run_in_one_line_and_the_run_can_be_resumed(
     request, kills, prompter, transcripts, tmp_path
 ):
     samples, met = transcripts(30), []
@@ -283,7 +285,7 @@ def test_another_process_at_the_same_rank_is_refused(kills, prompter, transcript
         at_scale.Transcripts(out, 8)(None, 1, 2)
 
 
-def test_samples_without_transcript_fail_or_are_counted(kills, prompter, transcripts, tmp_path):
+def test_samples_without_transcript_fail_or_are_skipped_and_counted(kills, prompter, transcripts, tmp_path):
     (tmp_path / "a.wav").touch()
     samples = [*transcripts(2), Sample(id="mute", instruction="x", audio=tmp_path / "a.wav")]
     with pytest.raises(InputError, match="'mute': has no transcript"):
@@ -301,19 +303,19 @@ def test_samples_without_transcript_fail_or_are_counted(kills, prompter, transcr
         ("http://localhost:8000/api", "leave out '/api'"),
     ],
 )
-def test_server_options_that_cannot_be_used(prompter, choice, message):
+def test_invalid_server_options_are_refused(prompter, choice, message):
     with pytest.raises(InputError, match=message):
         find_server(choice, prompter)
 
 
-def test_a_server_that_is_not_there(prompter):
+def test_an_unreachable_server_is_refused(prompter):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(InputError, match=f"no server at http://localhost:{port}/v1/models"):
         find_server(f"http://localhost:{port}", prompter)
 
 
-def test_a_server_of_another_kind_is_found_out_before_the_work(kills, prompter, monkeypatch):
+def test_a_server_that_rejects_token_ids_is_refused_before_the_run(kills, prompter, monkeypatch):
     def takes_text_only(prompt, max_tokens):
         raise ValueError("prompt must be a string")
 
@@ -346,7 +348,7 @@ def test_a_server_that_adds_tokens_is_refused(kills, prompter, monkeypatch):
             find_server(server.url, prompter)
 
 
-def test_vllm_is_started_greedy_pinned_and_without_foreign_code(prompter, monkeypatch, transcripts, tmp_path):
+def test_vllm_is_started_greedy_and_without_remote_code(prompter, monkeypatch, transcripts, tmp_path):
     with pytest.raises(InputError, match=r"pip install .*vllm=="):
         find_server("vllm", prompter)
     monkeypatch.setattr(servers, "version", lambda package: "0.32.0")

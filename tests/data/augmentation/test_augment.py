@@ -1,4 +1,4 @@
-"""Self-powered data in process: what is asked, what is kept, and that a run can be interrupted."""
+"""Self-powered data in process: prompts, kept answers, and resuming."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ def recipe(**changes):
     return Recipe(**{"max_new_tokens": 12, "keep": "all", "max_prompt_tokens": 400} | changes)
 
 
-def test_every_answer_is_the_llms_own_to_instruction_and_transcript(tiny_llm, transcripts, tmp_path):
+def test_every_answer_equals_the_greedy_response_to_instruction_and_transcript(tiny_llm, transcripts, tmp_path):
     samples, settings = transcripts(40), recipe()
     augment(tiny_llm, samples, tmp_path / "out", settings, batch_size=7)
     rows = rows_of(tmp_path / "out")
@@ -51,7 +51,7 @@ def test_every_answer_is_the_llms_own_to_instruction_and_transcript(tiny_llm, tr
         assert row["finish_reason"] == ("stop" if alone[-1] in eos else "length")
 
 
-def test_the_manifest_holds_what_was_kept_in_the_order_of_the_data(tiny_llm, transcripts, tmp_path):
+def test_the_manifest_has_the_kept_samples_in_the_order_of_the_data(tiny_llm, transcripts, tmp_path):
     samples = transcripts(30)
     report = augment(tiny_llm, samples, tmp_path / "out", recipe(keep="punctuation"))
     rows = rows_of(tmp_path / "out")
@@ -68,7 +68,7 @@ def test_the_manifest_holds_what_was_kept_in_the_order_of_the_data(tiny_llm, tra
     assert json.loads((tmp_path / "out" / "report.json").read_text())["kept"] == len(kept)
 
 
-def test_audio_and_section_go_through(tiny_llm, tmp_path):
+def test_audio_and_section_are_copied_to_the_manifest(tiny_llm, tmp_path):
     clip = tmp_path / "a.wav"
     clip.touch()
     sample = Sample(id="a", instruction="x", audio=clip, start=1.5, duration=2.5, text="the old town", language="en")
@@ -94,17 +94,17 @@ def test_audio_and_section_go_through(tiny_llm, tmp_path):
         ("all", "\n", "stop", "empty"),
     ],
 )
-def test_the_keep_filter(keep, response, finish_reason, reason):
+def test_the_keep_option_decides_which_responses_are_dropped(keep, response, finish_reason, reason):
     assert Recipe(keep=keep).drop_reason(response, finish_reason) == reason
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     default = Recipe()
     assert (default.max_new_tokens, default.max_prompt_tokens, default.keep) == (225, 149, "punctuation")
     assert len(default.pool.tasks) == 7
 
 
-def test_long_prompts_are_dropped_and_counted_and_ground_truth_is_not(tiny_llm, transcripts, tmp_path):
+def test_long_prompts_are_dropped_and_counted_except_for_ground_truth(tiny_llm, transcripts, tmp_path):
     samples = transcripts(40)
     lengths = {s.id: len(tiny_llm.encode(recipe().pool.assign(0, s.id).instruction, s.text)) for s in samples}
     limit = sorted(lengths.values())[20]
@@ -129,7 +129,7 @@ class Killed(Exception):
     pass
 
 
-def test_an_interrupted_run_goes_on_without_repeating_an_answer(tiny_llm, transcripts, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed_without_repeating_an_answer(tiny_llm, transcripts, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "SHARD_ROWS", 8)
     samples = transcripts(40)
     whole = augment(tiny_llm, samples, tmp_path / "whole", recipe())
@@ -167,13 +167,13 @@ def test_a_damaged_shard_is_made_again(tiny_llm, transcripts, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "changes", [{"seed": 1}, {"max_new_tokens": 11}, {"keep": "finished"}, {"pool": read_pool("continuation")}]
 )
-def test_resuming_under_another_recipe_is_refused(tiny_llm, transcripts, tmp_path, changes):
+def test_resuming_with_another_recipe_is_refused(tiny_llm, transcripts, tmp_path, changes):
     augment(tiny_llm, transcripts(4), tmp_path / "out", recipe())
     with pytest.raises(InputError, match=r"other settings or data \(recipe\)"):
         augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(**changes), resume=True)
 
 
-def test_samples_without_transcript_fail_or_are_counted(tiny_llm, transcripts, tmp_path):
+def test_samples_without_transcript_fail_or_are_skipped_and_counted(tiny_llm, transcripts, tmp_path):
     (tmp_path / "a.wav").touch()
     samples = [*transcripts(2), Sample(id="mute", instruction="x", audio=tmp_path / "a.wav")]
     with pytest.raises(InputError, match="'mute': has no transcript"):
@@ -185,7 +185,7 @@ def test_samples_without_transcript_fail_or_are_counted(tiny_llm, transcripts, t
     assert line.startswith("sample 'mute':")
 
 
-def test_memory_that_runs_out_halves_the_batch(tiny_llm, transcripts, tmp_path, monkeypatch):
+def test_running_out_of_memory_halves_the_batch(tiny_llm, transcripts, tmp_path, monkeypatch):
     samples = transcripts(20)
     augment(tiny_llm, samples, tmp_path / "whole", recipe())
     generate = tiny_llm.generate
@@ -208,7 +208,7 @@ def test_an_lsm_is_refused(tiny_lsm, transcripts, tmp_path):
         augment(tiny_lsm, transcripts(1), tmp_path / "out")
 
 
-def test_a_full_disk_leaves_whole_shards_only(tiny_llm, transcripts, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_complete_shards_only(tiny_llm, transcripts, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "SHARD_ROWS", 8)
     samples = transcripts(20)
     write_table = pq.write_table
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_whole_shards_only(tiny_llm, transcripts, tmp_path, m
     assert augment(tiny_llm, samples, tmp_path / "out", recipe(), resume=True)["samples"] == 20
 
 
-def test_what_a_killed_process_was_writing_is_removed_not_read(tiny_llm, transcripts, tmp_path):
+def test_partial_shards_of_a_killed_process_are_removed(tiny_llm, transcripts, tmp_path):
     samples = transcripts(4)
     augment(tiny_llm, samples, tmp_path / "out", recipe())
     shard = tmp_path / "out" / "shards" / "00000.parquet"
@@ -240,7 +240,7 @@ def test_what_a_killed_process_was_writing_is_removed_not_read(tiny_llm, transcr
     assert [path.name for path in shard.parent.iterdir()] == ["00000.parquet"]
 
 
-def test_a_shard_too_many_is_refused(tiny_llm, transcripts, tmp_path):
+def test_an_extra_shard_is_refused(tiny_llm, transcripts, tmp_path):
     augment(tiny_llm, transcripts(4), tmp_path / "out", recipe())
     shard = tmp_path / "out" / "shards" / "00000.parquet"
     (shard.parent / "00007.parquet").write_bytes(shard.read_bytes())
@@ -264,7 +264,7 @@ def test_resuming_in_another_precision_is_refused(tiny_llm, transcripts, tmp_pat
         augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(), resume=True)
 
 
-def test_seconds_are_those_of_all_shards(tiny_llm, transcripts, tmp_path, monkeypatch):
+def test_the_reported_seconds_are_the_sum_over_shards(tiny_llm, transcripts, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "SHARD_ROWS", 4)
     report = augment(tiny_llm, transcripts(20), tmp_path / "out", recipe())
     shards = sorted((tmp_path / "out" / "shards").iterdir())
@@ -273,20 +273,20 @@ def test_seconds_are_those_of_all_shards(tiny_llm, transcripts, tmp_path, monkey
     assert report["seconds"] == pytest.approx(sum(seconds), abs=0.051)
 
 
-def test_the_checkpoints_own_generation_settings_play_no_part(tiny_llm, transcripts, tmp_path):
+def test_the_checkpoints_generation_settings_are_ignored(tiny_llm, transcripts, tmp_path):
     augment(tiny_llm, transcripts(12), tmp_path / "plain", recipe())
     tiny_llm.model.generation_config.repetition_penalty = 5.0
     augment(tiny_llm, transcripts(12), tmp_path / "penalised", recipe())
     assert rows_of(tmp_path / "plain") == rows_of(tmp_path / "penalised")
 
 
-def test_more_than_the_context_is_refused_before_anything_is_made(tiny_llm, transcripts, tmp_path):
+def test_prompts_longer_than_the_context_are_refused_before_the_run(tiny_llm, transcripts, tmp_path):
     with pytest.raises(InputError, match="exceed the context of 1024 tokens"):
         augment(tiny_llm, transcripts(4), tmp_path / "out", recipe(max_new_tokens=1_000))
     assert not (tmp_path / "out").exists()
 
 
-def test_keeping_nothing_is_said(tiny_llm, transcripts, tmp_path):
+def test_a_run_that_keeps_no_answer_gives_a_warning(tiny_llm, transcripts, tmp_path):
     settings = recipe(max_prompt_tokens=1, pool=read_pool("continuation"))
     with pytest.warns(UserWarning, match=r"no answer was kept: .*report\.json"):
         report = augment(tiny_llm, transcripts(3), tmp_path / "out", settings)

@@ -1,4 +1,4 @@
-"""Targets made by a reasoning LLM: without its thinking, unless that is asked for."""
+"""Targets made by a reasoning LLM: without its thinking, unless requested."""
 
 import asyncio
 from types import SimpleNamespace
@@ -24,45 +24,45 @@ def recipe(**changes):
 
 @pytest.fixture
 def thinking_llm(tiny_llm, monkeypatch):
-    """Two answers behind a thought, and a thought without end."""
+    """Two answers after thinking, and thinking without an end."""
     said = [THINKING + "\n\nIt rains.</s>", THINKING + "\n\nAnd it rains.</s>", "<think>\nThey want more."]
     ids = [tiny_llm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
     monkeypatch.setattr(tiny_llm, "generate", lambda embedded, *, max_new_tokens: ids[: len(embedded)])
     return tiny_llm
 
 
-def test_targets_hold_no_thinking(thinking_llm, tmp_path):
+def test_targets_contain_no_thinking(thinking_llm, tmp_path):
     report = augment(thinking_llm, SAMPLES, tmp_path / "out", recipe())
     targets = [sample.target for sample in read_manifest(tmp_path / "out" / "manifest.jsonl")]
     assert targets == ["It rains.", "And it rains."]
     assert (report["kept"], report["dropped"], report["thinking"]) == (2, {"unfinished thought": 1}, 3)
 
 
-def test_an_unfinished_thought_is_no_answer_whatever_is_kept(thinking_llm, tmp_path):
+def test_responses_with_unfinished_thinking_are_always_dropped(thinking_llm, tmp_path):
     report = augment(thinking_llm, SAMPLES, tmp_path / "out", recipe(keep="all"))
     assert report["dropped"] == {"unfinished thought": 1}
 
 
-def test_thinking_stays_if_it_is_asked_for(thinking_llm, tmp_path):
+def test_thinking_is_kept_on_request(thinking_llm, tmp_path):
     report = augment(thinking_llm, SAMPLES, tmp_path / "out", recipe(keep="all", thinking="keep"))
     targets = [sample.target for sample in read_manifest(tmp_path / "out" / "manifest.jsonl")]
     assert targets[0] == THINKING + "\n\nIt rains."
     assert (report["kept"], "thinking" in report) == (3, False)
 
 
-def test_an_unknown_wish_is_refused():
+def test_an_unknown_thinking_option_is_refused():
     with pytest.raises(InputError, match="--thinking 'hide' is unknown; choose one of: drop, keep"):
         recipe(thinking="hide")
 
 
-def test_folders_that_were_begun_before_there_was_a_choice_can_go_on():
+def test_folders_from_before_the_thinking_option_can_be_resumed():
     assert "thinking" not in recipe().to_dict()
     assert recipe(thinking="keep").to_dict()["thinking"] == "keep"
 
 
 @pytest.mark.parametrize("special", [False, True])
-def test_a_servers_answers_lose_their_thinking_too(make_tokenizer, special):
-    """Where the marks are special tokens, the server is asked to write them."""
+def test_thinking_is_removed_from_answers_of_a_server(make_tokenizer, special):
+    """If the marks are special tokens, the server is asked to write them."""
     tokenizer, marks = make_tokenizer(), ("[THINK]", "[/THINK]") if special else ("<think>", "</think>")
     if special:
         tokenizer.add_special_tokens({"extra_special_tokens": list(marks)}, replace_extra_special_tokens=False)

@@ -1,4 +1,4 @@
-"""What the tests of the corpora share: each builds its corpus in the corpus's own on-disk layout."""
+"""Fixtures for tests of corpora; each test builds its corpus in the corpus's own layout."""
 
 from pathlib import Path
 

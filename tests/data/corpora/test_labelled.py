@@ -1,4 +1,4 @@
-"""MELD, Fluent Speech Commands, Snips: the answers are those that the evaluation instructions ask for."""
+"""MELD, Fluent Speech Commands and Snips: labels are those that the evaluation instructions list."""
 
 import json
 
@@ -11,7 +11,7 @@ from lsm_probe.errors import InputError
 MELD = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
 
 
-def test_meld(read, write, clip, tmp_path):
+def test_meld_is_read(read, write, clip, tmp_path):
     table = write(
         tmp_path / "test_sent_emo.csv",
         MELD,
@@ -47,8 +47,8 @@ def test_meld(read, write, clip, tmp_path):
     assert "'boredom' is none of the labels" in problems[1]
 
 
-def test_the_line_that_meld_gives_extracts_the_sound(read, write, tmp_path):
-    """With a stand-in for ffmpeg: what counts is that the shell makes the names that the reader looks for."""
+def test_the_suggested_command_extracts_the_audio_of_meld(read, write, tmp_path):
+    """Uses a replacement for ffmpeg: the shell must make the file names that the reader expects."""
     import os
     import subprocess
 
@@ -76,7 +76,7 @@ increase|heat|none increase|heat|washroom increase|volume|none""".replace("\n", 
 FSC = ",path,speakerId,transcription,action,object,location"
 
 
-def test_the_31_intents_of_fluent_speech_commands_are_the_19_labels(read, write, tmp_path):
+def test_the_31_intents_of_fluent_speech_commands_map_to_19_labels(read, write, tmp_path):
     rows = [
         f"{i},wavs/speakers/s/{i:03}.wav,s,Text {i},{','.join(intent.replace('_', ' ').split('|'))}"
         for i, intent in enumerate(INTENTS)
@@ -139,13 +139,13 @@ LIGHTS = {
 }
 
 
-def test_snips_says_its_language(read, tmp_path):
+def test_snips_has_its_language(read, tmp_path):
     root = snips(tmp_path, LIGHTS, [recording("more light", 0)], language="fr")
     utterances, _ = read("snips-lights", root)
     assert [utterance.language for utterance in utterances] == ["fr"]
 
 
-def test_snips_lights(read, tmp_path):
+def test_snips_lights_is_read(read, tmp_path):
     texts = [
         "turn on the lights in the Living Room",
         "make the bedroom dark",
@@ -197,14 +197,14 @@ def test_snips_names_bad_recordings(read, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"), [("[]", "is a JSON list"), ("{", "is not JSON"), ("{}", "'intents' is missing")]
 )
-def test_a_snips_dataset_of_another_shape_is_refused(read, tmp_path, content, message):
+def test_a_snips_dataset_with_another_structure_is_refused(read, tmp_path, content, message):
     root = snips(tmp_path / "lights", LIGHTS, [])
     (root / "dataset.json").write_text(content)
     with pytest.raises(InputError, match=f"dataset.json.* {message}"):
         read("snips-lights", root)
 
 
-def test_snips_washing_takes_texts_with_three_of_the_printed_labels(read, tmp_path):
+def test_snips_washing_keeps_texts_with_three_of_the_listed_labels(read, tmp_path):
     texts = ["Increase the brightness in the kitchen", "start the delicate programme"]
     root = snips(
         tmp_path, {"Any": [query(text) for text in texts]}, [recording(text, i) for i, text in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Manifests that lhotse wrote itself, read without lhotse; and lhotse's recipes as a second opinion of our readers."""
+"""Manifests written by lhotse, read without lhotse; and lhotse's recipes compared with our readers."""
 
 import gzip
 import json
@@ -45,7 +45,7 @@ def test_recordings_with_supervisions(read, spoken, tmp_path, ending):
     assert utterances == expected("corpus_test-clean", tmp_path / "audio")
 
 
-def test_cuts_whole_or_trimmed_give_the_same_sections(read, spoken, tmp_path):
+def test_whole_and_trimmed_cuts_give_the_same_sections(read, spoken, tmp_path):
     cuts = CutSet.from_manifests(*spoken)
     cuts.to_file(tmp_path / "whole_cuts.jsonl.gz")
     cuts.trim_to_supervisions().to_file(tmp_path / "cuts_trimmed.jsonl.gz")
@@ -69,7 +69,7 @@ def test_relative_files_start_at_the_current_folder_as_in_lhotse(read, clip, tmp
     assert next(iter(RecordingSet.from_file(tmp_path / "recordings.jsonl"))).load_audio().shape == (1, 8_000)
 
 
-def test_integer_ids_of_lhotses_slu_recipe(read, clip, write, tmp_path):
+def test_integer_ids_of_lhotses_slu_recipe_are_read(read, clip, write, tmp_path):
     source = {"type": "file", "channels": [0], "source": str(clip(tmp_path / "a.wav"))}
     write(tmp_path / "slu_recordings_test.jsonl", json.dumps({"id": "a", "sources": [source]}))
     write(
@@ -82,7 +82,7 @@ def test_integer_ids_of_lhotses_slu_recipe(read, clip, write, tmp_path):
 
 
 def refused(tmp_path, recording, channel=0):
-    """Writes a recording and a supervision of it, as a pair and as a cut."""
+    """Writes a recording with a supervision, as a pair of manifests and as a cut."""
     supervision = {"id": "s", "recording_id": "r", "start": 0, "duration": 0.5, "channel": channel, "text": "T."}
     cut = {"id": "c", "start": 0, "duration": 0.5, "channel": 0, "supervisions": [supervision], "type": "MonoCut"}
     for name, content in [
@@ -109,7 +109,7 @@ def source(**changes):
         ([source(source=["a", "b"])], {}, "should be a valid string"),
     ],
 )
-def test_what_cannot_be_expressed_is_refused(read, tmp_path, sources, more, message):
+def test_recordings_that_a_manifest_cannot_express_are_refused(read, tmp_path, sources, more, message):
     refused(tmp_path, {"id": "r", "sources": sources, "sampling_rate": 16_000, "duration": 0.5} | more)
     utterances, problems = read("lhotse", tmp_path)
     assert utterances == []
@@ -119,7 +119,7 @@ def test_what_cannot_be_expressed_is_refused(read, tmp_path, sources, more, mess
     assert "recording 'r' was left out or is not in" in named["supervisions.jsonl.gz, line 1"]
 
 
-def test_a_command_is_never_run_that_lhotse_runs(read, clip, tmp_path):
+def test_audio_commands_in_a_lhotse_manifest_are_not_run(read, clip, tmp_path):
     """A manifest cannot run a command; lhotse itself would run it."""
     wav, ran = clip(tmp_path / "a.wav"), tmp_path / "ran"
     command = AudioSource("command", [0], f"touch {ran}; cat {wav}")
@@ -133,7 +133,7 @@ def test_a_command_is_never_run_that_lhotse_runs(read, clip, tmp_path):
     assert ran.exists()
 
 
-def test_a_supervision_of_another_channel_is_a_problem(read, tmp_path):
+def test_a_supervision_of_another_channel_is_refused(read, tmp_path):
     refused(tmp_path, {"id": "r", "sources": [source()]}, channel=1)
     utterances, problems = read("lhotse", tmp_path)
     assert utterances == []
@@ -153,7 +153,7 @@ def test_mixed_cuts_and_cuts_of_features_are_refused(read, write, spoken, tmp_pa
     assert "has no recording" in problems[1]
 
 
-def test_what_stands_alone_is_named_or_counted(read, spoken, tmp_path):
+def test_recordings_without_supervisions_are_counted_and_unmatched_files_named(read, spoken, tmp_path):
     recordings, supervisions = spoken
     recordings.to_file(tmp_path / "music_recordings.jsonl")
     supervisions.to_file(tmp_path / "lost_supervisions.jsonl")
@@ -193,7 +193,7 @@ def test_lhotse_agrees_on_librispeech(read, write, clip, tmp_path):
     assert [row[4] for row in theirs] == [0.5, 1.5]  # ours, None, read to the end
 
 
-def test_lhotse_agrees_on_ljspeech_but_for_the_text_it_calls_custom(read, write, clip, tmp_path):
+def test_lhotse_agrees_on_ljspeech_with_the_normalised_text(read, write, clip, tmp_path):
     write(tmp_path / "metadata.csv", "LJ001-0001|In 1465|In fourteen sixty-five")
     clip(tmp_path / "wavs" / "LJ001-0001.wav")
     prepared = prepare_ljspeech(tmp_path)

@@ -1,4 +1,4 @@
-"""Question sets: text that has yet to be spoken, with its answer and context."""
+"""Question sets: text without audio, with answer and context."""
 
 import gzip
 import json
@@ -17,14 +17,14 @@ def jsonl(path, *rows):
     return path
 
 
-def test_question_sets_are_those_without_sound():
+def test_question_sets_are_the_corpora_without_audio():
     assert set(question_sets()) == {"boolq", "webglm-qa", "llama-questions", "web-questions"}
     assert all(not corpus.spoken for corpus in question_sets().values())
     assert CORPORA["librispeech"].spoken
 
 
 @pytest.mark.parametrize("name", ["dev.jsonl", "dev.jsonl.gz"])
-def test_boolq(read, tmp_path, name):
+def test_boolq_is_read(read, tmp_path, name):
     row = {"question": "is it so", "title": "It", "passage": "It is so.", "answer": True}
     file = jsonl(tmp_path / name, row, "", row | {"answer": "yes"}, row | {"answer": False, "passage": "No\u2028way."})
     utterances, problems = read("boolq", file)
@@ -35,7 +35,7 @@ def test_boolq(read, tmp_path, name):
     assert problems == [f"{file}, line 3: 'answer' must be true or false; correct the line"]
 
 
-def test_webglm_qa(read, tmp_path):
+def test_webglm_qa_is_read(read, tmp_path):
     row = {"question": "Why?", "answer": "So [1][2].", "references": ["One.", "Two."]}
     file = jsonl(tmp_path / "test.jsonl", row, row | {"references": []}, row | {"references": "One."}, {"answer": "A"})
     utterances, problems = read("webglm-qa", file)
@@ -44,7 +44,7 @@ def test_webglm_qa(read, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama-questions", "web-questions"])
-def test_open_questions_take_the_first_of_several_answers_and_keep_the_others(read, tmp_path, name):
+def test_open_questions_use_the_first_answer_and_keep_the_others(read, tmp_path, name):
     file = jsonl(
         tmp_path / "web_questions.jsonl",
         {"question": "who?", "answer": ["Deborah Read", "Deborah"]},
@@ -73,8 +73,8 @@ def test_a_damaged_archive_is_named(read, tmp_path):
         read("web-questions", file)
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(read, tmp_path):
-    """80 KB that unpack to 80 MB."""
+def test_a_line_that_is_too_long_is_refused_before_it_fills_memory(read, tmp_path):
+    """80 KB that decompress to 80 MB."""
     file = tmp_path / "bomb.jsonl.gz"
     file.write_bytes(gzip.compress(b"[" * 80_000_000))
     with pytest.raises(InputError, match=r"bomb.jsonl.gz, line 1: is longer than 67108864 bytes"):

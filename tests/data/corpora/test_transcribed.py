@@ -10,7 +10,7 @@ from lsm_probe.data.utterance import Utterance
 from lsm_probe.errors import InputError
 
 
-def test_librispeech(read, write, tmp_path):
+def test_librispeech_is_read(read, write, tmp_path):
     chapter = tmp_path / "test-clean" / "121" / "121726"
     write(chapter / "121-121726.trans.txt", "121-121726-0000 ALSO A POPULAR CONTRIVANCE", "121-121726-0001 HARANGUE")
     write(tmp_path / "dev-other" / "1" / "2" / "1-2.trans.txt", "1-2-0000 O'ER")
@@ -84,13 +84,13 @@ def test_common_voice_names_bad_rows(read, write, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["Common Voice", "clips_of_1999"])
-def test_common_voice_wants_the_folder_of_a_language(read, write, tmp_path, folder):
+def test_common_voice_needs_the_folder_of_a_language(read, write, tmp_path, folder):
     write(tmp_path / folder / "test.tsv", "path\tsentence")
     with pytest.raises(InputError, match="does not have the name of a language"):
         read("common-voice", tmp_path / folder)
 
 
-def test_common_voice_without_a_column(read, write, tmp_path):
+def test_common_voice_without_a_required_column_is_refused(read, write, tmp_path):
     write(tmp_path / "en" / "test.tsv", "path\ttext", "a.mp3\tHello.")
     with pytest.raises(InputError, match=r"test.tsv has no column 'sentence'; check that it is the corpus's own file"):
         read("common-voice", tmp_path / "en")
@@ -111,7 +111,7 @@ def audio(*segments, path="audio/podcast/P0000/POD1.opus"):
     return {"title": "t", "path": path, "aid": "POD1", "duration": 10.0, "subsets": ["{XL}"], "segments": segments}
 
 
-def test_gigaspeech(read, tmp_path):
+def test_gigaspeech_is_read(read, tmp_path):
     root = gigaspeech(
         tmp_path,
         audio(
@@ -166,7 +166,7 @@ def test_gigaspeech_names_bad_audios_and_segments(read, tmp_path):
     assert "names no file inside" in problems[3]
 
 
-def test_gigaspeech_is_read_in_pieces_whatever_the_piece_cuts(read, tmp_path, monkeypatch):
+def test_gigaspeech_is_read_correctly_in_pieces_of_any_size(read, tmp_path, monkeypatch):
     words = 'WORD <COMMA> \\u00e9 \\" ' * 3
     root = gigaspeech(tmp_path, *(audio(*(segment(i * 9 + j, words, ["{L}"]) for j in range(9))) for i in range(30)))
     whole = read("gigaspeech", root)[0]
@@ -188,7 +188,7 @@ def test_a_damaged_gigaspeech_json_is_named(read, tmp_path, damage):
         read("gigaspeech", root)
 
 
-def test_gigaspeech_without_audios(read, write, tmp_path):
+def test_gigaspeech_without_audios_is_refused(read, write, tmp_path):
     write(tmp_path / "GigaSpeech.json", '{"dataset": "GigaSpeech"}')
     with pytest.raises(InputError, match="has no list 'audios'"):
         read("gigaspeech", tmp_path)

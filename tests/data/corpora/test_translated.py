@@ -62,7 +62,7 @@ def test_covost_from_the_released_table_and_validated_tsv(read, write, tmp_path)
     assert [utterance.id for utterance in read("covost2", tmp_path, ["en_de.test"])[0]] == ["c"]
 
 
-def test_covost_without_a_column_or_the_sentences(read, write, tmp_path):
+def test_covost_without_a_required_column_or_file_is_refused(read, write, tmp_path):
     table = write(tmp_path / "covost_v2.en_de.tsv", "path\ttranslation\tsplit")
     with pytest.raises(InputError, match=r"validated.tsv does not exist"):
         read("covost2", tmp_path)
@@ -81,7 +81,7 @@ def must_c(write, root, part="tst-COMMON", yaml=None, en=("Hello.", "Bye.", ""),
     return folder
 
 
-def test_mustc(read, write, tmp_path):
+def test_mustc_is_read(read, write, tmp_path):
     must_c(write, tmp_path)
     utterances, problems = read("mustc", tmp_path)
     assert problems == []
@@ -100,7 +100,7 @@ def test_mustc(read, write, tmp_path):
     assert (third.id, third.text, third.answers["translation"]) == ("ted_837-seg-0", "", "Leer.")
 
 
-def test_mustc_whose_files_disagree_is_one_problem_and_other_parts_are_read(read, write, tmp_path):
+def test_mustc_files_that_disagree_are_one_problem_and_other_parts_are_read(read, write, tmp_path):
     folder = must_c(write, tmp_path, de=("Hallo.",))
     must_c(write, tmp_path, part="dev")
     utterances, problems = read("mustc", tmp_path)
@@ -112,7 +112,7 @@ def test_mustc_whose_files_disagree_is_one_problem_and_other_parts_are_read(read
     ]
 
 
-def test_mustc_keeps_lines_together_over_other_line_breaks_within_them(read, write, tmp_path):
+def test_mustc_splits_lines_at_newlines_only(read, write, tmp_path):
     must_c(write, tmp_path, en=("One\u2028still\rone.", "Two.", "Three."))
     utterances, problems = read("mustc", tmp_path)
     assert problems == []
@@ -143,7 +143,7 @@ def test_mustc_names_a_bad_segment(read, write, tmp_path, monkeypatch, line, mes
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_language_without_a_name_is_a_problem(read, write, tmp_path):
+def test_an_unknown_language_code_is_a_problem(read, write, tmp_path):
     folder = tmp_path / "en-xx" / "data" / "dev" / "txt"
     for ending in ("yaml", "en", "xx"):
         write(folder / f"dev.{ending}", "")

@@ -1,4 +1,4 @@
-"""What the tests of releases share: a sample that speaks, Whisper's states by transformers, and how one is written."""
+"""Fixtures for tests of releases: a spoken sample, its mel features, and functions that write a release."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""BLSP: a self-made release against its computation written out; a release on the model hub; `lsm-probe import`."""
+"""BLSP: a random release compared with its computation written out; a release on the model hub; `lsm-probe import`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def release(write_blsp_model: Callable[..., Path]) -> Release:
 
 @torch.no_grad()
 def speech_by_hand(encoder: Path, mel: Tensor) -> Tensor:
-    """Whisper on 30 s, three gated convolutions on its valid states alone, the bottleneck, the norm."""
+    """Whisper on 30 s, then three gated convolutions on its valid states only, the bottleneck and the norm."""
     weights = draw_connector()
     states = WhisperModel.from_pretrained(encoder).encoder(mel).last_hidden_state[0, :STATES].T
     for i in range(3):
@@ -65,7 +65,7 @@ def speech_by_hand(encoder: Path, mel: Tensor) -> Tensor:
     return layer_norm(tokens, (LLM_DIM,), weights["speech_ln.weight"], weights["speech_ln.bias"])
 
 
-def test_a_release_computes_what_is_written_out(
+def test_a_release_matches_the_reference_computation(
     release: Release, tiny_encoder_folder: Path, tiny_llm_folder: Path, sample: lsm_probe.Sample, mel: Tensor
 ) -> None:
     model = lsm_probe.load(release(), device="cpu", dtype="float32")
@@ -107,13 +107,13 @@ def test_damaged_weights_are_named(
 ) -> None:
     folder = release(change)
     code, _, err = lsm_probe_command("import", folder, "--out", folder.parent / "out")
-    assert (code, err.count("error: "), "LOAD REPORT" in err) == (2, 1, False)  # what made the release wrote before
+    assert (code, err.count("error: "), "LOAD REPORT" in err) == (2, 1, False)  # earlier output of the training code
     assert not (folder.parent / "out").exists()
     with pytest.raises(InputError, match=reason):
         lsm_probe.load(folder, device="cpu")
 
 
-def test_other_weights_beside_it_are_refused(release: Release) -> None:
+def test_second_copies_of_weights_are_refused(release: Release) -> None:
     folder = release()
     files = sorted(folder.glob("pytorch_model-*.bin"))
     weight_map = {name: path.name for path in files for name in torch.load(path, weights_only=True)}
@@ -129,12 +129,14 @@ def test_other_weights_beside_it_are_refused(release: Release) -> None:
         lsm_probe.load(folder, device="cpu")
 
 
-def test_other_convolutions_are_refused(release: Release) -> None:
+def test_unsupported_convolution_sizes_are_refused(release: Release) -> None:
     with pytest.raises(InputError, match="has convolutions of sizes 3,3,3: only 5,5,5 can be read"):
         lsm_probe.load(release(conv_kernel_sizes="3,3,3"), device="cpu")
 
 
-def test_a_part_that_it_has_is_refused(release: Release, lsm_probe_command: Callable[..., Any]) -> None:
+def test_an_option_for_a_part_that_the_release_contains_is_refused(
+    release: Release, lsm_probe_command: Callable[..., Any]
+) -> None:
     folder = release()
     with pytest.raises(InputError, match=r"^--llm x: .*release has its own; leave the option out$"):
         lsm_probe.load(folder, llm="x")
@@ -142,7 +144,7 @@ def test_a_part_that_it_has_is_refused(release: Release, lsm_probe_command: Call
     assert (code, err.splitlines()) == (2, [f"error: --encoder x: {folder} has its own; leave the option out"])
 
 
-def test_its_source_and_texts_are_known_without_its_weights(release: Release) -> None:
+def test_source_and_texts_are_checked_without_reading_weights(release: Release) -> None:
     folder = release(lambda tensors: tensors.clear())
     assert look_up(str(folder)) == "speech"
     check = load_text_check(str(folder))
@@ -151,7 +153,7 @@ def test_its_source_and_texts_are_known_without_its_weights(release: Release) ->
         check("Repeat </s>", "rain", None)
 
 
-def test_a_release_on_the_model_hub(
+def test_a_release_on_the_model_hub_is_loaded(
     release: Release, sample: lsm_probe.Sample, keep_from_hub: Callable[[str, Path], Path]
 ) -> None:
     folder = release()
@@ -164,7 +166,7 @@ def test_a_release_on_the_model_hub(
         lsm_probe.load("somebody/blsp", llm="x")
 
 
-def test_an_imported_release_is_a_model_of_transformers(
+def test_an_imported_release_is_a_transformers_model(
     release: Release, sample: lsm_probe.Sample, tmp_path: Path, lsm_probe_command: Callable[..., Any]
 ) -> None:
     folder = release()

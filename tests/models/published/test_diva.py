@@ -1,4 +1,4 @@
-"""DiVA: self-made releases, against a rewrite of its forward pass. No reference of the original is at hand."""
+"""DiVA: random releases compared with a rewrite of the forward pass. No reference of the original is available."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def parts(tiny_encoder_folder: Path, tiny_llm_folder: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def release(tmp_path: Path, save_encoder: Callable[..., Path]) -> Path:
-    """A release, whose decoder has other weights than that of the Whisper given as its encoder."""
+    """A release whose decoder weights differ from those of the Whisper given as its encoder."""
     decoder = WhisperModel.from_pretrained(save_encoder(tmp_path / "other", seed=9)).decoder.state_dict()
     torch.manual_seed(2)
     folder = tmp_path / "diva"
@@ -53,7 +53,7 @@ def change(release: Path, **changes: Tensor | None) -> None:
     save_file(tensors, release / "model.safetensors")
 
 
-def test_a_release_computes_what_its_weights_say(
+def test_a_release_matches_the_reference_computation(
     release: Path, parts: dict[str, Path], clip: Callable[..., Path], tmp_path: Path
 ) -> None:
     sample = lsm_probe.Sample(id="a", instruction=INSTRUCTION, audio=str(clip(tmp_path / "a.wav", 1.3)), text="words")
@@ -111,7 +111,7 @@ def test_missing_parts_are_named(release: Path, parts: dict[str, Path]) -> None:
         ({"query_tokens": torch.zeros(449, 32)}, "decoder_states 449: this Whisper's decoder has 448 positions"),
     ],
 )
-def test_other_tensors_are_refused(
+def test_unexpected_tensors_are_refused(
     release: Path, parts: dict[str, Path], changes: dict[str, Tensor | None], words: str
 ) -> None:
     change(release, **changes)
@@ -119,7 +119,7 @@ def test_other_tensors_are_refused(
         lsm_probe.load(release, device="cpu", **parts)
 
 
-def test_an_llm_without_an_end_of_responses_is_refused(release: Path, parts: dict[str, Path], tmp_path: Path) -> None:
+def test_an_llm_without_an_eos_token_is_refused(release: Path, parts: dict[str, Path], tmp_path: Path) -> None:
     llm = shutil.copytree(parts["llm"], tmp_path / "llm")
     config = json.loads((llm / "config.json").read_text())
     (llm / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))

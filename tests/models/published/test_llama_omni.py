@@ -1,4 +1,4 @@
-"""LLaMA-Omni and LLaMA-Omni 2: self-made releases against their computation written out."""
+"""LLaMA-Omni and LLaMA-Omni 2: random releases compared with their computation written out."""
 
 import json
 import re
@@ -42,7 +42,7 @@ OPENAI_NAMES = {
 
 
 def openai_encoder(encoder: WhisperModel) -> dict[str, Tensor]:
-    """The tensors of a Whisper's encoder by OpenAI's names."""
+    """The tensors of a Whisper encoder under OpenAI's names."""
     renamed = {}
     for name, tensor in encoder.encoder.state_dict().items():
         for ours, theirs in OPENAI_NAMES.items():
@@ -178,7 +178,7 @@ def test_the_encoder_is_read_from_the_named_file(
 
 
 @pytest.mark.parametrize("is_given", [True, False])
-def test_an_encoder_with_other_weights_than_those_in_the_folder_is_refused(
+def test_an_encoder_whose_weights_differ_from_the_folder_is_refused(
     release: Callable[..., Path], tmp_path: Path, is_given: bool
 ) -> None:
     path = save_openai(tmp_path / ("given.pt" if is_given else "models/large-v3.pt"), make_whisper(32, 4, seed=0))
@@ -192,7 +192,7 @@ def test_an_encoder_of_another_width_is_refused(release: Callable[..., Path], tm
         lsm_probe.load(release(make_whisper(32, 4, seed=0)), device="cpu", encoder=path)
 
 
-def test_a_given_encoder_goes_before_the_named_one(
+def test_the_encoder_option_overrides_the_path_in_the_config(
     release: Callable[..., Path], tmp_path: Path, sample: lsm_probe.Sample, mel: Tensor
 ) -> None:
     whisper = make_whisper(32, 4, seed=0)
@@ -203,7 +203,7 @@ def test_a_given_encoder_goes_before_the_named_one(
     torch.testing.assert_close(model.encode_speech(source), speech_by_hand(whisper, mel), rtol=0, atol=2e-5)
 
 
-def test_without_the_file_the_encoder_of_the_folder_is_read(
+def test_the_encoder_in_the_folder_is_read_if_the_named_file_is_missing(
     release: Callable[..., Path], sample: lsm_probe.Sample, mel: Tensor
 ) -> None:
     whisper = make_whisper(128, 2, seed=0)
@@ -213,17 +213,17 @@ def test_without_the_file_the_encoder_of_the_folder_is_read(
     assert model.identity.encoder is None
 
 
-def test_an_encoder_of_no_known_size_needs_its_file(release: Callable[..., Path]) -> None:
+def test_an_encoder_of_unknown_size_needs_its_file(release: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"width 32.*number of attention heads.*--encoder FILE.*models/large-v3\.pt"):
         lsm_probe.load(release(make_whisper(32, 4, seed=0)), device="cpu")
 
 
-def test_a_file_that_is_not_there_is_named(release: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_missing_encoder_file_is_named(release: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no file \S*missing\.pt"):
         lsm_probe.load(release(make_whisper(32, 4, seed=0)), device="cpu", encoder=tmp_path / "missing.pt")
 
 
-def test_other_connectors_are_refused(release: Callable[..., Path]) -> None:
+def test_unsupported_connectors_are_refused(release: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="speech_projector_type 'conformer': only 'linear' can be read"):
         lsm_probe.load(release(make_whisper(128, 2, seed=0), speech_projector_type="conformer"), device="cpu")
 
@@ -258,7 +258,7 @@ def release_2(
     return folder, whisper, llm
 
 
-def test_llama_omni_2_computes_what_is_written_out(
+def test_llama_omni_2_matches_the_reference_computation(
     release_2: tuple[Path, WhisperModel, Qwen2ForCausalLM], sample: lsm_probe.Sample, mel: Tensor, tmp_path: Path
 ) -> None:
     folder, whisper, llm = release_2
@@ -273,7 +273,7 @@ def test_llama_omni_2_computes_what_is_written_out(
     assert prompt_text(model, sample).endswith(asked)
 
 
-def test_llama_omni_2_is_asked_by_speech_alone_as_in_its_code(
+def test_the_llama_omni_2_released_template_has_speech_and_no_instruction(
     release_2: tuple[Path, WhisperModel, Qwen2ForCausalLM], sample: lsm_probe.Sample, mel: Tensor
 ) -> None:
     folder, whisper, llm = release_2
@@ -282,7 +282,7 @@ def test_llama_omni_2_is_asked_by_speech_alone_as_in_its_code(
     check_logits(model, llm, speech_by_hand(whisper, mel), sample)
 
 
-def test_llama_omni_2_has_its_encoder(
+def test_an_encoder_option_for_llama_omni_2_is_refused(
     release_2: tuple[Path, WhisperModel, Qwen2ForCausalLM], tiny_encoder_folder: Path
 ) -> None:
     with pytest.raises(InputError, match=r"--encoder .* has its own; leave the option out"):
@@ -290,7 +290,7 @@ def test_llama_omni_2_has_its_encoder(
 
 
 @pytest.mark.parametrize("template", ["llama_omni2_released", "llasm_released"])
-def test_templates_of_speech_alone_have_no_instruction(template: str) -> None:
+def test_templates_with_speech_only_have_no_instruction(template: str) -> None:
     assert not find_template(template).has_instruction
     assert find_template(template.removesuffix("_released")).has_instruction
 

@@ -1,4 +1,4 @@
-"""LLaSM: a self-made release against its computation written out."""
+"""LLaSM: a random release compared with its computation written out."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -36,7 +36,8 @@ def release(
     write_release: Callable[[Path, Mapping[str, Any], Mapping[str, Tensor]], Path],
     save_sentencepiece: Callable[[Path], None],
 ) -> Callable[..., Path]:
-    """`release()`: the folder of a release whose tokenizer.model lacks the three tokens; `left_out` of its settings."""
+    """`release(left_out)`: the folder of a release whose tokenizer.model lacks the three speech tokens; `left_out`
+    is removed from its settings."""
 
     def make(*left_out: str, **settings: Any) -> Path:
         llm = LlamaForCausalLM.from_pretrained(tiny_llm_folder)
@@ -67,7 +68,7 @@ def speech_by_hand(whisper: Path, mel: Tensor, states: int = STATES) -> Tensor:
 
 
 @pytest.mark.parametrize("template", ["llasm", "llasm_released"])
-def test_a_release_computes_what_is_written_out(
+def test_a_release_matches_the_reference_computation(
     release: Callable[..., Path],
     tiny_encoder_folder: Path,
     tiny_llm_folder: Path,
@@ -92,7 +93,7 @@ def test_a_release_computes_what_is_written_out(
     assert model.tokenizer.decode(ids[~is_speech]).count(words) == 2
 
 
-def test_the_tokens_for_speech_follow_the_vocabulary(
+def test_speech_tokens_get_the_ids_after_the_vocabulary(
     release: Callable[..., Path], tiny_encoder_folder: Path, sample: lsm_probe.Sample
 ) -> None:
     model = lsm_probe.load(release(), device="cpu", dtype="float32", encoder=tiny_encoder_folder)
@@ -100,14 +101,14 @@ def test_the_tokens_for_speech_follow_the_vocabulary(
     assert tokens == [310, 311, 312]
     ids = model.prompt_ids(sample)
     first = ids.index(VOCABULARY)
-    # Both newlines before the speech, and two spaces after it: of the prompt, and of what follows a special token.
+    # Both newlines before the speech, and two spaces after it: one of the prompt, one after a special token.
     newline = model.tokenizer.convert_tokens_to_ids("<0x0A>")
     assert ids[first - 3 : first] == [newline, newline, 311]
     space = model.tokenizer.convert_tokens_to_ids("▁")
     assert ids[first + STATES : first + STATES + 3] == [312, space, space]
 
 
-def test_tokens_for_speech_that_the_release_has_as_words_become_special(
+def test_speech_tokens_that_the_release_lists_as_plain_tokens_become_special(
     release: Callable[..., Path], tiny_encoder_folder: Path, sample: lsm_probe.Sample, tmp_path: Path
 ) -> None:
     folder = release()
@@ -122,7 +123,7 @@ def test_tokens_for_speech_that_the_release_has_as_words_become_special(
     assert torch.equal(imported.logits(sample), model.logits(sample))
 
 
-def test_the_decoder_makes_64_states_where_the_release_does_not_say(
+def test_the_decoder_computes_64_states_by_default(
     release: Callable[..., Path], tiny_encoder_folder: Path, sample: lsm_probe.Sample, mel: Tensor
 ) -> None:
     model = lsm_probe.load(release("audio_token_len"), device="cpu", dtype="float32", encoder=tiny_encoder_folder)
@@ -131,7 +132,7 @@ def test_the_decoder_makes_64_states_where_the_release_does_not_say(
     torch.testing.assert_close(model.encode_speech(source), expected, rtol=0, atol=2e-5)
 
 
-def test_a_template_without_an_instruction_serves_no_measurement(
+def test_a_template_without_an_instruction_cannot_be_measured(
     release: Callable[..., Path], tiny_encoder_folder: Path, sample: lsm_probe.Sample
 ) -> None:
     model = lsm_probe.load(release(), device="cpu", encoder=tiny_encoder_folder, template="llasm_released")
@@ -146,12 +147,12 @@ def test_a_template_without_an_instruction_serves_no_measurement(
     assert model.encode_speech(source).shape == (STATES, 48)
 
 
-def test_whisper_must_be_given(release: Callable[..., Path]) -> None:
+def test_a_missing_whisper_option_is_reported(release: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"give it with --encoder. It is the Whisper .* calls openai/whisper-large-v2"):
         lsm_probe.load(release(), device="cpu")
 
 
-def test_whisper_beside_the_release_is_found(release: Callable[..., Path], tiny_encoder_folder: Path) -> None:
+def test_whisper_at_the_path_in_the_config_is_found(release: Callable[..., Path], tiny_encoder_folder: Path) -> None:
     model = lsm_probe.load(release(mm_audio_tower=str(tiny_encoder_folder)), device="cpu")
     assert model.identity.encoder is not None
 
@@ -166,7 +167,7 @@ def test_whisper_of_another_width_is_refused(
         lsm_probe.load(release(), device="cpu", encoder=tmp_path / "wide")
 
 
-def test_a_tokenizer_of_more_tokens_than_embeddings_is_refused(
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(
     release: Callable[..., Path], tiny_encoder_folder: Path
 ) -> None:
     with pytest.raises(InputError, match=r"has 313 tokens .* embeddings for 312"):
@@ -174,7 +175,9 @@ def test_a_tokenizer_of_more_tokens_than_embeddings_is_refused(
 
 
 @pytest.mark.parametrize(("vocabulary", "start"), [(51864, 50257), (51865, 50258), (51866, 50258)])
-def test_the_decoder_of_openais_file_starts_with_the_token_of_its_vocabulary(vocabulary: int, start: int) -> None:
+def test_the_decoder_start_token_of_an_openai_file_follows_from_its_vocabulary_size(
+    vocabulary: int, start: int
+) -> None:
     names = ("n_mels", "n_audio_ctx", "n_text_ctx", "n_audio_state", "n_audio_layer", "n_audio_head")
     dims = dict.fromkeys((*names, "n_text_state", "n_text_layer", "n_text_head"), 4)
     assert openai_config(dims | {"n_vocab": vocabulary}).decoder_start_token_id == start

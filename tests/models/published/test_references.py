@@ -1,4 +1,4 @@
-"""Reference checkpoints of published systems, and what the original code computed of them.
+"""Reference checkpoints of published systems, compared with the results of the original code.
 
 The environment variable LSM_PROBE_PUBLISHED names the folder of references; without it these tests are skipped. The
 tests of each system, in modules beside this one, need no such folder.
@@ -22,7 +22,7 @@ LOGITS, SPEECH = 4e-5, 2e-5
 
 RELEASED = {"llasm": "llasm_released"}
 """Templates of what the original computed where its prompt has no instruction; it may have one under `variants`."""
-# System, folder of the release, and the folders of the parts that it leaves out.
+# System, folder of the release, and the folders of the parts that it does not contain.
 RELEASES: list[tuple[str, str, dict[str, str]]] = [
     ("blsp", "checkpoint", {}),
     ("llama-omni", "checkpoint", {}),
@@ -40,9 +40,7 @@ RELEASES: list[tuple[str, str, dict[str, str]]] = [
 @pytest.mark.parametrize(
     ("system", "folder", "parts"), RELEASES, ids=[f"{system}-{folder}" for system, folder, _ in RELEASES]
 )
-def test_a_reference_checkpoint_computes_what_the_original_code_does(
-    system: str, folder: str, parts: dict[str, Any]
-) -> None:
+def test_a_reference_checkpoint_matches_the_original_code(system: str, folder: str, parts: dict[str, Any]) -> None:
     base = Path(str(FOLDER)) / system
     expected = json.loads((base / "expected.json").read_text(encoding="utf-8"))
     arrays = np.load(base / "expected.npz")

@@ -1,4 +1,4 @@
-"""Files of releases: their tokenizers, and which files of weights belong to them."""
+"""Files of releases: their tokenizers, and which weight files belong to them."""
 
 import json
 import shutil
@@ -17,13 +17,13 @@ from lsm_probe.models.published import find_system
 
 
 @pytest.mark.parametrize("legacy", [True, False, None])
-def test_spaces_after_special_tokens_are_those_of_tokenizer_json(
+def test_spaces_after_special_tokens_are_as_in_tokenizer_json(
     tmp_path: Path, save_sentencepiece: Callable[..., None], legacy: bool | None
 ) -> None:
     save_sentencepiece(tmp_path, legacy)
     (tmp_path / "config.json").write_text("{}")
     tokenizer = read_tokenizer(tmp_path)
-    # Another space than the written one before each text, also where it begins with one.
+    # One more space before each text, even if the text begins with a space.
     pieces = {"q": ["▁", "q"], " q": ["▁", "▁", "q"], "<s>q": ["<s>", "▁", "q"], "<s> q": ["<s>", "▁", "▁", "q"]}
     for text, expected in pieces.items():
         found = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -42,7 +42,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_text_llm_with_a_second_copy_of_its_weights_loads(tiny_llm_folder: Path, tmp_path: Path) -> None:
-    """As Mistral publishes them: shards, and `consolidated.safetensors` under other names."""
+    """As Mistral publishes its models: shards, and `consolidated.safetensors` with other tensor names."""
     folder = shutil.copytree(tiny_llm_folder, tmp_path / "llm")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -54,7 +54,7 @@ def test_a_text_llm_with_a_second_copy_of_its_weights_loads(tiny_llm_folder: Pat
 
 
 @pytest.mark.parametrize("file", ["model.pt", "other.pth"])
-def test_files_of_others_are_taken_for_no_release(tmp_path: Path, file: str) -> None:
+def test_unrelated_files_are_not_recognised_as_a_release(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"junk")
     (tmp_path / "model.safetensors.index.json").write_text("junk")
     assert find_system(tmp_path) is find_system(tmp_path / file) is None

@@ -1,4 +1,4 @@
-"""SALMONN: self-made releases with and without BEATs, against the computation written out on their tensors."""
+"""SALMONN: random releases with and without BEATs, compared with the computation written out."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def draw_trained(beats: Path | None) -> dict[str, Tensor]:
 
 @pytest.fixture
 def release(tmp_path: Path, tiny_encoder_folder: Path, tiny_llm_folder: Path, beats_file: Path) -> Callable[..., Any]:
-    """`release(with_beats, change=None, **content)`: the path of a `.pth`, and the parts that it leaves out."""
+    """`release(with_beats, change=None, **content)`: the path of a `.pth`, and the parts that it does not contain."""
 
     def make(
         with_beats: bool = False, change: Callable[[dict[str, Tensor]], Any] | None = None, **content: Any
@@ -88,7 +88,7 @@ def release(tmp_path: Path, tiny_encoder_folder: Path, tiny_llm_folder: Path, be
 
 
 class Original:
-    """SALMONN's computation in float64, one clip at a time, LoRA beside the weights that it changes."""
+    """SALMONN's computation in float64, one clip at a time, with LoRA beside the weights that it changes."""
 
     def __init__(self, path: Path, encoder: Path, llm: Path, beats: Path | None = None, alpha: float = 32):
         content = torch.load(path, weights_only=True)["model"]
@@ -181,7 +181,7 @@ def logits_of(checkpoint: Lsm, wave: Any) -> Tensor:
 
 @pytest.mark.parametrize("with_beats", [False, True])
 @pytest.mark.parametrize("seconds", [0.3, 2.345])
-def test_computes_what_is_written_out(release, waveform, with_beats: bool, seconds: float) -> None:
+def test_a_release_matches_the_reference_computation(release, waveform, with_beats: bool, seconds: float) -> None:
     path, parts = release(with_beats)
     checkpoint, wave = load(path, parts), waveform(seconds)
     original = Original(path, **parts)
@@ -200,7 +200,7 @@ def test_the_llm_is_rounded_to_float16(release, tiny_llm_folder) -> None:
 
 
 @pytest.mark.parametrize("legacy", [True, False, None])
-def test_an_llm_on_the_hub_gives_the_prompt_of_its_folder(
+def test_an_llm_on_the_hub_gives_the_same_prompt_as_its_folder(
     release, waveform, tiny_llm_folder, tmp_path, save_sentencepiece, hub_name, legacy: bool | None
 ) -> None:
     path, parts = release()
@@ -216,7 +216,7 @@ def test_an_llm_on_the_hub_gives_the_prompt_of_its_folder(
     assert hub.encode(INSTRUCTION, waveform(1)).input_ids == prompt.input_ids
 
 
-def test_settings_beside_it_name_parts_alpha_window_and_prompt(release, waveform) -> None:
+def test_model_settings_json_sets_parts_alpha_window_and_prompt(release, waveform) -> None:
     path, parts = release(True)
     for part, place in parts.items():
         name = path.parent.parent / part
@@ -237,7 +237,7 @@ def test_settings_beside_it_name_parts_alpha_window_and_prompt(release, waveform
     assert text == f"<s>Q: <Speech></Speech> {INSTRUCTION}\nA:"
 
 
-def test_the_alpha_of_the_original_is_used_with_a_warning(release) -> None:
+def test_the_original_lora_alpha_is_used_by_default_with_a_warning(release) -> None:
     path, parts = release()
     with pytest.warns(
         UserWarning, match=r"salmonn\.pth: its settings do not name lora_alpha; 32 is used.*decode_config"
@@ -252,7 +252,7 @@ def test_the_alpha_of_the_original_is_used_with_a_warning(release) -> None:
         load(path, parts)
 
 
-def test_settings_of_the_training_run_count_where_no_file_is(release) -> None:
+def test_settings_of_the_training_run_are_used_without_a_settings_file(release) -> None:
     path, parts = release(config={"model": {"lora_alpha": 5}})
     merged = load(path, parts).llm.model.layers[0].self_attn.q_proj
     read = torch.randn(3, LLM)
@@ -359,7 +359,7 @@ LORA = "llama_model.base_model.model.model.layers.1.self_attn.q_proj.lora_{}.def
         (True, _set(f"beats.encoder.layers.1.{SHARED}", torch.ones(8, 2)), "trained with another BEATs"),
     ],
 )
-def test_unfit_tensors_are_named(release, with_beats: bool, change: Any, message: str) -> None:
+def test_missing_and_unexpected_tensors_are_named(release, with_beats: bool, change: Any, message: str) -> None:
     path, parts = release(with_beats, change)
     with pytest.raises(InputError, match=message):
         load(path, parts)
@@ -373,7 +373,7 @@ def test_unfit_tensors_are_named(release, with_beats: bool, change: Any, message
         ("beats", "give it with --beats. It is the BEATs that it was trained with, BEATs_iter3_plus_AS2M"),
     ],
 )
-def test_a_missing_part_is_named_with_where_it_comes_from(release, lsm_probe_command, part: str, message: str) -> None:
+def test_a_missing_part_is_named_with_its_origin(release, lsm_probe_command, part: str, message: str) -> None:
     path, parts = release(True)
     options = [word for name, place in parts.items() if name != part for word in (f"--{name}", place)]
     code, _, err = lsm_probe_command(
@@ -383,7 +383,7 @@ def test_a_missing_part_is_named_with_where_it_comes_from(release, lsm_probe_com
     assert err.splitlines()[-1].startswith(f"error: {path} does not hold its {part}: {message}")
 
 
-def test_parts_of_other_widths_are_refused(release, beats_file, tmp_path) -> None:
+def test_parts_of_the_wrong_width_are_refused(release, beats_file, tmp_path) -> None:
     path, parts = release(True)
     content = torch.load(beats_file, weights_only=True)
     torch.save(content | {"cfg": content["cfg"] | {"encoder_embed_dim": 16}}, tmp_path / "wide.pt")
@@ -395,7 +395,7 @@ def test_parts_of_other_widths_are_refused(release, beats_file, tmp_path) -> Non
         load(path, parts | {"beats": tmp_path})
 
 
-def test_beats_is_refused_where_it_was_off(release, beats_file) -> None:
+def test_a_beats_option_is_refused_if_the_model_was_trained_without_beats(release, beats_file) -> None:
     path, parts = release()
     with pytest.raises(InputError, match="has its own or was trained without; leave the option out"):
         load(path, parts | {"beats": beats_file})
@@ -427,13 +427,13 @@ def test_two_checkpoints_in_a_folder_are_refused(release) -> None:
 
 
 class _Runs:
-    """Pickled, it would run code on loading."""
+    """Unpickling it would run code."""
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("ran"),))
 
 
-def test_nothing_of_a_foreign_file_is_unpickled(tmp_path, monkeypatch) -> None:
+def test_unknown_files_are_not_unpickled(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"speech_Qformer.": _Runs(), "speech_llama_proj.": _Runs()}
     torch.save({"model": names}, "foreign.pth")
@@ -450,7 +450,7 @@ def test_nothing_of_a_foreign_file_is_unpickled(tmp_path, monkeypatch) -> None:
     assert not Path("ran").exists()
 
 
-def test_an_llm_that_is_no_text_llm_is_refused(release, tiny_encoder_folder: Path, tiny_lsm, tmp_path: Path) -> None:
+def test_an_llm_that_is_not_a_text_llm_is_refused(release, tiny_encoder_folder: Path, tiny_lsm, tmp_path: Path) -> None:
     path, parts = release()
     tiny_lsm.save(tmp_path / "lsm")
     with pytest.raises(InputError, match=r"--llm .*lsm is a 'lsm' model, and no causal text LLM"):

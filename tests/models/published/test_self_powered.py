@@ -1,4 +1,4 @@
-"""The Self-Powered LSM: a self-made release against its computation written out."""
+"""The Self-Powered LSM: a random release compared with its computation written out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +73,7 @@ def release(write_blsp_model: Callable[..., Path]) -> Release:
 
 @torch.no_grad()
 def speech_by_hand(encoder: Path, mel: Tensor) -> Tensor:
-    """Whisper on 30 s, whole windows of its valid states one by one, BERT's layer with 12 heads."""
+    """Whisper on 30 s, then each window of valid states by itself through BERT's layer with 12 heads."""
     weights = draw_qformer(32, 48)
     states = WhisperModel.from_pretrained(encoder).encoder(mel).last_hidden_state[0, :STATES]
     states = layer_norm(states, (32,), weights["ln_speech.weight"], weights["ln_speech.bias"])
@@ -104,7 +104,7 @@ def speech_by_hand(encoder: Path, mel: Tensor) -> Tensor:
     return torch.cat(tokens)
 
 
-def test_a_release_computes_what_is_written_out(
+def test_a_release_matches_the_reference_computation(
     release: Release, tiny_encoder_folder: Path, tiny_llm_folder: Path, sample: lsm_probe.Sample, mel: Tensor
 ) -> None:
     folder = release()
@@ -168,6 +168,6 @@ def test_heads_that_do_not_divide_the_width_are_refused(release: Release) -> Non
         lsm_probe.load(release(widen), device="cpu")
 
 
-def test_settings_that_make_no_configuration_are_refused(release: Release) -> None:
+def test_settings_of_the_wrong_type_are_refused(release: Release) -> None:
     with pytest.raises(InputError, match="makes no LlamaConfig"):
         lsm_probe.load(release(llama_config={"hidden_size": "wide"}), device="cpu")

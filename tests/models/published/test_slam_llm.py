@@ -1,4 +1,5 @@
-"""SLAM-LLM: self-made releases, against their computation in plain torch. No reference of the original is at hand."""
+"""SLAM-LLM: random releases compared with their computation in plain torch. No reference of the original is
+available."""
 
 import shutil
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def parts(tiny_encoder_folder: Path, tiny_llm_folder: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def make_release(tmp_path: Path) -> Callable[..., Path]:
-    """`make_release(tensors, settings)`: the folder of an epoch below that of its run."""
+    """`make_release(tensors, settings)`: the folder of an epoch inside that of its run."""
 
     def make(tensors: dict[str, Tensor], settings: str | None = None) -> Path:
         folder = tmp_path / "run" / "asr_epoch_1_step_1000"
@@ -53,7 +54,7 @@ def make_release(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("alpha", [None, 32], ids=["projector alone", "with adapters"])
-def test_a_release_computes_what_its_weights_say(
+def test_a_release_matches_the_reference_computation(
     make_release: Callable[..., Path],
     parts: dict[str, Path],
     clip: Callable[..., Path],
@@ -92,12 +93,12 @@ def test_a_release_computes_what_its_weights_say(
     assert torch.equal(again.logits(sample), checkpoint.logits(sample))
 
 
-def test_the_file_itself_can_be_named(make_release: Callable[..., Path], parts: dict[str, Path]) -> None:
+def test_the_path_of_the_file_is_accepted(make_release: Callable[..., Path], parts: dict[str, Path]) -> None:
     folder = make_release(draw_projector())
     assert lsm_probe.load(folder / "model.pt", device="cpu", **parts).identity.published == "slam_llm"
 
 
-def test_a_trained_encoder_and_llm_replace_those_given(
+def test_trained_encoder_and_llm_weights_replace_those_of_the_given_parts(
     make_release: Callable[..., Path], parts: dict[str, Path]
 ) -> None:
     trained = {"encoder.blocks.1.attn.query.weight": torch.randn(32, 32), "llm.model.norm.weight": torch.randn(48)}
@@ -135,7 +136,7 @@ LINEAR_1, LINEAR_2 = "encoder_projector.linear1.weight", "encoder_projector.line
         ({LINEAR_2: None}, None, "lacks linear1 or linear2"),
     ],
 )
-def test_what_cannot_be_read_is_refused(
+def test_unsupported_tensors_and_settings_are_refused(
     make_release: Callable[..., Path],
     parts: dict[str, Path],
     changes: dict[str, Tensor | None],
@@ -150,7 +151,7 @@ def test_what_cannot_be_read_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk", b"\x80\x02}q\x00."], ids=repr)
-def test_a_damaged_file_is_no_release(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(InputError, match="it is a file, and damaged or of a system that cannot be read"):
         lsm_probe.load(tmp_path / "model.pt", device="cpu")
@@ -158,14 +159,16 @@ def test_a_damaged_file_is_no_release(tmp_path: Path, content: bytes) -> None:
         lsm_probe.load(tmp_path, device="cpu")
 
 
-def test_a_text_llm_beside_a_file_of_that_name_is_not_taken_for_one(tiny_llm_folder: Path, tmp_path: Path) -> None:
+def test_a_text_llm_with_a_model_pt_is_not_recognised_as_a_release(tiny_llm_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_llm_folder, tmp_path / "llm")
     torch.save(draw_projector(), folder / "model.pt")
     with pytest.raises(InputError, match=r"model\.pt beside model\.safetensors, .* in it would not be used"):
         lsm_probe.load(folder, device="cpu")
 
 
-def test_another_rate_is_read_from_the_settings(make_release: Callable[..., Path], parts: dict[str, Path]) -> None:
+def test_the_downsampling_rate_is_read_from_the_settings(
+    make_release: Callable[..., Path], parts: dict[str, Path]
+) -> None:
     tensors = draw_projector() | {LINEAR_1: torch.randn(24, 96)}
     folder = make_release(tensors, "model_config: {encoder_projector_ds_rate: 3}")
     checkpoint: Any = lsm_probe.load(folder, device="cpu", **parts)

@@ -1,4 +1,4 @@
-"""What the importers of all systems share: where parts are, and what ends a response."""
+"""What the importers of all systems share: finding parts, and the tokens that end a response."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from lsm_probe.models.published.release import Release
 from lsm_probe.models.published.system import Parts, eos_token_ids
 
 
-def test_the_first_source_that_says_it_ends_a_response(tmp_path: Path, make_tokenizer: Callable[..., Any]) -> None:
+def test_eos_tokens_come_from_the_first_source_that_has_them(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
     release, tokenizer = Release(tmp_path), make_tokenizer()
     tokenizer.eos_token = "</s>"
     own = [tokenizer.eos_token_id]
@@ -26,12 +28,12 @@ def test_the_first_source_that_says_it_ends_a_response(tmp_path: Path, make_toke
 
 
 @pytest.mark.parametrize("value", ["x", ["x"], True, -1, 2.5, {"a": 1}])
-def test_what_is_no_token_id_ends_no_response(tmp_path: Path, value: Any) -> None:
+def test_an_invalid_eos_token_id_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(InputError, match=r"its eos_token_id is .*, which is not a token id"):
         eos_token_ids(Release(tmp_path), {"eos_token_id": value})
 
 
-def test_the_settings_of_generation_may_be_missing_and_not_damaged(tmp_path: Path) -> None:
+def test_a_generation_config_may_be_missing_but_not_damaged(tmp_path: Path) -> None:
     assert Release(tmp_path).generation == {}
     for content, words in (
         ("{", "cannot be read"),
@@ -53,6 +55,6 @@ def test_a_release_that_names_no_path_for_a_part_is_refused(tmp_path: Path, name
     assert Parts(encoder="here").need("encoder", Release(tmp_path), "Whisper", named) == "here"
 
 
-def test_a_named_path_that_is_too_long_is_not_there(tmp_path: Path) -> None:
+def test_a_path_that_is_too_long_counts_as_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not hold its encoder: give it with --encoder. It is Whisper"):
         Parts().need("encoder", Release(tmp_path), "Whisper", "a" * 300)

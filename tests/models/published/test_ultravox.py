@@ -1,4 +1,4 @@
-"""Ultravox: self-made releases in its three layouts, against its computation written out."""
+"""Ultravox: random releases in its three layouts, compared with the computation written out."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def draw_connector(llm_dim: int, middle_norm: bool) -> dict[str, Tensor]:
 def make_release(
     tmp_path: Path, tiny_encoder_folder: Path, tiny_llm_folder: Path
 ) -> Callable[..., tuple[Path, dict[str, str]]]:
-    """`make_release(left_out, middle_norm, llm)`: the folder of a release, and the parts that it leaves out."""
+    """`make_release(left_out, middle_norm, llm)`: the folder of a release, and the parts that it does not contain."""
 
     def make(
         left_out: tuple[str, ...] = (), *, middle_norm: bool = True, llm: Path = tiny_llm_folder, **settings: Any
@@ -101,7 +101,7 @@ def rms(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def speech_by_hand(encoder: Path, audio: NDArray[np.float32], connector: dict[str, Tensor]) -> Tensor:
-    """Whisper's own layers on the states of the clip alone, then the connector, one stack after another."""
+    """Whisper's own layers on the states of the clip only, then the connector, one stack after another."""
     padded = np.pad(audio, (0, -len(audio) % 160))
     mel = WhisperFeatureExtractor()(padded, sampling_rate=16_000, padding=False, return_tensors="pt").input_features
     whisper: Any = WhisperModel.from_pretrained(encoder).encoder.eval()
@@ -127,7 +127,7 @@ def speech_by_hand(encoder: Path, audio: NDArray[np.float32], connector: dict[st
 
 @pytest.mark.parametrize(("middle_norm", "seconds", "tokens"), [(True, 1.9, 12), (False, 1.61, 11)])
 @pytest.mark.parametrize("left_out", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_release_computes_what_its_weights_say(
+def test_a_release_matches_the_reference_computation(
     make_release: Callable[..., Any],
     tiny_encoder_folder: Path,
     tiny_llm_folder: Path,
@@ -198,7 +198,7 @@ LLMS: dict[str, Callable[[int], Any]] = {
 
 @pytest.mark.parametrize("left_out", [("llm",), ()], ids=["LLM left out", "whole"])
 @pytest.mark.parametrize("kind", LLMS)
-def test_other_llms(
+def test_a_release_with_another_llm_matches_the_reference_computation(
     make_release: Callable[..., Any],
     tiny_tokenizer: Any,
     waveform: Callable[..., Any],
@@ -232,7 +232,7 @@ def test_a_missing_part_is_named(make_release: Callable[..., Any], given: tuple[
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_a_part_beside_the_releases_own_is_refused(
+def test_an_option_for_a_part_that_the_release_contains_is_refused(
     make_release: Callable[..., Any], tiny_llm_folder: Path, lsm_probe_command: Any, tmp_path: Path
 ) -> None:
     folder, _ = make_release()
@@ -243,7 +243,7 @@ def test_a_part_beside_the_releases_own_is_refused(
     assert "has its own; leave the option out" in err
 
 
-def test_parts_of_another_size_are_refused(
+def test_parts_of_the_wrong_size_are_refused(
     make_release: Callable[..., Any], tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     folder, parts = make_release(("llm", "encoder"))
@@ -272,7 +272,7 @@ def test_parts_of_another_size_are_refused(
         ({"stack_factor": 0}, "makes no LsmProjectorConfig .*window is 0"),
     ],
 )
-def test_a_variant_that_cannot_be_read_is_refused(
+def test_an_unsupported_variant_is_refused(
     make_release: Callable[..., Any], settings: dict[str, Any], words: str
 ) -> None:
     folder, _ = make_release(**settings)
@@ -306,7 +306,7 @@ def _rename(tensors: dict[str, Tensor]) -> None:
         (_rename, r"holds 1 tensor \(adapter.weight\) that this system does not have"),
     ],
 )
-def test_other_tensors_are_refused(
+def test_unexpected_tensors_are_refused(
     make_release: Callable[..., Any], change: Callable[[dict[str, Tensor]], None], words: str
 ) -> None:
     folder, _ = make_release()
@@ -332,8 +332,8 @@ def test_tensors_that_the_llm_declares_to_be_unused_are_named_in_a_warning(
         lsm_probe.load(folder, device="cpu")
 
 
-def test_files_of_two_versions_are_refused(make_release: Callable[..., Any], tmp_path: Path) -> None:
-    """As in v0_4-70b, whose old shards stand beside a file of the connector alone."""
+def test_files_of_two_versions_in_one_folder_are_refused(make_release: Callable[..., Any], tmp_path: Path) -> None:
+    """As in v0_4-70b, whose old shards are beside a file with the connector only."""
     folder, _ = make_release()
     whole = shutil.copy(folder / "model.safetensors", tmp_path)
     tensors = load_file(whole)
