@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_written_to_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("place", "message"),
     [
         ("file/out", "is a file, not a folder"),
         ("x" * 256, "File name too long"),
@@ -97,12 +97,12 @@ def test_a_file_system_without_locks_is_written_to_with_a_warning(
     ],
 )
 def test_what_cannot_be_written_is_refused_and_leaves_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("link").symlink_to("nowhere")
-    with pytest.raises(InputError, match=f"--out .*{re.escape(said)}"):
+    with pytest.raises(InputError, match=f"--out .*{re.escape(message)}"):
         check_can_write("--out", Path(place), folder=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 

@@ -37,9 +37,9 @@ def test_whisper_transcribes_the_commands_correctly(manifest):
     samples = read_manifest(manifest)
     clips = [read_audio(sample) for sample in samples]
     features = processor(clips, sampling_rate=16_000, return_tensors="pt").input_features
-    heard = processor.batch_decode(model.generate(features), skip_special_tokens=True)
+    transcripts = processor.batch_decode(model.generate(features), skip_special_tokens=True)
     normalise = EnglishTextNormalizer()
-    assert jiwer.wer([normalise(s.text) for s in samples], [normalise(text) for text in heard]) < 0.05
+    assert jiwer.wer([normalise(s.text) for s in samples], [normalise(text) for text in transcripts]) < 0.05
 
 
 def test_self_powered_answers_are_those_of_the_naive_loop(manifest, builtin, tmp_path):

@@ -36,7 +36,7 @@ def test_float32_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "said"),
+    ("samples", "message"),
     [
         (np.array([0, -28_000.0]), "samples up to 28000, and full scale is 1; they look like 16-bit integers"),
         (np.array([0, 1e300]), "bring them within -1 and 1"),
@@ -50,6 +50,6 @@ def test_float32_is_not_copied() -> None:
         (0.5, r"shape \(\)"),
     ],
 )
-def test_invalid_waveforms_are_refused(samples: object, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_waveforms_are_refused(samples: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         as_waveform(samples)  # type: ignore[arg-type]

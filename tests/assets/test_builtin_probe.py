@@ -56,7 +56,7 @@ def test_every_row_is_short_english_with_a_fitting_target(rows: list[dict[str, A
         assert row["target"].endswith("?") == (row["task"] == "question")
 
 
-def test_the_audio_is_there_and_can_be_heard(rows: list[dict[str, Any]]) -> None:
+def test_the_audio_exists_and_is_not_silent(rows: list[dict[str, Any]]) -> None:
     assert {row["audio"] for row in rows} == {path.name for path in FOLDER.glob("*.flac")}
     for row in rows:
         info = soundfile.info(FOLDER / row["audio"])

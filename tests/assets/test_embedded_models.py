@@ -68,8 +68,8 @@ def test_whisper_transcribes_the_builtin_utterances() -> None:
     rows = [json.loads(line) for line in (PROBE / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[:3]]
     audio = [soundfile.read(PROBE / row["audio"], dtype="float32")[0] for row in rows]
     features = processor(audio, sampling_rate=16_000, return_tensors="pt").input_features
-    heard = processor.batch_decode(model.generate(features), skip_special_tokens=True)
-    for row, text in zip(rows, heard, strict=True):
+    transcripts = processor.batch_decode(model.generate(features), skip_special_tokens=True)
+    for row, text in zip(rows, transcripts, strict=True):
         assert re.findall(r"[a-z']+", text.lower()) == re.findall(r"[a-z']+", row["text"].lower())
 
 

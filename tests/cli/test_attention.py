@@ -170,7 +170,7 @@ def nothing_is_loaded(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("builtin:lm", "--ckpt builtin:lm is unknown; built-in checkpoints are: builtin:llm"),
         ("./lms", "./lms cannot be loaded: there is no folder lms in"),
@@ -179,12 +179,12 @@ def nothing_is_loaded(monkeypatch):
 )
 @pytest.mark.usefixtures("nothing_is_loaded")
 def test_an_invalid_checkpoint_name_is_reported_before_any_is_loaded(
-    run, tiny_llm_folder, tmp_path, name, said, monkeypatch
+    run, tiny_llm_folder, tmp_path, name, message, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     code, _, stderr = run(tiny_llm_folder, name)
     assert code == 2
-    assert said in stderr
+    assert message in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -197,8 +197,8 @@ def test_missing_fields_in_the_data_are_reported_before_any_checkpoint_is_loaded
         write(manifest, *map(json.dumps, lacking))
         code, _, stderr = run(first, second)
         assert code == 2
-        said = f"1 of 4 samples have no `{key}`, which {second} needs here (first: s0): add it to the manifest"
-        assert said in stderr
+        message = f"1 of 4 samples have no `{key}`, which {second} needs here (first: s0): add it to the manifest"
+        assert message in stderr
         assert not (tmp_path / "out").exists()
 
 

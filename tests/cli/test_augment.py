@@ -61,7 +61,7 @@ def test_task_and_instruction_file_are_used(lsm_probe_command, tiny_llm_folder, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--keep", "some"), "invalid value for '--keep': 'some' is not one of 'punctuation', 'finished', 'all'"),
         (("--task", "juggling"), "task 'juggling' is not in the instruction pool"),
@@ -73,11 +73,11 @@ def test_task_and_instruction_file_are_used(lsm_probe_command, tiny_llm_folder, 
     ],
 )
 def test_invalid_arguments_are_refused_in_one_line_without_output(
-    refusal, tiny_llm_folder, tiny_lsm_folder, manifest, tmp_path, arguments, said
+    refusal, tiny_llm_folder, tiny_lsm_folder, manifest, tmp_path, arguments, message
 ):
     arguments = tuple(tiny_lsm_folder if a == "builtin:untrained" else a for a in arguments)
     common = ("augment", "--data", manifest, "--llm", tiny_llm_folder, "--out", tmp_path / "out", *QUICK)
-    assert said in refusal(*common, *arguments)
+    assert message in refusal(*common, *arguments)
     assert not (tmp_path / "out").exists()
 
 

@@ -226,15 +226,15 @@ def wait_for_files(out, count, process):
 
 
 @pytest.fixture
-def talk(tmp_path):
+def many_sentences(tmp_path):
     """More sentences than two processes can synthesise at once, in chunks of eight."""
     path = tmp_path / "talk.txt"
     path.write_text("".join(f"{text} Number {i}.\n" for i in range(5) for text in SENTENCES))
     return path
 
 
-def test_a_run_killed_twice_resumes_to_the_same_bytes(data, talk, tmp_path):
-    arguments = ["speak", talk, "--speed", 0.9, "--speed", 1.1, "--workers", 2]
+def test_a_run_killed_twice_resumes_to_the_same_bytes(data, many_sentences, tmp_path):
+    arguments = ["speak", many_sentences, "--speed", 0.9, "--speed", 1.1, "--workers", 2]
     assert data(*arguments, "--out", tmp_path / "whole")[0] == 0
     out, random_ = tmp_path / "killed", random.Random(0)
     for resume in ([], ["--resume"]):
@@ -256,10 +256,10 @@ def test_a_run_killed_twice_resumes_to_the_same_bytes(data, talk, tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_worker_processes_end_if_only_their_parent_is_killed(talk, tmp_path):
+def test_worker_processes_end_if_only_their_parent_is_killed(many_sentences, tmp_path):
     import psutil
 
-    process = start("speak", talk, "--out", tmp_path / "out", "--workers", 2)
+    process = start("speak", many_sentences, "--out", tmp_path / "out", "--workers", 2)
     wait_for_files(tmp_path / "out", 1, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
@@ -268,8 +268,8 @@ def test_worker_processes_end_if_only_their_parent_is_killed(talk, tmp_path):
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
-def test_an_interrupt_of_all_processes_ends_at_once_without_a_traceback(talk, tmp_path):
-    process = start("speak", talk, "--out", tmp_path / "out", "--workers", 2)
+def test_an_interrupt_of_all_processes_ends_at_once_without_a_traceback(many_sentences, tmp_path):
+    process = start("speak", many_sentences, "--out", tmp_path / "out", "--workers", 2)
     wait_for_files(tmp_path / "out", 1, process)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=20)

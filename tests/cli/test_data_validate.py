@@ -112,13 +112,13 @@ def bad_clips(folder, waveform):
 
 
 def test_every_bad_clip_is_named_with_the_reason(lsm_probe_command, folder, waveform):
-    said = bad_clips(folder, waveform)
-    path = write(folder, GOOD, *(GOOD | {"id": name, "audio": name} for name in said))
+    expected = bad_clips(folder, waveform)
+    path = write(folder, GOOD, *(GOOD | {"id": name, "audio": name} for name in expected))
     code, stdout, _ = lsm_probe_command("data", "validate", path, "--json")
     assert code == 2
     report = json.loads(stdout)
     assert report["usable"] == 1
-    for name, cause in said.items():
+    for name, cause in expected.items():
         (line,) = (problem for problem in report["problems"] if name in problem)
         assert cause in line
 

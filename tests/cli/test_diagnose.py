@@ -24,24 +24,25 @@ def options(tiny_lsm_folder, manifest):
 
 
 def test_diagnose_prints_verdicts_and_what_was_not_measured(lsm_probe_command, options, tmp_path):
-    code, told, err = lsm_probe_command("diagnose", *options, "--utterances", 3, "--out", tmp_path / "out")
+    code, stdout, err = lsm_probe_command("diagnose", *options, "--utterances", 3, "--out", tmp_path / "out")
     assert code == 0
-    assert "Verdicts" in told
-    assert "cannot tell" in told
-    assert "lsm: Only 3 utterances were measured" in told
-    assert "missing: At least 3 more utterances." in told
-    assert f"written to {tmp_path / 'out'}: report.html, diagnosis.json" in " ".join(told.split())
+    assert "Verdicts" in stdout
+    assert "cannot tell" in stdout
+    assert "lsm: Only 3 utterances were measured" in stdout
+    assert "missing: At least 3 more utterances." in stdout
+    assert f"written to {tmp_path / 'out'}: report.html, diagnosis.json" in " ".join(stdout.split())
     assert "expected time: about" in err
     assert "transcription: " in err
 
 
 def test_two_processes_write_the_same_diagnosis_as_one(lsm_probe_command, options, tmp_path):
-    code, told, _ = lsm_probe_command("diagnose", *options, "--json", "--out", tmp_path / "one")
+    code, stdout, _ = lsm_probe_command("diagnose", *options, "--json", "--out", tmp_path / "one")
     assert code == 0
     command = [*TORCHRUN, "-m", "lsm_probe", "diagnose", *map(str, options), "--json", "--out", str(tmp_path / "two")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert not ended.returncode, ended.stderr
-    assert json.loads(ended.stdout) == json.loads(told) == json.loads((tmp_path / "one" / "diagnosis.json").read_text())
+    stored = (tmp_path / "one" / "diagnosis.json").read_text()
+    assert json.loads(ended.stdout) == json.loads(stdout) == json.loads(stored)
     assert (tmp_path / "two" / "report.html").exists()
 
 

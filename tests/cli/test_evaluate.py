@@ -91,7 +91,7 @@ def test_several_checkpoints_are_compared(run, files, tiny_lsm_folder, tiny_llm_
     assert len({line.count(" | ") for line in lines}) == 1
 
 
-class Recogniser(Transcriber):
+class FixedTranscriber(Transcriber):
     def transcribe(self, waveforms, languages):
         return ["the quick brown fox" for _ in waveforms]
 
@@ -101,7 +101,7 @@ def test_a_cascade_is_evaluated_in_the_same_run(run, tiny_lsm_folder, tiny_llm_f
 
     def load(name, **running):
         loaded.append((name, running))
-        return Recogniser(name, None, None, WeightsIdentity(model_type="whisper"))
+        return FixedTranscriber(name, None, None, WeightsIdentity(model_type="whisper"))
 
     monkeypatch.setattr(cascade, "load_transcriber", load)
     code, out, err = run(tiny_lsm_folder, options=["--cascade", tiny_llm_folder, "--whisper", "tiny"])
@@ -120,7 +120,7 @@ def test_a_cascade_is_evaluated_in_the_same_run(run, tiny_lsm_folder, tiny_llm_f
 
 
 @pytest.mark.parametrize(
-    ("llm", "whisper", "said"),
+    ("llm", "whisper", "message"),
     [
         ("./nothere", "builtin:whisper", "./nothere cannot be loaded: there is no folder nothere in"),
         ("builtin:lm", "builtin:whisper", "--ckpt builtin:lm is unknown"),
@@ -133,12 +133,12 @@ def test_a_cascade_is_evaluated_in_the_same_run(run, tiny_lsm_folder, tiny_llm_f
     ],
 )
 def test_an_invalid_cascade_is_refused_before_the_first_checkpoint_is_loaded(
-    run, tiny_lsm_folder, tmp_path, monkeypatch, llm, whisper, said
+    run, tiny_lsm_folder, tmp_path, monkeypatch, llm, whisper, message
 ):
     monkeypatch.setattr("lsm_probe.models.loading._load_pretrained", lambda *_: pytest.fail("loaded"))
     code, _, stderr = run(tiny_lsm_folder, options=["--cascade", llm, "--whisper", whisper])
     assert code == 2
-    assert said in stderr
+    assert message in stderr
     assert not (tmp_path / "out").exists()
 
 

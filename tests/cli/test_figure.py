@@ -38,7 +38,7 @@ def manifest(tmp_path_factory, waveform):
     return folder / "test.place.jsonl"
 
 
-class Recogniser(Transcriber):
+class FixedTranscriber(Transcriber):
     def transcribe(self, waveforms, languages):
         return ["the quick brown fox" for _ in waveforms]
 
@@ -47,7 +47,7 @@ class Recogniser(Transcriber):
 def results(lsm_probe_command, manifest, tiny_llm_folder, tiny_lsm_folder, mmlu_folder, tmp_path, monkeypatch):
     """`results(name)`: a folder of results of a text LLM and an LSM, as input of the figure."""
     both = ("--ckpt", tiny_llm_folder, "--ckpt", tiny_lsm_folder)
-    monkeypatch.setattr(cascade, "load_transcriber", lambda name, **_: Recogniser(name, None, None, WHISPER))
+    monkeypatch.setattr(cascade, "load_transcriber", lambda name, **_: FixedTranscriber(name, None, None, WHISPER))
     asked = ("--task", "commands-place", "--data", manifest.parent.parent, "--cascade", tiny_llm_folder)
     commands = {
         "figure3": ("attention", *both, "--data", manifest, *QUICK),

@@ -48,7 +48,7 @@ def manifest(tmp_path):
 
 
 @pytest.fixture
-def odd(tiny_llm_folder, tmp_path):
+def odd_name(tiny_llm_folder, tmp_path):
     """A checkpoint whose name is difficult for markup, formulas, fonts and encodings."""
     shutil.copytree(tiny_llm_folder, tmp_path / ODD)
     return tmp_path / ODD
@@ -89,11 +89,13 @@ def test_a_page_with_the_path_of_its_notebook_is_refused(lsm_probe_command, tmp_
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_tables_and_json_are_printed_in_any_encoding(encoding, odd, lsm_probe_command, manifest, tmp_path, monkeypatch):
+def test_tables_and_json_are_printed_in_any_encoding(
+    encoding, odd_name, lsm_probe_command, manifest, tmp_path, monkeypatch
+):
     def printed(*more):
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, write_through=True))
-        arguments = ("--ckpt", odd, "--data", manifest, "--max-new-tokens", 2, "--out", tmp_path / "out", *more)
+        arguments = ("--ckpt", odd_name, "--data", manifest, "--max-new-tokens", 2, "--out", tmp_path / "out", *more)
         code, _, stderr = lsm_probe_command("attention", *arguments)
         assert code == 0, stderr
         return raw.getvalue().decode(encoding)
@@ -104,14 +106,14 @@ def test_tables_and_json_are_printed_in_any_encoding(encoding, odd, lsm_probe_co
     assert f"{shown}: 1 samples" in table
     assert "\\[b]" not in table
     (stored,) = json.loads(printed("--json"))["results"]
-    assert stored["checkpoint"]["name"] == str(odd)
+    assert stored["checkpoint"]["name"] == str(odd_name)
 
 
-def test_matplotlib_settings_and_stream_encodings_of_the_user_do_not_matter(odd, manifest, tmp_path):
+def test_matplotlib_settings_and_stream_encodings_of_the_user_do_not_matter(odd_name, manifest, tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     settings = {"MPLBACKEND": "no such backend", "MATPLOTLIBRC": str(tmp_path), "PYTHONIOENCODING": "ascii"}
     out = tmp_path / "out"
-    command = ["attention", "--ckpt", odd, "--data", manifest, "--max-new-tokens", "2", "--out", out]
+    command = ["attention", "--ckpt", odd_name, "--data", manifest, "--max-new-tokens", "2", "--out", out]
     run = subprocess.run(
         [sys.executable, "-m", "lsm_probe", *command], env={**os.environ, **settings}, capture_output=True, text=True
     )

@@ -47,9 +47,9 @@ def test_printed_json_equals_the_file(lsm_probe_command, tiny_lsm_folder, manife
         "--layer", 2, "--json",
     )  # fmt: skip
     assert code == 0
-    told = json.loads(stdout)
-    assert told["sample"]["id"] == "clip 0"
-    assert told == json.loads((tmp_path / "o" / "timeline.json").read_text())
+    printed = json.loads(stdout)
+    assert printed["sample"]["id"] == "clip 0"
+    assert printed == json.loads((tmp_path / "o" / "timeline.json").read_text())
     assert 'layer <tspan id="named">2' in (tmp_path / "o" / "timeline.html").read_text()
 
 

@@ -194,7 +194,7 @@ def test_a_sample_without_audio_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("x.wav", b"", "is empty (0 bytes)"),
         ("x.wav", b"not sound at all" * 99, "cannot be decoded"),
@@ -209,9 +209,9 @@ def test_a_sample_without_audio_is_refused() -> None:
         ("x.flac", flac_bomb(2**32, size=2**20), "covers 268435 s, and the limit is 3600 s"),
     ],
 )
-def test_files_without_audio_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_files_without_audio_are_refused(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert said in refusal(tmp_path / name)
+    assert expected in refusal(tmp_path / name)
 
 
 def test_missing_files_directories_fifos_and_devices_are_refused(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str, kept: float) -> 
     soundfile.write(tmp_path / name, noise(3, 16_000), 16_000)
     raw = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(raw[: int(len(raw) * kept)])
-    assert any(said in refusal(tmp_path / name) for said in ("is truncated", "cannot be decoded"))
+    assert any(expected in refusal(tmp_path / name) for expected in ("is truncated", "cannot be decoded"))
 
 
 @pytest.mark.parametrize("lost", [1, 2, 7])
@@ -295,7 +295,7 @@ def test_rates_outside_the_range_are_refused(tmp_path: Path, rate: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "duration", "said"),
+    ("start", "duration", "expected"),
     [
         (1.0, None, "start is 1.0 s, outside the file's 1.000 s"),
         (1e308, None, "outside the file"),
@@ -306,9 +306,11 @@ def test_rates_outside_the_range_are_refused(tmp_path: Path, rate: int) -> None:
         (0.5, 1e-9, "shorter than one frame"),
     ],
 )
-def test_sections_outside_the_file_are_refused(tmp_path: Path, start: float, duration: float | None, said: str) -> None:
+def test_sections_outside_the_file_are_refused(
+    tmp_path: Path, start: float, duration: float | None, expected: str
+) -> None:
     soundfile.write(tmp_path / "x.wav", noise(1, 16_000), 16_000)
-    assert said in refusal(tmp_path / "x.wav", start, duration)
+    assert expected in refusal(tmp_path / "x.wav", start, duration)
 
 
 @pytest.mark.parametrize(

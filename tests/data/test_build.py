@@ -79,10 +79,10 @@ WRONG = [
 
 @pytest.mark.parametrize("what", WRONG)
 def test_unusable_utterances_fail_or_are_skipped_and_counted(tmp_path, clip, what):
-    wrong, said = bad(clip, tmp_path)[what]
+    wrong, message = bad(clip, tmp_path)[what]
     utterances = [Utterance("good", "s", "Good.", clip), wrong, Utterance("better", "s", "Better.", clip)]
     out = tmp_path / "out"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         build(utterances, out, "transcription")
     assert not out.exists() or not list(out.iterdir())
     problems = Problems()

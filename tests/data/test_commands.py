@@ -38,21 +38,21 @@ def test_there_are_10400_distinct_commands():
 
 def test_every_answer_matches_its_sentence():
     for utterance in command_utterances(10_400, 0):
-        said, answers = words(utterance.text), utterance.answers
-        sentence = " ".join(said)
+        spoken, answers = words(utterance.text), utterance.answers
+        sentence = " ".join(spoken)
         verb, device, place = ast.literal_eval(answers["keywords"])
         (intent,) = ast.literal_eval(answers["intent"])
         action, object_ = intent.split()
         assert verb in VERBS[action]
-        assert all(part in said for part in verb.split())
+        assert all(part in spoken for part in verb.split())
         assert object_ == device == answers["device"]
-        assert said.count(device) == 1
+        assert spoken.count(device) == 1
         assert place == answers["place"]
         assert [p for p in PLACES if f" {p} " in f" {sentence} "] == [place]
         assert answers["capitals"] == utterance.text.upper()
         # No particle or verb of another action occurs.
         others = {v for a in VERBS for v in VERBS[a] if a != action}
-        assert not any(set(v.split()) <= set(said) for v in others), utterance.text
+        assert not any(set(v.split()) <= set(spoken) for v in others), utterance.text
 
 
 @pytest.mark.parametrize("count", [240, 1_000, 2_000, 10_400])

@@ -107,7 +107,7 @@ def test_name_with_a_colon_can_be_written_with_a_leading_dot(write: Write, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("{not json}", "is not JSON"),
         ('{"id": "x"', "is not JSON"),
@@ -153,13 +153,13 @@ def test_bad_line_is_named_with_its_number(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     line: dict[str, Any] | str | bytes,
-    said: str,
+    expected: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(GOOD | {"id": "first"}, "", line, GOOD | {"id": "last"})
     message = refusal(path)
     assert message.startswith(f"{path}, line 3: ")
-    assert said in message
+    assert expected in message
     assert "more)" not in message
     assert not (tmp_path / "owned").exists()
 
@@ -198,11 +198,11 @@ def test_duplicate_id_names_both_lines(write: Write) -> None:
     assert "line 1 has the same id" in message
 
 
-@pytest.mark.parametrize(("bad", "said"), [(1, "(and 1 more)"), (3, "(and 3 more)")])
-def test_further_bad_lines_are_counted(write: Write, bad: int, said: str) -> None:
+@pytest.mark.parametrize(("bad", "expected"), [(1, "(and 1 more)"), (3, "(and 3 more)")])
+def test_further_bad_lines_are_counted(write: Write, bad: int, expected: str) -> None:
     message = refusal(write(GOOD, "{}", *["nonsense"] * bad))
     assert "line 2: 'id' is missing" in message
-    assert message.endswith(said)
+    assert message.endswith(expected)
 
 
 def test_unusable_manifests_are_refused(tmp_path: Path, write: Write) -> None:
@@ -229,7 +229,7 @@ def test_unknown_keys_are_named_in_one_warning(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         (
             {"id": "x", "prompt": "Repeat.", "text": "hello"},
@@ -246,8 +246,8 @@ def test_unknown_keys_are_named_in_one_warning(write: Write) -> None:
         ({"id": "x", "instruction": "Repeat.", "text": " ", "wav": "x.wav"}, "or leave the key out"),
     ],
 )
-def test_a_line_with_a_missing_key_names_its_unknown_keys(write: Write, line: dict[str, Any], said: str) -> None:
-    assert refusal(write(GOOD, line)).endswith(said)
+def test_a_line_with_a_missing_key_names_its_unknown_keys(write: Write, line: dict[str, Any], expected: str) -> None:
+    assert refusal(write(GOOD, line)).endswith(expected)
 
 
 def test_ten_lines_with_the_same_mistake_are_reported_in_one_line(write: Write) -> None:
@@ -270,8 +270,8 @@ def test_builtin_data_is_found_by_name(name: str) -> None:
 
 
 def test_an_unknown_builtin_name_is_refused() -> None:
-    said = refusal("builtin:probes")
-    assert "builtin:probes is not built in; use one of builtin:probe, builtin:commands, or the path of" in said
+    message = refusal("builtin:probes")
+    assert "builtin:probes is not built in; use one of builtin:probe, builtin:commands, or the path of" in message
 
 
 @pytest.fixture

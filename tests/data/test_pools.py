@@ -111,7 +111,7 @@ def test_pools_with_conflicting_tasks_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "holds no tasks"),
         ("tasks: []", "holds no tasks"),
@@ -132,8 +132,8 @@ def test_pools_with_conflicting_tasks_are_refused(tmp_path: Path) -> None:
         ("[" * 5_000, "cannot be read as YAML"),
     ],
 )
-def test_an_invalid_pool_file_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
-    assert said in refusal(tmp_path / "pool.yaml", text)
+def test_an_invalid_pool_file_is_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path / "pool.yaml", text)
 
 
 def test_a_missing_file_names_the_built_in_pools(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_audio_becomes_a_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"id": ""}, "empty or blank"),
         ({"id": 5}, "valid string"),
@@ -59,9 +59,9 @@ def test_audio_becomes_a_path() -> None:
         ({"unheard_of": 1}, "not permitted"),
     ],
 )
-def test_invalid_values_are_refused(change: dict[str, object], said: str) -> None:
+def test_invalid_values_are_refused(change: dict[str, object], message: str) -> None:
     values: dict[str, object] = {"id": "a", "instruction": "Repeat.", "text": "hello"}
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         Sample.model_validate(values | change)
 
 

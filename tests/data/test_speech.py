@@ -19,7 +19,7 @@ from lsm_probe.errors import InputError
 TEXTS = ["Yes.", "No, not yet.", "Maybe so.", "Of course."]
 
 
-def said(*texts):
+def utterances_of(*texts):
     return [Utterance(id=f"s{i}", split="", text=text) for i, text in enumerate(texts)]
 
 
@@ -44,7 +44,7 @@ def tones(monkeypatch):
 
 def test_the_bytes_are_the_same_with_one_process_and_with_two(tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "_CHUNK_SIZE", 2)
-    utterances, settings = said(*TEXTS), SpeechSettings(speeds=(0.9, 1.1), seed=5)
+    utterances, settings = utterances_of(*TEXTS), SpeechSettings(speeds=(0.9, 1.1), seed=5)
     one = synthesize(utterances, tmp_path / "1", settings, workers=1, problems=Problems())
     two = synthesize(utterances[::-1], tmp_path / "2", settings, workers=2, problems=Problems())
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
@@ -80,10 +80,11 @@ def test_an_unknown_voice_is_refused():
 
 
 def test_existing_clips_are_not_synthesised_again(tmp_path, tones):
-    first = synthesize(said(*TEXTS[:2]), tmp_path, SpeechSettings(), workers=1, problems=Problems())
+    first = synthesize(utterances_of(*TEXTS[:2]), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.flac")}
     seen = []
-    both = synthesize(said(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems(), on_progress=seen.append)
+    rest = {"workers": 1, "problems": Problems(), "on_progress": seen.append}
+    both = synthesize(utterances_of(*TEXTS), tmp_path, SpeechSettings(), **rest)
     assert tones == TEXTS
     assert (first.new, first.already, both.new, both.already) == (2, 0, 2, 2)
     assert both.seconds == pytest.approx(0.1 * len("".join(TEXTS[2:])))
@@ -92,17 +93,17 @@ def test_existing_clips_are_not_synthesised_again(tmp_path, tones):
 
 
 def test_partial_files_of_a_killed_run_are_removed(tmp_path, tones):
-    (spoken,) = synthesize(said("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
+    (spoken,) = synthesize(utterances_of("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
     leftover = spoken.audio.with_name(f".{spoken.audio.stem}.4711.flac")
     leftover.write_bytes(b"half")
-    synthesize(said("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems())
+    synthesize(utterances_of("Yes."), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     assert not leftover.exists()
     assert spoken.audio.exists()
 
 
 def test_a_text_that_cannot_be_synthesised_is_counted(tmp_path, tones):
     problems = Problems()
-    spoken = synthesize(said("Yes.", "", "No.", " "), tmp_path, SpeechSettings(), workers=1, problems=problems)
+    spoken = synthesize(utterances_of("Yes.", "", "No.", " "), tmp_path, SpeechSettings(), workers=1, problems=problems)
     assert [u.id for u in spoken.utterances] == ["s0", "s2"]
     assert [line.split(": ")[0] for line in problems.found] == ["s1", "s3"]
     assert len(contents(tmp_path)) == 2
@@ -142,10 +143,10 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, tones, mon
     with monkeypatch.context() as disk:
         disk.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError) as caught:
-            synthesize(said(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems())
+            synthesize(utterances_of(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     assert caught.value.errno == errno.ENOSPC
     assert len(contents(tmp_path)) == 2
-    spoken = synthesize(said(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems())
+    spoken = synthesize(utterances_of(*TEXTS), tmp_path, SpeechSettings(), workers=1, problems=Problems())
     assert (spoken.new, spoken.already) == (2, 2)
     assert all(soundfile.read(u.audio)[0].size for u in spoken.utterances)
 
@@ -153,7 +154,7 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, tones, mon
 def test_audio_above_full_scale_is_scaled_and_not_clipped(tmp_path, monkeypatch):
     square = np.where(np.arange(24_000) // 60 % 2, 1.0, -1.0).astype(np.float32)  # overshoots when resampled
     monkeypatch.setattr(speech, "synthesize_text", lambda *args, **kwargs: (square, 24_000))
-    (loud,) = synthesize(said("Loud."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
+    (loud,) = synthesize(utterances_of("Loud."), tmp_path, SpeechSettings(), workers=1, problems=Problems()).utterances
     samples, rate = soundfile.read(loud.audio, dtype="int16")
     assert rate == RATE
     assert np.abs(samples.astype(int)).max() == 32_767
@@ -161,10 +162,15 @@ def test_audio_above_full_scale_is_scaled_and_not_clipped(tmp_path, monkeypatch)
 
 
 def test_the_digest_of_the_texts_changes_with_every_edit():
-    texts = said(*TEXTS)
-    others = [texts[::-1], texts[:3], said("Yes", *TEXTS[1:]), [Utterance(id="x", split="", text="Yes."), *texts[1:]]]
+    texts = utterances_of(*TEXTS)
+    others = [
+        texts[::-1],
+        texts[:3],
+        utterances_of("Yes", *TEXTS[1:]),
+        [Utterance(id="x", split="", text="Yes."), *texts[1:]],
+    ]
     assert len({texts_sha256(t) for t in [texts, *others]}) == 5
-    assert texts_sha256(said(*TEXTS)) == texts_sha256(texts)
+    assert texts_sha256(utterances_of(*TEXTS)) == texts_sha256(texts)
 
 
 def test_a_flac_in_memory_equals_the_file(tmp_path):
@@ -179,4 +185,4 @@ def test_a_killed_worker_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "_CHUNK_SIZE", 1)
     monkeypatch.setattr(speech, "_initialize_worker", partial(os._exit, 9))
     with pytest.raises(InputError, match="fewer --workers"):
-        synthesize(said("Yes.", "No."), tmp_path, SpeechSettings(), workers=2, problems=Problems())
+        synthesize(utterances_of("Yes.", "No."), tmp_path, SpeechSettings(), workers=2, problems=Problems())

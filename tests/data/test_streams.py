@@ -38,9 +38,9 @@ def length(path: Path, content: bytes) -> int:
         return agreed_length(path)
 
 
-def length_with_warning(path: Path, content: bytes, said: str) -> int:
+def length_with_warning(path: Path, content: bytes, expected: str) -> int:
     path.write_bytes(content)
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=expected):
         return agreed_length(path)
 
 
@@ -98,22 +98,22 @@ def test_concatenated_files_are_read_completely(tmp_path: Path, kind: str, subty
 def test_concatenated_streams_of_different_rates_are_refused(tmp_path: Path) -> None:
     other = io.BytesIO()
     soundfile.write(other, noise(1), 8_000, format="OGG")
-    said = refusal(tmp_path / "x.ogg", encoded(noise(1), "OGG") + other.getvalue())
-    assert "streams of different rates (8000, 16000 Hz)" in said
+    message = refusal(tmp_path / "x.ogg", encoded(noise(1), "OGG") + other.getvalue())
+    assert "streams of different rates (8000, 16000 Hz)" in message
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
+    ("first", "second", "expected"),
     [
         *(("FLAC", "WAV", "RIFF"), ("MP3", "FLAC", "fLaC"), ("OGG", "FLAC", "fLaC"), ("FLAC", "OGG", "OggS")),
         *(("WAV", "FLAC", "fLaC"), ("WAV", "OGG", "OggS"), ("MP3", "AIFF", "FORM"), ("NIST", "NIST", "NIST_1A")),
     ],
 )
 def test_concatenated_files_of_different_formats_are_refused(
-    tmp_path: Path, first: str, second: str, said: str
+    tmp_path: Path, first: str, second: str, expected: str
 ) -> None:
     content = encoded(noise(1), first)
-    assert f"holds a second sound file ({said} at byte {len(content)})" in refusal(
+    assert f"holds a second sound file ({expected} at byte {len(content)})" in refusal(
         tmp_path / "x", content + encoded(noise(1, 1), second)
     )
 
@@ -281,8 +281,8 @@ def test_flac_without_a_length_is_read_to_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("claimed", [1, 4_096, 20_000, 47_999])
 def test_flac_header_with_too_few_frames_gives_a_warning(tmp_path: Path, claimed: int) -> None:
     content = flac_claiming(encoded(noise(3), "FLAC"), claimed)
-    said = f"its header claims {claimed} frames, and 48000 are there"
-    assert length_with_warning(tmp_path / "x.flac", content, said) == 3 * RATE
+    expected = f"its header claims {claimed} frames, and 48000 are there"
+    assert length_with_warning(tmp_path / "x.flac", content, expected) == 3 * RATE
 
 
 def test_flac_header_with_too_many_frames_is_refused(tmp_path: Path) -> None:

@@ -248,8 +248,8 @@ def test_details_name_model_layer_and_weights(bert):
     details = bert_score(REFERENCES, RESPONSES, load_bert_scorer(bert, 2)).details
     weights = hashlib.sha256((Path(bert) / "model.safetensors").read_bytes()).hexdigest()
     assert details["weights_sha256"] == {"model.safetensors": weights}
-    told = {key: details[key] for key in ("model", "model_type", "layer", "idf", "rescale", "cut")}
-    assert told == {"model": bert, "model_type": "bert", "layer": 2, "idf": False, "rescale": False, "cut": 0}
+    settings = {key: details[key] for key in ("model", "model_type", "layer", "idf", "rescale", "cut")}
+    assert settings == {"model": bert, "model_type": "bert", "layer": 2, "idf": False, "rescale": False, "cut": 0}
     assert f"{bert}_L2_no-idf_version=" in details["library"]
 
 

@@ -40,7 +40,7 @@ def samples(tmp_path_factory, waveform):
     return made
 
 
-def told(result):
+def content_of(result):
     """The content of a result without its times."""
     content = result.to_dict()
     del content["seconds_per_sample"]
@@ -52,7 +52,7 @@ def test_the_result_does_not_depend_on_the_batch(tiny_lsm, tiny_llm, samples, so
     checkpoint = tiny_lsm if source == "speech" else tiny_llm
     one = lsm_probe.evaluate(checkpoint, samples, batch_size=1, **QUICK)
     eight = lsm_probe.evaluate(checkpoint, samples, batch_size=8, **QUICK)
-    assert told(one) == told(eight)
+    assert content_of(one) == content_of(eight)
     assert len({row["response"] for row in one.samples}) > 1  # different responses, which could be mixed up
 
 
@@ -87,7 +87,7 @@ def test_an_interrupted_evaluation_is_resumed_with_the_same_result(tiny_lsm, sam
     assert seen == [2, 4]
     assert len(kept) == 2
     resumed = lsm_probe.evaluate(tiny_lsm, samples, batch_size=2, progress_folder=tmp_path, **QUICK)
-    assert told(resumed) == told(whole)
+    assert content_of(resumed) == content_of(whole)
 
 
 def test_a_saved_result_is_loaded_unchanged(tiny_lsm, samples, tmp_path):
@@ -182,27 +182,27 @@ def test_unusable_samples_are_left_out_on_request(tiny_lsm, samples, tmp_path):
 WHISPER = WeightsIdentity(model_type="whisper")
 
 
-class Recogniser(Transcriber):
+class LengthTranscriber(Transcriber):
     """A transcriber whose transcripts state the length of the clip."""
 
     def transcribe(self, waveforms, languages):
         assert languages == ["en"] * len(waveforms)
-        return [f" heard {len(waveform)} samples" if len(waveform) > 8_000 else " " for waveform in waveforms]
+        return [f" clip of {len(waveform)} samples" if len(waveform) > 8_000 else " " for waveform in waveforms]
 
 
 @pytest.fixture
-def listening(tiny_llm):
-    return cascade(tiny_llm, Recogniser("builtin:whisper", None, None, WHISPER))
+def whisper_cascade(tiny_llm):
+    return cascade(tiny_llm, LengthTranscriber("builtin:whisper", None, None, WHISPER))
 
 
-def test_a_cascade_answers_the_transcript_of_the_transcriber(listening, tiny_llm, samples):
-    result = lsm_probe.evaluate(listening, samples, batch_size=3, **QUICK)
+def test_a_cascade_answers_the_transcript_of_the_transcriber(whisper_cascade, tiny_llm, samples):
+    result = lsm_probe.evaluate(whisper_cascade, samples, batch_size=3, **QUICK)
     lengths = [soundfile.info(sample.audio).frames for sample in samples]
-    heard = [f"heard {length} samples" if length > 8_000 else NO_WORDS for length in lengths]
-    assert [row["transcript"] for row in result.samples] == heard
-    as_text = [sample.model_copy(update={"text": text}) for sample, text in zip(samples, heard, strict=True)]
-    told_so = lsm_probe.evaluate(tiny_llm, as_text, **QUICK)
-    assert [row["response"] for row in result.samples] == [row["response"] for row in told_so.samples]
+    transcripts = [f"clip of {length} samples" if length > 8_000 else NO_WORDS for length in lengths]
+    assert [row["transcript"] for row in result.samples] == transcripts
+    as_text = [sample.model_copy(update={"text": text}) for sample, text in zip(samples, transcripts, strict=True)]
+    from_text = lsm_probe.evaluate(tiny_llm, as_text, **QUICK)
+    assert [row["response"] for row in result.samples] == [row["response"] for row in from_text.samples]
     assert result.checkpoint.model.transcriber == WHISPER
     words = result.summary()["tasks"]["said"]["transcripts"]["details"]["words"]
     assert words == sum(len(text.split()) for text in TEXTS)
@@ -210,15 +210,16 @@ def test_a_cascade_answers_the_transcript_of_the_transcriber(listening, tiny_llm
 
 def test_a_cascade_needs_a_text_llm(tiny_lsm):
     with pytest.raises(InputError, match="takes speech itself: a cascade consists of"):
-        cascade(tiny_lsm, Recogniser("w", None, None, WHISPER))
+        cascade(tiny_lsm, LengthTranscriber("w", None, None, WHISPER))
 
 
-def test_a_cascade_is_resumed_without_transcribing_again(listening, samples, tmp_path):
-    whole = lsm_probe.evaluate(listening, samples, batch_size=2, progress_folder=tmp_path, **QUICK)
+def test_a_cascade_is_resumed_without_transcribing_again(whisper_cascade, samples, tmp_path):
+    whole = lsm_probe.evaluate(whisper_cascade, samples, batch_size=2, progress_folder=tmp_path, **QUICK)
 
-    object.__setattr__(listening.transcriber, "transcribe", lambda waves, langs: ["once"] * len(waves))  # the warm-up
-    again = lsm_probe.evaluate(listening, samples, batch_size=2, progress_folder=tmp_path, **QUICK)
-    assert told(again) == told(whole)
+    # Only the warm-up calls the transcriber again.
+    object.__setattr__(whisper_cascade.transcriber, "transcribe", lambda waves, langs: ["once"] * len(waves))
+    again = lsm_probe.evaluate(whisper_cascade, samples, batch_size=2, progress_folder=tmp_path, **QUICK)
+    assert content_of(again) == content_of(whole)
     assert again.seconds.tolist() == whole.seconds.tolist()
 
 

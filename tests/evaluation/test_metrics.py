@@ -23,27 +23,27 @@ from lsm_probe.evaluation.metrics import (
 )
 
 ENGLISH = ["the cat sat on the mat today", "she sells sea shells by the shore", "it rains a lot", "he went home early"]
-HEARD = ["the cat sat on a mat", "she sells sea shells by the shore now", "it rains", "go"]
+TRANSCRIPTS = ["the cat sat on a mat", "she sells sea shells by the shore now", "it rains", "go"]
 CHINESE = ["他今天去了学校。", "我们明天要下雨了。", "她在家里看书。"]
-SAID = ["他今天去学校。", "明天会下雨。", "Hello 她看书"]
+CHINESE_RESPONSES = ["他今天去学校。", "明天会下雨。", "Hello 她看书"]
 LABELS = ["neutral", "joy", "anger", "fear"]
-MEANT = ["neutral", "neutral", "joy", "anger", "joy", "neutral"]
-VALUES = ["neutral", "joy", "joy", None, "anger", "neutral"]
+TRUE_LABELS = ["neutral", "neutral", "joy", "anger", "joy", "neutral"]
+PARSED_LABELS = ["neutral", "joy", "joy", None, "anger", "neutral"]
 UTTERANCES = [f"u{i}" for i in range(6)]
 
 
 def metrics():
     """One of each metric, for four samples."""
     return [
-        word_error_rate(ENGLISH, HEARD),
-        word_error_rate(ENGLISH, HEARD, macro=True),
-        bleu(ENGLISH, HEARD, "en"),
-        accuracy(MEANT[:4], VALUES[:4]),
-        f1(MEANT[:4], VALUES[:4], LABELS),
-        f1(MEANT[:4], VALUES[:4], LABELS, average="micro"),
-        answer_contained([["cat"], ["sea shell"], ["rains"], ["no", "go"]], HEARD),
+        word_error_rate(ENGLISH, TRANSCRIPTS),
+        word_error_rate(ENGLISH, TRANSCRIPTS, macro=True),
+        bleu(ENGLISH, TRANSCRIPTS, "en"),
+        accuracy(TRUE_LABELS[:4], PARSED_LABELS[:4]),
+        f1(TRUE_LABELS[:4], PARSED_LABELS[:4], LABELS),
+        f1(TRUE_LABELS[:4], PARSED_LABELS[:4], LABELS, average="micro"),
+        answer_contained([["cat"], ["sea shell"], ["rains"], ["no", "go"]], TRANSCRIPTS),
         following_rate([True, None, False, True]),
-        agreement(ENGLISH, ["The cat sat on the mat today!", *HEARD[1:]]),
+        agreement(ENGLISH, ["The cat sat on the mat today!", *TRANSCRIPTS[1:]]),
     ]
 
 
@@ -71,9 +71,9 @@ def test_word_error_rate_normalises_as_whisper_does():
 
 
 def test_word_error_rate_equals_jiwers():
-    assert word_error_rate(ENGLISH, HEARD).value == pytest.approx(100 * jiwer.wer(ENGLISH, HEARD))
-    assert word_error_rate([*ENGLISH, ""], [*HEARD, "so so"]).value == pytest.approx(
-        100 * jiwer.wer([*ENGLISH, ""], [*HEARD, "so so"])
+    assert word_error_rate(ENGLISH, TRANSCRIPTS).value == pytest.approx(100 * jiwer.wer(ENGLISH, TRANSCRIPTS))
+    assert word_error_rate([*ENGLISH, ""], [*TRANSCRIPTS, "so so"]).value == pytest.approx(
+        100 * jiwer.wer([*ENGLISH, ""], [*TRANSCRIPTS, "so so"])
     )
 
 
@@ -112,12 +112,12 @@ def test_empty_responses_count_as_deletions():
 @pytest.mark.parametrize(
     ("references", "responses", "language", "tokenizer"),
     [
-        (ENGLISH, HEARD, "en", "13a"),
-        (ENGLISH, HEARD, "German", "13a"),
-        (CHINESE, SAID, "zh", "zh"),
-        (CHINESE, SAID, "zh-CN", "zh"),
-        (CHINESE, SAID, "Chinese", "zh"),
-        ([*ENGLISH, "a b", ""], [*HEARD, "", "a b"], "fr", "13a"),
+        (ENGLISH, TRANSCRIPTS, "en", "13a"),
+        (ENGLISH, TRANSCRIPTS, "German", "13a"),
+        (CHINESE, CHINESE_RESPONSES, "zh", "zh"),
+        (CHINESE, CHINESE_RESPONSES, "zh-CN", "zh"),
+        (CHINESE, CHINESE_RESPONSES, "Chinese", "zh"),
+        ([*ENGLISH, "a b", ""], [*TRANSCRIPTS, "", "a b"], "fr", "13a"),
         (["x"], ["y"], "es", "13a"),
     ],
 )
@@ -167,7 +167,7 @@ def test_bleu_refuses_an_unknown_language(language):
 
 
 def test_accuracy_counts_unparsed_responses_as_wrong():
-    found = accuracy(MEANT, VALUES)
+    found = accuracy(TRUE_LABELS, PARSED_LABELS)
     assert (found.value, found.n, found.details) == (50, 6, {"unread": 1})
     assert accuracy([True, False, frozenset("ab")], [True, None, frozenset("ba")]).value == pytest.approx(200 / 3)
     with pytest.raises(InputError, match=r"sample 1 \(from 0\)"):
@@ -176,24 +176,26 @@ def test_accuracy_counts_unparsed_responses_as_wrong():
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
 def test_f1_equals_scikit_learn(average):
-    said = [value or "unread" for value in VALUES]
-    expected = f1_score(MEANT, said, labels=LABELS, average=average, zero_division=np.nan)
-    assert f1(MEANT, VALUES, LABELS, average=average).value == pytest.approx(100 * expected)
+    said = [value or "unread" for value in PARSED_LABELS]
+    expected = f1_score(TRUE_LABELS, said, labels=LABELS, average=average, zero_division=np.nan)
+    assert f1(TRUE_LABELS, PARSED_LABELS, LABELS, average=average).value == pytest.approx(100 * expected)
 
 
 def test_f1_by_label_by_hand():
     # neutral: 2 right of 3 meant and 2 said; joy: 1 right of 2 and 2; anger: 0 right of 1 and 1; fear: never
-    labels = f1(MEANT, VALUES, LABELS).details["labels"]
+    labels = f1(TRUE_LABELS, PARSED_LABELS, LABELS).details["labels"]
     assert labels["neutral"] == {"f1": pytest.approx(80), "references": 3}
     assert labels["joy"] == {"f1": pytest.approx(50), "references": 2}
     assert labels["anger"] == {"f1": 0, "references": 1}
     assert labels["fear"] == {"f1": None, "references": 0}
-    assert f1(MEANT, VALUES, LABELS).value == pytest.approx((80 + 50 + 0) / 3)
+    assert f1(TRUE_LABELS, PARSED_LABELS, LABELS).value == pytest.approx((80 + 50 + 0) / 3)
 
 
 def test_micro_f1_equals_accuracy_if_all_responses_are_parsed():
-    values = [value or "fear" for value in VALUES]
-    assert f1(MEANT, values, LABELS, average="micro").value == pytest.approx(100 * accuracy_score(MEANT, values))
+    values = [value or "fear" for value in PARSED_LABELS]
+    assert f1(TRUE_LABELS, values, LABELS, average="micro").value == pytest.approx(
+        100 * accuracy_score(TRUE_LABELS, values)
+    )
 
 
 def test_f1_refuses_an_unknown_label():
@@ -257,9 +259,9 @@ def test_scores_of_counts_do_not_depend_on_their_order(i):
 
 
 def test_metrics_do_not_depend_on_the_order_of_input():
-    assert word_error_rate(ENGLISH[::-1], HEARD[::-1]).value == word_error_rate(ENGLISH, HEARD).value
-    assert bleu(CHINESE[::-1], SAID[::-1], "zh").value == bleu(CHINESE, SAID, "zh").value
-    assert f1(MEANT[::-1], VALUES[::-1], LABELS).value == f1(MEANT, VALUES, LABELS).value
+    assert word_error_rate(ENGLISH[::-1], TRANSCRIPTS[::-1]).value == word_error_rate(ENGLISH, TRANSCRIPTS).value
+    assert bleu(CHINESE[::-1], CHINESE_RESPONSES[::-1], "zh").value == bleu(CHINESE, CHINESE_RESPONSES, "zh").value
+    assert f1(TRUE_LABELS[::-1], PARSED_LABELS[::-1], LABELS).value == f1(TRUE_LABELS, PARSED_LABELS, LABELS).value
 
 
 @pytest.mark.parametrize("i", range(len(metrics())))
@@ -272,9 +274,11 @@ def test_a_leave_one_out_resample_equals_the_score_without_the_utterance(i):
 
 
 def test_a_leave_one_out_bleu_equals_sacrebleu_of_the_other_sentences():
-    found = bleu(CHINESE, SAID, "zh").leave_one_out(list("abc"))
+    found = bleu(CHINESE, CHINESE_RESPONSES, "zh").leave_one_out(list("abc"))
     for i, score in enumerate(found):
-        references, responses = ([text for j, text in enumerate(texts) if j != i] for texts in (CHINESE, SAID))
+        references, responses = (
+            [text for j, text in enumerate(texts) if j != i] for texts in (CHINESE, CHINESE_RESPONSES)
+        )
         assert score == sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score
 
 

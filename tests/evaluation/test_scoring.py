@@ -12,7 +12,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from lsm_probe.evaluation.scoring import FOLLOWING, Predictions, score
 from lsm_probe.evaluation.task import builtin_tasks, read_task
 
-HEARD = [
+TRANSCRIBED = [
     ("ALSO A POPULAR CONTRIVANCE", "Also a popular contrivance."),
     ("HE HAS TWENTY ONE COATS", "He has 21 coats."),
     ("THE OLD TOWN", "The old down."),
@@ -21,7 +21,7 @@ HEARD = [
 ]
 # Errors: 0, 0 (the normaliser writes "21" of "twenty one", which makes 4 words), 1 substitution, 2 deletions, and 2
 # insertions: 5. Words: 4, 4, 3, 2, 2: 15. Rates: 0, 0, 1/3, 1, 1.
-TRANSCRIPTION = (HEARD, {"word_error_rate": 100 * 5 / 15, "word_error_rate_macro": 100 * (1 / 3 + 1 + 1) / 5})
+TRANSCRIPTION = (TRANSCRIBED, {"word_error_rate": 100 * 5 / 15, "word_error_rate_macro": 100 * (1 / 3 + 1 + 1) / 5})
 
 CAPITALS = (
     [
@@ -294,10 +294,10 @@ def test_metrics_equal_those_counted_by_hand(name):
 
 
 def test_word_error_rate_equals_jiwer_after_whispers_normaliser():
-    references, responses = zip(*HEARD, strict=True)
+    references, responses = zip(*TRANSCRIBED, strict=True)
     normalise = EnglishTextNormalizer()
     theirs = jiwer.wer([normalise(text) for text in references], [normalise(text) for text in responses])
-    assert values(read_task("ljspeech"), HEARD)["word_error_rate"] == pytest.approx(100 * theirs)
+    assert values(read_task("ljspeech"), TRANSCRIBED)["word_error_rate"] == pytest.approx(100 * theirs)
 
 
 def test_repeating_the_speech_lowers_bleu_and_the_following_rate():

@@ -227,16 +227,16 @@ def test_texts_that_are_measured_again_in_float32_count_in_the_progress(tiny_llm
 def test_an_interrupted_run_resumes_with_the_next_subject(tiny_llm, samples, mmlu, tmp_path, monkeypatch):
     arguments = {"mmlu": mmlu, "shots": 1}
     whole = lsm_probe.text_ability(tiny_llm, samples, **arguments)
-    heard = []
+    progress = []
 
     def interrupt(done, total):
-        heard.append((done, total))
+        progress.append((done, total))
         if done == 7:  # three texts and the first subject
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         lsm_probe.text_ability(tiny_llm, samples, progress_folder=tmp_path, on_progress=interrupt, **arguments)
-    assert heard == [(3, 11), (7, 11)]
+    assert progress == [(3, 11), (7, 11)]
     run, asked = module.Harness.run, []
     monkeypatch.setattr(module.Harness, "run", lambda self, task: [asked.append(task), run(self, task)][1])
     monkeypatch.setattr(module, "_measure", None)  # the texts are there
@@ -252,7 +252,7 @@ def test_invalid_input_is_refused_before_the_run(tiny_llm, samples, mmlu, tmp_pa
     (tmp_path / "rain.wav").write_bytes(b"no sound")
     monkeypatch.setattr(tiny_llm.model, "forward", None)
     without = [*samples, Sample(id="bare", instruction="Go on.", text="The rain")]
-    spoken = [Sample(id="heard", instruction="Go on.", audio=tmp_path / "rain.wav", target="falls")]
+    spoken = [Sample(id="spoken", instruction="Go on.", audio=tmp_path / "rain.wav", target="falls")]
     for given, questions, shots, message in (
         ([], None, 5, "nothing to measure: give samples"),
         (without, None, 5, "1 of 4 samples have no `target`, whose perplexity is asked for .first: bare"),

@@ -122,17 +122,17 @@ def test_transcripts_do_not_depend_on_the_batch(transcriber, waveform):
 
 def test_a_language_is_given_by_code_or_name_and_otherwise_detected(transcriber, waveform):
     clips = [waveform(3, seed) for seed in range(3)]
-    told = {code: alone(transcriber, clips, [code] * 3) for code in LANGUAGES}
-    assert told["en"] != told["de"] != told["zh"]
+    transcripts = {code: alone(transcriber, clips, [code] * 3) for code in LANGUAGES}
+    assert transcripts["en"] != transcripts["de"] != transcripts["zh"]
     assert transcriber.transcribe(clips, ["English", "de", "zh-CN"]) == [
-        told[code][i] for i, code in enumerate(LANGUAGES)
+        transcripts[code][i] for i, code in enumerate(LANGUAGES)
     ]
     for spelling in ("zh_CN", "cmn", "Mandarin", "ZH"):
-        assert transcriber.transcribe(clips[:1], [spelling]) == told["zh"][:1]
+        assert transcriber.transcribe(clips[:1], [spelling]) == transcripts["zh"][:1]
     features = [transcriber.processor.feature_extractor(clip, sampling_rate=RATE).input_features[0] for clip in clips]
     ids = transcriber.model.detect_language(torch.tensor(np.stack(features))).tolist()
     code_of = {i: name.strip("<|>") for name, i in transcriber.model.generation_config.lang_to_id.items()}
-    assert transcriber.transcribe(clips, [None] * 3) == [told[code_of[i]][row] for row, i in enumerate(ids)]
+    assert transcriber.transcribe(clips, [None] * 3) == [transcripts[code_of[i]][row] for row, i in enumerate(ids)]
 
 
 def test_the_whisper_task_is_transcribe(copy, transcriber, waveform):
@@ -181,16 +181,16 @@ def test_nothing_is_printed_to_stderr(copy, waveform, capfd):
     edit(copy, "generation_config.json", forced_decoder_ids=[[1, None], [2, 5]])
     whisper = load_transcriber(str(copy))
     logging.warning_once.cache_clear()  # transformers shows some warnings only once per process
-    remarks = Remarks()
-    logging.add_handler(remarks)
+    log_lines = LogLines()
+    logging.add_handler(log_lines)
     capfd.readouterr()
     whisper.transcribe([waveform(3), waveform(2), waveform(31), waveform(32)], [None, "en", None, None])
-    logging.remove_handler(remarks)
+    logging.remove_handler(log_lines)
     output = capfd.readouterr()
-    assert (output.out, output.err, remarks.seen) == ("", "", [])
+    assert (output.out, output.err, log_lines.seen) == ("", "", [])
 
 
-class Remarks(Handler):
+class LogLines(Handler):
     """Collects log lines: transformers' own handler writes to the stderr of the time when it was imported."""
 
     def __init__(self):

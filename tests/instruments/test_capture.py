@@ -89,17 +89,17 @@ def refused(model, match, inputs=None):
 
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 def test_a_wrong_head_map_is_refused(padding, monkeypatch):
-    honest = capture_module.recompose
-    monkeypatch.setattr(capture_module, "recompose", lambda alpha, value, *rest: honest(alpha, value.flip(1), *rest))
+    original = capture_module.recompose
+    monkeypatch.setattr(capture_module, "recompose", lambda alpha, value, *rest: original(alpha, value.flip(1), *rest))
     refused(build("grouped"), r"layer 0 .*do not reproduce its output", batch(padding))
 
 
 def test_a_missing_mask_is_refused(monkeypatch):
-    honest = capture_module.attention_weights
+    original = capture_module.attention_weights
     monkeypatch.setattr(
         capture_module,
         "attention_weights",
-        lambda *args, **kwargs: honest(*args, **{**kwargs, "mask": None, "causal": False}),
+        lambda *args, **kwargs: original(*args, **{**kwargs, "mask": None, "causal": False}),
     )
     refused(build("grouped"), r"layer 0 .*do not reproduce its output", batch("left"))
 

@@ -329,8 +329,8 @@ def brute_force(model, inputs, monkeypatch):
             sent = alpha[..., None] * f[:, None]
             norms[:, h] = sent.norm(dim=-1).mean(1) * inputs["attention_mask"]
             vectors += sent
-        put_out = torch.stack([outputs[id(layer.module)][b, ROWS[b]] for b in range(2)])
-        torch.testing.assert_close(vectors.sum(2) + bias, put_out)
+        attention_output = torch.stack([outputs[id(layer.module)][b, ROWS[b]] for b in range(2)])
+        torch.testing.assert_close(vectors.sum(2) + bias, attention_output)
         summed.append(vectors.norm(dim=-1).mean(1) * inputs["attention_mask"])
         by_head.append(norms)
     return torch.stack(summed), torch.stack(by_head)
@@ -369,9 +369,9 @@ def test_the_measured_output_is_added_to_the_residual_stream_up_to_a_constant(fa
         for name, sibling in block.named_children():
             if sibling is not layer.module and "norm" not in name:
                 sibling.apply(zero)
-        with_it, attention = put_out(model, block, layer.module)
-        hook = layer.module.register_forward_hook(silent)
-        without, _ = put_out(model, block, layer.module)
+        with_it, attention = outputs_of(model, block, layer.module)
+        hook = layer.module.register_forward_hook(zero_output)
+        without, _ = outputs_of(model, block, layer.module)
         hook.remove()
         torch.testing.assert_close(with_it - without, MULTIPLIED.get(family, 1) * attention, rtol=1e-3, atol=1e-5)
 
@@ -381,11 +381,11 @@ def zero(module):
         parameter.data.zero_()
 
 
-def silent(module, args, output):
+def zero_output(module, args, output):
     return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
 
-def put_out(model, *modules):
+def outputs_of(model, *modules):
     found = {}
     hooks = [
         module.register_forward_hook(lambda m, a, o: found.__setitem__(m, o[0] if isinstance(o, tuple) else o))
@@ -440,7 +440,7 @@ KINDS_OF_MASK = ["deepseek_v3", "doge", "glm_moe_dsa", "gpt_oss", "llama4_text",
 RESPONSE = [5, 17, 99, 33]
 
 
-def build_lively(family):
+def build_with_large_weights(family):
     """Weights large enough that responses depend on the prompt. The sparse ones see more than 4 keys: with fewer,
     transformers' own cache and left padding change what they choose."""
     changes = EXACT[family] if family in EXACT else REFUSED[family][0]
@@ -469,7 +469,7 @@ def plain_logits(model, *ids):
 # Attention of the last ones is refused, but scoring does not need it; they keep a state beside keys and values.
 @pytest.mark.parametrize("family", [*KINDS, "falcon_h1", "jamba", "lfm2", "qwen3_next"])
 def test_scores_of_responses_equal_those_of_plain_passes(family):
-    model = build_lively(family)
+    model = build_with_large_weights(family)
     embedding = model.get_input_embeddings()
     expected = torch.stack(
         [
@@ -485,7 +485,7 @@ def test_scores_of_responses_equal_those_of_plain_passes(family):
 
 @pytest.mark.parametrize("family", KINDS)
 def test_generated_answers_equal_plain_passes_token_by_token(family):
-    model = build_lively(family)
+    model = build_with_large_weights(family)
     expected = []
     for prompt in prompts():
         answer = []
@@ -546,8 +546,8 @@ def test_sparse_attention_is_refused_beyond_its_full_window(family, tiny_llm):
     tokens = len(checkpoint.encode(sample.instruction, sample.text))
     for probe in (lsm_probe.attention, lsm_probe.knockout):
         probe(checkpoint, [sample], responses={"s": [5] * (60 - tokens)})
-        said = f"too long for sparse: beyond 60 tokens .* the sparse attention of '{family}' models depends"
-        with pytest.raises(InputError, match=said):
+        message = f"too long for sparse: beyond 60 tokens .* the sparse attention of '{family}' models depends"
+        with pytest.raises(InputError, match=message):
             probe(checkpoint, [sample], responses={"s": [5] * (61 - tokens)})
 
 

@@ -31,7 +31,7 @@ def names(result):
     return [parameter["name"] for parameter in result.parameters]
 
 
-def no_trace(model, flags):
+def assert_model_unchanged(model, flags):
     """Check that no gradient and no hook is left, and that the same parameters are trainable as before."""
     parameters = dict(model.named_parameters())
     assert not [name for name, p in parameters.items() if p.grad is not None]
@@ -92,7 +92,7 @@ def test_parameters_that_were_not_requested_have_no_gradient(net):
         assert [name for name, p in net.named_parameters() if p.requires_grad] == ["second.weight"]
         loss_of(net).backward()
     assert taken == ["second.weight"]
-    no_trace(net, flags)
+    assert_model_unchanged(net, flags)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
@@ -112,7 +112,7 @@ def test_the_models_state_is_restored_after_an_error(net, error, where):
 
     with pytest.raises(type(error)):
         run()
-    no_trace(net, flags)
+    assert_model_unchanged(net, flags)
     # It can still be trained.
     loss_of(net).backward()
     assert net["first"].weight.grad is not None
@@ -127,7 +127,7 @@ def test_quantised_parameters_are_refused_in_one_line(net):
         match=r"^first.weight is quantised \(.*int8\) and has no gradient: load it in float32$",
     ):
         gradients_taken(net, parameters_of(net), lambda p, g: None).__enter__()
-    no_trace(net, flags)
+    assert_model_unchanged(net, flags)
 
 
 def test_earlier_gradients_are_not_included(net):
@@ -178,7 +178,7 @@ def test_only_few_gradients_are_held_at_once(checkpoint, samples):
         handle.remove()
     assert len(held) == 2 * len(result.parameters)
     assert max(held) <= 2
-    no_trace(checkpoint.model, dict.fromkeys(flags_of(checkpoint.model), True))
+    assert_model_unchanged(checkpoint.model, dict.fromkeys(flags_of(checkpoint.model), True))
 
 
 @pytest.mark.parametrize("modality", ["own", "text"])
@@ -187,7 +187,7 @@ def test_the_model_is_not_changed(checkpoint, samples, modality):
     flags = flags_of(checkpoint.model)
     before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
     probe(checkpoint, samples[:2], modality=modality, mode="signed", masks=0.1, ablate=0.1)
-    no_trace(checkpoint.model, flags)
+    assert_model_unchanged(checkpoint.model, flags)
     assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.model.state_dict().items())
 
 
@@ -202,7 +202,7 @@ def test_the_model_is_not_changed_after_an_error(checkpoint, samples, monkeypatc
     monkeypatch.setattr(f"lsm_probe.probes.importance.measure.{place}", fail)
     with pytest.raises(type(error)):
         probe(checkpoint, samples[:1])
-    no_trace(checkpoint.model, flags)
+    assert_model_unchanged(checkpoint.model, flags)
 
 
 def test_existing_gradients_of_the_model_do_not_change_the_result(tiny_llm, samples):
@@ -257,7 +257,7 @@ def with_adapters(llm):
     return get_peft_model(llm, LoraConfig(r=2, target_modules=LINEARS, init_lora_weights=True)).eval()
 
 
-def thaw_the_base(llm):
+def unfreeze_the_base(llm):
     llm.requires_grad_(True)
     return {name: p for name, p in llm.named_parameters() if "lora_" in name}
 
@@ -277,14 +277,14 @@ def test_a_model_with_only_adapters_trained_is_refused_in_one_line(tiny_llm, tin
         flags = flags_of(checkpoint.model)
         with pytest.raises(InputError, match=r"only adapters, or all frozen\): merge them"):
             probe(checkpoint, samples[:1], modality=modality)
-        no_trace(checkpoint.model, flags)
+        assert_model_unchanged(checkpoint.model, flags)
 
 
 def test_adapters_beside_trained_weights_are_reported_as_not_trained(tiny_llm, samples):
     """New adapters add 0: the weights have the same importance as without them."""
     plain = probe(tiny_llm, samples[:2])
     checkpoint = replace(tiny_llm, model=with_adapters(deepcopy(tiny_llm.model)))
-    adapters = thaw_the_base(checkpoint.model)
+    adapters = unfreeze_the_base(checkpoint.model)
     result = probe(checkpoint, samples[:2])
     stripped = [name.removeprefix("base_model.model.").replace(".base_layer", "") for name in names(result)]
     assert stripped == names(plain)
@@ -297,7 +297,7 @@ def test_adapters_beside_trained_weights_are_reported_as_not_trained(tiny_llm, s
 def test_adapters_inside_an_lsm_are_reported_as_not_trained(tiny_lsm, samples):
     plain = probe(tiny_lsm, samples[:1])
     checkpoint = inside_lsm(tiny_lsm, with_adapters(tiny_lsm.llm))
-    adapters = thaw_the_base(checkpoint.llm)
+    adapters = unfreeze_the_base(checkpoint.llm)
     result = probe(checkpoint, samples[:1])
     assert not any("lora_" in name for name in names(result))
     np.testing.assert_allclose(result.sums, plain.sums, rtol=1e-5)

@@ -214,32 +214,32 @@ class TestBase:
         load_text_check(str(adapter))("Repeat.", "the rain", None)
 
     @pytest.mark.parametrize(
-        ("named", "said"),
+        ("named", "message"),
         [(None, "names no base"), ("/nowhere/base", "on /nowhere/base, which is not here"), ("no/one", "--base names")],
     )
-    def test_a_missing_base_is_refused(self, adapter: Path, named: str | None, said: str) -> None:
+    def test_a_missing_base_is_refused(self, adapter: Path, named: str | None, message: str) -> None:
         edit(adapter, base_model_name_or_path=named)
-        refusal(adapter, said, "--base")
+        refusal(adapter, message, "--base")
 
     def test_an_adapter_as_the_base_is_refused(self, adapter: Path) -> None:
         edit(adapter, base_model_name_or_path=str(adapter))
         refusal(adapter, "which is an adapter itself")
 
     @pytest.mark.parametrize(
-        ("sizes", "said"),
+        ("sizes", "message"),
         [
             ({"hidden_size": 60}, "size mismatch"),
             ({"num_hidden_layers": 1}, "which has no place for 4 tensors (base_model.model.model.layers.1."),
         ],
     )
     def test_a_base_of_another_size_is_refused(
-        self, adapter: Path, tiny_llm_folder: Path, tmp_path: Path, sizes: dict[str, int], said: str
+        self, adapter: Path, tiny_llm_folder: Path, tmp_path: Path, sizes: dict[str, int], message: str
     ) -> None:
         other = tmp_path / "other"
         AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(tiny_llm_folder, **sizes)).save_pretrained(other)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tiny_llm_folder / name, other)
-        refusal(adapter, f"{adapter} does not fit its base {other}", said, "--base", base=str(other))
+        refusal(adapter, f"{adapter} does not fit its base {other}", message, "--base", base=str(other))
 
     def test_the_base_is_part_of_the_identity(self, adapter: Path, tiny_llm_folder: Path, tmp_path: Path) -> None:
         identity = lsm_probe.load(adapter).identity
@@ -286,7 +286,7 @@ class TestTokenizerInTheFolderOfAnAdapter:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("config", "said"),
+        ("config", "message"),
         [
             (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "learned vectors"),
             (peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "learned vectors"),
@@ -296,11 +296,11 @@ class TestRefusals:
         ids=lambda value: getattr(value, "peft_type", None),
     )
     def test_adapters_that_do_not_only_change_weights(
-        self, tiny_llm_folder: Path, tmp_path: Path, config: peft.PeftConfig, said: str
+        self, tiny_llm_folder: Path, tmp_path: Path, config: peft.PeftConfig, message: str
     ) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
         folder = save_adapter(tmp_path / "adapter", model, config, str(tiny_llm_folder))
-        refusal(folder, f"is a {config.peft_type.value} adapter that cannot be merged into its base", said)
+        refusal(folder, f"is a {config.peft_type.value} adapter that cannot be merged into its base", message)
 
     def test_an_adapter_type_that_peft_cannot_merge(self, tiny_llm_folder: Path, tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny_llm_folder)
@@ -313,7 +313,7 @@ class TestRefusals:
         refusal(adapter, "the merged model gives other outputs than the base with the adapter")
 
     @pytest.mark.parametrize(
-        ("changes", "said"),
+        ("changes", "message"),
         [
             ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
             ({"alora_invocation_tokens": [5]}, "a part of the prompt only"),
@@ -322,9 +322,9 @@ class TestRefusals:
             ({"peft_type": None}, "names no peft_type"),
         ],
     )
-    def test_invalid_settings(self, adapter: Path, changes: dict[str, Any], said: str) -> None:
+    def test_invalid_settings(self, adapter: Path, changes: dict[str, Any], message: str) -> None:
         edit(adapter, **changes)
-        refusal(adapter, str(adapter), said)
+        refusal(adapter, str(adapter), message)
 
     def test_an_unused_tensor(self, adapter: Path) -> None:
         path = adapter / "adapter_model.safetensors"

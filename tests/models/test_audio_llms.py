@@ -532,12 +532,12 @@ def test_a_bos_token_that_the_tokenizer_adds_begins_every_prompt(tmp_path, make_
     base = make_tokenizer(None)
     base.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     checkpoint = load(qwen2_audio(tmp_path / "bos", base, monkeypatch))
-    heard = checkpoint.encode("Repeat.", waveform(1.0))
+    from_speech = checkpoint.encode("Repeat.", waveform(1.0))
     again = checkpoint.encode("Repeat.", checkpoint.encode_speech(waveform(1.0)))
-    read = checkpoint.encode("Repeat.", "rain")
-    assert again.input_ids == heard.input_ids
-    assert again.segments == heard.segments
-    for prompt in (heard, read):
+    from_text = checkpoint.encode("Repeat.", "rain")
+    assert again.input_ids == from_speech.input_ids
+    assert again.segments == from_speech.segments
+    for prompt in (from_speech, from_text):
         assert spelled(checkpoint, prompt)[0] == ("TEMPLATE", "<s><|im_start|>system\n")
 
 
@@ -695,15 +695,15 @@ def test_every_probe_runs_on_an_audio_llm(folder, samples):
     sensitivity = lsm_probe.sensitivity(checkpoint, samples, instructions=lsm_probe.read_pool("probing"), **reference)
     knockout = lsm_probe.knockout(checkpoint, samples[:2], window=1, **reference)
     alignment = lsm_probe.alignment(checkpoint, samples, perplexity=1.5)
-    heard = lsm_probe.importance(checkpoint, samples[:2], **reference)
-    read = lsm_probe.importance(checkpoint, samples[:2], modality="text", **reference)
+    from_speech = lsm_probe.importance(checkpoint, samples[:2], **reference)
+    from_text = lsm_probe.importance(checkpoint, samples[:2], modality="text", **reference)
     assert len(sensitivity.samples) == len(alignment.samples) == len(samples)
     assert knockout.self_check["worst"] <= 1e-5
     assert np.isfinite(knockout.fall).all()
-    assert not np.allclose(heard.sums, read.sums)
-    names = [parameter["name"] for parameter in heard.parameters]
+    assert not np.allclose(from_speech.sums, from_text.sums)
+    names = [parameter["name"] for parameter in from_speech.parameters]
     assert not any("audio_tower" in name or "encoder" in name for name in names)
-    assert {parameter["layer"] for parameter in heard.parameters} == {None, 0, 1, 2}
+    assert {parameter["layer"] for parameter in from_speech.parameters} == {None, 0, 1, 2}
 
 
 def test_timeline_token_times_span_the_utterance(folder, samples):
@@ -737,11 +737,11 @@ def test_models_that_add_speech_to_text_positions_or_add_noise_are_refused(model
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN or infinite"), (28_000, "16-bit integers")])
-def test_bad_waveforms_are_refused(folder, waveform, value, said):
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinite"), (28_000, "16-bit integers")])
+def test_bad_waveforms_are_refused(folder, waveform, value, message):
     audio = waveform(1.0)
     audio[100] = value
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         load(folder).encode("Repeat.", audio)
 
 

@@ -38,7 +38,7 @@ def test_each_arm_transcribes_the_builtin_commands(name, builtin):
     checkpoint = builtin(f"builtin:{name}")
     assert checkpoint.identity.training.arm == name
     assert checkpoint.identity.connector.trained
-    said = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]
-    prompts = [checkpoint.encode(sample.instruction, read_audio(sample)) for sample in said]
+    spoken = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]
+    prompts = [checkpoint.encode(sample.instruction, read_audio(sample)) for sample in spoken]
     answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=32)
-    assert [checkpoint.decode(ids) for ids in answers] == [sample.text for sample in said]
+    assert [checkpoint.decode(ids) for ids in answers] == [sample.text for sample in spoken]

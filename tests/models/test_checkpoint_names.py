@@ -30,7 +30,7 @@ def refusal(function: Callable[..., object], name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("./my-checkpont", "there is no folder my-checkpont in HERE; did you mean my-checkpoint?"),
         ("my-checkpont/", "there is no folder my-checkpont in HERE; did you mean my-checkpoint?"),
@@ -48,11 +48,11 @@ def refusal(function: Callable[..., object], name: str) -> str:
 )
 @pytest.mark.parametrize("load", [lsm_probe.load, load_prompter, look_up])
 def test_a_missing_folder_is_refused(
-    load: Callable[..., object], name: str, said: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., object], name: str, expected: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(here))
-    name, said = (text.replace("HERE", str(here)) for text in (name, said))
-    assert refusal(load, name) == f"{name} cannot be loaded: {said}"
+    name, expected = (text.replace("HERE", str(here)) for text in (name, expected))
+    assert refusal(load, name) == f"{name} cannot be loaded: {expected}"
 
 
 @pytest.mark.parametrize("name", ["a\0b/c/d", "/" + "x" * 5000])
@@ -65,8 +65,8 @@ def test_a_folder_without_read_permission_is_refused(monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_file", denied)
-    said = refusal(require_folder, "/theirs/model")
-    assert said == "/theirs/model cannot be loaded (Permission denied); check the path and its permissions"
+    message = refusal(require_folder, "/theirs/model")
+    assert message == "/theirs/model cannot be loaded (Permission denied); check the path and its permissions"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "my-checkpont", "nobody/no-such-model", "my-checkpoint"])
@@ -83,16 +83,16 @@ def test_names_that_cannot_be_on_the_hub_are_not_looked_up_there(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("my-checkpont", "there is no folder my-checkpont in HERE (did you mean my-checkpoint?), and the model hub"),
         ("runs/vanila", "there is no folder vanila in HERE/runs (did you mean runs/vanilla?), and the model hub"),
         ("gpt2", "there is no folder gpt2 in HERE, and the model hub does not give it: "),
     ],
 )
-def test_an_error_of_the_hub_first_names_the_missing_folder(name: str, said: str, here: Path) -> None:
+def test_an_error_of_the_hub_first_names_the_missing_folder(name: str, expected: str, here: Path) -> None:
     message = refusal(lsm_probe.load, name)
-    assert message.startswith(f"{name} cannot be loaded: {said.replace('HERE', str(here))}")
+    assert message.startswith(f"{name} cannot be loaded: {expected.replace('HERE', str(here))}")
     assert not message.endswith(": ")
 
 

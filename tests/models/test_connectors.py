@@ -232,13 +232,13 @@ class TestEveryConnector:
     def test_padding_states_do_not_change_the_output(self, connector: Connector, beyond: float) -> None:
         lengths = torch.tensor([20, 34, 5])
         states = draw_frames(3, 60)
-        disturbed = states.clone()
-        for piece, length in zip(disturbed, lengths.tolist(), strict=True):
+        changed = states.clone()
+        for piece, length in zip(changed, lengths.tolist(), strict=True):
             piece[length:] = beyond * (draw_frames(1, 60 - length, seed=2)[0] if beyond == 1e4 else 1)
-        assert torch.equal(connector(states, lengths), connector(disturbed, lengths))
+        assert torch.equal(connector(states, lengths), connector(changed, lengths))
         # The last valid state, which shares its token with others, has an effect.
         states[0, 19] += torch.linspace(-1, 1, 32)
-        assert not torch.equal(connector(states, lengths), connector(disturbed, lengths))
+        assert not torch.equal(connector(states, lengths), connector(changed, lengths))
 
     @torch.no_grad()
     def test_pieces_keep_their_order_and_are_independent(self, connector: Connector) -> None:

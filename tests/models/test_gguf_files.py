@@ -168,7 +168,7 @@ def test_a_gguf_checkpoint_can_be_measured_and_saved(tmp_path, llama, tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"more": {"rope_freqs.weight": np.ones(4, np.float32)}},
@@ -179,11 +179,11 @@ def test_a_gguf_checkpoint_can_be_measured_and_saved(tmp_path, llama, tokenizer)
     ],
     ids=["rotary factors of Llama 3", "a projector", "a missing tensor"],
 )
-def test_missing_or_unused_tensors_are_refused(tmp_path, llama, tokenizer, options, said):
+def test_missing_or_unused_tensors_are_refused(tmp_path, llama, tokenizer, options, message):
     path = write(tmp_path / "tiny.gguf", llama, tokenizer, **options)
     with pytest.raises(InputError) as error:
         lsm_probe.load(path)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_scaled_rotary_positions_are_refused(tmp_path, llama, tokenizer):

@@ -163,7 +163,7 @@ class TestRefusals:
         refusal("names no model_type", name=copy)
 
     @pytest.mark.parametrize(
-        ("settings", "said"),
+        ("settings", "message"),
         [
             ({"model_type": "mini_omni"}, "Mini-Omni: at each position it averages several streams"),
             ({"model_type": "kimi_audio"}, "Kimi-Audio: it adds speech to the embeddings of the audio tokens"),
@@ -184,9 +184,9 @@ class TestRefusals:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_speech_llms_that_cannot_be_measured(self, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    def test_speech_llms_that_cannot_be_measured(self, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
         (tmp_path / "config.json").write_text(json.dumps(settings))
-        assert "upgrade" not in refusal(said, name=tmp_path)
+        assert "upgrade" not in refusal(message, name=tmp_path)
 
     def test_mini_omni_folder_layout(self, tmp_path: Path) -> None:
         (tmp_path / "model_config.yaml").write_text("name: qwen2-0.5b\nwhisper_adapter_dim: 768\n")
@@ -294,9 +294,9 @@ class TestRefusals:
     def test_a_copy_of_the_weights_in_another_format(self, copy: Path) -> None:
         torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
         torch.save({"lr": torch.ones(1)}, copy / "optimizer.pt")
-        with pytest.warns(UserWarning, match=r"model\.safetensors is read, and not pytorch_model\.bin") as said:
+        with pytest.warns(UserWarning, match=r"model\.safetensors is read, and not pytorch_model\.bin") as warned:
             lsm_probe.load(copy)
-        assert len(said) == 1
+        assert len(warned) == 1
 
     def test_tied_embeddings_that_differ_are_both_used(self, llm_copy: Path) -> None:
         path = llm_copy / "model.safetensors"
@@ -326,8 +326,8 @@ class TestRefusals:
         Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path)
         make_tokenizer().save_pretrained(tmp_path)
         count = sum("visual" in name for name in load_file(tmp_path / "model.safetensors"))
-        said = rf"loaded as a Qwen3_5ForCausalLM, without {count} tensors \(model.visual"
-        with pytest.warns(UserWarning, match=said):
+        message = rf"loaded as a Qwen3_5ForCausalLM, without {count} tensors \(model.visual"
+        with pytest.warns(UserWarning, match=message):
             lsm_probe.load(tmp_path)
 
     def test_a_head_for_another_task(self, llm_copy: Path) -> None:
@@ -551,9 +551,9 @@ class TestAttention:
         edit_config(llm_copy, **{key: asked})
         with pytest.warns(
             UserWarning, match=rf"config\.json asks for attn_implementation {asked}; .*runs sdpa"
-        ) as said:
+        ) as warned:
             changed = lsm_probe.attention(lsm_probe.load(llm_copy), [sample], response="reference")
-        assert len(said) == 1
+        assert len(warned) == 1
         assert changed.norms.tolist() == plain.norms.tolist()
 
     @pytest.mark.parametrize("part", ["text_config", "audio_config"])
@@ -577,9 +577,9 @@ class TestAttention:
         encoder = shutil.copytree(tiny_encoder_folder, tmp_path / "encoder")
         for folder in (encoder, llm_copy):
             edit_config(folder, attn_implementation="eager")
-        with pytest.warns(UserWarning, match="attn_implementation eager") as said:
+        with pytest.warns(UserWarning, match="attn_implementation eager") as warned:
             model: Any = lsm_probe.build_lsm(encoder, llm_copy, projector=tiny_projector()).model
-        assert len(said) == 2
+        assert len(warned) == 2
         assert model.audio_tower.config._attn_implementation == "sdpa"
         assert model.language_model.config._attn_implementation == "sdpa"
 

@@ -363,8 +363,8 @@ class TestLearnedDecoderInput:
         assert tower.query.std().item() == pytest.approx(0.2, rel=0.05)  # init_std of the tiny Whisper
         features, mask = torch.randn(2, 80, 3000), torch.ones(2, 3000, dtype=torch.long)
         states, lengths = model.encode_speech(features, mask)
-        heard = tower.encoder(features[1:]).last_hidden_state
-        expected = tower.decoder(inputs_embeds=tower.query[None], encoder_hidden_states=heard).last_hidden_state
+        encoded = tower.encoder(features[1:]).last_hidden_state
+        expected = tower.decoder(inputs_embeds=tower.query[None], encoder_hidden_states=encoded).last_hidden_state
         assert_same(states[1:], expected)
         assert lengths.tolist() == [300, 300]
         tower.query[7] += torch.linspace(-1, 1, 32)

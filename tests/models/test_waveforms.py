@@ -12,32 +12,32 @@ from lsm_probe.models.modeling_lsm import LsmForConditionalGeneration
 from lsm_probe.models.processing_lsm import LsmProcessor
 from lsm_probe.probes.timeline.word_times import word_times
 
-DOORS = {
+ENTRY_POINTS = {
     "processor": lambda lsm, audio: lsm.processor("Repeat.", audio),
     "processor.encode": lambda lsm, audio: lsm.processor.encode("Repeat.", audio),
     "processor.extract": lambda lsm, audio: lsm.processor.extract(audio),
     "encode": lambda lsm, audio: lsm.encode("Repeat.", audio),
-    "listen": lambda lsm, audio: lsm.encode_speech(audio),
+    "encode_speech": lambda lsm, audio: lsm.encode_speech(audio),
     "speech_attention": lsm_probe.speech_attention,
     "word_times": lambda lsm, audio: word_times(audio, "a"),
 }
 BAD = {"NaN or infinite": np.nan, "16-bit integers": 28_000, "32-bit integers": -2e9}
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("said", BAD)
-def test_bad_waveforms_are_refused(tiny_lsm, waveform, door, said):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+@pytest.mark.parametrize("message", BAD)
+def test_bad_waveforms_are_refused(tiny_lsm, waveform, entry_point, message):
     audio = waveform(1.0)
-    audio[100] = BAD[said]
-    with pytest.raises(InputError, match=said):
-        DOORS[door](tiny_lsm, audio)
+    audio[100] = BAD[message]
+    with pytest.raises(InputError, match=message):
+        ENTRY_POINTS[entry_point](tiny_lsm, audio)
 
 
-@pytest.mark.parametrize("said", BAD)
-def test_the_transcriber_refuses_bad_waveforms(waveform, said):
+@pytest.mark.parametrize("message", BAD)
+def test_the_transcriber_refuses_bad_waveforms(waveform, message):
     audio = waveform(1.0)
-    audio[100] = BAD[said]
-    with pytest.raises(InputError, match=said):
+    audio[100] = BAD[message]
+    with pytest.raises(InputError, match=message):
         load_transcriber("builtin:whisper", device="cpu").transcribe([audio], [None])
 
 

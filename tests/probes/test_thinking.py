@@ -24,10 +24,10 @@ POOL = lsm_probe.read_pool("probing")
 @pytest.fixture
 def responses(tiny_llm, samples):
     """Three that think and answer, one that only thinks, one that only answers."""
-    said = [THINKING + ANSWER] * 3 + [THINKING.removesuffix("</think>")] + [ANSWER.strip()]
+    responses = [THINKING + ANSWER] * 3 + [THINKING.removesuffix("</think>")] + [ANSWER.strip()]
     return {
         s.id: tiny_llm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for s, text in zip(samples[:5], said, strict=True)
+        for s, text in zip(samples[:5], responses, strict=True)
     }
 
 

@@ -70,25 +70,25 @@ def run(lsm, manifest, out, report):
 
 
 @contextmanager
-def noted():
+def record_prepared():
     """Records the ids of the samples that this process begins with inside the block."""
     begun, prepare = [], sampling.prepare
 
-    def noting(checkpoint, batch, *others):
+    def record(checkpoint, batch, *others):
         begun.extend(sample.id for sample in batch)
         return prepare(checkpoint, batch, *others)
 
-    sampling.prepare = noting
+    sampling.prepare = record
     try:
         yield begun
     finally:
         sampling.prepare = prepare
 
 
-def go_on(lsm, manifest, progress):
+def resume(lsm, manifest, progress):
     """Attention with its progress folder. Returns the result and the ids that had to be measured."""
     checkpoint = lsm_probe.load(lsm, device="cpu", dtype="float32")
-    with noted() as measured:
+    with record_prepared() as measured:
         result = lsm_probe.attention(checkpoint, read_manifest(manifest), progress_folder=progress, **QUICK)
     return result, measured
 
@@ -127,10 +127,10 @@ def main():
     rank = int(os.environ["RANK"])
     report = {}
     run(lsm, manifest, out / str(rank), report)
-    result, report["measured"] = go_on(lsm, manifest, out / "begun")
+    result, report["measured"] = resume(lsm, manifest, out / "begun")
     result.save(out / str(rank) / "resumed")
     in_folder(lsm, manifest, out / str(rank) / "folder")
-    with noted() as report["begun"]:
+    with record_prepared() as report["begun"]:
         report["refused"] = refusal(with_damage, lsm, manifest, out / "damaged.wav")
     report["taken"] = refusal(in_folder, lsm, manifest, out / "taken")
     report["after"] = distributed.all_gather_or_raise(rank)

@@ -29,14 +29,14 @@ def load(folder):
 
 
 @pytest.fixture(scope="module")
-def taken(samples):
+def six_samples(samples):
     """Six samples, each instruction a separate task."""
     return [sample.model_copy(update={"task": None}) for sample in samples[:6]]
 
 
 @pytest.fixture(scope="module")
-def in_place(tiny_lsm_folder, taken):
-    return {name: probe(load(tiny_lsm_folder), taken, **options) for name, (probe, options) in PROBES.items()}
+def in_place(tiny_lsm_folder, six_samples):
+    return {name: probe(load(tiny_lsm_folder), six_samples, **options) for name, (probe, options) in PROBES.items()}
 
 
 def assert_same(result, expected):
@@ -63,20 +63,20 @@ def offload(model, kind, folder):
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
 @pytest.mark.parametrize("name", [name for name in PROBES if name != "importance"])
-def test_offloaded_weights_give_the_same_results(tiny_lsm_folder, taken, in_place, tmp_path, name, kind):
+def test_offloaded_weights_give_the_same_results(tiny_lsm_folder, six_samples, in_place, tmp_path, name, kind):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
     assert device_map.is_offloaded(checkpoint.model)
     probe, options = PROBES[name]
-    assert_same(probe(checkpoint, taken, **options), in_place[name])
+    assert_same(probe(checkpoint, six_samples, **options), in_place[name])
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk", "some layers"])
-def test_importance_refuses_weights_without_gradients(tiny_lsm_folder, taken, tmp_path, kind):
+def test_importance_refuses_weights_without_gradients(tiny_lsm_folder, six_samples, tmp_path, kind):
     checkpoint = load(tiny_lsm_folder)
     offload(checkpoint.model, kind, tmp_path)
     with pytest.raises(InputError, match="get no gradients: use more GPUs"):
-        lsm_probe.importance(checkpoint, taken, **QUICK)
+        lsm_probe.importance(checkpoint, six_samples, **QUICK)
 
 
 # The split

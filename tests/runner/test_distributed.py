@@ -48,7 +48,7 @@ def alone(all_probes, tiny_lsm_folder, manifest, tmp_path_factory):
     report = {}
     all_probes.run(tiny_lsm_folder, manifest, out, report)
     (out / "report.json").write_text(json.dumps(report))
-    result, _ = all_probes.go_on(tiny_lsm_folder, manifest, out / "begun")
+    result, _ = all_probes.resume(tiny_lsm_folder, manifest, out / "begun")
     result.save(out / "resumed")
     for batch in ("batch-000002.npz", "batch-000004.npz"):
         (out / "begun" / batch).unlink()
@@ -137,7 +137,7 @@ def test_two_processes_resume_a_run_of_one(alone, shared):
 def test_one_process_resumes_a_run_of_two(all_probes, alone, shared, tiny_lsm_folder, manifest, tmp_path):
     shutil.copytree(shared / "begun", tmp_path / "begun")
     (tmp_path / "begun" / "batch-000006.npz").unlink()
-    result, measured = all_probes.go_on(tiny_lsm_folder, manifest, tmp_path / "begun")
+    result, measured = all_probes.resume(tiny_lsm_folder, manifest, tmp_path / "begun")
     assert measured == ["s6", "s7"]
     assert_same(result.save(tmp_path / "resumed"), alone / "resumed")
 

@@ -103,7 +103,7 @@ def main() -> None:
     if rank == 0:
         save_file({name: tensor.clone() for name, tensor in first.items()}, out / "on.safetensors")
         report = {
-            "farthest": max(float((first[name] - second[name]).abs().max()) for name in first),
+            "largest_difference": max(float((first[name] - second[name]).abs().max()) for name in first),
             "share": held / sum(parameter.numel() for parameter in model.parameters()),
             "groups": len(optimizer.param_groups),
         }

@@ -71,7 +71,7 @@ def losses(out: Path) -> list[float]:
     return [entry["loss"] for entry in json.loads((out / "history.json").read_text()) if "loss" in entry]
 
 
-def farthest(one: Path, other: Path) -> float:
+def largest_difference(one: Path, other: Path) -> float:
     """The largest difference between two runs' weights, without the biases of keys.
 
     Those do not change attention: their gradients are only rounding errors, and AdamW turns them into full steps.
@@ -84,7 +84,7 @@ def farthest(one: Path, other: Path) -> float:
 def test_two_processes_train_like_one(two_ranks, uninterrupted) -> None:
     alone = uninterrupted(WITHOUT_DROPOUT)
     assert losses(two_ranks) == pytest.approx(losses(alone), abs=1e-5)
-    assert farthest(two_ranks, alone) < 1e-5
+    assert largest_difference(two_ranks, alone) < 1e-5
     assert {path.name for path in two_ranks.iterdir() if path.is_dir()} == {"checkpoint-8", "checkpoint-9", "model"}
     assert {path.name for path in (two_ranks / "checkpoint-9").glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 

@@ -19,7 +19,7 @@ def gradients_times(monkeypatch, factor: float, *, step: int) -> None:
     forward = LsmForConditionalGeneration.forward
     passes = []
 
-    def disturbed(self, *args, **kwargs):
+    def forward_with_hook(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
         if self.training:
             passes.append(step)
@@ -27,7 +27,7 @@ def gradients_times(monkeypatch, factor: float, *, step: int) -> None:
                 output.loss.register_hook(lambda gradient: gradient * factor)
         return output
 
-    monkeypatch.setattr(LsmForConditionalGeneration, "forward", disturbed)
+    monkeypatch.setattr(LsmForConditionalGeneration, "forward", forward_with_hook)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e30])  # 1e30: each number is finite, their norm is not
@@ -49,13 +49,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
 def test_a_loss_that_is_not_a_number_names_its_samples(train_command, tmp_path, monkeypatch) -> None:
     item_of = dataset.TrainingSet.__getitem__
 
-    def spoilt(self, index):
+    def with_nan(self, index):
         item = item_of(self, index)
         if self.samples[index].id == "repeat-7":
             item["input_features"] = torch.full_like(item["input_features"], math.nan)
         return item
 
-    monkeypatch.setattr(dataset.TrainingSet, "__getitem__", spoilt)
+    monkeypatch.setattr(dataset.TrainingSet, "__getitem__", with_nan)
     code, lines = train_command("machine.save_steps=1", "--out", tmp_path / "out")
     assert (code, len(lines)) == (1, 1), lines
     assert "the loss is nan" in lines[0]

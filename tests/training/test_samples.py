@@ -133,15 +133,15 @@ def test_speech_of_each_sample_is_reused_about_once(sizes: list[int]) -> None:
     samples = speech_samples(sizes)
     shuffled = with_speech_shuffled(samples, 3)
     assert shuffled is not None
-    lent = Counter(str(sample.audio) for sample in shuffled)
+    uses = Counter(str(sample.audio) for sample in shuffled)
     largest = max(sizes)
     if 2 * largest <= len(samples):
-        assert lent == Counter(str(sample.audio) for sample in samples)
+        assert uses == Counter(str(sample.audio) for sample in samples)
     else:
         rest = len(samples) - largest
-        assert lent["0.wav"] == rest
+        assert uses["0.wav"] == rest
         for group, size in enumerate(sizes[1:], start=1):
-            assert abs(lent[f"{group}.wav"] - size * largest / rest) <= size
+            assert abs(uses[f"{group}.wav"] - size * largest / rest) <= size
 
 
 def test_the_shuffle_depends_on_the_seed() -> None:

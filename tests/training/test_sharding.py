@@ -26,7 +26,7 @@ def sharded_run(tiny_lsm_folder: Path, training_folder: Path, tmp_path_factory) 
 
 def test_two_processes_resume_from_a_checkpoint_of_two(sharded_run) -> None:
     report = json.loads((sharded_run / "report.json").read_text())
-    assert report["farthest"] == 0
+    assert report["largest_difference"] == 0
     assert report["groups"] == 4  # connector and LLM, with and without weight decay
     assert report["share"] == pytest.approx(0.5, abs=0.02)
 

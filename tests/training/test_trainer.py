@@ -183,23 +183,23 @@ def test_evaluation_does_not_change_training(training_folder: Path, trained: Tra
 
 
 @torch.no_grad()
-def make_deaf_and_blind(llm: Any) -> None:
+def ignore_all_input(llm: Any) -> None:
     """No position depends on any other."""
     for layer in llm.model.layers:
         layer.self_attn.o_proj.weight.zero_()
 
 
 @torch.no_grad()
-def make_blind(llm: Any) -> None:
+def ignore_words(llm: Any) -> None:
     """All words have the same embedding; speech does not."""
     llm.config.tie_word_embeddings = False
     llm.lm_head.weight = torch.nn.Parameter(llm.lm_head.weight.clone())
     llm.model.embed_tokens.weight[:] = llm.model.embed_tokens.weight[5]
 
 
-@pytest.mark.parametrize("cripple", [make_deaf_and_blind, make_blind])
+@pytest.mark.parametrize("disable", [ignore_all_input, ignore_words])
 def test_a_model_that_ignores_an_input_has_no_gain_from_it(
-    cripple: Callable[[Any], None], start: Checkpoint, training_folder: Path, trained: Train, tmp_path: Path
+    disable: Callable[[Any], None], start: Checkpoint, training_folder: Path, trained: Train, tmp_path: Path
 ) -> None:
     words = {"translate": "Say the speech again.", "repeat": "Say again the speech."}  # as many tokens
     assert len({len(start.encode(text, np.ones(1_000, np.float32))) for text in words.values()}) == 1
@@ -207,12 +207,12 @@ def test_a_model_that_ignores_an_input_has_no_gain_from_it(
     for row in rows:
         row |= {"instruction": words[row["task"]], "audio": str(training_folder / row["audio"])}
     (path := tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cripple(start.llm)
-    start.save(tmp_path / "crippled")
-    out = trained(f"model={{start: {tmp_path / 'crippled'}}}", f"eval={path}", "max_steps=1", "learning_rate=1e-30")
+    disable(start.llm)
+    start.save(tmp_path / "disabled")
+    out = trained(f"model={{start: {tmp_path / 'disabled'}}}", f"eval={path}", "max_steps=1", "learning_rate=1e-30")
     found = evaluation(out)
     assert all(abs(found[f"eval_instruction_gain{end}"]) < 1e-6 for end in ("", "_low", "_high"))
-    assert (abs(found["eval_speech_gain"]) < 1e-6) == (cripple is make_deaf_and_blind)
+    assert (abs(found["eval_speech_gain"]) < 1e-6) == (disable is ignore_all_input)
 
 
 def connector_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:

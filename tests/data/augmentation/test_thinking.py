@@ -25,8 +25,8 @@ def recipe(**changes):
 @pytest.fixture
 def thinking_llm(tiny_llm, monkeypatch):
     """Two answers after thinking, and thinking without an end."""
-    said = [THINKING + "\n\nIt rains.</s>", THINKING + "\n\nAnd it rains.</s>", "<think>\nThey want more."]
-    ids = [tiny_llm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+    responses = [THINKING + "\n\nIt rains.</s>", THINKING + "\n\nAnd it rains.</s>", "<think>\nThey want more."]
+    ids = [tiny_llm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in responses]
     monkeypatch.setattr(tiny_llm, "generate", lambda embedded, *, max_new_tokens: ids[: len(embedded)])
     return tiny_llm
 

@@ -146,33 +146,34 @@ def test_one_instruction_replaces_those_of_the_samples(tiny_lsm, samples):
 # What the numbers must be
 
 
-class Hearing:
-    """An LSM's checkpoint whose connector hears perfectly: speech tokens are the embeddings of the transcript's."""
+class PerfectEncoder:
+    """Replaces an LSM's `encode`: speech tokens are the embeddings of the transcript's tokens."""
 
     def __init__(self, checkpoint, samples):
         self.checkpoint = checkpoint
-        self.heard = {read_audio(sample).tobytes(): sample.text for sample in samples}
+        self.transcripts = {read_audio(sample).tobytes(): sample.text for sample in samples}
 
     def __call__(self, instruction, source, **nothing):
         checkpoint = self.checkpoint
         if isinstance(source, str):
             return checkpoint.processor.encode_text(instruction, source)
-        prompt = encode_prompt(checkpoint.tokenizer, checkpoint.template, instruction, self.heard[source.tobytes()])
+        transcript = self.transcripts[source.tobytes()]
+        prompt = encode_prompt(checkpoint.tokenizer, checkpoint.template, instruction, transcript)
         ids = [prompt.input_ids[i] for i in prompt.positions(Segment.SOURCE)]
         speech = checkpoint.llm.get_input_embeddings()(torch.tensor(ids)).detach()
         return checkpoint.processor.encode_with_speech(instruction, speech)
 
 
 @pytest.fixture
-def hearing(tiny_lsm, samples):
-    tiny_lsm.encode = Hearing(tiny_lsm, samples)
+def perfect_lsm(tiny_lsm, samples):
+    tiny_lsm.encode = PerfectEncoder(tiny_lsm, samples)
     return tiny_lsm
 
 
 @pytest.mark.parametrize("segment", ["source", "prompt", "response"])
-def test_speech_that_is_its_transcript_is_perfectly_aligned(hearing, samples, segment):
+def test_speech_that_is_its_transcript_is_perfectly_aligned(perfect_lsm, samples, segment):
     responses = {"response": "reference"} if segment == "response" else {}
-    result = probe(hearing, samples, segment=segment, instruction=ONE, **responses)
+    result = probe(perfect_lsm, samples, segment=segment, instruction=ONE, **responses)
     np.testing.assert_allclose(result.speech, result.text, atol=1e-5)
     means = {name: curve.mean for name, curve in result.curves().items()}
     for name in ("paired_cosine", "cka", "standardised_cosine", "standardised_cka"):
@@ -186,12 +187,12 @@ def test_speech_that_is_its_transcript_is_perfectly_aligned(hearing, samples, se
     assert np.median(found["p_value"]) > 0.05
 
 
-def test_speech_with_other_words_is_less_similar(hearing, samples):
+def test_speech_with_other_words_is_less_similar(perfect_lsm, samples):
     texts = [sample.text for sample in samples]
     rolled = [s.model_copy(update={"text": t}) for s, t in zip(samples, texts[1:] + texts[:1], strict=True)]
-    right = probe(hearing, samples, instruction=ONE)
-    wrong = probe(hearing, rolled, instruction=ONE)
-    np.testing.assert_allclose(wrong.speech, right.speech, atol=1e-5)  # it hears what was said
+    right = probe(perfect_lsm, samples, instruction=ONE)
+    wrong = probe(perfect_lsm, rolled, instruction=ONE)
+    np.testing.assert_allclose(wrong.speech, right.speech, atol=1e-5)  # the speech is unchanged
     for name in ("paired_cosine", "cosine_gap", "cka", "standardised_cosine", "retrieval"):
         assert (wrong.curves()[name].mean < right.curves()[name].mean).all()
     assert (wrong.curves()["retrieval"].mean < 0.3).all()

@@ -216,8 +216,8 @@ def test_modules_that_cannot_be_measured_are_refused_by_name(build, waveform, fa
 
 
 def test_a_wrong_head_map_is_refused(build, waveform, monkeypatch):
-    honest = capture_module.recompose
-    monkeypatch.setattr(capture_module, "recompose", lambda alpha, value, *rest: honest(alpha, value.flip(1), *rest))
+    original = capture_module.recompose
+    monkeypatch.setattr(capture_module, "recompose", lambda alpha, value, *rest: original(alpha, value.flip(1), *rest))
     with pytest.raises(InputError, match=r"audio_tower.layers.0.self_attn.*do not reproduce"):
         lsm_probe.speech_attention(build(), waveform(1.0))
 

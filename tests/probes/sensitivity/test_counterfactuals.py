@@ -218,17 +218,17 @@ def test_a_single_utterance_is_refused_in_one_line(tiny_llm):
 
 
 def test_other_speech_is_the_encoded_speech_of_other_files(tiny_lsm, samples):
-    heard = [tiny_lsm.encode_speech(read_audio(sample)) for sample in samples]
+    encoded = [tiny_lsm.encode_speech(read_audio(sample)) for sample in samples]
     others = OtherSources(tiny_lsm, samples, 0, "fail")
     for own, sample in enumerate(samples):
-        drawn = [which(source, heard) for source in others.draw(sample, 3)]
+        drawn = [which(source, encoded) for source in others.draw(sample, 3)]
         assert len(set(drawn)) == 3
         assert own not in drawn
 
 
-def which(source, heard):
+def which(source, encoded):
     """The utterance that speech tokens were made of."""
-    found = [i for i, tokens in enumerate(heard) if tokens.shape == source.shape and torch.equal(tokens, source)]
+    found = [i for i, tokens in enumerate(encoded) if tokens.shape == source.shape and torch.equal(tokens, source)]
     assert len(found) == 1
     return found[0]
 
@@ -236,9 +236,9 @@ def which(source, heard):
 def test_speech_without_texts_is_told_apart_by_file(tiny_lsm, samples):
     """Without transcripts, every other file counts as another source."""
     bare = recordings(samples, None, None, None)
-    heard = [tiny_lsm.encode_speech(read_audio(sample)) for sample in bare]
+    encoded = [tiny_lsm.encode_speech(read_audio(sample)) for sample in bare]
     drawn = OtherSources(tiny_lsm, bare, 0, "fail").draw(bare[0], 10)
-    assert sorted(which(source, heard) for source in drawn) == [1, 2]
+    assert sorted(which(source, encoded) for source in drawn) == [1, 2]
 
 
 def test_every_utterance_is_encoded_once(tiny_lsm, samples, monkeypatch):
@@ -261,9 +261,9 @@ def test_a_source_that_cannot_be_read_stops_the_draw_or_is_passed_over(tiny_lsm,
     mixed = [*samples[:3], Sample(id="bad", instruction="Repeat it.", audio=broken, text="nobody can hear this")]
     with pytest.raises(InputError, match=r"broken\.wav"):
         OtherSources(tiny_lsm, mixed, 0, "fail").draw(mixed[0], 3)
-    heard = [tiny_lsm.encode_speech(read_audio(sample)) for sample in samples[:3]]
+    encoded = [tiny_lsm.encode_speech(read_audio(sample)) for sample in samples[:3]]
     drawn = OtherSources(tiny_lsm, mixed, 0, "skip").draw(mixed[0], 3)
-    assert sorted(which(source, heard) for source in drawn) == [1, 2]
+    assert sorted(which(source, encoded) for source in drawn) == [1, 2]
 
 
 def test_memory_for_encoded_sources_is_bounded(tiny_llm, monkeypatch):

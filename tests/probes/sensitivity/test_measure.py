@@ -101,13 +101,13 @@ def source_of(checkpoint, sample):
 def drawn_samples(checkpoint, samples, number, seed):
     """For each sample the samples whose sources it is held against, told by their content."""
     others = OtherSources(checkpoint, samples, seed, "fail")
-    heard = [
+    sources = [
         sample.text if checkpoint.source == "text" else checkpoint.encode_speech(read_audio(sample))
         for sample in samples
     ]
 
     def whose(source):
-        return next(s for s, own in zip(samples, heard, strict=True) if same(own, source))
+        return next(s for s, own in zip(samples, sources, strict=True) if same(own, source))
 
     return [[whose(source) for source in others.draw(sample, number[i])] for i, sample in enumerate(samples)]
 

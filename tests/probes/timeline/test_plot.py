@@ -127,9 +127,9 @@ def test_the_page_loads_nothing_from_elsewhere(made):
 
 def test_the_page_plays_the_speech_itself(made):
     encoded = re.search(r'src="data:audio/flac;base64,([^"]*)"', timeline_page(made))[1]
-    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="float32")
+    decoded, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="float32")
     assert rate == 16_000
-    np.testing.assert_allclose(heard, made.waveform, atol=1e-4)
+    np.testing.assert_allclose(decoded, made.waveform, atol=1e-4)
 
 
 def test_the_page_is_readable_without_javascript(made):
