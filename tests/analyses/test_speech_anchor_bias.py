@@ -61,6 +61,17 @@ def test_the_page_shows_the_tables_as_they_came_out(study):
         assert table in PAGE
 
 
+def test_the_page_shows_the_eta_of_the_copying_text_llm(tmp_path):
+    with tarfile.open(FOLDER / "text_control.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    command = [sys.executable, FOLDER / "text_control_eta.py", tmp_path]
+    copies, vanilla, _ = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert copies == "copying text LLM minus text LLM: -0.17 [-0.21, -0.12]"
+    assert vanilla == "vanilla minus text LLM: -0.05 [-0.12, 0.02]"
+    words = " ".join(PAGE.split())
+    assert "lower than the text LLM's by 0.17 [0.12, 0.21]; vanilla's is lower by 0.05 [−0.02, 0.12]" in words
+
+
 def test_every_number_of_the_claims_comes_out_again_without_the_package():
     """`-I` keeps lsm-probe and the folder out of the way."""
     done = subprocess.run([sys.executable, "-I", FOLDER / "recompute.py"], capture_output=True, text=True)
