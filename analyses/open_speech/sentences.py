@@ -2,9 +2,9 @@
 
     python analyses/open_speech/sentences.py DATA train.jsonl held_out.jsonl
 
-DATA holds `ljspeech/metadata.csv.gz` (LJSpeech's transcripts), `meld/meld_csv.tar.gz` (MELD's utterances) and
-`boolq/dev.jsonl.gz` (BoolQ's questions and passages). Chapters LJ001 and LJ002 of LJSpeech are left out, because their
-recordings are the natural test set; sentences of LJ003 are held out.
+DATA holds `ljspeech/metadata.csv.gz` (LJSpeech's transcripts), `meld/meld_csv.tar.gz` (MELD's utterances),
+`boolq/dev.jsonl.gz` (BoolQ's questions and passages) and `mmlu/mmlu_csv.tar.gz` (MMLU's questions). Chapters LJ001 and
+LJ002 of LJSpeech are left out, because their recordings are the natural test set; sentences of LJ003 are held out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-TAKEN = {"ljspeech": 8000, "meld": 4000, "question": 1500, "passage": 3500}
+TAKEN = {"ljspeech": 12000, "meld": 6000, "question": 2800, "passage": 4800, "mmlu": 10000}
 """Sentences of each source in the training set."""
 NATURAL, HELD_OUT = ("LJ001", "LJ002"), "LJ003"
 
@@ -37,6 +37,7 @@ def main(data: Path, train: Path, held_out: Path) -> None:
         "meld": numbered("meld", meld(data / "meld" / "meld_csv.tar.gz")),
         "question": numbered("question", questions),
         "passage": numbered("passage", passages),
+        "mmlu": numbered("mmlu", mmlu(data / "mmlu" / "mmlu_csv.tar.gz")),
     }
     chosen = [sentence for name, found in sources.items() for sentence in rng.sample(found, TAKEN[name])]
     rng.shuffle(chosen)
@@ -70,11 +71,22 @@ def boolq(path: Path) -> tuple[list[str], list[str]]:
         for row in map(json.loads, file):
             if is_usable(question := cleaned(row["question"]).capitalize() + "?", 4, 20):
                 questions.append(question)
-            for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", cleaned(row["passage"])):
-                text = re.sub(r" ?\([^)]*\)", "", sentence)
-                if is_usable(text, 6, 24) and text.endswith(".") and '"' not in text:
-                    passages.append(text)
-    return questions, passages
+            passages += [text for text in split(row["passage"]) if is_usable(text, 6, 24) and text.endswith(".")]
+    return questions, [text for text in passages if '"' not in text]
+
+
+def mmlu(path: Path) -> Iterator[str]:
+    """Sentences of the questions, without the answers."""
+    with tarfile.open(path) as archive:
+        for member in archive.getmembers():
+            if member.name.endswith(".csv") and (file := archive.extractfile(member)):
+                for question, *_ in csv.reader(io.TextIOWrapper(file, encoding="utf-8")):
+                    yield from (text for text in split(question) if is_usable(text, 5, 25) and text[-1] in ".?")
+
+
+def split(passage: str) -> list[str]:
+    """Sentences, without remarks in parentheses."""
+    return [re.sub(r" ?\([^)]*\)", "", text) for text in re.split(r"(?<=[.!?]) (?=[A-Z])", cleaned(passage))]
 
 
 def numbered(source: str, texts: Iterator[str] | list[str]) -> list[Sentence]:

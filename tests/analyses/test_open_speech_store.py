@@ -1,5 +1,6 @@
-"""What training changed in a tiny LSM, stored by the study's script, makes the same LSM again."""
+"""Stored models of the study make the same LSM again, and its page shows the measured numbers."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -55,3 +56,14 @@ def test_the_rank_bounds_what_is_kept(store, tiny_lsm, tmp_path, capsys):
     tiny_lsm.save(tmp_path / "trained")
     store("pack", tmp_path / "trained", tmp_path / "small.safetensors", 1)
     assert "at most 6.0e-01 of a change is missed" in capsys.readouterr().out
+
+
+def test_the_page_shows_the_measured_numbers():
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for checkpoint in json.loads((FOLDER / "natural.json").read_text())["checkpoints"]:
+        found = {each["key"]: each for each in checkpoint["evidence"]}
+        for key in ("instruction_sensitivity", "source_sensitivity", "eta_last_sixth"):
+            number = found[key]
+            assert f"{number['value']:.2f} [{number['ci_low']:.2f}, {number['ci_high']:.2f}]" in page
+        if error := found.get("transcription_error"):
+            assert f"{error['value']:.0f} [{error['ci_low']:.0f}, {error['ci_high']:.0f}]" in page
