@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def torchao(name: str, **options: Any) -> Any:
     from transformers import TorchAoConfig
 
     return TorchAoConfig(getattr(library, name)(**options))
+
+
+@pytest.fixture(autouse=True)
+def without_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights, which needs widths divisible by 64. Packed layers
+    round their inputs to bfloat16, so that attention in float32 is refused."""
+    if find_spec("bitsandbytes"):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
 WEIGHTS_ALONE: dict[str, Callable[[], Any]] = {
