@@ -13,7 +13,7 @@ HELP = r"""
 Measure the share of attention that the instruction gets (eta).
 
 For each layer: eta = S_instruction / (S_instruction + S_source), where S is the norm-based attention of the response to
-a segment of the prompt, and the source is the speech. 0.5 is balanced; a low eta is speech anchor bias.
+a segment of the prompt, and the source is the speech. 0.5 is balanced; a low eta can mean speech anchor bias.
 
 Examples:
     lsm-probe attention --ckpt my-lsm --data clips.jsonl

@@ -28,7 +28,7 @@ def attention_table(results: Sequence[AttentionResult]) -> Table:
             groups = result.with_conventions(segment=segment).eta_groups()
             rows.append([result.name, tokens, segment, *(f"{group['eta']:.3f}" for group in groups)])
     return Table(
-        "instruction proportion η by layers: 0.5 is balanced, low values are a sign of speech anchor bias",
+        "instruction proportion η by layers: 0.5 is balanced, low values can mean speech anchor bias",
         ["checkpoint", "tokens", "segment", *layer_group_names([result.n_layers for result in results])],
         rows,
         "tokens: source tokens, mean over samples; segment: mean or sum over a segment's tokens",
