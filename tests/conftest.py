@@ -12,6 +12,7 @@ import csv
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
     from lsm_probe.models.checkpoint import Checkpoint
 
 Waveform = Callable[..., NDArray[np.float32]]
+
+# A shell starts background jobs with Ctrl-C ignored, and processes inherit that: tests of Ctrl-C would wait in vain.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads over matrices this small only wait for each other: on a busy machine one is 15 times as fast as two.

@@ -20,7 +20,7 @@ def rows():
     return [{"id": f"s{i}", "instruction": "Repeat the text.", "text": text} for i, text in enumerate(texts)]
 
 
-def test_without_heads_only_layer_windows_are_written(run, files, tiny_llm_folder, tmp_path):
+def test_by_default_only_layer_windows_are_written(run, files, tiny_llm_folder, tmp_path):
     code, stdout, _ = run(tiny_llm_folder)
     assert code == 0
     assert files(tmp_path / "out") == PLAIN
