@@ -62,9 +62,10 @@ app = typer.Typer(
     help=f"""Find and measure speech anchor bias in speech LLMs (arXiv 2410.03798).
 
 --ckpt takes a folder or hub name of an LSM, a text LLM, an audio LLM of transformers or a released checkpoint; or
-`builtin:llm` (text LLM), `builtin:vanilla_asr`, `builtin:self_powered` and `builtin:untrained` (LSMs). --data takes a
-JSONL file with `id`, `instruction` and `audio` or `text`; or `builtin:probe` or `builtin:commands`. --template takes
-a YAML file or one of {", ".join(TEMPLATES)}. --instructions takes a YAML file or one of {", ".join(POOLS)}.""",
+`builtin:llm` (text LLM), `builtin:vanilla_asr`, `builtin:self_powered`, `builtin:open_vanilla_asr`,
+`builtin:open_self_powered` and `builtin:untrained` (LSMs). --data takes a JSONL file with `id`, `instruction` and
+`audio` or `text`; or `builtin:probe` or `builtin:commands`. --template takes a YAML file or one of
+{", ".join(TEMPLATES)}. --instructions takes a YAML file or one of {", ".join(POOLS)}.""",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -123,7 +124,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     try:
         with nullcontext() if "RANK" in os.environ else sigterm_raises():
-            sys.exit(app(standalone_mode=False))
+            sys.exit(app(standalone_mode=False, prog_name="lsm-probe"))
     except CommandError as error:
         _exit(error.exit_code, f"error: {error}" if str(error) else "")
     except typer.TyperException as error:

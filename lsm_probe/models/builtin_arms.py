@@ -1,7 +1,8 @@
 """The trained miniatures in the package, stored as differences from the embedded models.
 
-They are two arms of `analyses/speech_anchor_bias`: SmolLM2-135M-Instruct behind Whisper tiny.en, trained through
-adapters on spoken commands.
+All are SmolLM2-135M-Instruct behind Whisper tiny.en, trained through adapters. `vanilla_asr` and `self_powered` are
+arms of `analyses/speech_anchor_bias` (spoken commands), `open_vanilla_asr` and `open_self_powered` of
+`analyses/open_speech` (any English sentences).
 """
 
 from __future__ import annotations

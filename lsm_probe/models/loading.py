@@ -75,11 +75,12 @@ def load(
     Args:
         name: a folder, a name on the model hub, `builtin:llm` (the embedded text LLM), `builtin:untrained` (the
             embedded encoder and LLM with a seeded, untrained connector), `builtin:vanilla_asr` or
-            `builtin:self_powered` (the same, trained: two arms of `analyses/speech_anchor_bias`). An LSM of this
-            package, a text LLM, an audio LLM that ships in transformers and has a placeholder token for its speech, the
-            release of a published system (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT)
-            on one of these, which is merged into it in memory, or a text LLM in a GGUF file, whose weights are
-            dequantised.
+            `builtin:self_powered` (the same, trained on spoken commands: `analyses/speech_anchor_bias`),
+            `builtin:open_vanilla_asr` or `builtin:open_self_powered` (trained on any English sentences, which they
+            understand in part: `analyses/open_speech`). An LSM of this package, a text LLM, an audio LLM that ships in
+            transformers and has a placeholder token for its speech, the release of a published system
+            (`docs/checkpoints.md` says which are read), the folder of an adapter (PEFT) on one of these, which is
+            merged into it in memory, or a text LLM in a GGUF file, whose weights are dequantised.
         device: a torch device, such as `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is a CUDA GPU if there is one, else the
             CPU. Under `torchrun`, `auto` and `cuda` are a GPU for each process. `spread` distributes the model over all
             GPUs, and puts the rest on the CPU.

@@ -73,10 +73,11 @@ def test_the_page_shows_the_measured_differences():
     page = (FOLDER / "README.md").read_text(encoding="utf-8").replace("−", "-")
     pairs = json.loads((FOLDER / "natural_differences.json").read_text())["pairs"]
     found = {(pair["first"], pair["second"]): pair for pair in pairs}
-    for names, sign in (("builtin:llm", "vanilla_asr"), -1), (("vanilla_asr", "self_powered"), 1):
+    vanilla, repaired = "builtin:open_vanilla_asr", "builtin:open_self_powered"
+    for names, sign in (("builtin:llm", vanilla), -1), ((vanilla, repaired), 1):
         number = found[names]["instruction_difference"]
         low, high = sorted(sign * number[key] for key in ("ci_low", "ci_high"))
         assert f"{sign * number['mean']:.2f} [{low:.2f}, {high:.2f}]" in page
     for key in ("instruction_difference", "source_difference"):
-        number = found["builtin:llm", "self_powered"][key]
+        number = found["builtin:llm", repaired][key]
         assert f"{number['mean']:.2f} [{number['ci_low']:.2f}, {number['ci_high']:.2f}]" in page

@@ -1,5 +1,6 @@
 """The trained built-in checkpoints: they load by name, name their study, and transcribe."""
 
+import jiwer
 import pytest
 import torch
 
@@ -7,6 +8,8 @@ import lsm_probe
 from lsm_probe.data.audio import read_audio
 from lsm_probe.models.builtin_arms import builtin_arms, read_training
 from lsm_probe.models.stored_training import CONNECTOR, TALL, WIDE, Training
+
+OPEN = ("open_self_powered", "open_vanilla_asr")
 
 
 def test_trained_weights_are_added_to_the_untrained_model(tiny_lsm):
@@ -28,17 +31,25 @@ def test_trained_weights_are_added_to_the_untrained_model(tiny_lsm):
 @pytest.mark.parametrize("name", builtin_arms())
 def test_each_training_file_is_small_and_names_its_study(name):
     training = read_training(name)
-    assert training.arm == {"study": "speech_anchor_bias", "arm": name, "seed": 0}
+    study = "open_speech" if name in OPEN else "speech_anchor_bias"
+    assert training.arm == {"study": study, "arm": name.removeprefix("open_"), "seed": 0}
     assert sum(tensor.nbytes for tensor in training.tensors.values()) < 15e6
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", builtin_arms())
-def test_each_arm_transcribes_the_builtin_commands(name, builtin):
+def test_each_arm_transcribes(name, builtin):
+    """Commands exactly; other sentences in part."""
     checkpoint = builtin(f"builtin:{name}")
-    assert checkpoint.identity.training.arm == name
+    assert checkpoint.identity.training.arm == name.removeprefix("open_")
     assert checkpoint.identity.connector.trained
-    spoken = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]
-    prompts = [checkpoint.encode(sample.instruction, read_audio(sample)) for sample in spoken]
-    answers = checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=32)
-    assert [checkpoint.decode(ids) for ids in answers] == [sample.text for sample in spoken]
+    if name in OPEN:
+        spoken = {sample.text: sample for sample in lsm_probe.read_manifest("builtin:probe")}.values()
+    else:
+        spoken = [sample for sample in lsm_probe.read_manifest("builtin:commands") if sample.task == "transcription"]
+    prompts = [checkpoint.encode("Transcribe the speech.", read_audio(sample)) for sample in spoken]
+    answers = [checkpoint.decode(ids) for ids in checkpoint.generate(checkpoint.embed(prompts), max_new_tokens=32)]
+    if name in OPEN:
+        assert jiwer.wer([sample.text.lower() for sample in spoken], [answer.lower() for answer in answers]) < 0.6
+    else:
+        assert answers == [sample.text for sample in spoken]
