@@ -39,7 +39,14 @@ def execute(source: Path) -> nbformat.NotebookNode:
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         cell["id"], cell["metadata"] = f"{source.stem}-{number}".replace("_", "-"), {}
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if not is_log_of_torch(output)]
     return notebook
+
+
+def is_log_of_torch(output: nbformat.NotebookNode) -> bool:
+    """Whether it is a line that torch or torchao writes when it is imported."""
+    return output.get("name") == "stderr" and ("torch/" in output["text"] or "torchao/" in output["text"])
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ for row in attention.samples[:5]:
 # %% [markdown]
 # ## Attention of the response
 #
-# eta is the instruction's share of the norm-based attention of the response, against the speech: 0.5 is balanced, low
-# is speech anchor bias.
+# eta is the instruction's share of the norm-based attention of the response, against the speech: 0.5 is balanced, and
+# low values can mean speech anchor bias.
 
 # %%
 attention
