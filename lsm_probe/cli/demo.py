@@ -16,7 +16,7 @@ def demo(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps. [default: as many as fit into about 6 minutes; 40 with --full]",
+            help="Training steps. [default: as many as fit into about 6 minutes, at least 24; 40 with --full]",
             min=1,
             show_default=False,
         ),
@@ -34,7 +34,7 @@ def demo(
     `builtin:vanilla_asr` on answers of the text LLM inside both (SmolLM2), and diagnoses the result. Each step prints
     its purpose and its command. The result is diagnosis/report.html.
 
-    The training is sized so that the demo takes about 6 minutes on this machine, if a useful training takes no longer.
+    The training takes as many steps as let the demo end after about 6 minutes on this machine, but at least 24.
     --full trains for 40 steps of 8 samples. The first run downloads 164 MB of models.
 
     Examples:
