@@ -50,7 +50,8 @@ class ModelSettings(_Settings):
     """The model to train.
 
     Args:
-        start: an LSM to continue training (a folder or hub name); the settings below are then ignored.
+        start: an LSM to continue training (a folder, a hub name, or a built-in one such as `builtin:open_vanilla_asr`);
+            the settings below are then ignored.
         encoder: a Whisper of any size: folder, hub name, or `builtin:encoder` (tiny.en).
         llm: a decoder-only causal LM: folder, hub name, or `builtin:llm` (SmolLM2-135M-Instruct).
         template: prompt template; the tokenizer's own chat template where it has one, else `vicuna`.

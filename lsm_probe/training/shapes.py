@@ -10,6 +10,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from lsm_probe.errors import InputError
 from lsm_probe.models import LsmConfig
+from lsm_probe.models.building import BUILTIN_LSMS, UNTRAINED
+from lsm_probe.models.builtin_arms import read_training
 from lsm_probe.models.checkpoint_names import require_folder
 
 
@@ -62,8 +64,8 @@ def model_config(name: str) -> PreTrainedConfig:
     """The configuration of a model that is not loaded.
 
     Args:
-        name: a folder, whose `config.json` is read; `builtin:encoder`, `builtin:llm`, `builtin:untrained` or a hub name
-            from a preset, whose shape is known; or another hub name, whose `config.json` comes from the hub.
+        name: a folder, whose `config.json` is read; a built-in model or a hub name from a preset, whose shape is known;
+            or another hub name, whose `config.json` comes from the hub.
 
     Raises:
         InputError: there is no such model, or its configuration cannot be read.
@@ -71,11 +73,18 @@ def model_config(name: str) -> PreTrainedConfig:
     if name in _SHAPES and not Path(name).is_dir():  # a folder takes precedence, as in transformers
         shape = dict(_SHAPES[name])
         return CONFIG_MAPPING[shape.pop("model_type")](**shape)
-    if name == "builtin:untrained":
-        return LsmConfig(audio_config=model_config("builtin:encoder"), text_config=model_config("builtin:llm"))
+    if name in BUILTIN_LSMS:
+        parts = {"audio_config": model_config("builtin:encoder"), "text_config": model_config("builtin:llm")}
+        return LsmConfig(**parts, **({} if name == UNTRAINED else _connector(name)))
     require_folder(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(f"{name}: its configuration cannot be read ({reason}); give the model's folder") from None
+
+
+def _connector(name: str) -> dict[str, Any]:
+    """What a built-in LSM sets itself."""
+    training = read_training(name.removeprefix("builtin:"))
+    return {"projector_config": training.projector, "encoder_context": training.encoder_context}

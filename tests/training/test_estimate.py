@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 import lsm_probe
 from lsm_probe.errors import InputError
+from lsm_probe.models.building import BUILTIN_LSMS
 from lsm_probe.training.batches import accumulation, optimizer_steps, warmup_steps
 from lsm_probe.training.config import Machine, Stage, TrainConfig, read_config
 from lsm_probe.training.estimate import GIB, estimate
@@ -82,6 +83,13 @@ def test_a_run_from_parts_has_the_same_counts_as_one_from_their_model(
     connector = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     model = {"encoder": str(tiny_encoder_folder), "llm": str(tiny_llm_folder), "connector": connector}
     assert parts(config(model)) == parts(config())
+
+
+@pytest.mark.parametrize("name", BUILTIN_LSMS)
+def test_training_can_start_from_a_built_in_lsm(config, name: str) -> None:
+    found, model = parts(config({"start": name})), lsm_probe.load(name, device="cpu").model
+    assert found["connector"][0] == size(model.multi_modal_projector)
+    assert sum(count for count, _ in found.values()) == size(model)
 
 
 @pytest.mark.parametrize(
