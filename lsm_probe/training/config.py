@@ -106,6 +106,10 @@ class LoraSettings(_Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+RATED = ("layerwise_lr", "lora")
+"""The strategies that can give each layer its own learning rate."""
+
+
 class Stage(_Settings):
     """One stage: the trained parts, the data and the learning rates.
 
@@ -119,8 +123,9 @@ class Stage(_Settings):
             `frozen_llm` (only the connector), `lora` (connector, and adapters in the LLM) or `align` (only the
             connector, without the LLM: CTC moves each speech token towards the embedding of a target token; a first
             stage before the others, on transcripts). The encoder is frozen in all of them.
-        layer_rates: for `layerwise_lr`: what `lsm-probe importance --write-lr-schedule` wrote, or the list of rates
-            itself, as multiples of `learning_rate`; for the layers' weight matrices alone.
+        layer_rates: for `layerwise_lr`, and if wanted for the adapters of `lora`: what `lsm-probe importance
+            --write-lr-schedule` wrote, or the list of rates itself, as multiples of `learning_rate`; for the layers'
+            weight matrices alone.
         epochs: passes over the training set, unless `max_steps` is given.
         max_steps: optimizer steps.
         batch_size: samples in one optimizer step, over all processes and accumulation.
@@ -227,7 +232,14 @@ class TrainConfig(Stage):
         names = [stage.name for stage in self.resolved_stages()]
         if len(names) != len(set(names)):
             raise ValueError(f"lists stages of one name ({', '.join(names)}); give each its own 'name'")
+        self._check_rates()
         return self
+
+    def _check_rates(self) -> None:
+        rated = [stage.strategy in RATED for stage in self.resolved_stages()]
+        unused = any("layer_rates" in given and not uses for given, uses in zip(self.stages, rated, strict=False))
+        if unused or (self.layer_rates and not any(rated)):
+            raise ValueError(f"gives layer_rates, which only the strategies {' and '.join(RATED)} use")
 
     def resolved_stages(self) -> list[Stage]:
         """The stages in order, each with all its settings; a single one if none are listed."""

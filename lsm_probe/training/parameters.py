@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lsm_probe.errors import InputError
 from lsm_probe.models.layers import layer_of, layers_prefix
-from lsm_probe.training.config import LoraSettings, Stage
+from lsm_probe.training.config import RATED, LoraSettings, Stage
 
 CONNECTOR = "multi_modal_projector"
 
@@ -84,8 +84,10 @@ def parameter_groups(model: nn.Module, decayed: Collection[str], stage: Stage) -
 
 
 def _layer_rates(model: nn.Module, stage: Stage) -> Callable[[str, nn.Parameter], float]:
-    """A parameter's rate relative to the stage's: for weight matrices of the LLM's layers; 1 for all others."""
-    if stage.strategy != "layerwise_lr" or stage.layer_rates is None:
+    """A parameter's rate relative to the stage's: for weight matrices of the LLM's layers, or the adapters on them; 1
+    for all others.
+    """
+    if stage.strategy not in RATED or stage.layer_rates is None:
         return lambda name, parameter: 1.0
     llm = next(module for name, module in model.named_modules() if name.split(".")[-1] == "language_model")
     prefix = layers_prefix(llm)

@@ -74,8 +74,7 @@ def model_config(name: str) -> PreTrainedConfig:
         shape = dict(_SHAPES[name])
         return CONFIG_MAPPING[shape.pop("model_type")](**shape)
     if name in BUILTIN_LSMS:
-        parts = {"audio_config": model_config("builtin:encoder"), "text_config": model_config("builtin:llm")}
-        return LsmConfig(**parts, **({} if name == UNTRAINED else _connector(name)))
+        return _builtin_lsm(name)
     require_folder(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -84,7 +83,14 @@ def model_config(name: str) -> PreTrainedConfig:
         raise InputError(f"{name}: its configuration cannot be read ({reason}); give the model's folder") from None
 
 
-def _connector(name: str) -> dict[str, Any]:
-    """What a built-in LSM sets itself."""
+def _builtin_lsm(name: str) -> LsmConfig:
+    encoder, llm = model_config("builtin:encoder"), model_config("builtin:llm")
+    if name == UNTRAINED:
+        return LsmConfig(audio_config=encoder, text_config=llm)
     training = read_training(name.removeprefix("builtin:"))
-    return {"projector_config": training.projector, "encoder_context": training.encoder_context}
+    return LsmConfig(
+        audio_config=encoder,
+        projector_config=training.projector,
+        text_config=llm,
+        encoder_context=training.encoder_context,
+    )

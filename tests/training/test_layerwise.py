@@ -81,10 +81,25 @@ def test_a_connector_without_its_own_rate_uses_the_base_rate(tiny_lsm: Checkpoin
     assert {rate for name, rate in found.items() if name.startswith("multi_modal_projector.")} == {BASE}
 
 
-def test_other_strategies_ignore_layer_rates(tiny_lsm: Checkpoint, groups_of: Groups) -> None:
-    settings = stage(strategy="full")
-    model = prepare_model(tiny_lsm.model, settings)
-    assert {group["lr"] for group in groups_of(model, settings)} == {BASE, CONNECTOR_RATE}
+def test_adapters_have_the_rate_of_their_layer(checkpoint: Checkpoint, groups_of: Groups) -> None:
+    settings = stage(strategy="lora")
+    model = prepare_model(checkpoint.model, settings)
+    found = by_name(model, groups_of(model, settings), "lr")
+    adapters = {name.removeprefix("base_model.model."): rate for name, rate in found.items() if ".lora_" in name}
+    assert adapters == {name: pytest.approx(BASE * RATES[layer_number(name)]) for name in adapters}
+    assert {layer_number(name) for name in adapters} == {0, 1, 2}
+    assert {rate for name, rate in found.items() if ".lora_" not in name} == {CONNECTOR_RATE}
+
+
+@pytest.mark.parametrize("strategy", ["full", "frozen_llm", "align"])
+def test_rates_that_no_stage_uses_are_refused(strategy: str) -> None:
+    says = "gives layer_rates, which only the strategies layerwise_lr and lora use"
+    assert says in refusal("layer_rates=[1, 0.5]", f"strategy={strategy}")
+    own = f"{{name: first, strategy: {strategy}, layer_rates: [1, 0.5]}}"
+    with pytest.raises(InputError, match=says):
+        read_config("self_powered", [f"stages=[{own}, {{name: second, strategy: lora}}]"])
+    two = f"stages=[{{name: first, strategy: {strategy}}}, {{name: second, strategy: lora}}]"
+    assert read_config("self_powered", ["layer_rates=[1, 0.5]", two]).layer_rates == [1, 0.5]
 
 
 def test_the_trained_parameters_equal_those_of_full_training(tiny_lsm: Checkpoint) -> None:
