@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count
 from types import MappingProxyType
 
 from lsm_probe.runner.identity import CheckpointIdentity
@@ -19,8 +20,8 @@ MARKERS = "osD^vPX<>"
 """One for each colour, so that curves can be distinguished without their colours."""
 _RESERVED = {"untrained": 0, "vanilla_asr": 1, "true_answers": 2, "self_powered_one": 3, "self_powered": 4}
 """Colour numbers of the built-in checkpoints and of the other study arms."""
-_RESERVED |= {"vanilla": 1, "four_tasks": 2}
-"""The same study arms under earlier names."""
+_RESERVED |= {"vanilla": 1, "four_tasks": 2, "one_instruction": 3}
+"""The same study arms under other names."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def assign_styles(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Checkp
     """Choose a style for each checkpoint; the keys are their names.
 
     The first text LLM is grey. The built-in checkpoints have fixed colours, so that they are the same in every report;
-    the other checkpoints take the remaining colours in the order given. A length-matched control has the style of the
-    checkpoint whose source lengths it uses.
+    all seeds of a study arm have its colour. The other checkpoints take the remaining colours in the order given. A
+    length-matched control has the style of the checkpoint whose source lengths it uses.
     """
     found: dict[str, CheckpointStyle] = {}
     checkpoints = list(checkpoints)
@@ -58,11 +59,12 @@ def assign_styles(checkpoints: Iterable[CheckpointIdentity]) -> dict[str, Checkp
     names = [name for name in dict.fromkeys(each.name for each in plain) if name != base]
     taken: set[int] = set()
     for name in names:
-        number = _RESERVED.get(_arm(name))
-        if number is not None and number not in taken:
+        reserved = _RESERVED.get(_arm(name))
+        if reserved is not None:
+            number = next(number for number in count(reserved, len(COLORS)) if number not in taken)
             taken.add(number)
             found[name] = CheckpointStyle.from_number(number)
-    free = (number for number in range(len(names) + len(_RESERVED)) if number not in taken)
+    free = (number for number in count() if number not in taken)
     found |= {name: CheckpointStyle.from_number(next(free)) for name in names if name not in found}
     if base is not None:
         found[base] = NEUTRAL
@@ -124,8 +126,8 @@ def _parts(checkpoint: CheckpointIdentity) -> Sequence[str]:
 
 
 def _arm(name: str) -> str:
-    """The study arm that a name refers to: the name without `builtin:` and without the number of the seed."""
-    return re.sub(r"-\d+$", "", name.removeprefix("builtin:").removesuffix("/model").rpartition("/")[2])
+    """The study arm that a name refers to: the name without `builtin:`, `open_` and the number of the seed."""
+    return re.sub(r"^open_|-\d+$", "", name.removeprefix("builtin:").removesuffix("/model").rpartition("/")[2])
 
 
 def _are_known(results: Sequence[MeasurementResult]) -> bool:

@@ -13,10 +13,20 @@ def text(name, **more):
 
 
 def test_study_arms_have_the_same_colours_under_all_their_names():
-    for names in (("builtin:vanilla_asr", "builtin:self_powered"), ("vanilla_asr-0", "self_powered-0")):
+    for names in (
+        ("builtin:vanilla_asr", "builtin:self_powered"),
+        ("builtin:open_vanilla_asr", "builtin:open_self_powered"),
+        ("vanilla_asr-0", "self_powered-0"),
+    ):
         styles = assign_styles(speech("first", *names))
         assert [styles[name].color for name in names] == [COLORS[1], COLORS[4]]
         assert styles["first"].color == COLORS[0]
+
+
+def test_all_seeds_of_a_study_arm_have_its_colour_and_different_markers():
+    styles = assign_styles(speech(*(f"vanilla_asr-{seed}" for seed in range(3))))
+    assert {style.color for style in styles.values()} == {COLORS[1]}
+    assert len({style.marker for style in styles.values()}) == 3
 
 
 def test_each_checkpoint_has_a_distinct_style():
