@@ -1,10 +1,10 @@
-"""Measure word error rates of Whisper tiny.en on the speech of `lsm-probe data speak` or `data commands`.
+"""Measure word error rates of Whisper tiny.en on recordings with transcripts, such as those of `lsm-probe data speak`.
 
 python analyses/spoken_text/word_error_rates.py spoken/manifest.jsonl commands/test.transcription.jsonl --limit 300
 
 For each manifest the corpus word error rate (all errors over all words, jiwer) after Whisper's English normaliser on
 both sides, in total and by voice and speed, on `--limit` evenly spaced utterances. It prints the worst sentences.
-Writes word_error_rates.json beside this file.
+Writes them into word_error_rates.json beside this file; results of other manifests stay there.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def measure(manifest: Path, limit: int, batch_size: int, worst: int) -> dict[str
     for name in by_errors[:worst]:
         print(f"{name}\n  reference   {pairs[name][0]}\n  transcript  {pairs[name][1]}")
     parts = {name: error_rate(pairs[i] for i in ids) for name, ids in sorted(groups.items())}
-    return {"of": len(read_manifest(manifest)), "all": error_rate(pairs.values()), **parts}
+    about = {"date": date.today().isoformat(), "of": len(read_manifest(manifest))}
+    return {**about, "all": error_rate(pairs.values()), **parts}
 
 
 def _unbracketed(text: str) -> str:
@@ -116,13 +117,14 @@ def main() -> None:
         for path in options.manifests
     }
     packages = ("transformers", "torch", "jiwer", "whisper-normalizer", "hibari-tts")
+    path = HERE / "word_error_rates.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["manifests"] if path.exists() else {}
     report = {
-        "date": date.today().isoformat(),
         "transcriber": "Whisper tiny.en, greedy",
         "versions": {name: version(name) for name in packages},
-        "manifests": found,
+        "manifests": before | found,
     }
-    with replacing(HERE / "word_error_rates.json") as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, parts in found.items():
         for part, counts in parts.items():
