@@ -1,10 +1,11 @@
-"""The models of a diagnosis: each is loaded only once, when it is first needed."""
+"""The models of a diagnosis: each is loaded once, when it is first needed, and encodes each utterance once."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ class LazyModel:
     on_load: Callable[[Checkpoint], None] = lambda checkpoint: None
     _loaded: Checkpoint | None = None
     _device: torch.device | None = None
+    _encoding_once: ExitStack = field(default_factory=ExitStack)
 
     @property
     def name(self) -> str:
@@ -51,6 +53,7 @@ class LazyModel:
         """The checkpoint, possibly on the CPU (see [`park`]): for its tokenizer."""
         if self._loaded is None:
             self._loaded = self.to_measure.load()
+            self._encoding_once.enter_context(self._loaded.encoding_speech_once())
             self.on_load(self._loaded)
         return self._loaded
 
@@ -69,6 +72,7 @@ class LazyModel:
 
     def free(self) -> None:
         """Drop the model to free its memory. A model that the caller passed in returns to its original device."""
+        self._encoding_once.close()
         if self._loaded is not None:
             self.get()  # it may be on the CPU
         self._loaded = self._device = None

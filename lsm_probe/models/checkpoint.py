@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -29,6 +30,7 @@ from lsm_probe.models.rotary import separate_rows
 from lsm_probe.models.saved_tokenizer import keep_tokenizer
 from lsm_probe.models.segments import Segment
 from lsm_probe.models.sparse_attention import find_exact_length
+from lsm_probe.models.speech_cache import SpeechCache
 from lsm_probe.models.speech_times import Times
 from lsm_probe.models.templates import PromptTemplate, find_template
 from lsm_probe.models.thinking import Thought, find_thought, text_after_user
@@ -69,6 +71,7 @@ class Checkpoint(ABC):
     identity: ModelIdentity = field(default_factory=ModelIdentity, kw_only=True)
     source: Literal["speech", "text"] = field(default="text", kw_only=True)
     cascade_of: tuple[str, str] | None = field(default=None, kw_only=True)
+    _speech: SpeechCache | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.template = find_template(self.template)
@@ -194,7 +197,30 @@ class Checkpoint(ABC):
     @exact_float32()
     def embed(self, prompts: list[Prompt]) -> list[Tensor]:
         """Embeds prompts for the LLM: one tensor `[tokens, llm_dim]` for each prompt."""
-        return [self.embed_prompt(prompt) for prompt in prompts]
+        return [self._embed_encoding_once(prompt) for prompt in prompts]
+
+    @contextmanager
+    def encoding_speech_once(self) -> Iterator[None]:
+        """Makes [`embed`] encode each utterance once inside the block, in which the weights must not change.
+
+        The embeddings stay bitwise the same. A block inside another one shares its speech tokens.
+        """
+        outer = self._speech
+        self._speech = outer or SpeechCache()
+        try:
+            yield
+        finally:
+            self._speech = outer
+
+    def _embed_encoding_once(self, prompt: Prompt) -> Tensor:
+        if self._speech is None or not prompt.features:
+            return self.embed_prompt(prompt)
+        speech = self._speech.get(prompt.features, self.llm.dtype)
+        if speech is not None:
+            return self.embed_prompt(replace(prompt, features={}, speech=speech))
+        embedded = self.embed_prompt(prompt)
+        self._speech.put(prompt.features, self.llm.dtype, embedded[prompt.positions(Segment.SOURCE)])
+        return embedded
 
     def embed_prompt(self, prompt: Prompt) -> Tensor:
         """Embeds a prompt for the LLM, `[tokens, llm_dim]`, with the graph to the word embeddings and to an LSM's

@@ -106,6 +106,10 @@ class BiasProbing:
         Raises:
             InputError: a sample or the model cannot be measured.
         """
+        with checkpoint.encoding_speech_once():
+            return self._measure(checkpoint, responses)
+
+    def _measure(self, checkpoint: Checkpoint, responses: Responses | None) -> tuple[dict[str, Any], list[list[int]]]:
         options: dict[str, Any] = {"batch_size": self.batch_size, "data": self.data, "seed": self.seed}
         attended = attention(
             checkpoint, self.samples, responses=responses, max_new_tokens=self.max_new_tokens, **options

@@ -11,6 +11,7 @@ import lsm_probe
 from lsm_probe.diagnosis.diagnosis import Diagnosis
 from lsm_probe.errors import InputError
 from lsm_probe.models.checkpoint import Checkpoint
+from lsm_probe.models.checkpoint_kinds import Lsm
 from lsm_probe.runner import named_checkpoints
 
 QUICK = {"max_new_tokens": 4, "batch_size": 4}
@@ -25,10 +26,10 @@ def by_task(samples):
 
 @pytest.fixture(scope="module")
 def diagnosed(by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path_factory):
-    """The folder of a whole diagnosis, what it returned, and how often each model was loaded and generated."""
+    """The folder of a whole diagnosis, what it returned, and what each model loaded, generated and encoded."""
     out = tmp_path_factory.mktemp("diagnosis") / "out"
-    loaded, generated = [], []
-    load, generate = named_checkpoints.load, Checkpoint.generate
+    loaded, generated, encoded = [], [], []
+    load, generate, embed_speech = named_checkpoints.load, Checkpoint.generate, Lsm._embed_speech
 
     def counting_load(name, **options):
         loaded.append(str(name))
@@ -38,15 +39,20 @@ def diagnosed(by_task, tiny_lsm_folder, tiny_llm_folder, tmp_path_factory):
         generated.append((self.name, len(embedded), options["max_new_tokens"]))
         return generate(self, embedded, **options)
 
+    def counting_embed_speech(self, prompt, ids, features):
+        encoded.append(features["input_features"])
+        return embed_speech(self, prompt, ids, features)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(named_checkpoints, "load", counting_load)
         patch.setattr(Checkpoint, "generate", counting_generate)
+        patch.setattr(Lsm, "_embed_speech", counting_embed_speech)
         found = lsm_probe.diagnose(tiny_lsm_folder, by_task, base=tiny_llm_folder, out=out, loading=CPU, **QUICK)
-    return out, found, loaded, generated
+    return out, found, loaded, generated, encoded
 
 
 def test_each_model_is_loaded_once_and_generates_each_response_once(diagnosed, tiny_lsm_folder, tiny_llm_folder):
-    _, _, loaded, generated = diagnosed
+    _, _, loaded, generated, _ = diagnosed
     assert sorted(loaded) == sorted([str(tiny_llm_folder), str(tiny_lsm_folder)])
     made = {
         name: sum(n for who, n, longest in generated if who == str(name) and longest == 4)
@@ -55,8 +61,12 @@ def test_each_model_is_loaded_once_and_generates_each_response_once(diagnosed, t
     assert made == {tiny_llm_folder: 8, tiny_lsm_folder: 8}
 
 
+def test_each_utterance_is_encoded_once(diagnosed, by_task):
+    assert len(diagnosed[4]) == len(by_task)
+
+
 def test_the_folder_holds_every_measurement_the_verdicts_and_the_report(diagnosed, tiny_lsm_folder, tiny_llm_folder):
-    out, found, _, _ = diagnosed
+    out, found, *_ = diagnosed
     folders = {str(path.parent.relative_to(out)) for path in out.glob("*/*/result.json")}
     assert folders == {
         *(f"{part}/llm" for part in ("attention", "sensitivity")),

@@ -67,3 +67,25 @@ def test_a_sample_without_a_transcript_is_refused_for_a_text_llm(tiny_llm, clip,
     sample = lsm_probe.Sample(id="a", instruction="Repeat.", audio=clip(tmp_path / "a.wav"))
     with pytest.raises(InputError, match="sample 'a': has no transcript; add 'text' to it"):
         tiny_llm.prompt_ids(sample)
+
+
+def test_speech_that_was_encoded_once_gives_the_same_embeddings(tiny_lsm, waveform, monkeypatch):
+    prompts = [tiny_lsm.encode(words, waveform(1.0)) for words in ("Translate it.", "What was said?")]
+    expected = tiny_lsm.embed(prompts)
+    with tiny_lsm.encoding_speech_once():
+        tiny_lsm.embed(prompts[:1])
+        with tiny_lsm.encoding_speech_once(), monkeypatch.context() as patch:
+            patch.setattr(Lsm, "_embed_speech", None)
+            found = tiny_lsm.embed(prompts)
+    assert all(torch.equal(own, once) for own, once in zip(expected, found, strict=True))
+
+
+def test_speech_is_encoded_again_after_the_block_and_for_another_waveform(tiny_lsm, waveform, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(
+        Lsm, "_embed_speech", lambda self, prompt, ids, features: encoded.append(1) or torch.zeros(len(prompt), 8)
+    )
+    with tiny_lsm.encoding_speech_once():
+        tiny_lsm.embed([tiny_lsm.encode("Listen.", waveform(1.0, seed=seed)) for seed in (0, 1)])
+    tiny_lsm.embed([tiny_lsm.encode("Listen.", waveform(1.0, seed=0))])
+    assert len(encoded) == 3

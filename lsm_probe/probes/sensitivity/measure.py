@@ -86,7 +86,8 @@ def sensitivity(
     )
     others = OtherSources(checkpoint, samples, run.seed, run.on_error)
     scorer = _Scorer(checkpoint, others, chosen, pool, sources)
-    records, common = measurement.run(lambda items: [scorer.measure(item) for item in items])
+    with checkpoint.encoding_speech_once():  # an utterance is its own source and that of other samples
+        records, common = measurement.run(lambda items: [scorer.measure(item) for item in items])
     return SensitivityResult(
         **common,
         **stack(records, "instruction_log_probs", "source_log_probs"),

@@ -1,0 +1,37 @@
+"""Speech tokens that were computed earlier, so that several measurements encode each utterance only once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_KEPT = 512
+"""Maximum number of utterances kept: 30 speech tokens of 4,096 numbers each are 0.5 MB."""
+
+
+class SpeechCache:
+    """Speech tokens by the model's inputs for the speech. The oldest are dropped when the cache is full."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor | None:
+        """The speech tokens `[speech tokens, llm_dim]` of these inputs in a model of this dtype; None if not kept."""
+        return self._kept.get((_digest(features), dtype))
+
+    def put(self, features: Mapping[str, Tensor], dtype: torch.dtype, speech: Tensor) -> None:
+        """Keeps speech tokens; the dtype counts because a model may also run in float32."""
+        while len(self._kept) >= _KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[_digest(features), dtype] = speech
+
+
+def _digest(features: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, values in sorted(features.items()):
+        found.update(repr((name, values.dtype, values.shape)).encode())
+        found.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
