@@ -1,4 +1,4 @@
-"""Write the three tables of README.md from the JSON files of this folder.
+"""Write the tables of README.md from the JSON files of this folder.
 
 python analyses/performance/tables.py
 """
@@ -30,7 +30,8 @@ def main() -> None:
 
 def with_tables(text: str) -> str:
     """The page with updated tables: each is between `<!-- NAME -->` and `<!-- end -->`."""
-    for name, rows in {"attention": attention(), "shapes": shapes(), "others": others()}.items():
+    tables = {"attention": attention(), "shapes": shapes(), "others": others(), "bias_callback": bias_callback()}
+    for name, rows in tables.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         head, *body = rows
@@ -82,6 +83,13 @@ def others() -> Iterator[list[str]]:
             yield [f"training, {comparison}: {way}", first, f"{1 / row['ratio']:.2f}", ""]
     encoder = read("encoder_context")
     yield ["Whisper on the utterance alone", "on 30 s", f"{1 / encoder['times_as_fast']:.2f}", ""]
+
+
+def bias_callback() -> Iterator[list[str]]:
+    yield ["optimizer steps", "steps between two probings", "probings", "% of the time of the steps"]
+    for run in read("bias_callback")["whole_runs"]:
+        every = str(run["every"]) if run["every"] else "only before the first step"
+        yield [f"{run['steps']:,}", every, str(run["probings"]), f"{run['percent_of_the_steps']:.1f}"]
 
 
 def measured(row: dict[str, Any]) -> list[str]:

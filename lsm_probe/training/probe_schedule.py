@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import median_low
 from time import perf_counter
 
-MEASURED_STEPS = 3
+MEASURED_STEPS = 5
 """Number of steps that measure the time per step. The first step, a warm-up, is not counted."""
 
 
@@ -46,6 +47,9 @@ class StepTimer:
 
     @property
     def step_seconds(self) -> float | None:
-        """The mean over steps after the first; None until there are enough."""
-        counted = self.seconds[1:]
-        return sum(counted) / len(counted) if len(self.seconds) >= MEASURED_STEPS else None
+        """The lower median of the steps after the first; None until there are enough.
+
+        The next steps can still be slow, twice the usual time for one of them in a run of the miniature model. Their
+        mean would allow too many probings.
+        """
+        return median_low(self.seconds[1:]) if len(self.seconds) >= MEASURED_STEPS else None

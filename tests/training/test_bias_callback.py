@@ -283,9 +283,14 @@ def test_a_later_failure_of_the_probe_does_not_end_training(qwen, tasks, train: 
 
 def test_a_run_too_short_for_a_second_measurement_gives_a_warning(qwen, tasks, train: Train) -> None:
     callback = BiasCallback(tasks)
-    with pytest.warns(UserWarning, match=r"5 % of the time of 4 steps is too short for a second probing"):
-        train(qwen, callback, max_steps=4)
+    with pytest.warns(UserWarning, match=r"5 % of the time of 5 steps is too short for a second probing"):
+        train(qwen, callback, max_steps=5)
     assert callback.to_frame()["step"].tolist() == [0]
+
+
+def test_slow_first_steps_do_not_lengthen_the_time_per_step() -> None:
+    assert StepTimer([9.0, 3.9, 7.4, 3.2]).step_seconds is None
+    assert StepTimer([9.0, 3.9, 7.4, 3.2, 3.1]).step_seconds == 3.2
 
 
 def test_slower_steps_allow_more_measurements(qwen, tasks, train: Train, monkeypatch) -> None:
