@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_KEPT = 512
-"""Maximum number of utterances kept: 30 speech tokens of 4,096 numbers each are 0.5 MB."""
+_KEPT = 2**28
+"""Bytes kept: 500 utterances of 30 speech tokens of 4,096 numbers in half precision are half of it."""
 
 
 class SpeechCache:
@@ -24,9 +24,9 @@ class SpeechCache:
 
     def put(self, features: Mapping[str, Tensor], dtype: torch.dtype, speech: Tensor) -> None:
         """Keeps speech tokens; the dtype counts because a model may also run in float32."""
-        while len(self._kept) >= _KEPT:
-            del self._kept[next(iter(self._kept))]
         self._kept[_digest(features), dtype] = speech
+        while sum(kept.nbytes for kept in self._kept.values()) > _KEPT:
+            del self._kept[next(iter(self._kept))]
 
 
 def _digest(features: Mapping[str, Tensor]) -> str:

@@ -89,3 +89,14 @@ def test_speech_is_encoded_again_after_the_block_and_for_another_waveform(tiny_l
         tiny_lsm.embed([tiny_lsm.encode("Listen.", waveform(1.0, seed=seed)) for seed in (0, 1)])
     tiny_lsm.embed([tiny_lsm.encode("Listen.", waveform(1.0, seed=0))])
     assert len(encoded) == 3
+
+
+def test_speech_beyond_the_memory_for_it_is_encoded_again(tiny_lsm, waveform, monkeypatch):
+    prompts = [tiny_lsm.encode("Listen.", waveform(1.0, seed=seed)) for seed in (0, 1)]
+    expected = tiny_lsm.embed(prompts)
+    one = expected[0][prompts[0].positions(Segment.SOURCE)].nbytes
+    monkeypatch.setattr("lsm_probe.models.speech_cache._KEPT", one)
+    with tiny_lsm.encoding_speech_once():
+        for _ in range(2):
+            assert all(torch.equal(*pair) for pair in zip(expected, tiny_lsm.embed(prompts), strict=True))
+        assert len(tiny_lsm._speech._kept) == 1
