@@ -26,7 +26,7 @@ from lsm_probe.instruments.norms import OutputMetric, attention_weights, output_
 from lsm_probe.instruments.self_check import SelfCheck, error_bounds
 from lsm_probe.models.devices import has_room, is_offloaded
 from lsm_probe.models.layers import find_decoder
-from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, is_dense, quantised_tensor
+from lsm_probe.models.quantisation import advice_on_rounded_inputs, find_nonlinearity, is_dense, quantised_tensor
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
 NOT_ATTENTION = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
@@ -265,7 +265,7 @@ def _check_linear(layer: AttentionLayer, dtype: torch.dtype) -> None:
         return
     reason = f"its output projection is not linear (f(a + b) and f(a) + f(b) differ by {error:.0e}), so it has no W_O"
     if packed := next(filter(None, map(quantised_tensor, layer.projection.modules())), None):
-        reason += f"; it is quantised ({packed}) and rounds its inputs: {WEIGHTS_ALONE}"
+        reason += f"; it is quantised ({packed}) and rounds its inputs: {advice_on_rounded_inputs(error)}"
     raise _refusal(layer, reason)
 
 

@@ -15,8 +15,8 @@ from lsm_probe.errors import InputError
 _DENSE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PACKED = (torch.int8, torch.uint8, torch.int32)
 """Integer dtypes in which weights are packed. (Positions and token ids are int64.)"""
-WEIGHTS_ALONE = "load the checkpoint without quantisation, or with quantised weights alone, such as 4 bits"
-"""Advice for layers that also round their inputs."""
+_LINEAR, _LINEAR_IN_HALF_PRECISION = 1e-5, 7e-3
+"""Largest errors of a layer that counts as linear, in float32 and in half precision."""
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -106,5 +106,12 @@ def find_nonlinearity(module: nn.Module, dtype: torch.dtype) -> float | None:
     a, b = pairs.to(device, dtype)
     at_0, at_a, at_b, at_sum = (module(x).float() for x in (torch.zeros_like(a), a, b, a + b))
     error = float(((at_sum - at_a - at_b + at_0).norm(dim=-1) / (at_sum - at_0).norm(dim=-1)).median())
-    bound = 7e-3 if dtype in (torch.float16, torch.bfloat16) else 1e-5
+    bound = _LINEAR_IN_HALF_PRECISION if dtype in (torch.float16, torch.bfloat16) else _LINEAR
     return None if error <= bound else error
+
+
+def advice_on_rounded_inputs(error: float) -> str:
+    """What to do about a quantised layer that also rounds its inputs, given the error of [`find_nonlinearity`]."""
+    if error <= _LINEAR_IN_HALF_PRECISION:  # in float32: some CPUs compute 4-bit layers in bfloat16
+        return "use --dtype bfloat16, or load the checkpoint without quantisation"
+    return "load the checkpoint without quantisation, or with quantised weights alone, such as 4 bits"

@@ -125,6 +125,37 @@ class _RoundsInputs(nn.Linear):
         return super().forward((x / scale).round() * scale)
 
 
+class _RoundsToBfloat16(nn.Linear):
+    """Rounds inputs and outputs to bfloat16, as bitsandbytes does with packed 4-bit weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.bfloat16().to(x.dtype)).bfloat16().to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        (_RoundsInputs, "load the checkpoint without quantisation, or with quantised weights alone"),
+        (_RoundsToBfloat16, "use --dtype bfloat16, or load the checkpoint without quantisation"),
+    ],
+)
+def test_the_refusal_of_rounded_inputs_gives_advice_that_works(
+    kind: type[nn.Linear], advice: str, tiny_llm_folder: Path
+) -> None:
+    def checkpoint(dtype: str) -> Checkpoint:
+        loaded = lsm_probe.load(tiny_llm_folder, device="cpu", dtype=dtype)
+        for module in list(loaded.llm.modules()):
+            if hasattr(module, "o_proj"):
+                module.o_proj.__class__ = kind
+                module.o_proj.register_buffer("packed", torch.zeros(4, 4, dtype=torch.int8))
+        return loaded
+
+    with pytest.raises(InputError, match=rf"is quantised .* rounds its inputs: {advice}"):
+        run("attention", checkpoint("float32"))
+    if kind is _RoundsToBfloat16:
+        assert run("attention", checkpoint("bfloat16")).checkpoint.quantised is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_find_nonlinearity_detects_rounded_inputs_only(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ from lsm_probe.instruments.scoring import NOT_FINITE, log_probabilities
 from lsm_probe.memory import run_in_halves
 from lsm_probe.models.checkpoint import Checkpoint
 from lsm_probe.models.prompts import Prompt
-from lsm_probe.models.quantisation import WEIGHTS_ALONE, find_nonlinearity, find_quantised
+from lsm_probe.models.quantisation import advice_on_rounded_inputs, find_nonlinearity, find_quantised
 from lsm_probe.models.segments import Segment
 from lsm_probe.probes.sensitivity.counterfactuals import OtherSources, other_instructions, pool_of
 from lsm_probe.probes.sensitivity.result import SensitivityConventions, SensitivityResult
@@ -124,9 +124,10 @@ def _self_check(records: Sequence[Record], llm: PreTrainedModel) -> dict[str, An
         remedy = "" if bound == BOUNDS[0] else "; try --dtype float32"
         cause = "the model's key-value cache or batching changes its results"
         found = find_quantised(llm)
-        if found is not None and find_nonlinearity(llm.get_submodule(found[0]), llm.dtype) is not None:
+        error = None if found is None else find_nonlinearity(llm.get_submodule(found[0]), llm.dtype)
+        if found is not None and error is not None:
             cause = f"{found[0]} is quantised ({found[1]}) and rounds its inputs, so that batches change its outputs"
-            remedy = f": {WEIGHTS_ALONE}"
+            remedy = f": {advice_on_rounded_inputs(error)}"
         raise NotMeasurable(
             f"log-probabilities of prompts scored together differ from those of single passes by {mean:.1e} nats a "
             f"token (bound {bound:.0e}), and by {errors[worst]:.1e} in sample {records[worst].sample['id']} (bound "
