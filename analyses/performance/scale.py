@@ -8,7 +8,8 @@
 - `lsm_probe.read_manifest` of 1,000,000 lines.
 
 Every command runs in its own process. CPU seconds and peak memory are those that the system reports for it. This script
-uses little memory, because a process inherits the peak of its parent.
+uses little memory, because a process inherits the peak of its parent. With `--work FOLDER`, the same command continues
+an interrupted run: it skips the measurements that were finished.
 """
 
 from __future__ import annotations
@@ -70,10 +71,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[100, 400, 1200])
     parser.add_argument("--stored", type=int, default=10_000, help="samples of the result that is reported and checked")
     parser.add_argument("--lines", type=int, default=1_000_000, help="lines of the manifest")
+    parser.add_argument("--work", type=Path, help="folder that keeps data and finished measurements")
     parser.add_argument("--out", type=Path, default=HERE / "scale.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder = (options.work or Path(scratch)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
         rows = [measure_attention(folder, count) for count in sorted(options.samples)]
         rows += measure_reading(folder, folder / f"attention-{min(options.samples)}", options.stored)
         rows.append(measure_manifest(folder, options.lines))
@@ -94,7 +97,7 @@ def measure_attention(folder: Path, count: int) -> dict[str, Any]:
     write_lines(manifest, ({"id": f"{i}", **sample, "start": start} for i, start in enumerate(starts)))
     out = folder / f"attention-{count}"
     command = ["attention", "--ckpt", "builtin:untrained", "--dtype", "float32", "--data", manifest]
-    row = measured("attention", count, lsm_probe(*command, "--response", "reference", "--out", out))
+    row = measured(folder, "attention", count, lsm_probe(*command, "--response", "reference", "--out", out))
     stored = json.loads((out / "result.json").read_text(encoding="utf-8"))
     return row | {"tokens_a_sample": {"segments": stored["segments"], "excluded": stored["excluded"]}}
 
@@ -103,13 +106,13 @@ def measure_reading(folder: Path, result: Path, count: int) -> list[dict[str, An
     """Run the commands that read a result, on a result with this number of samples."""
     large, baseline = folder / "large", folder / "baseline"
     run_python(REPEAT, result, large, count)
-    shutil.copytree(large, baseline)
+    shutil.copytree(large, baseline, dirs_exist_ok=True)
     commands = {
         "report": ("report", large, "--out", folder / "report.html"),
         "check": ("check", "--baseline", baseline, "--current", large),
         "check --paired": ("check", "--baseline", baseline, "--current", large, "--paired"),
     }
-    return [measured(name, count, lsm_probe(*command)) for name, command in commands.items()]
+    return [measured(folder, name, count, lsm_probe(*command)) for name, command in commands.items()]
 
 
 def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
@@ -120,11 +123,14 @@ def measure_manifest(folder: Path, lines: int) -> dict[str, Any]:
         "task": "summary",
     }
     write_lines(manifest, ({"id": f"{i}", **sample} for i in range(lines)))
-    return measured("read_manifest", lines, [sys.executable, "-c", READ, str(manifest)])
+    return measured(folder, "read_manifest", lines, [sys.executable, "-c", READ, str(manifest)])
 
 
-def measured(what: str, count: int, command: list[str]) -> dict[str, Any]:
-    """CPU seconds, seconds and peak memory of a command."""
+def measured(folder: Path, what: str, count: int, command: list[str]) -> dict[str, Any]:
+    """CPU seconds, seconds and peak memory of a command, run unless the folder has them from an interrupted run."""
+    kept = folder / f"{what}-{count}.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
     begun = os.times()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -139,6 +145,7 @@ def measured(what: str, count: int, command: list[str]) -> dict[str, Any]:
         "peak_mib": round(usage.ru_maxrss / 2**10),
     }
     print(row, flush=True)
+    kept.write_text(json.dumps(row), encoding="utf-8")
     return row
 
 
