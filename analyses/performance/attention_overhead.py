@@ -70,6 +70,7 @@ def arguments() -> argparse.Namespace:
     add("--curve-repeats", type=int, default=5, help="timed rounds at lengths that only the growth plot has")
     add("--method-seconds", type=float, default=25, help="a method whose first pass took longer is not timed further")
     add("--pass-seconds", type=float, default=30, help="a pass expected to take longer is not run")
+    add("--cpu-seconds", action="store_true", help="for a busy machine: count CPU seconds; with OMP_NUM_THREADS=1 only")
     add("--memory-budget", type=float, default=None, help="GB a method may need; default 60 %% of the device's memory")
     add("--out", type=Path, default=None, help="default attention_overhead.json, with shape and dtype in its name")
     add("--figure", type=Path, default=HERE.parents[1] / "figures" / "attention_overhead.png")
@@ -77,6 +78,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if min([*options.lengths, *options.curve, 4 * ROWS]) <= ROWS:
         parser.error(f"a length counts prompt and {ROWS} response tokens: it must be above {ROWS}")
+    if options.cpu_seconds and (torch.get_num_threads() > 1 or options.device != "cpu"):
+        parser.error("--cpu-seconds measures one thread of the CPU: set OMP_NUM_THREADS=1")
     options.methods = [name for name in METHODS if name == "plain" or name in options.methods]
     if options.out is None:
         of_shape = f"_{options.shape}_{options.dtype}" if options.shape else ""
@@ -106,6 +109,7 @@ class Runner:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.dtype = getattr(torch, options.dtype)
+        self.clock = time.process_time if options.cpu_seconds else time.perf_counter
         self.prepared: dict[str, Any] = {}
         self.config: Any = None
         self.stopped: dict[str, str] = {}
@@ -143,7 +147,7 @@ class Runner:
         prepared = self.prepare(name)
         gc.collect()
         synchronize(self.options.device)
-        start = time.perf_counter()
+        start = self.clock()
         try:
             outcome = METHODS[name].run(prepared, inputs)
         except (RuntimeError, MemoryError) as error:
@@ -152,7 +156,7 @@ class Runner:
             self.stopped[name] = f"out of memory at {inputs.ids.shape[1]} tokens"
             return None, 0.0
         synchronize(self.options.device)
-        took = time.perf_counter() - start
+        took = self.clock() - start
         tokens = inputs.ids.shape[1]
         before, least = self.seconds.get(name, (0, 0.0))
         self.seconds[name] = (tokens, min(least, took) if before == tokens else took)
@@ -457,6 +461,7 @@ def benchmark(options: argparse.Namespace) -> None:
         console.print(table(growth, "growth"))
     settings = {"model": options.model.name, "device": options.device, "dtype": options.dtype, "rows": ROWS}
     settings |= {"segments": [s.name.lower() for s in SEGMENTS], "repeats": options.repeats}
+    settings |= {"clock": "CPU seconds" if options.cpu_seconds else "seconds"}
     settings |= {"method_seconds": options.method_seconds, "pass_seconds": options.pass_seconds}
     settings |= {"memory_budget_gb": round(options.memory_budget, 1)}
     with replacing(options.out) as temporary:

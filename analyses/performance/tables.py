@@ -51,16 +51,17 @@ def attention() -> Iterator[list[str]]:
 
 
 def shapes() -> Iterator[list[str]]:
-    yield ["shape", "dtype", "layers", "tokens", "method", "seconds a pass", "times the plain pass (range)", "rounds",
-           "peak memory, MB"]  # fmt: skip
+    yield ["shape", "dtype", "layers", "CPU, threads", "tokens", "method", "seconds a pass",
+           "times the plain pass (range)", "rounds", "peak memory, MB"]  # fmt: skip
     for shape in ("vicuna-7b", "llama-3-8b"):
         for dtype in ("float32", "bfloat16"):
             found = read(f"attention_overhead_{shape}_{dtype}")
             if found is None:
                 continue
             layers = found["settings"]["model"].split("-")[-2]
+            cpu = f"{found['environment']['cpu'].split('(')[0]}, {found['environment']['threads']}"
             for row in found["measured"]:
-                yield [shape, dtype, layers, str(row["tokens"]), LABELS[row["method"]], *measured(row)]
+                yield [shape, dtype, layers, cpu, str(row["tokens"]), LABELS[row["method"]], *measured(row)]
 
 
 def others() -> Iterator[list[str]]:
