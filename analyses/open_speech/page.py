@@ -1,0 +1,75 @@
+"""Write the tables of this folder's README from `arms.json` and `claims.csv`: python analyses/open_speech/page.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+ARMS = ("vanilla_asr", "self_powered", "one_instruction", "true_answers")
+COLUMNS = {
+    "D_i": ("instruction_sensitivity", 2),
+    "D_s": ("source_sensitivity", 2),
+    "word error rate, %": ("transcription_error", 0),
+    "only repeats": ("repeat_share", 2),
+    "asked-for form": ("form_share", 2),
+    "η, last sixth": ("eta_last_sixth", 2),
+}
+
+
+def main() -> None:
+    page = HERE / "README.md"
+    page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """The page with its tables written again."""
+    diagnosis = json.loads((HERE / "arms.json").read_text(encoding="utf-8"))
+    tables = {"arms": arms(diagnosis), "claims": claims(pd.read_csv(HERE / "claims.csv"))}
+    for name, lines in tables.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        text = before + start + "\n".join(lines) + "\n" + rest[rest.index("<!-- end -->") :]
+    return text
+
+
+def arms(diagnosis: dict[str, Any]) -> Iterator[str]:
+    """A row for each arm and seed, and one for the text LLM."""
+    by_name = {each["checkpoint"]: each for each in diagnosis["checkpoints"]}
+    yield f"| arm, seed | verdict | {' | '.join(COLUMNS)} |"
+    yield "| --- " * (len(COLUMNS) + 2) + "|"
+    names = sorted(by_name.keys() - {"builtin:llm"}, key=lambda name: (ARMS.index(name[:-2]), name))
+    for name in [*names, "builtin:llm"]:
+        evidence = {each["key"]: each for each in by_name[name]["evidence"]}
+        cells = [number(evidence.get(key), digits) for key, digits in COLUMNS.values()]
+        label = "text LLM" if name == "builtin:llm" else f"`{name[:-2]}`, {name[-1]}"
+        yield f"| {label} | {by_name[name]['verdict'].partition(' (')[0]} | {' | '.join(cells)} |"
+
+
+def claims(table: pd.DataFrame) -> Iterator[str]:
+    seeds = sorted(table["seed"].unique())
+    yield f"| claim | number | {' | '.join(f'seed {seed}' for seed in seeds)} | result |"
+    yield "| --- " * (len(seeds) + 3) + "|"
+    for _, rows in table.groupby("key", sort=False):
+        digits = 0 if rows["number"].iloc[0] == "word error rate" else 2
+        cells = [shown(*values, digits) for values in rows[["mean", "ci_low", "ci_high"]].to_numpy()]
+        first = rows.iloc[0]
+        yield f"| {first['says']} | {first['number']} | {' | '.join(cells)} | {first['verdict']} |"
+
+
+def number(evidence: dict[str, Any] | None, digits: int) -> str:
+    if evidence is None or evidence["value"] is None:
+        return "–"
+    return shown(evidence["value"], evidence["ci_low"], evidence["ci_high"], digits)
+
+
+def shown(value: float, low: float, high: float, digits: int) -> str:
+    mean, low, high = (f"{each:.{digits}f}".replace("-", "−") for each in (value, low, high))
+    return f"{mean} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    main()
