@@ -47,23 +47,45 @@ class Claim:
     side: str
 
 
+FREE = ("title", "german", "items")
+"""Kinds of instruction that ask for words of one's own; the answers to the others are one word or the transcript."""
+
 CLAIMS = [
-    Claim("anchor", "transcription lowers D_i below the text LLM's", "D_i", LLM, "vanilla_asr", "below"),
-    Claim("repair", "self-powered training raises D_i", "D_i", "vanilla_asr", "self_powered", "above"),
-    Claim("one_repairs", "one instruction raises D_i", "D_i", "vanilla_asr", "one_instruction", "above"),
-    Claim("true_repair", "true answers raise D_i", "D_i", "vanilla_asr", "true_answers", "above"),
-    Claim("many", "many instructions raise D_i more than one", "D_i", "one_instruction", "self_powered", "above"),
-    Claim("own", "own answers raise D_i more than true answers", "D_i", "true_answers", "self_powered", "above"),
-    Claim("full", "self-powered training does not reach the text LLM's D_i", "D_i", LLM, "self_powered", "below"),
+    Claim("anchor", "`vanilla_asr` is below the text LLM", "D_i", LLM, "vanilla_asr", "below"),
+    Claim("repair", "`self_powered` is above `vanilla_asr`", "D_i", "vanilla_asr", "self_powered", "above"),
+    Claim("repair_one", "`one_instruction` is above `vanilla_asr`", "D_i", "vanilla_asr", "one_instruction", "above"),
+    Claim("repair_true", "`true_answers` is above `vanilla_asr`", "D_i", "vanilla_asr", "true_answers", "above"),
+    Claim("many", "`self_powered` is above `one_instruction`", "D_i", "one_instruction", "self_powered", "above"),
+    Claim("own", "`self_powered` is above `true_answers`", "D_i", "true_answers", "self_powered", "above"),
+    Claim("full", "`self_powered` is below the text LLM", "D_i", LLM, "self_powered", "below"),
+    Claim("full_one", "`one_instruction` is below the text LLM", "D_i", LLM, "one_instruction", "below"),
+    Claim("full_true", "`true_answers` is below the text LLM", "D_i", LLM, "true_answers", "below"),
+    Claim("free", "`self_powered` is above `vanilla_asr`", "D_i, free answers", "vanilla_asr", "self_powered", "above"),
+    Claim(
+        "free_true",
+        "`true_answers` is above `vanilla_asr`",
+        "D_i, free answers",
+        "vanilla_asr",
+        "true_answers",
+        "above",
+    ),
+    Claim(
+        "free_own",
+        "`self_powered` is above `true_answers`",
+        "D_i, free answers",
+        "true_answers",
+        "self_powered",
+        "above",
+    ),
     *(
-        Claim(f"hears_{arm}", f"{arm} uses the speech (D_s above 0)", "D_s", None, arm, "above")
+        Claim(f"hears_{arm}", f"`{arm}` is above 0", "D_s", None, arm, "above")
         for arm in ("vanilla_asr", "self_powered", "one_instruction", "true_answers")
     ),
-    Claim("cost", "self-powered training costs words", "word error rate", "vanilla_asr", "self_powered", "above"),
-    Claim("eta", "self-powered training raises η of the last sixth", "η", "vanilla_asr", "self_powered", "above"),
-    Claim("eta_one", "one instruction raises η of the last sixth", "η", "vanilla_asr", "one_instruction", "above"),
-    Claim("eta_more", "one instruction raises η more than many", "η", "self_powered", "one_instruction", "above"),
-    Claim("eta_true", "true answers raise η of the last sixth", "η", "vanilla_asr", "true_answers", "above"),
+    Claim("cost", "`self_powered` is above `vanilla_asr`", "word error rate", "vanilla_asr", "self_powered", "above"),
+    Claim("eta", "`self_powered` is above `vanilla_asr`", "η", "vanilla_asr", "self_powered", "above"),
+    Claim("eta_one", "`one_instruction` is above `vanilla_asr`", "η", "vanilla_asr", "one_instruction", "above"),
+    Claim("eta_more", "`one_instruction` is above `self_powered`", "η", "self_powered", "one_instruction", "above"),
+    Claim("eta_true", "`true_answers` is above `vanilla_asr`", "η", "vanilla_asr", "true_answers", "above"),
 ]
 
 
@@ -103,13 +125,16 @@ def _side(number: Curve) -> str | None:
     return "above" if number.ci_low > 0 else "below" if number.ci_high < 0 else None
 
 
-def sensitivity(of: int) -> Callable[[Results, str | None, str], Curve]:
-    """D_i (0) or D_s (1), nats per token of each checkpoint's own responses."""
+def sensitivity(of: int, kinds: tuple[str, ...] | None = None) -> Callable[[Results, str | None, str], Curve]:
+    """D_i (0) or D_s (1), nats per token of each checkpoint's own responses, over all kinds of instruction or some."""
 
     def measured(results: Results, first: str | None, second: str) -> Curve:
         found = results["sensitivity"]
         values = found[second].by_sample()[of]
-        return found[second].mean(values if first is None else values - found[first].by_sample()[of])
+        if first is not None:
+            values = values - found[first].by_sample()[of]
+        values = values[[kinds is None or sample["task"] in kinds for sample in found[second].samples]]
+        return curve(values.mean(), (values.sum() - values) / (len(values) - 1))  # every sample is another clip
 
     return measured
 
@@ -129,7 +154,13 @@ def errors(results: Results, first: str | None, second: str) -> Curve:
     return Curve(np.float64(score.value), np.float64(score.ci_low), np.float64(score.ci_high))
 
 
-NUMBERS = {"D_i": sensitivity(0), "D_s": sensitivity(1), "η": eta, "word error rate": errors}
+NUMBERS = {
+    "D_i": sensitivity(0),
+    "D_i, free answers": sensitivity(0, FREE),
+    "D_s": sensitivity(1),
+    "η": eta,
+    "word error rate": errors,
+}
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:3]))

@@ -87,7 +87,7 @@ def others() -> Iterator[list[str]]:
 
 
 def bias_callback() -> Iterator[list[str]]:
-    yield ["optimizer steps", "steps between two probings", "probings", "% of the time of the steps"]
+    yield ["optimizer steps", "steps between two measurements", "measurements", "% of the time of the steps"]
     for run in read("bias_callback")["whole_runs"]:
         every = str(run["every"]) if run["every"] else "only before the first step"
         yield [f"{run['steps']:,}", every, str(run["probings"]), f"{run['percent_of_the_steps']:.1f}"]
