@@ -107,10 +107,12 @@ def _warn_of_codes() -> None:
 @cache
 def _font_of(character: str) -> str | None:
     """Name of the first font that has the character, with matplotlib's own font tried first; None if there is none."""
-    from matplotlib.font_manager import findfont, fontManager, get_font
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import fontManager, get_font
 
     code = ord(character)
-    if get_font(findfont(OWN_FONT)).get_char_index(code):
+    # By its file: matplotlib's list of fonts is kept between programs, and may lack its own after an update.
+    if get_font(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_char_index(code):
         return OWN_FONT
     entries = [e for e in fontManager.ttflist if e.style == "normal" and not any(part in e.name for part in _NO_FONTS)]
     for entry in sorted(entries, key=lambda e: (abs(int(e.weight) - 400), e.name, e.fname)):

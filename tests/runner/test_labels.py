@@ -2,7 +2,9 @@
 
 import unicodedata
 from dataclasses import replace
+from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -31,13 +33,16 @@ def named(result, *names):
 
 @pytest.fixture
 def no_further_fonts(monkeypatch):
-    """Only the fonts that are included in matplotlib."""
-    own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    """Only the fonts that are included in matplotlib, whatever its list of fonts has kept from other programs."""
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", [])
+    for file in Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"):
+        manager.addfont(file)
     labels._font_of.cache_clear()
     labels._warn_of_codes.cache_clear()
     yield
     labels._font_of.cache_clear()
+    manager._findfont_cached.cache_clear()  # what was found, or not found, in this list
 
 
 @pytest.fixture
@@ -64,6 +69,14 @@ def font_with(no_further_fonts, tmp_path):
         return "Squares"
 
     return make
+
+
+def test_names_are_drawn_if_the_list_of_fonts_lacks_matplotlibs_own(monkeypatch):
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    font_manager.fontManager._findfont_cached.cache_clear()
+    labels._font_of.cache_clear()
+    assert plain("models/a") == "models/a"
+    font_manager.fontManager._findfont_cached.cache_clear()
 
 
 @pytest.mark.usefixtures("no_further_fonts")
