@@ -31,6 +31,7 @@ def main() -> None:
 def with_tables(text: str) -> str:
     """The page with updated tables: each is between `<!-- NAME -->` and `<!-- end -->`."""
     tables = {"attention": attention(), "shapes": shapes(), "others": others(), "bias_callback": bias_callback()}
+    tables["scale"] = scale()
     for name, rows in tables.items():
         before, begin, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
@@ -91,6 +92,12 @@ def bias_callback() -> Iterator[list[str]]:
     for run in read("bias_callback")["whole_runs"]:
         every = str(run["every"]) if run["every"] else "only before the first step"
         yield [f"{run['steps']:,}", every, str(run["probings"]), f"{run['percent_of_the_steps']:.1f}"]
+
+
+def scale() -> Iterator[list[str]]:
+    yield ["work", "samples or lines", "CPU seconds", "peak memory, MiB"]
+    for row in read("scale")["measured"]:
+        yield [row["what"], f"{row['count']:,}", f"{row['cpu_seconds']:,.1f}", f"{row['peak_mib']:,}"]
 
 
 def measured(row: dict[str, Any]) -> list[str]:
