@@ -295,6 +295,7 @@ def install_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 @pytest.fixture(scope="session")
 def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved BERT (2 layers, 32 wide) that reads letter by letter; do not write into it."""
+    pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("tiny") / "bert"
     letters = [chr(i) for i in range(ord("a"), ord("z") + 1)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
@@ -316,6 +317,7 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def builtin() -> Callable[[str], Checkpoint]:
     """`builtin("builtin:llm")`: an embedded checkpoint on CPU in float32, the last two kept; do not change it."""
+    pytest.importorskip("torch")
     load = lsm_probe.load  # a test may replace it
     return lru_cache(2)(lambda name: load(name, device="cpu", dtype="float32"))
 
