@@ -2,8 +2,8 @@
 
 python analyses/diagnosis/calibrate.py [runs/diagnosis [GROUP ...]]
 
-The folder holds what `measure.py` wrote; without it only the study's archive is read. Groups are those of
-`expected.csv`: archive, fresh, planted; by default all.
+The folder holds what `measure.py` wrote; without it only the archives of the two studies are read. Groups are those of
+`expected.csv`: archive, open, fresh, planted; by default all.
 
 Writes `calibration.csv` and `subsampling.csv`, and prints both as tables of `docs/verdicts.md`. Rows of checkpoints
 without measurements in this run are not changed.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import draw, measured_here, of_archive
+from checkpoints import draw, measured_here, of_archive, of_open_study
 
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.diagnosis.rules import judge
@@ -51,6 +51,8 @@ def known(folder: Path | None) -> Iterator[Known]:
     """All checkpoints whose verdict is known."""
     for data, arm, measured in of_archive():
         yield "archive", data, arm, measured
+    for arm, measured in of_open_study():
+        yield "open", "open", arm, measured
     for data, name, measured in measured_here(folder) if folder is not None else ():
         group = "fresh" if data in ("commands", "probe") else "planted"
         if (group, data, name) in expected():
@@ -176,7 +178,7 @@ def summary(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    groups = sys.argv[2:] or ["archive", "fresh", "planted"]
+    groups = sys.argv[2:] or ["archive", "open", "fresh", "planted"]
     checkpoints = [each for each in known(folder) if each[0] in groups]
     print(table(write(CALIBRATION, calibration_rows(checkpoints))), end="\n\n")
     print(table(summary(write(SUBSAMPLING, subsampling_rows(checkpoints)))))

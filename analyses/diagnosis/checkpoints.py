@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +18,8 @@ from lsm_probe.evaluation.task import Task, read_task
 from lsm_probe.probes.attention.result import AttentionResult
 from lsm_probe.probes.knockout.result import KnockoutResult
 from lsm_probe.probes.sensitivity.result import SensitivityResult
+from lsm_probe.reports.collection import read_results
+from lsm_probe.reports.verdicts import measured_checkpoints
 from lsm_probe.runner.result import MeasurementResult
 
 STUDY = Path(__file__).parents[1] / "speech_anchor_bias"
@@ -74,6 +78,15 @@ def _of_archive(data: str, parts: tuple[str | None, ...], seed: str, arm: str) -
         transcription=transcription,
         tasks=tasks(),
     )
+
+
+def of_open_study() -> Iterator[tuple[str, MeasuredCheckpoint]]:
+    """Arm and measurements of each checkpoint of the study of open speech, in three seeds."""
+    with TemporaryDirectory() as folder:
+        with tarfile.open(STUDY.parent / "open_speech" / "arms.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        for measured in measured_checkpoints(read_results([Path(folder)]), LLM):
+            yield measured.name.rsplit("-", 1)[0], measured
 
 
 def measured_here(folder: Path) -> Iterator[tuple[str, str, MeasuredCheckpoint]]:

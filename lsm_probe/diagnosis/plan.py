@@ -30,8 +30,8 @@ _OF_SPEECH = ("base-words", "alignment", "transcription")
 """Measurements that are not made for a text LLM."""
 UTTERANCES = 48
 """Default number of utterances."""
-SHARES = {"base-words": 1 / 4, "knockout": 1 / 6, "transcription": 1 / 2}
-"""Share of the utterances that slow or less demanding measurements use; other measurements use all utterances."""
+SHARES = {"base-words": 1 / 4, "knockout": 1 / 6}
+"""Share of the utterances that slow measurements use; other measurements use all utterances."""
 FEWEST = 6
 """Minimum number of utterances of every measurement, if the data has that many."""
 MAX_NEW_TOKENS = 24
@@ -162,7 +162,7 @@ def _transcription(samples: Sequence[Sample]) -> Part:
     changes = {"instruction": instruction, "alternatives": (), "context": None, "task": "transcription"}
     asked = [
         sample.model_copy(update={**changes, "id": f"transcription/{sample.id}", "target": sample.text})
-        for sample in _share("transcription", samples)
+        for sample in samples
     ]
     words = max((len((sample.text or "").split()) for sample in asked), default=0)
     longest = min(_LONGEST_TRANSCRIPTION, 8 + _TRANSCRIPTION_TOKENS_PER_WORD * words)

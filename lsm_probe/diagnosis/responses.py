@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from lsm_probe.runner.exclusions import EMPTY
 from lsm_probe.runner.result import MeasurementResult
 
 REPEATED = 50.0
-"""A response repeats the speech if its word error rate against the transcript is at most this, per cent."""
+"""A response repeats the speech if its word error rate is at most this, per cent."""
 MOST = 0.5
 """Most responses repeat the speech if their share is above this."""
+MANY = 0.25
+"""A checkpoint with a larger share of responses that repeat the speech does not follow the instruction."""
 IN_FORM = 0.5
 """Threshold for the share of responses in the requested format, relative to the base LLM's (or absolute, without
 one)."""
@@ -51,34 +53,44 @@ def empty_responses(result: MeasurementResult) -> list[str]:
     return measured + [each for reason in (EMPTY, UNFINISHED) for each in result.excluded.get(reason, [])]
 
 
-def repetitions(own: OwnWords, tasks: Mapping[str, Task]) -> Finding | None:
-    """The share of responses that repeat the speech; None without transcripts.
+def repetitions(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str]) -> Finding | None:
+    """The share of responses that repeat the speech; None without transcripts. See [`find_repetitions`]."""
+    repeats = find_repetitions(own, tasks, said)
+    if not repeats:
+        return None
+    result = own.own.subset(list(repeats))
+    shares = np.array(list(repeats.values()), dtype=np.float64)
+    most, many = share_distance(result, shares, MOST), share_distance(result, shares, MANY)
+    references = "the transcript or the checkpoint's own transcription" if said else "the transcript"
+    evidence = number(
+        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "the thresholds 0.25 and 0.50",
+        f"{shares.sum():.0f} of {len(shares)} responses to instructions other than transcription only repeat the speech "
+        f"(word error rate at most {REPEATED:.0f} % against {references}).",
+    )  # fmt: skip
+    supports: Verdicts = frozenset({IGNORES} if most.above else {FOLLOWS} if many.below else ())
+    contradicts: Verdicts = frozenset({FOLLOWS, NO_SPEECH} if most.above else {FOLLOWS} if many.above else ())
+    return Finding(evidence, supports, contradicts, {"most": most, "many": many})
 
-    It leaves out samples for which repeating is right: the task says so, the response has the requested format, or the
-    base LLM also repeats the transcript.
+
+def find_repetitions(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str]) -> dict[str, bool]:
+    """Whether each response repeats the speech, by sample id.
+
+    Samples for which repeating is right are left out: the task says so, or the base LLM also repeats the transcript. A
+    response in the requested format is no repetition.
+
+    Args:
+        own: the responses.
+        tasks: the tasks with a format that can be checked, by name.
+        said: transcript -> the checkpoint's own transcription of that speech. A checkpoint that mishears many words
+            repeats what it hears, which may differ from the transcript.
     """
     rows = [row for row in own.own.samples if row.get("text") and not _asks_to_repeat(row)]
-    if own.base is not None:
-        theirs = {row["id"]: answer_of(row) for row in own.base.samples}
-        same = _repeat(rows, [theirs[row["id"]] for row in rows])
-        rows = [row for row, repeats in zip(rows, same, strict=True) if not repeats]
-    if not rows:
-        return None
-    repeats = [
-        repeats and not _has_form(row, tasks)
-        for row, repeats in zip(rows, _repeat(rows, [answer_of(row) for row in rows]), strict=True)
-    ]
-    result = own.own.subset([row["id"] for row in rows])
-    shares = np.array(repeats, dtype=np.float64)
-    most = share_distance(result, shares, MOST)
-    evidence = number(
-        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "0.50 (half of them)",
-        f"{sum(repeats)} of {len(repeats)} responses to instructions other than transcription only repeat the speech "
-        f"(word error rate at most {REPEATED:.0f} %).",
-    )  # fmt: skip
-    supports: Verdicts = frozenset({IGNORES} if most.above else {FOLLOWS} if most.below else ())
-    contradicts: Verdicts = frozenset({FOLLOWS, NO_SPEECH}) if most.above else NO_VERDICT
-    return Finding(evidence, supports, contradicts, {"most": most})
+    theirs = {} if own.base is None else {row["id"]: row for row in own.base.samples}
+    return {
+        row["id"]: _repeats(row, {row["text"], said.get(row["text"], "")}) and not _has_form(row, tasks)
+        for row in rows
+        if row["id"] not in theirs or not _repeats(theirs[row["id"]], {row["text"]})
+    }
 
 
 def _asks_to_repeat(row: Mapping[str, Any]) -> bool:
@@ -87,13 +99,11 @@ def _asks_to_repeat(row: Mapping[str, Any]) -> bool:
     return row.get("task") in _REPETITIONS or _TO_REPEAT.search(row.get("instruction", "")) is not None
 
 
-def _repeat(rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[bool]:
-    """Whether each response repeats the transcript of its sample."""
-    found = []
-    for row, response in zip(rows, responses, strict=True):
-        errors, words = word_errors(row["text"], response, row.get("language"))
-        found.append(bool(response) and words > 0 and 100 * errors <= REPEATED * words)
-    return found
+def _repeats(row: Mapping[str, Any], spoken: Iterable[str]) -> bool:
+    """Whether the response repeats one of these texts."""
+    response = answer_of(row)
+    errors = [word_errors(text, response, row.get("language")) for text in spoken]
+    return bool(response) and any(words > 0 and 100 * wrong <= REPEATED * words for wrong, words in errors)
 
 
 def _has_form(row: Mapping[str, Any], tasks: Mapping[str, Task]) -> bool | None:

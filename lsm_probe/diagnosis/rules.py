@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from lsm_probe.diagnosis.by_task import mostly_repeating, numbers_by_task
 from lsm_probe.diagnosis.evidence import (
     BETWEEN,
     CANNOT_TELL,
@@ -28,7 +29,7 @@ from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.diagnosis.own_words import OwnWords, own_words
 from lsm_probe.diagnosis.responses import empty_responses, form, repetitions
 from lsm_probe.diagnosis.supporting import supporting
-from lsm_probe.diagnosis.transcription import transcription
+from lsm_probe.diagnosis.transcription import own_transcriptions, transcription
 from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
 from lsm_probe.intervals import most_influential
 
@@ -63,18 +64,17 @@ def judge(measured: MeasuredCheckpoint) -> Verdict:
     """
     if (without_measurement := _not_measured(measured)) is not None:
         return without_measurement
-    own = own_words(measured)
-    case = _Case(
-        measured.source,
-        own,
-        repetitions(own, measured.tasks),
-        form(own, measured.tasks),
-        transcription(measured.transcription),
-    )
+    own, heard = own_words(measured), transcription(measured.transcription)
+    said = own_transcriptions(measured.transcription, heard)
+    repeats = repetitions(own, measured.tasks, said)
+    case = _Case(measured.source, own, repeats, form(own, measured.tasks), heard)
     verdict = _enough(measured, case) or _decide(measured, case)
+    by_task = numbers_by_task(own, measured.tasks, said)
     warnings = [*verdict.warnings, *own.warnings, *_warnings(measured, case, verdict.verdict)]
+    if verdict.verdict in (FOLLOWS, BETWEEN, CANNOT_TELL):
+        warnings += mostly_repeating(by_task)
     evidence = [_with_side(each, verdict.verdict) for each in (*case.findings, *supporting(measured))]
-    return replace(verdict, evidence=evidence, warnings=warnings)
+    return replace(verdict, evidence=evidence, warnings=warnings, by_task=by_task)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,13 @@ class _Case:
 
     @property
     def rarely_repeats(self) -> bool:
+        """Whether the share of responses that repeat the speech is clearly below half."""
         return self.repeats is not None and self.repeats["most"].below
+
+    @property
+    def may_repeat_often(self) -> bool:
+        """Whether the share of responses that repeat the speech is too large to follow the instruction."""
+        return self.repeats is not None and self.repeats["many"].mean > 0
 
     @property
     def in_form(self) -> bool:
@@ -135,16 +141,18 @@ class _Case:
 
         It does if the interval of D_i is above its upper threshold. It also does if the mean is above the upper
         threshold, the interval is above the middle one, and a second measurement agrees: the share in the requested
-        format, or a share of repetitions clearly below half.
+        format, or a share of repetitions clearly below half. In both cases few responses may repeat the speech: D_i is
+        a mean over instructions, and a large D_i for some of them can hide that others are ignored.
         """
         instruction = self.own.instruction
         agreed = instruction["followed"].mean > 0 and instruction["half"].above
         agreed = agreed and (self.in_form or self.rarely_repeats)
-        return (instruction["followed"].above or agreed) and not self.may_not_follow()
+        return (instruction["followed"].above or agreed) and not self.may_repeat_often and not self.may_not_follow()
 
     def may_not_follow(self) -> bool:
         """Whether some measurement rules out that the checkpoint follows the instruction."""
-        return self.own.instruction["followed"].below or self.mostly_repeats or self.out_of_form
+        repeats_many = self.repeats is not None and self.repeats["many"].above
+        return self.own.instruction["followed"].below or repeats_many or self.out_of_form
 
     def ignores(self) -> bool:
         """Whether D_i is below its lower threshold, or its mean is and most responses repeat the speech."""
@@ -219,6 +227,9 @@ def _open_instruction(measured: MeasuredCheckpoint, case: _Case) -> Verdict:
         for name, question in questions.items()
         if case.own.instruction[name].is_open
     ]
+    if case.may_repeat_often and case.repeats is not None and case.repeats["many"].is_open:
+        more = _more(case.repeats["many"])
+        missing.append(f"{more} would show whether more than a quarter of the responses only repeat the {case.speech}.")
     if case.own.base is None and case.source == "speech":
         missing.append("The base LLM (--base). It shows how large D_i is in a model that follows the instruction.")
     if not missing:

@@ -20,6 +20,7 @@ from lsm_probe.diagnosis.evidence import (
     distance,
     number,
 )
+from lsm_probe.diagnosis.responses import answer_of
 from lsm_probe.diagnosis.word_errors import word_errors
 from lsm_probe.evaluation.evaluation_result import EvaluationResult
 from lsm_probe.evaluation.scoring import Predictions
@@ -60,7 +61,22 @@ def transcription(result: EvaluationResult | None) -> Finding | None:
         supports, contradicts = frozenset({FOLLOWS, IGNORES, BETWEEN}), frozenset({NO_SPEECH})
     elif understood.above:
         supports = frozenset({NO_SPEECH})
-    return Finding(evidence, supports, contradicts, {"understood": understood})
+    heard = distance(result, own[:, 0] - by_chance)
+    return Finding(evidence, supports, contradicts, {"understood": understood, "heard": heard})
+
+
+def own_transcriptions(result: EvaluationResult | None, found: Finding | None) -> dict[str, str]:
+    """Transcript -> what the checkpoint wrote when asked to transcribe that speech.
+
+    Empty unless the word error rate is clearly below chance: a constant response, for example, is no transcription.
+
+    Args:
+        result: the responses to a transcription instruction.
+        found: what [`transcription`] says about them.
+    """
+    if result is None or found is None or not found["heard"].below:
+        return {}
+    return {row["reference"]: answer_of(row) for row in result.samples if row.get("reference")}
 
 
 def _errors_by_chance(

@@ -57,14 +57,40 @@ class Evidence:
     def shown(self) -> str:
         """The value with its interval, such as `0.45 [0.28, 0.74]`; with three decimals if two would show 0; empty if
         the value is undefined."""
-        if self.value is None:
-            return ""
-        numbers = [each for each in (self.value, self.ci_low, self.ci_high) if each is not None]
-        largest = max(map(abs, numbers))
-        digits = 3 if 0 < largest < _SMALL else 2 if largest < _LARGE else 0
-        # Adding 0 makes -0.0 a 0.
-        first, *ends = [f"{round(each, digits) + 0.0:.{digits}f}".replace("-", "−") for each in numbers]
-        return f"{first} [{ends[0]}, {ends[1]}]" if len(ends) == 2 else first
+        return _with_interval(self.value, self.ci_low, self.ci_high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskNumbers:
+    """D_i and repetitions of the samples of one task.
+
+    Attributes:
+        task: name of the task, or the instruction if samples name no task.
+        n_utterances: number of independent utterances.
+        d_i, ci_low, ci_high: D_i on the checkpoint's own responses with its 95 % interval, nats per token; no interval
+            with fewer than three utterances.
+        base_d_i: the base LLM's D_i for the same samples; None without one.
+        repeats, responses: number of responses that only repeat the speech, of those for which repeating is wrong.
+    """
+
+    task: str
+    n_utterances: int
+    d_i: float
+    ci_low: float | None
+    ci_high: float | None
+    base_d_i: float | None
+    repeats: int
+    responses: int
+
+    @property
+    def shown(self) -> str:
+        """D_i with its interval, as in [`Evidence.shown`]."""
+        return _with_interval(self.d_i, self.ci_low, self.ci_high)
+
+    @property
+    def repeat_share(self) -> float:
+        """Share of responses that only repeat the speech; 0 without any that could."""
+        return self.repeats / max(1, self.responses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +104,7 @@ class Verdict:
         evidence: the numbers, decisive ones first.
         missing: for `cannot tell`, what would lead to a verdict, one sentence each.
         warnings: possible pitfalls, such as one sample that determines a mean, one sentence each.
+        by_task: D_i and repetitions of each task; empty if there is one task only, or more than 32.
     """
 
     checkpoint: str
@@ -86,6 +113,7 @@ class Verdict:
     evidence: Sequence[Evidence] = ()
     missing: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    by_task: Sequence[TaskNumbers] = ()
 
     @property
     def against(self) -> list[Evidence]:
@@ -115,12 +143,29 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict's entry in `diagnosis.json`; numbers are rounded to six decimals."""
-        evidence = [{name: _rounded(value) for name, value in vars(each).items()} for each in self.evidence]
-        return {**vars(self), "evidence": evidence, "missing": list(self.missing), "warnings": list(self.warnings)}
+        lists = {"missing": list(self.missing), "warnings": list(self.warnings)}
+        return {**vars(self), "evidence": _rows(self.evidence), **lists, "by_task": _rows(self.by_task)}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        return cls(**{**stored, "evidence": [Evidence(**each) for each in stored["evidence"]]})
+        evidence = [Evidence(**each) for each in stored["evidence"]]
+        by_task = [TaskNumbers(**each) for each in stored.get("by_task", [])]
+        return cls(**{**stored, "evidence": evidence, "by_task": by_task})
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return ""
+    numbers = [each for each in (value, low, high) if each is not None]
+    largest = max(map(abs, numbers))
+    digits = 3 if 0 < largest < _SMALL else 2 if largest < _LARGE else 0
+    # Adding 0 makes -0.0 a 0.
+    first, *ends = [f"{round(each, digits) + 0.0:.{digits}f}".replace("-", "−") for each in numbers]
+    return f"{first} [{ends[0]}, {ends[1]}]" if len(ends) == 2 else first
+
+
+def _rows(numbers: Sequence[Evidence] | Sequence[TaskNumbers]) -> list[dict[str, Any]]:
+    return [{name: _rounded(value) for name, value in vars(each).items()} for each in numbers]
 
 
 def _rounded(value: Any) -> Any:

@@ -76,7 +76,7 @@ def diagnose(
             saved.
         quick: only attention, sensitivity and transcription.
         utterances: maximum number of utterances, the first ones of the data. Sensitivity on the base LLM's responses
-            uses a quarter of them, knockout a sixth, transcription half (at least six each).
+            uses a quarter of them, knockout a sixth (at least six each).
         max_new_tokens: maximum length of a response, in tokens.
         instructions: the pool of instructions for sensitivity. By default it holds one instruction for each of the
             first eight tasks of the samples; samples without `task` count each instruction as a task. The pool

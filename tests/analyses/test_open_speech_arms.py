@@ -10,6 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lsm_probe.diagnosis.verdict import Verdict
+from lsm_probe.reports.collection import read_results
+from lsm_probe.reports.verdicts import find_verdicts
+
 FOLDER = Path(__file__).parents[2] / "analyses" / "open_speech"
 
 
@@ -45,6 +49,14 @@ def test_the_verdicts_rest_on_the_arrays(diagnosis):
         own = log_probs[:, 0] - np.log(np.nanmean(np.exp(log_probs), 1))
         evidence = {item["key"]: item["value"] for item in found["evidence"]}
         assert evidence["instruction_sensitivity"] == pytest.approx(np.nanmean(own, 1).mean(), abs=1e-6)
+
+
+def test_the_committed_verdicts_follow_the_rules(diagnosis):
+    committed = {each["checkpoint"]: each for each in json.loads((FOLDER / "arms.json").read_text())["checkpoints"]}
+    for found in find_verdicts(read_results([diagnosis]), "builtin:llm"):
+        stored = Verdict.from_dict(committed[found.checkpoint])
+        assert (stored.verdict, stored.warnings) == (found.verdict, list(found.warnings))
+        assert [each.repeats for each in stored.by_task] == [each.repeats for each in found.by_task]
 
 
 def test_disturbed_clips_have_the_stated_noise_and_length():

@@ -33,10 +33,10 @@ def test_each_utterance_gives_one_sample_and_tasks_take_turns():
 
 
 def test_slow_measurements_take_fewer_utterances_and_never_fewer_than_six():
-    full = {"attention": 48, "sensitivity": 48, "base-words": 12, "knockout": 8, "alignment": 48, "transcription": 24}
+    full = {"attention": 48, "sensitivity": 48, "base-words": 12, "knockout": 8, "alignment": 48, "transcription": 48}
     assert counts(make_plan(spoken(60), with_base=True)) == full
     assert counts(make_plan(spoken(12), with_base=True)) == dict.fromkeys(full, 12) | dict.fromkeys(
-        ["base-words", "knockout", "transcription"], 6
+        ["base-words", "knockout"], 6
     )
     assert counts(make_plan(spoken(60), with_base=True, utterances=8))["attention"] == 8
 

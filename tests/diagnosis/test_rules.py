@@ -74,11 +74,11 @@ def base(n=N, **fields):
     return sensed(BASE["d_i"], BASE["d_s"], "llm", n=n, **fields)
 
 
-def transcribed(said, name="lsm"):
-    n = len(said)
+def transcribed(said, name="lsm", texts=TEXTS):
+    n, texts = len(said), list(texts)
     return EvaluationResult(
         seconds=np.ones(n), conventions=EvaluationConventions(48, (TRANSCRIPTION,)),
-        **measurement(said, name, response=said, reference=TEXTS[:n], text=TEXTS[:n], task=["transcription"] * n),
+        **measurement(said, name, response=said, reference=texts[:n], text=texts[:n], task=["transcription"] * n),
     )  # fmt: skip
 
 
@@ -162,11 +162,68 @@ def test_a_base_llm_that_was_asked_other_things_is_no_reference():
 
 
 def test_most_responses_repeating_the_speech_rules_out_that_it_follows():
-    for repeats, verdict in ((11, BETWEEN), (2, FOLLOWS)):
+    for repeats, verdict in ((11, BETWEEN), (7, BETWEEN), (4, CANNOT_TELL), (2, FOLLOWS)):
         own = sensed(0.4, 0.3, responses=TEXTS[:repeats] + [GERMAN] * (N - repeats))
         judged = judge(measured(own=own))
         assert judged.verdict == verdict
         assert found(judged, "repeat_share").value == pytest.approx(repeats / N)
+
+
+def test_repetitions_that_may_be_too_many_are_named_as_what_is_missing():
+    judged = judge(measured(own=sensed(0.4, 0.3, responses=TEXTS[:4] + [GERMAN] * (N - 4))))
+    assert "more than a quarter of the responses only repeat the speech" in judged.missing[0]
+
+
+def test_a_checkpoint_that_mishears_repeats_what_it_hears():
+    texts = [f"{word}one {word}two {word}three {word}four {word}five" for word in WORDS]
+    heard = [f"{word}one {word}two some other words" for word in WORDS]  # 60 % of the words are wrong
+    own = sensed(0.02, 0.3, texts=texts, responses=heard)
+    assert found(judge(measured(own=own)), "repeat_share").value == 0  # compared with the transcripts alone
+    repeats = found(judge(measured(own=own, transcription=transcribed(heard, texts=texts))), "repeat_share")
+    assert repeats.value == 1
+    assert "the checkpoint's own transcription" in repeats.text
+
+
+def test_a_constant_response_is_no_transcription_to_repeat():
+    constant = ["I am sorry, I cannot help with that."] * N
+    judged = judge(measured(own=sensed(0.4, 0.3, responses=constant), transcription=transcribed(constant)))
+    assert found(judged, "repeat_share").value == 0
+
+
+def two_tasks(repeats):
+    """Six titles, of which this many repeat the speech, and six sentiments, with twice as high a D_i."""
+    responses = TEXTS[:repeats] + [GERMAN] * (6 - repeats) + ["positive"] * 6
+    return sensed([0.3] * 6 + [0.6] * 6, varied(0.3, N, 0.001), responses=responses, task=TITLE_SENTIMENT)
+
+
+TITLE_SENTIMENT = ["title"] * 6 + ["sentiment"] * 6
+
+
+def test_each_task_has_its_numbers():
+    reference = sensed([0.5] * 6 + [0.1] * 6, varied(0.3, N, 0.001), "llm", task=TITLE_SENTIMENT)
+    title, sentiment = judge(measured(own=two_tasks(4), base_own=reference)).by_task
+    assert (title.task, title.n_utterances, title.repeats, title.responses) == ("title", 6, 4, 6)
+    assert (sentiment.task, sentiment.repeats, sentiment.responses) == ("sentiment", 0, 6)
+    assert (title.d_i, title.base_d_i) == pytest.approx((0.3, 0.5))
+    assert (sentiment.d_i, sentiment.base_d_i) == pytest.approx((0.6, 0.1))
+    assert title.shown == "0.30 [0.30, 0.30]"
+
+
+def test_tasks_whose_responses_mostly_repeat_are_named():
+    (warning,) = [each for each in judge(measured(own=two_tasks(4))).warnings if "only repeat" in each]
+    assert warning == "Most responses to some instructions only repeat the speech: title (4 of 6)."
+    assert not any("only repeat" in each for each in judge(measured(own=two_tasks(3))).warnings)
+
+
+def test_one_task_has_no_numbers_of_its_own():
+    assert judge(measured()).by_task == []
+
+
+def test_a_verdict_with_tasks_survives_storing():
+    judged = judge(measured(own=two_tasks(4)))
+    assert Verdict.from_dict(judged.to_dict()).by_task[0].repeats == 4
+    old = {key: value for key, value in judged.to_dict().items() if key != "by_task"}
+    assert Verdict.from_dict(old).by_task == []
 
 
 def test_repeating_decides_where_the_interval_of_d_i_is_open():

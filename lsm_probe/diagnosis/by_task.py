@@ -1,0 +1,57 @@
+"""D_i and repetitions for each task, because a mean over tasks can hide that some instructions are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lsm_probe.diagnosis.evidence import n_utterances
+from lsm_probe.diagnosis.own_words import OwnWords
+from lsm_probe.diagnosis.responses import MOST, find_repetitions
+from lsm_probe.diagnosis.verdict import TaskNumbers
+from lsm_probe.evaluation.task import Task
+
+MOST_TASKS = 32
+"""With more tasks there are no numbers by task: usually each sample then has an instruction of its own."""
+FEWEST_RESPONSES = 3
+"""A warning names a task with at least this many responses."""
+
+
+def numbers_by_task(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str]) -> list[TaskNumbers]:
+    """The numbers of each task, the one with most samples first; empty if there is one task only, or too many.
+
+    Samples without `task` count each instruction as a task.
+
+    Args:
+        own: D_i on the checkpoint's own responses.
+        tasks: the tasks with a format that can be checked, by name.
+        said: transcript -> the checkpoint's own transcription of that speech.
+    """
+    repeats = find_repetitions(own, tasks, said)
+    ids: dict[str, list[str]] = {}
+    for row in own.own.samples:
+        ids.setdefault(row.get("task") or row["instruction"], []).append(row["id"])
+    if not 1 < len(ids) <= MOST_TASKS:
+        return []
+    return [_numbers(own, task, ids[task], repeats) for task in sorted(ids, key=lambda task: -len(ids[task]))]
+
+
+def _numbers(own: OwnWords, task: str, ids: list[str], repeats: Mapping[str, bool]) -> TaskNumbers:
+    result = own.own.subset(ids)
+    found = result.instruction()
+    low, high = (None if np.isnan(end) else float(end) for end in (found.ci_low, found.ci_high))
+    counted = [repeats[each] for each in ids if each in repeats]
+    return TaskNumbers(
+        task=task, n_utterances=n_utterances(result), d_i=float(found.mean), ci_low=low, ci_high=high,
+        base_d_i=None if own.base is None else float(own.base.subset(ids).instruction().mean),
+        repeats=sum(counted), responses=len(counted),
+    )  # fmt: skip
+
+
+def mostly_repeating(by_task: Sequence[TaskNumbers]) -> Iterator[str]:
+    """A warning if most responses to some instructions, and not to all, only repeat the speech."""
+    checked = [each for each in by_task if each.responses >= FEWEST_RESPONSES]
+    found = [f"{each.task} ({each.repeats} of {each.responses})" for each in checked if each.repeat_share > MOST]
+    if 0 < len(found) < len(checked):
+        yield f"Most responses to some instructions only repeat the speech: {', '.join(found)}."
