@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from lsm_probe.evaluation.task import Task
 MOST_TASKS = 32
 """With more tasks there are no numbers by task: usually each sample then has an instruction of its own."""
 FEWEST_RESPONSES = 3
-"""A warning names a task with at least this many responses."""
+"""With fewer responses, a task is not said to repeat the speech."""
 
 
 def numbers_by_task(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str]) -> list[TaskNumbers]:
@@ -49,9 +49,7 @@ def _numbers(own: OwnWords, task: str, ids: list[str], repeats: Mapping[str, boo
     )  # fmt: skip
 
 
-def mostly_repeating(by_task: Sequence[TaskNumbers]) -> Iterator[str]:
-    """A warning if most responses to some instructions, and not to all, only repeat the speech."""
-    checked = [each for each in by_task if each.responses >= FEWEST_RESPONSES]
-    found = [f"{each.task} ({each.repeats} of {each.responses})" for each in checked if each.repeat_share > MOST]
-    if 0 < len(found) < len(checked):
-        yield f"Most responses to some instructions only repeat the speech: {', '.join(found)}."
+def mostly_repeating(by_task: Sequence[TaskNumbers]) -> str:
+    """The tasks for which most responses only repeat the speech, such as `title (4 of 6), items (2 of 3)`; or empty."""
+    found = [each for each in by_task if each.responses >= FEWEST_RESPONSES and each.repeat_share > MOST]
+    return ", ".join(f"{each.task} ({each.repeats} of {each.responses})" for each in found)

@@ -63,9 +63,10 @@ def repetitions(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str
     most, many = share_distance(result, shares, MOST), share_distance(result, shares, MANY)
     references = "the transcript or the checkpoint's own transcription" if said else "the transcript"
     evidence = number(
-        result, result.share(shares), "repeat_share", "share that repeats the speech", "", "the thresholds 0.25 and 0.50",
-        f"{shares.sum():.0f} of {len(shares)} responses to instructions other than transcription only repeat the speech "
-        f"(word error rate at most {REPEATED:.0f} % against {references}).",
+        result, result.share(shares), "repeat_share", "share that repeats the speech", "",
+        "the thresholds 0.25 and 0.50",
+        f"{shares.sum():.0f} of {len(shares)} responses to instructions other than transcription only repeat the "
+        f"speech (word error rate at most {REPEATED:.0f} % against {references}).",
     )  # fmt: skip
     supports: Verdicts = frozenset({IGNORES} if most.above else {FOLLOWS} if many.below else ())
     contradicts: Verdicts = frozenset({FOLLOWS, NO_SPEECH} if most.above else {FOLLOWS} if many.above else ())

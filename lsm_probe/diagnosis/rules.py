@@ -30,7 +30,7 @@ from lsm_probe.diagnosis.own_words import OwnWords, own_words
 from lsm_probe.diagnosis.responses import empty_responses, form, repetitions
 from lsm_probe.diagnosis.supporting import supporting
 from lsm_probe.diagnosis.transcription import own_transcriptions, transcription
-from lsm_probe.diagnosis.verdict import Evidence, Side, Verdict, VerdictName
+from lsm_probe.diagnosis.verdict import Evidence, Side, TaskNumbers, Verdict, VerdictName
 from lsm_probe.intervals import most_influential
 
 MOSTLY_EMPTY, SOME_EMPTY = 0.5, 0.1
@@ -67,12 +67,10 @@ def judge(measured: MeasuredCheckpoint) -> Verdict:
     own, heard = own_words(measured), transcription(measured.transcription)
     said = own_transcriptions(measured.transcription, heard)
     repeats = repetitions(own, measured.tasks, said)
-    case = _Case(measured.source, own, repeats, form(own, measured.tasks), heard)
-    verdict = _enough(measured, case) or _decide(measured, case)
     by_task = numbers_by_task(own, measured.tasks, said)
+    case = _Case(measured.source, own, repeats, form(own, measured.tasks), heard, by_task)
+    verdict = _enough(measured, case) or _decide(measured, case)
     warnings = [*verdict.warnings, *own.warnings, *_warnings(measured, case, verdict.verdict)]
-    if verdict.verdict in (FOLLOWS, BETWEEN, CANNOT_TELL):
-        warnings += mostly_repeating(by_task)
     evidence = [_with_side(each, verdict.verdict) for each in (*case.findings, *supporting(measured))]
     return replace(verdict, evidence=evidence, warnings=warnings, by_task=by_task)
 
@@ -86,6 +84,7 @@ class _Case:
     repeats: Finding | None
     form: Finding | None
     transcription: Finding | None
+    by_task: Sequence[TaskNumbers]
 
     @property
     def findings(self) -> list[Finding]:
@@ -110,6 +109,11 @@ class _Case:
     def may_repeat_often(self) -> bool:
         """Whether the share of responses that repeat the speech is too large to follow the instruction."""
         return self.repeats is not None and self.repeats["many"].mean > 0
+
+    @property
+    def repeated_tasks(self) -> str:
+        """The tasks for which most responses only repeat the speech, in words; empty if there are none."""
+        return mostly_repeating(self.by_task)
 
     @property
     def in_form(self) -> bool:
@@ -333,6 +337,8 @@ def _warnings(measured: MeasuredCheckpoint, case: _Case, verdict: VerdictName) -
             yield "All recordings give the same result: check that they are not silent or identical."
         if case.transcription is None:
             yield "The word error rate was not measured, so it could not confirm this verdict."
+    if verdict in (FOLLOWS, BETWEEN, CANNOT_TELL) and case.repeated_tasks:
+        yield f"Most responses to some instructions only repeat the {case.speech}: {case.repeated_tasks}."
     yield from _carried_by_one(case, verdict)
     own = case.own.own
     for label, values in zip(("D_i", "D_s"), own.by_sample(), strict=True):

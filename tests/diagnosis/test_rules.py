@@ -209,10 +209,18 @@ def test_each_task_has_its_numbers():
     assert title.shown == "0.30 [0.30, 0.30]"
 
 
-def test_tasks_whose_responses_mostly_repeat_are_named():
-    (warning,) = [each for each in judge(measured(own=two_tasks(4))).warnings if "only repeat" in each]
-    assert warning == "Most responses to some instructions only repeat the speech: title (4 of 6)."
-    assert not any("only repeat" in each for each in judge(measured(own=two_tasks(3))).warnings)
+@pytest.mark.parametrize(("repeats", "named"), [(4, True), (3, False)])
+def test_a_task_whose_responses_mostly_repeat_is_named(repeats, named):
+    judged = judge(measured(own=two_tasks(repeats)))
+    warning = "Most responses to some instructions only repeat the speech: title (4 of 6)."
+    assert (warning in judged.warnings) == named
+
+
+def test_a_checkpoint_that_ignores_all_instructions_gets_no_warning_about_single_tasks():
+    own = sensed(0.02, 0.3, responses=TEXTS, task=TITLE_SENTIMENT)
+    judged = judge(measured(own=own))
+    assert judged.verdict == IGNORES
+    assert not any("only repeat" in each for each in judged.warnings)
 
 
 def test_one_task_has_no_numbers_of_its_own():

@@ -1,0 +1,55 @@
+"""Write `kinds.csv`: what training on some kinds of instruction does for the others.
+
+    python analyses/open_speech/kinds.py each_kind analyses/open_speech/kinds.csv
+
+The folder is that of `lsm-probe sensitivity` on the samples of `each_kind.py`. Each row is D_i of one checkpoint, own
+responses, over the samples of one kind or group of kinds, and its difference from the arm that was trained on all
+kinds, both with 95 % intervals over the same utterances.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from each_kind import GROUPS
+
+import lsm_probe
+
+ALL = "self_powered-0"
+"""The arm that was trained on all kinds."""
+
+
+def main(folder: Path, out: Path) -> None:
+    found = [lsm_probe.SensitivityResult.load(path.parent) for path in sorted(folder.glob("*/result.json"))]
+    results = {each.name: each.with_conventions(per="token") for each in found}
+    table = pd.DataFrame(row for name in results for row in rows(results, name))
+    table.round(6).to_csv(out, index=False, lineterminator="\n")
+
+
+def rows(results: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """A row for each group and each kind."""
+    kinds = {task: (task,) for group in GROUPS.values() for task in group}
+    for label, tasks in {**GROUPS, **kinds}.items():
+        ids = [row["id"] for row in results[name].samples if row["task"] in tasks]
+        own, reference = (results[each].subset(ids) for each in (name, ALL))
+        values = own.by_sample()[0]
+        change = own.mean(values - reference.by_sample()[0])
+        yield {
+            "checkpoint": name,
+            "asked": label,
+            "utterances": len(set(own.clusters)),
+            **_numbers("d_i", own.mean(values)),
+            **(_numbers("minus_all", change) if name != ALL else {}),
+        }
+
+
+def _numbers(name: str, found: Any) -> dict[str, float]:
+    return {name: float(found.mean), f"{name}_low": float(found.ci_low), f"{name}_high": float(found.ci_high)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
