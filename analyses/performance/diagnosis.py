@@ -1,6 +1,6 @@
 """Compare a diagnosis with the single commands that make the same measurements.
 
-`OMP_NUM_THREADS=1 python analyses/performance/diagnosis.py` takes about 15 minutes of one core and writes
+`OMP_NUM_THREADS=1 python analyses/performance/diagnosis.py` takes about 25 minutes of one core and writes
 `diagnosis.json`: CPU seconds of `lsm-probe diagnose` and of the six commands on the same samples with the same options,
 each in its own process. Every command measures all checkpoints.
 """
@@ -30,23 +30,27 @@ TASK = {"title": "Transcription", "metrics": ["word_error_rate"]}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--utterances", type=int, default=24)
+    parser.add_argument("--utterances", type=int, nargs="+", default=[6, 24])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "diagnosis.json")
     options = parser.parse_args()
-    plan = make_plan(lsm_probe.read_manifest("builtin:commands"), with_base=True, utterances=options.utterances)
+    runs = [compare(number) for number in options.utterances]
+    found = {**machine("cpu"), "checkpoints": [*LSMS, LLM], "runs": runs}
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
+
+
+def compare(utterances: int) -> dict[str, Any]:
+    """CPU seconds of the diagnosis and of each single command."""
+    plan = make_plan(lsm_probe.read_manifest("builtin:commands"), with_base=True, utterances=utterances)
     with tempfile.TemporaryDirectory() as folder:
         seconds = {name: cpu_seconds(command) for name, command in commands(plan, Path(folder)).items()}
     single = sum(value for name, value in seconds.items() if name != "diagnose")
-    found = {
-        **machine("cpu"),
-        "checkpoints": [*LSMS, LLM],
+    return {
         "utterances": {part.name: len(part.samples) for part in plan.parts},
         "cpu_seconds": seconds,
         "single_commands": round(single, 1),
         "diagnose_divided_by_single_commands": round(seconds["diagnose"] / single, 3),
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(options.out.read_text(encoding="utf-8"))
 
 
 def commands(plan: Plan, folder: Path) -> dict[str, list[str]]:
