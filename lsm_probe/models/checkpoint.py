@@ -215,11 +215,11 @@ class Checkpoint(ABC):
     def _embed_encoding_once(self, prompt: Prompt) -> Tensor:
         if self._speech is None or not prompt.features:
             return self.embed_prompt(prompt)
-        speech = self._speech.get(prompt.features, self.llm.dtype)
-        if speech is not None:
+        key = self._speech.key(prompt.features, self.llm.dtype)
+        if (speech := self._speech.get(key)) is not None:
             return self.embed_prompt(replace(prompt, features={}, speech=speech))
         embedded = self.embed_prompt(prompt)
-        self._speech.put(prompt.features, self.llm.dtype, embedded[prompt.positions(Segment.SOURCE)])
+        self._speech.put(key, embedded[prompt.positions(Segment.SOURCE)])
         return embedded
 
     def embed_prompt(self, prompt: Prompt) -> Tensor:

@@ -12,19 +12,27 @@ _KEPT = 2**28
 """Bytes kept: 500 utterances of 30 speech tokens of 4,096 numbers in half precision are half of it."""
 
 
+Key = tuple[str, torch.dtype]
+
+
 class SpeechCache:
     """Speech tokens by the model's inputs for the speech. The oldest are dropped when the cache is full."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._kept: dict[Key, Tensor] = {}
 
-    def get(self, features: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor | None:
-        """The speech tokens `[speech tokens, llm_dim]` of these inputs in a model of this dtype; None if not kept."""
-        return self._kept.get((_digest(features), dtype))
+    @staticmethod
+    def key(features: Mapping[str, Tensor], dtype: torch.dtype) -> Key:
+        """The key of these inputs in a model of this dtype, because a model may also run in float32."""
+        return _digest(features), dtype
 
-    def put(self, features: Mapping[str, Tensor], dtype: torch.dtype, speech: Tensor) -> None:
-        """Keeps speech tokens; the dtype counts because a model may also run in float32."""
-        self._kept[_digest(features), dtype] = speech
+    def get(self, key: Key) -> Tensor | None:
+        """The speech tokens `[speech tokens, llm_dim]`; None if not kept."""
+        return self._kept.get(key)
+
+    def put(self, key: Key, speech: Tensor) -> None:
+        """Keeps speech tokens."""
+        self._kept[key] = speech
         while sum(kept.nbytes for kept in self._kept.values()) > _KEPT:
             del self._kept[next(iter(self._kept))]
 
