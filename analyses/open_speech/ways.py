@@ -1,0 +1,61 @@
+"""Write `ways.csv`: the same self-powered data with adapters, adapters with layer-wise rates, and full training.
+
+    python analyses/open_speech/ways.py ways analyses/open_speech/ways.csv
+
+The folder is that of `lsm-probe diagnose --quick`; its subfolder `text` is that of `lsm-probe text-ability` on
+SmolLM2's answers to held-out transcripts. Each row is the difference of a checkpoint from the one with adapters in the
+same seed (for the adapters themselves, from SmolLM2), with its 95 % interval over the same clips or texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from claims import LLM, NUMBERS, Results, read
+
+import lsm_probe
+from lsm_probe.runner.result import Curve, curve
+
+ADAPTERS, OTHERS = "self_powered", ("layerwise", "full")
+
+
+def main(folder: Path, out: Path) -> None:
+    results = read(folder)
+    stored = [lsm_probe.TextAbilityResult.load(path.parent) for path in (folder / "text").glob("*/result.json")]
+    results["text"] = {each.name: each for each in stored}
+    seeds = sorted(name.rpartition("-")[2] for name in results["sensitivity"] if name.startswith(ADAPTERS))
+    rows = (row for seed in seeds for row in of_seed(results, seed))
+    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6f", lineterminator="\n")
+
+
+def of_seed(results: Results, seed: str) -> Iterator[dict[str, Any]]:
+    adapters = f"{ADAPTERS}-{seed}"
+    pairs = [(LLM, adapters), *((adapters, f"{other}-{seed}") for other in OTHERS)]
+    for first, second in pairs:
+        for name, number in {**NUMBERS, "text": text}.items():
+            if first == LLM and name == "word error rate":
+                continue  # the text LLM does not transcribe
+            found = number(results, first, second)
+            ends = {"mean": float(found.mean), "ci_low": float(found.ci_low), "ci_high": float(found.ci_high)}
+            yield {"seed": seed, "first": first, "second": second, "number": name, **ends}
+
+
+def text(results: Results, first: str, second: str) -> Curve:
+    """Nats per token of SmolLM2's answers to transcripts: how far text training data are unlikelier than before."""
+    after, before = (results["text"][name].counts for name in (second, first))
+    return curve(_rate(after)[0] - _rate(before)[0], _rate(after)[1] - _rate(before)[1])
+
+
+def _rate(counts: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[np.float64, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Nats per token of all texts, and without each of them."""
+    nats, tokens = counts.T
+    return nats.sum() / tokens.sum(), (nats.sum() - nats) / (tokens.sum() - tokens)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
