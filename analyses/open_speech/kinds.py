@@ -4,7 +4,9 @@
 
 The folder is that of `lsm-probe sensitivity` on the samples of `each_kind.py`. Each row is D_i of one checkpoint, own
 responses, over the samples of one kind or group of kinds, and its difference from the arm that was trained on all
-kinds, both with 95 % intervals over the same utterances.
+kinds, both with 95 % intervals over the same utterances. `repeats` is the number of responses that only repeat the
+speech: at most half of their words differ from the transcript, or from the response of the model that all arms start
+from, which transcribes.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import pandas as pd
 from each_kind import GROUPS
 
 import lsm_probe
+from lsm_probe.diagnosis.word_errors import word_errors
 
-ALL = "self_powered-0"
-"""The arm that was trained on all kinds."""
+ALL, START = "self_powered-0", "builtin:open_vanilla_asr"
+"""The arm that was trained on all kinds, and the model that all arms start from."""
 
 
 def main(folder: Path, out: Path) -> None:
@@ -43,8 +46,15 @@ def rows(results: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
             "asked": label,
             "utterances": len(set(own.clusters)),
             **_numbers("d_i", own.mean(values)),
+            "repeats": sum(map(_repeats, own.samples, results[START].subset(ids).samples)),
+            "responses": len(ids),
             **(_numbers("minus_all", change) if name != ALL else {}),
         }
+
+
+def _repeats(row: dict[str, Any], start: dict[str, Any]) -> bool:
+    counts = [word_errors(text, row["response"], "en") for text in (row["text"], start["response"])]
+    return any(2 * wrong <= words for wrong, words in counts if words)
 
 
 def _numbers(name: str, found: Any) -> dict[str, float]:

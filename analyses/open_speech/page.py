@@ -1,4 +1,4 @@
-"""Write the tables of this folder's README from `arms.json` and `claims.csv`: python analyses/open_speech/page.py"""
+"""Write the tables of this folder's README from `arms.json` and the CSV files: python analyses/open_speech/page.py"""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ import pandas as pd
 
 HERE = Path(__file__).parent
 ARMS = ("vanilla_asr", "self_powered", "one_instruction", "true_answers")
+KINDS = {
+    "builtin:llm": "text LLM",
+    "builtin:open_vanilla_asr": "transcription (the start)",
+    "self_powered-0": "all eight kinds",
+    "without_one_word-0": "all but the one-word kinds",
+    "without_free-0": "all but title and items",
+    "only_one_word-0": "only the one-word kinds",
+    "only_free-0": "only title and items",
+}
+"""Checkpoints of `kinds.csv`, and what they were trained on."""
+WAYS = {"layerwise": "adapters, layer-wise rates", "full": "full training"}
+"""Checkpoints of `ways.csv`, without their seeds."""
 COLUMNS = {
     "D_i": ("instruction_sensitivity", 2),
     "D_s": ("source_sensitivity", 2),
@@ -29,7 +41,9 @@ def main() -> None:
 def filled(text: str) -> str:
     """The page with its tables written again."""
     diagnosis = json.loads((HERE / "arms.json").read_text(encoding="utf-8"))
-    tables = {"arms": arms(diagnosis), "claims": claims(pd.read_csv(HERE / "claims.csv"))}
+    tables = {"arms": arms(diagnosis)}
+    for name, table in {"claims": claims, "kinds": kinds, "ways": ways}.items():
+        tables[name] = table(pd.read_csv(HERE / f"{name}.csv"))
     for name, lines in tables.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         text = before + start + "\n".join(lines) + "\n" + rest[rest.index("<!-- end -->") :]
@@ -58,6 +72,33 @@ def claims(table: pd.DataFrame) -> Iterator[str]:
         cells = [shown(*values, digits) for values in rows[["mean", "ci_low", "ci_high"]].to_numpy()]
         first = rows.iloc[0]
         yield f"| {first['says']} | {first['number']} | {' | '.join(cells)} | {first['verdict']} |"
+
+
+def kinds(table: pd.DataFrame) -> Iterator[str]:
+    """A row for each checkpoint: D_i of both groups of kinds, its difference from all kinds, and repetitions."""
+    yield f"| trained on {'| D_i | minus all kinds | only repeat ' * 2}|"
+    yield "| --- " * 7 + "|"
+    found = table.set_index(["checkpoint", "asked"])
+    for name, label in KINDS.items():
+        cells = []
+        for row in (found.loc[(name, group)] for group in ("one word", "free")):
+            cells += [shown(*row[[key, f"{key}_low", f"{key}_high"]], 2) for key in ("d_i", "minus_all")]
+            cells.append(f"{row['repeats']:.0f} of {row['responses']:.0f}")
+        yield f"| {label} | {' | '.join('–' if 'nan' in cell else cell for cell in cells)} |"
+
+
+def ways(table: pd.DataFrame) -> Iterator[str]:
+    """A row for each pair of checkpoints: their differences."""
+    yield "| seed | difference | D_i | D_s | word error rate | loss on SmolLM2's answers | loss on sentences |"
+    yield "| --- " * 7 + "|"
+    named = {"self_powered": "adapters − text LLM"} | {way: f"{label} − adapters" for way, label in WAYS.items()}
+    for (seed, name), rows in table.groupby(["seed", "second"], sort=False):
+        found = rows.set_index("number")[["mean", "ci_low", "ci_high"]]
+        cells = [
+            shown(*found.loc[key], 0 if key == "word error rate" else 2) if key in found.index else "–"
+            for key in ("D_i", "D_s", "word error rate", "answers", "sentences")
+        ]
+        yield f"| {seed} | {named[name.rpartition('-')[0]]} | {' | '.join(cells)} |"
 
 
 def number(evidence: dict[str, Any] | None, digits: int) -> str:

@@ -36,6 +36,27 @@ def test_the_claims_follow_from_the_arrays(diagnosis, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["kinds", "ways"])
+def test_the_other_tables_follow_from_the_arrays(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with tarfile.open(FOLDER / f"{name}.tar.xz") as archive:
+        archive.extractall(tmp_path / name, filter="data")
+    script(name)["main"](tmp_path / name, tmp_path / "found.csv")
+    found, committed = (pd.read_csv(path) for path in (tmp_path / "found.csv", FOLDER / f"{name}.csv"))
+    pd.testing.assert_frame_equal(found, committed, atol=1e-5, rtol=0)
+
+
+def test_each_clip_is_asked_all_kinds_of_instruction(tmp_path):
+    rows = [{"id": f"clip-{i}", "audio": f"{i}.flac", "text": "some words", "task": "title"} for i in range(30)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = script("each_kind")
+    made["main"](tmp_path / "asked.jsonl", tmp_path / "each_kind.jsonl")
+    asked = pd.read_json(tmp_path / "each_kind.jsonl", lines=True)
+    assert len(asked) == made["CLIPS"] * 5
+    assert set(asked.groupby("audio")["task"].nunique()) == {5}
+    assert asked["instruction"].nunique() == 5
+
+
 def test_the_page_shows_the_numbers_of_the_arms():
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert script("page")["filled"](page) == page
