@@ -21,6 +21,13 @@ KINDS = {
     "only_free-0": "only title and items",
 }
 """Checkpoints of `kinds.csv`, and what they were trained on."""
+CONDITIONS = {
+    "as they are": "as they are",
+    "noise-10dB": "white noise, 10 dB below the speech",
+    "speed-1.25": "1.25 times as fast",
+    "voice-kal16": "48 other sentences, flite's voice kal16",
+}
+"""Conditions of `disturbed.csv`."""
 WAYS = {"layerwise": "adapters, layer-wise rates", "full": "full training"}
 """Checkpoints of `ways.csv`, without their seeds."""
 COLUMNS = {
@@ -42,7 +49,7 @@ def filled(text: str) -> str:
     """The page with its tables written again."""
     diagnosis = json.loads((HERE / "arms.json").read_text(encoding="utf-8"))
     tables = {"arms": arms(diagnosis)}
-    for name, table in {"claims": claims, "kinds": kinds, "ways": ways}.items():
+    for name, table in {"claims": claims, "kinds": kinds, "ways": ways, "disturbed": disturbed}.items():
         tables[name] = table(pd.read_csv(HERE / f"{name}.csv"))
     for name, lines in tables.items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
@@ -99,6 +106,19 @@ def ways(table: pd.DataFrame) -> Iterator[str]:
             for key in ("D_i", "D_s", "word error rate", "answers", "sentences")
         ]
         yield f"| {seed} | {named[name.rpartition('-')[0]]} | {' | '.join(cells)} |"
+
+
+def disturbed(table: pd.DataFrame) -> Iterator[str]:
+    """A row for each condition and checkpoint."""
+    yield "| clips | checkpoint | verdict | D_i | D_s | word error rate, % | only repeats |"
+    yield "| --- " * 7 + "|"
+    for (condition, name), rows in table.groupby(["condition", "checkpoint"], sort=False):
+        found = rows.set_index("number")[["mean", "ci_low", "ci_high"]]
+        digits = {"D_i": 2, "D_s": 2, "word error rate": 0, "repeats": 2}
+        cells = [shown(*found.loc[key], places) for key, places in digits.items()]
+        verdict = rows["verdict"].iloc[0].partition(" (")[0]
+        named = f"{CONDITIONS[condition]} | {name.removeprefix('builtin:open_')} | {verdict}"
+        yield f"| {named} | {' | '.join(cells)} |"
 
 
 def number(evidence: dict[str, Any] | None, digits: int) -> str:

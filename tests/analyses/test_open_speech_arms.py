@@ -36,13 +36,21 @@ def test_the_claims_follow_from_the_arrays(diagnosis, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["kinds", "ways"])
-def test_the_other_tables_follow_from_the_arrays(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "archives", "table"),
+    [
+        ("kinds", ["kinds"], "kinds"),
+        ("ways", ["ways"], "ways"),
+        ("robustness", ["natural", "disturbed"], "disturbed"),
+    ],
+)
+def test_the_other_tables_follow_from_the_arrays(name, archives, table, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    with tarfile.open(FOLDER / f"{name}.tar.xz") as archive:
-        archive.extractall(tmp_path / name, filter="data")
-    script(name)["main"](tmp_path / name, tmp_path / "found.csv")
-    found, committed = (pd.read_csv(path) for path in (tmp_path / "found.csv", FOLDER / f"{name}.csv"))
+    for each in archives:
+        with tarfile.open(FOLDER / f"{each}.tar.xz") as archive:
+            archive.extractall(tmp_path / each, filter="data")
+    script(name)["main"](*(tmp_path / each for each in archives), tmp_path / "found.csv")
+    found, committed = (pd.read_csv(path) for path in (tmp_path / "found.csv", FOLDER / f"{table}.csv"))
     pd.testing.assert_frame_equal(found, committed, atol=1e-5, rtol=0)
 
 

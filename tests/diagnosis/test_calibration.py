@@ -81,7 +81,10 @@ def test_the_page_shows_the_committed_tables(calibrate):
         shown = f"| {of_data[0]['utterances']} | {of['right']} | {of['cannot tell']} | {of['wrong']} |"
         assert shown in page, data
     of = Counter(row["outcome"] for row in rows)
-    assert f'Of {len(rows)} verdicts {of["right"]} are right, {of["cannot tell"]} are "cannot tell", and one is wrong' in page
+    assert (
+        f'Of {len(rows)} verdicts {of["right"]} are right, {of["cannot tell"]} are "cannot tell", and one is wrong'
+        in page
+    )
     for row in calibrate.summary(calibrate.read(calibrate.SUBSAMPLING)):
         shown = calibrate.SHORT.get(row["expected"], row["expected"])
         numbers = " | ".join([row["utterances"], row["checkpoints"], row["right"], row["cannot tell"], row["wrong"]])
