@@ -6,13 +6,13 @@ The folder is that of `lsm-probe sensitivity` on the samples of `each_kind.py`. 
 responses, over the samples of one kind or group of kinds, and its difference from the arm that was trained on all
 kinds, both with 95 % intervals over the same utterances. `repeats` is the number of responses that only repeat the
 speech: at most half of their words differ from the transcript, or from the response of the model that all arms start
-from, which transcribes.
+from, which transcribes. (For that model itself only the transcript counts.)
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,17 @@ def rows(results: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
             "asked": label,
             "utterances": len(set(own.clusters)),
             **_numbers("d_i", own.mean(values)),
-            "repeats": sum(map(_repeats, own.samples, results[START].subset(ids).samples)),
+            "repeats": sum(
+                _repeats(row, [row["text"], *([start["response"]] if name != START else [])])
+                for row, start in zip(own.samples, results[START].subset(ids).samples, strict=True)
+            ),
             "responses": len(ids),
             **(_numbers("minus_all", change) if name != ALL else {}),
         }
 
 
-def _repeats(row: dict[str, Any], start: dict[str, Any]) -> bool:
-    counts = [word_errors(text, row["response"], "en") for text in (row["text"], start["response"])]
+def _repeats(row: dict[str, Any], spoken: Iterable[str]) -> bool:
+    counts = [word_errors(text, row["response"], "en") for text in spoken]
     return any(2 * wrong <= words for wrong, words in counts if words)
 
 

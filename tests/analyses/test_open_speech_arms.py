@@ -3,6 +3,7 @@
 import gzip
 import json
 import runpy
+import sys
 import tarfile
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def test_the_claims_follow_from_the_arrays(diagnosis, tmp_path):
     )
 
 
+@pytest.fixture
+def with_imports(monkeypatch):
+    """Lets scripts import each other, although another study has modules of the same names."""
+    names = ("claims", "each_kind")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("with_imports")
 @pytest.mark.parametrize(
     ("name", "archives", "table"),
     [
@@ -44,8 +58,7 @@ def test_the_claims_follow_from_the_arrays(diagnosis, tmp_path):
         ("robustness", ["natural", "disturbed"], "disturbed"),
     ],
 )
-def test_the_other_tables_follow_from_the_arrays(name, archives, table, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_the_other_tables_follow_from_the_arrays(name, archives, table, tmp_path):
     for each in archives:
         with tarfile.open(FOLDER / f"{each}.tar.xz") as archive:
             archive.extractall(tmp_path / each, filter="data")
