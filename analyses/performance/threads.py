@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--beside", type=int, nargs="*", default=[0, 1, 8], help="busy processes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("figures") / "threads.csv")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     settings = [(threads, policy) for threads in sorted({1, cores}) for policy in ("passive", "active")]
