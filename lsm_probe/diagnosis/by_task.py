@@ -8,9 +8,8 @@ import numpy as np
 
 from lsm_probe.diagnosis.evidence import n_utterances
 from lsm_probe.diagnosis.own_words import OwnWords
-from lsm_probe.diagnosis.responses import MOST, find_repetitions
+from lsm_probe.diagnosis.responses import MOST
 from lsm_probe.diagnosis.verdict import TaskNumbers
-from lsm_probe.evaluation.task import Task
 
 MOST_TASKS = 32
 """With more tasks there are no numbers by task: usually each sample then has an instruction of its own."""
@@ -18,17 +17,15 @@ FEWEST_RESPONSES = 3
 """With fewer responses, a task is not said to repeat the speech."""
 
 
-def numbers_by_task(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str]) -> list[TaskNumbers]:
+def numbers_by_task(own: OwnWords, repeats: Mapping[str, bool]) -> list[TaskNumbers]:
     """The numbers of each task, the one with most samples first; empty if there is one task only, or too many.
 
     Samples without `task` count each instruction as a task.
 
     Args:
         own: D_i on the checkpoint's own responses.
-        tasks: the tasks with a format that can be checked, by name.
-        said: transcript -> the checkpoint's own transcription of that speech.
+        repeats: whether each response repeats the speech, by sample id.
     """
-    repeats = find_repetitions(own, tasks, said)
     ids: dict[str, list[str]] = {}
     for row in own.own.samples:
         ids.setdefault(row.get("task") or row["instruction"], []).append(row["id"])

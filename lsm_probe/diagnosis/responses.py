@@ -53,9 +53,14 @@ def empty_responses(result: MeasurementResult) -> list[str]:
     return measured + [each for reason in (EMPTY, UNFINISHED) for each in result.excluded.get(reason, [])]
 
 
-def repetitions(own: OwnWords, tasks: Mapping[str, Task], said: Mapping[str, str]) -> Finding | None:
-    """The share of responses that repeat the speech; None without transcripts. See [`find_repetitions`]."""
-    repeats = find_repetitions(own, tasks, said)
+def repetitions(own: OwnWords, repeats: Mapping[str, bool], said: Mapping[str, str]) -> Finding | None:
+    """The share of responses that repeat the speech; None without transcripts.
+
+    Args:
+        own: the responses.
+        repeats: what [`find_repetitions`] found.
+        said: transcript -> the checkpoint's own transcription of that speech.
+    """
     if not repeats:
         return None
     result = own.own.subset(list(repeats))

@@ -27,7 +27,7 @@ from lsm_probe.diagnosis.evidence import (
 )
 from lsm_probe.diagnosis.measured import MeasuredCheckpoint
 from lsm_probe.diagnosis.own_words import OwnWords, own_words
-from lsm_probe.diagnosis.responses import empty_responses, form, repetitions
+from lsm_probe.diagnosis.responses import empty_responses, find_repetitions, form, repetitions
 from lsm_probe.diagnosis.supporting import supporting
 from lsm_probe.diagnosis.transcription import own_transcriptions, transcription
 from lsm_probe.diagnosis.verdict import Evidence, Side, TaskNumbers, Verdict, VerdictName
@@ -66,9 +66,9 @@ def judge(measured: MeasuredCheckpoint) -> Verdict:
         return without_measurement
     own, heard = own_words(measured), transcription(measured.transcription)
     said = own_transcriptions(measured.transcription, heard)
-    repeats = repetitions(own, measured.tasks, said)
-    by_task = numbers_by_task(own, measured.tasks, said)
-    case = _Case(measured.source, own, repeats, form(own, measured.tasks), heard, by_task)
+    repeats = find_repetitions(own, measured.tasks, said)
+    by_task = numbers_by_task(own, repeats)
+    case = _Case(measured.source, own, repetitions(own, repeats, said), form(own, measured.tasks), heard, by_task)
     verdict = _enough(measured, case) or _decide(measured, case)
     warnings = [*verdict.warnings, *own.warnings, *_warnings(measured, case, verdict.verdict)]
     evidence = [_with_side(each, verdict.verdict) for each in (*case.findings, *supporting(measured))]
